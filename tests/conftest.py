@@ -1,0 +1,17 @@
+"""Fixtures that tests at every height share."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    """Folder of the public scans; tests that need it skip where it is absent."""
+    root = Path(os.environ.get("UADRAY_REAL_DATA", REPOSITORY.parent / "shared" / "data"))
+    if not (root / "ds002748").is_dir():
+        pytest.skip(f"no real scans at {root}: set UADRAY_REAL_DATA to a folder holding ds002748/")
+    return root

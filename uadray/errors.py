@@ -1,0 +1,37 @@
+"""Named errors. Each subclasses the builtin that it refines and says what to do."""
+
+
+class UadrayError(Exception):
+    """Base of all errors that a user can act on; a job prints them without a traceback."""
+
+
+class ConfigError(UadrayError, ValueError):
+    """A setting is out of range or contradicts another one."""
+
+
+class NoScanFoundError(UadrayError, FileNotFoundError):
+    """A layout found no scan where it looked."""
+
+
+class ScanError(UadrayError, ValueError):
+    """One scan cannot be used; it is quarantined with this reason and the others go on."""
+
+
+class StoreError(UadrayError, ValueError):
+    """A cohort store is absent, damaged, or of another shape than asked for."""
+
+
+class StoreNotSealedError(StoreError):
+    """A cohort store was not finished: resume its prepare job."""
+
+
+class CheckpointError(UadrayError, ValueError):
+    """A checkpoint belongs to another experiment or cohort, or is damaged."""
+
+
+class RunError(UadrayError, ValueError):
+    """A run folder lacks what the next stage needs."""
+
+
+class EvaluationError(UadrayError, ValueError):
+    """Scores and truth cannot be compared: no lesion, another grid, not finite."""

@@ -1,0 +1,1 @@
+"""Residual post-processing, counts, thresholds, metrics, statistics, distributed scoring."""

@@ -1,0 +1,91 @@
+"""Small files on a local path or any fsspec URL: joined, read, and written whole or not at all."""
+
+import json
+import os
+import uuid
+from pathlib import Path
+from typing import Any
+
+import fsspec
+
+
+def is_remote(url: str) -> bool:
+    """Whether `url` names a store behind a protocol such as `s3://`, not a local path."""
+    return "://" in url and not url.startswith("file://")
+
+
+def normalise(url: str | os.PathLike[str]) -> str:
+    """An absolute local path, or the URL without a trailing slash."""
+    url = os.fspath(url)
+    if is_remote(url):
+        return url.rstrip("/")
+    return str(Path(url.removeprefix("file://")).expanduser().absolute())
+
+
+def join(url: str, *parts: str) -> str:
+    """`url` with `parts` behind it."""
+    return "/".join([url.rstrip("/"), *parts])
+
+
+def exists(url: str) -> bool:
+    """Whether there is a file or folder at `url`."""
+    fs, path = fsspec.core.url_to_fs(url)
+    return bool(fs.exists(path))
+
+
+def list_names(url: str) -> list[str]:
+    """Sorted names of the files and folders in the folder `url`; empty where it is absent."""
+    fs, path = fsspec.core.url_to_fs(url)
+    fs.invalidate_cache(path)
+    if not fs.exists(path):
+        return []
+    return sorted(Path(name).name for name in fs.ls(path, detail=False))
+
+
+def read_bytes(url: str) -> bytes:
+    """The content of one file.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+    """
+    fs, path = fsspec.core.url_to_fs(url)
+    return bytes(fs.cat_file(path))
+
+
+def write_bytes(url: str, content: bytes) -> None:
+    """Write one file so that a reader sees the old content, the new one, or none; never a part.
+
+    An object store puts an object whole. A local file is written aside, flushed and renamed.
+    """
+    fs, path = fsspec.core.url_to_fs(url)
+    if is_remote(url):
+        fs.pipe_file(path, content)
+        return
+    target = Path(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    aside = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
+    try:
+        with aside.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        aside.replace(target)
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+def read_json(url: str) -> Any:
+    """The value in a JSON file."""
+    return json.loads(read_bytes(url))
+
+
+def write_json(url: str, value: Any) -> None:
+    """Write a JSON file, whole or not at all; NaN is refused, since JSON has none."""
+    write_bytes(url, (json.dumps(value, indent=2, allow_nan=False) + "\n").encode())
+
+
+def remove(url: str) -> None:
+    """Remove a file or a folder with all in it; nothing happens where there is none."""
+    fs, path = fsspec.core.url_to_fs(url)
+    if fs.exists(path):
+        fs.rm(path, recursive=True)

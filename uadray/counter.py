@@ -1,0 +1,71 @@
+"""Counter-based random numbers: a value is a function of its address, never of a generator's state.
+
+The address is (seed, epoch, sample id, stream, counter). The same address gives the same bits on
+CPU and GPU, in any batch, on any number of workers, in a first run or a resumed one. The mixing
+function is the 64-bit finaliser of SplitMix64 (Steele, Lea and Flood 2014).
+"""
+
+import math
+
+import torch
+from torch import Tensor
+
+_MASK64 = (1 << 64) - 1
+_GOLDEN = 0x9E3779B97F4A7C15
+_MULTIPLIERS = (0xBF58476D1CE4E5B9, 0x94D049BB133111EB)
+
+PARAMETERS, NOISE, LATENT = range(3)
+"""Streams: what the numbers are for, so that no two uses share a value."""
+
+
+def _signed(value: int) -> int:
+    value &= _MASK64
+    return value - (1 << 64) if value >> 63 else value
+
+
+def _mix_int(value: int) -> int:
+    value &= _MASK64
+    value = ((value ^ (value >> 30)) * _MULTIPLIERS[0]) & _MASK64
+    value = ((value ^ (value >> 27)) * _MULTIPLIERS[1]) & _MASK64
+    return value ^ (value >> 31)
+
+
+def _mix(value: Tensor) -> Tensor:
+    # int64 wraps in torch as two's complement; its shift is arithmetic, so mask the sign's copies.
+    value = (value ^ ((value >> 30) & (2**34 - 1))) * _signed(_MULTIPLIERS[0])
+    value = (value ^ ((value >> 27) & (2**37 - 1))) * _signed(_MULTIPLIERS[1])
+    return value ^ ((value >> 31) & (2**33 - 1))
+
+
+def keys(seed: int, epoch: int, ids: Tensor, stream: int) -> Tensor:
+    """One key a sample.
+
+    Args:
+        seed: The run's seed.
+        epoch: The epoch, from 0.
+        ids: Sample ids, (B,) int64.
+        stream: What the numbers are for.
+
+    Returns:
+        (B,) int64 on the ids' device.
+    """
+    base = _mix_int(_mix_int(_mix_int(seed) + epoch + 1) + stream + 1)
+    return _mix(ids * _signed(_GOLDEN) + _signed(base))
+
+
+def bits(key: Tensor, counter: Tensor) -> Tensor:
+    """32 random bits at each counter, as int64 in [0, 2^32); shapes broadcast."""
+    return (_mix(key + (counter + 1) * _signed(_GOLDEN)) >> 32) & (2**32 - 1)
+
+
+def uniform(key: Tensor, count: int) -> Tensor:
+    """Uniform float64 in (0, 1), (B, count), at the counters 0 to count - 1."""
+    counter = torch.arange(count, device=key.device)
+    return (bits(key[:, None], counter).double() + 0.5) / 2**32
+
+
+def normal(key: Tensor, count: int) -> Tensor:
+    """Standard normal float32, (B, count), by Box and Muller."""
+    u = uniform(key, 2 * count)
+    radius = torch.sqrt(-2 * torch.log(u[:, :count]))
+    return (radius * torch.cos(2 * math.pi * u[:, count:])).float()

@@ -1,0 +1,50 @@
+"""Every method behind one registry and one interface."""
+
+from typing import Any
+
+from uadray import config
+from uadray.config import Method
+from uadray.detectors.base import (
+    Detector,
+    GradientDetector,
+    ReconstructionDetector,
+    StreamDetector,
+    num_parameters,
+)
+from uadray.detectors.baselines import (
+    HistEqDetector,
+    IntensityDetector,
+    MeanImageDetector,
+    PCADetector,
+    ZScoreDetector,
+)
+from uadray.detectors.vae import VAEDetector
+
+__all__ = [
+    "Detector",
+    "GradientDetector",
+    "ReconstructionDetector",
+    "StreamDetector",
+    "build",
+    "num_parameters",
+]
+
+REGISTRY: dict[type, Any] = {
+    config.VAE: VAEDetector,
+    config.Intensity: IntensityDetector,
+    config.HistEq: HistEqDetector,
+    config.MeanImage: MeanImageDetector,
+    config.ZScore: ZScoreDetector,
+    config.PCA: PCADetector,
+}
+"""From a method's settings to the class that implements it, called with (settings, shape)."""
+
+
+def build(method: Method, shape: tuple[int, int, int]) -> Detector:
+    """An unfitted detector for volumes of `shape` (Z, Y, X).
+
+    Raises:
+        ConfigError: the shape does not suit the method.
+    """
+    detector: Detector = REGISTRY[type(method)](method, shape)
+    return detector

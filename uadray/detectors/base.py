@@ -1,0 +1,100 @@
+"""What every method is: a module that turns volumes and brain masks into anomaly maps.
+
+Fitted state lives in parameters and buffers alone, so that one safetensors file holds any method.
+Shape suffixes: B batch, C channel, Z axial plane, Y row, X column.
+"""
+
+from abc import ABC, abstractmethod
+
+import torch
+from torch import Tensor, nn
+
+
+class Detector(nn.Module, ABC):
+    """A method. A larger score is stranger; the score is 0 or more."""
+
+    score_range: tuple[float, float] = (0.0, 1.0)
+    """Stated range of the scores; kept scores are fixed point over it and clipped to it."""
+
+    has_reconstruction: bool = False
+    """Whether `reconstruct` gives the healthy version of its input."""
+
+    @abstractmethod
+    def anomaly_map(self, x_BCZYX: Tensor, brain_BZYX: Tensor) -> Tensor:
+        """Scores per voxel.
+
+        Args:
+            x_BCZYX: Volumes in [0, 1] with background 0, float32, one channel.
+            brain_BZYX: Brain masks, bool.
+
+        Returns:
+            (B, Z, Y, X) float32 in `score_range`. What lies outside the brain has no meaning.
+        """
+
+    def reconstruct(self, x_BCZYX: Tensor) -> Tensor:
+        """The healthy version of a volume, (B, C, Z, Y, X) in [0, 1].
+
+        Raises:
+            TypeError: the method has none.
+        """
+        raise TypeError(f"{type(self).__name__} does not reconstruct")
+
+
+class ReconstructionDetector(Detector):
+    """Scores by the residual |x - reconstruction| (Bengs 2021, section 2.3)."""
+
+    has_reconstruction = True
+
+    def anomaly_map(self, x_BCZYX: Tensor, brain_BZYX: Tensor) -> Tensor:
+        """The absolute residual, in intensity units."""
+        return (x_BCZYX - self.reconstruct(x_BCZYX)).abs()[:, 0]
+
+
+class GradientDetector(ReconstructionDetector):
+    """Learns by gradient: `forward` gives the loss, so that DDP sees it."""
+
+    ndim: int
+    """2: samples are axial slices (B, 1, Y, X); 3: volumes (B, 1, Z, Y, X)."""
+
+    num_noise: int
+    """Standard normal numbers that `forward` takes for a sample."""
+
+    @abstractmethod
+    def forward(self, x_in: Tensor, target: Tensor, noise: Tensor) -> dict[str, Tensor]:
+        """Loss terms of a batch, each a mean over the samples.
+
+        Args:
+            x_in: Input, erased or not, (B, 1, *spatial).
+            target: The clean image, the same shape.
+            noise: Standard normal, (B, num_noise).
+
+        Returns:
+            `loss`, which is minimised, and its parts for the record.
+        """
+
+
+class StreamDetector(Detector):
+    """Learns in one pass over the healthy volumes, in any number of calls."""
+
+    @abstractmethod
+    def update(self, x_BZYX: Tensor) -> None:
+        """Take in healthy volumes, float32."""
+
+    @abstractmethod
+    def finish(self) -> None:
+        """Derive what `anomaly_map` needs from all that was taken in."""
+
+
+def slices_as_batch(x_BCZYX: Tensor) -> Tensor:
+    """Axial slices as samples, (B * Z, C, Y, X)."""
+    return x_BCZYX.transpose(1, 2).flatten(0, 1)
+
+
+def batch_as_slices(x_NCYX: Tensor, num_volumes: int) -> Tensor:
+    """The inverse of `slices_as_batch`."""
+    return x_NCYX.unflatten(0, (num_volumes, -1)).transpose(1, 2)
+
+
+def num_parameters(detector: nn.Module) -> int:
+    """Learned numbers, fitted buffers included."""
+    return sum(t.numel() for t in detector.state_dict().values() if isinstance(t, torch.Tensor))

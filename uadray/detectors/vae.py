@@ -1,0 +1,100 @@
+"""Bengs' variational autoencoder in 2D and 3D (Bengs 2021, section 2.2, figure 2)."""
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from uadray.config import VAE
+from uadray.detectors.base import GradientDetector, batch_as_slices, slices_as_batch
+from uadray.detectors.blocks import channels_last, down, norm, pointwise, up
+from uadray.errors import ConfigError
+
+
+class VAEDetector(GradientDetector):
+    """Convolutions with stride 2, a 1x1 convolution, dense mu and log sigma; mirrored back.
+
+    The paper leaves open: the normalisation (none here), the activation (leaky ReLU), the decoder's
+    output (linear, clamped to [0, 1] when scoring), the weight of the KL term (1, with both terms
+    summed over their elements, as the study that the paper follows does), and the latent when
+    scoring (mu). As there, the head predicts log sigma. The loss is divided by the number of voxels,
+    which moves no optimum and keeps Adam's epsilon small beside the gradients.
+
+    Args:
+        config: Its settings.
+        shape: (Z, Y, X) of a volume.
+
+    Raises:
+        ConfigError: a side is not divisible by 2 for each strided convolution.
+    """
+
+    def __init__(self, config: VAE, shape: tuple[int, int, int]) -> None:
+        super().__init__()
+        self.config, self.ndim, self.num_noise = config, config.ndim, config.latent_size
+        spatial = shape[3 - config.ndim :]
+        factor = 2 ** len(config.widths)
+        if any(n % factor for n in spatial):
+            raise ConfigError(
+                f"volumes of {shape} do not fit the VAE: sides must be divisible by {factor}; "
+                "prepare the cohort with another --size"
+            )
+        self.grid = tuple(n // factor for n in spatial)
+        n, widths, dense = config.ndim, config.widths, config.bottleneck * math.prod(self.grid)
+        encoder: list[nn.Module] = []
+        for width_in, width_out in zip((1, *widths), widths, strict=False):
+            encoder += [down(n, width_in, width_out), *norm(config.norm, n, width_out)]
+            encoder += [nn.LeakyReLU(config.slope)]
+        self.encoder = nn.Sequential(*encoder, pointwise(n, widths[-1], config.bottleneck))
+        self.to_mu = nn.Linear(dense, config.latent_size)
+        self.to_log_sigma = nn.Linear(dense, config.latent_size)
+        self.from_z = nn.Linear(config.latent_size, dense)
+        decoder: list[nn.Module] = [pointwise(n, config.bottleneck, widths[-1])]
+        decoder += [*norm(config.norm, n, widths[-1]), nn.LeakyReLU(config.slope)]
+        outputs = (*reversed(widths[:-1]), 1)
+        for width_in, width_out in zip(reversed(widths), outputs, strict=True):
+            decoder += [up(n, width_in, width_out)]
+            if width_out != 1:
+                decoder += [*norm(config.norm, n, width_out), nn.LeakyReLU(config.slope)]
+        self.decoder = nn.Sequential(*decoder)
+        self.to(memory_format=channels_last(n))  # type: ignore[call-overload]
+
+    def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """mu and log sigma, each (B, latent_size), of (B, 1, *spatial)."""
+        features = self.encoder(x).flatten(1)
+        return self.to_mu(features), self.to_log_sigma(features)
+
+    def decode(self, z: Tensor) -> Tensor:
+        """(B, 1, *spatial) of (B, latent_size), not clamped."""
+        features = self.from_z(z).unflatten(1, (self.config.bottleneck, *self.grid))
+        out: Tensor = self.decoder(features)
+        return out
+
+    def forward(self, x_in: Tensor, target: Tensor, noise: Tensor) -> dict[str, Tensor]:
+        """L1 + kl_weight * KL, per voxel (section 2.3)."""
+        mu, log_sigma = (t.float() for t in self.encode(x_in))
+        # Beyond this range exp overflows before the KL term can pull it back.
+        log_sigma = log_sigma.clamp(-10, 10)
+        output = self.decode(mu + log_sigma.exp() * noise).float()
+        voxels = math.prod(target.shape[1:])
+        reconstruction = (output - target).abs().mean()
+        divergence = 0.5 * (mu.square() + (2 * log_sigma).exp() - 1 - 2 * log_sigma).sum(1).mean()
+        loss = reconstruction + self.config.kl_weight * divergence / voxels
+        return {"loss": loss, "reconstruction": reconstruction, "kl": divergence}
+
+    def reconstruct(self, x_BCZYX: Tensor) -> Tensor:
+        """Decoded mu, clamped to [0, 1]; 2D slice by slice."""
+        x = slices_as_batch(x_BCZYX) if self.ndim == 2 else x_BCZYX
+        output = self.decode(self.encode(x)[0].float()).float().clamp(0, 1)
+        return batch_as_slices(output, len(x_BCZYX)) if self.ndim == 2 else output
+
+
+def is_collapsed(mu: Tensor, threshold: float = 1e-2) -> bool:
+    """Whether the latent says nothing: every unit's mu varies less than `threshold` over samples."""
+    return bool((mu.var(0, correction=0) < threshold).all()) if len(mu) > 1 else False
+
+
+def latent_means(detector: VAEDetector, x_BCZYX: Tensor) -> Tensor:
+    """mu of each sample, (samples, latent_size)."""
+    x = slices_as_batch(x_BCZYX) if detector.ndim == 2 else x_BCZYX
+    with torch.no_grad():
+        return detector.encode(x)[0].float()

@@ -1,0 +1,308 @@
+"""From a cohort to batches: shuffled, split over workers, in the same order every time.
+
+Ray Data reads whole shards; which volumes a worker sees, in which order, and how they fall into
+batches is decided here, as functions of (seed, epoch, rank) alone. `streaming_split` is not used:
+it places rows differently from run to run, so that a resumed run would not repeat the undisturbed
+one. Each worker reads its own fixed part; an epoch permutes the shards of that part, mixes them by
+twos, and permutes what is in hand.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import psutil
+import ray.data
+import torch
+from ray.data import Datasource, ReadTask
+from ray.data.block import BlockAccessor, BlockMetadata
+
+from uadray.store import Cohort, Split
+
+READ_CPUS = 0.25
+"""Logical CPUs of a read task. A whole one would wait for ever beside workers that hold the rest."""
+
+MIX_SHARDS = 2
+"""Shards whose volumes are mixed before they are cut into batches."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batch:
+    """Clean samples and what they are."""
+
+    ids: torch.Tensor
+    """(B,) int64: the row for volumes, row * Z + z for axial slices."""
+    images: torch.Tensor
+    """(B, Z, Y, X) or (B, Y, X) float16 in [0, 1]."""
+
+
+def rank_rows(rows: np.ndarray, rank: int, world: int) -> np.ndarray:
+    """The part of `rows` that one of `world` workers trains on.
+
+    All parts have the same length, so that workers take the same number of steps: the first rows
+    are repeated at the end where the number does not divide, and no volume is left out.
+    """
+    length = -(-len(rows) // world)
+    padded = np.resize(rows, length * world)
+    return padded[rank * length : (rank + 1) * length]
+
+
+def epoch_groups(rows: np.ndarray, shard: int, *, seed: int, epoch: int) -> list[np.ndarray]:
+    """The order of one epoch: groups of rows that are read together, permuted inside.
+
+    Args:
+        rows: A worker's rows.
+        shard: Volumes in a shard of the store.
+        seed: The run's seed.
+        epoch: The epoch, from 0.
+    """
+    rng = np.random.default_rng([seed, epoch])
+    shards = rng.permutation(np.unique(rows // shard))
+    groups = []
+    for i in range(0, len(shards), MIX_SHARDS):
+        members = rows[np.isin(rows // shard, shards[i : i + MIX_SHARDS])]
+        groups.append(rng.permutation(members))
+    return groups
+
+
+def slice_order(has_brain: np.ndarray, *, seed: int, epoch: int, group: int) -> np.ndarray:
+    """Which axial slices of a group's volumes come in which order.
+
+    Args:
+        has_brain: (volumes, Z) bool.
+        seed: The run's seed.
+        epoch: The epoch, from 0.
+        group: Number of the group in the epoch.
+
+    Returns:
+        (slices, 2) int64: volume and z; each slice that holds brain, once.
+    """
+    rng = np.random.default_rng([seed, epoch, 1 + group])
+    return rng.permutation(np.argwhere(has_brain))
+
+
+def read_rows(cohort: Cohort, array: str, rows: np.ndarray) -> np.ndarray:
+    """Rows of one array in the order given, reading each shard's span once."""
+    out = np.empty((len(rows), *cohort.shape), np.float16 if array == "image" else bool)
+    for shard in np.unique(rows // cohort.shard):
+        here = np.flatnonzero(rows // cohort.shard == shard)
+        start, stop = int(rows[here].min()), int(rows[here].max()) + 1
+        span = cohort.read(array, start, stop)  # type: ignore[arg-type]
+        out[here] = span[rows[here] - start]
+    return out
+
+
+class VolumeSource(Datasource):
+    """Reads groups of rows; one read task and one block a group, in the order given.
+
+    Args:
+        cohort: A sealed cohort.
+        groups: Rows of each group, in order.
+        arrays: Arrays to read: `image`, `brain`, `lesion`.
+        slices: (seed, epoch) to cut volumes into permuted axial slices, else None.
+    """
+
+    def __init__(
+        self,
+        cohort: Cohort,
+        groups: Sequence[np.ndarray],
+        arrays: Sequence[str] = ("image",),
+        slices: tuple[int, int] | None = None,
+    ) -> None:
+        super().__init__()
+        self._cohort, self._groups, self._arrays, self._slices = cohort, groups, arrays, slices
+        voxels = int(np.prod(cohort.shape))
+        self._row_bytes = voxels * sum(2 if name == "image" else 1 for name in arrays)
+
+    def get_name(self) -> str:
+        """Shown in Ray's progress and statistics."""
+        return "UadrayVolumes"
+
+    def estimate_inmemory_data_size(self) -> int:
+        """Bytes of all blocks."""
+        return self._row_bytes * sum(len(g) for g in self._groups)
+
+    def get_read_tasks(
+        self,
+        parallelism: int,
+        per_task_row_limit: int | None = None,
+        data_context: object | None = None,
+    ) -> list[ReadTask]:
+        """One task a group; `parallelism` is not asked, the order is fixed."""
+        cohort, arrays, slices = self._cohort, self._arrays, self._slices
+
+        def task(number: int, rows: np.ndarray) -> ReadTask:
+            def read() -> Iterator[object]:
+                block = {name: read_rows(cohort, name, rows) for name in arrays}
+                if slices is None:
+                    block["id"] = rows
+                else:
+                    block = _as_slices(block["image"], rows, *slices, number)
+                yield BlockAccessor.batch_to_block(block)
+
+            metadata = BlockMetadata(
+                num_rows=len(rows) if slices is None else None,
+                size_bytes=len(rows) * self._row_bytes,
+                input_files=None,
+                exec_stats=None,
+            )
+            return ReadTask(read, metadata, per_task_row_limit=per_task_row_limit)
+
+        return [task(i, rows) for i, rows in enumerate(self._groups)]
+
+
+def _as_slices(
+    images: np.ndarray, rows: np.ndarray, seed: int, epoch: int, group: int
+) -> dict[str, np.ndarray]:
+    order = slice_order(images.any((2, 3)), seed=seed, epoch=epoch, group=group)
+    volume, z = order[:, 0], order[:, 1]
+    return {"id": rows[volume] * images.shape[1] + z, "image": images[volume, z]}
+
+
+def _dataset(source: VolumeSource, num_tasks: int) -> ray.data.Dataset:
+    dataset = ray.data.read_datasource(
+        source, override_num_blocks=num_tasks, ray_remote_args={"num_cpus": READ_CPUS}
+    )
+    dataset.context.execution_options.preserve_order = True
+    return dataset
+
+
+def volumes(
+    cohort: Cohort, rows: np.ndarray, arrays: Sequence[str] = ("image",)
+) -> ray.data.Dataset:
+    """Rows in ascending order, each once, as a Ray dataset with `id` and one column an array.
+
+    Blocks are inner chunks of the store, so that the memory of a consumer stays flat.
+    """
+    groups = [rows[rows // 8 == chunk] for chunk in np.unique(rows // 8)]
+    return _dataset(VolumeSource(cohort, groups, arrays), len(groups))
+
+
+class TrainingStream:
+    """One worker's part of a split, epoch after epoch.
+
+    Args:
+        cohort: A sealed cohort.
+        split: Such as `train`.
+        ndim: 3 for volumes, 2 for axial slices that hold brain.
+        batch_size: Samples in this worker's batch.
+        seed: Decides the order.
+        rank: This worker.
+        world: Number of workers.
+        resident: Keep the part on `device` after reading it once; the batches are the same.
+        device: Where resident images are kept.
+    """
+
+    def __init__(
+        self,
+        cohort: Cohort,
+        split: Split,
+        *,
+        ndim: int,
+        batch_size: int,
+        seed: int,
+        rank: int = 0,
+        world: int = 1,
+        resident: bool = True,
+        device: str = "cpu",
+    ) -> None:
+        self._cohort, self._ndim, self._batch_size, self._seed = cohort, ndim, batch_size, seed
+        self.rows = rank_rows(cohort.rows(split), rank, world)
+        self._resident: torch.Tensor | None = None
+        if resident:
+            self._resident = _load(cohort, np.unique(self.rows)).to(device)
+            self._has_brain = self._resident.flatten(2).any(2).cpu().numpy()
+
+    def epoch(self, epoch: int) -> Iterator[Batch]:
+        """The batches of one epoch, from 0; the last may be smaller."""
+        groups = epoch_groups(self.rows, self._cohort.shard, seed=self._seed, epoch=epoch)
+        if self._resident is not None:
+            return self._from_memory(self._resident, groups, epoch)
+        slices = (self._seed, epoch) if self._ndim == 2 else None
+        dataset = _dataset(VolumeSource(self._cohort, groups, slices=slices), len(groups))
+        return _batches(dataset, self._batch_size)
+
+    def _from_memory(
+        self, images: torch.Tensor, groups: list[np.ndarray], epoch: int
+    ) -> Iterator[Batch]:
+        unique = np.unique(self.rows)
+        ids, volume, z = [], [], []
+        for number, group in enumerate(groups):
+            place = np.searchsorted(unique, group)
+            if self._ndim == 3:
+                ids.append(group)
+                volume.append(place)
+                continue
+            order = slice_order(
+                self._has_brain[place], seed=self._seed, epoch=epoch, group=number
+            )
+            ids.append(group[order[:, 0]] * images.shape[1] + order[:, 1])
+            volume.append(place[order[:, 0]])
+            z.append(order[:, 1])
+        all_ids, all_volumes = (torch.from_numpy(np.concatenate(a)) for a in (ids, volume))
+        all_z = torch.from_numpy(np.concatenate(z)) if z else None
+        for start in range(0, len(all_ids), self._batch_size):
+            cut = slice(start, start + self._batch_size)
+            where = all_volumes[cut].to(images.device)
+            picked = images[where] if all_z is None else images[where, all_z[cut].to(where.device)]
+            yield Batch(ids=all_ids[cut], images=picked)
+
+
+def _batches(dataset: ray.data.Dataset, batch_size: int) -> Iterator[Batch]:
+    for batch in dataset.iter_batches(batch_size=batch_size, batch_format="numpy"):
+        # Batches are read-only views of the object store; the copy makes them ours.
+        yield Batch(
+            ids=torch.from_numpy(batch["id"].astype(np.int64)),
+            images=torch.from_numpy(np.array(batch["image"], dtype=np.float16)),
+        )
+
+
+def _load(cohort: Cohort, rows: np.ndarray) -> torch.Tensor:
+    return torch.cat([b.images for b in _batches(volumes(cohort, rows), 64)])
+
+
+class ValidationStream:
+    """One worker's part of the validation volumes, each once, unequal parts allowed.
+
+    Args:
+        cohort: A sealed cohort.
+        split: Such as `validation`.
+        batch_size: Volumes in a batch.
+        rank: This worker.
+        world: Number of workers.
+        resident: Read once and keep.
+    """
+
+    def __init__(
+        self,
+        cohort: Cohort,
+        split: Split = "validation",
+        *,
+        batch_size: int = 8,
+        rank: int = 0,
+        world: int = 1,
+        resident: bool = True,
+    ) -> None:
+        self._cohort, self._batch_size = cohort, batch_size
+        self.rows = cohort.rows(split)[rank::world]
+        self._resident = list(self._read()) if resident else None
+
+    def _read(self) -> Iterator[Batch]:
+        if len(self.rows) == 0:
+            return iter(())
+        return _batches(volumes(self._cohort, self.rows), self._batch_size)
+
+    def __iter__(self) -> Iterator[Batch]:
+        """Batches of whole volumes in row order."""
+        return self._read() if self._resident is None else iter(self._resident)
+
+
+def fits_in_memory(cohort: Cohort, splits: Iterable[Split], world: int, device: str) -> bool:
+    """Whether one worker's part takes at most a quarter of what its device has free."""
+    num = sum(-(-int((cohort.subjects["split"] == s).sum()) // world) for s in splits)
+    needed = num * int(np.prod(cohort.shape)) * 2
+    if device.startswith("cuda"):
+        free = torch.cuda.mem_get_info()[0]
+    else:
+        free = psutil.virtual_memory().available // world
+    return needed <= free // 4

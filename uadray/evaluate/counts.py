@@ -1,0 +1,422 @@
+"""Histograms of post-processed scores: all that thresholds, metrics and intervals need.
+
+One subject's voxels become two histograms over the 65 536 levels, lesion voxels and healthy ones
+apart. Histograms add up, so a cohort, a part of it or a bootstrap resample is a weighted sum of
+its subjects, and no voxel is read a second time.
+
+A *run of levels* is a stretch of the level axis. Every quantity of `metrics` that is a sum or a
+maximum over levels can be taken run by run, which bounds memory for any number of resamples.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, fields, replace
+from functools import cached_property
+from typing import Literal, Self
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.sparse import csr_array, vstack
+
+from uadray.errors import EvaluationError
+from uadray.evaluate.postprocess import MAX_LEVEL, check_score_range
+
+NUM_LEVELS = MAX_LEVEL + 1
+"""Number of score levels (16-bit fixed point)."""
+
+Region = Literal["brain", "volume"]
+"""Healthy voxels that count: those in the brain mask, or those of the whole grid."""
+
+_VALUES_PER_RUN = 1 << 17  # of one float64 array while resampling: 1 MiB stays in cache
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class SubjectCounts:
+    """One subject's counts. The region is every voxel of the brain mask or of the lesion."""
+
+    healthy: NDArray[np.uint32]
+    """(65536,) healthy voxels of the region at each level."""
+
+    lesion: NDArray[np.uint32]
+    """(65536,) lesion voxels at each level; those outside the brain mask sit at level 0."""
+
+    num_outside: int
+    """Voxels outside the region, all of them healthy and at level 0."""
+
+    slice_score: NDArray[np.float32]
+    """(Z,) mean level over the un-eroded brain of each axial slice, as a fraction of the score
+    range, in [0, 1]; 0 where the slice holds no brain."""
+
+    slice_lesion: NDArray[np.bool_]
+    """(Z,) whether the axial slice holds a lesion voxel."""
+
+    slice_brain: NDArray[np.bool_]
+    """(Z,) whether the axial slice holds brain."""
+
+    num_lesion: int
+    """Lesion voxels."""
+
+    num_lesion_eroded: int
+    """Lesion voxels inside the brain mask that the erosion took away."""
+
+
+def count_subject(
+    levels: NDArray[np.uint16],
+    brain: NDArray[np.bool_],
+    lesion: NDArray[np.bool_],
+    eroded: NDArray[np.bool_],
+    *,
+    subject: str | None = None,
+) -> SubjectCounts:
+    """Count one subject's voxels.
+
+    Args:
+        levels: (Z, Y, X) uint16, from `postprocess`.
+        brain: (Z, Y, X) brain mask, not eroded.
+        lesion: (Z, Y, X) true lesion.
+        eroded: (Z, Y, X) eroded brain mask.
+        subject: Named in error messages.
+
+    Raises:
+        EvaluationError: Grids differ, or a score outside the brain is not at level 0.
+    """
+    name = "subject" if subject is None else f"subject {subject!r}"
+    shapes = {array.shape for array in (levels, brain, lesion, eroded)}
+    if len(shapes) != 1 or levels.ndim != 3 or levels.dtype != np.uint16:
+        raise EvaluationError(
+            f"{name}: expected uint16 levels and three masks on one (Z, Y, X) grid, came levels "
+            f"{levels.dtype} {levels.shape}, brain {brain.shape}, lesion {lesion.shape}, eroded "
+            f"{eroded.shape}; prepare truth and scores on the same grid"
+        )
+    brain, lesion, eroded = (mask.astype(bool, copy=False) for mask in (brain, lesion, eroded))
+    num_stray = np.count_nonzero(levels[~brain])
+    if num_stray:
+        raise EvaluationError(
+            f"{name}: {num_stray} voxels outside the brain mask have a score; expected level 0 "
+            "there: pass the scores through `postprocess` with the same mask first"
+        )
+    region = brain | lesion
+    brain_per_slice = np.count_nonzero(brain, axis=(1, 2))
+    level_per_slice = levels.sum(axis=(1, 2), dtype=np.int64)
+    mean = level_per_slice / (np.maximum(brain_per_slice, 1) * MAX_LEVEL)
+    return SubjectCounts(
+        healthy=np.bincount(levels[brain & ~lesion], minlength=NUM_LEVELS).astype(np.uint32),
+        lesion=np.bincount(levels[lesion], minlength=NUM_LEVELS).astype(np.uint32),
+        num_outside=int(region.size - np.count_nonzero(region)),
+        slice_score=mean.astype(np.float32),
+        slice_lesion=np.count_nonzero(lesion, axis=(1, 2)) > 0,
+        slice_brain=brain_per_slice > 0,
+        num_lesion=int(np.count_nonzero(lesion)),
+        num_lesion_eroded=int(np.count_nonzero(lesion & brain & ~eroded)),
+    )
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Histograms:
+    """Dense counts over a run of levels, for one sum of subjects or many (leading axes)."""
+
+    levels: NDArray
+    """(L,) strictly ascending."""
+
+    healthy: NDArray[np.float64]
+    """(..., L) healthy voxels (or slices) at each level."""
+
+    lesion: NDArray[np.float64]
+    """(..., L) lesion voxels (or slices) at each level."""
+
+    healthy_above: NDArray[np.float64]
+    """(...,) healthy ones above the run; 0 where the run is the whole."""
+
+    lesion_above: NDArray[np.float64]
+    """(...,) lesion ones above the run; 0 where the run is the whole."""
+
+    num_healthy: NDArray[np.float64]
+    """(...,) healthy ones at all levels, in the run or not."""
+
+    num_lesion: NDArray[np.float64]
+    """(...,) lesion ones at all levels, in the run or not."""
+
+    @classmethod
+    def whole(cls, levels: NDArray, healthy: NDArray, lesion: NDArray) -> Self:
+        """Take (L,) levels and (..., L) counts as all there is."""
+        healthy, lesion = np.asarray(healthy, np.float64), np.asarray(lesion, np.float64)
+        nothing = np.zeros(healthy.shape[:-1])
+        return cls(
+            levels=np.asarray(levels),
+            healthy=healthy,
+            lesion=lesion,
+            healthy_above=nothing,
+            lesion_above=nothing,
+            num_healthy=healthy.sum(axis=-1),
+            num_lesion=lesion.sum(axis=-1),
+        )
+
+    @cached_property
+    def true_positives(self) -> NDArray[np.float64]:
+        """(..., L) lesion ones at or above each level."""
+        return _cumulate_down(self.lesion, self.lesion_above)
+
+    @cached_property
+    def false_positives(self) -> NDArray[np.float64]:
+        """(..., L) healthy ones at or above each level."""
+        return _cumulate_down(self.healthy, self.healthy_above)
+
+
+def _cumulate_down(counts: NDArray[np.float64], above: NDArray[np.float64]) -> NDArray[np.float64]:
+    total = np.cumsum(counts[..., ::-1], axis=-1)[..., ::-1]
+    total += np.asarray(above)[..., None]
+    return total
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class SubjectHistograms:
+    """Sparse histograms of N subjects over the union of the levels that they use."""
+
+    levels: NDArray
+    """(L,) strictly ascending."""
+
+    healthy: csr_array
+    """(N, L) uint32 counts."""
+
+    lesion: csr_array
+    """(N, L) uint32 counts."""
+
+    def merged(self) -> Histograms:
+        """Add all subjects: counts of shape (L,)."""
+        return Histograms.whole(
+            self.levels,
+            self.healthy.sum(axis=0, dtype=np.float64),
+            self.lesion.sum(axis=0, dtype=np.float64),
+        )
+
+    def resampled(self, weights: NDArray) -> Iterator[Histograms]:
+        """Yield weighted sums of the subjects, run by run, from the highest levels down.
+
+        Args:
+            weights: (R, N), how often each subject counts in each of R sums.
+
+        Yields:
+            Runs of levels with counts of shape (R, L'); together they cover every level once.
+        """
+        weights = np.asarray(weights, np.float64)
+        healthy, lesion = self.healthy.tocsc(), self.lesion.tocsc()
+        num_healthy = weights @ self.healthy.sum(axis=1, dtype=np.float64)
+        num_lesion = weights @ self.lesion.sum(axis=1, dtype=np.float64)
+        healthy_above, lesion_above = np.zeros((2, len(weights)))
+        step = max(1, _VALUES_PER_RUN // max(weights.shape))
+        for stop in range(len(self.levels), 0, -step):
+            run = slice(max(0, stop - step), stop)
+            part = Histograms(
+                levels=self.levels[run],
+                healthy=weights @ healthy[:, run].toarray().astype(np.float64),
+                lesion=weights @ lesion[:, run].toarray().astype(np.float64),
+                healthy_above=healthy_above,
+                lesion_above=lesion_above,
+                num_healthy=num_healthy,
+                num_lesion=num_lesion,
+            )
+            healthy_above = part.false_positives[:, 0]
+            lesion_above = part.true_positives[:, 0]
+            yield part
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class CohortCounts:
+    """Counts of N subjects, kept apart, with what they were scored with."""
+
+    name: str
+    """Which cohort and part this is: thresholds fitted on it bear the name."""
+
+    score_range: tuple[float, float]
+    """The method's stated (low, high): the scores of level 0 and level 65535."""
+
+    subjects: tuple[str, ...]
+    """(N,) ids, each once."""
+
+    healthy: csr_array
+    """(N, 65536) uint32, see `SubjectCounts.healthy`; sparse."""
+
+    lesion: csr_array
+    """(N, 65536) uint32, see `SubjectCounts.lesion`; sparse."""
+
+    num_outside: NDArray[np.int64]
+    """(N,) healthy voxels outside the region."""
+
+    slice_score: NDArray[np.float32]
+    """(N, Z) in [0, 1]."""
+
+    slice_lesion: NDArray[np.bool_]
+    """(N, Z) axial slices with lesion."""
+
+    slice_brain: NDArray[np.bool_]
+    """(N, Z) axial slices with brain."""
+
+    num_lesion: NDArray[np.int64]
+    """(N,) lesion voxels."""
+
+    num_lesion_eroded: NDArray[np.int64]
+    """(N,) lesion voxels in the brain that the erosion took away."""
+
+    def __post_init__(self) -> None:
+        """Check ids and range."""
+        check_score_range(self.score_range)
+        if not self.subjects:
+            raise EvaluationError(f"counts {self.name!r} hold no subject; expected one or more")
+        if len(set(self.subjects)) != len(self.subjects):
+            twice = sorted({s for s in self.subjects if self.subjects.count(s) > 1})
+            raise EvaluationError(
+                f"counts {self.name!r}: subjects {twice} came more than once; score each once"
+            )
+
+    @classmethod
+    def from_subjects(
+        cls,
+        counted: Iterable[tuple[str, SubjectCounts]],
+        *,
+        name: str,
+        score_range: tuple[float, float],
+    ) -> Self:
+        """Stack subjects; an iterator is consumed one by one, so that 2000 fit in memory.
+
+        Args:
+            counted: Pairs of id and counts, all on one grid.
+            name: See the field.
+            score_range: See the field; the range that `postprocess` was given.
+
+        Raises:
+            EvaluationError: There is no subject, one came twice, or grids differ.
+        """
+        subjects: list[str] = []
+        rows: dict[str, list] = {field.name: [] for field in fields(SubjectCounts)}
+        for subject, counts in counted:
+            if rows["slice_score"] and counts.slice_score.shape != rows["slice_score"][0].shape:
+                raise EvaluationError(
+                    f"subject {subject!r} has {len(counts.slice_score)} axial slices, "
+                    f"{subjects[0]!r} has {len(rows['slice_score'][0])}; expected one grid"
+                )
+            subjects.append(subject)
+            for key, values in rows.items():
+                value = getattr(counts, key)
+                values.append(csr_array(value[None]) if key in ("healthy", "lesion") else value)
+        if not subjects:
+            raise EvaluationError(f"counts {name!r} hold no subject; expected one or more")
+        return cls(
+            name=name,
+            score_range=check_score_range(score_range),
+            subjects=tuple(subjects),
+            **{
+                key: vstack(values, format="csr")
+                if key in ("healthy", "lesion")
+                else np.stack([np.asarray(value) for value in values])
+                for key, values in rows.items()
+            },
+        )
+
+    @classmethod
+    def of(cls, counts: "CohortCounts", ids: Iterable[str], *, name: str) -> Self:
+        """Take the subjects `ids` of `counts` as a part of this kind, under a new name."""
+        chosen = counts.select(ids)
+        values = {field.name: getattr(chosen, field.name) for field in fields(CohortCounts)}
+        return cls(**values | {"name": name})
+
+    def select(self, ids: Iterable[str]) -> Self:
+        """Return the subjects `ids`, in that order.
+
+        Raises:
+            EvaluationError: An id is unknown or repeated, or there is none.
+        """
+        wanted = tuple(ids)
+        position = {subject: row for row, subject in enumerate(self.subjects)}
+        unknown = [subject for subject in wanted if subject not in position]
+        if unknown:
+            raise EvaluationError(
+                f"counts {self.name!r} lack subjects {unknown[:5]}; {len(position)} are there: "
+                "score them first, or correct the split"
+            )
+        rows = np.array([position[subject] for subject in wanted], dtype=np.intp)
+        arrays = {
+            field.name: getattr(self, field.name)[rows]
+            for field in fields(CohortCounts)
+            if field.name not in ("name", "score_range", "subjects")
+        }
+        return replace(self, subjects=wanted, **arrays)
+
+    def histograms(self, region: Region = "volume") -> SubjectHistograms:
+        """Return the voxels' histograms over the union of used levels (0 always among them).
+
+        Args:
+            region: `volume` counts the voxels outside the brain too, healthy and at level 0, as
+                reference code does when it pools whole volumes; `brain` leaves them out.
+        """
+        columns = np.union1d(self.healthy.indices, self.lesion.indices)
+        levels = np.union1d(columns, [0]).astype(np.int64)
+        healthy = self.healthy[:, levels]
+        if region == "volume":
+            at_zero = (np.arange(len(self.subjects)), np.zeros(len(self.subjects), np.intp))
+            outside = self.num_outside.astype(np.uint32)
+            healthy = healthy + csr_array((outside, at_zero), shape=healthy.shape)
+        return SubjectHistograms(levels=levels, healthy=healthy, lesion=self.lesion[:, levels])
+
+    def slice_histograms(self) -> SubjectHistograms:
+        """Return the axial slices' histograms over their scores; slices without brain are out.
+
+        A slice is abnormal as soon as one voxel is annotated (Bengs 2021, section 2.3); a slice
+        with lesion but no brain stays in, at score 0.
+        """
+        kept = self.slice_brain | self.slice_lesion
+        rows = np.nonzero(kept)[0]
+        scores, columns = np.unique(self.slice_score[kept], return_inverse=True)
+        lesion = self.slice_lesion[kept]
+        shape = (len(self.subjects), len(scores))
+
+        def count(chosen: NDArray[np.bool_]) -> csr_array:
+            ones = np.ones(np.count_nonzero(chosen), np.uint32)
+            return csr_array((ones, (rows[chosen], columns[chosen])), shape=shape)
+
+        return SubjectHistograms(levels=scores, healthy=count(~lesion), lesion=count(lesion))
+
+    def merged(self, region: Region = "volume") -> Histograms:
+        """Add all subjects' voxels: counts of shape (L,) over the used levels."""
+        return self.histograms(region).merged()
+
+    def positives(self, level: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Return each subject's (N,) true and (N,) false positives at `level` and above.
+
+        Args:
+            level: 1 to 65536; from 1 up no voxel outside the brain is ever predicted.
+        """
+        if not 1 <= level <= NUM_LEVELS:
+            raise EvaluationError(f"a threshold level lies in [1, {NUM_LEVELS}], was {level}")
+        return (
+            self.lesion[:, level:].sum(axis=1, dtype=np.float64),
+            self.healthy[:, level:].sum(axis=1, dtype=np.float64),
+        )
+
+
+class ThresholdPart(CohortCounts):
+    """Subjects that thresholds are fitted on, and nothing is reported on."""
+
+
+class TestPart(CohortCounts):
+    """Subjects that results are reported on, and no threshold is fitted on."""
+
+    __test__ = False  # pytest collects classes by this prefix
+
+
+def split_parts(
+    counts: CohortCounts, threshold_ids: Sequence[str], test_ids: Sequence[str]
+) -> tuple[ThresholdPart, TestPart]:
+    """Split a cohort by subject into the part for thresholds and the part for results.
+
+    Raises:
+        EvaluationError: A subject stands on both sides, or is unknown.
+    """
+    both = sorted(set(threshold_ids) & set(test_ids))
+    if both:
+        raise EvaluationError(
+            f"counts {counts.name!r}: subjects {both[:5]} are in the threshold part and in the "
+            "test part; expected disjoint parts: correct the split"
+        )
+    return (
+        ThresholdPart.of(counts, threshold_ids, name=f"{counts.name}/threshold"),
+        TestPart.of(counts, test_ids, name=f"{counts.name}/test"),
+    )

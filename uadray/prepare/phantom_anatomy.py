@@ -1,0 +1,349 @@
+"""Anatomy of the phantom brains: the MNI152 tissue maps, deformed, aged and folded anew.
+
+Two coordinate frames, both in mm from the centre of the box, axes (x, y, z) = (right, anterior,
+superior): *template* is where nilearn's tissue maps lie, *subject* is the deformed brain. Volumes
+are (C, Z, Y, X) over the box, points are (N, 3). Random fields live on one fixed grid in subject
+space, so that a subject is the same brain at every output size.
+"""
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+import nibabel as nib
+import numpy as np
+import scipy.fft
+import scipy.ndimage as ndi
+import torch
+
+BOX_MM = np.array([158.0, 191.0, 163.0])
+"""Extent (x, y, z) of the field of view in mm (Bengs 2021, section 2.1)."""
+
+BOX_CENTRE_MNI = np.array([0.0, -18.0, 4.0])
+"""MNI position of the box's centre in mm: the middle of the template brain's bounding box."""
+
+FIELD_SHAPE = (64, 75, 64)
+"""Grid (Z, Y, X) of the random fields, about 2.5 mm: fine enough for gyri of 15 mm and up."""
+
+TEMPLATE_SHAPE = (109, 127, 105)
+"""Grid (Z, Y, X) of the tissue maps, 1.5 mm: the template is an average, blurred over more."""
+
+CSF, GM, WM, BRAIN, DETAIL, DEPTH, CORTEX, CEREBELLUM, MIDLINE = range(9)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Template:
+    """Tissue maps of the reference brain over the box."""
+
+    maps: np.ndarray
+    """float32 (9, Z, Y, X): CSF, GM, WM and brain fractions in [0, 1], intensity residue of the
+    template over its tissue means, depth below the brain's surface in mm, the weights in [0, 1]
+    of cerebral cortex and of cerebellum, and the distance from the midline in mm."""
+    inward: np.ndarray
+    """float32 (3, Z, Y, X) on the field grid: direction towards the ventricles' middle, at most
+    1 long; the brain is drawn along it when the ventricles widen."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Anatomy:
+    """What is drawn once per subject; the random fields follow from `field_seed`."""
+
+    age: float
+    """0 young to 1 old."""
+    rotation: tuple[float, float, float]
+    """Head angles about x, y, z in radians."""
+    scale: tuple[float, float, float]
+    """Size relative to the template along x, y, z."""
+    warp_mm: tuple[float, float, float]
+    """Standard deviation in mm of the deformations of 80, 40 and 20 mm wavelength."""
+    ventricles_mm: float
+    """How far the ventricles' walls move outward in mm; negative narrows them."""
+    gyrus_mm: float
+    """Wavelength of the folding field in mm; gyri are about 0.7 of it apart."""
+    sulcus_depth_mm: float
+    """Mean depth of the sulci in mm."""
+    sulcus_mm: float
+    """Mean half width of an open sulcus in mm; grows with age."""
+    ribbon_mm: float
+    """Thickness of the cortical ribbon in mm."""
+    field_seed: int
+    """Seed of the subject's random fields."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tissues:
+    """Tissue fractions at N points; each array is float32 (N,)."""
+
+    csf: np.ndarray
+    """Cerebrospinal fluid, [0, 1]."""
+    gm: np.ndarray
+    """Grey matter, [0, 1]."""
+    wm: np.ndarray
+    """White matter, [0, 1]."""
+    detail: np.ndarray
+    """Intensity residue of the template where its own anatomy shows, about [-0.2, 0.2]."""
+
+
+def sample(volume: np.ndarray, points: np.ndarray) -> np.ndarray:
+    """Interpolate channels linearly at points of the box.
+
+    Args:
+        volume: float32 (C, Z, Y, X) over the box.
+        points: float32 (N, 3), (x, y, z) in mm from the box's centre; clamped to the box.
+
+    Returns:
+        float32 (C, N).
+    """
+    grid = torch.from_numpy(np.ascontiguousarray(points * np.float32(2.0 / BOX_MM), np.float32))
+    out = torch.nn.functional.grid_sample(
+        torch.from_numpy(volume)[None],
+        grid[None, None, None],
+        mode="bilinear",
+        padding_mode="border",
+        align_corners=False,
+    )
+    return out[0, :, 0, 0].numpy()
+
+
+def axis_centres(num: int, extent_mm: float) -> np.ndarray:
+    """Return the voxel centres along one axis, float32 (num,), in mm from the box's centre."""
+    return (((np.arange(num) + 0.5) / num - 0.5) * extent_mm).astype(np.float32)
+
+
+def grid_points(shape: tuple[int, int, int]) -> np.ndarray:
+    """Return the voxel centres (x, y, z) of a (Z, Y, X) grid over the box, float32 (N, 3)."""
+    z, y, x = (axis_centres(n, e) for n, e in zip(shape, BOX_MM[::-1], strict=True))
+    zz, yy, xx = np.meshgrid(z, y, x, indexing="ij")
+    return np.stack([xx.ravel(), yy.ravel(), zz.ravel()], axis=-1)
+
+
+@lru_cache(maxsize=1)
+def field_points() -> np.ndarray:
+    """Return the points of the field grid, float32 (N, 3)."""
+    return grid_points(FIELD_SHAPE)
+
+
+@lru_cache(maxsize=1)
+def load_template() -> Template:
+    """Build the reference brain from the files inside nilearn's package, once per process."""
+    # The files are read by path: nilearn's loaders resample each map and rescale it by its own
+    # maximum.
+    from nilearn.datasets import struct
+
+    paths = (struct.MNI152_FILE_PATH, struct.GM_MNI152_FILE_PATH, struct.WM_MNI152_FILE_PATH)
+    points = grid_points(TEMPLATE_SHAPE)
+    t1, gm, wm = (_resample_to_box(nib.load(path), points) for path in paths)
+    brain = ndi.binary_fill_holes(ndi.binary_opening((t1 > 0.02) | (gm + wm > 0.5)))
+    labels, _ = ndi.label(brain)
+    brain = labels == 1 + np.argmax(np.bincount(labels.ravel())[1:])
+    total = np.maximum(gm + wm, 1.0)
+    gm, wm = gm / total * brain, wm / total * brain
+    csf = np.clip(brain - gm - wm, 0.0, 1.0)
+    means = [float((t1 * p**2).sum() / (p**2).sum()) for p in (csf, gm, wm)]
+    detail = (t1 - means[0] * csf - means[1] * gm - means[2] * wm) * brain
+    spacing = BOX_MM[::-1] / TEMPLATE_SHAPE
+    depth = ndi.distance_transform_edt(brain, sampling=spacing)
+    cortex, cerebellum = _parcellate(points)
+    midline = np.abs(points[:, 0] + BOX_CENTRE_MNI[0]).reshape(TEMPLATE_SHAPE)
+    maps = np.stack([csf, gm, wm, brain, detail, depth, cortex, cerebellum, midline])
+    ventricles = ndi.binary_opening((csf > 0.5) & (depth > 22.0))
+    return Template(maps=maps.astype(np.float32), inward=_inward(ventricles.astype(np.float32)))
+
+
+def _resample_to_box(image: nib.Nifti1Image, points: np.ndarray) -> np.ndarray:
+    """Bring an MNI map to the box at 1.5 mm, float32 (Z, Y, X) in [0, 1], 0 outside the map."""
+    voxels = np.asanyarray(image.dataobj).astype(np.float32)
+    # A light low-pass stands for the area of the larger voxel.
+    voxels = ndi.gaussian_filter(voxels / voxels.max(), 0.45, mode="constant")
+    index = nib.affines.apply_affine(np.linalg.inv(image.affine), points + BOX_CENTRE_MNI)
+    out = ndi.map_coordinates(voxels, index.T, order=1, mode="constant")
+    return np.asarray(out, np.float32).reshape(TEMPLATE_SHAPE)
+
+
+def _parcellate(points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Weigh cerebral cortex and cerebellum by position; brainstem is neither.
+
+    The tentorium is taken as a roof that falls off to the back and to the sides, read off the
+    template's own slices. Good to a few mm, which is what folding by depth needs.
+    """
+    x, y, z = (points + BOX_CENTRE_MNI).astype(np.float32).T
+    roof = -4.0 - 0.32 * np.abs(x) - 0.28 * np.maximum(-45.0 - y, 0.0)
+    below = sigmoid((roof - z) / 1.5)
+    behind = sigmoid((-38.0 + 0.25 * (z + 20.0) - y) / 2.0)
+    stem = sigmoid((22.0 - np.abs(x)) / 1.5) * sigmoid((-8.0 - z) / 2.0) * sigmoid((-8.0 - y) / 2.0)
+    cerebellum = below * behind
+    cortex = (1.0 - cerebellum) * (1.0 - stem)
+    return cortex.reshape(TEMPLATE_SHAPE), cerebellum.reshape(TEMPLATE_SHAPE)
+
+
+def _inward(ventricles: np.ndarray) -> np.ndarray:
+    """Return the gradient of the blurred ventricles on the field grid, at most 1 long."""
+    spacing = BOX_MM[::-1] / TEMPLATE_SHAPE
+    blurred = ndi.gaussian_filter(ventricles, 6.0 / spacing)
+    gradient = np.stack(np.gradient(blurred, *spacing)[::-1]).astype(np.float32)
+    gradient /= np.sqrt((gradient**2).sum(0)).max()
+    return sample(gradient, field_points()).reshape(3, *FIELD_SHAPE)
+
+
+def sigmoid(x: np.ndarray) -> np.ndarray:
+    """Return 1 / (1 + exp(-x)), safe at any size of x."""
+    return 0.5 * (1.0 + np.tanh(0.5 * x))
+
+
+@lru_cache(maxsize=1)
+def _wavenumber() -> tuple[np.ndarray, np.ndarray]:
+    """Return |k| and |k_z| in cycles per mm on the half spectrum of the field grid."""
+    nz, ny, nx = FIELD_SHAPE
+    kz = scipy.fft.fftfreq(nz, BOX_MM[2] / nz)[:, None, None]
+    ky = scipy.fft.fftfreq(ny, BOX_MM[1] / ny)[None, :, None]
+    kx = scipy.fft.rfftfreq(nx, BOX_MM[0] / nx)[None, None, :]
+    radius = np.sqrt(kz**2 + ky**2 + kx**2).astype(np.float32)
+    return radius, np.broadcast_to(np.abs(kz), radius.shape).astype(np.float32)
+
+
+def gaussian_field(rng: np.random.Generator, spectrum: np.ndarray) -> np.ndarray:
+    """Draw a Gaussian random field with the given amplitude spectrum and unit variance.
+
+    Args:
+        rng: source of the spectrum's phases.
+        spectrum: float32 amplitude on the half spectrum of the field grid.
+
+    Returns:
+        float32 (Z, Y, X) on the field grid, mean 0, variance 1.
+    """
+    shape = (*spectrum.shape, 2)
+    noise = rng.standard_normal(shape, dtype=np.float32).view(np.complex64)[..., 0]
+    noise *= spectrum
+    noise[0, 0, 0] = 0.0
+    field = scipy.fft.irfftn(noise, s=FIELD_SHAPE, workers=1, overwrite_x=True)
+    return np.asarray(field / field.std(), np.float32)
+
+
+def band_spectrum(wavelength_mm: float, width: float = 0.25) -> np.ndarray:
+    """Return the amplitude of fields of about one wavelength: blobs and folds of equal size."""
+    radius, _ = _wavenumber()
+    return np.exp(-0.5 * ((radius * wavelength_mm - 1.0) / width) ** 2)
+
+
+def smooth_spectrum(wavelength_mm: float) -> np.ndarray:
+    """Return the amplitude of fields of this wavelength and longer, Gaussian in wavenumber."""
+    radius, _ = _wavenumber()
+    return np.exp(-0.5 * (radius * wavelength_mm) ** 2)
+
+
+def draw_anatomy(rng: np.random.Generator) -> Anatomy:
+    """Draw one adult. Size is set so that brains measure about 1.2 to 1.7 L, as real ones."""
+    age = float(rng.beta(2.0, 2.0))
+    overall = np.clip(rng.normal(0.91, 0.025), 0.84, 0.97)
+    scale = overall * np.clip(rng.normal(1.0, 0.018, 3), 0.96, 1.04)
+    rotation = rng.normal(0.0, np.deg2rad([4.0, 2.0, 2.0]))
+    sulcus = 0.35 + 0.75 * age + rng.normal(0.0, 0.12)
+    return Anatomy(
+        age=age,
+        rotation=(float(rotation[0]), float(rotation[1]), float(rotation[2])),
+        scale=(float(scale[0]), float(scale[1]), float(scale[2])),
+        warp_mm=(2.6, 1.1, 0.5),
+        ventricles_mm=float(np.clip(rng.normal(-0.6 + 4.0 * age, 1.4), -2.0, 5.5)),
+        gyrus_mm=float(rng.uniform(17.0, 21.0)),
+        sulcus_depth_mm=float(rng.uniform(12.0, 17.0)),
+        sulcus_mm=float(np.clip(sulcus, 0.15, 1.5)),
+        ribbon_mm=float(rng.normal(3.7, 0.15) - 0.5 * age),
+        field_seed=int(rng.integers(1 << 62)),
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fields:
+    """A subject's smooth fields on the field grid."""
+
+    warp: np.ndarray
+    """float32 (3, Z, Y, X): template point minus subject point, mm."""
+    fold: np.ndarray
+    """float32 (3, Z, Y, X): signed distance to the nearest sulcal sheet in mm, how far that
+    sulcus is open (mean 0, variance 1), and the same distance for the cerebellum's folia."""
+
+
+def _rotation(angles: tuple[float, float, float]) -> np.ndarray:
+    (cx, cy, cz), (sx, sy, sz) = np.cos(angles), np.sin(angles)
+    about_x = np.array([[1, 0, 0], [0, cx, -sx], [0, sx, cx]])
+    about_y = np.array([[cy, 0, sy], [0, 1, 0], [-sy, 0, cy]])
+    about_z = np.array([[cz, -sz, 0], [sz, cz, 0], [0, 0, 1]])
+    return about_z @ about_y @ about_x
+
+
+def make_fields(anatomy: Anatomy, template: Template) -> Fields:
+    """Rasterise the deformation and the folding of a subject on the field grid."""
+    rng = np.random.default_rng(anatomy.field_seed)
+    points = field_points()
+    matrix = (np.diag(1.0 / np.array(anatomy.scale)) @ _rotation(anatomy.rotation)).astype("f4")
+    # Spelled out, not `@`: a BLAS may sum in another order on another number of threads.
+    mapped = np.stack([(points * row).sum(axis=1) for row in matrix], axis=1)
+    power = np.zeros_like(_wavenumber()[0])
+    for sigma, wavelength in zip(anatomy.warp_mm, (80.0, 40.0, 20.0), strict=True):
+        band = smooth_spectrum(wavelength) ** 2
+        power += np.float32(sigma**2) * band / band.sum()
+    sigma = float(np.linalg.norm(anatomy.warp_mm))
+    for axis in range(3):
+        mapped[:, axis] += sigma * gaussian_field(rng, np.sqrt(power)).ravel()
+    # Two half steps keep the map one to one: a single long one would overshoot the midline.
+    for _ in range(2):
+        step = sample(template.inward, mapped)
+        mapped += np.float32(0.5 * anatomy.ventricles_mm) * step.T
+    warp = np.ascontiguousarray((mapped - points).T).reshape(3, *FIELD_SHAPE)
+    radius, kz = _wavenumber()
+    sulci = _sheet_distance(gaussian_field(rng, band_spectrum(anatomy.gyrus_mm)))
+    opening = gaussian_field(rng, smooth_spectrum(24.0))
+    # Folia lie flat: keep the wave vectors within about 35 degrees of the vertical.
+    upright = np.exp(-0.5 * (np.arccos(np.clip(kz / np.maximum(radius, 1e-6), 0, 1)) / 0.6) ** 2)
+    folia = _sheet_distance(gaussian_field(rng, band_spectrum(9.0) * upright))
+    return Fields(warp=warp, fold=np.stack([sulci, opening, folia]))
+
+
+def _sheet_distance(field: np.ndarray) -> np.ndarray:
+    """Return about the signed distance in mm to the field's zero sheets, to first order."""
+    slope = np.gradient(field, *(BOX_MM[::-1] / FIELD_SHAPE).astype(np.float32))
+    square = slope[0] ** 2 + slope[1] ** 2 + slope[2] ** 2
+    # The floor keeps flat places, far from any sheet, from running off to infinity.
+    floor = 0.3 * float(np.sqrt(square.mean()))
+    return np.asarray(field / np.sqrt(square + floor**2), np.float32)
+
+
+def make_tissues(anatomy: Anatomy, maps: np.ndarray, fold: np.ndarray) -> Tissues:
+    """Compose tissue fractions: the template in the depth, own folds in the outer brain.
+
+    Args:
+        anatomy: the subject's parameters.
+        maps: float32 (9, N), the template's maps at the points.
+        fold: float32 (3, N), the folding fields at the points.
+
+    Returns:
+        The fractions; they sum to the brain's fraction of the template.
+    """
+    depth, brain = maps[DEPTH], maps[BRAIN]
+    sheet, opening, folia = np.abs(fold[0]), fold[1], np.abs(fold[2])
+    floor = anatomy.sulcus_depth_mm * np.clip(1.0 + 0.25 * opening, 0.4, 1.6)
+    # Distance to the sulcal sheet, rounded off where the sulcus ends in the depth.
+    beyond = np.maximum(depth - floor, 0.0)
+    valley = np.sqrt(sheet**2 + beyond**2)
+    half = anatomy.sulcus_mm * np.clip(0.7 + 0.75 * opening, 0.0, 2.4)
+    half *= np.clip(1.25 - depth / np.maximum(floor, 1.0), 0.15, 1.0)
+    pial = np.minimum(valley - half, depth - 0.6 - 0.9 * anatomy.sulcus_mm)
+    pial = np.minimum(pial, maps[MIDLINE] - 0.6 - 0.4 * anatomy.sulcus_mm)
+    csf = sigmoid(-pial / 0.45)
+    wm = sigmoid((pial - anatomy.ribbon_mm) / 0.5)
+    own = sigmoid((floor + 4.0 - depth) / 1.5) * maps[CORTEX] * _outside_fissures(maps)
+    leaf = maps[CEREBELLUM] * sigmoid((18.0 - depth) / 1.5) * np.clip(maps[GM] * 1.5, 0.0, 1.0)
+    cleft = leaf * sigmoid((0.5 + 0.4 * anatomy.sulcus_mm - folia) / 0.35) * 0.8
+    csf_out = (1.0 - own) * maps[CSF] + own * csf * brain
+    wm_out = (1.0 - own) * maps[WM] + own * wm * brain
+    gm_out = (1.0 - own) * maps[GM] + own * np.maximum(1.0 - csf - wm, 0.0) * brain
+    return Tissues(
+        csf=csf_out + cleft * gm_out,
+        gm=gm_out * (1.0 - cleft),
+        wm=wm_out,
+        detail=maps[DETAIL] * (1.0 - 0.85 * own),
+    )
+
+
+def _outside_fissures(maps: np.ndarray) -> np.ndarray:
+    """Weigh down own folds in the great fissures, whose place is the same in every brain."""
+    return sigmoid((0.5 - maps[CSF]) / 0.08)

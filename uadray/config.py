@@ -149,12 +149,15 @@ class FitConfig:
     """Of Adam."""
     seed: int = 0
     """Decides weights, order, erasing and the latent's noise."""
-    precision: Literal["float32", "bfloat16"] = "float32"
-    """Of the convolutions and matrix products; weights and losses stay float32."""
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Of the convolutions and matrix products; weights and losses stay float32. `auto` takes
+    bfloat16 where the hardware multiplies it natively."""
     residency: Literal["auto", "stream", "device"] = "auto"
     """`stream`: every epoch from the store; `device`: streamed once, then held in the device's
     memory; `auto`: `device` where it takes at most a quarter of that memory. The batches are the
     same."""
+    checkpoint_every: int = 1
+    """Epochs between checkpoints; the best epoch is chosen among those that have one."""
     patience: int = 0
     """Stop after so many epochs without a better validation reconstruction; 0 never stops."""
 
@@ -163,6 +166,7 @@ class FitConfig:
         _check(self.batch_size >= 1, "fit.batch_size", ">= 1", self.batch_size)
         _check(self.learning_rate > 0, "fit.learning_rate", "> 0", self.learning_rate)
         _check(self.seed >= 0, "fit.seed", ">= 0", self.seed)
+        _check(self.checkpoint_every >= 1, "fit.checkpoint_every", ">= 1", self.checkpoint_every)
         _check(self.patience >= 0, "fit.patience", ">= 0", self.patience)
 
 

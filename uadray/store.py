@@ -96,7 +96,8 @@ def shard_volumes(num_rows: int) -> int:
     return min(MAX_SHARD_VOLUMES, max(1, chunks) * CHUNK_VOLUMES)
 
 
-def _zarr_store(url: str, *, read_only: bool) -> LocalStore | FsspecStore:
+def zarr_store(url: str, *, read_only: bool) -> LocalStore | FsspecStore:
+    """The Zarr store at a local path or URL."""
     if files.is_remote(url):
         return FsspecStore.from_url(url, read_only=read_only)
     return LocalStore(url, read_only=read_only)
@@ -187,7 +188,7 @@ class CohortWriter:
             return writer
         if files.list_names(url):
             raise StoreError(f"{url} is not empty and holds no cohort: choose another folder")
-        store = _zarr_store(url, read_only=False)
+        store = zarr_store(url, read_only=False)
         group = zarr.create_group(store, zarr_format=3)
         names = [("image", "float16"), ("brain", "bool")]
         for name, dtype in names + ([("lesion", "bool")] if has_lesion else []):
@@ -255,7 +256,7 @@ class CohortWriter:
         image = image.astype(np.float16)
         if not (image.min() >= 0 and image.max() <= 1):
             raise StoreError(f"shard {shard}: intensities outside [0, 1]")
-        group = zarr.open_group(_zarr_store(self.url, read_only=False), mode="r+")
+        group = zarr.open_group(zarr_store(self.url, read_only=False), mode="r+")
         where = slice(rows.start, rows.stop)
         _array(group, "image")[where] = image
         _array(group, "brain")[where] = brain
@@ -305,7 +306,7 @@ class CohortWriter:
             "num_subjects": len(subjects),
             "num_quarantined": len(failures),
         }
-        group = zarr.open_group(_zarr_store(self.url, read_only=False), mode="r+")
+        group = zarr.open_group(zarr_store(self.url, read_only=False), mode="r+")
         group.update_attributes({"uadray": attributes | {"seal": seal}})
         return open_cohort(self.url)
 
@@ -384,7 +385,7 @@ class Cohort:
 
     @cached_property
     def _group(self) -> zarr.Group:
-        return zarr.open_group(_zarr_store(self.url, read_only=True), mode="r")
+        return zarr.open_group(zarr_store(self.url, read_only=True), mode="r")
 
     def read(self, array: Literal["image", "brain", "lesion"], start: int, stop: int) -> np.ndarray:
         """Rows [start, stop) of one array, (stop - start, Z, Y, X)."""

@@ -8,7 +8,6 @@ twos, and permutes what is in hand.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import psutil
@@ -17,23 +16,14 @@ import torch
 from ray.data import Datasource, ReadTask
 from ray.data.block import BlockAccessor, BlockMetadata
 
-from uadray.store import Cohort, Split
+from uadray.batch import Batch
+from uadray.store import CHUNK_VOLUMES, Cohort, Split
 
 READ_CPUS = 0.25
-"""Logical CPUs of a read task. A whole one would wait for ever beside workers that hold the rest."""
+"""Logical CPUs of a read task; a whole one would wait for ever beside workers that hold them."""
 
 MIX_SHARDS = 2
 """Shards whose volumes are mixed before they are cut into batches."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Batch:
-    """Clean samples and what they are."""
-
-    ids: torch.Tensor
-    """(B,) int64: the row for volumes, row * Z + z for axial slices."""
-    images: torch.Tensor
-    """(B, Z, Y, X) or (B, Y, X) float16 in [0, 1]."""
 
 
 def rank_rows(rows: np.ndarray, rank: int, world: int) -> np.ndarray:
@@ -154,14 +144,14 @@ class VolumeSource(Datasource):
 def _as_slices(
     images: np.ndarray, rows: np.ndarray, seed: int, epoch: int, group: int
 ) -> dict[str, np.ndarray]:
-    order = slice_order(images.any((2, 3)), seed=seed, epoch=epoch, group=group)
+    order = slice_order(np.asarray(images.any((2, 3))), seed=seed, epoch=epoch, group=group)
     volume, z = order[:, 0], order[:, 1]
     return {"id": rows[volume] * images.shape[1] + z, "image": images[volume, z]}
 
 
 def _dataset(source: VolumeSource, num_tasks: int) -> ray.data.Dataset:
     dataset = ray.data.read_datasource(
-        source, override_num_blocks=num_tasks, ray_remote_args={"num_cpus": READ_CPUS}
+        source, override_num_blocks=num_tasks, num_cpus=READ_CPUS
     )
     dataset.context.execution_options.preserve_order = True
     return dataset
@@ -174,7 +164,7 @@ def volumes(
 
     Blocks are inner chunks of the store, so that the memory of a consumer stays flat.
     """
-    groups = [rows[rows // 8 == chunk] for chunk in np.unique(rows // 8)]
+    groups = [rows[rows // CHUNK_VOLUMES == chunk] for chunk in np.unique(rows // CHUNK_VOLUMES)]
     return _dataset(VolumeSource(cohort, groups, arrays), len(groups))
 
 
@@ -233,9 +223,7 @@ class TrainingStream:
                 ids.append(group)
                 volume.append(place)
                 continue
-            order = slice_order(
-                self._has_brain[place], seed=self._seed, epoch=epoch, group=number
-            )
+            order = slice_order(self._has_brain[place], seed=self._seed, epoch=epoch, group=number)
             ids.append(group[order[:, 0]] * images.shape[1] + order[:, 1])
             volume.append(place[order[:, 0]])
             z.append(order[:, 1])

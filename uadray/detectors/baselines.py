@@ -27,7 +27,7 @@ class HistEqDetector(Detector):
     """Histogram-equalised intensity (Meissen 2021, section 3.3).
 
     The paper names 256 bins; its code equalises integer intensities with one bin a value, which is
-    the empirical distribution function inside the brain, and that is computed here: the share of the
+    the empirical distribution function inside the brain. That is computed here: the share of the
     brain's voxels that are not brighter.
     """
 

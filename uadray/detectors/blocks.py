@@ -14,29 +14,34 @@ from torch.nn import functional
 KERNEL = 5
 """Kernel of all strided convolutions (Bengs 2021, figure 2)."""
 
-_CONV: dict[int, type[nn.Module]] = {2: nn.Conv2d, 3: nn.Conv3d}
-_DECONV: dict[int, type[nn.Module]] = {2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
-_NORM: dict[int, type[nn.Module]] = {2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
+_CONV: dict[int, Any] = {2: nn.Conv2d, 3: nn.Conv3d}
+_DECONV: dict[int, Any] = {2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
+_NORM: dict[int, Any] = {2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
 _CONV_FUNCTION: dict[int, Any] = {2: functional.conv2d, 3: functional.conv3d}
 
 
 def pointwise(ndim: int, width_in: int, width_out: int) -> nn.Module:
     """A 1x1 convolution."""
-    return _CONV[ndim](width_in, width_out, 1)
+    layer: nn.Module = _CONV[ndim](width_in, width_out, 1)
+    return layer
 
 
 def down(ndim: int, width_in: int, width_out: int) -> nn.Module:
     """A convolution with kernel 5 that halves each side."""
     if width_in == 1:
         return EntryConv(ndim, width_out)
-    return _CONV[ndim](width_in, width_out, KERNEL, stride=2, padding=2)
+    layer: nn.Module = _CONV[ndim](width_in, width_out, KERNEL, stride=2, padding=2)
+    return layer
 
 
 def up(ndim: int, width_in: int, width_out: int) -> nn.Module:
     """A transposed convolution with kernel 5 that doubles each side."""
     if width_out == 1:
         return ExitConv(ndim, width_in)
-    return _DECONV[ndim](width_in, width_out, KERNEL, stride=2, padding=2, output_padding=1)
+    layer: nn.Module = _DECONV[ndim](
+        width_in, width_out, KERNEL, stride=2, padding=2, output_padding=1
+    )
+    return layer
 
 
 def norm(kind: str, ndim: int, width: int) -> list[nn.Module]:
@@ -83,7 +88,7 @@ class EntryConv(nn.Module):
     def __init__(self, ndim: int, width: int) -> None:
         super().__init__()
         self.ndim = ndim
-        self.conv = _CONV[ndim](1, width, KERNEL, stride=2, padding=2)
+        self.conv: Any = _CONV[ndim](1, width, KERNEL, stride=2, padding=2)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, 1, *spatial) to (B, width, *spatial / 2)."""
@@ -99,7 +104,7 @@ class ExitConv(nn.Module):
     def __init__(self, ndim: int, width: int) -> None:
         super().__init__()
         self.ndim = ndim
-        self.conv = _DECONV[ndim](width, 1, KERNEL, stride=2, padding=2, output_padding=1)
+        self.conv: Any = _DECONV[ndim](width, 1, KERNEL, stride=2, padding=2, output_padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, width, *spatial) to (B, 1, 2 * spatial)."""

@@ -2,7 +2,6 @@
 
 import math
 
-import torch
 from torch import Tensor, nn
 
 from uadray.config import VAE
@@ -17,8 +16,8 @@ class VAEDetector(GradientDetector):
     The paper leaves open: the normalisation (none here), the activation (leaky ReLU), the decoder's
     output (linear, clamped to [0, 1] when scoring), the weight of the KL term (1, with both terms
     summed over their elements, as the study that the paper follows does), and the latent when
-    scoring (mu). As there, the head predicts log sigma. The loss is divided by the number of voxels,
-    which moves no optimum and keeps Adam's epsilon small beside the gradients.
+    scoring (mu). As there, the head predicts log sigma. The loss is divided by the number of
+    voxels, which moves no optimum and keeps Adam's epsilon small beside the gradients.
 
     Args:
         config: Its settings.
@@ -56,10 +55,12 @@ class VAEDetector(GradientDetector):
             if width_out != 1:
                 decoder += [*norm(config.norm, n, width_out), nn.LeakyReLU(config.slope)]
         self.decoder = nn.Sequential(*decoder)
-        self.to(memory_format=channels_last(n))  # type: ignore[call-overload]
+        for layer in self.modules():
+            if isinstance(layer, (nn.modules.conv._ConvNd)) and 1 not in layer.weight.shape[:2]:
+                layer.to(memory_format=channels_last(n))  # type: ignore[call-overload]
 
     def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """mu and log sigma, each (B, latent_size), of (B, 1, *spatial)."""
+        """Mu and log sigma, each (B, latent_size), of (B, 1, *spatial)."""
         features = self.encoder(x).flatten(1)
         return self.to_mu(features), self.to_log_sigma(features)
 
@@ -86,15 +87,3 @@ class VAEDetector(GradientDetector):
         x = slices_as_batch(x_BCZYX) if self.ndim == 2 else x_BCZYX
         output = self.decode(self.encode(x)[0].float()).float().clamp(0, 1)
         return batch_as_slices(output, len(x_BCZYX)) if self.ndim == 2 else output
-
-
-def is_collapsed(mu: Tensor, threshold: float = 1e-2) -> bool:
-    """Whether the latent says nothing: every unit's mu varies less than `threshold` over samples."""
-    return bool((mu.var(0, correction=0) < threshold).all()) if len(mu) > 1 else False
-
-
-def latent_means(detector: VAEDetector, x_BCZYX: Tensor) -> Tensor:
-    """mu of each sample, (samples, latent_size)."""
-    x = slices_as_batch(x_BCZYX) if detector.ndim == 2 else x_BCZYX
-    with torch.no_grad():
-        return detector.encode(x)[0].float()

@@ -1,0 +1,15 @@
+"""What a stream hands to a fit: samples and what they are."""
+
+from dataclasses import dataclass
+
+import torch
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batch:
+    """Clean samples and what they are."""
+
+    ids: torch.Tensor
+    """(B,) int64: the row for volumes, row * Z + z for axial slices."""
+    images: torch.Tensor
+    """(B, Z, Y, X) or (B, Y, X) float16 in [0, 1]."""

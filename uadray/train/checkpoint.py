@@ -1,0 +1,140 @@
+"""Checkpoints without pickle: safetensors for tensors, JSON for the rest.
+
+`checkpoint/epoch-00041/` holds `model.safetensors` and, for the newest, `optimizer.safetensors`.
+`checkpoint/state.json` is written last and says which folders count: `last` to resume from, `best`
+to detect with. A folder that it does not name was cut short and is removed.
+"""
+
+import hashlib
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from safetensors.torch import load, save
+from torch import Tensor, nn
+
+from uadray import files
+from uadray.errors import CheckpointError
+
+
+@dataclass(frozen=True, kw_only=True)
+class State:
+    """What counts in a checkpoint folder."""
+
+    last: int
+    """Finished epochs of the newest checkpoint."""
+    best: int
+    """The same of the one with the best validation reconstruction."""
+    best_value: float
+    """Its validation reconstruction."""
+    digests: dict[str, str]
+    """SHA-256 of each file, by its path in the folder."""
+    identity: str
+    """Fingerprints of experiment and cohort."""
+
+
+class CheckpointStore:
+    """The checkpoints of one run.
+
+    Args:
+        run_url: The run folder.
+        identity: Fingerprints of experiment and cohort; a checkpoint of others is refused.
+    """
+
+    def __init__(self, run_url: str, identity: str) -> None:
+        self._url, self._identity = files.join(run_url, "checkpoint"), identity
+
+    def state(self) -> State | None:
+        """The current state, or None before the first checkpoint.
+
+        Raises:
+            CheckpointError: the checkpoint is of another experiment or cohort.
+        """
+        url = files.join(self._url, "state.json")
+        if not files.exists(url):
+            return None
+        state = State(**files.read_json(url))
+        if state.identity != self._identity:
+            raise CheckpointError(
+                f"{self._url} is of experiment and cohort {state.identity}, expected "
+                f"{self._identity}: it belongs to another run; choose another --out"
+            )
+        return state
+
+    def save(
+        self,
+        epoch: int,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer | None,
+        value: float,
+    ) -> State:
+        """Write a checkpoint; it becomes the best one if `value` is lower than before."""
+        old = self.state()
+        folder = _folder(epoch)
+        contents = {f"{folder}/model.safetensors": save(_tensors(model.state_dict()))}
+        if optimizer is not None:
+            contents[f"{folder}/optimizer.safetensors"] = save(_optimizer_tensors(optimizer))
+        for path, content in contents.items():
+            files.write_bytes(files.join(self._url, path), content)
+        is_best = old is None or value < old.best_value
+        kept = {_folder(old.best) + "/model.safetensors"} if old and not is_best else set()
+        digests = {p: hashlib.sha256(c).hexdigest() for p, c in contents.items()}
+        digests |= {p: old.digests[p] for p in kept} if old else {}
+        state = State(
+            last=epoch,
+            best=epoch if is_best or old is None else old.best,
+            best_value=value if is_best or old is None else old.best_value,
+            digests=digests,
+            identity=self._identity,
+        )
+        files.write_json(files.join(self._url, "state.json"), vars(state))
+        for name in files.list_names(self._url):
+            if name.startswith("epoch-") and name not in (_folder(state.last), _folder(state.best)):
+                files.remove(files.join(self._url, name))
+        return state
+
+    def load_model(self, model: nn.Module, epoch: int) -> None:
+        """Load the parameters and buffers of one epoch.
+
+        Raises:
+            CheckpointError: the file is absent, damaged, or of another architecture.
+        """
+        tensors = self._read(f"{_folder(epoch)}/model.safetensors")
+        try:
+            model.load_state_dict(tensors)
+        except RuntimeError as error:
+            raise CheckpointError(f"{self._url}: another architecture: {error}") from None
+
+    def load_optimizer(self, optimizer: torch.optim.Optimizer, epoch: int) -> None:
+        """Load the optimiser's state of the newest epoch."""
+        tensors = self._read(f"{_folder(epoch)}/optimizer.safetensors")
+        state: dict[int, dict[str, Tensor]] = {}
+        for name, tensor in tensors.items():
+            index, key = name.split(".")
+            state.setdefault(int(index), {})[key] = tensor
+        groups = optimizer.state_dict()["param_groups"]
+        optimizer.load_state_dict({"state": state, "param_groups": groups})
+
+    def _read(self, path: str) -> dict[str, Tensor]:
+        url = files.join(self._url, path)
+        state = self.state()
+        try:
+            content = files.read_bytes(url)
+        except FileNotFoundError:
+            raise CheckpointError(f"{url} is missing: remove the run and fit again") from None
+        if state is None or hashlib.sha256(content).hexdigest() != state.digests.get(path):
+            raise CheckpointError(f"{url} is damaged: remove the run and fit again")
+        return dict(load(content))
+
+
+def _folder(epoch: int) -> str:
+    return f"epoch-{epoch:05d}"
+
+
+def _tensors(state: dict[str, Any]) -> dict[str, Tensor]:
+    return {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
+
+
+def _optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    state = optimizer.state_dict()["state"]
+    return _tensors({f"{i}.{k}": t for i, entry in state.items() for k, t in entry.items()})

@@ -1,0 +1,287 @@
+"""Fitting on Ray: in this process for one worker, under Ray Train with DDP for several."""
+
+import os
+import sys
+import time
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+import torch
+import torch.distributed
+from ray.train import FailureConfig, RunConfig, ScalingConfig
+from ray.train.torch import TorchTrainer, prepare_model
+
+from uadray import cluster, files
+from uadray.config import Experiment
+from uadray.detectors import Detector, GradientDetector, StreamDetector, build, num_parameters
+from uadray.errors import ConfigError
+from uadray.store import Cohort
+from uadray.stream import READ_CPUS, TrainingStream, ValidationStream, fits_in_memory
+from uadray.train.checkpoint import CheckpointStore
+from uadray.train.loop import (
+    Metrics,
+    World,
+    fit_gradient,
+    fit_stream,
+    healthy_reconstruction,
+)
+from uadray.train.run import Run
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScaleConfig:
+    """How much of a cluster a fit takes. It decides no figure but by the order of sums."""
+
+    num_workers: int = 1
+    """1 fits in this process; more start a DDP group under Ray Train."""
+    use_gpu: bool = False
+    """Whether each worker of a group takes a GPU; a single worker takes one where there is one."""
+    cpus_per_worker: float = 0.75
+    """Logical CPUs of each worker of a group; the rest of a node reads."""
+    max_failures: int = 3
+    """How often a group is started again from its newest checkpoint."""
+
+    def __post_init__(self) -> None:
+        if self.num_workers < 1 or self.cpus_per_worker <= 0:
+            raise ConfigError("scale.num_workers must be >= 1 and scale.cpus_per_worker > 0")
+
+
+def fit(
+    experiment: Experiment,
+    cohort: Cohort,
+    url: str,
+    *,
+    scale: ScaleConfig | None = None,
+    report: Callable[[Metrics], None] = lambda record: None,
+) -> Run:
+    """Fit an experiment on the train split of a healthy cohort and leave a run folder.
+
+    A finished run is opened as it is; an unfinished one goes on from its newest checkpoint.
+
+    Args:
+        experiment: What to fit.
+        cohort: Its train split is learned from, its validation split chooses the epoch.
+        url: The run folder, local or any fsspec URL; shared by all nodes when there are several.
+        scale: Workers.
+        report: Called with the record of each epoch (one worker only; a group prints its own).
+
+    Raises:
+        ConfigError: settings do not suit the cohort or the cluster.
+        CheckpointError: the folder holds a run of something else.
+        NotFiniteError: the loss is not finite.
+    """
+    scale = scale or ScaleConfig()
+    run = Run.create(url, experiment, cohort)
+    if run.summary is not None:
+        return run
+    cluster.connect(dashboard=scale.num_workers > 1)
+    start = time.perf_counter()
+    detector = _fresh(experiment, cohort.shape)
+    if isinstance(detector, GradientDetector):
+        if scale.num_workers == 1:
+            device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+            _fit_worker(run, cohort, World(), device, report)
+        else:
+            _fit_group(run, cohort, scale)
+    else:
+        _fit_plain(detector, run, cohort)
+    _finish(run, detector, scale, time.perf_counter() - start)
+    return run
+
+
+def load_detector(run: Run) -> Detector:
+    """The fitted detector of a run, at its best epoch, in evaluation mode.
+
+    Raises:
+        CheckpointError: there is no checkpoint, or it is damaged or of another run.
+    """
+    detector = _fresh(run.experiment, run.shape)
+    checkpoints = CheckpointStore(run.url, _identity(run))
+    state = checkpoints.state()
+    if state is not None:
+        checkpoints.load_model(detector, state.best)
+    elif isinstance(detector, (GradientDetector, StreamDetector)):
+        raise ConfigError(f"{run.url} has no checkpoint yet: run the same jobs/train.py again")
+    return detector.eval()
+
+
+def _identity(run: Run) -> str:
+    return f"{run.experiment.fingerprint}-{run.cohort_fingerprint}"
+
+
+def _fresh(experiment: Experiment, shape: tuple[int, int, int]) -> Detector:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(experiment.fit.seed)
+        return build(experiment.method, shape)
+
+
+def _fit_worker(
+    run: Run,
+    cohort: Cohort,
+    world: World,
+    device: torch.device,
+    report: Callable[[Metrics], None],
+) -> None:
+    """What one worker does, alone or in a group."""
+    experiment = run.experiment
+    config = experiment.fit
+    detector = _fresh(experiment, run.shape)
+    assert isinstance(detector, GradientDetector)
+    if config.batch_size % world.size:
+        raise ConfigError(
+            f"fit.batch_size {config.batch_size} must be divisible by the {world.size} workers"
+        )
+    resident = config.residency == "device" or (
+        config.residency == "auto"
+        and fits_in_memory(cohort, ("train", "validation"), world.size, str(device))
+    )
+    train = TrainingStream(
+        cohort,
+        "train",
+        ndim=detector.ndim,
+        batch_size=config.batch_size // world.size,
+        seed=config.seed,
+        rank=world.rank,
+        world=world.size,
+        resident=resident,
+        device=str(device),
+    )
+    validation = ValidationStream(cohort, rank=world.rank, world=world.size, resident=resident)
+    records = run.metrics()
+
+    def record(metrics: Metrics) -> None:
+        if world.rank == 0:
+            done.append(metrics)
+            run.write_metrics(done)
+        report(metrics)
+
+    checkpoints = CheckpointStore(run.url, _identity(run))
+    state = checkpoints.state()
+    done = [r for r in records if state and r["epoch"] <= state.last]
+    fit_gradient(
+        detector,
+        experiment,
+        train=train.epoch,
+        validation=validation,
+        checkpoints=checkpoints,
+        report=record,
+        past=list(done),
+        device=device,
+        world=world,
+    )
+
+
+def _fit_group(run: Run, cohort: Cohort, scale: ScaleConfig) -> None:
+    """A DDP group under Ray Train; it restarts from the newest checkpoint by itself."""
+    cpus = ray.cluster_resources().get("CPU", 0)
+    needed = scale.num_workers * scale.cpus_per_worker + READ_CPUS
+    if needed > cpus:
+        raise ConfigError(
+            f"{scale.num_workers} workers of {scale.cpus_per_worker} CPUs and a read task of "
+            f"{READ_CPUS} need {needed} CPUs; the cluster has {cpus}: lower --scale.num-workers or "
+            "--scale.cpus-per-worker"
+        )
+    if len([n for n in ray.nodes() if n["Alive"]]) > 1 and not files.is_remote(run.url):
+        print(
+            f"warning: {run.url} must be on storage that all nodes share, such as NFS or s3://",
+            flush=True,
+        )
+    name = f"uadray-{run.experiment.name}-{uuid.uuid4().hex[:8]}"
+    trainer = TorchTrainer(
+        _group_worker,
+        train_loop_config={"run": run, "cohort": cohort, "cpus": scale.cpus_per_worker},
+        scaling_config=ScalingConfig(
+            num_workers=scale.num_workers,
+            use_gpu=scale.use_gpu,
+            resources_per_worker={"CPU": scale.cpus_per_worker},
+        ),
+        run_config=RunConfig(
+            name=name,
+            storage_path=files.join(run.url, "ray"),
+            failure_config=FailureConfig(
+                max_failures=scale.max_failures,
+                controller_failure_limit=scale.max_failures,  # type: ignore[call-arg]
+            ),
+        ),
+    )
+    try:
+        trainer.fit()
+    finally:
+        # Ray's own bookkeeping of this group; the run folder holds all that counts.
+        files.remove(files.join(run.url, "ray"))
+
+
+def _group_worker(config: dict[str, Any]) -> None:
+    context = ray.train.get_context()
+    rank, size = context.get_world_rank(), context.get_world_size()
+    run: Run = config["run"]
+    torch.set_num_threads(max(1, int(config["cpus"])))
+    device = ray.train.torch.get_device()
+
+    def total(tensor: torch.Tensor) -> torch.Tensor:
+        tensor = tensor.to(device)
+        torch.distributed.all_reduce(tensor)
+        return tensor.cpu()
+
+    def report(metrics: Metrics) -> None:
+        ray.train.report(metrics)
+        if rank == 0:
+            # Ray Train also logs what is printed, which would show each line twice.
+            sys.stdout.write(format_epoch(run.experiment, metrics) + "\n")
+
+    world = World(
+        rank=rank,
+        size=size,
+        wrap=prepare_model,
+        # Slices that hold brain differ in number from worker to worker.
+        uneven=lambda module: module.join(),  # type: ignore[operator]
+        sum=total,
+    )
+    _fit_worker(run, config["cohort"], world, device, report)
+
+
+def format_epoch(experiment: Experiment, metrics: Metrics) -> str:
+    """One line of progress."""
+    return (
+        f"{experiment.name}: epoch {metrics['epoch']}/{experiment.fit.epochs}, "
+        f"train L1 {metrics['train/reconstruction']:.4f}, "
+        f"validation L1 {metrics['validation/reconstruction']:.4f}, "
+        f"{metrics['samples_per_second']:.0f} samples/s"
+    )
+
+
+def _fit_plain(detector: Detector, run: Run, cohort: Cohort) -> None:
+    """Fit what learns in one pass, or nothing, and keep it as a checkpoint of one epoch."""
+    device = torch.device("cpu")
+    if isinstance(detector, StreamDetector):
+        # The same batches on every machine: PCA's increments depend on them.
+        train = ValidationStream(cohort, "train", batch_size=32, resident=False)
+        fit_stream(detector, train, device)
+        value = 0.0
+        if detector.has_reconstruction:
+            error = healthy_reconstruction(detector, ValidationStream(cohort), device)
+            value = float(error[0] / error[1])
+        CheckpointStore(run.url, _identity(run)).save(1, detector, None, value)
+
+
+def _finish(run: Run, detector: Detector, scale: ScaleConfig, seconds: float) -> None:
+    state = CheckpointStore(run.url, _identity(run)).state()
+    records = run.metrics()
+    run.finish(
+        {
+            "status": "finished",
+            "epochs": len(records),
+            "best_epoch": state.best if state and records else None,
+            "validation/reconstruction": (
+                state.best_value if state and detector.has_reconstruction else None
+            ),
+            "fit_seconds": sum(r["seconds"] for r in records) if records else seconds,
+            "num_parameters": num_parameters(detector),
+            "num_workers": scale.num_workers,
+            "threads": torch.get_num_threads(),
+            "omp_num_threads": os.environ.get("OMP_NUM_THREADS"),
+        }
+    )

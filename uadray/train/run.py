@@ -1,0 +1,135 @@
+"""The run folder: what a fit writes, what evaluation adds, and all that a report reads.
+
+`config.json`, `metrics.jsonl` (one line an epoch), `summary.json`, `checkpoint/`, then `scores/`
+and `evaluation/`. A folder is taken up again only by the same experiment on the same cohort.
+"""
+
+import json
+import os
+import platform
+from dataclasses import dataclass
+from typing import Any, Self
+
+import torch
+
+from uadray import files
+from uadray.config import Experiment, from_json, to_json
+from uadray.errors import CheckpointError, RunError
+from uadray.store import Cohort, software_versions
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """A run folder on a local path or any fsspec URL."""
+
+    url: str
+    experiment: Experiment
+    cohort_url: str
+    cohort_fingerprint: str
+    shape: tuple[int, int, int]
+
+    @classmethod
+    def create(cls, url: str, experiment: Experiment, cohort: Cohort) -> Self:
+        """Begin a run, or take up one of the same experiment on the same cohort.
+
+        Raises:
+            CheckpointError: the folder holds a run of another experiment or cohort.
+            RunError: the folder holds something else.
+        """
+        url = files.normalise(url)
+        if files.exists(files.join(url, "config.json")):
+            run = cls.open(url)
+            if run.experiment != experiment:
+                raise CheckpointError(
+                    f"{url} holds a run of {run.experiment.name} with other settings "
+                    f"({_differences(run.experiment, experiment)}): choose another --out"
+                )
+            if run.cohort_fingerprint != cohort.fingerprint:
+                raise CheckpointError(
+                    f"{url} was fitted on cohort {run.cohort_fingerprint} ({run.cohort_url}), not "
+                    f"on {cohort.fingerprint} ({cohort.url}): choose another --out"
+                )
+            return run
+        if files.list_names(url):
+            raise RunError(f"{url} is not empty and holds no run: choose another --out")
+        config = {
+            "name": experiment.name,
+            "experiment": to_json(experiment),
+            "fingerprint": experiment.fingerprint,
+            "cohort": {
+                "name": cohort.name,
+                "url": cohort.url,
+                "fingerprint": cohort.fingerprint,
+                "shape": list(cohort.shape),
+            },
+            "versions": software_versions(),
+            "hardware": hardware(),
+        }
+        files.write_json(files.join(url, "config.json"), config)
+        return cls.open(url)
+
+    @classmethod
+    def open(cls, url: str) -> Self:
+        """Open a run folder.
+
+        Raises:
+            RunError: there is none at `url`.
+        """
+        url = files.normalise(url)
+        try:
+            config = files.read_json(files.join(url, "config.json"))
+        except FileNotFoundError:
+            raise RunError(f"{url}: no run there; fit one with jobs/train.py") from None
+        cohort = config["cohort"]
+        z, y, x = cohort["shape"]
+        return cls(
+            url=url,
+            experiment=from_json(Experiment, config["experiment"]),
+            cohort_url=cohort["url"],
+            cohort_fingerprint=cohort["fingerprint"],
+            shape=(z, y, x),
+        )
+
+    @property
+    def summary(self) -> dict[str, Any] | None:
+        """What the finished fit left, or None while it is not finished."""
+        url = files.join(self.url, "summary.json")
+        return files.read_json(url) if files.exists(url) else None
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """One record an epoch."""
+        url = files.join(self.url, "metrics.jsonl")
+        if not files.exists(url):
+            return []
+        return [json.loads(line) for line in files.read_bytes(url).decode().splitlines()]
+
+    def write_metrics(self, records: list[dict[str, Any]]) -> None:
+        """Replace the record of epochs, whole."""
+        text = "".join(json.dumps(r) + "\n" for r in records)
+        files.write_bytes(files.join(self.url, "metrics.jsonl"), text.encode())
+
+    def finish(self, summary: dict[str, Any]) -> None:
+        """Mark the fit as finished."""
+        files.write_json(files.join(self.url, "summary.json"), summary)
+
+
+def hardware() -> dict[str, Any]:
+    """What the figures of a run were measured on, without naming the machine."""
+    return {
+        "cpus": os.cpu_count(),
+        "machine": platform.machine(),
+        "device": torch.cuda.get_device_name(0) if torch.cuda.is_available() else "cpu",
+    }
+
+
+def _differences(old: Experiment, new: Experiment) -> str:
+    def flat(value: Any, prefix: str = "") -> dict[str, Any]:
+        if not isinstance(value, dict):
+            return {prefix: value}
+        return {k: v for n, inner in value.items() for k, v in flat(inner, f"{prefix}.{n}").items()}
+
+    a, b = flat(to_json(old)), flat(to_json(new))
+    changed = [
+        f"{k[1:]}: {a.get(k)} there, {b.get(k)} here" for k in sorted(a | b) if a.get(k) != b.get(k)
+    ]
+    return "; ".join(changed)

@@ -1,0 +1,7 @@
+"""Run folders to one self-contained HTML page, a CSV, a Markdown file and a terminal table."""
+
+from uadray.report.load import Cases, Evaluation, RunRecord, load_runs
+from uadray.report.page import write_report
+from uadray.report.rows import terminal_table
+
+__all__ = ["Cases", "Evaluation", "RunRecord", "load_runs", "terminal_table", "write_report"]

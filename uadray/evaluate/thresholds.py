@@ -56,7 +56,8 @@ def bengs_bisection(part: ThresholdPart, iterations: int = 10) -> Threshold:
     not say what a tie keeps: we keep the lower half, since two equal values are most often two
     zeros above all scores.
 
-    On curves with several peaks it can miss the optimum by several points: see `best_dice`.
+    The steps are wide and greedy: a peak between the first thresholds can be missed altogether,
+    even where the curve has no other. `best_dice` costs no more and is exact.
 
     Args:
         part: Subjects to fit on.

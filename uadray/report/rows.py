@@ -4,8 +4,9 @@ import csv
 import io
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
+from rich import box
 from rich.table import Table
 from rich.text import Text
 
@@ -38,12 +39,18 @@ class Column:
     """The figure, unrounded."""
     text: Callable[[Row], str]
     """The figure as shown."""
+    detail: Callable[[Row], str] = lambda row: ""
+    """What stands behind or below it, such as its interval; empty for nothing."""
     note: str = ""
     """A second line of the head: a unit, or what a reader must know."""
     bounds: str = ""
     """Name of the metric whose interval the CSV adds as two columns; empty for none."""
     first: str = "descending"
     """Order of the first click: the best, or the first, on top."""
+
+    def line(self, row: Row) -> str:
+        """Text and detail in one line."""
+        return f"{self.text(row)} {self.detail(row)}".rstrip()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,15 +83,17 @@ def short(value: float | None) -> str:
 
 def with_interval(evaluation: Evaluation, metric: str) -> str:
     """`0.476 [0.410, 0.540]`, the 95 % bootstrap interval over subjects in brackets."""
-    value, bounds = evaluation.metric(metric), evaluation.interval(metric)
-    if value is None or bounds is None:
-        return number(value)
-    return f"{value:.3f} [{bounds[0]:.3f}, {bounds[1]:.3f}]"
+    return f"{number(evaluation.metric(metric))} {_brackets(evaluation, metric)}".rstrip()
 
 
-def _with_deviation(row: Row) -> str:
-    mean, deviation = (row.evaluation.metric(m) for m in ("dice_s_mean", "dice_s_std"))
-    return number(mean) if deviation is None else f"{number(mean)} ± {deviation:.3f}"
+def _brackets(evaluation: Evaluation, metric: str) -> str:
+    bounds = evaluation.interval(metric)
+    return "" if bounds is None else f"[{bounds[0]:.3f}, {bounds[1]:.3f}]"
+
+
+def _deviation(row: Row) -> str:
+    deviation = row.evaluation.metric("dice_s_std")
+    return "" if deviation is None else f"± {deviation:.3f}"
 
 
 def _epochs(row: Row) -> str:
@@ -110,9 +119,8 @@ def _metric(key: str, head: str, *, note: str = "", interval: bool = False) -> C
         head=head,
         note="[95 %]" if interval else note,
         value=lambda row: row.evaluation.metric(key),
-        text=lambda row: (
-            with_interval(row.evaluation, key) if interval else number(row.evaluation.metric(key))
-        ),
+        text=lambda row: number(row.evaluation.metric(key)),
+        detail=lambda row: _brackets(row.evaluation, key) if interval else "",
         bounds=key,
     )
 
@@ -131,7 +139,8 @@ COLUMNS: tuple[Column, ...] = (
         head="Dice_S",
         note="mean ± std over subjects",
         value=lambda row: row.evaluation.metric("dice_s_mean"),
-        text=_with_deviation,
+        text=lambda row: number(row.evaluation.metric("dice_s_mean")),
+        detail=_deviation,
         bounds="dice_s_mean",
     ),
     _metric("auprc", "AUPRC", interval=True),
@@ -147,10 +156,8 @@ COLUMNS: tuple[Column, ...] = (
         head="Threshold",
         note="value, rule",
         value=lambda row: row.evaluation.values["threshold"]["value"],
-        text=lambda row: (
-            f"{short(row.evaluation.values['threshold']['value'])}, "
-            f"{row.evaluation.values['threshold']['rule']}"
-        ),
+        text=lambda row: short(row.evaluation.values["threshold"]["value"]),
+        detail=lambda row: str(row.evaluation.values["threshold"]["rule"]),
     ),
     Column(
         key="healthy_reconstruction",
@@ -195,6 +202,11 @@ COLUMNS: tuple[Column, ...] = (
 """The columns of every table, in order."""
 
 _TERMINAL = ("method", "dice_d", "dice_s_mean", "auprc", "upper_bound_dice", "fit_minutes")
+_SHORT_HEADS = {
+    "method": "Method",
+    "dice_s_mean": "Dice_S\n± std",
+    "upper_bound_dice": "Upper\nbound",
+}
 
 
 def group_by_cohort(runs: Sequence[RunRecord]) -> list[CohortRows]:
@@ -322,15 +334,19 @@ def to_markdown(groups: Sequence[CohortRows], title: str) -> str:
         notes = "".join(f" **[{_markdown(note)}]**" for note in group.notes)
         lines += [f"## {_markdown(group.name)}{notes}", ""]
         lines += [*(_markdown(sentence) for sentence in (*in_words(group), *group.warnings)), ""]
-        heads = [f"{c.head} ({c.note})" if c.note else c.head for c in COLUMNS]
+        heads = [f"{column.head} {_note(column)}".rstrip() for column in COLUMNS]
         lines += [_line([_markdown(head) for head in heads])]
         lines += ["|" + "|".join([":--", *["--:"] * (len(COLUMNS) - 1)]) + "|"]
         for row in group.rows:
-            cells = [_markdown(column.text(row)) for column in COLUMNS]
+            cells = [_markdown(column.line(row)) for column in COLUMNS]
             cells[0] += " (plain baseline)" if row.run.is_plain else ""
             lines.append(_line(cells))
         lines.append("")
     return "\n".join(lines)
+
+
+def _note(column: Column) -> str:
+    return f"({column.note})" if column.note and column.note[0] != "[" else column.note
 
 
 def _line(cells: Sequence[str]) -> str:
@@ -346,7 +362,7 @@ def _markdown(text: str) -> str:
 
 
 def terminal_table(runs: Sequence[RunRecord], cohort: str) -> Table:
-    """The table of one cohort for the terminal, with the columns that fit 100 characters.
+    """The table of one cohort for the terminal, with the columns that fit 80 characters.
 
     Args:
         runs: What `load_runs` gave.
@@ -366,15 +382,21 @@ def terminal_table(runs: Sequence[RunRecord], cohort: str) -> Table:
     counts = sorted({row.evaluation.values["num_test"] for g in groups for row in g.rows})
     table = Table(
         title=Text(f"{cohort}{notes}, {' or '.join(map(str, counts))} test subjects"),
-        caption=Text("[95 %]: bootstrap over subjects. dim: plain baseline"),
+        caption=Text(
+            "[95 %]: bootstrap over subjects. Italic: plain baseline.\n"
+            "Upper bound: Dice_D, threshold chosen on the test part."
+        ),
+        box=box.SIMPLE_HEAD,
+        pad_edge=False,
     )
     for column in columns:
-        note = "on the test part" if column.key == "upper_bound_dice" else column.note
-        head = Text(f"{column.head}\n{note}" if note else column.head)
-        table.add_column(head, justify="left" if column.key == "method" else "right")
+        head = Text(_SHORT_HEADS.get(column.key, f"{column.head}\n{column.note}"))
+        is_name = column.key == "method"
+        justify: Literal["left", "right"] = "left" if is_name else "right"
+        table.add_column(head, justify=justify, no_wrap=not is_name, overflow="fold")
     for group in groups:
         for row in group.rows:
-            style = "dim" if row.run.is_plain else ""
-            table.add_row(*(Text(column.text(row)) for column in columns), style=style)
+            cells = (f"{column.text(row)}\n{column.detail(row)}".rstrip() for column in columns)
+            table.add_row(*map(Text, cells), style="italic" if row.run.is_plain else "bold")
         table.add_section()
     return table

@@ -2,6 +2,8 @@
 
 import io
 import json
+import zipfile
+import zlib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -19,6 +21,8 @@ _PLAIN = {
     kind.__name__
     for kind in (config.Intensity, config.HistEq, config.MeanImage, config.ZScore, config.PCA)
 }
+_DAMAGED = (ValueError, TypeError, KeyError, OSError, EOFError, zipfile.BadZipFile, zlib.error)
+"""What reading a torn or foreign npz file raises."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -213,7 +217,7 @@ def _load_cases(url: str) -> Cases:
             reconstruction=held.get("reconstruction"),
             **{n: held[n] for n in ("input", "scores", "brain", "lesion", "prediction")},
         )
-    except (ValueError, KeyError, OSError, EOFError) as error:
+    except _DAMAGED as error:
         raise RunError(f"{url}: not a file of montage cases ({error}); evaluate again") from error
     stacks = (cases.input, cases.scores, cases.brain, cases.lesion, cases.prediction)
     shapes = {s.shape for s in (*stacks, cases.reconstruction) if s is not None}

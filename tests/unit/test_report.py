@@ -1,0 +1,567 @@
+"""The report without a browser: what it reads, what it refuses, and that every medium agrees."""
+
+import base64
+import csv
+import io
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from fake_runs import write_run
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from rich.console import Console
+
+from uadray import files
+from uadray.errors import ConfigError, RunError, UadrayError
+from uadray.report import figures, load_runs, rows, terminal_table, write_report
+from uadray.report.load import RunRecord
+from uadray.report.montage import MAX_RUNS, montage
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+NASTY = "<script>alert(1)</script>"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three runs on two cohorts, one that failed and one that was not evaluated."""
+    root = tmp_path_factory.mktemp("runs")
+    for name in ("3D-Cube-n", "PCA-16", "Intensity-dark"):
+        write_run(root / name, name, cohorts=("stroke", "tumour"))
+    failed = {"status": "failed", "error": "out of memory at epoch 3"}
+    write_run(root / "failed", "3D-Multi-Cube-n", cohorts=(), summary=failed)
+    write_run(root / "waiting", "2D-Half-Slice-n", cohorts=())
+    (root / "notes.txt").write_text("not a run")
+    return root
+
+
+@pytest.fixture(scope="module")
+def runs(folder: Path) -> list[RunRecord]:
+    return load_runs([str(folder)])
+
+
+@pytest.fixture(scope="module")
+def page(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
+    out = tmp_path_factory.mktemp("out") / "report.html"
+    return Path(write_report([str(folder)], str(out))).read_text(encoding="utf-8")
+
+
+def edit(path: Path, change: Callable[[dict[str, Any]], None]) -> None:
+    values = json.loads(path.read_text())
+    change(values)
+    path.write_text(json.dumps(values))
+
+
+class Cells(HTMLParser):
+    """All `data-value` attributes of the sortable tables, row by row."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.rows: list[list[str]] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        values = dict(attrs)
+        if "data-value" in values:
+            if tag == "th":
+                self.rows.append([])
+            self.rows[-1].append(values["data-value"] or "")
+
+
+class TestFigures:
+    """Every medium shows what the JSON holds."""
+
+    @pytest.fixture
+    def truth(self, folder: Path) -> dict[tuple[str, str], dict[str, Any]]:
+        return {
+            (path.stem, path.parents[1].name): json.loads(path.read_text())
+            for path in folder.glob("*/evaluation/*.json")
+        }
+
+    def test_csv(self, runs: list[RunRecord], truth: dict[tuple[str, str], dict[str, Any]]) -> None:
+        lines = list(csv.DictReader(io.StringIO(rows.to_csv(rows.group_by_cohort(runs)))))
+        assert len(lines) == len(truth) == 6
+        for line in lines:
+            values = truth[line["cohort"], line["method"]]
+            for name, value in values["metrics"].items():
+                assert float(line[name]) == value
+            for name, (low, high) in values["intervals"].items():
+                assert (float(line[f"{name}_low"]), float(line[f"{name}_high"])) == (low, high)
+            assert float(line["threshold"]) == values["threshold"]["value"]
+            assert line["threshold_rule"] == "bengs-bisection"
+            assert line["notes"] == "semi-synthetic"
+            assert line["plain_baseline"] == str(line["method"] != "3D-Cube-n")
+
+    def test_page(self, page: str, truth: dict[tuple[str, str], dict[str, Any]]) -> None:
+        found = Cells(page).rows
+        keys = [column.key for column in rows.COLUMNS]
+        assert len(found) == 6
+        for place, cells in enumerate(found):
+            line = dict(zip(keys, cells, strict=True))
+            values = truth["stroke" if place < 3 else "tumour", line["method"]]
+            for name in ("dice_d", "dice_s_mean", "auprc", "auroc", "slice_auprc"):
+                assert float(line[name]) == values["metrics"][name]
+            low, high = values["intervals"]["dice_d"]
+            assert f"{values['metrics']['dice_d']:.3f} <small>[{low:.3f}, {high:.3f}]" in page
+        scores = [float(cells[1]) for cells in found]
+        assert scores[:3] == sorted(scores[:3], reverse=True)
+
+    def test_markdown(
+        self, runs: list[RunRecord], truth: dict[tuple[str, str], dict[str, Any]]
+    ) -> None:
+        text = rows.to_markdown(rows.group_by_cohort(runs), "A | title")
+        assert text.startswith("# A \\| title\n")
+        assert "## stroke **[semi-synthetic]**" in text
+        tables = text.split("\n## ")[1:]
+        for table in tables:
+            cohort = table.split(" ", 1)[0]
+            lines = [line.strip("| ").split(" | ") for line in table.splitlines() if "|" in line]
+            for line in lines[2:]:
+                values = truth[cohort, line[0].removesuffix(" (plain baseline)")]
+                low, high = values["intervals"]["auprc"]
+                assert line[3] == f"{values['metrics']['auprc']:.3f} \\[{low:.3f}, {high:.3f}\\]"
+                assert line[5] == f"{values['metrics']['slice_auprc']:.3f}"
+
+    def test_terminal(
+        self, runs: list[RunRecord], truth: dict[tuple[str, str], dict[str, Any]]
+    ) -> None:
+        console = Console(width=80, file=io.StringIO(), record=True)
+        console.print(terminal_table(runs, "tumour"))
+        text = console.export_text()
+        assert "tumour [semi-synthetic], 16 test subjects" in text
+        for name in ("3D-Cube-n", "PCA-16", "Intensity-dark"):
+            values = truth["tumour", name]
+            line = next(line for line in text.splitlines() if line.strip().startswith(name))
+            assert f" {values['metrics']['dice_d']:.3f} " in line
+            low, high = values["intervals"]["dice_d"]
+            assert f"[{low:.3f}, {high:.3f}]" in text
+
+    def test_terminal_of_unknown_cohort(self, runs: list[RunRecord]) -> None:
+        with pytest.raises(RunError, match=r"'brats'; there are \['stroke', 'tumour'\]"):
+            terminal_table(runs, "brats")
+
+    def test_undefined_figures_show_as_dashes_and_come_last(self, tmp_path: Path) -> None:
+        write_run(tmp_path / "a", "PCA-16")
+        write_run(tmp_path / "b", "3D-None")
+
+        def undefine(values: dict[str, Any]) -> None:
+            values["metrics"] |= dict.fromkeys(("dice_d", "auroc"))
+            values["intervals"]["dice_d"] = None
+
+        edit(tmp_path / "b" / "evaluation" / "stroke.json", undefine)
+        group = rows.group_by_cohort(load_runs([str(tmp_path)]))[0]
+        assert [row.run.label for row in group.rows] == ["PCA-16", "3D-None"]
+        assert rows.COLUMNS[1].line(group.rows[1]) == rows.ABSENT
+        out = write_report([str(tmp_path)], str(tmp_path / "report.html"))
+        assert 'data-key="dice_d" data-value=""' in Path(out).read_text()
+
+
+class TestLoad:
+    """What is a run, and what is refused."""
+
+    def test_folder_of_runs(self, runs: list[RunRecord]) -> None:
+        assert [run.label for run in runs] == [
+            "3D-Cube-n",
+            "Intensity-dark",
+            "PCA-16",
+            "3D-Multi-Cube-n",
+            "2D-Half-Slice-n",
+        ]
+        assert [run.is_plain for run in runs] == [False, True, True, False, False]
+        assert [len(run.evaluations) for run in runs] == [2, 2, 2, 0, 0]
+
+    def test_a_run_named_twice_is_read_once(self, folder: Path) -> None:
+        assert len(load_runs([str(folder), str(folder / "PCA-16"), f"{folder}/PCA-16/"])) == 5
+
+    def test_unfinished_run_is_listed(self, tmp_path: Path) -> None:
+        run = write_run(tmp_path / "run", cohorts=())
+        (run / "summary.json").unlink()
+        (record,) = load_runs([str(run)])
+        assert record.summary["status"] == "unfinished"
+        out = write_report([str(run)], str(tmp_path / "report.html"))
+        assert "run it again to resume it" in Path(out).read_text()
+
+    def test_shared_names_are_told_apart(self, tmp_path: Path) -> None:
+        for seed in (0, 1):
+            write_run(tmp_path / f"s{seed}", "PCA-16", seed=seed)
+        write_run(tmp_path / "other", "3D-None")
+        assert {run.label for run in load_runs([str(tmp_path)])} == {
+            "PCA-16 · seed 0",
+            "PCA-16 · seed 1",
+            "3D-None",
+        }
+        write_run(tmp_path / "twin", "PCA-16", seed=1)
+        labels = {run.label for run in load_runs([str(tmp_path)])}
+        assert labels == {"3D-None", "PCA-16 · s0", "PCA-16 · s1", "PCA-16 · twin"}
+
+    def test_a_repeated_epoch_counts_once_and_a_torn_last_line_not(self, tmp_path: Path) -> None:
+        run = write_run(tmp_path / "run", num_epochs=4)
+        lines = (run / "metrics.jsonl").read_text().splitlines()
+        again = json.loads(lines[2]) | {"train/loss": 7.0}
+        text = "\n".join([*lines[:3], json.dumps(again), lines[3], '{"epoch": 5, "tra'])
+        (run / "metrics.jsonl").write_text(text)
+        (record,) = load_runs([str(run)])
+        assert [epoch["epoch"] for epoch in record.epochs] == [1, 2, 3, 4]
+        assert record.epochs[2]["train/loss"] == 7.0
+
+    def test_damaged_epoch_is_refused(self, tmp_path: Path) -> None:
+        run = write_run(tmp_path / "run")
+        (run / "metrics.jsonl").write_text('{"epoch": 1}\nnot json\n{"epoch": 3}\n')
+        with pytest.raises(RunError, match=r"metrics\.jsonl: line 2 is not an epoch"):
+            load_runs([str(run)])
+
+    def test_no_run(self, tmp_path: Path) -> None:
+        with pytest.raises(RunError, match="name at least one run"):
+            load_runs([])
+        with pytest.raises(RunError, match="absent: no such folder"):
+            load_runs([str(tmp_path / "absent")])
+        (tmp_path / "x").mkdir()
+        with pytest.raises(RunError, match="neither a run nor a folder of runs"):
+            load_runs([str(tmp_path)])
+
+    def test_config_missing(self, tmp_path: Path) -> None:
+        run = write_run(tmp_path / "run")
+        (run / "config.json").unlink()
+        for url in (run, tmp_path):
+            with pytest.raises(RunError, match=r"run: config\.json is missing"):
+                load_runs([str(url)])
+
+    @pytest.mark.parametrize(
+        ("file", "key", "said"),
+        [
+            ("config.json", ("experiment",), "experiment missing"),
+            ("summary.json", ("status",), "status missing"),
+            ("evaluation/stroke.json", ("metrics", "auprc"), r"metrics\.auprc missing"),
+            ("evaluation/stroke.json", ("threshold", "rule"), r"threshold\.rule missing"),
+            ("evaluation/stroke.json", ("subjects", 3, "dice"), r"subjects\[3\]\.dice missing"),
+        ],
+    )
+    def test_missing_key(
+        self, tmp_path: Path, file: str, key: tuple[str | int, ...], said: str
+    ) -> None:
+        run = write_run(tmp_path / "run")
+
+        def drop(values: Any) -> None:
+            for part in key[:-1]:
+                values = values[part]
+            del values[key[-1]]
+
+        edit(run / file, drop)
+        with pytest.raises(RunError, match=rf"run/{re.escape(file)}: {said}"):
+            load_runs([str(run)])
+
+    @pytest.mark.parametrize("file", ["config.json", "evaluation/stroke.json"])
+    @pytest.mark.parametrize("content", ["{", "[1]", ""])
+    def test_damaged_json(self, tmp_path: Path, file: str, content: str) -> None:
+        run = write_run(tmp_path / "run")
+        (run / file).write_text(content)
+        with pytest.raises(RunError, match=f"run/{file}"):
+            load_runs([str(run)])
+
+    def test_damaged_cases(self, tmp_path: Path) -> None:
+        cases = write_run(tmp_path / "run") / "evaluation" / "stroke-cases.npz"
+        with np.load(cases) as arrays:
+            held = dict(arrays)
+        np.savez(cases, allow_pickle=False, **(held | {"scores": held["scores"][:, :-1]}))
+        with pytest.raises(RunError, match="expected arrays of one shape"):
+            load_runs([str(tmp_path)])
+        for content in (b"", b"PK\x03\x04 torn", cases.read_bytes()[:500]):
+            cases.write_bytes(content)
+            with pytest.raises(RunError, match="not a file of montage cases"):
+                load_runs([str(tmp_path)])
+
+    def test_remote_urls(self, folder: Path) -> None:
+        for path in (folder / "PCA-16").rglob("*"):
+            if path.is_file():
+                name = path.relative_to(folder).as_posix()
+                files.write_bytes(f"memory://report/{name}", path.read_bytes())
+        out = write_report(["memory://report"], "memory://pages/report.html")
+        assert out == "memory://pages/report.html"
+        assert b"PCA-16" in files.read_bytes(out)
+        assert b"PCA-16" in files.read_bytes("memory://pages/report.csv")
+
+
+class TestWords:
+    """The sentences say what the intervals allow, and no more."""
+
+    @pytest.fixture
+    def two(self, tmp_path: Path) -> Path:
+        write_run(tmp_path / "vae", "3D-None")
+        write_run(tmp_path / "pca", "PCA-16")
+        return tmp_path
+
+    @staticmethod
+    def say(root: Path, **figures: tuple[float, list[float] | None]) -> str:
+        for name, (value, interval) in figures.items():
+
+            def change(values: dict[str, Any], value: Any = value, pair: Any = interval) -> None:
+                values["metrics"]["dice_d"] = value
+                values["intervals"]["dice_d"] = pair
+
+            edit(root / name / "evaluation" / "stroke.json", change)
+        return " ".join(rows.in_words(rows.group_by_cohort(load_runs([str(root)]))[0]))
+
+    def test_overlap(self, two: Path) -> None:
+        text = self.say(two, vae=(0.5, [0.4, 0.6]), pca=(0.4, [0.3, 0.45]))
+        assert text == (
+            "3D-None has the highest Dice_D: 0.500 [0.400, 0.600]. The best plain baseline is "
+            "PCA-16 with 0.400 [0.300, 0.450]: the intervals overlap, the two are not "
+            "distinguishable on these 16 test subjects."
+        )
+
+    def test_apart(self, two: Path) -> None:
+        text = self.say(two, vae=(0.5, [0.46, 0.6]), pca=(0.4, [0.3, 0.45]))
+        assert "the intervals do not overlap on these 16 test subjects" in text
+
+    def test_plain_baseline_on_top(self, two: Path) -> None:
+        text = self.say(two, vae=(0.3, [0.2, 0.4]), pca=(0.4, [0.3, 0.45]))
+        assert text.startswith("PCA-16 (a plain baseline) has the highest Dice_D")
+        assert "The best method that is not a plain baseline is 3D-None" in text
+
+    def test_no_claim_without_interval(self, two: Path) -> None:
+        text = self.say(two, vae=(0.9, None), pca=(0.1, [0.05, 0.15]))
+        assert "an interval is not recorded, so the two are not compared" in text
+        assert "overlap" not in text
+
+    def test_no_plain_baseline(self, tmp_path: Path) -> None:
+        for name in ("3D-None", "2D-None"):
+            write_run(tmp_path / name, name)
+        assert "No plain baseline was evaluated" in self.say(tmp_path)
+
+    def test_count_of_overlaps(self, two: Path) -> None:
+        write_run(two / "mean", "MeanImage")
+        text = self.say(two, vae=(0.5, [0.4, 0.6]), pca=(0.4, [0.3, 0.45]), mean=(0.2, [0.1, 0.3]))
+        assert text.endswith("The intervals of 1 of the 2 other runs overlap that of 3D-None.")
+
+    def test_other_subjects_are_warned_of(self, two: Path) -> None:
+        edit(two / "pca" / "evaluation" / "stroke.json", lambda values: values["subjects"].pop())
+        (group,) = rows.group_by_cohort(load_runs([str(two)]))
+        assert group.warnings[0].startswith("The test subjects differ between these runs")
+        assert len(group.warnings) == 1
+
+    def test_other_fingerprints_are_not_compared(self, two: Path) -> None:
+        edit(
+            two / "pca" / "evaluation" / "stroke.json",
+            lambda values: values["cohort"].update(fingerprint="f" * 16),
+        )
+        groups = rows.group_by_cohort(load_runs([str(two)]))
+        assert [(g.name, len(g.rows)) for g in groups] == [("stroke", 1), ("stroke", 1)]
+
+
+class TestPage:
+    """The page is whole, closed and escaped."""
+
+    def test_nothing_from_outside(self, page: str) -> None:
+        links = re.findall(r'(?:src|href)="([^"]{0,40})', page)
+        assert len(links) > 20
+        assert [link for link in links if not link.startswith(("data:", "#"))] == []
+        assert "@import" not in page
+        assert not re.search(r"url\((?!#)", page)
+
+    def test_badges_stand_at_each_cohort_name(self, page: str) -> None:
+        badge = '<span class="badge">semi-synthetic</span>'
+        # Summary, head, caption and three plots of two cohorts; then six evaluations.
+        assert page.count(badge) == 2 * 6 + 6
+
+    def test_unevaluated_runs(self, page: str) -> None:
+        section = page[page.index('id="unevaluated"') : page.index('id="reading"')]
+        assert "out of memory at epoch 3" in section
+        assert "finished, not evaluated" in section
+        assert "PCA-16" not in section
+
+    def test_erosion_is_stated(self, page: str) -> None:
+        assert re.search(r"<b>678</b> of 12345 lesion voxels \(5\.5 %\) are lost", page)
+        assert "upper bound: threshold chosen on the test part" in page
+
+    def test_escaping(self, tmp_path: Path) -> None:
+        run = write_run(tmp_path / "run", name=NASTY, cohorts=("stroke",), notes=(NASTY,))
+        edit(run / "summary.json", lambda values: values.update(error=NASTY))
+        edit(run / "config.json", lambda values: values.update(versions={NASTY: NASTY}))
+
+        def poison(values: dict[str, Any]) -> None:
+            values["cohort"]["name"] = NASTY
+            values["threshold"] |= {"rule": NASTY, "fitted_on": NASTY}
+            values["postprocess"] = {NASTY: NASTY}
+            for subject in values["subjects"]:
+                subject["id"] = NASTY
+
+        edit(run / "evaluation" / "stroke.json", poison)
+        title = f'{NASTY}"$\\bad'
+        out = Path(write_report([str(run)], str(tmp_path / "report.html"), title=title))
+        text = out.read_text()
+        assert "<script>alert" not in text
+        assert text.count("<script") == 1
+        assert text.count("&lt;script&gt;alert(1)") > 15
+        assert "<script>alert" not in out.with_suffix(".md").read_text()
+        line = next(csv.DictReader(io.StringIO(out.with_suffix(".csv").read_text())))
+        assert line["cohort"] == line["method"] == line["notes"] == NASTY
+
+    @pytest.mark.parametrize("name", ["$\\frac{1}$", "a $ b $", "%s {x}", "日本 🧠", "q\"uote's"])
+    def test_names_that_plots_could_trip_over(self, tmp_path: Path, name: str) -> None:
+        run = write_run(tmp_path / "run", name=name)
+        text = Path(write_report([str(run)], str(tmp_path / "report.html"))).read_text("utf-8")
+        assert "<svg" in text
+
+    def test_page_of_unevaluated_runs_only(self, tmp_path: Path) -> None:
+        write_run(tmp_path / "run", cohorts=())
+        text = Path(write_report([str(tmp_path)], str(tmp_path / "report.html"))).read_text()
+        assert "No run was evaluated yet" in text
+
+    def test_files_beside_and_none_left_over(self, folder: Path, tmp_path: Path) -> None:
+        write_report([str(folder / "waiting")], str(tmp_path / "deep" / "page.html"))
+        names = sorted(path.name for path in (tmp_path / "deep").iterdir())
+        assert names == ["page.csv", "page.html", "page.md"]
+
+    def test_out_must_be_a_page(self, folder: Path, tmp_path: Path) -> None:
+        with pytest.raises(ConfigError, match=r"out must end in \.html"):
+            write_report([str(folder)], str(tmp_path / "report.pdf"))
+
+    def test_a_refused_run_leaves_the_old_page(self, tmp_path: Path) -> None:
+        run = write_run(tmp_path / "run")
+        out = Path(write_report([str(run)], str(tmp_path / "report.html")))
+        before = out.read_bytes()
+        (run / "config.json").write_text("{")
+        with pytest.raises(RunError):
+            write_report([str(run)], str(out))
+        assert out.read_bytes() == before
+
+
+def decode(source: str) -> np.ndarray:
+    picture = Image.open(io.BytesIO(base64.b64decode(source.split(",", 1)[1])))
+    return np.asarray(picture.convert("RGB")).astype(int)
+
+
+class TestTiles:
+    """Anterior up, left on the left, one colour scale."""
+
+    def test_orientation(self) -> None:
+        image = np.zeros((6, 4), np.float32)
+        image[-1, 0] = 1  # most anterior row, leftmost column
+        shown = decode(figures.grey_tile(image))
+        assert shown.shape == (6, 4, 3)
+        assert shown[0, 0].tolist() == [255, 255, 255]
+        assert shown.sum() == 3 * 255
+
+    def test_heat_is_clipped_and_grows_brighter(self) -> None:
+        scores = np.array([[-1.0, 0.0, 0.5, 1.0, 9.0]], np.float32)
+        shown = decode(figures.heat_tile(scores, 0, 1)).sum(axis=-1)[0]
+        assert shown[0] == shown[1] < shown[2] < shown[3] == shown[4]
+        assert decode(figures.heat_tile(scores, 0.0, 0.0)).shape == (1, 5, 3)
+
+    def test_outlines_surround_the_masks(self) -> None:
+        image = np.full((64, 64), 0.5, np.float32)
+        lesion, prediction = (np.zeros((64, 64), bool) for _ in range(2))
+        lesion[40:60, 5:25] = True
+        prediction[5:25, 40:60] = True
+        shown = decode(figures.outline_tile(image, lesion, prediction))
+        assert shown.shape == (256, 256, 3)
+        blue = np.argwhere((shown == (86, 180, 233)).all(-1))
+        orange = np.argwhere((shown == (255, 140, 0)).all(-1))
+        assert blue.min(0).tolist() == [4 * (64 - 60), 4 * 5]
+        assert blue.max(0).tolist() == [4 * (64 - 40) - 1, 4 * 25 - 1]
+        assert orange.min(0).tolist() == [4 * (64 - 25), 4 * 40]
+        assert shown[4 * (64 - 50), 4 * 15].tolist() == shown[0, 0].tolist()
+
+    def test_montage_keeps_the_best_plain_baseline(self, tmp_path: Path) -> None:
+        for seed in range(MAX_RUNS + 2):
+            write_run(tmp_path / f"vae{seed}", "3D-None", seed=seed, size=8)
+        write_run(tmp_path / "mean", "MeanImage", size=8)
+        write_run(tmp_path / "hist", "HistEq-dark", size=8)
+        (group,) = rows.group_by_cohort(load_runs([str(tmp_path)]))
+        made = montage(group)
+        assert made is not None
+        assert len(made.rows) == MAX_RUNS
+        assert made.num_left_out == 4
+        assert [row.run.label for row in made.rows if row.run.is_plain] == ["MeanImage"]
+        assert [case.subject for case in made.cases] == ["stroke-0000", "stroke-0001"]
+        assert made.cases[0].tiles[-1] is not None
+        assert made.cases[0].tiles[-1].reconstruction is None
+
+    def test_scale_is_the_stated_one(self, runs: list[RunRecord]) -> None:
+        cases = runs[0].evaluations[0].cases
+        assert cases is not None
+        low, high = figures.heat_limits(cases, 0.0)
+        assert low == 0.0
+        assert high == pytest.approx(np.percentile(cases.scores[cases.brain], 99.5))
+
+
+class TestPlots:
+    def test_cubic_fit_is_the_least_squares_one(self, runs: list[RunRecord]) -> None:
+        (row, *_) = rows.group_by_cohort(runs)[0].rows
+        fit = figures.cubic_fit(row)
+        assert fit is not None
+        subjects = row.evaluation.values["subjects"]
+        x = np.log10([subject["lesion_ml"] for subject in subjects])
+        reference = np.polyfit(x, [subject["dice"] for subject in subjects], 3)
+        np.testing.assert_allclose(fit[1], np.polyval(reference, np.log10(fit[0])), atol=1e-9)
+        np.testing.assert_allclose(np.log10([fit[0][0], fit[0][-1]]), [x.min(), x.max()])
+
+    def test_few_subjects_have_no_fit(self, tmp_path: Path) -> None:
+        write_run(tmp_path / "run", num_test=figures.MIN_FIT_SUBJECTS - 1)
+        (group,) = rows.group_by_cohort(load_runs([str(tmp_path)]))
+        assert figures.cubic_fit(group.rows[0]) is None
+        out = write_report([str(tmp_path)], str(tmp_path / "report.html"))
+        assert "Too few subjects for a regression" in Path(out).read_text()
+
+    def test_colours_are_left_to_the_page(self, runs: list[RunRecord]) -> None:
+        plot = figures.interval_plot(rows.group_by_cohort(runs)[0])
+        assert {"var(--ink)", "var(--accent)", "var(--plain)"} <= set(
+            re.findall(r"var\S+?\)", plot)
+        )
+        assert "#0a0b0" not in plot
+
+    def test_a_crowded_plot_becomes_a_picture(self) -> None:
+        def draw(palette: figures.Palette) -> figures.Figure:
+            figure = figures.Figure()
+            x = np.random.default_rng(0).normal(size=(2, 20_000))
+            figure.add_subplot().plot(*x, "o", color=palette.accent)
+            return figure
+
+        made = figures.inline(draw, 'many "marks" <b>')
+        assert made.startswith('<img class="plot" alt="many &#34;marks&#34; &lt;b&gt;"')
+
+
+printable = st.text(st.characters(exclude_categories=["C", "Z"]), min_size=1, max_size=30)
+
+
+@settings(max_examples=60, deadline=None)
+@given(label=printable, note=printable)
+def test_any_name_survives_csv_and_markdown(runs: list[RunRecord], label: str, note: str) -> None:
+    named = [replace(runs[0], label=label), *runs[1:]]
+    groups = [replace(group, notes=(note,)) for group in rows.group_by_cohort(named)]
+    lines = list(csv.DictReader(io.StringIO(rows.to_csv(groups))))
+    assert label in {line["method"] for line in lines}
+    assert {line["notes"] for line in lines} == {note}
+    for line in rows.to_markdown(groups, "t").splitlines():
+        if line.startswith("|"):
+            assert len(re.findall(r"(?<!\\)(?:\\\\)*\|", line)) == len(rows.COLUMNS) + 1
+        assert not re.search(r"<[a-zA-Z/!]", line)
+
+
+class TestJob:
+    def run(self, *args: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, str(REPOSITORY / "jobs" / "report.py"), *args]
+        return subprocess.run(command, capture_output=True, text=True, check=False)
+
+    def test_it_says_where_the_page_is(self, folder: Path, tmp_path: Path) -> None:
+        out = tmp_path / "r.html"
+        done = self.run(str(folder / "PCA-16"), str(folder / "failed"), "--out", str(out))
+        assert (done.returncode, done.stderr) == (0, "")
+        assert str(out) in done.stdout
+        assert out.is_file()
+
+    def test_a_wrong_folder_is_named_without_traceback(self, tmp_path: Path) -> None:
+        done = self.run(str(tmp_path / "absent"), "--out", str(tmp_path / "r.html"))
+        assert done.returncode == 1
+        assert "absent: no such folder" in done.stderr
+        assert "Traceback" not in done.stderr
+        assert issubclass(RunError, UadrayError)

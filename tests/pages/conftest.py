@@ -1,0 +1,58 @@
+"""Headless Chromium for the pages, and a report made from plausible runs."""
+
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from fake_runs import LEVELS, write_run
+
+from uadray.report import write_report
+
+NASTY = "<script>alert(1)</script>"
+FLAGS = (
+    "--headless=new",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--window-size=1440,1200",
+)
+
+
+def find(variable: str, *names: str) -> str | None:
+    """Path of a program from the environment variable, or of the first name on the path."""
+    return os.environ.get(variable) or next(filter(None, map(shutil.which, names)), None)
+
+
+@pytest.fixture(scope="session")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator["webdriver.Chrome"]:  # noqa: F821
+    """A fresh Chromium; tests that need it skip where it or its driver is absent."""
+    webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
+    chromium = find("UADRAY_CHROMIUM", "chromium", "chromium-browser", "google-chrome")
+    driver = find("UADRAY_CHROMEDRIVER", "chromedriver")
+    if chromium is None or driver is None:
+        pytest.skip("no chromium or chromedriver found: install both to test pages in a browser")
+    options = webdriver.ChromeOptions()
+    options.binary_location = chromium
+    for flag in (*FLAGS, f"--user-data-dir={tmp_path_factory.mktemp('chromium')}"):
+        options.add_argument(flag)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
+    started = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
+    yield started
+    started.quit()
+
+
+@pytest.fixture(scope="session")
+def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A page of ten runs on two cohorts, one that failed, and one with names that are markup."""
+    root = tmp_path_factory.mktemp("runs")
+    for name in LEVELS:
+        write_run(root / name, name, cohorts=("stroke", "tumour"), num_epochs=30, size=64)
+    failed = {"status": "failed", "error": "out of memory at epoch 3"}
+    write_run(root / "failed", "3D-Multi-Cube-n", cohorts=(), summary=failed)
+    write_run(root / "nasty", "ZScore", name=NASTY, notes=(NASTY,))
+    return Path(write_report([str(root)], str(root / "report.html")))

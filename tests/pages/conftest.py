@@ -4,6 +4,7 @@ import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from fake_runs import LEVELS, write_run
@@ -29,7 +30,7 @@ def find(variable: str, *names: str) -> str | None:
 
 
 @pytest.fixture(scope="session")
-def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator["webdriver.Chrome"]:  # noqa: F821
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     """A fresh Chromium; tests that need it skip where it or its driver is absent."""
     webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
     chromium = find("UADRAY_CHROMIUM", "chromium", "chromium-browser", "google-chrome")

@@ -98,7 +98,7 @@ class TestCohortCounts:
 
     def test_runs_of_levels_cover_the_resamples(self, monkeypatch):
         """Weights 2, 0, 1 count subject 0 twice and leave subject 1 out, on every level."""
-        monkeypatch.setattr("uadray.evaluate.counts._VALUES_PER_RUN", 64)
+        monkeypatch.setattr("uadray.evaluate.histograms._VALUES_PER_RUN", 64)
         subjects = random_cohort(3, seed=0)
         counts = count(CohortCounts, subjects)
         weights = np.array([[2, 0, 1], [0, 3, 0]])

@@ -21,7 +21,8 @@ from voxel_cohorts import (
 
 from uadray.errors import EvaluationError
 from uadray.evaluate import metrics, thresholds
-from uadray.evaluate.counts import Histograms, TestPart, ThresholdPart
+from uadray.evaluate.counts import TestPart, ThresholdPart
+from uadray.evaluate.histograms import Histograms
 
 REGIONS = st.sampled_from(["brain", "volume"])
 

@@ -16,8 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from uadray.errors import EvaluationError
-from uadray.evaluate.counts import CohortCounts, Histograms, TestPart
-from uadray.evaluate.postprocess import dequantise
+from uadray.evaluate.counts import CohortCounts, TestPart
+from uadray.evaluate.histograms import Histograms
+from uadray.evaluate.postprocess import MAX_LEVEL, dequantise
 
 if TYPE_CHECKING:
     from uadray.evaluate.thresholds import Threshold
@@ -267,7 +268,7 @@ def check_test(test: TestPart, threshold: "Threshold") -> None:
             "a threshold part: the best Dice on the test part is reported as `upper_bound_dice`"
         )
     expected = float(dequantise(threshold.level, test.score_range))
-    level_width = (test.score_range[1] - test.score_range[0]) / 65535
+    level_width = (test.score_range[1] - test.score_range[0]) / MAX_LEVEL
     if abs(expected - threshold.value) > level_width / 2:
         raise EvaluationError(
             f"threshold level {threshold.level} stands for score {threshold.value}, but for "

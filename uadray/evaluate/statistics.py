@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 
 from uadray.errors import ConfigError, EvaluationError
 from uadray.evaluate import metrics
-from uadray.evaluate.counts import Histograms, SubjectHistograms, TestPart
+from uadray.evaluate.counts import TestPart
+from uadray.evaluate.histograms import Histograms, SubjectHistograms
 from uadray.evaluate.thresholds import Threshold
 
 

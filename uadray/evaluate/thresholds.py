@@ -13,7 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from uadray.errors import ConfigError, EvaluationError
-from uadray.evaluate.counts import NUM_LEVELS, CohortCounts, Histograms, TestPart, ThresholdPart
+from uadray.evaluate.counts import NUM_LEVELS, CohortCounts, TestPart, ThresholdPart
+from uadray.evaluate.histograms import Histograms
 from uadray.evaluate.metrics import dice_at_every_threshold
 from uadray.evaluate.postprocess import MAX_LEVEL, dequantise
 

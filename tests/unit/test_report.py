@@ -267,6 +267,12 @@ class TestLoad:
         with pytest.raises(RunError, match=f"run/{file}"):
             load_runs([str(run)])
 
+    def test_evaluation_of_another_experiment(self, tmp_path: Path) -> None:
+        run = write_run(tmp_path / "run")
+        edit(run / "evaluation" / "stroke.json", lambda v: v.update(run_fingerprint="0" * 16))
+        with pytest.raises(RunError, match=r"belongs to experiment 0{16}, .* evaluate this run"):
+            load_runs([str(run)])
+
     def test_damaged_cases(self, tmp_path: Path) -> None:
         cases = write_run(tmp_path / "run") / "evaluation" / "stroke-cases.npz"
         with np.load(cases) as arrays:

@@ -162,7 +162,8 @@ def _load_run(url: str) -> RunRecord:
     evaluations = []
     for name in files.list_names(files.join(url, "evaluation")) if "evaluation" in names else []:
         if name.endswith(".json"):
-            evaluations.append(_load_evaluation(files.join(url, "evaluation", name)))
+            place = files.join(url, "evaluation", name)
+            evaluations.append(_load_evaluation(place, settings["fingerprint"]))
     return RunRecord(
         url=url,
         label=str(settings["name"]),
@@ -188,7 +189,7 @@ def _load_epochs(url: str) -> tuple[Mapping[str, Any], ...]:
     return tuple(epochs[epoch] for epoch in sorted(epochs))
 
 
-def _load_evaluation(url: str) -> Evaluation:
+def _load_evaluation(url: str, fingerprint: str) -> Evaluation:
     values = _mapping(url)
     needed = ("cohort", "metrics", "intervals", "threshold", "num_threshold", "num_test")
     _need(values, (*needed, "subjects", "lesion_voxels", "lesion_voxels_eroded"), url)
@@ -197,6 +198,11 @@ def _load_evaluation(url: str) -> Evaluation:
     _need(values["threshold"], ("value", "rule", "fitted_on"), url, "threshold.")
     for index, subject in enumerate(values["subjects"]):
         _need(subject, ("id", "dice", "lesion_ml"), url, f"subjects[{index}].")
+    if (found := values.get("run_fingerprint", fingerprint)) != fingerprint:
+        raise RunError(
+            f"{url}: belongs to experiment {found}, but the run's config.json says {fingerprint}; "
+            "evaluate this run again"
+        )
     cases_url = url.removesuffix(".json") + "-cases.npz"
     return Evaluation(
         cohort=str(values["cohort"]["name"]),

@@ -1,0 +1,53 @@
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy import stats
+
+from uadray import counter
+
+MASK = (1 << 64) - 1
+
+
+def reference_bits(key: int, index: int) -> int:
+    """SplitMix64's output function in plain integers."""
+    z = (key + (index + 1) * 0x9E3779B97F4A7C15) & MASK
+    z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & MASK
+    z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & MASK
+    return (z ^ (z >> 31)) >> 32
+
+
+@given(st.integers(-(2**63), 2**63 - 1), st.integers(0, 2**40))
+def test_bits_equal_splitmix64_in_plain_integers(key: int, index: int) -> None:
+    got = counter.bits(torch.tensor([key]), torch.tensor([index]))
+    assert int(got) == reference_bits(key & MASK, index)
+
+
+def test_a_number_depends_on_its_address_alone() -> None:
+    ids = torch.arange(50)
+    key = counter.keys(3, 7, ids, counter.NOISE)
+    turned = counter.keys(3, 7, ids.flip(0), counter.NOISE).flip(0)
+    assert torch.equal(key, turned)
+    assert torch.equal(counter.uniform(key, 9)[:, :4], counter.uniform(key, 4))
+    others = [
+        counter.keys(4, 7, ids, counter.NOISE),
+        counter.keys(3, 8, ids, counter.NOISE),
+        counter.keys(3, 7, ids, counter.LATENT),
+        counter.keys(7, 3, ids, counter.NOISE),
+    ]
+    assert len(torch.unique(torch.stack([key, *others]))) == 250
+
+
+@pytest.mark.parametrize("axis", [0, 1])
+def test_numbers_are_uniform_and_uncorrelated_along_samples_and_counters(axis: int) -> None:
+    u = counter.uniform(counter.keys(0, 0, torch.arange(300), counter.PARAMETERS), 300).numpy()
+    assert stats.kstest(u.ravel(), "uniform").pvalue > 1e-3
+    a, b = np.moveaxis(u, axis, 0)[:-1].ravel(), np.moveaxis(u, axis, 0)[1:].ravel()
+    assert abs(np.corrcoef(a, b)[0, 1]) < 0.015
+
+
+def test_normal_numbers_are_standard_normal() -> None:
+    n = counter.normal(counter.keys(1, 2, torch.arange(200), counter.LATENT), 128)
+    assert n.dtype == torch.float32
+    assert stats.kstest(n.numpy().ravel(), "norm").pvalue > 1e-3

@@ -27,9 +27,11 @@ from uadray.prepare.phantom_anatomy import (
     Tissues,
     axis_centres,
     draw_anatomy,
+    field_points,
     load_template,
     make_fields,
     make_tissues,
+    maps_on_field_grid,
     sample,
     sigmoid,
 )
@@ -101,10 +103,10 @@ def scanner_profiles() -> tuple[ScannerProfile, ...]:
         profiles.append(
             ScannerProfile(
                 name=f"phantom-{index + 1:02d}",
-                means=(rng.uniform(0.12, 0.22), rng.uniform(0.50, 0.62), rng.uniform(0.80, 0.92)),
+                means=(rng.uniform(0.08, 0.16), rng.uniform(0.45, 0.54), rng.uniform(0.80, 0.88)),
                 detail=rng.uniform(0.7, 1.1),
-                noise=float(np.exp(rng.uniform(np.log(0.008), np.log(0.028)))),
-                bias=rng.uniform(0.02, 0.08),
+                noise=float(np.exp(rng.uniform(np.log(0.006), np.log(0.02)))),
+                bias=rng.uniform(0.02, 0.05),
                 bias_shape=tuple(float(c) for c in rng.standard_normal(9)),
                 gamma=rng.uniform(0.9, 1.15),
                 blur_mm=(in_plane, in_plane, slices),
@@ -198,13 +200,13 @@ def _add_lesion(
     """Draw the lesion; return it, the fields after its mass effect, and its own fields."""
     if kind == "healthy":
         return None, fields, np.zeros((0, *FIELD_SHAPE), np.float32)
-    maps = lesions.maps_on_field_grid(template.maps, fields.warp)
+    maps = maps_on_field_grid(template, fields.warp)
     if kind == "stroke":
         stroke = lesions.draw_stroke(rng, maps)
         return stroke, fields, lesions.stroke_fields(stroke, maps)
     tumour = lesions.draw_tumour(rng, maps)
     warp = lesions.displace(tumour, fields.warp, maps[DEPTH])
-    pushed = lesions.maps_on_field_grid(template.maps, warp)
+    pushed = maps_on_field_grid(template, warp)
     return tumour, Fields(warp=warp, fold=fields.fold), lesions.tumour_fields(tumour, pushed)
 
 
@@ -213,7 +215,8 @@ def _sample_brain(
 ) -> _Points:
     """Interpolate everything at the fine points inside the brain, the brain's box centred."""
     brain_map = template.maps[BRAIN : BRAIN + 1]
-    coarse = lesions.maps_on_field_grid(brain_map, fields.warp).reshape(FIELD_SHAPE)
+    coarse = sample(brain_map, field_points() + fields.warp.reshape(3, -1).T)[0]
+    coarse = coarse.reshape(FIELD_SHAPE)
     box = ndi.find_objects((coarse > 0.5).astype(np.int8))[0]
     middle = np.array([(s.start + s.stop) / 2 for s in box]) / FIELD_SHAPE - 0.5
     near = ndi.binary_dilation(coarse > 0.05, np.ones((3, 3, 3), bool))
@@ -250,7 +253,7 @@ def _render(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return the noise-free signal and the lesion's truth at the points, both (N,)."""
     tissues = make_tissues(anatomy, points.maps, points.fold)
-    spread = 1.0 + rng.normal(0.0, 0.03, 3)
+    spread = 1.0 + rng.normal(0.0, 0.02, 3)
     # White matter loses contrast with age.
     spread[2] *= 1.0 - 0.06 * max(anatomy.age - 0.5, 0.0)
     csf, gm, wm = (float(m * s) for m, s in zip(scanner.means, spread, strict=True))

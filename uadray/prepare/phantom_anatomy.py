@@ -8,6 +8,7 @@ space, so that a subject is the same brain at every output size.
 
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -149,7 +150,7 @@ def load_template() -> Template:
     return Template(maps=maps.astype(np.float32), inward=_inward(ventricles.astype(np.float32)))
 
 
-def _resample_to_box(image: nib.Nifti1Image, points: np.ndarray) -> np.ndarray:
+def _resample_to_box(image: Any, points: np.ndarray) -> np.ndarray:
     """Bring an MNI map to the box at 1.5 mm, float32 (Z, Y, X) in [0, 1], 0 outside the map."""
     voxels = np.asanyarray(image.dataobj).astype(np.float32)
     # A light low-pass stands for the area of the larger voxel.
@@ -236,17 +237,17 @@ def draw_anatomy(rng: np.random.Generator) -> Anatomy:
     overall = np.clip(rng.normal(0.91, 0.025), 0.84, 0.97)
     scale = overall * np.clip(rng.normal(1.0, 0.018, 3), 0.96, 1.04)
     rotation = rng.normal(0.0, np.deg2rad([4.0, 2.0, 2.0]))
-    sulcus = 0.35 + 0.75 * age + rng.normal(0.0, 0.12)
+    sulcus = 0.55 + 0.75 * age + rng.normal(0.0, 0.12)
     return Anatomy(
         age=age,
         rotation=(float(rotation[0]), float(rotation[1]), float(rotation[2])),
         scale=(float(scale[0]), float(scale[1]), float(scale[2])),
-        warp_mm=(2.6, 1.1, 0.5),
-        ventricles_mm=float(np.clip(rng.normal(-0.6 + 4.0 * age, 1.4), -2.0, 5.5)),
-        gyrus_mm=float(rng.uniform(17.0, 21.0)),
-        sulcus_depth_mm=float(rng.uniform(12.0, 17.0)),
+        warp_mm=(2.4, 0.9, 0.4),
+        ventricles_mm=float(np.clip(rng.normal(-0.8 + 3.4 * age, 1.0), -2.0, 5.0)),
+        gyrus_mm=float(rng.uniform(15.0, 18.0)),
+        sulcus_depth_mm=float(rng.uniform(10.0, 14.0)),
         sulcus_mm=float(np.clip(sulcus, 0.15, 1.5)),
-        ribbon_mm=float(rng.normal(3.7, 0.15) - 0.5 * age),
+        ribbon_mm=float(rng.normal(3.6, 0.15) - 0.5 * age),
         field_seed=int(rng.integers(1 << 62)),
     )
 
@@ -307,6 +308,15 @@ def _sheet_distance(field: np.ndarray) -> np.ndarray:
     return np.asarray(field / np.sqrt(square + floor**2), np.float32)
 
 
+def maps_on_field_grid(template: Template, warp: np.ndarray) -> np.ndarray:
+    """Return the template's maps at the field grid's points, float32 (9, N), 0 off the brain."""
+    mapped = field_points() + warp.reshape(3, -1).T
+    inside = sample(template.maps[BRAIN : BRAIN + 1], mapped)[0] > 0.0
+    maps = np.zeros((len(template.maps), len(mapped)), np.float32)
+    maps[:, inside] = sample(template.maps, mapped[inside])
+    return maps
+
+
 def make_tissues(anatomy: Anatomy, maps: np.ndarray, fold: np.ndarray) -> Tissues:
     """Compose tissue fractions: the template in the depth, own folds in the outer brain.
 
@@ -326,7 +336,7 @@ def make_tissues(anatomy: Anatomy, maps: np.ndarray, fold: np.ndarray) -> Tissue
     valley = np.sqrt(sheet**2 + beyond**2)
     half = anatomy.sulcus_mm * np.clip(0.7 + 0.75 * opening, 0.0, 2.4)
     half *= np.clip(1.25 - depth / np.maximum(floor, 1.0), 0.15, 1.0)
-    pial = np.minimum(valley - half, depth - 0.6 - 0.9 * anatomy.sulcus_mm)
+    pial = np.minimum(valley - half, depth - 2.0 - 1.4 * anatomy.sulcus_mm)
     pial = np.minimum(pial, maps[MIDLINE] - 0.6 - 0.4 * anatomy.sulcus_mm)
     csf = sigmoid(-pial / 0.45)
     wm = sigmoid((pial - anatomy.ribbon_mm) / 0.5)

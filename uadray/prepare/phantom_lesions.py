@@ -22,7 +22,6 @@ from uadray.prepare.phantom_anatomy import (
     band_spectrum,
     field_points,
     gaussian_field,
-    sample,
     sigmoid,
     smooth_spectrum,
 )
@@ -44,7 +43,7 @@ class Tumour:
     mass_effect: float
     """Outward displacement relative to the distance from the centre, [0, 0.4]."""
     core_tone: float
-    """Core intensity: below 1 relative to grey matter, above 1 relative to white matter."""
+    """Core intensity: below 1 relative to grey matter, from 1 relative to white matter."""
     necrosis: float
     """Radius of the necrosis relative to the core's, 0 for none."""
     oedema_tone: float
@@ -92,7 +91,7 @@ def draw_tumour(rng: np.random.Generator, maps: np.ndarray) -> Tumour:
         core_mm=core,
         oedema_mm=float(rng.uniform(5.0, 24.0)),
         mass_effect=float(rng.uniform(0.08, 0.36)),
-        core_tone=float(rng.uniform(0.5, 0.85) if dark else rng.uniform(1.02, 1.2)),
+        core_tone=float(rng.uniform(0.5, 0.85) if dark else rng.uniform(1.0, 1.1)),
         necrosis=float(rng.uniform(0.35, 0.7) if rng.random() < 0.55 else 0.0),
         oedema_tone=float(rng.uniform(0.58, 0.8)),
         texture_seed=int(rng.integers(1 << 62)),
@@ -131,8 +130,8 @@ def draw_stroke(rng: np.random.Generator, maps: np.ndarray) -> Stroke:
         centres=tuple((float(x), float(y), float(z)) for x, y, z in centres),
         radii_mm=tuple(float(r) for r in radii),
         direction=direction,
-        opening_rad=float(np.clip(np.exp(rng.normal(np.log(0.40), 0.45)), 0.15, 0.9)),
-        severity=float(rng.uniform(0.6, 0.98)),
+        opening_rad=float(np.clip(np.exp(rng.normal(np.log(0.40), 0.45)), 0.15, 0.75)),
+        severity=float(rng.uniform(0.45, 0.9)),
         texture_seed=int(rng.integers(1 << 62)),
     )
 
@@ -148,7 +147,7 @@ def displace(tumour: Tumour, warp: np.ndarray, depth: np.ndarray) -> np.ndarray:
     Returns:
         The new warp, same shape.
     """
-    away = field_points() - np.float32(tumour.centre)
+    away = field_points() - np.array(tumour.centre, np.float32)
     reach = 1.6 * (tumour.core_mm + 0.4 * tumour.oedema_mm)
     square = (away**2).sum(axis=1)
     push = tumour.mass_effect * np.exp(-square / reach**2) * np.clip(depth / 14.0, 0.0, 1.0)
@@ -168,8 +167,8 @@ def tumour_fields(tumour: Tumour, maps: np.ndarray) -> np.ndarray:
     rng = np.random.default_rng(tumour.texture_seed)
     texture = gaussian_field(rng, band_spectrum(9.0, width=0.4))
     lobes = gaussian_field(rng, smooth_spectrum(18.0))
-    away = np.sqrt(((field_points() - np.float32(tumour.centre)) ** 2).sum(axis=1))
-    radius = tumour.core_mm * (1.0 + 0.08 * texture + 0.2 * lobes)
+    away = np.sqrt(((field_points() - np.array(tumour.centre, np.float32)) ** 2).sum(axis=1))
+    radius = tumour.core_mm * (1.0 + 0.05 * texture + 0.2 * lobes)
     core = radius - away.reshape(FIELD_SHAPE)
     oedema = _grow(tumour, maps.reshape(-1, *FIELD_SHAPE), core)
     return np.stack([core, oedema, texture]).astype(np.float32)
@@ -194,7 +193,7 @@ def _grow(tumour: Tumour, maps: np.ndarray, core: np.ndarray) -> np.ndarray:
     growth = 0.1 * np.clip(wm + 0.3 * gm, 0.0, 1.0)
     seed = np.clip(core[window] + 0.5, 0.0, 1.0)
     density = seed.copy()
-    for _ in range(int(round(tumour.oedema_mm / 0.55))):
+    for _ in range(round(tumour.oedema_mm / 0.55)):
         change = growth * density * (1.0 - density)
         for axis, face in enumerate(faces):
             flux = face * (density[_from(1, axis)] - density[_to(-1, axis)])
@@ -230,15 +229,17 @@ def stroke_fields(stroke: Stroke, maps: np.ndarray) -> np.ndarray:
     points = field_points()
     ragged = (0.12 * texture + 0.22 * lobes).ravel()
     if stroke.pattern == "wedge":
-        away = points - np.float32(stroke.centres[0])
+        away = points - np.array(stroke.centres[0], np.float32)
         far = np.sqrt((away**2).sum(axis=1)) + 1e-3
-        angle = np.arccos(np.clip((away * np.float32(stroke.direction)).sum(axis=1) / far, -1, 1))
+        angle = np.arccos(
+            np.clip((away * np.array(stroke.direction, np.float32)).sum(axis=1) / far, -1, 1)
+        )
         across = (stroke.opening_rad * (1.0 + ragged) - angle) * far
         inside = np.minimum(across, far - stroke.radii_mm[0] * (1.0 + ragged))
     else:
         inside = np.full(len(points), -100.0)
         for centre, radius in zip(stroke.centres, stroke.radii_mm, strict=True):
-            away = np.sqrt(((points - np.float32(centre)) ** 2).sum(axis=1))
+            away = np.sqrt(((points - np.array(centre, np.float32)) ** 2).sum(axis=1))
             inside = np.maximum(inside, radius * (1.0 + 0.8 * ragged) - away)
     # Arteries keep to their hemisphere and to their side of the tentorium.
     inside = np.minimum(inside, stroke.side * points[:, 0] - 1.5)
@@ -301,8 +302,3 @@ def paint_stroke(
     change = weight * stroke.severity * np.clip(1.0 + 0.15 * texture, 0.6, 1.15)
     change = np.clip(change, 0.0, 1.0)
     return image * (1.0 - change) + change * fluid, weight > 0.5
-
-
-def maps_on_field_grid(template_maps: np.ndarray, warp: np.ndarray) -> np.ndarray:
-    """Return the template's maps at the field grid's points, float32 (9, N)."""
-    return sample(template_maps, field_points() + warp.reshape(3, -1).T)

@@ -261,13 +261,11 @@ def _render(
     signal += scanner.detail * tissues.detail
     signal *= 1.0 - _white_matter_ageing(anatomy, points, tissues)
     truth = np.zeros(len(signal), bool)
-    if lesion is not None:
-        means = (csf, gm, wm)
-        args = (signal, tissues, points.maps, points.lesion, means)
-        if isinstance(lesion, lesions.Tumour):
-            signal, truth = lesions.paint_tumour(lesion, *args)
-        else:
-            signal, truth = lesions.paint_stroke(lesion, *args)
+    means = (csf, gm, wm)
+    if isinstance(lesion, lesions.Tumour):
+        signal, truth = lesions.paint_tumour(lesion, signal, tissues, points.lesion, means)
+    elif isinstance(lesion, lesions.Stroke):
+        signal, truth = lesions.paint_stroke(lesion, signal, points.maps, points.lesion, means)
     shape = np.array(scanner.bias_shape) + 0.5 * rng.standard_normal(9)
     signal = signal * np.exp(scanner.bias * _polynomial(points.where, shape))
     return np.maximum(signal, 0.0) ** np.float32(scanner.gamma), truth

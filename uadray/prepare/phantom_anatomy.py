@@ -155,8 +155,10 @@ def _resample_to_box(image: Any, points: np.ndarray) -> np.ndarray:
     voxels = np.asanyarray(image.dataobj).astype(np.float32)
     # A light low-pass stands for the area of the larger voxel.
     voxels = ndi.gaussian_filter(voxels / voxels.max(), 0.45, mode="constant")
-    index = nib.affines.apply_affine(np.linalg.inv(image.affine), points + BOX_CENTRE_MNI)
-    out = ndi.map_coordinates(voxels, index.T, order=1, mode="constant")
+    # Spelled out, not `@`: a BLAS may sum in another order on another number of threads.
+    rows = np.linalg.inv(image.affine)[:3]
+    index = [((points + BOX_CENTRE_MNI) * row[:3]).sum(axis=1) + row[3] for row in rows]
+    out = ndi.map_coordinates(voxels, index, order=1, mode="constant")
     return np.asarray(out, np.float32).reshape(TEMPLATE_SHAPE)
 
 
@@ -276,7 +278,6 @@ def make_fields(anatomy: Anatomy, template: Template) -> Fields:
     rng = np.random.default_rng(anatomy.field_seed)
     points = field_points()
     matrix = (np.diag(1.0 / np.array(anatomy.scale)) @ _rotation(anatomy.rotation)).astype("f4")
-    # Spelled out, not `@`: a BLAS may sum in another order on another number of threads.
     mapped = np.stack([(points * row).sum(axis=1) for row in matrix], axis=1)
     power = np.zeros_like(_wavenumber()[0])
     for sigma, wavelength in zip(anatomy.warp_mm, (80.0, 40.0, 20.0), strict=True):
@@ -286,9 +287,11 @@ def make_fields(anatomy: Anatomy, template: Template) -> Fields:
     for axis in range(3):
         mapped[:, axis] += sigma * gaussian_field(rng, np.sqrt(power)).ravel()
     # Two half steps keep the map one to one: a single long one would overshoot the midline.
-    for _ in range(2):
-        step = sample(template.inward, mapped)
-        mapped += np.float32(0.5 * anatomy.ventricles_mm) * step.T
+    half = np.float32(0.5 * anatomy.ventricles_mm)
+    step = sample(template.inward, mapped)
+    mapped += half * step.T
+    near = np.abs(step).max(axis=0) > 1e-3
+    mapped[near] += half * sample(template.inward, mapped[near]).T
     warp = np.ascontiguousarray((mapped - points).T).reshape(3, *FIELD_SHAPE)
     radius, kz = _wavenumber()
     sulci = _sheet_distance(gaussian_field(rng, band_spectrum(anatomy.gyrus_mm)))

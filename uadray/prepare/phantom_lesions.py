@@ -231,9 +231,8 @@ def stroke_fields(stroke: Stroke, maps: np.ndarray) -> np.ndarray:
     if stroke.pattern == "wedge":
         away = points - np.array(stroke.centres[0], np.float32)
         far = np.sqrt((away**2).sum(axis=1)) + 1e-3
-        angle = np.arccos(
-            np.clip((away * np.array(stroke.direction, np.float32)).sum(axis=1) / far, -1, 1)
-        )
+        along = (away * np.array(stroke.direction, np.float32)).sum(axis=1)
+        angle = np.arccos(np.clip(along / far, -1.0, 1.0))
         across = (stroke.opening_rad * (1.0 + ragged) - angle) * far
         inside = np.minimum(across, far - stroke.radii_mm[0] * (1.0 + ragged))
     else:
@@ -251,7 +250,6 @@ def paint_tumour(
     tumour: Tumour,
     image: np.ndarray,
     tissues: Tissues,
-    maps: np.ndarray,
     fields: np.ndarray,
     means: tuple[float, float, float],
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -261,7 +259,6 @@ def paint_tumour(
         tumour: the tumour.
         image: float32 (N,), intensities of the healthy tissue.
         tissues: the tissue fractions at the N points.
-        maps: float32 (9, N), the template's maps at the points.
         fields: float32 (3, N), `tumour_fields` at the points.
         means: intensity of (CSF, GM, WM).
 
@@ -286,14 +283,23 @@ def paint_tumour(
 def paint_stroke(
     stroke: Stroke,
     image: np.ndarray,
-    tissues: Tissues,
     maps: np.ndarray,
     fields: np.ndarray,
     means: tuple[float, float, float],
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Paint a stroke on intensities; arguments and result as of `paint_tumour`.
+    """Paint a stroke on intensities.
 
     The truth spans the sulci inside an infarct, as manual outlines do, but not the ventricles.
+
+    Args:
+        stroke: the stroke.
+        image: float32 (N,), intensities of the healthy tissue.
+        maps: float32 (9, N), the template's maps at the N points.
+        fields: float32 (2, N), `stroke_fields` at the points.
+        means: intensity of (CSF, GM, WM).
+
+    Returns:
+        The new intensities, and the truth as bool (N,).
     """
     inside, texture = fields
     ventricle = sigmoid((maps[CSF] - 0.5) / 0.06) * sigmoid((maps[DEPTH] - 15.0) / 1.0)

@@ -70,8 +70,10 @@ class VAE:
     """Feature maps of the 1x1 convolution before the dense layer (figure 2)."""
     kl_weight: float = 1.0
     """Weight of the KL term beside the L1 term, both summed over their elements."""
-    norm: Literal["none", "batch", "group"] = "none"
-    """Normalisation behind each convolution; the paper names none."""
+    norm: Literal["none", "batch", "group"] = "group"
+    """Normalisation behind each convolution; the paper names none. On phantoms at 32^3 the net
+    without one learned several times slower; groups of channels (8 groups) did as well as batches,
+    and do not depend on what else is in a worker's batch."""
     slope: float = 0.01
     """Negative slope of the leaky ReLU; the paper names no activation."""
 

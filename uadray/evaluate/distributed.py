@@ -122,7 +122,7 @@ def evaluate(
     cohort: Cohort,
     *,
     config: EvaluateConfig | None = None,
-    report: Callable[[int, int], None] = lambda done, total: None,
+    report: Callable[[int], None] = lambda count: None,
 ) -> list[dict[str, Any]]:
     """Evaluate finished runs on a lesioned cohort, all in one pass over its volumes.
 
@@ -133,7 +133,7 @@ def evaluate(
         runs: Finished runs, fitted on volumes of the cohort's shape.
         cohort: Has lesions and the splits `threshold` and `test`.
         config: Post-processing, threshold rule, resamples.
-        report: Called with the number of scored subjects and of all that were missing.
+        report: Called with the number of subjects that are newly scored by all runs.
 
     Returns:
         The content of `evaluation/<cohort>.json` of each run.
@@ -192,10 +192,11 @@ def _score(
     names: dict[int, str],
     cohort: Cohort,
     config: EvaluateConfig,
-    report: Callable[[int, int], None],
+    report: Callable[[int], None],
 ) -> list[float | None]:
     """Score what is missing; seconds a volume for each run, None where nothing was missing."""
     rows = np.array(sorted(set().union(*missing)), np.int64)
+    report(len(names) - len(rows))
     if len(rows) == 0:
         return [None] * len(runs)
     cluster.connect()
@@ -218,12 +219,10 @@ def _score(
         num_gpus=config.gpus_per_actor,
     )
     spent: list[np.ndarray] = []
-    done = 0
     with cluster.plain_errors():
         for batch in dataset.iter_batches(batch_size=None, batch_format="numpy"):
             spent.append(batch["seconds"])
-            done += len(batch["id"])
-            report(done, len(rows))
+            report(len(batch["id"]))
     total = np.concatenate(spent)
     seconds: list[float | None] = [None] * len(runs)
     for column, number in enumerate(busy):
@@ -324,6 +323,7 @@ def _write_cases(run: Run, store: ScoreStore, cohort: Cohort, level: int) -> Non
         for key, value in case.items():
             cases.setdefault(key, []).append(value)
     buffer = io.BytesIO()
-    np.savez_compressed(buffer, **{key: np.array(values) for key, values in cases.items()})
+    arrays: Any = {key: np.array(values) for key, values in cases.items()}
+    np.savez_compressed(buffer, **arrays)
     url = files.join(run.url, "evaluation", f"{cohort.name}-cases.npz")
     files.write_bytes(url, buffer.getvalue())

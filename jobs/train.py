@@ -1,0 +1,73 @@
+"""Fit one experiment on a healthy cohort and leave a run folder.
+
+    python jobs/train.py 3D-Cube-n --cohort runs/healthy.zarr --out runs/3D-Cube-n
+    python jobs/train.py 2D-None --cohort runs/healthy.zarr --out runs/2D-None --fit.epochs 50
+    python jobs/train.py 3D-None --cohort runs/healthy.zarr --out runs/ddp --scale.num-workers 2
+    python jobs/train.py 3D-None --help          all settings of that experiment
+
+Experiments: {known}; any n in PCA-n.
+
+The same command again goes on from the newest checkpoint; a finished run is left as it is.
+"""
+
+import sys
+from dataclasses import dataclass, field
+
+import tyro
+
+from uadray import cli
+from uadray.config import BASELINES, BENGS_TABLE_1, VAE, Experiment, experiment
+from uadray.progress import Progress
+from uadray.store import open_cohort
+from uadray.train.distributed import ScaleConfig, fit, format_epoch
+
+
+@dataclass(frozen=True, kw_only=True)
+class Train:
+    """What to fit, on what, and where to."""
+
+    experiment: tyro.conf.OmitArgPrefixes[Experiment]
+    """The experiment's settings, with the defaults of its name."""
+    cohort: str
+    """A sealed healthy cohort; a local path or an fsspec URL."""
+    out: str
+    """The run folder; on storage that all nodes share when there are several."""
+    scale: ScaleConfig = field(default_factory=ScaleConfig)
+    """Workers."""
+
+
+def main() -> None:
+    known = ", ".join((*BENGS_TABLE_1, *BASELINES))
+    description = (__doc__ or "").replace("{known}", known)
+    args = sys.argv[1:]
+    if not args or args[0].startswith("-"):
+        print(description)
+        sys.exit(0 if args and args[0] in ("-h", "--help") else 2)
+    job = tyro.cli(
+        Train,
+        args=args[1:],
+        prog=f"train.py {args[0]}",
+        description=description,
+        default=Train(experiment=experiment(args[0]), cohort=tyro.MISSING, out=tyro.MISSING),
+    )
+    epochs = job.experiment.fit.epochs if isinstance(job.experiment.method, VAE) else 1
+    with Progress(total=epochs, what="epochs") as progress:
+        run = fit(
+            job.experiment,
+            open_cohort(job.cohort),
+            job.out,
+            scale=job.scale,
+            report=lambda m: progress.advance(1, format_epoch(job.experiment, m)),
+        )
+    summary = run.summary or {}
+    print(f"{run.experiment.name}: run folder {run.url}")
+    if summary.get("validation/reconstruction") is not None:
+        print(
+            f"  best epoch {summary['best_epoch'] or '-'}, validation L1 inside the brain "
+            f"{summary['validation/reconstruction']:.4f}, {summary['fit_seconds']:.0f} s"
+        )
+    print(f"  next: python jobs/evaluate.py {run.url} --cohort LESIONED.zarr")
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -8,6 +8,7 @@ again.
 """
 
 from dataclasses import dataclass, field
+from typing import Annotated
 
 import tyro
 from rich.console import Console
@@ -28,7 +29,9 @@ class Evaluate:
     """Run folders, or folders of runs; local paths or fsspec URLs."""
     cohort: str
     """A sealed cohort with lesions."""
-    config: tyro.conf.OmitArgPrefixes[EvaluateConfig] = field(default_factory=EvaluateConfig)
+    config: Annotated[EvaluateConfig, tyro.conf.arg(name="")] = field(
+        default_factory=EvaluateConfig
+    )
     """How scores are made and read."""
 
 

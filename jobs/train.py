@@ -12,6 +12,7 @@ The same command again goes on from the newest checkpoint; a finished run is lef
 
 import sys
 from dataclasses import dataclass, field
+from typing import Annotated
 
 import tyro
 
@@ -26,7 +27,7 @@ from uadray.train.distributed import ScaleConfig, fit, format_epoch
 class Train:
     """What to fit, on what, and where to."""
 
-    experiment: tyro.conf.OmitArgPrefixes[Experiment]
+    experiment: Annotated[Experiment, tyro.conf.arg(name="")]
     """The experiment's settings, with the defaults of its name."""
     cohort: str
     """A sealed healthy cohort; a local path or an fsspec URL."""
@@ -49,6 +50,8 @@ def main() -> None:
         prog=f"train.py {args[0]}",
         description=description,
         default=Train(experiment=experiment(args[0]), cohort=tyro.MISSING, out=tyro.MISSING),
+        # The name has chosen the method; its settings need no subcommand.
+        config=(tyro.conf.AvoidSubcommands,),
     )
     epochs = job.experiment.fit.epochs if isinstance(job.experiment.method, VAE) else 1
     with Progress(total=epochs, what="epochs") as progress:

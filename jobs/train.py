@@ -67,7 +67,7 @@ def main() -> None:
     if summary.get("validation/reconstruction") is not None:
         print(
             f"  best epoch {summary['best_epoch'] or '-'}, validation L1 inside the brain "
-            f"{summary['validation/reconstruction']:.4f}, {summary['fit_seconds']:.0f} s"
+            f"{summary['validation/reconstruction']:.4f}, fitted in {summary['fit_seconds']:.0f} s"
         )
     print(f"  next: python jobs/evaluate.py {run.url} --cohort LESIONED.zarr")
 

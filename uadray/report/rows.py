@@ -113,6 +113,12 @@ def _minutes(row: Row) -> float | None:
     return None if seconds is None else seconds / 60
 
 
+def _minutes_text(minutes: float | None) -> str:
+    if minutes is None:
+        return ABSENT
+    return "< 0.1" if minutes < 0.1 else f"{minutes:.1f}"
+
+
 def _metric(key: str, head: str, *, note: str = "", interval: bool = False) -> Column:
     return Column(
         key=key,
@@ -180,7 +186,7 @@ COLUMNS: tuple[Column, ...] = (
         head="Fit",
         note="minutes",
         value=_minutes,
-        text=lambda row: short(_minutes(row)),
+        text=lambda row: _minutes_text(_minutes(row)),
         first="ascending",
     ),
     Column(

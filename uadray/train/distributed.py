@@ -278,7 +278,7 @@ def _finish(run: Run, detector: Detector, scale: ScaleConfig, seconds: float) ->
             "validation/reconstruction": (
                 state.best_value if state and detector.has_reconstruction else None
             ),
-            "fit_seconds": sum(r["seconds"] for r in records) if records else seconds,
+            "fit_seconds": sum(r["seconds"] for r in records) or (seconds if state else None),
             "num_parameters": num_parameters(detector),
             "num_workers": scale.num_workers,
             "threads": torch.get_num_threads(),

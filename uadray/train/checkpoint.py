@@ -114,6 +114,11 @@ class CheckpointStore:
             state.setdefault(int(index), {})[key] = tensor
         groups = optimizer.state_dict()["param_groups"]
         optimizer.load_state_dict({"state": state, "param_groups": groups})
+        for parameter, entry in optimizer.state.items():
+            for key, tensor in entry.items():
+                if tensor.shape == parameter.shape:
+                    # Fused Adam pairs elements by their place in memory, and files keep no layout.
+                    entry[key] = torch.empty_like(parameter).copy_(tensor)
 
     def _read(self, path: str) -> dict[str, Tensor]:
         url = files.join(self._url, path)

@@ -48,12 +48,17 @@ class CheckpointStore:
         """The current state, or None before the first checkpoint.
 
         Raises:
-            CheckpointError: the checkpoint is of another experiment or cohort.
+            CheckpointError: the checkpoint is of another experiment or cohort, or damaged.
         """
         url = files.join(self._url, "state.json")
         if not files.exists(url):
             return None
-        state = State(**files.read_json(url))
+        try:
+            state = State(**files.read_json(url))
+        except (ValueError, TypeError) as error:
+            raise CheckpointError(
+                f"{url} is damaged ({error}): remove the run and fit again"
+            ) from None
         if state.identity != self._identity:
             raise CheckpointError(
                 f"{self._url} is of experiment and cohort {state.identity}, expected "
@@ -76,10 +81,12 @@ class CheckpointStore:
             contents[f"{folder}/optimizer.safetensors"] = save(_optimizer_tensors(optimizer))
         for path, content in contents.items():
             files.write_bytes(files.join(self._url, path), content)
-        is_best = old is None or value < old.best_value
-        kept = {_folder(old.best) + "/model.safetensors"} if old and not is_best else set()
         digests = {p: hashlib.sha256(c).hexdigest() for p, c in contents.items()}
-        digests |= {p: old.digests[p] for p in kept} if old else {}
+        # A fit that was cut short behind its checkpoint writes the same epoch once more.
+        is_best = old is None or value < old.best_value or old.best == epoch
+        if old and not is_best:
+            kept = _folder(old.best) + "/model.safetensors"
+            digests[kept] = old.digests[kept]
         state = State(
             last=epoch,
             best=epoch if is_best or old is None else old.best,

@@ -7,13 +7,14 @@
 The same command again repeats nothing that is finished.
 """
 
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import tyro
 from rich.console import Console
 
 from uadray import cli, files
-from uadray.config import BASELINES, VAE, experiment, with_fit
+from uadray.config import BASELINES, VAE, Experiment, experiment, with_fit
 from uadray.evaluate.distributed import evaluate
 from uadray.prepare.ingest import prepare_cohort
 from uadray.prepare.layouts import phantom
@@ -21,7 +22,11 @@ from uadray.prepare.splits import SplitConfig
 from uadray.prepare.steps import PrepareConfig
 from uadray.progress import Progress
 from uadray.report import load_runs, terminal_table, write_report
+from uadray.store import Cohort
 from uadray.train.distributed import fit, format_epoch
+from uadray.train.run import Run
+
+LESIONED = ("tumour", "stroke")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,43 +46,64 @@ class Demo:
     names: tuple[str, ...] = ("2D-None", "3D-None", "3D-Cube-n", *BASELINES)
     """Experiments."""
 
+    def experiment(self, name: str) -> Experiment:
+        """The experiment of that name at the demo's size."""
+        wanted = with_fit(experiment(name), epochs=self.epochs)
+        is_3d = isinstance(wanted.method, VAE) and wanted.method.ndim == 3
+        # The paper's batches of 32 volumes would make three steps an epoch of so small a cohort.
+        return with_fit(wanted, batch_size=4) if is_3d else wanted
 
-def main() -> None:
-    job = tyro.cli(Demo, description=__doc__)
-    console = Console(stderr=True, highlight=False)
-    cohorts = {}
-    for kind, count in (
-        ("healthy", job.healthy),
-        ("tumour", job.lesioned),
-        ("stroke", job.lesioned),
-    ):
-        console.print(f"cohort {kind}: {count} phantoms of {job.size} x {job.size} x {job.size}")
-        cohorts[kind] = prepare_cohort(
+
+def make_cohorts(job: Demo) -> dict[str, Cohort]:
+    """The healthy cohort and the two with lesions."""
+    counts = {"healthy": job.healthy} | dict.fromkeys(LESIONED, job.lesioned)
+    return {
+        kind: prepare_cohort(
             phantom(kind, count, 0),
             files.join(job.out, f"{kind}.zarr"),
             config=PrepareConfig(shape=(job.size,) * 3),
             split=SplitConfig(),
         )
-    runs = []
-    for name in job.names:
-        wanted = with_fit(experiment(name), epochs=job.epochs)
-        is_3d = isinstance(wanted.method, VAE) and wanted.method.ndim == 3
-        # So few volumes would make three steps an epoch of the paper's batches of 32.
-        wanted = with_fit(wanted, batch_size=4) if is_3d else wanted
-        total = job.epochs if isinstance(wanted.method, VAE) else 1
-        with Progress(total=total, what=f"epochs of {name}") as progress:
-            report = lambda m, w=wanted, p=progress: p.advance(1, format_epoch(w, m))
-            runs.append(
-                fit(wanted, cohorts["healthy"], files.join(job.out, "fits", name), report=report)
-            )
-    for kind in ("tumour", "stroke"):
+        for kind, count in counts.items()
+    }
+
+
+def fit_one(job: Demo, name: str, cohort: Cohort) -> Run:
+    """Fit one experiment, with progress."""
+    wanted = job.experiment(name)
+    total = job.epochs if isinstance(wanted.method, VAE) else 1
+    with Progress(total=total, what=f"epochs of {name}") as progress:
+        return fit(
+            wanted,
+            cohort,
+            files.join(job.out, "fits", name),
+            report=lambda metrics: progress.advance(1, format_epoch(wanted, metrics)),
+        )
+
+
+def evaluate_all(job: Demo, runs: Sequence[Run], cohorts: dict[str, Cohort]) -> None:
+    """Evaluate all runs on both cohorts with lesions."""
+    for kind in LESIONED:
         with Progress(total=job.lesioned, what=f"{kind} volumes scored") as progress:
             evaluate(runs, cohorts[kind], report=progress.advance)
-    records = load_runs([run.url for run in runs])
-    for kind in ("tumour", "stroke"):
+
+
+def report(job: Demo, runs: Sequence[Run]) -> str:
+    """Print the tables and write the page."""
+    urls = [run.url for run in runs]
+    records = load_runs(urls)
+    for kind in LESIONED:
         Console().print(terminal_table(records, kind))
-    page = write_report([run.url for run in runs], files.join(job.out, "report.html"))
-    print(f"report: {page}")
+    return write_report(urls, files.join(job.out, "report.html"))
+
+
+def main() -> None:
+    job = tyro.cli(Demo, description=__doc__)
+    cohorts = make_cohorts(job)
+    runs = [fit_one(job, name, cohorts["healthy"]) for name in job.names]
+    evaluate_all(job, runs, cohorts)
+    print(f"report: {report(job, runs)}")
+    print("next: open it in a browser; python jobs/train.py --help fits on scans of your own")
 
 
 if __name__ == "__main__":

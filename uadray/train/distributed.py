@@ -1,5 +1,6 @@
 """Fitting on Ray: in this process for one worker, under Ray Train with DDP for several."""
 
+import logging
 import os
 import sys
 import time
@@ -217,6 +218,9 @@ def _fit_group(run: Run, cohort: Cohort, scale: ScaleConfig) -> None:
 def _group_worker(config: dict[str, Any]) -> None:
     context = ray.train.get_context()
     rank, size = context.get_world_rank(), context.get_world_size()
+    # Each report of each worker is logged otherwise, beside our own line of progress.
+    logging.getLogger("ray.train").setLevel(logging.WARNING)
+    logging.getLogger("ray.data").setLevel(logging.WARNING)
     run: Run = config["run"]
     torch.set_num_threads(max(1, int(config["cpus"])))
     device = ray.train.torch.get_device()

@@ -1,0 +1,1 @@
+"""What each speed claim rests on: `python -m benchmarks.NAME [--quick]`."""

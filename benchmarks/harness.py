@@ -1,0 +1,126 @@
+"""The small harness of all benchmarks: rows, a table, a JSON file, peak memory."""
+
+import datetime
+import json
+import platform
+import subprocess
+import sys
+import threading
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import psutil
+import torch
+from rich.console import Console
+from rich.table import Table
+
+RESULTS = Path(__file__).parent / "results"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One measured figure."""
+
+    measure: str
+    """What was measured."""
+    value: float
+    """The figure."""
+    unit: str
+    """Its unit; `ratio` for one side over another."""
+    against: str = ""
+    """The other side of a ratio."""
+    goal: str = ""
+    """What was aimed at, such as `<= 480`; empty where there is no goal."""
+    detail: str = ""
+    """How, in a few words."""
+
+    @property
+    def holds(self) -> bool | None:
+        """Whether the goal is met; None where there is none."""
+        if not self.goal:
+            return None
+        sign, bound = self.goal.split()
+        return self.value <= float(bound) if sign == "<=" else self.value >= float(bound)
+
+
+def publish(name: str, rows: list[Row], *, keep: bool = True) -> None:
+    """Print the table and, if `keep`, write `results/NAME.json`."""
+    table = Table(title=name)
+    for head in ("measure", "value", "unit", "against", "goal", "holds", "detail"):
+        table.add_column(head, justify="right" if head == "value" else "left")
+    for row in rows:
+        holds = {True: "yes", False: "NO", None: ""}[row.holds]
+        value = f"{row.value:.3g}" if row.value < 100 else f"{row.value:.0f}"
+        table.add_row(row.measure, value, row.unit, row.against, row.goal, holds, row.detail)
+    Console(width=160).print(table)
+    if not keep:
+        return
+    content = {
+        "command": f"python -m benchmarks.{name} {' '.join(sys.argv[1:])}".strip(),
+        "commit": _git("rev-parse", "--short", "HEAD") + ("+" if _git("status", "-s") else ""),
+        "date": datetime.date.today().isoformat(),
+        "machine": {
+            "cpu": _cpu(),
+            "cpus": psutil.cpu_count(),
+            "memory_gib": round(psutil.virtual_memory().total / 2**30),
+            "gpu": torch.cuda.get_device_name(0) if torch.cuda.is_available() else None,
+            "torch": torch.__version__,
+        },
+        "rows": [asdict(row) | {"holds": row.holds} for row in rows],
+    }
+    RESULTS.mkdir(exist_ok=True)
+    (RESULTS / f"{name}.json").write_text(json.dumps(content, indent=2) + "\n")
+    print(f"benchmarks/results/{name}.json")
+
+
+def _git(*args: str) -> str:
+    done = subprocess.run(
+        ["git", *args], cwd=RESULTS.parent, capture_output=True, text=True, check=False
+    )
+    return done.stdout.strip()
+
+
+def _cpu() -> str:
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        for line in info.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":")[1].strip()
+    return platform.processor()
+
+
+class PeakMemory:
+    """Highest memory of this process and all below it while the context lasts.
+
+    Shared pages are counted once, in proportion (PSS): workers map one object store.
+    """
+
+    def __init__(self, every_s: float = 0.5) -> None:
+        self.gib = 0.0
+        self._every, self._stop = every_s, threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None
+    ) -> None:
+        self._stop.set()
+        self._thread.join()
+
+    def _watch(self) -> None:
+        me = psutil.Process()
+        while True:
+            total = 0
+            for process in [me, *me.children(recursive=True)]:
+                try:
+                    total += process.memory_full_info().pss
+                except psutil.Error:
+                    continue
+            self.gib = max(self.gib, total / 2**30)
+            if self._stop.wait(self._every):
+                return

@@ -128,14 +128,15 @@ def fit_gradient(
                 terms = torch.stack([losses[k].detach() for k in ("loss", "reconstruction", "kl")])
                 sums += torch.cat([terms.cpu().double() * count, torch.tensor([count])])
         sums = world.sum(sums)
-        if not torch.isfinite(sums).all():
+        seconds = time.perf_counter() - start
+        detector.eval()
+        error = world.sum(healthy_reconstruction(detector, validation, device, bfloat16))
+        # The last step of an epoch can spoil the weights; only the validation tells.
+        if not torch.isfinite(torch.cat([sums, error])).all():
             raise NotFiniteError(
                 f"{experiment.name}: the loss is not finite in epoch {epoch + 1}; lower "
                 f"--experiment.fit.learning-rate (it is {fit.learning_rate}) or use float32"
             )
-        seconds = time.perf_counter() - start
-        detector.eval()
-        error = world.sum(healthy_reconstruction(detector, validation, device, bfloat16))
         value = float(error[0] / error[1])
         record = {
             "epoch": epoch + 1,

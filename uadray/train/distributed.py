@@ -151,27 +151,17 @@ def _fit_worker(
         device=str(device),
     )
     validation = ValidationStream(cohort, rank=world.rank, world=world.size, resident=resident)
-    records = run.metrics()
-
-    def record(metrics: Metrics) -> None:
-        if world.rank == 0:
-            done.append(metrics)
-            run.write_metrics(done)
-        report(metrics)
-
-    checkpoints = CheckpointStore(run.url, _identity(run))
-    state = checkpoints.state()
-    done = [r for r in records if state and r["epoch"] <= state.last]
     fit_gradient(
         detector,
         experiment,
         train=train.epoch,
         validation=validation,
-        checkpoints=checkpoints,
-        report=record,
-        past=list(done),
+        checkpoints=CheckpointStore(run.url, _identity(run)),
+        report=report,
+        past=run.metrics(),
         device=device,
         world=world,
+        log=run.write_metrics,
     )
 
 

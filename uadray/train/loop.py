@@ -85,6 +85,7 @@ def fit_gradient(
     past: list[Metrics],
     device: torch.device,
     world: World | None = None,
+    log: Callable[[list[Metrics]], None] = lambda records: None,
 ) -> list[Metrics]:
     """Fit by gradient from the newest checkpoint to the last epoch.
 
@@ -100,6 +101,8 @@ def fit_gradient(
         past: Records of earlier epochs, when a run is taken up again.
         device: Where to compute.
         world: The workers.
+        log: Keeps the records of all epochs so far; called before each epoch's checkpoint is
+            written, on rank 0.
 
     Raises:
         NotFiniteError: the loss is not finite.
@@ -148,6 +151,9 @@ def fit_gradient(
             "samples_per_second": float(sums[3]) / seconds,
         }
         records.append(record)
+        if world.rank == 0:
+            # Before the checkpoint: a record too many is dropped on resuming, none is missing.
+            log(records)
         stop = epoch + 1 == fit.epochs or _stopped(records, fit.patience)
         if world.rank == 0 and (stop or (epoch + 1) % fit.checkpoint_every == 0):
             checkpoints.save(epoch + 1, detector, optimizer, value)

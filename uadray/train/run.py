@@ -105,7 +105,7 @@ class Run:
 
     def write_metrics(self, records: list[dict[str, Any]]) -> None:
         """Replace the record of epochs, whole."""
-        text = "".join(json.dumps(r) + "\n" for r in records)
+        text = "".join(json.dumps(r, allow_nan=False) + "\n" for r in records)
         files.write_bytes(files.join(self.url, "metrics.jsonl"), text.encode())
 
     def finish(self, summary: dict[str, Any]) -> None:

@@ -20,6 +20,13 @@ _QUIET = {
 }
 
 
+_CHATTY = (
+    "ray._private.authentication.authentication_token_setup",
+    "ray.data._internal.progress",
+)
+"""Loggers whose warnings tell at every start what is meant to be so."""
+
+
 def connect(*, dashboard: bool = False) -> None:
     """Join the cluster at `RAY_ADDRESS`, or start Ray on this machine; nothing if already in one.
 
@@ -29,6 +36,8 @@ def connect(*, dashboard: bool = False) -> None:
     """
     for name, value in _QUIET.items():
         os.environ.setdefault(name, value)
+    for name in _CHATTY:
+        logging.getLogger(name).setLevel(logging.ERROR)
     # Ray reads these variables when it is imported.
     import ray
     from ray.data import DataContext

@@ -1,6 +1,5 @@
 """A list of scans becomes a cohort: one Ray Data task writes one whole shard."""
 
-import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -11,9 +10,9 @@ import ray
 import SimpleITK as sitk
 import torch
 
-from uadray import cluster, files
+from uadray import cluster, errors, files
 from uadray.config import to_json
-from uadray.errors import ScanError
+from uadray.errors import ScanError, UadrayError
 from uadray.prepare.layouts import PHANTOM_SCHEME, Scan
 from uadray.prepare.splits import SplitConfig, split_scans
 from uadray.prepare.steps import PrepareConfig, PreparedVolume, prepare_scan, record
@@ -79,6 +78,11 @@ def summary(cohort: Cohort) -> str:
         lines.append(f"  {len(quarantine)} scans could not be used and are not in it:")
         lines += [f"    {failure['id']}: {failure['reason']}" for failure in quarantine]
     lines += [f"  at {cohort.url}", f"  fingerprint {cohort.fingerprint}"]
+    lines.append(
+        f"next: python jobs/evaluate.py RUN --cohort {cohort.url}"
+        if cohort.has_lesion
+        else f"next: python jobs/train.py 3D-Cube-n --cohort {cohort.url} --out runs/3D-Cube-n"
+    )
     return "\n".join(lines)
 
 
@@ -139,9 +143,13 @@ def _write_shards(task: "_ShardTask", shards: list[int]) -> None:
         [{"shard": shard} for shard in shards], override_num_blocks=len(shards)
     ).map(task, num_cpus=1)
     total = sum(len(task.writer.rows_of(shard)) for shard in shards)
-    with cluster.plain_errors(), Progress(total=total, what="scans") as progress:
+    quarantined = 0
+    with Progress(total=total, what="scans") as progress:
         for row in dataset.iter_rows():
-            progress.advance(int(row["done"]), note=f"{int(row['quarantined'])} quarantined")
+            if row["error"]:
+                raise getattr(errors, row["error"])(row["message"])
+            quarantined += int(row["quarantined"])
+            progress.advance(int(row["done"]), note=f"{quarantined} quarantined")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -153,11 +161,21 @@ class _ShardTask:
     config: PrepareConfig
 
     def __call__(self, item: dict[str, Any]) -> dict[str, Any]:
+        result = {"done": 0, "quarantined": 0, "error": "", "message": ""}
+        try:
+            done, quarantined = self.write(int(item["shard"]))
+        except UadrayError as error:
+            # Ray Data drops the cause of a failed task on its way back, so that a named error of
+            # ours travels as a value.
+            return result | {"error": type(error).__name__, "message": str(error)}
+        return result | {"done": done, "quarantined": quarantined}
+
+    def write(self, shard: int) -> tuple[int, int]:
+        """Prepare and write one shard; return its scans, and how many were quarantined."""
         # Ray grants one CPU; a library that takes all of them only makes the tasks wait.
         torch.set_num_threads(1)
         sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(1)
-        started = time.perf_counter()
-        writer, shard = self.writer, int(item["shard"])
+        writer = self.writer
         where = writer.rows_of(shard)
         # float16 as in the store: a shard of full-size volumes is large.
         image = np.zeros((len(where), *writer.shape), np.float16)
@@ -178,12 +196,7 @@ class _ShardTask:
         writer.write_shard(
             shard, image=image, brain=brain, lesion=lesion, subjects=subjects, failures=failures
         )
-        return {
-            "shard": shard,
-            "done": len(where),
-            "quarantined": len(failures),
-            "seconds": time.perf_counter() - started,
-        }
+        return len(where), len(failures)
 
 
 def _subject(row: int, scan: Scan, split: Split, volume: PreparedVolume) -> Subject:

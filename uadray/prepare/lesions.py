@@ -168,7 +168,6 @@ def register_to_mni(volume: Volume) -> np.ndarray:
         sitk.CenteredTransformInitializerFilter.MOMENTS,
     )
     method = sitk.ImageRegistrationMethod()
-    method.SetNumberOfThreads(1)
     method.SetMetricAsMattesMutualInformation(numberOfHistogramBins=32)
     method.SetMetricSamplingStrategy(method.NONE)
     method.SetInterpolator(sitk.sitkLinear)
@@ -177,7 +176,13 @@ def register_to_mni(volume: Volume) -> np.ndarray:
     )
     method.SetOptimizerScalesFromPhysicalShift()
     method.SetInitialTransform(start, inPlace=True)
-    method.Execute(fixed, moving)
+    # The metric sums in the order in which its threads end, and obeys only the global number.
+    threads = sitk.ProcessObject.GetGlobalDefaultNumberOfThreads()
+    sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(1)
+    try:
+        method.Execute(fixed, moving)
+    finally:
+        sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(threads)
     affine = np.eye(4)
     origin = np.array(start.TransformPoint((0.0, 0.0, 0.0)))
     for axis in range(3):

@@ -1,22 +1,18 @@
 """From one scan's files to the arrays that a cohort stores (Bengs 2021, section 2.1).
 
-`pipeline` lists the steps with their parameters in order; `prepare_scan` reads the files, checks
-them and runs the steps. Each step is a pure function of a `Volume`.
+`pipeline` lists the steps with their parameters in order; `prepare_scan` runs them on one scan.
+Each step is a pure function of a `Volume`.
 """
 
-import gzip
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
-import nibabel as nib
 import numpy as np
-import scipy.ndimage as ndi
 import SimpleITK as sitk
 
-from uadray import files
 from uadray.config import to_json
 from uadray.errors import ConfigError, ScanError
 from uadray.prepare.geometry import (
@@ -28,20 +24,11 @@ from uadray.prepare.geometry import (
     resample,
     to_canonical,
     voxel_ml,
-    voxel_sizes,
 )
 from uadray.prepare.layouts import PHANTOM_SCHEME, Scan
 from uadray.prepare.lesions import StrokeConfig, StrokeMask, insert_stroke
 from uadray.prepare.phantom import make_subject
-
-MIN_VOXEL_MM, MAX_VOXEL_MM = 0.1, 10.0
-"""Edge lengths that a scan of a head can have; outside, its header is wrong."""
-
-MAX_BRAIN_ML = 2500.0
-"""A larger brain mask holds more than a brain."""
-
-GRID_TOLERANCE_MM = 0.05
-"""Largest distance between a mask's corners and its scan's."""
+from uadray.prepare.read import load_volume, read_nifti
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -242,7 +229,7 @@ def _finish(scan: Scan, volume: Volume, config: PrepareConfig) -> PreparedVolume
 
 
 def _stroke_step(scan: Scan, config: StrokeConfig) -> Step:
-    share, affine = _read_nifti(scan.synthetic_lesion)
+    share, affine = read_nifti(scan.synthetic_lesion)
     mask = StrokeMask(share=(share > 0.5).astype(np.float32), affine=affine)
     if not mask.share.any():
         raise ScanError(f"{scan.synthetic_lesion}: the stroke mask is empty; choose another one")
@@ -271,112 +258,3 @@ def _prepare_phantom(scan: Scan, config: PrepareConfig) -> PreparedVolume:
         scanner=subject.scanner,
         notes=f"phantom, {kind}",
     )
-
-
-def load_volume(scan: Scan) -> Volume:
-    """Read a scan and its masks, and check that they can be used.
-
-    Without a brain mask the scan counts as stripped: brain is what is above 0, its holes filled,
-    its largest component.
-
-    Raises:
-        ScanError: see `prepare_scan`.
-    """
-    image, affine = _read_nifti(scan.image)
-    if image.min() == image.max():
-        what = "all zeros" if not image.any() else f"{image.flat[0]:g} everywhere"
-        raise ScanError(f"{scan.image}: expected an image, but it is {what}; export it again")
-    if scan.brain:
-        brain = _read_mask(scan.brain, scan.image, image.shape, affine) > 0.5
-        if not brain.any():
-            raise ScanError(f"{scan.brain}: the brain mask is empty; make it again")
-    else:
-        brain = brain_of_stripped(image)
-    brain_ml = float(brain.sum()) * voxel_ml(affine)
-    if brain_ml > MAX_BRAIN_ML:
-        raise ScanError(
-            f"{scan.brain or scan.image}: {brain_ml:.0f} mL are brain, expected at most "
-            f"{MAX_BRAIN_ML:.0f}; a scan that has its skull needs a brain mask or skull stripping"
-        )
-    lesion = None
-    if scan.lesion:
-        lesion = (_read_mask(scan.lesion, scan.image, image.shape, affine) > 0.5).astype(np.float32)
-        if not lesion.any():
-            raise ScanError(
-                f"{scan.lesion}: expected a lesion, but the mask is empty; leave the scan out or "
-                "prepare it as a healthy one"
-            )
-    return Volume(image=image, brain=brain, lesion=lesion, affine=affine)
-
-
-def brain_of_stripped(image: np.ndarray) -> np.ndarray:
-    """What is brain in a scan whose skull is gone: above 0, holes filled, largest component."""
-    labels, count = ndi.label(image > 0)
-    if count == 0:
-        return np.zeros(image.shape, bool)
-    sizes = np.bincount(labels.ravel())
-    sizes[0] = 0
-    return np.asarray(ndi.binary_fill_holes(labels == sizes.argmax()))
-
-
-def _read_mask(path: str, scan: str, shape: tuple[int, ...], affine: np.ndarray) -> np.ndarray:
-    mask, own = _read_nifti(path)
-    if mask.shape != shape:
-        raise ScanError(
-            f"{path}: the mask has {mask.shape} voxels, its scan {scan} has {shape}; resample the "
-            "mask to the scan's grid"
-        )
-    corners = np.array([[x, y, z, 1.0] for x in (0, 1) for y in (0, 1) for z in (0, 1)])
-    corners[:, :3] *= np.array(shape) - 1
-    distance = float(np.linalg.norm(corners @ (own - affine).T, axis=1).max())
-    if distance > GRID_TOLERANCE_MM:
-        raise ScanError(
-            f"{path}: the mask lies up to {distance:.2f} mm away from its scan {scan} (allowed "
-            f"{GRID_TOLERANCE_MM}); give both the same affine"
-        )
-    return mask
-
-
-def _read_nifti(path: str) -> tuple[np.ndarray, np.ndarray]:
-    """The voxels as float32 (X, Y, Z) and the affine, both checked."""
-    try:
-        image = _open(path)
-        if image.get_data_dtype().names:
-            raise ScanError(f"{path}: holds colours, expected one intensity per voxel")
-        array = np.asarray(image.dataobj, np.float32)
-    except FileNotFoundError:
-        raise ScanError(f"{path}: no such file; look for it or leave the scan out") from None
-    except (OSError, EOFError, zlib.error, ValueError, nib.filebasedimages.ImageFileError) as error:
-        if isinstance(error, ScanError):
-            raise
-        raise ScanError(
-            f"{path}: expected a whole NIfTI file, but it cannot be read ({error}); fetch it again"
-        ) from None
-    if array.ndim == 4 and array.shape[3] == 1:
-        array = array[..., 0]
-    if array.ndim != 3 or min(array.shape) < 2:
-        raise ScanError(
-            f"{path}: expected one volume of three dimensions, but its shape is {array.shape}; "
-            "give one 3D volume per file"
-        )
-    bad = array.size - int(np.isfinite(array).sum())
-    if bad:
-        raise ScanError(f"{path}: {bad} of {array.size} voxels are NaN or infinite; mend the file")
-    affine = np.asarray(image.affine, np.float64)
-    sizes = voxel_sizes(affine)
-    if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-3 * sizes.prod():
-        rows = affine[:3].round(3).tolist()
-        raise ScanError(f"{path}: its affine cannot be inverted: {rows}; mend the header")
-    if sizes.min() < MIN_VOXEL_MM or sizes.max() > MAX_VOXEL_MM:
-        raise ScanError(
-            f"{path}: voxels of {' x '.join(f'{s:g}' for s in sizes)} mm, expected "
-            f"{MIN_VOXEL_MM} to {MAX_VOXEL_MM}; mend the header"
-        )
-    return array, affine
-
-
-def _open(path: str) -> Any:
-    if not files.is_remote(path):
-        return nib.load(path)
-    content = files.read_bytes(path)
-    return nib.Nifti1Image.from_bytes(gzip.decompress(content) if path.endswith(".gz") else content)

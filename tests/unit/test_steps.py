@@ -1,0 +1,422 @@
+import gzip
+from dataclasses import replace
+from pathlib import Path
+
+import fsspec
+import nibabel as nib
+import numpy as np
+import pytest
+import scipy.ndimage as ndi
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from nibabel.orientations import aff2axcodes
+from scipy.spatial.transform import Rotation
+from tiny_scans import TINY, brain_image, ellipsoid, write
+
+from uadray.errors import ConfigError, ScanError
+from uadray.prepare import geometry
+from uadray.prepare.geometry import Extent, Volume
+from uadray.prepare.layouts import Scan, phantom
+from uadray.prepare.read import brain_of_stripped, load_volume
+from uadray.prepare.steps import (
+    PrepareConfig,
+    denoise,
+    pipeline,
+    prepare_scan,
+    record,
+    standardise,
+)
+
+
+def volume(image: np.ndarray, affine: np.ndarray | None = None, **masks) -> Volume:
+    brain = masks.get("brain", image > 0)
+    affine = np.eye(4) if affine is None else affine
+    return Volume(image=image, brain=brain, lesion=masks.get("lesion"), affine=affine)
+
+
+def scan(image: str, **masks: str) -> Scan:
+    return Scan(id="one", subject="one", modality="T1w", image=image, **masks)
+
+
+def in_mm(mask: np.ndarray, affine: np.ndarray) -> np.ndarray:
+    """Centre of mass of an (X, Y, Z) array in the scanner."""
+    return affine[:3, :3] @ np.array(ndi.center_of_mass(mask)) + affine[:3, 3]
+
+
+@st.composite
+def affines(draw) -> np.ndarray:
+    """Any axis order, flips (so left-handed ones too), a rotation, unequal spacing."""
+    order = draw(st.permutations(range(3)))
+    signs = draw(st.lists(st.sampled_from([-1, 1]), min_size=3, max_size=3))
+    angles = draw(st.lists(st.floats(-35, 35), min_size=3, max_size=3))
+    matrix = np.eye(3)[:, order] * signs
+    affine = np.eye(4)
+    turned = Rotation.from_euler("xyz", angles, degrees=True).as_matrix() @ matrix
+    affine[:3, :3] = turned * [draw(st.floats(0.6, 1.7)) for _ in range(3)]
+    affine[:3, 3] = draw(st.lists(st.floats(-90, 90), min_size=3, max_size=3))
+    return affine
+
+
+class TestGeometry:
+    @given(affine=affines())
+    def test_canonical_points_right_front_up_and_moves_nothing(self, affine):
+        image = np.zeros((5, 6, 7), np.float32)
+        image[1, 4, 2] = 1
+        before = volume(image, affine)
+        after = geometry.to_canonical(before)
+        where = np.argwhere(after.image)[0]
+        assert np.allclose(affine @ [1, 4, 2, 1], after.affine @ [*where, 1], atol=1e-9)
+        # Each axis has its largest component along its own direction, forwards.
+        assert aff2axcodes(after.affine) == ("R", "A", "S")
+
+    @settings(deadline=None, max_examples=25)
+    @given(affine=affines())
+    def test_resample_keeps_a_ramp_in_the_scanner(self, affine):
+        slope = np.array([0.5, -0.3, 0.2])
+        grid = np.indices((14, 15, 16)).reshape(3, -1)
+        ramp = slope @ (affine[:3, :3] @ grid + affine[:3, 3:])
+        out = geometry.resample(
+            volume(ramp.reshape(14, 15, 16).astype(np.float32), affine), spacing_mm=1.0
+        )
+        assert np.allclose(out.spacing, 1.0)
+        index = np.indices(out.image.shape).reshape(3, -1)
+        expected = slope @ (out.affine[:3, :3] @ index + out.affine[:3, 3:])
+        # Mirroring bends a ramp within a few voxels of the border.
+        inner = (slice(5, -5),) * 3
+        got = out.image[inner]
+        assert np.allclose(got, expected.reshape(out.image.shape)[inner], atol=0.02)
+
+    def test_resample_stays_in_the_range(self):
+        image = np.zeros((20, 20, 20), np.float32)
+        image[6:14, 6:14, 6:14] = 255
+        out = geometry.resample(volume(image, np.diag([1.3, 1.3, 1.3, 1])), spacing_mm=1.0)
+        # An edge overshoots without the clamp.
+        raw = ndi.zoom(image, 1.3, order=3, mode="mirror")
+        assert raw.max() > 260
+        assert raw.min() < -5
+        assert (out.image.min(), out.image.max()) == (0, 255)
+
+    def test_resample_leaves_its_own_spacing_alone(self):
+        before = volume(brain_image())
+        assert geometry.resample(before, spacing_mm=1.0) is before
+
+    def test_downsample_is_the_mean_over_blocks(self):
+        image = np.random.default_rng(0).random((8, 12, 6), np.float32)
+        out = geometry.downsample(volume(image), shape=(2, 3, 4))
+        expected = image.reshape(4, 2, 3, 4, 2, 3).mean(axis=(1, 3, 5))
+        assert np.allclose(out.image, expected, atol=1e-6)
+        assert np.allclose(out.spacing, [2, 4, 3])
+        # The first new voxel's centre is the middle of the block it covers.
+        assert np.allclose(out.affine[:3, 3], [0.5, 1.5, 1.0])
+
+    def test_downsample_keeps_the_mean_at_odd_factors(self):
+        image = np.random.default_rng(0).random((15, 19, 16), np.float32)
+        out = geometry.downsample(volume(image), shape=(6, 7, 6))
+        assert out.image.mean() == pytest.approx(image.mean(), abs=1e-5)
+
+    def test_downsample_to_its_own_shape_is_the_identity(self):
+        before = volume(brain_image((10, 12, 14)))
+        assert geometry.downsample(before, shape=(14, 12, 10)) is before
+
+    def test_crop_and_pad_centre_the_brain(self):
+        image = np.zeros((30, 30, 30), np.float32)
+        image[3:11, 5:15, 7:19] = 1
+        cropped = geometry.crop_to_brain(volume(image))
+        assert cropped.image.shape == (8, 10, 12)
+        extent = Extent(left_right=12, posterior_anterior=16, inferior_superior=20)
+        padded = geometry.pad_to_extent(cropped, extent=extent)
+        assert padded.image.shape == (12, 16, 20)
+        assert ndi.center_of_mass(padded.image) == (5.5, 7.5, 9.5)
+        assert np.allclose(in_mm(padded.image, padded.affine), in_mm(image, np.eye(4)))
+
+    def test_a_brain_larger_than_the_extent_names_the_axis(self):
+        with pytest.raises(ScanError, match=r"posterior_anterior 21 mm \(limit 20\); if the scan"):
+            geometry.pad_to_extent(
+                volume(np.ones((10, 21, 10), np.float32)),
+                extent=Extent(left_right=20, posterior_anterior=20, inferior_superior=20),
+            )
+
+    def test_the_papers_extent_in_store_order(self):
+        assert Extent().voxels(1.0)[::-1] == (163, 191, 158)
+
+
+class TestIntensity:
+    def test_standardise_is_linear_between_percentiles(self):
+        image = brain_image()
+        brain = image > 0
+        out = standardise(volume(image), percentiles=(1, 99)).image
+        low, high = np.percentile(image[brain], (1, 99))
+        assert np.allclose(out[brain], np.clip((image[brain] - low) / (high - low), 0, 1))
+        assert (out[~brain] == 0).all()
+        assert out[brain].max() == 1
+
+    def test_standardise_looks_inside_the_brain_alone(self):
+        image = brain_image()
+        outside = np.where(image > 0, image, 1e6).astype(np.float32)
+        got = standardise(volume(outside, brain=image > 0), percentiles=(1, 99))
+        assert np.array_equal(got.image, standardise(volume(image), percentiles=(1, 99)).image)
+
+    def test_no_contrast(self):
+        with pytest.raises(ScanError, match="both 7: the scan has no contrast"):
+            standardise(volume(np.full((5, 5, 5), 7, np.float32)), percentiles=(1, 99))
+
+    def test_denoise_smooths_noise_and_keeps_an_edge(self):
+        rng = np.random.default_rng(0)
+        clean = np.full((24, 24, 24), 100, np.float32)
+        clean[12:] = 200
+        noisy = clean + rng.normal(0, 5, clean.shape).astype(np.float32)
+        out = denoise(volume(noisy), time_step=0.125, iterations=3).image
+        assert (out - clean)[2:10].std() < 0.6 * (noisy - clean)[2:10].std()
+        assert (out[13] - out[10]).mean() == pytest.approx(100, abs=5)
+
+    def test_brain_of_a_stripped_scan(self):
+        image = ellipsoid((20, 20, 20), (7, 7, 7)).astype(np.float32)
+        image[10, 10, 10] = 0
+        image[0, 0, :3] = 1
+        brain = brain_of_stripped(image)
+        assert brain[10, 10, 10]
+        assert not brain[0, 0, :3].any()
+
+
+class TestPrepareScan:
+    @settings(deadline=None, max_examples=20)
+    @given(affine=affines(), place=st.tuples(*(st.integers(-3, 3),) * 3))
+    def test_a_lesion_comes_back_where_it_was(self, tmp_path_factory, affine, place):
+        folder: Path = tmp_path_factory.mktemp("scan")
+        # Radii in mm, so that the brain fits the extent at every spacing.
+        sizes = geometry.voxel_sizes(affine)
+        shape = tuple(np.ceil(22 / sizes).astype(int))
+        brain = ellipsoid(shape, tuple(9.5 / sizes))
+        image = np.where(brain, 50 + np.indices(shape).sum(0), 0).astype(np.float32)
+        centre = (np.array(shape) - 1) / 2 + np.array(place) / sizes
+        lesion = ellipsoid(shape, tuple(4 / sizes), centre)
+        config = replace(
+            TINY,
+            denoise=False,
+            extent=Extent(left_right=26, posterior_anterior=28, inferior_superior=26),
+        )
+        out = prepare_scan(
+            scan(
+                write(folder / "image.nii.gz", image, affine),
+                lesion=write(folder / "lesion.nii.gz", lesion, affine),
+            ),
+            config,
+        )
+        assert out.lesion is not None
+        distance = in_mm(out.lesion.T, out.affine) - in_mm(lesion, affine)
+        # In voxels of the store, along each of its axes.
+        assert (abs(np.linalg.inv(out.affine[:3, :3]) @ distance) < 0.5).all()
+        true_ml = lesion.sum() * geometry.voxel_ml(affine)
+        assert out.lesion_ml == pytest.approx(true_ml, rel=0.4)
+
+    def test_what_the_store_is_promised(self, tmp_path):
+        path = write(tmp_path / "a.nii.gz", brain_image())
+        out = prepare_scan(scan(path), TINY)
+        assert out.image.shape == TINY.shape
+        assert out.image.dtype == np.float32
+        assert (out.image[~out.brain] == 0).all()
+        assert 0 <= out.image.min() < 0.1 < 0.9 < out.image.max() <= 1
+        assert out.lesion is None
+        # The front is brighter: Y grows to the front.
+        assert out.image[:, 10:].sum() > out.image[:, :4].sum()
+        again = prepare_scan(scan(path), TINY)
+        assert np.array_equal(out.image, again.image)
+        assert out.brain_ml == pytest.approx((brain_image() > 0).sum() / 1000, rel=0.05)
+
+    def test_a_brain_mask_strips_the_skull(self, tmp_path):
+        image = brain_image()
+        brain = image > 0
+        head = np.where(brain, image, 900).astype(np.float32)
+        out = prepare_scan(
+            scan(write(tmp_path / "a.nii", head), brain=write(tmp_path / "b.nii", brain)), TINY
+        )
+        plain = prepare_scan(scan(write(tmp_path / "c.nii", image)), TINY)
+        assert np.array_equal(out.image, plain.image)
+
+    def test_the_mask_threshold_decides_the_size(self, tmp_path):
+        image = brain_image()
+        one = scan(
+            write(tmp_path / "a.nii", image),
+            lesion=write(tmp_path / "l.nii", ellipsoid(image.shape, (3, 3, 3))),
+        )
+        sizes = [prepare_scan(one, replace(TINY, mask_threshold=t)).lesion_ml for t in (0.2, 0.9)]
+        assert sizes[0] > sizes[1]
+
+    def test_one_frame_of_four_dimensions_is_squeezed(self, tmp_path):
+        image = brain_image()
+        flat = prepare_scan(scan(write(tmp_path / "a.nii", image)), TINY)
+        deep = prepare_scan(scan(write(tmp_path / "b.nii", image[..., None])), TINY)
+        assert np.array_equal(flat.image, deep.image)
+
+    def test_a_url(self, tmp_path):
+        path = write(tmp_path / "a.nii.gz", brain_image())
+        fs = fsspec.filesystem("memory")
+        fs.pipe_file("/steps-url/a.nii.gz", Path(path).read_bytes())
+        fs.pipe_file("/steps-url/a.nii", gzip.decompress(Path(path).read_bytes()))
+        try:
+            there = [
+                prepare_scan(scan(f"memory://steps-url/a.{e}"), TINY) for e in ("nii.gz", "nii")
+            ]
+        finally:
+            fs.rm("/steps-url", recursive=True)
+        here = prepare_scan(scan(path), TINY)
+        assert all(np.array_equal(here.image, one.image) for one in there)
+
+    def test_a_phantom_needs_no_file(self):
+        out = prepare_scan(phantom("stroke", 1, 3)[0], PrepareConfig(shape=(16, 16, 16)))
+        assert out.image.shape == (16, 16, 16)
+        assert out.lesion is not None
+        assert out.scanner.startswith("phantom-")
+        healthy = prepare_scan(phantom("healthy", 1)[0], PrepareConfig(shape=(16, 16, 16)))
+        assert healthy.lesion is None
+        with pytest.raises(ConfigError, match="use --size N"):
+            prepare_scan(phantom("stroke", 1)[0], TINY)
+
+
+def truncated(folder: Path) -> Scan:
+    path = Path(write(folder / "cut.nii.gz", brain_image()))
+    path.write_bytes(path.read_bytes()[:2000])
+    return scan(str(path))
+
+
+def no_image(folder: Path) -> Scan:
+    (folder / "text.nii").write_text("not an image at all" * 30)
+    return scan(str(folder / "text.nii"))
+
+
+def with_voxel(value: float):
+    def make(folder: Path) -> Scan:
+        image = brain_image()
+        image[3, 4, 5] = value
+        return scan(write(folder / "bad.nii", image))
+
+    return make
+
+
+def with_affine(affine: np.ndarray):
+    return lambda folder: scan(write(folder / "grid.nii", brain_image(), affine))
+
+
+def colours(folder: Path) -> Scan:
+    array = np.zeros((5, 5, 5), [("R", "u1"), ("G", "u1"), ("B", "u1")])
+    nib.save(nib.Nifti1Image(array, np.eye(4)), folder / "rgb.nii")
+    return scan(str(folder / "rgb.nii"))
+
+
+def with_mask(name: str, mask: np.ndarray, affine: np.ndarray | None = None):
+    def make(folder: Path) -> Scan:
+        path = write(folder / f"{name}.nii", mask, affine)
+        return scan(write(folder / "image.nii", brain_image()), **{name: path})
+
+    return make
+
+
+SHAPE = brain_image().shape
+SINGULAR = np.diag([1.0, 1.0, 1.0, 1.0])
+SINGULAR[:3, 2] = SINGULAR[:3, 1]
+SHIFTED = np.eye(4)
+SHIFTED[0, 3] = 2.0
+CORNER = np.zeros(SHAPE, bool)
+CORNER[0, 0, 0] = True
+
+BAD_SCANS = {
+    "missing": (lambda f: scan(str(f / "gone.nii")), r"gone\.nii: no such file"),
+    "truncated": (truncated, r"cut\.nii\.gz: expected a whole NIfTI.*fetch it again"),
+    "no image": (no_image, r"text\.nii: expected a whole NIfTI"),
+    "several frames": (
+        lambda f: scan(write(f / "bold.nii", np.ones((4, 4, 4, 3), np.float32))),
+        r"bold\.nii: expected one volume.*\(4, 4, 4, 3\)",
+    ),
+    "a slice": (
+        lambda f: scan(write(f / "slice.nii", np.ones((9, 9), np.float32))),
+        r"slice\.nii: expected one volume.*\(9, 9",
+    ),
+    "colours": (colours, r"rgb\.nii: holds colours"),
+    "NaN": (with_voxel(np.nan), r"bad\.nii: 1 of \d+ voxels are NaN"),
+    "infinite": (with_voxel(np.inf), r"bad\.nii: 1 of \d+ voxels are NaN or infinite"),
+    "zeros": (
+        lambda f: scan(write(f / "zero.nii", np.zeros((9, 9, 9), np.float32))),
+        r"zero\.nii: expected an image, but it is all zeros",
+    ),
+    "constant": (
+        lambda f: scan(write(f / "flat.nii", np.full((9, 9, 9), 4, np.float32))),
+        r"flat\.nii: .*4 everywhere",
+    ),
+    "negative": (
+        lambda f: scan(write(f / "neg.nii", brain_image() - 1000)),
+        r"neg\.nii: no voxel is above 0",
+    ),
+    "singular": (with_affine(SINGULAR), r"grid\.nii: its affine cannot be inverted"),
+    "huge voxels": (with_affine(np.diag([1, 1, 20, 1])), r"voxels of 1 x 1 x 20 mm, expected"),
+    "tiny voxels": (with_affine(np.diag([0.01, 1, 1, 1])), r"voxels of 0\.01 x 1 x 1 mm"),
+    "too large": (with_affine(np.diag([2, 1, 1, 1])), r"grid\.nii: .*left_right 3\d mm \(limit 24"),
+    "skull": (with_affine(np.diag([9, 9, 9, 1])), r"mL are brain, expected at most 2500"),
+    "mask shape": (
+        with_mask("brain", np.ones((5, 5, 5), bool)),
+        r"brain\.nii: the mask has \(5, 5, 5\) voxels, its scan .*image\.nii has \(22",
+    ),
+    "mask grid": (
+        with_mask("lesion", CORNER, SHIFTED),
+        r"lesion\.nii: the mask lies up to 2\.00 mm away",
+    ),
+    "no brain": (with_mask("brain", np.zeros(SHAPE, bool)), r"brain\.nii: the brain mask is empty"),
+    "no lesion": (
+        with_mask("lesion", np.zeros(SHAPE, bool)),
+        r"lesion\.nii: expected a lesion, but the mask is empty",
+    ),
+    "lesion lost": (with_mask("lesion", CORNER), r"lesion\.nii: no voxel .* is lesion"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_SCANS)
+def test_bad_scans_say_what_is_wrong(case, tmp_path):
+    make, message = BAD_SCANS[case]
+    with pytest.raises(ScanError, match=message):
+        prepare_scan(make(tmp_path), TINY)
+
+
+def test_a_whole_head_is_refused(real_data):
+    with pytest.raises(ScanError, match=r"needs a brain mask|limit"):
+        prepare_scan(scan(str(real_data / "head/whole_head_T1.nii.gz")), PrepareConfig())
+
+
+def test_a_real_brain(real_data):
+    path = real_data / "ds002748/sub-01/anat/sub-01_T1w.nii.gz"
+    out = prepare_scan(scan(str(path)), PrepareConfig(shape=(32, 32, 32)))
+    raw = load_volume(scan(str(path)))
+    assert 1000 < out.brain_ml < 1800
+    assert np.allclose(in_mm(out.brain.T, out.affine), in_mm(raw.brain, raw.affine), atol=1.0)
+
+
+class TestConfig:
+    @pytest.mark.parametrize(
+        ("change", "message"),
+        [
+            ({"percentiles": (99.0, 1.0)}, "percentiles"),
+            ({"mask_threshold": 0.0}, "mask_threshold"),
+            ({"spacing_mm": 0.0}, "spacing_mm"),
+            ({"shape": (64, 64, 0)}, "shape"),
+            ({"shape": (164, 191, 158)}, "volumes are never enlarged"),
+        ],
+    )
+    def test_out_of_range(self, change, message):
+        with pytest.raises(ConfigError, match=message):
+            PrepareConfig(**change)
+
+    def test_the_record_is_the_pipeline(self):
+        steps = record(PrepareConfig(), strokes=False)
+        assert [s["step"] for s in steps] == [s.name for s in pipeline(PrepareConfig())]
+        assert [s["step"] for s in steps] == [
+            "to_canonical",
+            "resample",
+            "strip",
+            "denoise",
+            "standardise",
+            "crop_to_brain",
+            "pad_to_extent",
+            "downsample",
+        ]
+        assert steps[3] == {"step": "denoise", "time_step": 0.125, "iterations": 3}
+        off = record(replace(PrepareConfig(), denoise=False), strokes=True)
+        names = [s["step"] for s in off]
+        assert names[2:5] == ["strip", "insert_stroke", "standardise"]

@@ -25,7 +25,7 @@ import numpy as np
 import pandas as pd
 import torch
 import zarr
-from zarr.codecs import BloscCodec
+from zarr.codecs import BloscCodec, Crc32cCodec
 from zarr.storage import FsspecStore, LocalStore
 
 import uadray
@@ -198,9 +198,13 @@ class CohortWriter:
                 dtype=dtype,
                 chunks=(CHUNK_VOLUMES, *shape),
                 shards=(shard, *shape),
-                compressors=BloscCodec(
-                    cname="lz4", shuffle="shuffle" if dtype == "float16" else "bitshuffle"
-                ),
+                # LZ4 decodes many a damaged chunk without a word; the checksum does not.
+                compressors=[
+                    BloscCodec(
+                        cname="lz4", shuffle="shuffle" if dtype == "float16" else "bitshuffle"
+                    ),
+                    Crc32cCodec(),
+                ],
                 dimension_names=("volume", "z", "y", "x"),
             )
         # The attributes come last: a group without them is a layout that was cut short.

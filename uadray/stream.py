@@ -16,7 +16,9 @@ import torch
 from ray.data import Datasource, ReadTask
 from ray.data.block import BlockAccessor, BlockMetadata
 
+from uadray import cluster
 from uadray.batch import Batch
+from uadray.errors import StoreError
 from uadray.store import CHUNK_VOLUMES, Cohort, Split
 
 READ_CPUS = 0.25
@@ -72,12 +74,23 @@ def slice_order(has_brain: np.ndarray, *, seed: int, epoch: int, group: int) -> 
 
 
 def read_rows(cohort: Cohort, array: str, rows: np.ndarray) -> np.ndarray:
-    """Rows of one array in the order given, reading each shard's span once."""
+    """Rows of one array in the order given, reading each shard's span once.
+
+    Raises:
+        StoreError: the cohort is damaged there.
+    """
     out = np.empty((len(rows), *cohort.shape), np.float16 if array == "image" else bool)
     for shard in np.unique(rows // cohort.shard):
         here = np.flatnonzero(rows // cohort.shard == shard)
         start, stop = int(rows[here].min()), int(rows[here].max()) + 1
-        span = cohort.read(array, start, stop)  # type: ignore[arg-type]
+        try:
+            span = cohort.read(array, start, stop)  # type: ignore[arg-type]
+        except Exception as error:  # whatever the codecs raise on a damaged chunk
+            raise StoreError(
+                f"{cohort.url}: rows {start} to {stop - 1} of {array!r} cannot be read "
+                f"({type(error).__name__}: {error}): uadray.store.verify names the damaged "
+                "shards; prepare the cohort again"
+            ) from None
         out[here] = span[rows[here] - start]
     return out
 
@@ -150,9 +163,7 @@ def _as_slices(
 
 
 def _dataset(source: VolumeSource, num_tasks: int) -> ray.data.Dataset:
-    dataset = ray.data.read_datasource(
-        source, override_num_blocks=num_tasks, num_cpus=READ_CPUS
-    )
+    dataset = ray.data.read_datasource(source, override_num_blocks=num_tasks, num_cpus=READ_CPUS)
     dataset.context.execution_options.preserve_order = True
     return dataset
 
@@ -237,12 +248,13 @@ class TrainingStream:
 
 
 def _batches(dataset: ray.data.Dataset, batch_size: int) -> Iterator[Batch]:
-    for batch in dataset.iter_batches(batch_size=batch_size, batch_format="numpy"):
-        # Batches are read-only views of the object store; the copy makes them ours.
-        yield Batch(
-            ids=torch.from_numpy(batch["id"].astype(np.int64)),
-            images=torch.from_numpy(np.array(batch["image"], dtype=np.float16)),
-        )
+    with cluster.plain_errors():
+        for batch in dataset.iter_batches(batch_size=batch_size, batch_format="numpy"):
+            # Batches are read-only views of the object store; the copy makes them ours.
+            yield Batch(
+                ids=torch.from_numpy(batch["id"].astype(np.int64)),
+                images=torch.from_numpy(np.array(batch["image"], dtype=np.float16)),
+            )
 
 
 def _load(cohort: Cohort, rows: np.ndarray) -> torch.Tensor:

@@ -149,6 +149,9 @@ class FitConfig:
     """Samples in a step over all workers: volumes in 3D, slices in 2D."""
     learning_rate: float = 1e-3
     """Of Adam."""
+    clip_norm: float = 1.0
+    """Longest gradient of a step, over all parameters; longer ones are scaled down. The paper names
+    none; without one a fit of 300 epochs on 29 scans diverged at epoch 153."""
     seed: int = 0
     """Decides weights, order, erasing and the latent's noise."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
@@ -167,6 +170,7 @@ class FitConfig:
         _check(self.epochs >= 1, "fit.epochs", ">= 1", self.epochs)
         _check(self.batch_size >= 1, "fit.batch_size", ">= 1", self.batch_size)
         _check(self.learning_rate > 0, "fit.learning_rate", "> 0", self.learning_rate)
+        _check(self.clip_norm > 0, "fit.clip_norm", "> 0", self.clip_norm)
         _check(self.seed >= 0, "fit.seed", ">= 0", self.seed)
         _check(self.checkpoint_every >= 1, "fit.checkpoint_every", ">= 1", self.checkpoint_every)
         _check(self.patience >= 0, "fit.patience", ">= 0", self.patience)

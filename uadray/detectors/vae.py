@@ -2,12 +2,16 @@
 
 import math
 
+import torch
 from torch import Tensor, nn
 
 from uadray.config import VAE
 from uadray.detectors.base import GradientDetector, batch_as_slices, slices_as_batch
 from uadray.detectors.blocks import channels_last, down, norm, pointwise, up
 from uadray.errors import ConfigError
+
+MAX_LOG_SIGMA = 4.0
+"""Bound of |log sigma|: sigma lies between 0.018 and 55; the prior's is 1."""
 
 
 class VAEDetector(GradientDetector):
@@ -62,7 +66,10 @@ class VAEDetector(GradientDetector):
     def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Mu and log sigma, each (B, latent_size), of (B, 1, *spatial)."""
         features = self.encoder(x).flatten(1)
-        return self.to_mu(features), self.to_log_sigma(features)
+        # One bad step may throw log sigma so far that exp overflows. A hard clamp would have no
+        # gradient there and never come back; this bound is smooth.
+        log_sigma = MAX_LOG_SIGMA * torch.tanh(self.to_log_sigma(features).float() / MAX_LOG_SIGMA)
+        return self.to_mu(features), log_sigma
 
     def decode(self, z: Tensor) -> Tensor:
         """(B, 1, *spatial) of (B, latent_size), not clamped."""
@@ -73,8 +80,6 @@ class VAEDetector(GradientDetector):
     def forward(self, x_in: Tensor, target: Tensor, noise: Tensor) -> dict[str, Tensor]:
         """L1 + kl_weight * KL, per voxel (section 2.3)."""
         mu, log_sigma = (t.float() for t in self.encode(x_in))
-        # Beyond this range exp overflows before the KL term can pull it back.
-        log_sigma = log_sigma.clamp(-10, 10)
         output = self.decode(mu + log_sigma.exp() * noise).float()
         voxels = math.prod(target.shape[1:])
         reconstruction = (output - target).abs().mean()

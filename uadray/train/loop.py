@@ -190,6 +190,8 @@ def _steps(
             losses = module(x_in[:, None], x[:, None], noise)
         optimizer.zero_grad(set_to_none=True)
         losses["loss"].backward()
+        # The norm has the sign of NaN too: the loss that is summed shows it after the epoch.
+        nn.utils.clip_grad_norm_(detector.parameters(), experiment.fit.clip_norm)
         optimizer.step()
         yield losses, len(x)
 

@@ -106,7 +106,7 @@ def test_bad_scans_are_quarantined_and_the_rest_goes_on(tmp_path):
     assert set(cohort.subjects["split"]) == {"threshold", "test"}
     assert (cohort.subjects["lesion_ml"] > 0).all()
     text = summary(cohort)
-    assert "2 scans could not be used" in text
+    assert "2 of 10 scans could not be used" in text
     assert "fetch it again" in text
 
 

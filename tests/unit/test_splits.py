@@ -85,9 +85,9 @@ def test_scanners_are_drawn_in_proportion(sizes, share, seed):
 def test_the_papers_counts():
     brats = [scan(k, lesion="m") for k in range(335)]
     healthy = [scan(k) for k in range(999)]
-    parts = Counter(part for _, part in split_scans(brats, SplitConfig(count=133), seed=0))
+    parts = Counter(part for _, part in split_scans(brats, SplitConfig(split_count=133), seed=0))
     assert parts == {"threshold": 133, "test": 202}
-    parts = Counter(part for _, part in split_scans(healthy, SplitConfig(count=201), seed=0))
+    parts = Counter(part for _, part in split_scans(healthy, SplitConfig(split_count=201), seed=0))
     assert parts == {"train": 798, "validation": 201}
 
 
@@ -102,8 +102,8 @@ def test_another_seed_is_another_split():
     [
         ([scan(0), scan(1, lesion="m")], SplitConfig(), "1 of 2 scans have a lesion mask"),
         ([scan(0), scan(0, 1)], SplitConfig(), "1 of 1 subjects would be the validation part"),
-        ([scan(0), scan(1)], SplitConfig(count=2), "2 of 2 subjects"),
-        ([scan(0), scan(1)], SplitConfig(count=0), "0 of 2 subjects"),
+        ([scan(0), scan(1)], SplitConfig(split_count=2), "2 of 2 subjects"),
+        ([scan(0), scan(1)], SplitConfig(split_count=0), "0 of 2 subjects"),
     ],
 )
 def test_cohorts_that_cannot_be_split(scans, config, message):

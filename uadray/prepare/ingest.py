@@ -75,7 +75,8 @@ def summary(cohort: Cohort) -> str:
         ml = cohort.subjects["lesion_ml"]
         lines[-1] += f", lesions {ml.min():.1f} to {ml.max():.1f} mL, median {ml.median():.1f}"
     if quarantine:
-        lines.append(f"  {len(quarantine)} scans could not be used and are not in it:")
+        total = len(quarantine) + len(cohort.subjects)
+        lines.append(f"  {len(quarantine)} of {total} scans could not be used and are not in it:")
         lines += [f"    {failure['id']}: {failure['reason']}" for failure in quarantine]
     lines += [f"  at {cohort.url}", f"  fingerprint {cohort.fingerprint}"]
     lines.append(

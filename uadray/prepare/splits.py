@@ -29,7 +29,7 @@ class SplitConfig:
     """Of a healthy cohort (section 2.1: 201 of 2008)."""
     threshold_share: float = 0.4
     """Of a cohort with lesions (section 2.1: 133 of 335 and 121 of 304)."""
-    count: int | None = None
+    split_count: int | None = None
     """Subjects in the validation part, or the threshold part, instead of the share."""
 
     def __post_init__(self) -> None:
@@ -127,12 +127,12 @@ def split_scans(
         else (HEALTHY, config.validation_share, 1)
     )
     subjects = len({scan.subject for scan in scans})
-    count = round(share * subjects) if config.count is None else config.count
-    count = max(1, count) if config.count is None else count
+    count = round(share * subjects) if config.split_count is None else config.split_count
+    count = max(1, count) if config.split_count is None else count
     if not 1 <= count < subjects:
         raise ConfigError(
             f"{count} of {subjects} subjects would be the {parts[drawn]} part, but each part needs "
-            "at least one: give more scans or another count"
+            "at least one: give more scans or another --split-count"
         )
     chosen = draw_subjects(scans, count, seed)
     ordered: list[tuple[Scan, Split]] = []

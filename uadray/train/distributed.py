@@ -131,10 +131,6 @@ def _fit_worker(
     config = experiment.fit
     detector = _fresh(experiment, run.shape)
     assert isinstance(detector, GradientDetector)
-    if config.batch_size % world.size:
-        raise ConfigError(
-            f"fit.batch_size {config.batch_size} must be divisible by the {world.size} workers"
-        )
     resident = config.residency == "device" or (
         config.residency == "auto"
         and fits_in_memory(cohort, ("train", "validation"), world.size, str(device))
@@ -167,6 +163,11 @@ def _fit_worker(
 
 def _fit_group(run: Run, cohort: Cohort, scale: ScaleConfig) -> None:
     """A DDP group under Ray Train; it restarts from the newest checkpoint by itself."""
+    batch_size = run.experiment.fit.batch_size
+    if batch_size % scale.num_workers:
+        raise ConfigError(
+            f"fit.batch_size {batch_size} must be divisible by the {scale.num_workers} workers"
+        )
     cpus = ray.cluster_resources().get("CPU", 0)
     needed = scale.num_workers * scale.cpus_per_worker + READ_CPUS
     if needed > cpus:

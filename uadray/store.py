@@ -19,11 +19,11 @@ import json
 import platform
 from dataclasses import asdict, dataclass
 from functools import cached_property
+from importlib.metadata import version
 from typing import Any, Literal, Self
 
 import numpy as np
 import pandas as pd
-import torch
 import zarr
 from zarr.codecs import BloscCodec, Crc32cCodec
 from zarr.storage import FsspecStore, LocalStore
@@ -123,13 +123,9 @@ def _part_url(url: str, shard: int) -> str:
 
 def software_versions() -> dict[str, str]:
     """Versions of what decides an output's figures."""
-    return {
-        "uadray": uadray.__version__,
-        "python": platform.python_version(),
-        "numpy": np.__version__,
-        "torch": torch.__version__,
-        "zarr": zarr.__version__,
-    }
+    names = ("numpy", "scipy", "scikit-image", "SimpleITK", "nibabel", "nilearn", "torch", "zarr")
+    own = {"uadray": uadray.__version__, "python": platform.python_version()}
+    return own | {name: version(name) for name in names}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 from scipy import ndimage
 
+from uadray import files
 from uadray.config import VAE, ErasingConfig, Experiment, FitConfig
 from uadray.store import Cohort, CohortWriter, Split, Subject
 
@@ -18,18 +19,18 @@ AFFINE = tuple(tuple(row) for row in np.diag([4.0, 4.0, 4.0, 1.0]).tolist())
 """Voxels of 4 mm: 0.064 mL each."""
 
 
-def write_healthy(folder: Path, *, name: str = "healthy", seed: int = 0) -> Cohort:
+def write_healthy(folder: Path | str, *, name: str = "healthy", seed: int = 0) -> Cohort:
     """Forty healthy brains in five shards; the split is spread over all of them."""
     rng = np.random.default_rng(seed)
     num = NUM_TRAIN + NUM_VALIDATION
     validation = set(rng.choice(num, NUM_VALIDATION, replace=False).tolist())
     splits: list[Split] = ["validation" if k in validation else "train" for k in range(num)]
     volumes = [_brain(rng, SHAPE) for _ in range(num)]
-    return _write(folder / f"{name}.zarr", splits, volumes, lesions=None, seed=seed)
+    return _write(files.join(str(folder), f"{name}.zarr"), splits, volumes, lesions=None, seed=seed)
 
 
 def write_lesioned(
-    folder: Path,
+    folder: Path | str,
     *,
     name: str = "stroke",
     bright: bool = True,
@@ -49,7 +50,9 @@ def write_lesioned(
         image[lesion] = rng.uniform(0.8, 1.0) if bright else rng.uniform(0.02, 0.1)
         volumes.append((image, brain))
         lesions.append(lesion)
-    return _write(folder / f"{name}.zarr", splits, volumes, lesions=lesions, seed=seed)
+    return _write(
+        files.join(str(folder), f"{name}.zarr"), splits, volumes, lesions=lesions, seed=seed
+    )
 
 
 def tiny_vae(
@@ -89,7 +92,7 @@ def _blob(rng: np.random.Generator, brain: np.ndarray) -> np.ndarray:
 
 
 def _write(
-    path: Path,
+    url: str,
     splits: list[Split],
     volumes: list[tuple[np.ndarray, np.ndarray]],
     *,
@@ -97,12 +100,13 @@ def _write(
     seed: int,
 ) -> Cohort:
     shape = volumes[0][0].shape
+    stem = url.rsplit("/", 1)[-1].removesuffix(".zarr")
     writer = CohortWriter.create(
-        str(path),
+        url,
         num_rows=len(splits),
         shape=shape,
         has_lesion=lesions is not None,
-        plan={"seed": seed, "splits": splits, "name": path.name},
+        plan={"seed": seed, "splits": splits, "name": f"{stem}.zarr"},
     )
     voxel_ml = abs(np.linalg.det(np.array(AFFINE)[:3, :3])) / 1000
     for shard in range(writer.num_shards):
@@ -110,13 +114,13 @@ def _write(
         subjects = [
             Subject(
                 row=row,
-                id=f"{path.stem}-{row:03d}",
-                subject=f"{path.stem}-{row:03d}",
+                id=f"{stem}-{row:03d}",
+                subject=f"{stem}-{row:03d}",
                 scanner="one" if row % 2 else "two",
                 split=splits[row],
                 modality="T1w",
                 affine=AFFINE,
-                source=f"{path.stem}-{row:03d}.nii.gz",
+                source=f"{stem}-{row:03d}.nii.gz",
                 brain_ml=float(volumes[row][1].sum() * voxel_ml),
                 lesion_ml=float(lesions[row].sum() * voxel_ml) if lesions else 0.0,
                 notes=f"semi-synthetic lesion from case {row}" if lesions else "",

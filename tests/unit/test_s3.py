@@ -1,0 +1,102 @@
+"""Cohort, run folder, checkpoints and scores on a real S3 server."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import boto3
+import fsspec
+import numpy as np
+import pytest
+import torch
+from moto.server import ThreadedMotoServer
+from tiny_cohorts import write_lesioned
+
+from uadray import files
+from uadray.config import experiment
+from uadray.errors import CheckpointError, StoreError
+from uadray.evaluate.counts import count_subject
+from uadray.evaluate.postprocess import PostprocessConfig
+from uadray.evaluate.scores import ScoreStore
+from uadray.store import open_cohort, verify
+from uadray.train.checkpoint import CheckpointStore
+from uadray.train.run import Run
+
+
+@pytest.fixture(scope="module")
+def bucket() -> Iterator[str]:
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
+        patch.setenv("AWS_ACCESS_KEY_ID", "testing")
+        patch.setenv("AWS_SECRET_ACCESS_KEY", "testing")
+        patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+        fsspec.get_filesystem_class("s3").clear_instance_cache()
+        boto3.client("s3").create_bucket(Bucket="scans")
+        yield "s3://scans"
+        fsspec.get_filesystem_class("s3").clear_instance_cache()
+    server.stop()
+
+
+@pytest.fixture(scope="module")
+def cohort_url(bucket: str) -> str:
+    return write_lesioned(bucket).url
+
+
+def test_a_cohort_on_s3_equals_a_local_one(cohort_url: str, tmp_path: Path) -> None:
+    local = write_lesioned(tmp_path)
+    remote = open_cohort(cohort_url)
+    assert remote.fingerprint == local.fingerprint
+    assert verify(cohort_url) == []
+    num = len(local.subjects)
+    for array in ("image", "brain", "lesion"):
+        assert np.array_equal(remote.read(array, 0, num), local.read(array, 0, num))
+
+
+def test_a_damaged_object_is_found(bucket: str) -> None:
+    cohort = write_lesioned(bucket, name="damaged")
+    url = files.join(cohort.url, "image", "c", "0", "0", "0", "0")
+    content = bytearray(files.read_bytes(url))
+    content[len(content) // 3] ^= 1
+    files.write_bytes(url, bytes(content))
+    assert verify(cohort.url)
+
+
+def test_no_cohort_there_is_said(bucket: str) -> None:
+    with pytest.raises(StoreError, match="no cohort"):
+        open_cohort(f"{bucket}/nothing.zarr")
+
+
+def test_run_checkpoint_and_scores_live_on_s3(bucket: str, cohort_url: str) -> None:
+    cohort = open_cohort(cohort_url)
+    run = Run.create(f"{bucket}/runs/a", experiment("3D-None"), cohort)
+    run.write_metrics([{"epoch": 1}])
+    run.finish({"status": "finished"})
+    again = Run.open(run.url)
+    assert again == run
+    assert again.metrics() == [{"epoch": 1}]
+    with pytest.raises(CheckpointError):
+        Run.create(run.url, experiment("3D-Cube-n"), cohort)
+
+    model, identity = torch.nn.Linear(3, 2), "x"
+    for epoch, value in ((1, 0.5), (2, 0.7), (3, 0.6)):
+        CheckpointStore(run.url, identity).save(epoch, model, None, value)
+    kept = [n for n in files.list_names(f"{run.url}/checkpoint") if n != "state.json"]
+    assert kept == ["epoch-00001", "epoch-00003"]
+    loaded = torch.nn.Linear(3, 2)
+    CheckpointStore(run.url, identity).load_model(loaded, 1)
+    assert torch.equal(loaded.weight, model.weight)
+
+    store = ScoreStore.create(run, cohort, (0.0, 1.0), PostprocessConfig())
+    brain, lesion = cohort.read("brain", 0, 1)[0], cohort.read("lesion", 0, 1)[0]
+    levels = (np.random.default_rng(0).integers(0, 2**16, brain.shape) * brain).astype(np.uint16)
+    store.write(0, levels, count_subject(levels, brain, lesion, brain))
+    same = ScoreStore.create(run, cohort, (0.0, 1.0), PostprocessConfig())
+    assert same.done() == {0}
+    assert np.array_equal(same.levels(0), levels)
+    assert (
+        ScoreStore.create(run, cohort, (0.0, 1.0), PostprocessConfig(median_size=3)).done() == set()
+    )
+    json.dumps(files.read_json(f"{run.url}/config.json"), allow_nan=False)

@@ -21,7 +21,7 @@ from uadray.prepare.layouts import phantom
 from uadray.prepare.splits import SplitConfig
 from uadray.prepare.steps import PrepareConfig
 from uadray.progress import Progress
-from uadray.report import load_runs, terminal_table, write_report
+from uadray.report import load_runs, terminal_summary, write_report
 from uadray.store import Cohort
 from uadray.train.distributed import fit, format_epoch
 from uadray.train.run import Run
@@ -89,11 +89,9 @@ def evaluate_all(job: Demo, runs: Sequence[Run], cohorts: dict[str, Cohort]) -> 
 
 
 def report(job: Demo, runs: Sequence[Run]) -> str:
-    """Print the tables and write the page."""
+    """Print the table and write the page."""
     urls = [run.url for run in runs]
-    records = load_runs(urls)
-    for kind in LESIONED:
-        Console().print(terminal_table(records, kind))
+    Console().print(terminal_summary(load_runs(urls)))
     return write_report(urls, files.join(job.out, "report.html"))
 
 

@@ -23,7 +23,14 @@ from rich.console import Console
 
 from uadray import files
 from uadray.errors import ConfigError, RunError, UadrayError
-from uadray.report import figures, load_runs, rows, terminal_table, write_report
+from uadray.report import (
+    figures,
+    load_runs,
+    rows,
+    terminal_summary,
+    terminal_table,
+    write_report,
+)
 from uadray.report.load import RunRecord
 from uadray.report.montage import MAX_RUNS, montage
 
@@ -144,6 +151,27 @@ class TestFigures:
             assert f" {values['metrics']['dice_d']:.3f} " in line
             low, high = values["intervals"]["dice_d"]
             assert f"[{low:.3f}, {high:.3f}]" in text
+
+    def test_one_table_over_all_cohorts(
+        self, runs: list[RunRecord], truth: dict[tuple[str, str], dict[str, Any]]
+    ) -> None:
+        console = Console(width=80, file=io.StringIO(), record=True)
+        console.print(terminal_summary(runs))
+        lines = console.export_text().splitlines()
+        assert "stroke: semi-synthetic." in " ".join(lines)
+        means = []
+        for place, line in enumerate(lines):
+            name = line.split(" ")[1] if line.startswith(" ") else ""
+            if ("stroke", name) not in truth:
+                continue
+            both = [truth[cohort, name] for cohort in ("stroke", "tumour")]
+            figures = [v["metrics"][key] for v in both for key in ("dice_d", "auprc")]
+            assert [float(n) for n in line.split()[1:]] == [round(f, 3) for f in figures]
+            low, high = both[1]["intervals"]["auprc"]
+            assert f"[{low:.3f}, {high:.3f}]" in lines[place + 1]
+            means.append(sum(v["metrics"]["dice_d"] for v in both))
+        assert len(means) == 3
+        assert means == sorted(means, reverse=True)
 
     def test_terminal_of_unknown_cohort(self, runs: list[RunRecord]) -> None:
         with pytest.raises(RunError, match=r"'brats'; there are \['stroke', 'tumour'\]"):

@@ -2,6 +2,14 @@
 
 from uadray.report.load import Cases, Evaluation, RunRecord, load_runs
 from uadray.report.page import write_report
-from uadray.report.rows import terminal_table
+from uadray.report.terminal import terminal_summary, terminal_table
 
-__all__ = ["Cases", "Evaluation", "RunRecord", "load_runs", "terminal_table", "write_report"]
+__all__ = [
+    "Cases",
+    "Evaluation",
+    "RunRecord",
+    "load_runs",
+    "terminal_summary",
+    "terminal_table",
+    "write_report",
+]

@@ -4,13 +4,8 @@ import csv
 import io
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
-from rich import box
-from rich.table import Table
-from rich.text import Text
-
-from uadray.errors import RunError
 from uadray.report.load import Evaluation, RunRecord
 
 ABSENT = "\N{EN DASH}"
@@ -207,13 +202,6 @@ COLUMNS: tuple[Column, ...] = (
 )
 """The columns of every table, in order."""
 
-_TERMINAL = ("method", "dice_d", "dice_s_mean", "auprc", "upper_bound_dice", "fit_minutes")
-_SHORT_HEADS = {
-    "method": "Method",
-    "dice_s_mean": "Dice_S\n± std",
-    "upper_bound_dice": "Upper\nbound",
-}
-
 
 def group_by_cohort(runs: Sequence[RunRecord]) -> list[CohortRows]:
     """The evaluations of all runs, one table a cohort, sorted by the cohort's name.
@@ -365,44 +353,3 @@ def _markdown(text: str) -> str:
     for mark in "\\`*_[]|#":
         text = text.replace(mark, f"\\{mark}")
     return text
-
-
-def terminal_table(runs: Sequence[RunRecord], cohort: str) -> Table:
-    """The table of one cohort for the terminal, with the columns that fit 80 characters.
-
-    Args:
-        runs: What `load_runs` gave.
-        cohort: Name of the lesioned cohort.
-
-    Raises:
-        RunError: no run was evaluated on a cohort of that name.
-    """
-    groups = [group for group in group_by_cohort(runs) if group.name == cohort]
-    if not groups:
-        known = sorted({e.cohort for run in runs for e in run.evaluations})
-        raise RunError(
-            f"no run was evaluated on cohort {cohort!r}; there are {known}: evaluate it first"
-        )
-    columns = [column for column in COLUMNS if column.key in _TERMINAL]
-    notes = "".join(f" [{note}]" for group in groups[:1] for note in group.notes)
-    counts = sorted({row.evaluation.values["num_test"] for g in groups for row in g.rows})
-    table = Table(
-        title=Text(f"{cohort}{notes}, {' or '.join(map(str, counts))} test subjects"),
-        caption=Text(
-            "[95 %]: bootstrap over subjects. Italic: plain baseline.\n"
-            "Upper bound: Dice_D, threshold chosen on the test part."
-        ),
-        box=box.SIMPLE_HEAD,
-        pad_edge=False,
-    )
-    for column in columns:
-        head = Text(_SHORT_HEADS.get(column.key, f"{column.head}\n{column.note}"))
-        is_name = column.key == "method"
-        justify: Literal["left", "right"] = "left" if is_name else "right"
-        table.add_column(head, justify=justify, no_wrap=not is_name, overflow="fold")
-    for group in groups:
-        for row in group.rows:
-            cells = (f"{column.text(row)}\n{column.detail(row)}".rstrip() for column in columns)
-            table.add_row(*map(Text, cells), style="italic" if row.run.is_plain else "bold")
-        table.add_section()
-    return table

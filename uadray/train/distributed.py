@@ -5,7 +5,8 @@ import os
 import sys
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -231,11 +232,33 @@ def _group_worker(config: dict[str, Any]) -> None:
         rank=rank,
         size=size,
         wrap=prepare_model,
-        # Slices that hold brain differ in number from worker to worker.
-        uneven=lambda module: module.join(),  # type: ignore[operator]
+        uneven=_uneven,
         sum=total,
     )
     _fit_worker(run, config["cohort"], world, device, report)
+
+
+@contextmanager
+def _uneven(module: Any, optimizer: torch.optim.Optimizer) -> Iterator[None]:
+    """Let workers take unequal numbers of steps: slices with brain differ from part to part.
+
+    `join` leaves all of them the weights of one that stepped to the end, but each its own moments
+    of Adam, with which they would drift apart in the next epoch; these follow here.
+    """
+    with module.join():
+        yield
+    states = [optimizer.state[p] for group in optimizer.param_groups for p in group["params"]]
+    steps = states[0]["step"].detach().reshape(1).to(next(module.parameters()).device)
+    counts = [torch.zeros_like(steps) for _ in range(torch.distributed.get_world_size())]
+    torch.distributed.all_gather(counts, steps)
+    source = int(torch.cat(counts).argmax())
+    if all(count == counts[0] for count in counts):
+        return
+    for state in states:
+        for tensor in state.values():
+            sent = tensor.to(steps.device).contiguous()
+            torch.distributed.broadcast(sent, source)
+            tensor.copy_(sent)
 
 
 def format_epoch(experiment: Experiment, metrics: Metrics) -> str:

@@ -34,8 +34,10 @@ class World:
     """Number of workers."""
     wrap: Callable[[nn.Module], nn.Module] = lambda module: module
     """Makes a module average its gradients over the workers."""
-    uneven: Callable[[nn.Module], AbstractContextManager[Any]] = lambda module: nullcontext()
-    """Context in which workers may take unequal numbers of steps."""
+    uneven: Callable[[nn.Module, torch.optim.Optimizer], AbstractContextManager[Any]] = (
+        lambda module, optimizer: nullcontext()
+    )
+    """Context in which workers may take unequal numbers of steps; behind it they are equal."""
     sum: Callable[[Tensor], Tensor] = lambda tensor: tensor
     """Sum over the workers."""
 
@@ -124,7 +126,7 @@ def fit_gradient(
         start = time.perf_counter()
         sums = torch.zeros(4, dtype=torch.float64)
         detector.train()
-        with world.uneven(module):
+        with world.uneven(module, optimizer):
             for losses, count in _steps(
                 detector, module, optimizer, experiment, train(epoch), epoch, device, bfloat16
             ):

@@ -1,0 +1,312 @@
+"""Fitting through Ray: one worker, several, one that is killed, and what is refused."""
+
+import json
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import pytest
+import torch
+from safetensors.torch import load_file
+from tiny_cohorts import NUM_TRAIN, SHAPE, tiny_vae, write_healthy
+from torch import Tensor
+
+from uadray import counter
+from uadray.config import Experiment, experiment, with_fit
+from uadray.detectors import GradientDetector, StreamDetector, build
+from uadray.errors import CheckpointError, ConfigError, StoreError
+from uadray.store import Cohort
+from uadray.stream import TrainingStream
+from uadray.train.distributed import ScaleConfig, fit, load_detector
+from uadray.train.run import Run
+
+pytestmark = [
+    pytest.mark.ray,
+    pytest.mark.usefixtures("ray_session"),
+    pytest.mark.timeout(300),
+]
+
+TWO = ScaleConfig(num_workers=2, cpus_per_worker=0.5)
+
+GROUP = tiny_vae(3, strategy="cube", epochs=25, batch_size=NUM_TRAIN)
+"""One step an epoch over all volumes: the same sample in every step for any number of workers."""
+
+
+@pytest.fixture(scope="module")
+def cohort(tmp_path_factory: pytest.TempPathFactory) -> Cohort:
+    return write_healthy(tmp_path_factory.mktemp("cohort"))
+
+
+@pytest.fixture(scope="module")
+def undisturbed(cohort: Cohort, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """The experiment `GROUP`, fitted by two workers that nobody disturbed."""
+    return fit(GROUP, cohort, str(tmp_path_factory.mktemp("runs") / "two"), scale=TWO)
+
+
+def weights(run: Run) -> dict[str, Tensor]:
+    """Of the last epoch."""
+    state = json.loads((Path(run.url) / "checkpoint" / "state.json").read_text())
+    assert state["last"] == run.experiment.fit.epochs
+    folder = Path(run.url) / "checkpoint" / f"epoch-{state['last']:05d}"
+    return load_file(folder / "model.safetensors")
+
+
+def times(folder: str) -> dict[Path, int]:
+    return {p: p.stat().st_mtime_ns for p in Path(folder).rglob("*")}
+
+
+def without_times(run: Run) -> list[dict[str, Any]]:
+    return [{k: v for k, v in r.items() if "second" not in k} for r in run.metrics()]
+
+
+@pytest.mark.parametrize(
+    "what",
+    [tiny_vae(3, epochs=3), *map(experiment, ("MeanImage", "ZScore", "PCA-4", "HistEq"))],
+    ids=lambda e: e.name,
+)
+def test_one_worker_leaves_a_whole_run_folder(
+    cohort: Cohort, tmp_path: Path, what: Experiment
+) -> None:
+    reported: list[dict[str, Any]] = []
+    run = fit(what, cohort, str(tmp_path / "run"), report=reported.append)
+    summary = run.summary
+    assert summary is not None
+    assert summary["status"] == "finished"
+    assert summary["num_workers"] == 1
+    detector = load_detector(run)
+    stateful = isinstance(detector, (GradientDetector, StreamDetector))
+    assert summary["fit_seconds"] > 0 if stateful else summary["fit_seconds"] is None
+    assert not detector.training
+    learns = isinstance(detector, GradientDetector)
+    assert run.metrics() == reported
+    assert [r["epoch"] for r in reported] == ([1, 2, 3] if learns else [])
+    assert summary["epochs"] == len(reported)
+    values = [r["validation/reconstruction"] for r in reported]
+    assert summary["best_epoch"] == (1 + values.index(min(values)) if learns else None)
+    if learns:
+        assert summary["validation/reconstruction"] == min(values)
+    elif detector.has_reconstruction:
+        assert 0 < summary["validation/reconstruction"] < 0.3
+    else:
+        assert summary["validation/reconstruction"] is None
+    kept = {p.name for p in Path(run.url).iterdir()} - {"metrics.jsonl"}
+    assert kept == {"config.json", "summary.json"} | ({"checkpoint"} if stateful else set())
+
+    before = times(run.url)
+    again = fit(what, cohort, str(tmp_path / "run"), report=reported.append)
+    assert again == run
+    assert times(run.url) == before
+    assert len(reported) == summary["epochs"]
+
+
+def test_what_learns_in_one_pass_sees_each_training_volume_once(
+    cohort: Cohort, tmp_path: Path
+) -> None:
+    images = np.concatenate([cohort.read("image", r, r + 1) for r in cohort.rows("train")]).astype(
+        np.float64
+    )
+    mean = load_detector(fit(experiment("MeanImage"), cohort, str(tmp_path / "mean")))
+    assert np.allclose(mean.state_dict()["mean"].numpy(), images.mean(0), atol=1e-6)
+    score = load_detector(fit(experiment("ZScore"), cohort, str(tmp_path / "score")))
+    expected = images.std(0, ddof=1).clip(0.02)
+    assert np.allclose(score.state_dict()["deviation"].numpy(), expected, atol=1e-6)
+
+
+def test_a_cut_fit_is_taken_up_where_it_was(cohort: Cohort, tmp_path: Path) -> None:
+    what = tiny_vae(2, strategy="cube", epochs=4, batch_size=64)
+
+    def cut(record: dict[str, Any]) -> None:
+        if record["epoch"] == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fit(what, cohort, str(tmp_path / "cut"), report=cut)
+    unfinished = Run.open(str(tmp_path / "cut"))
+    assert unfinished.summary is None
+    assert [r["epoch"] for r in unfinished.metrics()] == [1, 2]
+    reported: list[dict[str, Any]] = []
+    resumed = fit(what, cohort, str(tmp_path / "cut"), report=reported.append)
+    assert [r["epoch"] for r in reported] == [3, 4]
+    whole = fit(with_fit(what, residency="stream"), cohort, str(tmp_path / "whole"))
+    assert without_times(resumed) == without_times(whole)
+    a, b = weights(resumed), weights(whole)
+    assert all(torch.equal(a[key], b[key]) for key in a)
+
+
+def test_two_workers_learn_what_one_learns(
+    cohort: Cohort, undisturbed: Run, tmp_path: Path
+) -> None:
+    alone = fit(GROUP, cohort, str(tmp_path / "one"))
+    assert undisturbed.summary is not None
+    assert undisturbed.summary["num_workers"] == 2
+    one, two = alone.metrics(), undisturbed.metrics()
+    assert [r["epoch"] for r in two] == list(range(1, GROUP.fit.epochs + 1))
+    for a, b in zip(one[:5], two[:5], strict=True):
+        for key in ("train/loss", "train/reconstruction", "validation/reconstruction"):
+            assert b[key] == pytest.approx(a[key], rel=1e-4)
+    assert two[-1]["validation/reconstruction"] < 0.9 * two[0]["validation/reconstruction"]
+    kept = {p.name for p in Path(undisturbed.url).iterdir()}
+    assert kept == {"config.json", "metrics.jsonl", "summary.json", "checkpoint"}
+
+    before = times(undisturbed.url)
+    assert fit(GROUP, cohort, undisturbed.url, scale=TWO) == undisturbed
+    assert times(undisturbed.url) == before
+
+
+def workers() -> list[psutil.Process]:
+    """Train workers of this process's own Ray, and of no other."""
+    found = []
+    for process in psutil.Process().children(recursive=True):
+        try:
+            if "RayTrainWorker" in " ".join(process.cmdline()):
+                found.append(process)
+        except psutil.Error:
+            continue
+    return found
+
+
+def kill_one_worker(run: Path, after: int, told: dict[str, Any]) -> None:
+    """Wait for the checkpoint of epoch `after`, then end one worker without warning."""
+    deadline = time.monotonic() + 240
+    found: list[psutil.Process] = []
+    while time.monotonic() < deadline:
+        found = found or workers()
+        state = run / "checkpoint" / "state.json"
+        if len(found) == 2 and state.exists() and json.loads(state.read_text())["last"] >= after:
+            os.kill(found[1].pid, signal.SIGKILL)
+            told.update(pid=found[1].pid, last=json.loads(state.read_text())["last"])
+            return
+        found = found if len(found) == 2 else []
+        time.sleep(0.01)
+
+
+def test_a_killed_worker_costs_time_and_nothing_else(
+    cohort: Cohort, undisturbed: Run, tmp_path: Path
+) -> None:
+    told: dict[str, Any] = {}
+    killer = threading.Thread(target=kill_one_worker, args=(tmp_path / "run", 3, told))
+    killer.start()
+    run = fit(GROUP, cohort, str(tmp_path / "run"), scale=TWO)
+    killer.join()
+    assert 3 <= told["last"] < GROUP.fit.epochs  # it did come in the middle
+    assert not psutil.pid_exists(told["pid"])
+    assert [r["epoch"] for r in run.metrics()] == list(range(1, GROUP.fit.epochs + 1))
+    assert without_times(run) == without_times(undisturbed)
+    a, b = weights(run), weights(undisturbed)
+    assert all(torch.equal(a[key], b[key]) for key in a)
+
+
+def validation_images(cohort: Cohort) -> Tensor:
+    rows = cohort.rows("validation")
+    images = np.concatenate([cohort.read("image", row, row + 1) for row in rows])
+    return torch.from_numpy(images.astype(np.float32))[:, None]
+
+
+def averaged_gradients(cohort: Cohort, what: Experiment, world: int) -> tuple[dict, list[int]]:
+    """The weights of `world` workers that average their gradients, computed one by one.
+
+    A worker that has run out of batches adds nothing to the average, as in DDP's `join`.
+    """
+    torch.manual_seed(what.fit.seed)
+    detector: Any = build(what.method, SHAPE).train()
+    optimizer = torch.optim.Adam(detector.parameters(), lr=what.fit.learning_rate)
+    streams = [
+        TrainingStream(
+            cohort, "train", ndim=detector.ndim, batch_size=what.fit.batch_size // world,
+            seed=what.fit.seed, rank=rank, world=world,
+        )
+        for rank in range(world)
+    ]  # fmt: skip
+    num_steps = [0] * world
+    for epoch in range(what.fit.epochs):
+        parts = [list(stream.epoch(epoch)) for stream in streams]
+        for step in range(max(map(len, parts))):
+            optimizer.zero_grad()
+            for rank, part in enumerate(parts):
+                if step < len(part):
+                    num_steps[rank] += 1
+                    x = part[step].images.float()[:, None]
+                    key = counter.keys(what.fit.seed, epoch, part[step].ids, counter.LATENT)
+                    noise = counter.normal(key, detector.num_noise)
+                    (detector(x, x, noise)["loss"] / world).backward()
+            torch.nn.utils.clip_grad_norm_(detector.parameters(), what.fit.clip_norm)
+            optimizer.step()
+    return detector.state_dict(), num_steps
+
+
+def test_workers_with_unequal_numbers_of_slices_stay_one_model(
+    cohort: Cohort, tmp_path: Path
+) -> None:
+    what = tiny_vae(2, epochs=3, batch_size=48)
+    run = fit(what, cohort, str(tmp_path / "run"), scale=TWO)
+    assert [r["epoch"] for r in run.metrics()] == [1, 2, 3]
+    expected, num_steps = averaged_gradients(cohort, what, world=2)
+    assert num_steps[0] != num_steps[1]
+    detector: Any = build(what.method, SHAPE).eval()
+    outputs = []
+    with torch.no_grad():
+        for state in (weights(run), expected):
+            detector.load_state_dict(state)
+            outputs.append(detector.reconstruct(validation_images(cohort)))
+    # Compared by output: rounding alone moves biases that the norm behind them takes away.
+    assert float((outputs[0] - outputs[1]).abs().max()) < 1e-4
+
+
+@pytest.mark.parametrize(
+    ("scale", "what", "told"),
+    [
+        (ScaleConfig(num_workers=9), GROUP, r"9 workers .* the cluster has 4\.0: lower"),
+        (
+            ScaleConfig(num_workers=2, cpus_per_worker=0.5),
+            with_fit(GROUP, batch_size=31),
+            r"batch_size 31 must be divisible by the 2 workers",
+        ),
+    ],
+)
+def test_a_group_that_cannot_run_is_refused_at_once(
+    cohort: Cohort, tmp_path: Path, scale: ScaleConfig, what: Experiment, told: str
+) -> None:
+    start = time.monotonic()
+    with pytest.raises(ConfigError, match=told):
+        fit(what, cohort, str(tmp_path / "run"), scale=scale)
+    assert time.monotonic() - start < 20
+
+
+def test_what_does_not_fit_together_is_named(cohort: Cohort, tmp_path: Path) -> None:
+    cases: list[tuple[Callable[[], Any], type[Exception], str]] = [
+        (
+            lambda: fit(experiment("PCA-64"), cohort, str(tmp_path / "pca")),
+            ConfigError,
+            "PCA-64 needs at least as many training volumes, got 36",
+        ),
+        (
+            lambda: fit(experiment("ZScore"), cohort, str(tmp_path / "pca")),
+            CheckpointError,
+            "holds a run of PCA-64 with other settings",
+        ),
+        (
+            lambda: load_detector(Run.open(str(tmp_path / "pca"))),
+            ConfigError,
+            "no checkpoint yet",
+        ),
+    ]
+    for act, error, told in cases:
+        with pytest.raises(error, match=told):
+            act()
+
+
+def test_a_damaged_cohort_is_named_and_leaves_no_summary(tmp_path: Path) -> None:
+    damaged = write_healthy(tmp_path, name="damaged", seed=5)
+    chunk = Path(damaged.url) / "image" / "c" / "2" / "0" / "0" / "0"
+    content = bytearray(chunk.read_bytes())
+    content[len(content) // 2] ^= 0xFF
+    chunk.write_bytes(content)
+    with pytest.raises(StoreError, match=r"rows .* of 'image' cannot be read"):
+        fit(experiment("MeanImage"), damaged, str(tmp_path / "run"))
+    assert Run.open(str(tmp_path / "run")).summary is None

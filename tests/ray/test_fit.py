@@ -13,6 +13,7 @@ import numpy as np
 import psutil
 import pytest
 import torch
+from ray.train import WorkerGroupError
 from safetensors.torch import load_file
 from tiny_cohorts import NUM_TRAIN, SHAPE, tiny_vae, write_healthy
 from torch import Tensor
@@ -23,7 +24,9 @@ from uadray.detectors import GradientDetector, StreamDetector, build
 from uadray.errors import CheckpointError, ConfigError, StoreError
 from uadray.store import Cohort
 from uadray.stream import TrainingStream
+from uadray.train import distributed
 from uadray.train.distributed import ScaleConfig, fit, load_detector
+from uadray.train.loop import NotFiniteError
 from uadray.train.run import Run
 
 pytestmark = [
@@ -276,6 +279,24 @@ def test_a_group_that_cannot_run_is_refused_at_once(
     with pytest.raises(ConfigError, match=told):
         fit(what, cohort, str(tmp_path / "run"), scale=scale)
     assert time.monotonic() - start < 20
+
+
+def test_what_ends_a_group_is_raised_by_its_own_name(
+    cohort: Cohort, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def end(failures: dict[int, Exception]) -> None:
+        def fail(trainer: object) -> None:
+            raise WorkerGroupError("a worker failed", failures)
+
+        monkeypatch.setattr(distributed.TorchTrainer, "fit", fail)
+
+    end({0: RuntimeError("Connection closed by peer"), 1: NotFiniteError("the loss is not finite")})
+    with pytest.raises(NotFiniteError, match="the loss is not finite"):
+        fit(GROUP, cohort, str(tmp_path / "run"), scale=TWO)
+    end({0: RuntimeError("Connection closed by peer")})
+    with pytest.raises(WorkerGroupError, match="a worker failed"):
+        fit(GROUP, cohort, str(tmp_path / "run"), scale=TWO)
+    assert Run.open(str(tmp_path / "run")).summary is None
 
 
 def test_what_does_not_fit_together_is_named(cohort: Cohort, tmp_path: Path) -> None:

@@ -1,0 +1,363 @@
+"""Scoring through Ray: each subject once, figures as computed from voxels, no look at the test."""
+
+import io
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from scipy import ndimage
+from sklearn.metrics import average_precision_score, roc_auc_score
+from tiny_cohorts import NUM_TEST, NUM_THRESHOLD, SHAPE, tiny_vae, write_healthy, write_lesioned
+
+from uadray import files
+from uadray.config import experiment
+from uadray.errors import EvaluationError
+from uadray.evaluate import distributed
+from uadray.evaluate.counts import ThresholdPart
+from uadray.evaluate.distributed import EvaluateConfig, evaluate
+from uadray.evaluate.postprocess import PostprocessConfig
+from uadray.evaluate.scores import ScoreStore
+from uadray.store import Cohort
+from uadray.train.checkpoint import CheckpointStore
+from uadray.train.distributed import fit, load_detector
+from uadray.train.run import Run
+
+pytestmark = [
+    pytest.mark.ray,
+    pytest.mark.usefixtures("ray_session"),
+    pytest.mark.timeout(300),
+]
+
+NUM = NUM_THRESHOLD + NUM_TEST
+CONFIG = EvaluateConfig(
+    postprocess=PostprocessConfig(erosion_iterations=1, median_size=3), num_resamples=200
+)
+METHODS = ("ZScore", "HistEq", "3D-None")
+
+
+@pytest.fixture(scope="module")
+def healthy(tmp_path_factory: pytest.TempPathFactory) -> Cohort:
+    return write_healthy(tmp_path_factory.mktemp("healthy"))
+
+
+@pytest.fixture(scope="module")
+def stroke(tmp_path_factory: pytest.TempPathFactory) -> Cohort:
+    return write_lesioned(tmp_path_factory.mktemp("lesioned"))
+
+
+@pytest.fixture(scope="module")
+def runs(healthy: Cohort, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Run]:
+    folder = tmp_path_factory.mktemp("runs")
+    what = {name: experiment(name) for name in METHODS[:2]} | {METHODS[2]: tiny_vae(3, epochs=6)}
+    return {name: fit(e, healthy, str(folder / name)) for name, e in what.items()}
+
+
+Evaluated = tuple[dict[str, dict[str, Any]], list[int]]
+
+
+@pytest.fixture(scope="module")
+def evaluated(runs: dict[str, Run], stroke: Cohort) -> Evaluated:
+    """The records of all runs, and what was reported on the way."""
+    reported: list[int] = []
+    records = evaluate(list(runs.values()), stroke, config=CONFIG, report=reported.append)
+    return dict(zip(runs, records, strict=True)), reported
+
+
+def scores_folder(run: Run) -> Path:
+    return Path(run.url) / "scores" / "stroke.zarr"
+
+
+def times(folder: Path) -> dict[Path, int]:
+    return {p: p.stat().st_mtime_ns for p in folder.rglob("*") if p.is_file()}
+
+
+def subject(cohort: Cohort, row: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    image, brain, lesion = (
+        cohort.read(name, row, row + 1)[0]  # type: ignore[arg-type]
+        for name in ("image", "brain", "lesion")
+    )
+    return image.astype(np.float32), brain, lesion
+
+
+def eroded(brain: np.ndarray) -> np.ndarray:
+    cross = ndimage.generate_binary_structure(2, 1)
+    return np.stack([ndimage.binary_erosion(plane, cross) for plane in brain])
+
+
+def reference_levels(run: Run, image: np.ndarray, brain: np.ndarray) -> np.ndarray:
+    """A subject's post-processed scores as 16-bit levels, straight from the detector."""
+    detector = load_detector(run)
+    with torch.no_grad():
+        scores = detector.anomaly_map(
+            torch.from_numpy(image)[None, None], torch.from_numpy(brain)[None]
+        )[0].double()
+    low, high = detector.score_range
+    share = ((scores.numpy() - low) * (65535 / (high - low))).clip(0, 65535)
+    levels = np.rint(share) * eroded(brain)
+    return ndimage.median_filter(levels, size=3, mode="reflect") * brain
+
+
+def overlap(levels: list[np.ndarray], lesions: list[np.ndarray], threshold: float) -> float:
+    a, t = np.stack(levels) >= threshold, np.stack(lesions)
+    return float(2 * (a & t).sum() / (a.sum() + t.sum()))
+
+
+def bisection(levels: list[np.ndarray], lesions: list[np.ndarray]) -> int:
+    """Bengs 2021, section 2.3: ten halvings, the better quartile's half is kept."""
+    low, high, tried = 0.0, 65535.0, {}
+    for _ in range(10):
+        quartiles = [low + (high - low) / 4, high - (high - low) / 4]
+        values = [overlap(levels, lesions, q) for q in quartiles]
+        for q, value in zip(quartiles, values, strict=True):
+            tried.setdefault(int(np.ceil(q)), value)
+        middle = (low + high) / 2
+        low, high = (low, middle) if values[0] >= values[1] else (middle, high)
+    return max(tried, key=lambda level: tried[level])
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_figures_are_those_computed_from_voxels(
+    runs: dict[str, Run], stroke: Cohort, evaluated: Evaluated, name: str
+) -> None:
+    run, record = runs[name], evaluated[0][name]
+    kept = ScoreStore(url=str(scores_folder(run)), score_range=load_detector(run).score_range)
+    parts: dict[str, list[tuple[np.ndarray, ...]]] = {"threshold": [], "test": []}
+    for row, split in zip(stroke.subjects["row"], stroke.subjects["split"], strict=True):
+        image, brain, lesion = subject(stroke, row)
+        levels = reference_levels(run, image, brain)
+        difference = np.abs(kept.levels(row) - levels).max()
+        # Sums in a convolution depend on how many volumes are scored at once.
+        assert difference <= (1 if name == "3D-None" else 0)
+        levels = kept.levels(row).astype(np.int64)
+        parts[split].append((levels, brain, lesion))
+    to_fit, _, truth_to_fit = map(list, zip(*parts["threshold"], strict=True))
+    level = record["threshold"]["level"]
+    assert level == bisection(to_fit, truth_to_fit)
+    low, high = record["score_range"]
+    assert record["threshold"]["value"] == pytest.approx(low + level * (high - low) / 65535)
+    assert record["threshold"]["fitted_on"] == f"stroke/threshold: {NUM_THRESHOLD} subjects"
+
+    levels, brains, lesions = map(list, zip(*parts["test"], strict=True))
+    flat, truth = np.stack(levels).ravel(), np.stack(lesions).ravel()
+    dice_s = np.array([overlap([a], [t], level) for a, t in zip(levels, lesions, strict=True)])
+    slices = [
+        (np.float32(a[z].sum() / max(1, b[z].sum()) / 65535), bool(t[z].any()))
+        for a, b, t in zip(levels, brains, lesions, strict=True)
+        for z in range(SHAPE[0])
+        if b[z].any() or t[z].any()
+    ]
+    expected = {
+        "dice_d": overlap(levels, lesions, level),
+        "dice_s_mean": dice_s.mean(),
+        "dice_s_std": dice_s.std(),
+        "auprc": average_precision_score(truth, flat),
+        "auroc": roc_auc_score(truth, flat),
+        "upper_bound_dice": max(overlap(levels, lesions, v) for v in np.unique(flat)[1::7]),
+        "slice_auprc": average_precision_score(*zip(*[(t, s) for s, t in slices], strict=True)),
+    }
+    metrics = record["metrics"]
+    best = expected.pop("upper_bound_dice")
+    assert best <= metrics["upper_bound_dice"] + 1e-9
+    assert metrics["upper_bound_dice"] < best + 0.01
+    for key, value in expected.items():
+        assert metrics[key] == pytest.approx(value, abs=1e-9), key
+    test = stroke.subjects[stroke.subjects["split"] == "test"]
+    assert [s["id"] for s in record["subjects"]] == list(test["id"])
+    assert [s["lesion_ml"] for s in record["subjects"]] == list(test["lesion_ml"])
+    assert [s["dice"] for s in record["subjects"]] == pytest.approx(list(dice_s), abs=1e-9)
+    assert record["lesion_voxels"] == truth.sum()
+    lost = sum(int((t & b & ~eroded(b)).sum()) for b, t in zip(brains, lesions, strict=True))
+    assert record["lesion_voxels_eroded"] == lost > 0
+    for key, (start, stop) in record["intervals"].items():
+        assert start <= metrics[key] <= stop
+
+
+def test_each_subject_is_scored_once(
+    runs: dict[str, Run], stroke: Cohort, evaluated: Evaluated
+) -> None:
+    records, reported = evaluated
+    assert reported[0] == 0  # nothing was there
+    assert sum(reported) == NUM
+    for name, run in runs.items():
+        kept = scores_folder(run)
+        rows = sorted(int(p.stem) for p in (kept / "counts").iterdir())
+        assert rows == list(range(NUM))
+        chunks = sorted(int(p.name) for p in (kept / "scores" / "c").iterdir())
+        assert chunks == rows
+        record = records[name]
+        assert files.read_json(f"{run.url}/evaluation/stroke.json") == record
+        assert record["run_fingerprint"] == run.experiment.fingerprint
+        assert record["cohort"]["fingerprint"] == stroke.fingerprint
+        assert record["cohort"]["notes"] == ["semi-synthetic lesion"]
+        assert (record["num_threshold"], record["num_test"]) == (NUM_THRESHOLD, NUM_TEST)
+        assert record["seconds_per_volume"] > 0
+    assert records["ZScore"]["metrics"]["auroc"] > 0.8  # bright blobs are found
+
+
+def test_evaluating_again_scores_nothing(
+    runs: dict[str, Run], stroke: Cohort, evaluated: Evaluated
+) -> None:
+    before = {name: times(Path(run.url)) for name, run in runs.items()}
+    reported: list[int] = []
+    again = evaluate(list(runs.values()), stroke, config=CONFIG, report=reported.append)
+    assert reported == [NUM]
+    assert again == list(evaluated[0].values())
+    assert {name: times(Path(run.url)) for name, run in runs.items()} == before
+
+
+def test_only_what_is_missing_is_scored(
+    runs: dict[str, Run], stroke: Cohort, evaluated: Evaluated
+) -> None:
+    counts = scores_folder(runs["ZScore"]) / "counts"
+    before = times(scores_folder(runs["ZScore"])) | times(scores_folder(runs["HistEq"]))
+    lost = [counts / f"{row:07d}.npz" for row in (0, 6, 11)]
+    for path in lost:
+        path.unlink()
+    reported: list[int] = []
+    records = evaluate(
+        [runs["ZScore"], runs["HistEq"]], stroke, config=CONFIG, report=reported.append
+    )
+    assert (reported[0], sum(reported)) == (NUM - 3, NUM)
+    after = times(scores_folder(runs["ZScore"])) | times(scores_folder(runs["HistEq"]))
+    made = {path for path in after if after[path] != before[path]}
+    chunks = {counts.parent / "scores" / "c" / str(row) / "0" / "0" / "0" for row in (0, 6, 11)}
+    assert made == set(lost) | chunks
+    seconds = {"seconds_per_volume": None}
+    for name, record in zip(("ZScore", "HistEq"), records, strict=True):
+        assert record | seconds == evaluated[0][name] | seconds
+
+
+def test_another_rule_reads_counts_and_another_postprocessing_scores(
+    healthy: Cohort, stroke: Cohort, tmp_path: Path
+) -> None:
+    run = fit(experiment("Intensity"), healthy, str(tmp_path / "run"))
+    figures = []
+    for config, scored in (
+        (CONFIG, True),
+        (replace(CONFIG, threshold_rule="best_dice"), False),
+        (replace(CONFIG, postprocess=PostprocessConfig(median_size=1)), True),
+    ):
+        reported: list[int] = []
+        (record,) = evaluate([run], stroke, config=config, report=reported.append)
+        assert reported[0] == (0 if scored else NUM)
+        assert sum(reported) == NUM
+        figures.append(record)
+    first, rule, post = figures
+    assert rule["threshold"]["rule"] == "best_dice"
+    assert rule["metrics"]["auprc"] == first["metrics"]["auprc"]
+    assert post["postprocess"] == {"erosion_iterations": 0, "median_size": 1}
+    assert post["metrics"]["auprc"] != first["metrics"]["auprc"]
+
+
+def test_the_threshold_never_sees_the_test_part(
+    runs: dict[str, Run], stroke: Cohort, evaluated: Evaluated, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[ThresholdPart] = []
+    whole = distributed.fit_threshold
+
+    def spy(part: ThresholdPart, rule: str) -> Any:
+        seen.append(part)
+        return whole(part, rule)
+
+    monkeypatch.setattr(distributed, "fit_threshold", spy)
+    Path(runs["HistEq"].url, "evaluation", "stroke.json").unlink()
+    (record,) = evaluate([runs["HistEq"]], stroke, config=CONFIG)
+    (part,) = seen
+    table = stroke.subjects
+    assert set(part.subjects) == set(table.loc[table["split"] == "threshold", "id"])
+    assert not set(part.subjects) & {s["id"] for s in record["subjects"]}
+    assert record["metrics"] == evaluated[0]["HistEq"]["metrics"]
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_cases_show_test_subjects_as_they_were_scored(
+    runs: dict[str, Run], stroke: Cohort, evaluated: Evaluated, name: str
+) -> None:
+    run, record = runs[name], evaluated[0][name]
+    content = files.read_bytes(f"{run.url}/evaluation/stroke-cases.npz")
+    with np.load(io.BytesIO(content), allow_pickle=False) as loaded:
+        cases = dict(loaded)
+    images = {"input", "scores"} | ({"reconstruction"} if name == "3D-None" else set())
+    masks = {"brain", "lesion", "prediction"}
+    assert set(cases) == {"ids", "slice"} | images | masks
+    assert cases["ids"].shape == cases["slice"].shape == (3,)
+    assert all(cases[key].shape == (3, *SHAPE[1:]) for key in images | masks)
+    assert all(cases[key].dtype == np.float32 for key in images)
+    assert all(cases[key].dtype == bool for key in masks)
+    table = stroke.subjects.set_index("id")
+    chosen = table.loc[cases["ids"]]
+    assert (chosen["split"] == "test").all()
+    assert list(chosen["lesion_ml"]) == sorted(chosen["lesion_ml"], reverse=True)
+    low, high = record["score_range"]
+    for k, (row, z) in enumerate(zip(chosen["row"], cases["slice"], strict=True)):
+        image, brain, lesion = subject(stroke, row)
+        assert lesion[z].sum() == lesion.sum((1, 2)).max()
+        assert np.array_equal(cases["input"][k], image[z])
+        assert np.array_equal(cases["brain"][k], brain[z])
+        assert np.array_equal(cases["lesion"][k], lesion[z])
+        levels = reference_levels(run, image, brain)[z]
+        assert np.abs(cases["scores"][k] - low - levels * (high - low) / 65535).max() < 1e-4
+        clear = np.abs(levels - record["threshold"]["level"]) > 1
+        expected = levels >= record["threshold"]["level"]
+        assert np.array_equal(cases["prediction"][k][clear], expected[clear])
+    if "reconstruction" in cases:
+        residual = np.abs(cases["input"] - cases["reconstruction"])[cases["brain"]]
+        assert 0 < residual.mean() < 0.4
+
+
+def test_what_cannot_be_evaluated_is_named(
+    healthy: Cohort, stroke: Cohort, runs: dict[str, Run], tmp_path: Path
+) -> None:
+    run = runs["ZScore"]
+    unfinished = Run.create(str(tmp_path / "unfinished"), tiny_vae(3), healthy)
+    wide = write_lesioned(tmp_path, name="wide", shape=(16, 16, 24))
+    other = write_lesioned(tmp_path / "other", name="stroke", seed=9)
+    cases: list[tuple[Run, Cohort, str]] = [
+        (run, healthy, "has no lesion masks.*give a cohort prepared with lesions"),
+        (run, wide, r"\(16, 16, 16\).*\(16, 16, 24\): prepare the cohort with the same --size"),
+        (unfinished, stroke, r"unfinished is not finished: run the same jobs/train\.py again"),
+        (run, other, "scores of another cohort named 'stroke'"),
+    ]
+    before = times(Path(run.url))
+    for one, cohort, told in cases:
+        with pytest.raises(EvaluationError, match=told):
+            evaluate([one], cohort, config=CONFIG)
+    assert times(Path(run.url)) == before
+
+
+def spoil_scores(run: Run, healthy: Cohort) -> None:
+    detector = load_detector(run)
+    detector.state_dict()["deviation"][8, 8, 8] = torch.nan
+    identity = f"{run.experiment.fingerprint}-{healthy.fingerprint}"
+    CheckpointStore(run.url, identity).save(1, detector, None, 0.0)
+
+
+def test_scores_that_are_not_finite_are_named_through_ray(
+    healthy: Cohort, stroke: Cohort, tmp_path: Path
+) -> None:
+    run = fit(experiment("ZScore"), healthy, str(tmp_path / "run"))
+    spoil_scores(run, healthy)
+    with pytest.raises(
+        EvaluationError, match=r"scores of subject 'stroke-\d{3}'.*1 of 4096 are NaN"
+    ):
+        evaluate([run], stroke, config=CONFIG)
+    assert not (Path(run.url) / "evaluation").exists()
+
+
+def test_a_damaged_count_is_named(
+    runs: dict[str, Run], stroke: Cohort, evaluated: Evaluated
+) -> None:
+    damaged = scores_folder(runs["HistEq"]) / "counts" / "0000004.npz"
+    record = Path(runs["HistEq"].url, "evaluation", "stroke.json")
+    whole, figures = damaged.read_bytes(), record.read_bytes()
+    record.unlink()
+    damaged.write_bytes(whole[:-30])
+    told = r"0000004\.npz is damaged .*: remove it and evaluate"
+    with pytest.raises(EvaluationError, match=told):
+        evaluate([runs["HistEq"]], stroke, config=CONFIG)
+    assert not record.exists()
+    damaged.write_bytes(whole)
+    record.write_bytes(figures)

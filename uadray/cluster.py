@@ -53,6 +53,8 @@ def connect(*, dashboard: bool = False) -> None:
     context = DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
+    # Ray's own wrapping of an error in a map keeps its text alone, not the error.
+    context.raise_original_map_exception = True
     logging.getLogger("ray.data").setLevel(logging.WARNING)
 
 

@@ -13,13 +13,13 @@ from typing import Any
 import ray
 import torch
 import torch.distributed
-from ray.train import FailureConfig, RunConfig, ScalingConfig
+from ray.train import FailureConfig, RunConfig, ScalingConfig, WorkerGroupError
 from ray.train.torch import TorchTrainer, prepare_model
 
 from uadray import cluster, files
 from uadray.config import Experiment
 from uadray.detectors import Detector, GradientDetector, StreamDetector, build, num_parameters
-from uadray.errors import ConfigError
+from uadray.errors import ConfigError, UadrayError
 from uadray.store import Cohort
 from uadray.stream import READ_CPUS, TrainingStream, ValidationStream, fits_in_memory
 from uadray.train.checkpoint import CheckpointStore
@@ -202,6 +202,11 @@ def _fit_group(run: Run, cohort: Cohort, scale: ScaleConfig) -> None:
     )
     try:
         trainer.fit()
+    except WorkerGroupError as error:
+        for failure in error.worker_failures.values():
+            if isinstance(failure, UadrayError):
+                raise failure from None
+        raise
     finally:
         # Ray's own bookkeeping of this group; the run folder holds all that counts.
         files.remove(files.join(run.url, "ray"))

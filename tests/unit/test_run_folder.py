@@ -133,3 +133,11 @@ def test_json_holds_no_nan(cohort: Cohort, tmp_path: Path) -> None:
         run.write_metrics([{"epoch": 1, "train/loss": math.inf}])
     assert run.summary is None
     assert content(tmp_path) == before
+
+
+def test_a_damaged_config_is_named(cohort: Cohort, tmp_path: Path) -> None:
+    run = Run.create(str(tmp_path / "run"), EXPERIMENT, cohort)
+    path = tmp_path / "run" / "config.json"
+    path.write_text(path.read_text()[:-20])
+    with pytest.raises(RunError, match=r"config\.json is damaged"):
+        Run.open(run.url)

@@ -25,7 +25,7 @@ from uadray.evaluate.postprocess import (
 from uadray.evaluate.scores import ScoreStore
 from uadray.evaluate.statistics import bootstrap
 from uadray.evaluate.thresholds import fit_threshold
-from uadray.store import Cohort
+from uadray.store import CHUNK_VOLUMES, Cohort
 from uadray.stream import READ_CPUS, volumes
 from uadray.train.distributed import load_detector
 from uadray.train.run import Run
@@ -201,8 +201,8 @@ def _score(
         return [None] * len(runs)
     cluster.connect()
     cpus = ray.cluster_resources().get("CPU", 1)
-    batches = -(-len(rows) // config.batch_size)
-    actors = min(batches, max(1, int((cpus - READ_CPUS) // ACTOR_CPUS)))
+    blocks = len(np.unique(rows // CHUNK_VOLUMES))
+    actors = min(blocks, max(1, int((cpus - READ_CPUS) // ACTOR_CPUS)))
     busy = [number for number, rows_left in enumerate(missing) if rows_left]
     dataset = volumes(cohort, rows, ("image", "brain", "lesion")).map_batches(
         Scorer,

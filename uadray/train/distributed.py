@@ -35,7 +35,11 @@ from uadray.train.run import Run
 
 @dataclass(frozen=True, kw_only=True)
 class ScaleConfig:
-    """How much of a cluster a fit takes. It decides no figure but by the order of sums."""
+    """How much of a cluster a fit takes.
+
+    Erasing and noise are the same for any number of workers; which volumes share a step is not,
+    since each worker has a part of its own.
+    """
 
     num_workers: int = 1
     """1 fits in this process; more start a DDP group under Ray Train."""

@@ -80,6 +80,8 @@ class Run:
             config = files.read_json(files.join(url, "config.json"))
         except FileNotFoundError:
             raise RunError(f"{url}: no run there; fit one with jobs/train.py") from None
+        except json.JSONDecodeError as error:
+            raise RunError(f"{url}/config.json is damaged ({error}): fit the run again") from None
         cohort = config["cohort"]
         z, y, x = cohort["shape"]
         return cls(

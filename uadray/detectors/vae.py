@@ -18,10 +18,10 @@ class VAEDetector(GradientDetector):
     """Convolutions with stride 2, a 1x1 convolution, dense mu and log sigma; mirrored back.
 
     The paper leaves open: the normalisation (group here), the activation (leaky ReLU), the
-    decoder's output (linear, clamped to [0, 1] when scoring), the weight of the KL term (1, with both terms
-    summed over their elements, as the study that the paper follows does), and the latent when
-    scoring (mu). As there, the head predicts log sigma. The loss is divided by the number of
-    voxels, which moves no optimum and keeps Adam's epsilon small beside the gradients.
+    decoder's output (linear, clamped to [0, 1] when scoring), the weight of the KL term (1, with
+    both terms summed over their elements, as the study that the paper follows does), and the
+    latent when scoring (mu). As there, the head predicts log sigma. The loss is divided by the
+    number of voxels, which moves no optimum and keeps Adam's epsilon small beside the gradients.
 
     Args:
         config: Its settings.

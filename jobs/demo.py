@@ -77,7 +77,7 @@ def fit_one(job: Demo, name: str, cohort: Cohort) -> Run:
             wanted,
             cohort,
             files.join(job.out, "fits", name),
-            report=lambda metrics: progress.advance(1, format_epoch(wanted, metrics)),
+            report=lambda metrics: progress.reach(metrics["epoch"], format_epoch(wanted, metrics)),
         )
 
 

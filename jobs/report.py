@@ -3,21 +3,19 @@
 A RUN may be a folder of runs. The tables go beside the page as CSV and Markdown.
 """
 
-import sys
 from dataclasses import dataclass, field
-from typing import Annotated
 
 import tyro
 
-from uadray.errors import UadrayError
+from uadray import cli
 from uadray.report import write_report
 
 
 @dataclass(frozen=True, kw_only=True)
-class ReportJob:
+class Report:
     """What to report, and where to."""
 
-    runs: Annotated[tuple[str, ...], tyro.conf.Positional] = field()
+    runs: tyro.conf.Positional[tuple[str, ...]] = field()
     """Run folders, or folders of runs; local paths or fsspec URLs."""
     out: str = "report.html"
     """The page; ends in .html."""
@@ -25,13 +23,11 @@ class ReportJob:
     """Its head."""
 
 
-def main(args: list[str] | None = None) -> None:
-    job = tyro.cli(ReportJob, args=args, description=__doc__)
-    try:
-        print(write_report(job.runs, job.out, title=job.title))
-    except UadrayError as error:
-        sys.exit(f"error: {error}")
+def main() -> None:
+    job = tyro.cli(Report, description=__doc__)
+    print(f"report: {write_report(job.runs, job.out, title=job.title)}")
+    print("next: open it in a browser; it needs no network, and the tables lie beside it")
 
 
 if __name__ == "__main__":
-    main()
+    cli.run(main)

@@ -60,7 +60,7 @@ def main() -> None:
             open_cohort(job.cohort),
             job.out,
             scale=job.scale,
-            report=lambda m: progress.advance(1, format_epoch(job.experiment, m)),
+            report=lambda m: progress.reach(m["epoch"], format_epoch(job.experiment, m)),
         )
     summary = run.summary or {}
     print(f"{run.experiment.name}: run folder {run.url}")

@@ -13,7 +13,8 @@ PLAIN_EVERY_S = 30.0
 class Progress:
     """Counts items done and says how fast it goes and how long it will take.
 
-    Use it as a context; `advance` is called from one thread.
+    Use it as a context; `advance` and `reach` are called from one thread. A log gets its first
+    line with the first of these calls, so that a job that finds all done says nothing.
     """
 
     def __init__(self, *, total: int, what: str, console: Console | None = None) -> None:
@@ -26,14 +27,14 @@ class Progress:
         """
         self._total, self._what = total, what
         self._console = console or Console(stderr=True, highlight=False)
-        self._done, self._shown = 0, float("-inf")
+        self._done, self._before, self._shown = 0, 0, float("-inf")
         self._started = time.monotonic()
         self._status = self._console.status("") if self._console.is_terminal else None
 
     def __enter__(self) -> Self:
         if self._status:
             self._status.start()
-        self._show("")
+            self._show("")
         return self
 
     def __exit__(
@@ -47,19 +48,33 @@ class Progress:
         self._done += count
         self._show(note)
 
+    def reach(self, done: int, note: str = "") -> None:
+        """Say that item number `done` is done; those before the first such call took no time."""
+        if not self._done:
+            self._before = done - 1
+        self._done = done
+        self._show(note)
+
     def _show(self, note: str) -> None:
         now = time.monotonic()
+        finished = self._done >= self._total
         line = f"{self._done} of {self._total} {self._what}"
-        if self._done:
-            seconds = now - self._started
-            left = seconds / self._done * (self._total - self._done)
-            line += f", {self._done / seconds:.2f} per second, about {_clock(left)} left"
+        seconds, counted = now - self._started, self._done - self._before
+        if finished:
+            line += f" in {_clock(seconds)}"
+        elif counted and seconds:
+            left = seconds / counted * (self._total - self._done)
+            line += f", {_rate(counted / seconds)}, about {_clock(left)} left"
         line += f", {note}" if note else ""
         if self._status:
             self._status.update(line)
-        elif now - self._shown >= PLAIN_EVERY_S or self._done >= self._total:
-            self._console.print(line, soft_wrap=True)
+        elif now - self._shown >= PLAIN_EVERY_S or finished:
+            self._console.print(line, soft_wrap=True, markup=False)
             self._shown = now
+
+
+def _rate(per_second: float) -> str:
+    return f"{per_second:.1f} per second" if per_second >= 1 else f"{1 / per_second:.1f} s each"
 
 
 def _clock(seconds: float) -> str:

@@ -146,6 +146,8 @@ def _write_shards(task: "_ShardTask", shards: list[int]) -> None:
     total = sum(len(task.writer.rows_of(shard)) for shard in shards)
     quarantined = 0
     with Progress(total=total, what="scans") as progress:
+        # A shard of full-size scans takes minutes.
+        progress.advance(0)
         for row in dataset.iter_rows():
             if row["error"]:
                 raise getattr(errors, row["error"])(row["message"])

@@ -124,14 +124,17 @@ def fit_gradient(
     module = world.wrap(detector)
     for epoch in range(done, fit.epochs):
         start = time.perf_counter()
-        sums = torch.zeros(4, dtype=torch.float64)
+        sums = torch.zeros(5, dtype=torch.float64)
         detector.train()
         with world.uneven(module, optimizer):
-            for losses, count in _steps(
+            for losses, x in _steps(
                 detector, module, optimizer, experiment, train(epoch), epoch, device, bfloat16
             ):
-                terms = torch.stack([losses[k].detach() for k in ("loss", "reconstruction", "kl")])
-                sums += torch.cat([terms.cpu().double() * count, torch.tensor([count])])
+                terms = torch.stack([losses[k].detach() for k in ("loss", "kl", "reconstruction")])
+                # The L1 term is a mean over all voxels; by brain voxels it compares to validation.
+                weights = torch.tensor([len(x), len(x), x.numel()], dtype=torch.float64)
+                sums[:3] += terms.cpu().double() * weights
+                sums[3:] += torch.tensor([len(x), float((x > 0).sum())], dtype=torch.float64)
         sums = world.sum(sums)
         seconds = time.perf_counter() - start
         detector.eval()
@@ -140,14 +143,14 @@ def fit_gradient(
         if not torch.isfinite(torch.cat([sums, error])).all():
             raise NotFiniteError(
                 f"{experiment.name}: the loss is not finite in epoch {epoch + 1}; lower "
-                f"--experiment.fit.learning-rate (it is {fit.learning_rate}) or use float32"
+                f"--fit.learning-rate (it is {fit.learning_rate}) or use float32"
             )
         value = float(error[0] / error[1])
         record = {
             "epoch": epoch + 1,
             "train/loss": float(sums[0] / sums[3]),
-            "train/reconstruction": float(sums[1] / sums[3]),
-            "train/kl": float(sums[2] / sums[3]),
+            "train/reconstruction": float(sums[2] / sums[4]),
+            "train/kl": float(sums[1] / sums[3]),
             "validation/reconstruction": value,
             "seconds": time.perf_counter() - start,
             "samples_per_second": float(sums[3]) / seconds,
@@ -174,8 +177,8 @@ def _steps(
     epoch: int,
     device: torch.device,
     bfloat16: bool,
-) -> Iterator[tuple[dict[str, Tensor], int]]:
-    """One optimiser step a batch; yields its loss terms and its size."""
+) -> Iterator[tuple[dict[str, Tensor], Tensor]]:
+    """One optimiser step a batch; yields its loss terms and its clean samples."""
     seed, erasing = experiment.fit.seed, experiment.erasing
     for batch in batches:
         x = batch.images.to(device, non_blocking=True).float()
@@ -192,10 +195,9 @@ def _steps(
             losses = module(x_in[:, None], x[:, None], noise)
         optimizer.zero_grad(set_to_none=True)
         losses["loss"].backward()
-        # The norm has the sign of NaN too: the loss that is summed shows it after the epoch.
         nn.utils.clip_grad_norm_(detector.parameters(), experiment.fit.clip_norm)
         optimizer.step()
-        yield losses, len(x)
+        yield losses, x
 
 
 def _stopped(records: list[Metrics], patience: int) -> bool:

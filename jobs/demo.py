@@ -48,7 +48,8 @@ class Demo:
 
     def experiment(self, name: str) -> Experiment:
         """The experiment of that name at the demo's size."""
-        wanted = with_fit(experiment(name), epochs=self.epochs)
+        # Epochs are of a second or two: a checkpoint behind each would take as long.
+        wanted = with_fit(experiment(name), epochs=self.epochs, checkpoint_every=5)
         is_3d = isinstance(wanted.method, VAE) and wanted.method.ndim == 3
         # The paper's batches of 32 volumes would make three steps an epoch of so small a cohort.
         return with_fit(wanted, batch_size=4) if is_3d else wanted

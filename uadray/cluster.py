@@ -17,8 +17,6 @@ _QUIET = {
     "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
     # The coming behaviour: a task that asked for no GPU keeps CUDA_VISIBLE_DEVICES as it is.
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-    # When a job ends, Ray may find an actor gone before it is told to go.
-    "RAY_DEDUP_LOGS_SKIP_REGEX": r"gcs_actor_scheduler\.cc.*Failed to kill actor",
 }
 
 
@@ -52,42 +50,12 @@ def connect(*, dashboard: bool = False) -> None:
             # A cluster that is joined has its own dashboard, and refuses to be told.
             include_dashboard=dashboard if address == "local" else None,
         )
-        _spend_restart_warning()
     context = DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
     # Ray's own wrapping of an error in a map keeps its text alone, not the error.
     context.raise_original_map_exception = True
     logging.getLogger("ray.data").setLevel(logging.WARNING)
-
-
-def _spend_restart_warning() -> None:
-    """Let Ray give a warning that it gives once in a process where nobody sees it.
-
-    Every actor pool of Ray Data sets it off, since the pool's arguments lie in the object store;
-    the pool holds them as long as it lives, so it tells a user nothing. It comes from native code
-    at the level of errors: silencing that level (RAY_BACKEND_LOG_LEVEL) would hide real ones. The
-    actor that is asked for here is bound to a node that does not exist and is never started.
-    """
-    import ray
-    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-
-    nowhere = NodeAffinitySchedulingStrategy(node_id="0" * 56, soft=False)
-    actor = ray.remote(_Nothing).options(num_cpus=0, max_restarts=1, scheduling_strategy=nowhere)
-    argument = ray.put(None)
-    seen, nothing = os.dup(2), os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nothing, 2)
-    try:
-        actor.remote(argument)
-    finally:
-        os.dup2(seen, 2)
-        os.close(seen)
-        os.close(nothing)
-
-
-class _Nothing:
-    def __init__(self, argument: None) -> None:
-        pass
 
 
 @contextmanager

@@ -176,7 +176,7 @@ def main() -> None:
             job = replace(job, healthy=24, lesioned=10, epochs=2, names=("3D-None", "ZScore"))
         rows = stages(job)
         cohort = open_cohort(f"{job.out}/healthy.zarr")
-        rows += ray_against_bare(cohort, Path(folder), 4 if quick else 8, 1 if quick else 3)
+        rows += ray_against_bare(cohort, Path(folder), 4 if quick else 6, 1 if quick else 2)
     publish("spine", rows, keep=not quick)
 
 

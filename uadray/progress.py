@@ -28,7 +28,7 @@ class Progress:
         self._total, self._what = total, what
         self._console = console or Console(stderr=True, highlight=False)
         self._done, self._before, self._shown = 0, 0, float("-inf")
-        self._started = time.monotonic()
+        self._started = self._since = time.monotonic()
         self._status = self._console.status("") if self._console.is_terminal else None
 
     def __enter__(self) -> Self:
@@ -49,9 +49,10 @@ class Progress:
         self._show(note)
 
     def reach(self, done: int, note: str = "") -> None:
-        """Say that item number `done` is done; those before the first such call took no time."""
+        """Say that item number `done` is done; the speed counts from the first such call."""
         if not self._done:
-            self._before = done - 1
+            # Before it lies the start, and what an earlier process did.
+            self._before, self._since = done, time.monotonic()
         self._done = done
         self._show(note)
 
@@ -59,9 +60,9 @@ class Progress:
         now = time.monotonic()
         finished = self._done >= self._total
         line = f"{self._done} of {self._total} {self._what}"
-        seconds, counted = now - self._started, self._done - self._before
+        seconds, counted = now - self._since, self._done - self._before
         if finished:
-            line += f" in {_clock(seconds)}"
+            line += f" in {_clock(now - self._started)}"
         elif counted and seconds:
             left = seconds / counted * (self._total - self._done)
             line += f", {_rate(counted / seconds)}, about {_clock(left)} left"

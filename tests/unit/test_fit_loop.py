@@ -13,13 +13,19 @@ from tiny_cohorts import SHAPE, tiny_vae, write_healthy
 from torch import Tensor, nn
 
 from uadray.batch import Batch
-from uadray.config import Experiment
+from uadray.config import Experiment, experiment
 from uadray.detectors import GradientDetector, build
 from uadray.errors import UadrayError
 from uadray.store import Cohort
 from uadray.stream import epoch_groups, slice_order
 from uadray.train.checkpoint import CheckpointStore
-from uadray.train.loop import Metrics, NotFiniteError, fit_gradient, healthy_reconstruction
+from uadray.train.loop import (
+    Metrics,
+    NotFiniteError,
+    fit_gradient,
+    healthy_reconstruction,
+    reduced_precision,
+)
 
 CPU = torch.device("cpu")
 KEYS = {
@@ -379,3 +385,16 @@ def test_healthy_reconstruction_is_the_mean_error_over_the_brain(cohort: Cohort,
     assert int(total[1]) == len(voxels)
     assert float(total[0]) == pytest.approx(voxels.sum(), rel=1e-6)
     assert voxels.mean() > 0.01
+
+
+def test_auto_precision_avoids_the_grids_that_bfloat16_gets_wrong() -> None:
+    small, large, flat = (
+        build(experiment(name).method, (side,) * 3)
+        for name, side in (("3D-None", 16), ("3D-None", 32), ("2D-None", 16))
+    )
+    assert all(isinstance(d, GradientDetector) for d in (small, large, flat))
+    assert not reduced_precision("auto", small, CPU)
+    assert reduced_precision("bfloat16", small, CPU)
+    assert not reduced_precision("float32", large, CPU)
+    native = bool(torch.cpu._is_avx512_bf16_supported())
+    assert reduced_precision("auto", large, CPU) == reduced_precision("auto", flat, CPU) == native

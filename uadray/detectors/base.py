@@ -56,6 +56,9 @@ class GradientDetector(ReconstructionDetector):
     ndim: int
     """2: samples are axial slices (B, 1, Y, X); 3: volumes (B, 1, Z, Y, X)."""
 
+    grid: tuple[int, ...]
+    """Shape of the coarsest feature maps."""
+
     num_noise: int
     """Standard normal numbers that `forward` takes for a sample."""
 

@@ -41,7 +41,7 @@ class VAEDetector(GradientDetector):
                 f"volumes of {shape} do not fit the VAE: sides must be divisible by {factor}; "
                 "prepare the cohort with another --size"
             )
-        self.grid = tuple(n // factor for n in spatial)
+        self.grid: tuple[int, ...] = tuple(n // factor for n in spatial)
         n, widths, dense = config.ndim, config.widths, config.bottleneck * math.prod(self.grid)
         encoder: list[nn.Module] = []
         for width_in, width_out in zip((1, *widths), widths, strict=False):

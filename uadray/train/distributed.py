@@ -83,9 +83,10 @@ def fit(
     run = Run.create(url, experiment, cohort)
     if run.summary is not None:
         return run
-    cluster.connect(dashboard=scale.num_workers > 1)
     start = time.perf_counter()
     detector = _fresh(experiment, cohort.shape)
+    if isinstance(detector, (GradientDetector, StreamDetector)):
+        cluster.connect(dashboard=scale.num_workers > 1)
     if isinstance(detector, GradientDetector):
         if scale.num_workers == 1:
             device = torch.device("cuda" if torch.cuda.is_available() else "cpu")

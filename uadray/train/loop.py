@@ -42,10 +42,16 @@ class World:
     """Sum over the workers."""
 
 
-def reduced_precision(wanted: str, device: torch.device) -> bool:
-    """Whether to compute in bfloat16: `auto` does so where the hardware multiplies it natively."""
+def reduced_precision(wanted: str, detector: GradientDetector, device: torch.device) -> bool:
+    """Whether to compute in bfloat16: `auto` does so where the hardware multiplies it natively.
+
+    On CPUs oneDNN's backward pass of strided 3D convolutions gives uninitialised memory in bfloat16
+    where the coarsest grid has two voxels along a side (torch 2.13); `auto` takes float32 there.
+    """
     if wanted != "auto":
         return wanted == "bfloat16"
+    if device.type == "cpu" and detector.ndim == 3 and min(detector.grid) < 3:
+        return False
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     return bool(torch.cpu._is_avx512_bf16_supported())
@@ -115,7 +121,7 @@ def fit_gradient(
     records = [r for r in past if r["epoch"] <= done]
     if done >= fit.epochs or _stopped(records, fit.patience):
         return records
-    bfloat16 = reduced_precision(fit.precision, device)
+    bfloat16 = reduced_precision(fit.precision, detector, device)
     detector.to(device)
     optimizer = torch.optim.Adam(detector.parameters(), lr=fit.learning_rate, fused=True)
     if state:

@@ -76,10 +76,16 @@ class VAE:
     and do not depend on what else is in a worker's batch."""
     slope: float = 0.01
     """Negative slope of the leaky ReLU; the paper names no activation."""
+    reduction: Literal["sum", "mean"] = "sum"
+    """How both terms add up: `sum` over voxels and over latents, or `mean` over each, which weighs
+    the KL term by voxels / latents more."""
+    output: Literal["linear", "sigmoid"] = "linear"
+    """What the decoder ends in while it learns; a linear one is clamped to [0, 1] to score."""
 
     def __post_init__(self) -> None:
         _check(self.latent_size >= 1, "method.latent_size", ">= 1", self.latent_size)
         _check(self.kl_weight >= 0, "method.kl_weight", ">= 0", self.kl_weight)
+        _check(0 <= self.slope < 1, "method.slope", "in [0, 1)", self.slope)
         _check(
             len(self.widths) >= 1 and all(w % 8 == 0 and w > 0 for w in self.widths),
             "method.widths",

@@ -115,6 +115,25 @@ def test_loss_terms_equal_torchs_own_divergence(ndim: int) -> None:
     torch.testing.assert_close(terms["loss"] * voxels, summed)
 
 
+def test_means_weigh_the_divergence_by_voxels_over_latents() -> None:
+    torch.manual_seed(0)
+    x, noise = torch.rand(3, 1, *SHAPE), torch.randn(3, 6)
+    means = VAEDetector(VAE(latent_size=6, widths=(8, 16), reduction="mean"), SHAPE)
+    weight = math.prod(SHAPE) / 6
+    sums = VAEDetector(VAE(latent_size=6, widths=(8, 16), kl_weight=weight), SHAPE)
+    sums.load_state_dict(means.state_dict())
+    torch.testing.assert_close(means(x, x, noise)["loss"], sums(x, x, noise)["loss"])
+
+
+def test_a_sigmoid_output_is_the_linear_one_behind_a_sigmoid() -> None:
+    torch.manual_seed(0)
+    linear = VAEDetector(VAE(latent_size=6, widths=(8, 16)), SHAPE)
+    sigmoid = VAEDetector(VAE(latent_size=6, widths=(8, 16), output="sigmoid"), SHAPE)
+    sigmoid.load_state_dict(linear.state_dict())
+    z = torch.randn(2, 6)
+    torch.testing.assert_close(sigmoid.decode(z), linear.decode(z).sigmoid())
+
+
 @pytest.mark.parametrize("ndim", [2, 3])
 def test_the_vae_overfits_a_few_volumes(ndim: int) -> None:
     torch.manual_seed(0)

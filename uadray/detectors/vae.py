@@ -17,11 +17,11 @@ MAX_LOG_SIGMA = 4.0
 class VAEDetector(GradientDetector):
     """Convolutions with stride 2, a 1x1 convolution, dense mu and log sigma; mirrored back.
 
-    The paper leaves open: the normalisation (group here), the activation (leaky ReLU), the
-    decoder's output (linear, clamped to [0, 1] when scoring), the weight of the KL term (1, with
-    both terms summed over their elements, as the study that the paper follows does), and the
-    latent when scoring (mu). As there, the head predicts log sigma. The loss is divided by the
-    number of voxels, which moves no optimum and keeps Adam's epsilon small beside the gradients.
+    What the paper leaves open is a setting: the normalisation, the activation, the decoder's
+    output, the weight of the KL term and how both terms add up. By default both are sums, as in
+    the study that the paper follows; as there, the head predicts log sigma. Volumes are scored at
+    mu. The loss is divided by the number of voxels, which moves no optimum and keeps Adam's
+    epsilon small beside the gradients.
 
     Args:
         config: Its settings.
@@ -75,16 +75,17 @@ class VAEDetector(GradientDetector):
         """(B, 1, *spatial) of (B, latent_size), not clamped."""
         features = self.from_z(z).unflatten(1, (self.config.bottleneck, *self.grid))
         out: Tensor = self.decoder(features)
-        return out
+        return out.float().sigmoid() if self.config.output == "sigmoid" else out
 
     def forward(self, x_in: Tensor, target: Tensor, noise: Tensor) -> dict[str, Tensor]:
-        """L1 + kl_weight * KL, per voxel (section 2.3)."""
+        """L1 + kl_weight * KL, the L1 term per voxel (section 2.3)."""
         mu, log_sigma = (t.float() for t in self.encode(x_in))
         output = self.decode(mu + log_sigma.exp() * noise).float()
-        voxels = math.prod(target.shape[1:])
+        summed = self.config.reduction == "sum"
+        elements = math.prod(target.shape[1:]) if summed else self.config.latent_size
         reconstruction = (output - target).abs().mean()
         divergence = 0.5 * (mu.square() + (2 * log_sigma).exp() - 1 - 2 * log_sigma).sum(1).mean()
-        loss = reconstruction + self.config.kl_weight * divergence / voxels
+        loss = reconstruction + self.config.kl_weight * divergence / elements
         return {"loss": loss, "reconstruction": reconstruction, "kl": divergence}
 
     def reconstruct(self, x_BCZYX: Tensor) -> Tensor:

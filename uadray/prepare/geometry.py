@@ -23,6 +23,9 @@ AXES = ("left_right", "posterior_anterior", "inferior_superior")
 BRAIN_THRESHOLD = 0.5
 """A voxel is brain where at least this share of it is."""
 
+DOUBT = "doubt: "
+"""How a note begins that somebody should look at, on the quality page for instance."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Volume:
@@ -37,6 +40,8 @@ class Volume:
     the one threshold at the end; None where the scan has no mask."""
     affine: np.ndarray
     """float64 (4, 4), from a voxel's index (x, y, z) to the scanner's millimetres."""
+    notes: tuple[str, ...] = ()
+    """What was assumed or changed when it was read; those that begin with `DOUBT` want a look."""
 
     @property
     def spacing(self) -> np.ndarray:
@@ -139,7 +144,8 @@ def resample(volume: Volume, *, spacing_mm: float) -> Volume:
         )
 
     image = sample(volume.image, 3).clip(volume.image.min(), volume.image.max())
-    return Volume(
+    return replace(
+        volume,
         image=image,
         brain=sample(volume.brain, 1) >= BRAIN_THRESHOLD,
         lesion=None if volume.lesion is None else sample(volume.lesion, 1),
@@ -206,7 +212,8 @@ def downsample(volume: Volume, *, shape: tuple[int, int, int]) -> Volume:
         scaled = resize_local_mean(array.astype(np.float32), target, preserve_range=True)
         return np.asarray(scaled, np.float32)
 
-    return Volume(
+    return replace(
+        volume,
         image=average(volume.image),
         brain=average(volume.brain) >= BRAIN_THRESHOLD,
         lesion=None if volume.lesion is None else average(volume.lesion),

@@ -217,14 +217,16 @@ def _finish(scan: Scan, volume: Volume, config: PrepareConfig) -> PreparedVolume
                 f"{config.mask_threshold:g} inside the brain: the lesion is too small for this "
                 "grid; use a finer --shape, a lower --mask-threshold, or leave the scan out"
             )
-    name = scan.synthetic_lesion.rsplit("/", 1)[-1].removesuffix(".nii.gz")
+    notes = list(volume.notes)
+    if name := scan.synthetic_lesion.rsplit("/", 1)[-1].removesuffix(".nii.gz"):
+        notes.append(f"semi-synthetic stroke from {name}")
     return PreparedVolume(
         image=np.where(brain, volume.image.T, np.float32(0)).clip(0.0, 1.0),
         brain=brain,
         lesion=lesion,
         affine=volume.affine,
         scanner=scan.scanner,
-        notes=f"semi-synthetic stroke from {name}" if name else "",
+        notes="; ".join(notes),
     )
 
 

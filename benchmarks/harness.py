@@ -55,8 +55,12 @@ def publish(name: str, rows: list[Row], *, keep: bool = True) -> None:
         value = f"{row.value:.3g}" if row.value < 100 else f"{row.value:.0f}"
         table.add_row(row.measure, value, row.unit, row.against, row.goal, holds, row.detail)
     Console(width=160).print(table)
-    if not keep:
-        return
+    if keep:
+        write(name, rows)
+
+
+def write(name: str, rows: list[Row]) -> None:
+    """Write `results/NAME.json`."""
     content = {
         "command": f"python -m benchmarks.{name} {' '.join(sys.argv[1:])}".strip(),
         "commit": _git("rev-parse", "--short", "HEAD") + ("+" if _git("status", "-s") else ""),

@@ -1,0 +1,236 @@
+"""What the paper leaves open in its autoencoder, compared on phantoms: one setting at a time.
+
+python -m benchmarks.defaults            about an hour of one core; goes on where it was cut short
+python -m benchmarks.defaults --quick    small, to see that it runs; keeps nothing
+
+Each variant differs from the defaults in one setting; all are fitted with the same seeds, so that
+the same seed may be compared. Only the scores count: the seconds are those of a busy machine.
+"""
+
+import argparse
+import math
+import shutil
+import tempfile
+from dataclasses import dataclass, replace
+from statistics import fmean, stdev
+from typing import Any
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks.harness import Row, write
+from uadray import files
+from uadray.config import VAE, Experiment, FitConfig, experiment
+from uadray.detectors.vae import VAEDetector
+from uadray.evaluate.distributed import EvaluateConfig, evaluate
+from uadray.prepare.ingest import prepare_cohort
+from uadray.prepare.layouts import phantom
+from uadray.prepare.splits import SplitConfig
+from uadray.prepare.steps import PrepareConfig
+from uadray.progress import Progress
+from uadray.store import Cohort
+from uadray.train.distributed import fit, load_detector
+from uadray.train.run import Run
+
+VARIANTS: dict[str, dict[str, Any]] = {
+    "the defaults": {},
+    "norm none": {"norm": "none"},
+    "norm batch": {"norm": "batch"},
+    "ReLU": {"slope": 0.0},
+    "slope 0.3": {"slope": 0.3},
+    "KL weight 0.1": {"kl_weight": 0.1},
+    "KL weight 0.01": {"kl_weight": 0.01},
+    "KL weight 10": {"kl_weight": 10.0},
+    "means": {"reduction": "mean"},
+    "means, KL weight 0.01": {"reduction": "mean", "kl_weight": 0.01},
+    "sigmoid output": {"output": "sigmoid"},
+}
+"""Settings of the method that differ from the defaults. A slope of 0.3 is what the study that the
+paper follows has (the default of its framework), means with a small weight are other studies'."""
+
+PLAIN = ("HistEq", "HistEq-dark", "MeanImage", "ZScore", "PCA-16")
+"""Methods without a seed that stand beside."""
+
+LESIONED = ("stroke", "tumour")
+
+ACTIVE_VARIANCE = 0.01
+"""A latent counts as used where its mean varies more than this over healthy volumes (Burda,
+Grosse and Salakhutdinov 2016, section 3.3 of "Importance weighted autoencoders")."""
+
+COLUMNS = {
+    "stroke Dice_D": "higher",
+    "stroke AUPRC": "higher",
+    "tumour Dice_D": "higher",
+    "tumour AUPRC": "higher",
+    "healthy L1": "lower",
+    "active latents": "",
+    "KL": "",
+}
+"""Figures, and which way is better."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """How large the comparison is."""
+
+    out: str = "runs/defaults"
+    """Folder of the cohorts and runs."""
+    size: int = 32
+    """Voxels along each axis."""
+    healthy: int = 112
+    """Healthy phantoms; a tenth of them validates."""
+    lesioned: int = 60
+    """Phantoms with a stroke, and as many with a tumour; 40 % fit the threshold."""
+    epochs: int = 40
+    """Of each autoencoder, with batches of 4."""
+    seeds: int = 3
+    """Fits of each variant."""
+
+    def experiment(self, variant: str, seed: int) -> Experiment:
+        """A variant of 3D-None."""
+        method = replace(experiment("3D-None").method, **VARIANTS[variant])
+        config = FitConfig(epochs=self.epochs, batch_size=4, checkpoint_every=5, seed=seed)
+        return Experiment(method=method, fit=config)
+
+    def cohort(self, kind: str, count: int) -> Cohort:
+        """Phantoms of one kind, made once."""
+        return prepare_cohort(
+            phantom(kind, count, 0),
+            files.join(self.out, f"{kind}.zarr"),
+            config=PrepareConfig(shape=(self.size,) * 3),
+            split=SplitConfig(),
+        )
+
+
+def active_latents(detector: VAEDetector, images: torch.Tensor) -> int:
+    """Number of latents whose mean varies over the images, (B, Z, Y, X)."""
+    with torch.inference_mode():
+        mu = torch.cat([detector.encode(x.float()[:, None])[0] for x in images.split(16)])
+    return int((mu.var(0) > ACTIVE_VARIANCE).sum())
+
+
+def figures(run: Run, records: dict[str, dict[str, Any]], images: torch.Tensor) -> dict[str, float]:
+    """The figures of one run; absent where the method has none."""
+    found = {}
+    for kind, record in records.items():
+        found[f"{kind} Dice_D"] = record["metrics"]["dice_d"]
+        found[f"{kind} AUPRC"] = record["metrics"]["auprc"]
+    healthy = (run.summary or {}).get("validation/reconstruction")
+    if healthy is not None:
+        found["healthy L1"] = healthy
+    if isinstance(run.experiment.method, VAE):
+        detector = load_detector(run)
+        assert isinstance(detector, VAEDetector)
+        found["active latents"] = active_latents(detector, images)
+        found["KL"] = run.metrics()[-1]["train/kl"]
+    return found
+
+
+def compare(job: Comparison) -> dict[str, list[dict[str, float]]]:
+    """Fit and evaluate all; for each variant or plain method the figures of each seed."""
+    healthy = job.cohort("healthy", job.healthy)
+    lesioned = {kind: job.cohort(kind, job.lesioned) for kind in LESIONED}
+    rows = np.concatenate([healthy.rows("train"), healthy.rows("validation")])
+    images = torch.from_numpy(healthy.read("image", 0, int(rows.max()) + 1)[np.sort(rows)])
+    found: dict[str, list[dict[str, float]]] = {}
+    config = EvaluateConfig(num_resamples=1)
+    with Progress(total=job.seeds * len(VARIANTS) + len(PLAIN), what="fits") as progress:
+        for seed in range(job.seeds):
+            wanted = {name: job.experiment(name, seed) for name in VARIANTS}
+            if seed == 0:
+                wanted |= {name: experiment(name) for name in PLAIN}
+            runs = []
+            for name, one in wanted.items():
+                folder = f"{name}-{seed}".replace(" ", "-").replace(",", "")
+                runs.append(fit(one, healthy, files.join(job.out, "fits", folder)))
+                progress.advance(1, f"{name}, seed {seed}")
+            records = {kind: evaluate(runs, lesioned[kind], config=config) for kind in LESIONED}
+            for number, (name, run) in enumerate(zip(wanted, runs, strict=True)):
+                mine = {kind: records[kind][number] for kind in LESIONED}
+                found.setdefault(name, []).append(figures(run, mine, images))
+    return found
+
+
+def rows_of(found: dict[str, list[dict[str, float]]], job: Comparison) -> list[Row]:
+    """The comparison as rows: means, with the spread and the pairs of equal seeds in words."""
+    rows = []
+    for name, runs in found.items():
+        for column, better in COLUMNS.items():
+            values = [run[column] for run in runs if column in run]
+            if not values:
+                continue
+            words = [" ".join(f"{v:.4g}" for v in values)]
+            if len(values) > 1:
+                words.append(f"standard deviation {stdev(values):.2g}")
+            first = [run[column] for run in found["the defaults"]]
+            if better and name in VARIANTS and VARIANTS[name]:
+                sign = 1 if better == "higher" else -1
+                wins = sum(sign * (a - b) > 0 for a, b in zip(values, first, strict=True))
+                words.append(f"better than the defaults in {wins} of {len(values)} seeds")
+            rows.append(
+                Row(
+                    measure=f"{name}: {column}",
+                    value=fmean(values),
+                    unit={"healthy L1": "intensity", "KL": "nats", "active latents": ""}.get(
+                        column, "ratio"
+                    ),
+                    detail="; ".join(words),
+                )
+            )
+    rows.append(
+        Row(
+            measure="size of the comparison",
+            value=job.healthy,
+            unit="healthy phantoms",
+            detail=f"{job.size}^3, {job.lesioned} phantoms of each lesion, {job.epochs} epochs of "
+            f"batches of 4, {job.seeds} seeds; thresholds fitted on 40 %, figures of the rest",
+        )
+    )
+    return rows
+
+
+def table_of(found: dict[str, list[dict[str, float]]]) -> Table:
+    """Means and standard deviations over the seeds."""
+    table = Table(title="what the paper leaves open, one setting at a time")
+    table.add_column("variant")
+    for column in COLUMNS:
+        table.add_column(column, justify="right")
+    for name, runs in found.items():
+        cells = []
+        for column in COLUMNS:
+            values = [run[column] for run in runs if column in run]
+            digits = {"active latents": 0, "KL": 1, "healthy L1": 4}.get(column, 3)
+            cell = f"{fmean(values):.{digits}f}" if values else ""
+            if len(values) > 1 and not math.isclose(stdev(values), 0):
+                cell += f" ±{stdev(values):.{digits}f}"
+            cells.append(cell)
+        if name == PLAIN[0]:
+            table.add_section()
+        table.add_row(name, *cells)
+    return table
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="small, to see that it runs")
+    quick = parser.parse_args().quick
+    job = Comparison()
+    if quick:
+        folder = tempfile.mkdtemp()
+        job = Comparison(out=folder, size=24, healthy=24, lesioned=10, epochs=2, seeds=2)
+    try:
+        found = compare(job)
+    finally:
+        if quick:
+            shutil.rmtree(folder)
+    # Seed by seed: the plain methods, which have none, come first there and last here.
+    ordered = {name: found[name] for name in (*VARIANTS, *PLAIN)}
+    Console(width=160).print(table_of(ordered))
+    if not quick:
+        write("defaults", rows_of(ordered, job))
+
+
+if __name__ == "__main__":
+    main()

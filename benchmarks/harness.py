@@ -6,6 +6,8 @@ import platform
 import subprocess
 import sys
 import threading
+import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
@@ -77,6 +79,33 @@ def write(name: str, rows: list[Row]) -> None:
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / f"{name}.json").write_text(json.dumps(content, indent=2) + "\n")
     print(f"benchmarks/results/{name}.json")
+
+
+def in_turns(
+    sides: dict[str, Callable[[], object]], rounds: int, device: torch.device | None = None
+) -> dict[str, list[float]]:
+    """Seconds of each side in each round: one call of each in turn, behind a round that warms up.
+
+    Args:
+        sides: What to time, by name.
+        rounds: Timed rounds.
+        device: Waited for behind each call where it is a GPU.
+    """
+    seconds: dict[str, list[float]] = {name: [] for name in sides}
+    for number in range(rounds + 1):
+        for name, side in sides.items():
+            start = now(device)
+            side()
+            if number:
+                seconds[name].append(now(device) - start)
+    return seconds
+
+
+def now(device: torch.device | None = None) -> float:
+    """Seconds on a clock, once the device has done all that it was given."""
+    if device is not None and device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
 
 
 def _git(*args: str) -> str:

@@ -1,0 +1,40 @@
+"""How fast a fit is, against what one would write without us and against the hardware.
+
+python -m benchmarks.fit            about 6 minutes on 2 quiet cores
+python -m benchmarks.fit --quick    small, to see that it runs; keeps nothing
+
+Without Ray (on a bare GPU machine) the rows about Ray are absent; without a GPU those about it.
+"""
+
+import argparse
+import importlib.util
+import tempfile
+
+from benchmarks import step
+from benchmarks.harness import Row, publish
+
+
+def rows(quick: bool) -> list[Row]:
+    """All rows."""
+    found = step.rows(quick)
+    if importlib.util.find_spec("ray"):
+        from benchmarks import through_ray
+
+        with tempfile.TemporaryDirectory() as folder:
+            found += through_ray.rows(quick, folder)
+    if importlib.util.find_spec("benchmarks.erasing"):
+        from benchmarks import erasing
+
+        found += erasing.rows(quick)
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="small, to see that it runs")
+    quick = parser.parse_args().quick
+    publish("fit", rows(quick), keep=not quick)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,309 @@
+"""What Ray costs a fit and what it gives: overhead, stream, two workers.
+
+Part of `python -m benchmarks.fit`. Each fit runs in a process of its own, which starts its own Ray
+or none, so that no side bears what another one left running.
+"""
+
+import multiprocessing
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+
+from benchmarks.harness import Row
+from benchmarks.step import DEVICE, make, phantoms
+from uadray import cluster
+from uadray.batch import Batch
+from uadray.config import Experiment, experiment, with_fit
+from uadray.store import Cohort, CohortWriter, Split, Subject, open_cohort
+from uadray.stream import TrainingStream, epoch_groups, read_rows
+from uadray.train import distributed
+from uadray.train.checkpoint import CheckpointStore
+from uadray.train.distributed import ScaleConfig
+from uadray.train.loop import fit_gradient
+from uadray.train.run import Run
+
+VALIDATION = 4
+"""Validation volumes of a benchmark's cohort."""
+
+
+def store(url: str, count: int, size: int, base: torch.Tensor) -> str:
+    """A sealed cohort of `count` volumes like those of `base`, `VALIDATION` of them to validate."""
+    writer = CohortWriter.create(
+        url, num_rows=count, shape=(size,) * 3, has_lesion=False, plan={"benchmark": count}
+    )
+    for shard in range(writer.num_shards):
+        rows = writer.rows_of(shard)
+        image = base[torch.tensor(list(rows)) % len(base)].numpy()
+        subjects = [_subject(r, "validation" if r < VALIDATION else "train") for r in rows]
+        writer.write_shard(
+            shard, image=image, brain=image > 0, lesion=None, subjects=subjects, failures=[]
+        )
+    writer.seal()
+    return url
+
+
+def _subject(row: int, split: Split) -> Subject:
+    return Subject(
+        row=row,
+        id=f"volume-{row}",
+        subject=f"volume-{row}",
+        scanner="",
+        split=split,
+        modality="T1w",
+        affine=tuple(map(tuple, np.eye(4).tolist())),
+        source="benchmarks",
+        brain_ml=1.0,
+        lesion_ml=0.0,
+    )
+
+
+def bare(wanted: Experiment, url: str, out: str, threads: int) -> None:
+    """The fit loop on volumes in memory, with the same files written, without Ray."""
+    torch.set_num_threads(threads)
+    cohort = open_cohort(url)
+    run = Run.create(out, wanted, cohort)
+    rows = {split: cohort.rows(split) for split in ("train", "validation")}  # type: ignore[arg-type]
+    images = {split: torch.from_numpy(read_rows(cohort, "image", r)) for split, r in rows.items()}
+    size = wanted.fit.batch_size
+
+    def train(epoch: int) -> Iterator[Batch]:
+        groups = epoch_groups(rows["train"], cohort.shard, seed=wanted.fit.seed, epoch=epoch)
+        order = np.concatenate(groups)
+        for start in range(0, len(order), size):
+            ids = order[start : start + size]
+            place = np.searchsorted(rows["train"], ids)
+            yield Batch(ids=torch.from_numpy(ids), images=images["train"][place])
+
+    fit_gradient(
+        make(wanted, cohort.shape[0]),
+        wanted,
+        train=train,
+        validation=[Batch(ids=torch.from_numpy(rows["validation"]), images=images["validation"])],
+        checkpoints=CheckpointStore(out, "bare"),
+        report=lambda record: None,
+        past=[],
+        device=DEVICE,
+        log=run.write_metrics,
+    )
+
+
+def in_process(wanted: Experiment, url: str, out: str, threads: int) -> None:
+    """What `jobs/train.py` does with one worker."""
+    torch.set_num_threads(threads)
+    distributed.fit(wanted, open_cohort(url), out)
+
+
+def group(wanted: Experiment, url: str, out: str, threads: int, workers: int = 1) -> None:
+    """A DDP group under Ray Train, of one worker too."""
+    import ray
+
+    # Logical CPUs for the workers' threads and a read task, whatever the machine has.
+    ray.init(address="local", num_cpus=workers * threads + 1, logging_level="warning")
+    cluster.connect()
+    cohort = open_cohort(url)
+    run = Run.create(out, wanted, cohort)
+    scale = ScaleConfig(
+        num_workers=workers, cpus_per_worker=threads, use_gpu=torch.cuda.is_available()
+    )
+    distributed._fit_group(run, cohort, scale)
+
+
+def epochs_of(side: Callable[..., None], *args: Any, **options: Any) -> tuple[float, list[float]]:
+    """Run a fit in a process of its own.
+
+    Returns:
+        Seconds until its first epoch was recorded, and from each record to the next.
+    """
+    metrics = Path(args[2]) / "metrics.jsonl"
+    ticks: list[float] = []
+    done = threading.Event()
+
+    def watch() -> None:
+        # The file is replaced behind each epoch; its time is exact, however late it is seen.
+        while not done.wait(0.02):
+            seen = metrics.stat().st_mtime if metrics.exists() else 0.0
+            if seen and seen not in ticks:
+                ticks.append(seen)
+
+    watcher = threading.Thread(target=watch)
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, mp_context=context) as pool:
+        pool.submit(time.time).result()
+        start = time.time()
+        watcher.start()
+        try:
+            pool.submit(side, *args, **options).result()
+        finally:
+            done.set()
+            watcher.join()
+    return ticks[0] - start, np.diff(ticks).tolist()
+
+
+def overhead(folder: str, url: str, epochs: int, rounds: int) -> list[Row]:
+    """Fits through Ray against the bare loop, in turn."""
+    threads = torch.get_num_threads()
+    wanted = with_fit(
+        experiment("3D-Cube-n"),
+        epochs=epochs,
+        batch_size=8,
+        checkpoint_every=epochs,
+        residency="device",
+    )
+    sides = {"bare loop": bare, "in process": in_process, "under Ray Train": group}
+    first: dict[str, list[float]] = {name: [] for name in sides}
+    later: dict[str, list[float]] = {name: [] for name in sides}
+    for number in range(rounds):
+        for name, side in sides.items():
+            out = os.path.join(folder, f"{name}-{number}".replace(" ", "-"))
+            until, gaps = epochs_of(side, wanted, url, out, threads)
+            first[name].append(until)
+            later[name] += gaps
+    steady = {name: median(gaps) for name, gaps in later.items()}
+    rows = [
+        Row(
+            measure=f"one worker {name}, epochs",
+            value=steady["bare loop"] / steady[name],
+            unit="ratio",
+            against="bare loop in a process without Ray",
+            goal=">= 0.97",
+            detail=f"{steady[name]:.2f} against {steady['bare loop']:.2f} s, medians of "
+            f"{len(later[name])} epochs behind the first",
+        )
+        for name in ("in process", "under Ray Train")
+    ]
+    return rows + [
+        Row(
+            measure=f"{name}, start-up",
+            value=median(values) - steady[name],
+            unit="s",
+            detail="until the first epoch is recorded, less a later epoch",
+        )
+        for name, values in first.items()
+    ]
+
+
+def scaling(folder: str, url: str, epochs: int, batch_size: int) -> list[Row]:
+    """The same global batch on one and on two workers of one thread each."""
+    wanted = with_fit(
+        experiment("3D-Cube-n"),
+        epochs=epochs,
+        batch_size=batch_size,
+        checkpoint_every=epochs,
+        residency="device",
+    )
+    steady = {}
+    for workers in (1, 2):
+        out = os.path.join(folder, f"workers-{workers}")
+        steady[workers] = median(epochs_of(group, wanted, url, out, 1, workers=workers)[1])
+    return [
+        Row(
+            measure="two workers of one thread, efficiency",
+            value=steady[1] / (2 * steady[2]),
+            unit="ratio",
+            against="one worker of one thread, the same global batch",
+            goal=">= 0.9",
+            detail=f"{steady[2]:.2f} against {steady[1]:.2f} s an epoch; batch {batch_size}, "
+            f"{open_cohort(url).shape[0]}^3",
+        )
+    ]
+
+
+class ShardDataset(IterableDataset):
+    """What one would write with torch alone: each worker reads whole shards and permutes them."""
+
+    def __init__(self, cohort: Cohort, batch_size: int) -> None:
+        self._cohort, self._batch_size = cohort, batch_size
+        self.epoch = torch.zeros((), dtype=torch.int64).share_memory_()
+
+    def __iter__(self) -> Iterator[torch.Tensor]:
+        info = get_worker_info()
+        assert info is not None
+        rows = self._cohort.rows("train")
+        groups = epoch_groups(rows, self._cohort.shard, seed=0, epoch=int(self.epoch))
+        for group_rows in groups[info.id :: info.num_workers]:
+            images = read_rows(self._cohort, "image", group_rows)
+            for start in range(0, len(images), self._batch_size):
+                yield torch.from_numpy(images[start : start + self._batch_size])
+
+
+def streaming(url: str, epochs: int) -> list[Row]:
+    """Volumes a second of our stream and of a DataLoader of two workers, in turn."""
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        speeds = pool.submit(_stream_speeds, url, epochs).result()
+    middle = {name: median(values) for name, values in speeds.items()}
+    return [
+        Row(
+            measure="stream",
+            value=middle["stream"] / middle["loader"],
+            unit="ratio",
+            against="DataLoader of two workers on the same shards",
+            goal=">= 1.0",
+            detail=f"{middle['stream']:.0f} against {middle['loader']:.0f} volumes a second, "
+            "float16, whole epochs",
+        )
+    ]
+
+
+def _stream_speeds(url: str, epochs: int) -> dict[str, list[float]]:
+    cohort = open_cohort(url)
+    dataset = ShardDataset(cohort, 32)
+    # Its workers are forked, which must be before Ray has threads.
+    loader = DataLoader(dataset, batch_size=None, num_workers=2, persistent_workers=True)
+    num = sum(len(batch) for batch in loader)
+    cluster.connect()
+    stream = TrainingStream(cohort, "train", ndim=3, batch_size=32, seed=0, resident=False)
+    speeds: dict[str, list[float]] = {"stream": [], "loader": []}
+    for epoch in range(epochs + 1):
+        start = time.perf_counter()
+        seen = sum(len(batch.ids) for batch in stream.epoch(epoch))
+        middle = time.perf_counter()
+        dataset.epoch.fill_(epoch)
+        assert seen == sum(len(batch) for batch in loader) == num
+        if epoch:
+            speeds["stream"].append(num / (middle - start))
+            speeds["loader"].append(num / (time.perf_counter() - middle))
+    return speeds
+
+
+def streamed_fit(folder: str, url: str, epochs: int) -> list[Row]:
+    """Volumes a second of a fit that streams each epoch from the store: for a GPU."""
+    wanted = with_fit(
+        experiment("3D-Cube-n"),
+        epochs=epochs,
+        batch_size=32,
+        checkpoint_every=epochs,
+        residency="stream",
+    )
+    out = os.path.join(folder, "streamed")
+    epochs_of(in_process, wanted, url, out, torch.get_num_threads())
+    speed = median(r["samples_per_second"] for r in Run.open(out).metrics()[1:])
+    return [Row(measure="volumes streamed into a fit", value=speed, unit="volumes/s")]
+
+
+def rows(quick: bool, folder: str) -> list[Row]:
+    """All rows of this module."""
+    size = 32 if quick else 64
+    base = phantoms(64 if quick else 384, size, 8)
+    few = store(os.path.join(folder, "few.zarr"), 32 + VALIDATION, size, base)
+    many = store(os.path.join(folder, "many.zarr"), 256 if quick else 1792, size, base)
+    small = store(
+        os.path.join(folder, "small.zarr"),
+        (64 if quick else 256) + VALIDATION,
+        32,
+        phantoms(64, 32, 8),
+    )
+    found = overhead(folder, few, 3 if quick else 5, 1 if quick else 2)
+    found += streaming(many, 1 if quick else 5)
+    found += scaling(folder, small, 3 if quick else 5, 32)
+    if torch.cuda.is_available():
+        found += streamed_fit(folder, many, 2 if quick else 4)
+    return found

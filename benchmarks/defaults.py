@@ -135,7 +135,7 @@ def compare(job: Comparison) -> dict[str, list[dict[str, float]]]:
     rows = np.concatenate([healthy.rows("train"), healthy.rows("validation")])
     images = torch.from_numpy(healthy.read("image", 0, int(rows.max()) + 1)[np.sort(rows)])
     found: dict[str, list[dict[str, float]]] = {}
-    config = EvaluateConfig(num_resamples=1)
+    config = EvaluateConfig(num_resamples=100)
     with Progress(total=job.seeds * len(VARIANTS) + len(PLAIN), what="fits") as progress:
         for seed in range(job.seeds):
             wanted = {name: job.experiment(name, seed) for name in VARIANTS}

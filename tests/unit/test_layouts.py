@@ -64,7 +64,7 @@ class TestBids:
         sidecar = {"Manufacturer": "Siemens", "ManufacturersModelName": "Prisma"}
         (tmp_path / "sub-1/anat/sub-1_T1w.json").write_text(json.dumps(sidecar))
         (tmp_path / "participants.tsv").write_text("participant_id\tsite\nsub-1\tA\nsub-2\tB\n")
-        assert [s.scanner for s in bids(str(tmp_path), "T1w")] == ["Prisma", "B", ""]
+        assert [s.scanner for s in bids(str(tmp_path), "T1w")] == ["Siemens Prisma", "B", ""]
 
     def test_wrong_modality_says_what_is_there(self, tmp_path):
         touch(tmp_path, "sub-01/anat/sub-01_T1w.nii.gz", "sub-01/anat/sub-01_T2w.nii.gz")
@@ -73,7 +73,7 @@ class TestBids:
 
     def test_no_bids_folder(self, tmp_path):
         touch(tmp_path, "scan.nii.gz")
-        with pytest.raises(NoScanFoundError, match=r"none; give the folder that holds sub-"):
+        with pytest.raises(NoScanFoundError, match=r"none; 1 other files, first scan.nii.gz; give"):
             bids(str(tmp_path), "T1w")
         with pytest.raises(NoScanFoundError, match=r"absent: no such folder"):
             bids(str(tmp_path / "absent"), "T1w")

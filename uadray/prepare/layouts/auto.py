@@ -1,0 +1,59 @@
+"""Finds out which layout a folder is in."""
+
+from collections.abc import Mapping
+
+from uadray import files
+from uadray.errors import NoScanFoundError
+from uadray.prepare.layouts.naming import SIGNS, recognise
+from uadray.prepare.layouts.scans import IMAGE_ENDINGS, Layout, Scan, find_files
+
+TABLES = (".csv", ".tsv")
+"""How a manifest ends."""
+
+
+def detect(root: str, layouts: Mapping[str, Layout]) -> str:
+    """Name the layout whose naming fits all files that fit any.
+
+    Args:
+        root: Folder or URL, or a table.
+        layouts: By name.
+
+    Raises:
+        NoScanFoundError: none fits, or several fit different files; it names them.
+    """
+    root = files.normalise(root)
+    if root.endswith(TABLES):
+        return "csv"
+    names = find_files(root)
+    found = {name: matches for name, matches in recognise(names).items() if name in layouts}
+    everything = set().union(*found.values()) if found else set()
+    fitting = [name for name, matches in found.items() if matches == everything]
+    if fitting:
+        return fitting[0]
+    listed = ", ".join(f"{name} ({len(matches)} files)" for name, matches in found.items())
+    if found:
+        raise NoScanFoundError(
+            f"{root}: holds files of several layouts: {listed}; name one of them, and the folder "
+            "that holds only its files"
+        )
+    sample = f"{len(names)} files, first {names[0]}" if names else "none"
+    raise NoScanFoundError(
+        f"{root}: no layout fits; looked for the naming of {', '.join(SIGNS)} in files that end in "
+        f"{', '.join(IMAGE_ENDINGS)} and found {sample}; name the scans in a table (layout csv)"
+    )
+
+
+def make_auto(layouts: Mapping[str, Layout]) -> Layout:
+    """The layout that takes whichever of `layouts` fits."""
+
+    def auto(root: str, modality: str = "") -> list[Scan]:
+        """Scans in whichever layout fits the files' names.
+
+        Args:
+            root: Folder or URL, or a table.
+            modality: Empty for the one that the set is mostly used with.
+        """
+        find = layouts[detect(root, layouts)]
+        return find(root, modality) if modality else find(root)
+
+    return auto

@@ -30,11 +30,15 @@ def _mix_int(value: int) -> int:
     return value ^ (value >> 31)
 
 
-def _mix(value: Tensor) -> Tensor:
+def _mix_(value: Tensor) -> Tensor:
+    """Mix in place."""
     # int64 wraps in torch as two's complement; its shift is arithmetic, so mask the sign's copies.
-    value = (value ^ ((value >> 30) & (2**34 - 1))) * _signed(_MULTIPLIERS[0])
-    value = (value ^ ((value >> 27) & (2**37 - 1))) * _signed(_MULTIPLIERS[1])
-    return value ^ ((value >> 31) & (2**33 - 1))
+    high = value >> 30
+    value.bitwise_xor_(high.bitwise_and_(2**34 - 1)).mul_(_signed(_MULTIPLIERS[0]))
+    torch.bitwise_right_shift(value, 27, out=high)
+    value.bitwise_xor_(high.bitwise_and_(2**37 - 1)).mul_(_signed(_MULTIPLIERS[1]))
+    torch.bitwise_right_shift(value, 31, out=high)
+    return value.bitwise_xor_(high.bitwise_and_(2**33 - 1))
 
 
 def keys(seed: int, epoch: int, ids: Tensor, stream: int) -> Tensor:
@@ -50,12 +54,13 @@ def keys(seed: int, epoch: int, ids: Tensor, stream: int) -> Tensor:
         (B,) int64 on the ids' device.
     """
     base = _mix_int(_mix_int(_mix_int(seed) + epoch + 1) + stream + 1)
-    return _mix(ids * _signed(_GOLDEN) + _signed(base))
+    return _mix_(ids * _signed(_GOLDEN) + _signed(base))
 
 
 def bits(key: Tensor, counter: Tensor) -> Tensor:
     """32 random bits at each counter, as int64 in [0, 2^32); shapes broadcast."""
-    return (_mix(key + (counter + 1) * _signed(_GOLDEN)) >> 32) & (2**32 - 1)
+    mixed = _mix_(counter * _signed(_GOLDEN) + (key + _signed(_GOLDEN)))
+    return mixed.bitwise_right_shift_(32).bitwise_and_(2**32 - 1)
 
 
 def uniform(key: Tensor, count: int) -> Tensor:

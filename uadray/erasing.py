@@ -7,26 +7,35 @@ workers, in a first run or a resumed one. The training target is always the clea
 Shape suffixes: B samples, R regions, D = 2 or 3 spatial axes (Y, X) or (Z, Y, X).
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from uadray import counter
 from uadray.config import ErasingConfig
+
+_CPU_VOXELS = 2**18
+"""Voxels of the samples that a CPU takes at once: what is computed for one volume of 64^3, or for
+64 of its slices, stays in the cache."""
+
+_INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Erasing:
     """Where one batch is erased; drawn apart from its application, so that it can be replayed."""
 
-    erased: np.ndarray
-    """(B,) bool: whether the sample is erased at all."""
-    regions_BRD2: np.ndarray
-    """(B, R, D, 2) int64: boxes [start, stop), clipped at the border; an absent one is empty."""
-    right: np.ndarray | None
-    """(B,) bool for half-volume: right or left side of the brain; None for boxes."""
+    erased: NDArray[np.bool_]
+    """(B,): whether the sample is erased at all."""
+    regions_BRD2: NDArray[np.int64]
+    """(B, R, D, 2): boxes [start, stop), clipped at the border; an absent one is empty."""
+    right: NDArray[np.bool_] | None
+    """(B,) for half-volume: right or left side of the brain; None for boxes."""
 
 
 def sample_erasing(
@@ -36,7 +45,8 @@ def sample_erasing(
 
     A region of share s has the input's own aspect: each side is s^(1/D) of the input's, around a
     random centre voxel, clipped at the border. Multi-cube draws the total share and splits it at
-    random over 1 to `max_regions` regions. Half-volume draws a side of the brain and 1 to
+    random over 1 to `max_regions` regions. Before clipping and overlap the total is between
+    `min_share` and `max_share`, in whole voxels too. Half-volume draws a side of the brain and 1 to
     `max_slices_share` of successive axial slices; in 2D the one slice.
 
     Args:
@@ -66,7 +76,7 @@ def sample_erasing(
     # Normalised exponentials split the total uniformly over all ways to split it.
     weight = -np.log(u[:, 4 : 4 + num_regions]) * present
     shares = share[:, None] * weight / weight.sum(1, keepdims=True)
-    sides = np.maximum(1, np.rint(shares[..., None] ** (1 / ndim) * size)).astype(np.int64)
+    sides = _whole_sides(shares[..., None] ** (1 / ndim) * size, present, size, config)
     centre = u[:, 4 + num_regions :].reshape(len(ids), num_regions, ndim)
     start = np.floor(centre * size).astype(np.int64) - sides // 2
     boxes = np.stack([start.clip(0), np.minimum(start + sides, size)], -1)
@@ -74,39 +84,86 @@ def sample_erasing(
     return Erasing(erased=erased, regions_BRD2=regions, right=None)
 
 
-def _inside(spans_BR2: Tensor, length: int) -> Tensor:
-    place = torch.arange(length, device=spans_BR2.device)
-    return (place >= spans_BR2[..., :1]) & (place < spans_BR2[..., 1:])
+def _whole_sides(
+    sides_BRD: np.ndarray, present_BR: np.ndarray, size: np.ndarray, config: ErasingConfig
+) -> np.ndarray:
+    """Sides in whole voxels: the nearest, or those below or above where that leaves the limits."""
+
+    def total(sides: np.ndarray) -> np.ndarray:
+        voxels: np.ndarray = (sides.prod(-1) * present_BR).sum(1)
+        return voxels[:, None, None] / size.prod()
+
+    sides = np.rint(sides_BRD).clip(1)
+    sides = np.where(total(sides) > config.max_share, np.floor(sides_BRD).clip(1), sides)
+    sides = np.where(total(sides) < config.min_share, np.ceil(sides_BRD).clip(1), sides)
+    return sides.astype(np.int64)
 
 
-def _mask(x: Tensor, regions_BRD2: Tensor, right: Tensor | None) -> Tensor:
-    """Erased voxels, (B, *spatial) bool, as a union of boxes, without a loop over samples."""
-    spatial = x.shape[1:]
-    axes = [_inside(regions_BRD2[:, :, d], n) for d, n in enumerate(spatial)]
-    if right is not None:
-        # The mid-sagittal plane is where half of the brain's voxels lie on either side: steady
-        # under one-sided outgrowths, and it needs no registration.
-        columns = (x > 0).flatten(1, -2).sum(1).cumsum(1)
-        half = (columns * 2 >= columns[:, -1:]).int().argmax(1)
-        is_right = torch.arange(spatial[-1], device=x.device) > half[:, None]
-        axes[-1] = axes[-1] & (is_right == right[:, None])[:, None]
-    rows = axes[0].float()
-    for axis in axes[1:-1]:
-        rows = (rows[..., None] * axis.float()[:, :, None]).flatten(2)
-    # The union of outer products is a matrix product over the regions.
-    union = torch.bmm(rows.transpose(1, 2), axes[-1].float()) > 0
-    return union.reshape(x.shape)
+def columns_left(x: Tensor) -> Tensor:
+    """Columns on the left of each sample's mid-sagittal plane, (B,) int64.
+
+    The plane stands where half of the brain's voxels lie on either side: steady under one-sided
+    outgrowths, and it needs no registration. The middle column of an odd number is on the left. It
+    is the plane of the whole volume in 3D, and of the slice in 2D.
+
+    Args:
+        x: (B, *spatial), background 0.
+    """
+    if x.device.type == "cpu":
+        brain = (_integers(x) > 0).view(np.uint8)
+        # Bytes add up along the outermost axis several times as fast as wider numbers.
+        narrow = np.uint8 if brain.shape[1] < 256 else np.uint32
+        columns = torch.from_numpy(brain.sum(1, dtype=narrow).reshape(len(x), -1, x.shape[-1]))
+    else:
+        columns = (x > 0).flatten(1, -2)
+    total = columns.sum(1, dtype=torch.int64).cumsum(1)
+    return 1 + (total * 2 >= total[:, -1:]).int().argmax(1)
+
+
+def erased_boxes(x: Tensor, erasing: Erasing) -> NDArray[np.int64]:
+    """What is erased as boxes alone, (B, R, D, 2); empty where the sample is not erased.
+
+    Args:
+        x: (B, *spatial), background 0; it tells the sides of the brain.
+        erasing: From `sample_erasing`.
+    """
+    boxes = erasing.regions_BRD2 * erasing.erased[:, None, None, None]
+    if erasing.right is not None:
+        left = columns_left(x).cpu().numpy()
+        boxes[:, 0, -1, 0] = np.where(erasing.right, left, 0)
+        boxes[:, 0, -1, 1] = np.where(erasing.right, x.shape[-1], left)
+    return boxes
+
+
+def erased_mask(x: Tensor, erasing: Erasing) -> NDArray[np.bool_]:
+    """Which voxels are erased, (B, *spatial).
+
+    Args:
+        x: (B, *spatial), background 0; it tells the sides of the brain.
+        erasing: From `sample_erasing`.
+    """
+    mask = np.zeros(x.shape, bool)
+    for sample, box in _each_box(erased_boxes(x, erasing)):
+        mask[sample][box] = True
+    return mask
 
 
 def erase(
-    x: Tensor, erasing: Erasing, config: ErasingConfig, ids: Tensor, *, seed: int, epoch: int
+    x: Tensor,
+    erasing: Erasing,
+    config: ErasingConfig,
+    ids: Tensor,
+    *,
+    seed: int,
+    epoch: int,
+    out: Tensor | None = None,
 ) -> Tensor:
     """Apply `erasing` to a batch.
 
     Noise is drawn from the brain voxels of the same sample with replacement, so that it follows
     the image's own intensity distribution. The paper says "sampled from the image pixel
     distribution"; we leave the background out of it, since its zeros are two thirds of the voxels
-    and would make noise mostly zero fill.
+    and would make noise mostly zero fill. A sample without brain stays as it is.
 
     Args:
         x: (B, *spatial) of any floating type, background 0.
@@ -115,37 +172,148 @@ def erase(
         ids: (B,) int64 sample ids.
         seed: The run's seed.
         epoch: The epoch, from 0.
+        out: A contiguous tensor like `x` to write to. On a CPU fresh memory costs more than all of
+            the erasing.
 
     Returns:
-        A new tensor; samples that are not erased and voxels outside the regions are bit-equal.
+        `out` or a new tensor; samples that are not erased and voxels outside the regions are
+        bit-equal to `x`.
     """
-    chosen = torch.from_numpy(np.flatnonzero(erasing.erased)).to(x.device)
-    if len(chosen) == 0:
-        return x.clone()
-    where = erasing.erased
-    regions = torch.from_numpy(erasing.regions_BRD2[where]).to(x.device)
-    right = None if erasing.right is None else torch.from_numpy(erasing.right[where]).to(x.device)
-    part = x[chosen]
-    mask = _mask(part, regions, right)
-    if config.fill == "zero":
-        part = part.masked_fill(mask, 0)
-    else:
-        key = counter.keys(seed, epoch, ids.to(x.device)[chosen], counter.NOISE)
-        flat = part.flatten(1)
-        sample, voxel = mask.flatten(1).nonzero(as_tuple=True)
-        brain = flat > 0
-        count = brain.sum(1)
-        offset = count.cumsum(0) - count
-        pool = flat[brain]
-        pick = (counter.bits(key[sample], voxel) * count[sample]) >> 32
-        if len(pool):
-            drawn = pool[(offset[sample] + pick).clamp_max(len(pool) - 1)]
-            drawn = torch.where(count[sample] > 0, drawn, torch.zeros_like(drawn))
+    out = x.clone(memory_format=torch.contiguous_format) if out is None else out.copy_(x)
+    on_cpu = x.device.type == "cpu"
+    chosen = np.flatnonzero(erasing.erased)
+    at_once = max(1, _CPU_VOXELS // x[0].numel()) if on_cpu else max(1, len(chosen))
+    for first in range(0, len(chosen), at_once):
+        which = chosen[first : first + at_once]
+        part, boxes = _part(x, erasing, which)
+        if config.fill == "zero" and on_cpu:
+            for sample, box in _each_box(boxes):
+                _integers(out[which[sample]])[box] = 0
+            continue
+        runs = _Runs.of(boxes, tuple(x.shape[1:]), x.device)
+        voxel = runs.voxels()
+        place = voxel + runs.spread(torch.from_numpy(which).to(x.device) * x[0].numel())
+        if config.fill == "zero":
+            out.view(-1).index_fill_(0, place, 0)
         else:
-            drawn = torch.zeros_like(flat[sample, voxel])
-        flat = flat.clone()
-        flat[sample, voxel] = drawn
-        part = flat.reshape(part.shape)
-    out = x.clone()
-    out[chosen] = part
+            key = counter.keys(seed, epoch, _samples(ids, which).to(x.device), counter.NOISE)
+            out.view(-1).scatter_(0, place, _noise(part, runs, voxel, key))
     return out
+
+
+def _samples(x: Tensor, which: np.ndarray) -> Tensor:
+    """Some samples of a batch; one alone is not copied."""
+    if len(which) == 1:
+        return x[int(which[0])][None]
+    return x[torch.from_numpy(which).to(x.device)]
+
+
+def _part(x: Tensor, erasing: Erasing, which: np.ndarray) -> tuple[Tensor, NDArray[np.int64]]:
+    """Some samples of a batch and their boxes."""
+    part = _samples(x, which)
+    some = Erasing(
+        erased=erasing.erased[which],
+        regions_BRD2=erasing.regions_BRD2[which],
+        right=None if erasing.right is None else erasing.right[which],
+    )
+    return part, erased_boxes(part, some)
+
+
+def _integers(x: Tensor) -> NDArray[Any]:
+    """The bits of floats as integers, in place: they are positive where the floats are."""
+    return x.contiguous().view(_INTEGERS[x.element_size()]).numpy()
+
+
+def _each_box(boxes_BRD2: NDArray[np.int64]) -> Iterator[tuple[int, tuple[slice, ...]]]:
+    """Each box that is not empty, with its sample."""
+    full = (boxes_BRD2[..., 0] < boxes_BRD2[..., 1]).all(-1)
+    for sample, region in np.argwhere(full).tolist():
+        yield sample, tuple(slice(*span) for span in boxes_BRD2[sample, region].tolist())
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Runs:
+    """Boxes as runs of voxels along X. Overlapping boxes name a voxel twice; both get its value."""
+
+    sample: Tensor
+    """(runs,) int64: which sample it is in."""
+    start: Tensor
+    """(runs,) int64: its first voxel, counted within the sample."""
+    length: Tensor
+    """(runs,) int64."""
+    num_voxels: int
+    """In all."""
+    num_samples: int
+    """Of the boxes."""
+
+    @classmethod
+    def of(
+        cls, boxes_BRD2: NDArray[np.int64], spatial: tuple[int, ...], device: torch.device
+    ) -> "_Runs":
+        num_samples, num_regions, ndim = boxes_BRD2.shape[:3]
+        start, side = boxes_BRD2.reshape(-1, ndim, 2).transpose(2, 0, 1)
+        side = (side - start).clip(0)
+        num = side[:, :-1].prod(1) * (side[:, -1] > 0)
+        box = np.repeat(np.arange(len(num)), num)
+        rest = np.arange(len(box)) - np.repeat(num.cumsum() - num, num)
+        voxel, stride = start[box, -1], spatial[-1]
+        for axis in range(ndim - 2, -1, -1):
+            rest, along = np.divmod(rest, side[box, axis])
+            voxel = voxel + (start[box, axis] + along) * stride
+            stride *= spatial[axis]
+        length = side[box, -1]
+        return cls(
+            sample=torch.from_numpy(box // num_regions).to(device),
+            start=torch.from_numpy(voxel).to(device),
+            length=torch.from_numpy(length).to(device),
+            num_voxels=int(length.sum()),
+            num_samples=num_samples,
+        )
+
+    def voxels(self) -> Tensor:
+        """Every voxel, (num_voxels,) int64, counted within its sample."""
+        # On the host's side the number is known, so that a GPU need not be waited for.
+        first = self.start - (self.length.cumsum(0) - self.length)
+        every = first.repeat_interleave(self.length, output_size=self.num_voxels)
+        return every.add_(torch.arange(self.num_voxels, device=every.device))
+
+    def spread(self, values_B: Tensor) -> Tensor:
+        """A value of each sample at every voxel, (num_voxels,), or (1,) for one sample."""
+        if self.num_samples == 1:
+            return values_B
+        by_run = values_B[self.sample]
+        return by_run.repeat_interleave(self.length, output_size=self.num_voxels)
+
+
+def _noise(x: Tensor, runs: _Runs, voxel: Tensor, key_B: Tensor) -> Tensor:
+    """A brain voxel of the same sample, drawn with replacement, for every voxel of the runs."""
+    pool, first, count = _brain_values(x)
+    pick = counter.bits(runs.spread(key_B), voxel)
+    pick.mul_(runs.spread(count)).bitwise_right_shift_(32).add_(runs.spread(first))
+    return pool.index_select(0, pick)
+
+
+def _brain_values(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The brain's values of all samples in a row, (P,); each one's first place and number, (B,).
+
+    A sample without brain has the number 0 and a zero at its first place.
+    """
+    if x.device.type == "cpu":
+        bits = _integers(x).reshape(len(x), -1)
+        brain = bits > 0
+        count = np.count_nonzero(brain, axis=1)
+        if not count.all():
+            brain[count == 0, 0] = True
+        values = torch.from_numpy(bits[brain]).view(x.dtype)
+        length = torch.from_numpy(count.clip(1))
+        return values, length.cumsum(0) - length, torch.from_numpy(count)
+    flat = x.flatten(1)
+    brain_BV = flat > 0
+    within = brain_BV.cumsum(1)
+    count_B = within[:, -1]
+    first = torch.arange(len(x), device=x.device) * flat.shape[1]
+    # What is no brain goes to one place behind the rest, so that no size is to be waited for.
+    place = torch.where(brain_BV, within - 1 + first[:, None], flat.numel())
+    pool = flat.new_zeros(flat.numel() + 1)
+    pool.scatter_(0, place.flatten(), flat.flatten())
+    return pool, first, count_B

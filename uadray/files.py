@@ -2,11 +2,20 @@
 
 import json
 import os
+import re
 import uuid
 from pathlib import Path
 from typing import Any
 
 import fsspec
+
+_DRAFT = re.compile(r"\..+\.[0-9a-f]{32}")
+"""Names under which `write_bytes` writes aside."""
+
+
+def is_draft(name: str) -> bool:
+    """Whether a file of that name is what a killed `write_bytes` left."""
+    return bool(_DRAFT.fullmatch(name))
 
 
 def is_remote(url: str) -> bool:
@@ -72,6 +81,27 @@ def write_bytes(url: str, content: bytes) -> None:
         aside.replace(target)
     finally:
         aside.unlink(missing_ok=True)
+
+
+def flush(url: str) -> None:
+    """See to it that a file written by others is on the disk; an object store needs none of it."""
+    if is_remote(url) or not exists(url):
+        return
+    _, path = fsspec.core.url_to_fs(url)
+    with Path(path).open("rb") as file:
+        os.fsync(file.fileno())
+
+
+def remove_drafts(url: str) -> None:
+    """Remove what writers that were killed left in a local folder and those below it.
+
+    Drafts are what `write_bytes` and Zarr write aside before they rename it.
+    """
+    if is_remote(url):
+        return
+    for path in Path(normalise(url)).rglob("*"):
+        if path.name.endswith(".partial") or is_draft(path.name):
+            path.unlink(missing_ok=True)
 
 
 def read_json(url: str) -> Any:

@@ -32,9 +32,9 @@ def prepare(scans: list[Scan], url: Path, config: PrepareConfig = TINY, seed: in
     return prepare_cohort(scans, str(url), config=config, split=SplitConfig(), seed=seed)
 
 
-def digests(cohort: Cohort) -> list[str]:
+def digests(cohort: Cohort) -> list[list[str]]:
     parts = files.join(cohort.url, "parts")
-    return [files.read_json(files.join(parts, n))["digest"] for n in files.list_names(parts)]
+    return [files.read_json(files.join(parts, n))["digests"] for n in files.list_names(parts)]
 
 
 @pytest.fixture(scope="module")

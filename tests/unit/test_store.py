@@ -1,25 +1,34 @@
+import errno
 import json
 import pickle
+from dataclasses import replace
 from pathlib import Path
 
+import botocore.exceptions
 import fsspec
 import numpy as np
 import pytest
 
+from uadray import files
 from uadray.errors import StoreError, StoreNotSealedError
 from uadray.store import (
     CohortWriter,
     Failure,
+    Problem,
     Subject,
+    advice,
     open_cohort,
     shard_volumes,
+    storage_errors,
     verify,
 )
+from uadray.store.parts import read_part, write_part
 
 SHAPE = (4, 5, 6)
 NUM_ROWS = 20
 FAILED_ROW = 9
-PLAN = {"scans": [f"s{k}" for k in range(NUM_ROWS)], "steps": [{"step": "none"}]}
+VOXEL_ML = 0.008
+PLAN = {"scans": [{"id": f"s{k}"} for k in range(NUM_ROWS)], "steps": [{"step": "none"}]}
 
 
 def create(url: Path | str, plan: dict = PLAN, **changes) -> CohortWriter:
@@ -38,6 +47,7 @@ def arrays(rows: range) -> dict[str, np.ndarray]:
 
 
 def subject(row: int) -> Subject:
+    content = arrays(range(row, row + 1))
     return Subject(
         row=row,
         id=f"s{row}",
@@ -47,18 +57,19 @@ def subject(row: int) -> Subject:
         modality="T1w",
         affine=((2.0, 0, 0, 1), (0, 2.0, 0, 2), (0, 0, 2.0, 3), (0, 0, 0, 1)),
         source=f"/s{row}.nii",
-        brain_ml=1.0,
-        lesion_ml=0.5,
+        source_bytes=100 + row,
+        brain_ml=float(content["brain"].sum()) * VOXEL_ML,
+        lesion_ml=float(content["lesion"].sum()) * VOXEL_ML,
     )
+
+
+def failure(row: int) -> Failure:
+    return Failure(row=row, id=f"s{row}", source=f"/s{row}.nii", reason="truncated")
 
 
 def write(writer: CohortWriter, shard: int) -> None:
     rows = writer.rows_of(shard)
-    failures = [
-        Failure(row=r, id=f"s{r}", source=f"/s{r}.nii", reason="truncated")
-        for r in rows
-        if r == FAILED_ROW
-    ]
+    failures = [failure(r) for r in rows if r == FAILED_ROW]
     subjects = [subject(r) for r in rows if r != FAILED_ROW]
     writer.write_shard(shard, **arrays(rows), subjects=subjects, failures=failures)
 
@@ -162,24 +173,273 @@ def test_a_damaged_or_foreign_group_is_refused(sealed):
         open_cohort(str(sealed))
 
 
-@pytest.mark.parametrize("name", ["image", "brain", "lesion"])
-@pytest.mark.parametrize("place", [0.1, 0.5, 0.99])
-def test_verify_finds_a_flipped_byte(sealed, name, place):
-    shard = sealed / name / "c" / "1" / "0" / "0" / "0"
-    content = bytearray(shard.read_bytes())
-    content[int(place * len(content))] ^= 0xFF
-    shard.write_bytes(bytes(content))
-    problems = verify(str(sealed))
-    assert len(problems) == 1
-    assert problems[0].startswith("shard 1 (s8, s10, ")
+def flip(path: Path, place: float, bit: int = 0) -> None:
+    content = bytearray(path.read_bytes())
+    content[int(place * (len(content) - 1))] ^= 1 << bit
+    path.write_bytes(bytes(content))
 
 
-def test_verify_finds_what_is_missing(sealed):
-    (sealed / "brain/c/0/0/0/0").unlink()
-    (sealed / "parts/00002.json").unlink()
-    lost_voxels, lost_part = verify(str(sealed))
-    assert "shard 0 (s0, s1, " in lost_voxels
-    assert "shard 2: its part file is unreadable" in lost_part
+class TestVerify:
+    @pytest.mark.parametrize("name", ["image", "brain", "lesion"])
+    @pytest.mark.parametrize("place", [0.1, 0.5, 0.99])
+    def test_a_flipped_bit_in_a_shard(self, sealed, name, place):
+        flip(sealed / name / "c/1/0/0/0", place, bit=3)
+        (problem,) = verify(str(sealed))
+        assert problem.rows == tuple(range(8, 16))
+        assert problem.ids == tuple(f"s{k}" for k in range(8, 16))
+        assert "shard 1: its chunk is unreadable" in str(problem)
+        assert "prepare again: s8, s9, s10, " in str(problem)
+        assert "--redo damaged" in advice(str(sealed), [problem])
+
+    def test_a_flipped_bit_in_any_small_file(self, sealed):
+        small = [p for p in sealed.rglob("*") if p.is_file() and "/c/" not in str(p)]
+        assert len(small) == 9
+        for path in small:
+            whole = path.read_bytes()
+            for place in (0.05, 0.35, 0.65, 0.95):
+                flip(path, place)
+                try:
+                    found = [str(p) for p in verify(str(sealed))]
+                except StoreError as error:
+                    found = [str(error)]
+                # A flip in the digests that zarr.json holds is one in the files that they are of.
+                name = "" if path == sealed / "zarr.json" else str(path.relative_to(sealed))
+                assert any(name in p for p in found), (path, place, found)
+                path.write_bytes(whole)
+        assert verify(str(sealed)) == []
+
+    def test_what_is_missing(self, sealed):
+        (sealed / "brain/c/0/0/0/0").unlink()
+        (sealed / "parts/00002.json").unlink()
+        (sealed / "quarantine.jsonl").unlink()
+        table, voxels, record = verify(str(sealed))
+        assert str(table) == "quarantine.jsonl is missing"
+        assert "shard 0: the shard of brain is missing; prepare again: s0, s1, " in str(voxels)
+        assert str(record) == "4 of 20 rows are not written; prepare again: s16, s17, s18, s19"
+        assert record.rows == (16, 17, 18, 19)
+
+    def test_an_interrupted_job(self, tmp_path):
+        writer = create(tmp_path / "c.zarr", command="python jobs/prepare.py csv x.csv")
+        write(writer, 1)
+        problems = verify(writer.url)
+        assert [str(p) for p in problems] == [
+            "not sealed: the job that makes it did not finish",
+            "12 of 20 rows are not written; prepare again: "
+            "s0, s1, s2, s3, s4, s5, s6, s7, s16, s17, s18, s19",
+        ]
+        expected = f"python jobs/prepare.py csv x.csv --out {writer.url}"
+        assert advice(writer.url, problems) == expected
+        # Damage in what is written is found as well.
+        flip(tmp_path / "c.zarr/image/c/1/0/0/0", 0.5)
+        assert verify(writer.url)[1].rows == tuple(range(8, 16))
+
+    def test_another_subject_s_voxels_in_its_place(self, sealed):
+        for name in ("image", "brain", "lesion"):
+            first, second = (sealed / f"{name}/c/{k}/0/0/0" for k in (0, 1))
+            first.write_bytes(second.read_bytes())
+        (problem,) = verify(str(sealed))
+        assert problem.what == "shard 0: its voxels differ from what was written"
+        assert problem.rows == tuple(range(8))
+
+    @pytest.mark.parametrize(
+        ("change", "what"),
+        [
+            (lambda a, s: a["image"].__setitem__((2, ~a["brain"][2]), 0.5), "not 0 outside"),
+            (lambda a, s: a["brain"].__setitem__((2, a["lesion"][2]), False), "outside the brain"),
+            (lambda a, s: a["lesion"].__setitem__(2, False), "lesion mask is empty"),
+            (lambda a, s: [x.__setitem__(2, 0) for x in a.values()], "brain mask is empty"),
+            (lambda a, s: a["image"].__setitem__(FAILED_ROW % 8, 0.1), "row is not empty"),
+        ],
+    )
+    def test_broken_promises(self, tmp_path, change, what):
+        """A row that was written as it is, but not as a cohort promises."""
+        writer = create(tmp_path / "c.zarr")
+        for shard in range(3):
+            write(writer, shard)
+        rows = writer.rows_of(1 if "row is" in what else 0)
+        content = arrays(rows)
+        change(content, rows)
+        failures = [failure(r) for r in rows if r == FAILED_ROW]
+        subjects = [subject(r) for r in rows if r != FAILED_ROW]
+        writer.write_shard(rows.start // 8, **content, subjects=subjects, failures=failures)
+        writer.seal()
+        problems = verify(writer.url)
+        assert any(what in str(p) for p in problems)
+        assert {p.rows for p in problems} == {(FAILED_ROW if "row is" in what else 2,)}
+
+    def test_a_volume_that_is_not_its_mask_s(self, sealed):
+        part = read_part(str(sealed), 0, range(8))
+        wrong = [replace(s, lesion_ml=s.lesion_ml * 1.01) for s in part.subjects[:1]]
+        write_part(str(sealed), 0, replace(part, subjects=(*wrong, *part.subjects[1:])))
+        found = verify(str(sealed))
+        assert [p.ids for p in found] == [(), ("s0",)]
+        assert "a stated volume does not fit its mask" in str(found[1])
+
+    def test_a_record_without_a_row(self, sealed):
+        part = read_part(str(sealed), 0, range(8))
+        write_part(str(sealed), 0, replace(part, subjects=part.subjects[1:]))
+        frame, record = verify(str(sealed))
+        assert "parts/00000.json differs" in str(frame)
+        assert "does not hold the rows" in str(record)
+        assert record.rows == tuple(range(8))
+
+    def test_a_problem_of_many_names_few(self):
+        problem = Problem(what="x", rows=tuple(range(64)), ids=tuple(f"s{k}" for k in range(64)))
+        assert str(problem).endswith("s15 and 48 more")
+
+
+def hashes(root: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(root)): p.read_bytes() for p in root.rglob("*") if p.is_file()}
+
+
+class TestRows:
+    """Scans that come one by one, in any order, and rows that are prepared again."""
+
+    @staticmethod
+    def put(writer: CohortWriter, rows) -> dict[int, str]:
+        names = {}
+        for row in rows:
+            content = {k: v[0] for k, v in arrays(range(row, row + 1)).items()}
+            names[row] = writer.put_row(subject(row), content)
+        return names
+
+    def fill(self, url: Path, order) -> CohortWriter:
+        writer = create(url)
+        names = self.put(writer, [r for r in order if r != FAILED_ROW])
+        for shard in writer.missing_shards():
+            rows = writer.rows_of(shard)
+            failures = [failure(r) for r in rows if r == FAILED_ROW]
+            writer.write_kept(shard, [names[r] for r in rows if r in names], failures)
+        return writer
+
+    def test_the_store_is_the_same_byte_for_byte(self, tmp_path, sealed):
+        writer = self.fill(tmp_path / "r.zarr", reversed(range(NUM_ROWS)))
+        assert writer.kept_rows() == set()
+        writer.seal()
+        assert hashes(tmp_path / "r.zarr") == hashes(sealed)
+
+    def test_a_kept_row_is_read_back_and_a_damaged_one_is_removed(self, tmp_path):
+        writer = create(tmp_path / "c.zarr")
+        names = self.put(writer, range(8))
+        assert writer.kept_rows() == set(names.values())
+        assert names[3] == "000003-103.npz"
+        flip(tmp_path / "c.zarr/rows" / names[3], 0.4)
+        with pytest.raises(StoreError, match=r"was damaged .* run the same command again"):
+            writer.write_kept(0, list(names.values()), [])
+        assert writer.kept_rows() == set(names.values()) - {names[3]}
+        assert writer.missing_shards() == [0, 1, 2]
+
+    def test_rows_are_forgotten_and_the_others_kept(self, tmp_path, sealed):
+        before = hashes(sealed)
+        writer = create(sealed)
+        writer.reopen([3, 17])
+        with pytest.raises(StoreNotSealedError):
+            open_cohort(str(sealed))
+        assert writer.missing_shards() == [0, 2]
+        kept = writer.kept_rows()
+        assert {int(name[:6]) for name in kept} == {*range(8), 16, 17, 18, 19} - {3, 17}
+        again = self.put(writer, [3, 17])
+        for shard in (0, 2):
+            rows = writer.rows_of(shard)
+            names = {n for n in kept | set(again.values()) if int(n[:6]) in rows}
+            writer.write_kept(shard, sorted(names), [])
+        writer.seal()
+        assert hashes(sealed) == before
+
+    def test_damaged_rows_are_not_kept(self, sealed):
+        flip(sealed / "brain/c/0/0/0/0", 0.3)
+        (sealed / "parts/00002.json").write_text("{")
+        flip(sealed / "image/zarr.json", 0.5)
+        before = (sealed / "zarr.json").read_bytes()
+        writer = create(sealed)
+        writer.reopen([0, 16])
+        assert writer.kept_rows() == set()
+        assert writer.missing_shards() == [0, 2]
+        for shard in (0, 2):
+            write(writer, shard)
+        writer.seal()
+        assert verify(str(sealed)) == []
+        assert (sealed / "zarr.json").read_bytes() == before
+
+
+class TestInterrupted:
+    """Whatever a killed job leaves, the same steps again end in the same store."""
+
+    def finish(self, url: Path) -> None:
+        writer = create(url)
+        for shard in writer.missing_shards():
+            write(writer, shard)
+        writer.seal()
+
+    def test_before_the_attributes_are_whole(self, tmp_path, sealed):
+        url = tmp_path / "r.zarr"
+        url.mkdir()
+        (url / f".zarr.json.{'0' * 32}").write_text("{")
+        self.finish(url)
+        assert hashes(url) == hashes(sealed)
+
+    def test_between_the_arrays_metadata(self, tmp_path, sealed):
+        create(tmp_path / "r.zarr")
+        (tmp_path / "r.zarr/brain/zarr.json").unlink()
+        (tmp_path / "r.zarr/lesion/zarr.json").write_text("{")
+        self.finish(tmp_path / "r.zarr")
+        assert hashes(tmp_path / "r.zarr") == hashes(sealed)
+
+    @pytest.mark.parametrize("shard", [0, 2])
+    def test_in_the_middle_of_a_shard(self, tmp_path, sealed, shard):
+        """Also in the last shard, which is not full and would be merged into what is there."""
+        url = tmp_path / "r.zarr"
+        write(create(url), shard)
+        (url / f"parts/0000{shard}.json").unlink()
+        for name in ("image", "brain"):
+            path = url / f"{name}/c/{shard}/0/0/0"
+            path.write_bytes(path.read_bytes()[:-9])
+        (url / "lesion/c" / str(shard) / f"0/0/.{'a' * 32}.partial").write_text("cut short")
+        assert create(url).missing_shards() == [0, 1, 2]
+        self.finish(url)
+        assert hashes(url) == hashes(sealed)
+
+    @pytest.mark.parametrize("step", ["quarantine.jsonl", "zarr.json"])
+    def test_in_the_middle_of_sealing(self, tmp_path, sealed, step, monkeypatch):
+        writer = fill(tmp_path / "r.zarr")
+        write_bytes = files.write_bytes
+
+        def killed(url: str, content: bytes) -> None:
+            if url.endswith(f"r.zarr/{step}"):
+                raise KeyboardInterrupt
+            write_bytes(url, content)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(files, "write_bytes", killed)
+            with pytest.raises(KeyboardInterrupt):
+                writer.seal()
+        with pytest.raises(StoreNotSealedError):
+            open_cohort(writer.url)
+        self.finish(tmp_path / "r.zarr")
+        assert hashes(tmp_path / "r.zarr") == hashes(sealed)
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device"), "no space is left there; free some"),
+        (OSError(errno.EDQUOT, "Disk quota exceeded"), "no space is left there"),
+        (PermissionError(errno.EACCES, "Permission denied"), "cannot be read or written"),
+        (botocore.exceptions.EndpointConnectionError(endpoint_url="x"), "Could not connect"),
+    ],
+)
+def test_storage_that_cannot_be_used(error, message):
+    with pytest.raises(StoreError, match=message) as caught, storage_errors("s3://b/c.zarr"):
+        raise error
+    assert "s3://b/c.zarr: " in str(caught.value)
+    assert "run the same command again" in str(caught.value)
+
+
+def test_other_errors_are_left_as_they_are():
+    with pytest.raises(ZeroDivisionError), storage_errors("c.zarr"):
+        _ = 1 / 0
+    with pytest.raises(StoreNotSealedError, match=r"^x$"), storage_errors("c.zarr"):
+        raise StoreNotSealedError("x")
 
 
 class TestWriteShard:
@@ -207,10 +467,9 @@ class TestWriteShard:
 
 def test_a_cohort_without_any_usable_scan(tmp_path):
     writer = create(tmp_path / "c.zarr", num_rows=1, plan={})
-    failure = Failure(row=0, id="s0", source="/s0.nii", reason="truncated")
     content = {name: np.zeros((1, *SHAPE), bool) for name in ("brain", "lesion")}
     image = np.zeros((1, *SHAPE), np.float32)
-    writer.write_shard(0, image=image, **content, subjects=[], failures=[failure])
+    writer.write_shard(0, image=image, **content, subjects=[], failures=[failure(0)])
     with pytest.raises(StoreError, match=r"none of 1 scans could be used.*s0: truncated"):
         writer.seal()
 

@@ -1,0 +1,114 @@
+"""A sealed cohort, open for reading."""
+
+import io
+import json
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import zarr
+
+from uadray import files
+from uadray.errors import StoreError, StoreNotSealedError
+from uadray.store.layout import (
+    QUARANTINE,
+    SUBJECTS,
+    ArrayName,
+    Split,
+    array_of,
+    read_attributes,
+    zarr_store,
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cohort:
+    """A sealed cohort, read only. Pickles as its URL and attributes; arrays open on first use."""
+
+    url: str
+    attributes: dict[str, Any]
+
+    @property
+    def name(self) -> str:
+        """The folder's name without its ending, for tables."""
+        return self.url.rsplit("/", 1)[-1].removesuffix(".zarr")
+
+    @property
+    def fingerprint(self) -> str:
+        """16 hexadecimal digits over the plan, the voxels and the table of subjects."""
+        return str(self.attributes["seal"]["fingerprint"])
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(Z, Y, X) of a volume."""
+        z, y, x = self.attributes["shape"]
+        return z, y, x
+
+    @property
+    def shard(self) -> int:
+        """Volumes in a shard."""
+        return int(self.attributes["shard_volumes"])
+
+    @property
+    def has_lesion(self) -> bool:
+        """Whether lesion masks are stored."""
+        return bool(self.attributes["has_lesion"])
+
+    @cached_property
+    def subjects(self) -> pd.DataFrame:
+        """The table of subjects in row order, with the columns of `Subject`."""
+        buffer = io.BytesIO(files.read_bytes(files.join(self.url, SUBJECTS)))
+        table = pd.read_parquet(buffer)
+        table["affine"] = [json.loads(a) for a in table["affine"]]
+        return table.sort_values("row").reset_index(drop=True)
+
+    @property
+    def quarantine(self) -> list[dict[str, Any]]:
+        """The scans that could not be used, with reasons."""
+        text = files.read_bytes(files.join(self.url, QUARANTINE)).decode()
+        return [json.loads(line) for line in text.splitlines()]
+
+    def rows(self, split: Split) -> np.ndarray:
+        """Rows of one split, ascending, (n,) int64.
+
+        Raises:
+            StoreError: the cohort has no subject of that split.
+        """
+        rows = self.subjects.loc[self.subjects["split"] == split, "row"].to_numpy(np.int64)
+        if len(rows) == 0:
+            has = sorted(self.subjects["split"].unique())
+            raise StoreError(f"{self.url}: no subject in split {split!r}; it has {has}")
+        return rows
+
+    @cached_property
+    def _group(self) -> zarr.Group:
+        return zarr.open_group(zarr_store(self.url, read_only=True), mode="r")
+
+    def read(self, array: ArrayName, start: int, stop: int) -> np.ndarray:
+        """Rows [start, stop) of one array, (stop - start, Z, Y, X)."""
+        return np.asarray(array_of(self._group, array)[start:stop])
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"url": self.url, "attributes": self.attributes}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+
+
+def open_cohort(url: str) -> Cohort:
+    """Open a sealed cohort.
+
+    Raises:
+        StoreError: there is none.
+        StoreNotSealedError: its prepare job did not finish.
+    """
+    url = files.normalise(url)
+    attributes = read_attributes(url)
+    if "seal" not in attributes:
+        raise StoreNotSealedError(
+            f"{url} is not sealed: its prepare job did not finish; run the same job again, it "
+            "does only what is missing"
+        )
+    return Cohort(url=url, attributes=attributes)

@@ -1,0 +1,231 @@
+"""What lies where in a cohort's folder, and the records in it."""
+
+import errno
+import hashlib
+import json
+import platform
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.metadata import version
+from typing import Any, Literal
+
+import numpy as np
+import zarr
+from zarr.codecs import BloscCodec, Crc32cCodec
+from zarr.storage import FsspecStore, LocalStore, MemoryStore
+
+import uadray
+from uadray import files
+from uadray.errors import StoreError, UadrayError
+
+FORMAT = 1
+"""Version of this layout; a store of another one is refused."""
+
+CHUNK_VOLUMES = 8
+"""Volumes in an inner chunk: whole shards stream 1.3 to 1.5 times as fast as with 1."""
+
+MAX_SHARD_VOLUMES = 64
+"""Volumes in a shard of a large cohort."""
+
+SUBJECTS, QUARANTINE = "subjects.parquet", "quarantine.jsonl"
+"""Names of the gathered tables."""
+
+Split = Literal["train", "validation", "threshold", "test"]
+"""Healthy cohorts have train and validation, lesioned ones threshold (fitting) and test."""
+
+ArrayName = Literal["image", "brain", "lesion"]
+"""Names of the arrays."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Subject:
+    """One row of the table of subjects."""
+
+    row: int
+    """Index along the first axis of the arrays; it is the volume id that erasing is seeded by."""
+    id: str
+    """Unique name of the scan in the cohort, such as `sub-17` or `sub-17_ses-2`."""
+    subject: str
+    """The person: all scans of one person share it, and its split."""
+    scanner: str
+    """Scanner or site where the set tells, else empty."""
+    split: Split
+    """The part of the cohort that the scan belongs to."""
+    modality: str
+    """Such as T1w or FLAIR."""
+    affine: tuple[tuple[float, ...], ...]
+    """4 x 4, from the store's voxel index (x, y, z) to the scanner's millimetres."""
+    source: str
+    """Where the scan came from."""
+    source_bytes: int = 0
+    """Size of its files together; another one later means another version of them."""
+    brain_ml: float
+    """Volume of the brain mask in mL."""
+    lesion_ml: float
+    """Volume of the lesion mask in mL; 0 where there is none."""
+    notes: str = ""
+    """What a reader must know, such as `semi-synthetic lesion from Subject_017`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Failure:
+    """A scan that could not be used."""
+
+    row: int
+    """The row that stays empty."""
+    id: str
+    """Name of the scan."""
+    source: str
+    """The file that is to blame."""
+    source_bytes: int = 0
+    """Size of its files together, as in `Subject`."""
+    reason: str
+    """What was expected and what came."""
+
+
+def shard_volumes(num_rows: int) -> int:
+    """Volumes in a shard: whole chunks, about eight shards in a small cohort, at most 64.
+
+    It follows from the cohort's size alone, so that a store is the same whoever writes it.
+    """
+    chunks = -(-num_rows // (8 * CHUNK_VOLUMES))
+    return min(MAX_SHARD_VOLUMES, max(1, chunks) * CHUNK_VOLUMES)
+
+
+def array_names(*, has_lesion: bool) -> list[ArrayName]:
+    """The arrays that a cohort has."""
+    return ["image", "brain", "lesion"] if has_lesion else ["image", "brain"]
+
+
+def array_documents(attributes: dict[str, Any]) -> dict[str, bytes]:
+    """Relative path -> content of each array's metadata, as its attributes ask for them."""
+    shape = tuple(attributes["shape"])
+    documents: dict[str, Any] = {}
+    group = zarr.create_group(MemoryStore(documents), zarr_format=3)
+    for name in array_names(has_lesion=attributes["has_lesion"]):
+        shuffle: Literal["shuffle", "bitshuffle"] = "shuffle" if name == "image" else "bitshuffle"
+        group.create_array(
+            name,
+            shape=(attributes["num_rows"], *shape),
+            dtype="float16" if name == "image" else "bool",
+            chunks=(CHUNK_VOLUMES, *shape),
+            shards=(attributes["shard_volumes"], *shape),
+            # LZ4 decodes many a damaged chunk without a word; the checksum does not.
+            compressors=[BloscCodec(cname="lz4", shuffle=shuffle), Crc32cCodec()],
+            dimension_names=("volume", "z", "y", "x"),
+        )
+    return {path: data.to_bytes() for path, data in documents.items() if "/" in path}
+
+
+def zarr_store(url: str, *, read_only: bool) -> LocalStore | FsspecStore:
+    """The Zarr store at a local path or URL."""
+    if files.is_remote(url):
+        return FsspecStore.from_url(url, read_only=read_only)
+    return LocalStore(url, read_only=read_only)
+
+
+def array_of(group: zarr.Group, name: str) -> zarr.Array:
+    """One array of a group."""
+    array = group[name]
+    assert isinstance(array, zarr.Array)
+    return array
+
+
+def part_url(url: str, shard: int) -> str:
+    """Where the record of one shard lies."""
+    return files.join(url, "parts", f"{shard:05d}.json")
+
+
+def shard_url(url: str, name: str, shard: int) -> str:
+    """Where one shard of one array lies."""
+    return files.join(url, name, "c", str(shard), "0", "0", "0")
+
+
+def file_digest(content: bytes) -> str:
+    """SHA-256 of a file."""
+    return hashlib.sha256(content).hexdigest()
+
+
+def row_digest(image: np.ndarray, brain: np.ndarray, lesion: np.ndarray | None) -> str:
+    """SHA-256 of the voxels of one row, as 64 hexadecimal digits."""
+    sha = hashlib.sha256()
+    for array in (image, brain, lesion):
+        if array is not None:
+            sha.update(np.ascontiguousarray(array).data)
+    return sha.hexdigest()
+
+
+def document_digest(value: Any) -> str:
+    """SHA-256 of a JSON value, whatever the order of its keys."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+def small_files(attributes: dict[str, Any]) -> list[str]:
+    """Relative paths of all files of a sealed cohort but the attributes and the shards."""
+    num_shards = -(-attributes["num_rows"] // attributes["shard_volumes"])
+    arrays = array_names(has_lesion=attributes["has_lesion"])
+    return [
+        *(f"{name}/zarr.json" for name in arrays),
+        *(f"parts/{shard:05d}.json" for shard in range(num_shards)),
+        SUBJECTS,
+        QUARANTINE,
+    ]
+
+
+def read_attributes(url: str) -> dict[str, Any]:
+    """The attributes of the cohort at `url`, sealed or not.
+
+    Raises:
+        StoreError: there is none.
+    """
+    try:
+        document = files.read_json(files.join(url, "zarr.json"))
+    except FileNotFoundError:
+        raise StoreError(f"{url}: no cohort there; make one with jobs/prepare.py") from None
+    except ValueError as error:  # no JSON, or no UTF-8
+        raise StoreError(f"{url}/zarr.json is damaged: {error}; prepare it anew") from None
+    attributes = document.get("attributes", {}).get("uadray")
+    if attributes is None or attributes.get("format") != FORMAT:
+        raise StoreError(f"{url}: a Zarr group, but not a uadray cohort of format {FORMAT}")
+    return dict(attributes)
+
+
+def write_attributes(url: str, attributes: dict[str, Any]) -> None:
+    """Replace the attributes, whole or not at all."""
+    document = {"zarr_format": 3, "node_type": "group", "attributes": {"uadray": attributes}}
+    files.write_json(files.join(url, "zarr.json"), document)
+
+
+def software_versions() -> dict[str, str]:
+    """Versions of what decides an output's figures."""
+    names = ("numpy", "scipy", "scikit-image", "SimpleITK", "nibabel", "nilearn", "torch", "zarr")
+    own = {"uadray": uadray.__version__, "python": platform.python_version()}
+    return own | {name: version(name) for name in names}
+
+
+_STORAGE_LIBRARIES = ("botocore", "aiobotocore", "aiohttp", "gcsfs", "azure")
+
+
+@contextmanager
+def storage_errors(url: str) -> Iterator[None]:
+    """Turn what a disk or an object store raises when it cannot be used into a StoreError.
+
+    Raises:
+        StoreError: it names `url` and says that the same command goes on once it can be used.
+    """
+    again = "run the same command again: it goes on where it stopped, nothing half-written counts"
+    try:
+        yield
+    except UadrayError:
+        raise
+    except Exception as error:
+        library = type(error).__module__.split(".")[0]
+        if not isinstance(error, OSError) and library not in _STORAGE_LIBRARIES:
+            raise
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise StoreError(f"{url}: no space is left there; free some and {again}") from error
+        what = f"{type(error).__name__}: {error}"
+        raise StoreError(
+            f"{url}: cannot be read or written ({what}); when it can, {again}"
+        ) from error

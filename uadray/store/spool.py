@@ -1,0 +1,69 @@
+"""Prepared scans that wait for their shard: `rows/ROW-BYTES.npz`, one file each.
+
+The name holds the size of the scan's files, so that a listing tells which are still as they were.
+A file is a zip archive of arrays: it has a checksum, and nothing in it is executed.
+"""
+
+import io
+import json
+import zipfile
+import zlib
+from collections.abc import Mapping
+from dataclasses import asdict
+
+import numpy as np
+
+from uadray import files
+from uadray.errors import StoreError
+from uadray.store.layout import Subject
+
+FOLDER = "rows"
+"""Below the cohort; gone once it is sealed."""
+
+
+def file_name(row: int, source_bytes: int) -> str:
+    """Name of a kept scan's file."""
+    return f"{row:06d}-{source_bytes}.npz"
+
+
+def put(url: str, subject: Subject, arrays: Mapping[str, np.ndarray]) -> str:
+    """Write one scan, whole or not at all; return the file's name."""
+    line = np.frombuffer(json.dumps(asdict(subject)).encode(), np.uint8)
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, allow_pickle=False, subject=line, **arrays)
+    name = file_name(subject.row, subject.source_bytes)
+    files.write_bytes(files.join(url, FOLDER, name), buffer.getvalue())
+    return name
+
+
+def get(url: str, name: str) -> tuple[Subject, dict[str, np.ndarray]]:
+    """Read one scan.
+
+    Raises:
+        StoreError: the file is damaged; it is removed.
+    """
+    place = files.join(url, FOLDER, name)
+    try:
+        with np.load(io.BytesIO(files.read_bytes(place)), allow_pickle=False) as archive:
+            arrays = {key: archive[key] for key in archive.files}
+        return Subject(**json.loads(arrays.pop("subject").tobytes())), arrays
+    except (ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        files.remove(place)
+        raise StoreError(
+            f"{place} was damaged ({error}) and is removed: run the same command again"
+        ) from None
+
+
+def names(url: str) -> set[str]:
+    """File names of all kept scans."""
+    return {name for name in files.list_names(files.join(url, FOLDER)) if name.endswith(".npz")}
+
+
+def drop(url: str, name: str) -> None:
+    """Remove one scan."""
+    files.remove(files.join(url, FOLDER, name))
+
+
+def clear(url: str) -> None:
+    """Remove all of them."""
+    files.remove(files.join(url, FOLDER))

@@ -1,0 +1,311 @@
+"""A cohort that is being made: rows come in one by one, become shards, and are sealed."""
+
+import io
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Self
+
+import numpy as np
+import pandas as pd
+import zarr
+
+from uadray import files
+from uadray.errors import StoreError
+from uadray.store import spool
+from uadray.store.cohort import Cohort, open_cohort
+from uadray.store.layout import (
+    FORMAT,
+    QUARANTINE,
+    SUBJECTS,
+    Failure,
+    Subject,
+    array_documents,
+    array_names,
+    array_of,
+    document_digest,
+    file_digest,
+    part_url,
+    read_attributes,
+    row_digest,
+    shard_url,
+    shard_volumes,
+    small_files,
+    software_versions,
+    write_attributes,
+    zarr_store,
+)
+from uadray.store.parts import Part, read_part, read_rows, summary, write_part
+
+
+@dataclass(frozen=True, kw_only=True)
+class CohortWriter:
+    """A cohort being written; pickles small, so that any task can open it again from its URL."""
+
+    url: str
+    num_rows: int
+    shape: tuple[int, int, int]
+    shard: int
+    has_lesion: bool
+
+    @classmethod
+    def create(
+        cls,
+        url: str,
+        *,
+        num_rows: int,
+        shape: tuple[int, int, int],
+        has_lesion: bool,
+        plan: dict[str, Any],
+        command: str = "",
+    ) -> Self:
+        """Lay out a cohort, or take up one that was begun from the same plan.
+
+        Args:
+            url: Local folder or fsspec URL.
+            num_rows: Scans in the plan, quarantined ones included.
+            shape: (Z, Y, X) of a volume.
+            has_lesion: Whether lesion masks are stored.
+            plan: JSON value that decides the content: scans in row order with their split, steps
+                and parameters. Two calls with the same plan write the same cohort.
+            command: What makes it, without its URL, for the advice of `verify`.
+
+        Raises:
+            StoreError: something else is at `url`, or a cohort of another plan.
+        """
+        url = files.normalise(url)
+        shard = shard_volumes(num_rows)
+        writer = cls(url=url, num_rows=num_rows, shape=shape, shard=shard, has_lesion=has_lesion)
+        attributes = {
+            "format": FORMAT,
+            "num_rows": num_rows,
+            "shape": list(shape),
+            "shard_volumes": shard,
+            "has_lesion": has_lesion,
+            "plan": plan,
+            "versions": software_versions(),
+            "command": command,
+        }
+        if files.exists(files.join(url, "zarr.json")):
+            old = read_attributes(url)
+            decisive = set(attributes) - {"versions", "command"}
+            if any(old.get(k) != json.loads(json.dumps(attributes[k])) for k in decisive):
+                raise StoreError(
+                    f"{url} holds a cohort of another plan (other scans, steps or size): choose "
+                    "another folder or remove that one"
+                )
+        # A write that was cut short leaves its draft.
+        elif not all(files.is_draft(name) for name in files.list_names(url)):
+            raise StoreError(f"{url} is not empty and holds no cohort: choose another folder")
+        else:
+            write_attributes(url, attributes)
+        if not writer.is_sealed():
+            writer._lay_out()
+        return writer
+
+    def _lay_out(self) -> None:
+        """Write the arrays' metadata where it is missing or damaged."""
+        for path, content in array_documents(read_attributes(self.url)).items():
+            place = files.join(self.url, path)
+            if not files.exists(place) or files.read_bytes(place) != content:
+                files.write_bytes(place, content)
+
+    @property
+    def num_shards(self) -> int:
+        """Shards in the whole cohort."""
+        return -(-self.num_rows // self.shard)
+
+    def rows_of(self, shard: int) -> range:
+        """Rows that lie in one shard."""
+        return range(shard * self.shard, min(self.num_rows, (shard + 1) * self.shard))
+
+    def is_sealed(self) -> bool:
+        """Whether the cohort is whole."""
+        return "seal" in read_attributes(self.url)
+
+    def missing_shards(self) -> list[int]:
+        """Shards that are still to be written."""
+        written = set(files.list_names(files.join(self.url, "parts")))
+        return [k for k in range(self.num_shards) if f"{k:05d}.json" not in written]
+
+    def written_parts(self) -> list[Part]:
+        """What stands in the shards that are written, in order.
+
+        Raises:
+            StoreError: a record is damaged.
+        """
+        missing = set(self.missing_shards())
+        shards = [k for k in range(self.num_shards) if k not in missing]
+        return [read_part(self.url, k, self.rows_of(k)) for k in shards]
+
+    def put_row(self, subject: Subject, arrays: Mapping[str, np.ndarray]) -> str:
+        """Keep one prepared scan until its shard is written; return the file's name.
+
+        Args:
+            subject: Its line in the table.
+            arrays: `image`, `brain` and, in a cohort with lesions, `lesion`, each (Z, Y, X).
+        """
+        return spool.put(self.url, subject, arrays)
+
+    def kept_rows(self) -> set[str]:
+        """File names of the scans that are prepared and not yet in a shard."""
+        return spool.names(self.url)
+
+    def write_kept(self, shard: int, names: Sequence[str], failures: list[Failure]) -> None:
+        """Write one whole shard from scans that `put_row` kept, which are then let go.
+
+        Args:
+            shard: Its number.
+            names: Files of its scans, as `put_row` returned them.
+            failures: The rows that stay empty, and why.
+
+        Raises:
+            StoreError: a kept scan is damaged, or as `write_shard`.
+        """
+        rows = self.rows_of(shard)
+        arrays = {
+            name: np.zeros((len(rows), *self.shape), np.float16 if name == "image" else bool)
+            for name in array_names(has_lesion=self.has_lesion)
+        }
+        subjects = []
+        for name in names:
+            subject, content = spool.get(self.url, name)
+            subjects.append(subject)
+            for key, array in arrays.items():
+                array[subject.row - rows.start] = content[key]
+        self.write_shard(
+            shard,
+            image=arrays["image"],
+            brain=arrays["brain"],
+            lesion=arrays.get("lesion"),
+            subjects=subjects,
+            failures=failures,
+        )
+        for name in names:
+            spool.drop(self.url, name)
+
+    def write_shard(
+        self,
+        shard: int,
+        *,
+        image: np.ndarray,
+        brain: np.ndarray,
+        lesion: np.ndarray | None,
+        subjects: list[Subject],
+        failures: list[Failure],
+    ) -> None:
+        """Write one whole shard; what is not among `subjects` is to be zero.
+
+        Args:
+            shard: Its number.
+            image: (rows, Z, Y, X), in [0, 1].
+            brain: The same shape, bool.
+            lesion: The same shape, bool, or None in a cohort without lesions.
+            subjects: The rows that hold a scan.
+            failures: The rows that stay empty, and why.
+
+        Raises:
+            StoreError: a shape does not fit, a value is outside [0, 1], or a row is unaccounted.
+        """
+        rows = self.rows_of(shard)
+        expected = (len(rows), *self.shape)
+        if (lesion is not None) != self.has_lesion:
+            raise StoreError(f"{self.url}: lesion masks are stored for all scans or for none")
+        arrays = {"image": image, "brain": brain}
+        if lesion is not None:
+            arrays["lesion"] = lesion
+        for name, array in arrays.items():
+            if array.shape != expected:
+                raise StoreError(f"shard {shard}: {name} has {array.shape}, expected {expected}")
+        if sorted([s.row for s in subjects] + [f.row for f in failures]) != list(rows):
+            raise StoreError(f"shard {shard}: each of the rows {rows} is a subject or a failure")
+        image = arrays["image"] = image.astype(np.float16)
+        if not (image.min() >= 0 and image.max() <= 1):
+            raise StoreError(f"shard {shard}: intensities outside [0, 1]")
+        group = zarr.open_group(zarr_store(self.url, read_only=False), mode="r+")
+        for name, array in arrays.items():
+            # What an interrupted or damaged shard left would be merged into one at the end.
+            files.remove(shard_url(self.url, name, shard))
+            array_of(group, name)[rows.start : rows.stop] = array
+            files.flush(shard_url(self.url, name, shard))
+        digests = [
+            row_digest(image[k], brain[k], None if lesion is None else lesion[k])
+            for k in range(len(rows))
+        ]
+        part = Part(
+            digests=tuple(digests),
+            subjects=tuple(sorted(subjects, key=lambda s: s.row)),
+            failures=tuple(sorted(failures, key=lambda f: f.row)),
+        )
+        write_part(self.url, shard, part)
+
+    def reopen(self, rows: Iterable[int]) -> None:
+        """Break the seal and forget some rows, so that they are prepared again.
+
+        The other rows of their shards are kept as `put_row` keeps them, if their voxels are as
+        they were written, and forgotten else.
+        """
+        attributes = read_attributes(self.url)
+        attributes.pop("seal", None)
+        write_attributes(self.url, attributes)
+        self._lay_out()
+        rows = set(rows)
+        for shard in sorted({row // self.shard for row in rows} - set(self.missing_shards())):
+            self._take_apart(shard, rows)
+            files.remove(part_url(self.url, shard))
+
+    def _take_apart(self, shard: int, without: set[int]) -> None:
+        try:
+            part = read_part(self.url, shard, self.rows_of(shard))
+        except StoreError:
+            return  # A damaged record vouches for no row.
+        subjects = {subject.row: subject for subject in part.subjects}
+        cohort = Cohort(url=self.url, attributes=read_attributes(self.url))
+        contents = read_rows(cohort, shard, part.digests)
+        for row, content in zip(self.rows_of(shard), contents, strict=True):
+            if row in subjects and row not in without and not isinstance(content, str):
+                self.put_row(subjects[row], content)
+
+    def list_failures(self, failures: Sequence[Failure]) -> str:
+        """Write the list of scans that could not be used; return its URL."""
+        url = files.join(self.url, QUARANTINE)
+        lines = "".join(json.dumps(asdict(f)) + "\n" for f in failures)
+        files.write_bytes(url, lines.encode())
+        return url
+
+    def seal(self) -> Cohort:
+        """Gather the tables and mark the cohort as whole.
+
+        Raises:
+            StoreError: shards are missing or their records damaged, or no scan is left.
+        """
+        missing = self.missing_shards()
+        if missing:
+            raise StoreError(f"{self.url}: shards {missing} are not written; cannot seal")
+        parts = self.written_parts()
+        subjects = [subject for part in parts for subject in part.subjects]
+        failures = [failure for part in parts for failure in part.failures]
+        if not subjects:
+            raise StoreError(
+                f"{self.url}: none of {self.num_rows} scans could be used; the first reason: "
+                f"{failures[0].id}: {failures[0].reason}"
+            )
+        spool.clear(self.url)
+        files.remove_drafts(self.url)
+        table = pd.DataFrame([asdict(s) for s in subjects])
+        table["affine"] = [json.dumps(a) for a in table["affine"]]
+        buffer = io.BytesIO()
+        table.to_parquet(buffer, index=False)
+        files.write_bytes(files.join(self.url, SUBJECTS), buffer.getvalue())
+        self.list_failures(failures)
+        attributes = read_attributes(self.url)
+        digests = {
+            path: file_digest(files.read_bytes(files.join(self.url, path)))
+            for path in small_files(attributes)
+        }
+        seal = summary(attributes, parts) | {
+            "attributes": document_digest(attributes),
+            "files": digests,
+        }
+        write_attributes(self.url, attributes | {"seal": seal})
+        return open_cohort(self.url)

@@ -11,6 +11,7 @@ from uadray.prepare.steps import PrepareConfig
 TINY = PrepareConfig(
     shape=(13, 14, 12),
     extent=Extent(left_right=24, posterior_anterior=28, inferior_superior=26),
+    min_brain_ml=0.1,
 )
 
 

@@ -24,6 +24,8 @@ TINY = [
     "--inferior-superior",
     "26",
     "--no-denoise",
+    "--min-brain-ml",
+    "0.1",
 ]
 
 

@@ -8,23 +8,15 @@ semi-synthetic.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
 
-import nibabel as nib
 import numpy as np
 import scipy.ndimage as ndi
-import SimpleITK as sitk
 
 from uadray import files
 from uadray.errors import ConfigError, ScanError
 from uadray.prepare.geometry import Volume, voxel_sizes
 from uadray.prepare.layouts import Scan
-
-COARSE_MM = 4.0
-"""Voxels of the registration: an affine needs no finer ones, and takes seconds."""
-
-SMOOTH_MM = 3.0
-"""Standard deviation of the smoothing before the registration samples so coarsely."""
+from uadray.prepare.register import register_to_mni
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,68 +140,3 @@ def _map_onto(volume: Volume, mask: StrokeMask, flip: bool) -> np.ndarray:
             mask.share, grid[:3, :3], grid[:3, 3], volume.image.shape, order=1, mode="constant"
         )
     )
-
-
-def register_to_mni(volume: Volume) -> np.ndarray:
-    """The affine from the scanner's millimetres to MNI152, by mutual information.
-
-    Args:
-        volume: A brain without its skull, in any contrast.
-
-    Returns:
-        float64 (4, 4). The same volume gives the same bits: one thread, every voxel sampled.
-    """
-    fixed = _coarse(volume.image * volume.brain, volume.affine)
-    moving = _template()
-    start = sitk.CenteredTransformInitializer(
-        fixed,
-        moving,
-        sitk.AffineTransform(3),
-        sitk.CenteredTransformInitializerFilter.MOMENTS,
-    )
-    method = sitk.ImageRegistrationMethod()
-    method.SetMetricAsMattesMutualInformation(numberOfHistogramBins=32)
-    method.SetMetricSamplingStrategy(method.NONE)
-    method.SetInterpolator(sitk.sitkLinear)
-    method.SetOptimizerAsRegularStepGradientDescent(
-        learningRate=2.0, minStep=0.01, numberOfIterations=150, relaxationFactor=0.6
-    )
-    method.SetOptimizerScalesFromPhysicalShift()
-    method.SetInitialTransform(start, inPlace=True)
-    # The metric sums in the order in which its threads end, and obeys only the global number.
-    threads = sitk.ProcessObject.GetGlobalDefaultNumberOfThreads()
-    sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(1)
-    try:
-        method.Execute(fixed, moving)
-    finally:
-        sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(threads)
-    affine = np.eye(4)
-    origin = np.array(start.TransformPoint((0.0, 0.0, 0.0)))
-    for axis in range(3):
-        unit = np.eye(3)[axis].tolist()
-        affine[:3, axis] = np.array(start.TransformPoint(unit)) - origin
-    affine[:3, 3] = origin
-    return affine
-
-
-def _coarse(image: np.ndarray, affine: np.ndarray) -> sitk.Image:
-    """A smoothed image at `COARSE_MM`; its physical space is RAS, as that of all images here."""
-    spacing = voxel_sizes(affine)
-    smooth = ndi.gaussian_filter(image.astype(np.float32), SMOOTH_MM / spacing, truncate=3.0)
-    step = np.maximum(1, np.rint(COARSE_MM / spacing)).astype(int)
-    small = sitk.GetImageFromArray(
-        np.ascontiguousarray(smooth[tuple(slice(0, None, s) for s in step)].T)
-    )
-    small.SetSpacing((spacing * step).tolist())
-    small.SetDirection((affine[:3, :3] / spacing).ravel().tolist())
-    small.SetOrigin(affine[:3, 3].tolist())
-    return small
-
-
-@lru_cache(maxsize=1)
-def _template() -> sitk.Image:
-    """The MNI152 brain without its skull (Fonov et al. 2011), as nilearn ships it."""
-    from nilearn.datasets import load_mni152_template
-
-    template: nib.Nifti1Image = load_mni152_template(resolution=1)
-    return _coarse(np.asarray(template.dataobj, np.float32), template.affine)

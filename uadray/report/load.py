@@ -161,7 +161,7 @@ def _load_run(url: str) -> RunRecord:
         summary = {"status": "unfinished", "error": error}
     evaluations = []
     for name in files.list_names(files.join(url, "evaluation")) if "evaluation" in names else []:
-        if name.endswith(".json"):
+        if name.endswith(".json") and not name.endswith("-threshold.json"):
             place = files.join(url, "evaluation", name)
             evaluations.append(_load_evaluation(place, settings["fingerprint"]))
     return RunRecord(

@@ -12,17 +12,18 @@ RAY_ALLOWED = {
     "uadray.cluster",
     "uadray.stream",
     "uadray.prepare.ingest",
-    "uadray.train.distributed",
+    "uadray.train.group",
     "uadray.evaluate.distributed",
 }
 HEIGHT = [
     {"errors"},
-    {"files", "counter", "batch", "cli", "progress"},
+    {"files", "counter", "batch", "cli", "order", "progress"},
     {"config"},
     {"store", "erasing", "cluster"},
     {"prepare", "stream", "detectors"},
     {"train"},
     {"evaluate"},
+    {"papers"},
     {"report"},
 ]
 """Rooms from the ground up; a room imports from itself and from lower ones."""

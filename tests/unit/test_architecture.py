@@ -14,6 +14,7 @@ RAY_ALLOWED = {
     "uadray.prepare.ingest",
     "uadray.train.group",
     "uadray.evaluate.distributed",
+    "uadray.tune.sweep",
 }
 HEIGHT = [
     {"errors"},
@@ -23,6 +24,7 @@ HEIGHT = [
     {"prepare", "stream", "detectors"},
     {"train"},
     {"evaluate"},
+    {"tune"},
     {"papers"},
     {"report"},
 ]

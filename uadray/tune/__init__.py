@@ -1,0 +1,1 @@
+"""The sweep: search spaces, trials, resume."""

@@ -1,0 +1,200 @@
+"""Which experiments a sweep compares: values for settings, their combinations, and presets."""
+
+import itertools
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from uadray.config import (
+    BASELINES,
+    BENGS_TABLE_1,
+    VAE,
+    Experiment,
+    FitConfig,
+    experiment,
+)
+from uadray.errors import ConfigError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Space:
+    """Every combination of the values given; an empty tuple keeps what the experiment has.
+
+    Settings that a method does not have are left out for it, and what comes out twice is fitted
+    once: PCA has no latent size, so that a sweep over five sizes fits it once a seed.
+    """
+
+    experiments: tuple[str, ...] = ("2D-None", "3D-None", "3D-Cube-n")
+    """Names: method, erasing strategy and fill in one, such as `3D-Cube-n`."""
+    latent_size: tuple[int, ...] = ()
+    """Lengths of z."""
+    kl_weight: tuple[float, ...] = ()
+    """Weights of the KL term."""
+    learning_rate: tuple[float, ...] = ()
+    """Of Adam."""
+    epochs: tuple[int, ...] = ()
+    """Passes over the training part."""
+    max_share: tuple[float, ...] = ()
+    """Largest erased share of the input (cube and multi-cube)."""
+    data_share: tuple[float, ...] = ()
+    """Shares of the training subjects."""
+    seeds: tuple[int, ...] = (0,)
+    """Of the fit: weights, order, erasing, noise."""
+    baselines: bool = True
+    """Also fit the plain baselines, once each, so that every table has them."""
+    fit: FitConfig = field(default_factory=FitConfig)
+    """What all trials share; the settings above replace their fields of it."""
+
+    def __post_init__(self) -> None:
+        if not self.experiments:
+            raise ConfigError(
+                f"space.experiments must name at least one of {', '.join(BENGS_TABLE_1)}"
+            )
+        if not self.seeds:
+            raise ConfigError("space.seeds must hold at least one seed")
+
+    def trials(self) -> list[Experiment]:
+        """The distinct experiments, in order: by name, then by setting, then by seed.
+
+        Raises:
+            ConfigError: a name or a value is not known or not possible.
+        """
+        found = [trial for name in self.experiments for trial in self._variants(name)]
+        if self.baselines:
+            found += [replace(experiment(name), fit=self.fit) for name in BASELINES]
+        return list(dict.fromkeys(_plain_fit(trial) for trial in found))
+
+    def _variants(self, name: str) -> Iterator[Experiment]:
+        base = replace(experiment(name), fit=self.fit)
+        is_vae = isinstance(base.method, VAE)
+        erases = base.erasing.strategy in ("cube", "multi-cube")
+        axes: dict[str, tuple[Any, ...]] = {
+            "method.latent_size": self.latent_size if is_vae else (),
+            "method.kl_weight": self.kl_weight if is_vae else (),
+            "erasing.max_share": self.max_share if erases else (),
+            "fit.learning_rate": self.learning_rate if is_vae else (),
+            "fit.epochs": self.epochs if is_vae else (),
+            "fit.data_share": self.data_share,
+            "fit.seed": self.seeds,
+        }
+        used = {setting: values for setting, values in axes.items() if values}
+        for values in itertools.product(*used.values()):
+            yield with_settings(base, dict(zip(used, values, strict=True)))
+
+    @property
+    def varied(self) -> tuple[str, ...]:
+        """What is compared, as paths into the experiment: settings with several values.
+
+        A setting counts where one experiment has several values of it; that 2D and 3D have latent
+        sizes of their own is no comparison.
+        """
+        groups: dict[str, list[dict[str, Any]]] = {}
+        for trial in self.trials():
+            groups.setdefault(trial.name, []).append(flat(trial))
+        paths = [
+            path
+            for trials in groups.values()
+            for path in trials[0]
+            if len({t[path] for t in trials}) > 1
+        ]
+        several = ["experiment"] if len(groups) > 1 else []
+        return tuple(dict.fromkeys([*several, *paths]))
+
+
+def _plain_fit(trial: Experiment) -> Experiment:
+    """A method that learns nothing by gradient depends on few settings of the fit."""
+    if isinstance(trial.method, VAE):
+        return trial
+    fit = replace(FitConfig(), data_share=trial.fit.data_share)
+    # The seed chooses the subset, and nothing else.
+    return replace(trial, fit=replace(fit, seed=trial.fit.seed if fit.data_share < 1 else 0))
+
+
+def with_settings(base: Experiment, settings: dict[str, Any]) -> Experiment:
+    """`base` with fields changed by path, such as `method.latent_size`.
+
+    Raises:
+        ConfigError: a path leads nowhere, or a value is not possible.
+    """
+    for path, value in settings.items():
+        group, _, name = path.partition(".")
+        part = getattr(base, group, None)
+        if part is None or not hasattr(part, name):
+            raise ConfigError(f"{base.name} has no setting {path!r}")
+        base = replace(base, **{group: replace(part, **{name: value})})
+    return base
+
+
+def flat(trial: Experiment) -> dict[str, Any]:
+    """The settings that a sweep may vary, by path; those that the method lacks are absent."""
+    settings: dict[str, Any] = {"experiment": trial.name}
+    if isinstance(trial.method, VAE):
+        settings |= {
+            "method.latent_size": trial.method.latent_size,
+            "method.kl_weight": trial.method.kl_weight,
+            "fit.learning_rate": trial.fit.learning_rate,
+            "fit.epochs": trial.fit.epochs,
+        }
+        if trial.erasing.strategy in ("cube", "multi-cube"):
+            settings["erasing.max_share"] = trial.erasing.max_share
+    settings["fit.data_share"] = trial.fit.data_share
+    if settings["fit.data_share"] < 1 or isinstance(trial.method, VAE):
+        settings["fit.seed"] = trial.fit.seed
+    return settings
+
+
+def trial_name(trial: Experiment) -> str:
+    """Name of its run folder: the experiment's, and enough of its fingerprint to be its own."""
+    return f"{trial.name}-{trial.fingerprint[:8]}"
+
+
+_SEEDS = (0, 1, 2)
+
+
+def bengs_latent() -> Space:
+    """Latent size of the 2D and the 3D VAE (Bengs 2021, section 2.2: 128 and 512 were chosen)."""
+    return Space(
+        experiments=("2D-None", "3D-None"), latent_size=(32, 64, 128, 256, 512, 1024), seeds=_SEEDS
+    )
+
+
+def bengs_erasing() -> Space:
+    """The fourteen configurations of Bengs 2021, table 1."""
+    return Space(experiments=BENGS_TABLE_1, seeds=_SEEDS)
+
+
+def bengs_epochs() -> Space:
+    """Number of epochs, which the paper tunes for each network (section 2.3)."""
+    return Space(
+        experiments=("2D-None", "2D-Patch-n", "3D-None", "3D-Cube-n"),
+        epochs=(25, 50, 100, 200),
+        seeds=_SEEDS,
+    )
+
+
+def bengs_data_size() -> Space:
+    """Share of the training data (Bengs 2021, figure 5)."""
+    return Space(
+        experiments=("2D-None", "2D-Patch-n", "3D-None", "3D-Cube-n"),
+        data_share=(0.1, 0.2, 0.6, 1.0),
+        seeds=_SEEDS,
+    )
+
+
+def smoke() -> Space:
+    """A sweep of a minute, to see that everything is in place."""
+    return Space(
+        experiments=("3D-None", "3D-Cube-n"),
+        latent_size=(16, 32),
+        fit=FitConfig(epochs=2, batch_size=8),
+    )
+
+
+PRESETS: dict[str, Callable[[], Space]] = {
+    "bengs-latent": bengs_latent,
+    "bengs-erasing": bengs_erasing,
+    "bengs-epochs": bengs_epochs,
+    "bengs-data-size": bengs_data_size,
+    "smoke": smoke,
+}
+"""Spaces by the name that `jobs/tune.py` takes."""

@@ -1,55 +1,94 @@
 """Reading one scan with its masks, and refusing what cannot be used with a reason."""
 
-import gzip
-import zlib
-from typing import Any
-
-import nibabel as nib
 import numpy as np
 import scipy.ndimage as ndi
 
-from uadray import files
 from uadray.errors import ScanError
-from uadray.prepare.geometry import Volume, voxel_sizes
+from uadray.prepare.geometry import DOUBT, Volume, voxel_sizes
 from uadray.prepare.layouts import Scan
+from uadray.prepare.masks import read_share
+from uadray.prepare.nifti import RawImage, read_image
 
-MIN_VOXEL_MM, MAX_VOXEL_MM = 0.1, 10.0
-"""Edge lengths that a scan of a head can have; outside, its header is wrong."""
+RINGING = 0.25
+"""A lowest value so far below 0, relative to the highest, is the ringing of an interpolation; one
+further below is the scale (z-scores, an offset)."""
 
-GRID_TOLERANCE_MM = 0.05
-"""Largest distance between a mask's corners and its scan's."""
+BACKGROUND_SHARE = 0.5
+"""Of the voxels on the six outer faces, so many have one value where that is the background's."""
+
+COARSE_MM = 3.0
+"""Voxels that the look at the contrast does with."""
+
+RIM_MM, CORE_MM = 5.0, (10.0, 25.0)
+"""How deep in the brain its rim ends, and where its white matter is looked for."""
 
 
-def load_volume(scan: Scan) -> Volume:
+def load_volume(scan: Scan, *, stripped: bool = True) -> Volume:
     """Read a scan and its masks, and check that they can be used.
 
-    Without a brain mask the scan counts as stripped: brain is what is above 0, its holes filled,
-    its largest component.
+    What is not finite outside the brain becomes background. Intensities below 0 are clipped where
+    they are an interpolation's ringing, and else all are shifted so that the brain's lowest is 0.
+    What was assumed stands in the volume's notes.
+
+    Args:
+        scan: Where the files are.
+        stripped: Whether a scan without a brain mask is without its skull: then brain is what
+            differs from the background, its holes filled, its largest component. Otherwise its
+            brain is still to be found, and all voxels count as brain.
 
     Raises:
         ScanError: see `prepare_scan` in `steps`.
     """
-    image, affine = read_nifti(scan.image)
-    if image.min() == image.max():
-        what = "all zeros" if not image.any() else f"{image.flat[0]:g} everywhere"
-        raise ScanError(f"{scan.image}: expected an image, but it is {what}; export it again")
+    raw = read_image(scan.image, orientation=scan.orientation)
+    notes = [scan.notes] if scan.notes else []
+    notes += raw.notes
+    finite = np.isfinite(raw.voxels)
+    _check_contrast(scan.image, raw.voxels[finite] if not finite.all() else raw.voxels)
+    image = raw.voxels
+    if not finite.all():
+        image = np.where(finite, image, _outside(image, finite))
     if scan.brain:
-        brain = _read_mask(scan.brain, scan.image, image.shape, affine) > 0.5
-        if not brain.any():
-            raise ScanError(f"{scan.brain}: the brain mask is empty; make it again")
+        share, mask_notes = read_share(scan.brain, raw, scan.image)
+        brain = share > 0.5
+        notes += mask_notes
+        image, more = _shift_up(image, brain)
+    elif stripped:
+        image, brain, more = _find_stripped(scan.image, image)
     else:
-        brain = brain_of_stripped(image)
-        if not brain.any():
-            raise ScanError(f"{scan.image}: no voxel is above 0; give a brain mask")
-    lesion = None
-    if scan.lesion:
-        lesion = (_read_mask(scan.lesion, scan.image, image.shape, affine) > 0.5).astype(np.float32)
-        if not lesion.any():
-            raise ScanError(
-                f"{scan.lesion}: expected a lesion, but the mask is empty; leave the scan out or "
-                "prepare it as a healthy one"
-            )
-    return Volume(image=image, brain=brain, lesion=lesion, affine=affine)
+        brain = np.ones(image.shape, bool)
+        image, more = _shift_up(image, brain)
+    notes += more
+    if not brain.any():
+        what = "the brain mask is empty; make it again" if scan.brain else "no voxel is brain"
+        raise ScanError(f"{scan.brain or scan.image}: {what}, or leave the scan out")
+    notes += _check_finite(scan.image, finite, brain if scan.brain or stripped else finite)
+    if scan.brain or stripped:
+        _check_contrast(scan.image, image[brain], "its brain")
+        notes += _doubt_contrast(image, brain, raw.affine, scan.modality)
+    lesion, more = _read_lesion(scan, raw)
+    return Volume(image=image, brain=brain, lesion=lesion, affine=raw.affine, notes=(*notes, *more))
+
+
+def read_nifti(path: str) -> tuple[np.ndarray, np.ndarray]:
+    """Read one NIfTI file that holds no patient's scan, such as a stroke mask to copy.
+
+    Args:
+        path: Local path or fsspec URL.
+
+    Returns:
+        The voxels as float32 (X, Y, Z), finite, and the affine, invertible.
+
+    Raises:
+        ScanError: the file cannot be used.
+        OSError: a remote store does not answer: that is no fault of the scan.
+    """
+    raw = read_image(path)
+    bad = raw.voxels.size - int(np.isfinite(raw.voxels).sum())
+    if bad:
+        raise ScanError(
+            f"{path}: {bad} of {raw.voxels.size} voxels are NaN or infinite; mend the file"
+        )
+    return raw.voxels, raw.affine
 
 
 def brain_of_stripped(image: np.ndarray) -> np.ndarray:
@@ -65,90 +104,127 @@ def brain_of_stripped(image: np.ndarray) -> np.ndarray:
     return np.asarray((outside != outside[0, 0, 0])[1:-1, 1:-1, 1:-1])
 
 
-def _read_mask(path: str, scan: str, shape: tuple[int, ...], affine: np.ndarray) -> np.ndarray:
-    mask, own = read_nifti(path)
-    if mask.shape != shape:
+def _check_contrast(path: str, values: np.ndarray, what: str = "it") -> None:
+    if values.size == 0:
+        raise ScanError(f"{path}: expected an image, but no voxel is finite; export it again")
+    low, high = float(values.min()), float(values.max())
+    if low == high:
+        value = "all zeros" if high == 0 else f"{high:g} everywhere"
+        raise ScanError(f"{path}: expected an image, but {what} is {value}; export it again")
+
+
+def _check_finite(path: str, finite: np.ndarray, brain: np.ndarray) -> list[str]:
+    """Refuse what is not finite in the brain, and note it elsewhere."""
+    bad = finite.size - int(finite.sum())
+    if not bad:
+        return []
+    inside = int((brain & ~finite).sum())
+    if inside:
         raise ScanError(
-            f"{path}: the mask has {mask.shape} voxels, its scan {scan} has {shape}; resample the "
-            "mask to the scan's grid"
+            f"{path}: {inside} of {int(brain.sum())} voxels of the brain are NaN or infinite; mend "
+            "the file"
         )
-    corners = np.array([[x, y, z, 1.0] for x in (0, 1) for y in (0, 1) for z in (0, 1)])
-    corners[:, :3] *= np.array(shape) - 1
-    distance = float(np.linalg.norm(corners @ (own - affine).T, axis=1).max())
-    if distance > GRID_TOLERANCE_MM:
+    return [f"{bad} voxels outside the brain are NaN or infinite, taken as background"]
+
+
+def _face_values(image: np.ndarray) -> np.ndarray:
+    """The voxels on the six outer faces of a volume, one after the other."""
+    faces = [np.take(image, side, axis).ravel() for axis in range(3) for side in (0, -1)]
+    return np.concatenate(faces)
+
+
+def _background(values: np.ndarray) -> float | None:
+    """The value that most voxels of the outer faces have, or None where none has so many."""
+    found, counts = np.unique(values, return_counts=True)
+    if counts.size == 0 or counts.max() < BACKGROUND_SHARE * values.size:
+        return None
+    return float(found[counts.argmax()])
+
+
+def _outside(image: np.ndarray, finite: np.ndarray) -> np.float32:
+    """What to take for voxels that are not finite: the background's value, or the lowest."""
+    faces = _face_values(np.where(finite, image, np.float32(np.nan)))
+    background = _background(faces[np.isfinite(faces)])
+    lowest = min(0.0, float(image[finite].min()))
+    return np.float32(lowest if background is None else background)
+
+
+def _shift_up(image: np.ndarray, brain: np.ndarray) -> tuple[np.ndarray, list[str]]:
+    """Bring intensities below 0 inside the brain to 0 and more."""
+    low = float(image[brain].min()) if brain.any() else 0.0
+    if low >= 0:
+        return image, []
+    if -low < RINGING * float(image[brain].max()):
+        return image.clip(0), [f"intensities below 0 (to {low:.3g}) clipped"]
+    return image - np.float32(low), [f"intensities shifted up by {-low:.3g}: some were below 0"]
+
+
+def _find_stripped(path: str, image: np.ndarray) -> tuple[np.ndarray, np.ndarray, list[str]]:
+    """Brain of a scan whose skull is gone, and the scan with a background of 0."""
+    low, high = float(image.min()), float(image.max())
+    background = _background(_face_values(image))
+    if low < 0 and -low < RINGING * high:
+        # What is no larger than the ringing may be ringing as well.
+        clipped = image.clip(0)
+        note = f"intensities below 0 (to {low:.3g}) clipped"
+        return clipped, brain_of_stripped(clipped > -low), [note]
+    if low >= 0 and not background:
+        return image, brain_of_stripped(image), []
+    if background is None:
         raise ScanError(
-            f"{path}: the mask lies up to {distance:.2f} mm away from its scan {scan} (allowed "
-            f"{GRID_TOLERANCE_MM}); give both the same affine"
+            f"{path}: has intensities from {low:.3g} to {high:.3g} and no constant background, so "
+            "that its brain cannot be told; give a brain mask, or pass --skull-strip deepbet"
         )
-    return mask
+    brain = brain_of_stripped(image != background)
+    notes = []
+    if background:
+        notes.append(f"background is {background:g}, not 0")
+    if background >= high:
+        notes.append(f"{DOUBT}the background is brighter than the brain: the contrast is inverted")
+    shifted, more = _shift_up(image, brain)
+    return np.where(brain, shifted, np.float32(0)), brain, [*notes, *more]
 
 
-def read_nifti(path: str) -> tuple[np.ndarray, np.ndarray]:
-    """Read one NIfTI file.
+def _doubt_contrast(
+    image: np.ndarray, brain: np.ndarray, affine: np.ndarray, modality: str
+) -> list[str]:
+    """Notes where a scan does not look like its modality."""
+    notes = []
+    outside = image[~brain]
+    inside = float(np.median(image[brain]))
+    if outside.size and float(np.median(outside)) > inside:
+        notes.append(f"{DOUBT}outside of the brain it is brighter than inside: is it inverted?")
+    if not modality.upper().startswith("T1"):
+        return notes
+    step = tuple(
+        slice(None, None, int(n)) for n in np.maximum(1, np.rint(COARSE_MM / voxel_sizes(affine)))
+    )
+    spacing = voxel_sizes(affine) * [s.step for s in step]
+    coarse, inner = image[step], brain[step]
+    depth = ndi.distance_transform_edt(np.pad(inner, 1), sampling=spacing)[1:-1, 1:-1, 1:-1]
+    rim = coarse[inner & (depth <= RIM_MM)]
+    core = coarse[(depth > CORE_MM[0]) & (depth <= CORE_MM[1])]
+    if rim.size and core.size and np.median(rim) > np.median(core):
+        notes.append(
+            f"{DOUBT}its rim is brighter than its core, unlike a {modality}: is it inverted, of "
+            "another modality, or is skull left?"
+        )
+    return notes
 
-    Args:
-        path: Local path or fsspec URL of a .nii or .nii.gz.
 
-    Returns:
-        The voxels as float32 (X, Y, Z), finite, and the affine, invertible.
-
-    Raises:
-        ScanError: the file cannot be used.
-        OSError: a remote store does not answer: that is no fault of the scan.
-    """
-    try:
-        # Fetched apart from its parsing, so that a store that is down quarantines nothing.
-        content = files.read_bytes(path) if files.is_remote(path) else None
-    except FileNotFoundError:
-        raise _missing(path) from None
-    try:
-        array, affine = _parse(path, content)
-    except FileNotFoundError:
-        raise _missing(path) from None
-    except ScanError:
-        raise
-    except (OSError, EOFError, zlib.error, ValueError, nib.filebasedimages.ImageFileError) as error:
+def _read_lesion(scan: Scan, raw: RawImage) -> tuple[np.ndarray | None, list[str]]:
+    """The share of each voxel that is lesion by any of the scan's masks."""
+    if not scan.lesion:
+        return None, []
+    lesion, notes = read_share(scan.lesion, raw, scan.image, scan.lesion_labels)
+    for path in scan.more_lesions:
+        share, more = read_share(path, raw, scan.image, scan.lesion_labels)
+        lesion = np.maximum(lesion, share)
+        notes += more
+    if not lesion.any():
+        named = f" of label {' or '.join(map(str, scan.lesion_labels))}"
         raise ScanError(
-            f"{path}: expected a whole NIfTI file, but it cannot be read ({error}); fetch it again"
-        ) from None
-    _check(path, array, affine)
-    return array, affine
-
-
-def _missing(path: str) -> ScanError:
-    return ScanError(f"{path}: no such file; look for it or leave the scan out")
-
-
-def _parse(path: str, content: bytes | None) -> tuple[np.ndarray, np.ndarray]:
-    if content is None:
-        image: Any = nib.load(path)
-    else:
-        image = nib.Nifti1Image.from_bytes(
-            gzip.decompress(content) if path.endswith(".gz") else content
+            f"{scan.lesion}: expected a lesion{named if scan.lesion_labels else ''}, but the mask "
+            "is empty; leave the scan out or prepare it as a healthy one"
         )
-    if image.get_data_dtype().names:
-        raise ScanError(f"{path}: holds colours, expected one intensity per voxel")
-    array = np.asarray(image.dataobj, np.float32)
-    if array.ndim == 4 and array.shape[3] == 1:
-        array = array[..., 0]
-    return array, np.asarray(image.affine, np.float64)
-
-
-def _check(path: str, array: np.ndarray, affine: np.ndarray) -> None:
-    if array.ndim != 3 or min(array.shape) < 2:
-        raise ScanError(
-            f"{path}: expected one volume of three dimensions, but its shape is {array.shape}; "
-            "give one 3D volume per file"
-        )
-    bad = array.size - int(np.isfinite(array).sum())
-    if bad:
-        raise ScanError(f"{path}: {bad} of {array.size} voxels are NaN or infinite; mend the file")
-    sizes = voxel_sizes(affine)
-    if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-3 * sizes.prod():
-        rows = affine[:3].round(3).tolist()
-        raise ScanError(f"{path}: its affine cannot be inverted: {rows}; mend the header")
-    if sizes.min() < MIN_VOXEL_MM or sizes.max() > MAX_VOXEL_MM:
-        raise ScanError(
-            f"{path}: voxels of {' x '.join(f'{s:g}' for s in sizes)} mm, expected "
-            f"{MIN_VOXEL_MM} to {MAX_VOXEL_MM}; mend the header"
-        )
+    return lesion, notes

@@ -30,7 +30,7 @@ from uadray.prepare.lesions import StrokeConfig, StrokeMask, insert_stroke
 from uadray.prepare.phantom import make_subject
 from uadray.prepare.read import load_volume, read_nifti
 from uadray.prepare.register import Registration, register
-from uadray.prepare.skull import SkullStrip, strip
+from uadray.prepare.skull import TOOLS, SkullStrip, strip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -224,7 +224,7 @@ def prepare_scan(scan: Scan, config: PrepareConfig) -> PreparedVolume:
         )
     if config.skull_strip not in ("auto", "mask"):
         scan = replace(scan, brain="")
-    volume = load_volume(scan)
+    volume = load_volume(scan, stripped=config.skull_strip not in TOOLS)
     stroke = _stroke_step(scan, config.stroke) if scan.synthetic_lesion else None
     try:
         for step in pipeline(config, stroke):

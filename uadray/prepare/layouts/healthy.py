@@ -112,6 +112,7 @@ def oasis1(root: str, modality: str = "T1w") -> list[Scan]:
             session=match["session"],
             modality="T1w",
             image=files.join(root, name),
+            orientation="LAS",
             notes=f"{DOUBT}clinical dementia rating {rating:g}"
             if (rating := ratings.get(match["id"], 0.0)) > 0
             else "",

@@ -50,6 +50,9 @@ class Scan:
     """Values of the lesion mask that count as lesion; empty where all above 0 do."""
     synthetic_lesion: str = ""
     """Path of the real lesion mask that a semi-synthetic stroke is made from; mostly empty."""
+    orientation: str = ""
+    """Where the axes of a file that does not record it run, such as LAS: to the left, the front
+    and the top. Empty where files record it."""
     notes: str = ""
     """What the layout knows that a reader of the result must know."""
 

@@ -1,6 +1,7 @@
 """Scans named in a CSV or TSV: for whatever has no layout of its own."""
 
 import io
+import re
 from collections.abc import Iterable
 
 import pandas as pd
@@ -9,8 +10,21 @@ from uadray import files
 from uadray.errors import NoScanFoundError
 from uadray.prepare.layouts.scans import Scan, canonical_modality, checked, nothing_found, stem
 
-COLUMNS = ("image", "id", "subject", "session", "modality", "scanner", "brain", "lesion", "notes")
-"""What a table may hold; only `image` is required."""
+COLUMNS = (
+    "image",
+    "id",
+    "subject",
+    "session",
+    "modality",
+    "scanner",
+    "brain",
+    "lesion",
+    "orientation",
+    "notes",
+)
+"""What a table may hold; only `image` is required. `orientation` is for files that record none."""
+
+_ORIENTATION = re.compile(r"(?=.*[LR])(?=.*[AP])(?=.*[SI])[LRAPSI]{3}")
 
 
 def csv(root: str, modality: str = "T1w") -> list[Scan]:
@@ -43,6 +57,14 @@ def csv(root: str, modality: str = "T1w") -> list[Scan]:
         if canonical_modality(row.get("modality") or wanted) != wanted:
             others.add(row["modality"])
             continue
+        orientation = row.get("orientation", "").upper()
+        if orientation and not re.fullmatch(
+            r"(?=.*[LR])(?=.*[AP])(?=.*[SI])[LRAPSI]{3}", orientation
+        ):
+            raise NoScanFoundError(
+                f"{manifest}: row {number} has orientation {orientation}; give three letters such "
+                "as LAS, where each axis runs"
+            )
         name = row.get("id") or stem(row["image"])
         lesions = row.get("lesion", "").replace("|", ";").split(";")
         lesion, *more = [place(path.strip()) for path in lesions if path.strip()] or [""]
@@ -57,6 +79,7 @@ def csv(root: str, modality: str = "T1w") -> list[Scan]:
                 brain=place(row.get("brain", "")),
                 lesion=lesion,
                 more_lesions=tuple(more),
+                orientation=orientation,
                 notes=row.get("notes", ""),
             )
         )

@@ -44,9 +44,9 @@ def drawn_one_by_one(subjects: list[Voxels], threshold, num_resamples: int, seed
 
 
 class TestBootstrap:
-    @pytest.mark.parametrize("values_per_run", [1 << 17, 1000])
-    def test_equals_drawing_subjects_one_by_one(self, threshold, values_per_run, monkeypatch):
-        monkeypatch.setattr("uadray.evaluate.histograms._VALUES_PER_RUN", values_per_run)
+    @pytest.mark.parametrize("at_once", [128, 7])
+    def test_equals_drawing_subjects_one_by_one(self, threshold, at_once, monkeypatch):
+        monkeypatch.setattr("uadray.evaluate.resampling._AT_ONCE", at_once)
         subjects = weaker(random_cohort(7, seed=0), seed=1)
         found = statistics.bootstrap(count(TestPart, subjects), threshold, 40, seed=3)
         expected = drawn_one_by_one(subjects, threshold, 40, seed=3)

@@ -2,14 +2,14 @@
 
 Subjects are the unit that is drawn; voxels of one brain are not independent. A resample is a row
 of integer weights, and its counts are the weighted sum of the subjects' counts, so a thousand
-resamples are a matrix product and not a thousand passes over voxels.
+resamples are one sweep over the levels and not a thousand passes over voxels.
 
 The intervals speak of the test subjects alone: the trained model and the frozen threshold are
 taken as given, and the spread over training seeds is not in them.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 import scipy.stats
@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from uadray.errors import ConfigError, EvaluationError
 from uadray.evaluate import metrics
 from uadray.evaluate.counts import TestPart
-from uadray.evaluate.histograms import Histograms, SubjectHistograms
+from uadray.evaluate.resampling import resampled_curves
 from uadray.evaluate.thresholds import Threshold
 
 
@@ -40,6 +40,10 @@ class Interval:
 
     num_resamples: int
     """Resamples that define the value; one that drew no lesion does not."""
+
+    resamples: NDArray[np.float64] = field(repr=False, compare=False)
+    """(R,) the value in each resample, NaN where undefined. The same seed draws the same subjects,
+    so the difference of two methods is that of their resamples: see `difference`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,13 +92,12 @@ def bootstrap(
         EvaluationError: The threshold does not belong to it.
     """
     metrics.check_test(test, threshold)
-    if not 0 < confidence < 1:
-        raise ConfigError(f"confidence must lie in (0, 1), was {confidence}")
-    drawn = resampling_weights(len(test.subjects), num_resamples, seed)
-    # the first row counts every subject once: the estimate takes the way of the resamples
-    weights = np.concatenate([np.ones((1, drawn.shape[1]), drawn.dtype), drawn])
-    values = _resampled_metrics(test, threshold, weights)
-    return {name: _interval(row[0], row[1:], confidence) for name, row in values.items()}
+    _check_confidence(confidence)
+    weights = _with_everyone(resampling_weights(len(test.subjects), num_resamples, seed))
+    curves = resampled_curves(test.histograms(), weights)
+    slices = resampled_curves(test.slice_histograms(), weights)
+    values = _dice_metrics(test, threshold, weights) | curves | {"slice_auprc": slices["auprc"]}
+    return {name: interval(row[0], row[1:], confidence) for name, row in values.items()}
 
 
 def paired_difference(
@@ -123,28 +126,72 @@ def paired_difference(
     """
     metrics.check_test(test_a, threshold_a)
     metrics.check_test(test_b, threshold_b)
-    if not 0 < confidence < 1:
-        raise ConfigError(f"confidence must lie in (0, 1), was {confidence}")
+    _check_confidence(confidence)
     test_b = _aligned(test_a, test_b)
-    drawn = resampling_weights(len(test_a.subjects), num_resamples, seed)
-    weights = np.concatenate([np.ones((1, drawn.shape[1]), drawn.dtype), drawn])
-
-    def values(test: TestPart, threshold: Threshold) -> dict[str, NDArray[np.float64]]:
-        curves = _over_runs(test.histograms(), weights, {"auprc": (metrics.auprc, np.add)})
-        return _dice_metrics(test, threshold, weights) | curves
-
-    a, b = values(test_a, threshold_a), values(test_b, threshold_b)
-    difference = {
-        name: _interval(a[name][0] - b[name][0], a[name][1:] - b[name][1:], confidence)
-        for name in ("dice_d", "dice_s_mean", "auprc")
-    }
+    weights = _with_everyone(resampling_weights(len(test_a.subjects), num_resamples, seed))
+    sides = [
+        _dice_metrics(test, threshold, weights)
+        | {"auprc": resampled_curves(test.histograms(), weights)["auprc"]}
+        for test, threshold in ((test_a, threshold_a), (test_b, threshold_b))
+    ]
     return PairedComparison(
-        **difference,
-        wilcoxon_p=_wilcoxon(
+        **{
+            name: interval(a[0] - sides[1][name][0], a[1:] - sides[1][name][1:], confidence)
+            for name, a in sides[0].items()
+        },
+        wilcoxon_p=wilcoxon_p(
             metrics.dice_s(test_a, threshold_a.level), metrics.dice_s(test_b, threshold_b.level)
         ),
         num_subjects=len(test_a.subjects),
     )
+
+
+def interval(estimate: float, resamples: NDArray[np.float64], confidence: float = 0.95) -> Interval:
+    """Bound an estimate by the percentiles of its (R,) resamples; NaN among them are left out."""
+    defined = resamples[~np.isnan(resamples)]
+    tail = 50 * (1 - confidence)
+    low, high = np.percentile(defined, [tail, 100 - tail]) if len(defined) > 1 else (np.nan, np.nan)
+    return Interval(
+        estimate=float(estimate),
+        low=float(low),
+        high=float(high),
+        confidence=confidence,
+        num_resamples=len(defined),
+        resamples=resamples,
+    )
+
+
+def difference(a: Interval, b: Interval) -> Interval:
+    """Return A - B of two methods whose resamples drew the same subjects, in the same order.
+
+    Raises:
+        EvaluationError: They do not hold equally many resamples.
+    """
+    if len(a.resamples) != len(b.resamples):
+        raise EvaluationError(
+            f"expected resamples of the same draws, came {len(a.resamples)} and "
+            f"{len(b.resamples)}: evaluate both runs with the same number of resamples"
+        )
+    return interval(a.estimate - b.estimate, a.resamples - b.resamples, a.confidence)
+
+
+def wilcoxon_p(a: NDArray[np.float64], b: NDArray[np.float64]) -> float:
+    """Return the two-sided p of Wilcoxon's signed-rank test on paired values.
+
+    Args:
+        a: (N,) of one method, NaN where undefined; such pairs are left out.
+        b: (N,) of the other, on the same subjects in the same order.
+
+    Returns:
+        p, exact for up to 50 pairs without ties (scipy's rule); 1 where all pairs are equal, NaN
+        where there is none.
+    """
+    differences = (a - b)[~np.isnan(a) & ~np.isnan(b)]
+    if len(differences) == 0:
+        return float("nan")
+    if not differences.any():
+        return 1.0
+    return float(scipy.stats.wilcoxon(differences).pvalue)
 
 
 def resampling_weights(num_subjects: int, num_resamples: int, seed: int) -> NDArray[np.int64]:
@@ -172,24 +219,14 @@ def holm(p_values: Sequence[float]) -> NDArray[np.float64]:
     return corrected
 
 
-_Quantity = Callable[[Histograms], NDArray[np.float64]]
+def _with_everyone(drawn: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Put a row first that counts every subject once: the estimate goes the resamples' way."""
+    return np.concatenate([np.ones((1, drawn.shape[1]), drawn.dtype), drawn])
 
 
-def _resampled_metrics(
-    test: TestPart, threshold: Threshold, weights: NDArray
-) -> dict[str, NDArray[np.float64]]:
-    """Return each metric for each row of (R, N) weights: arrays of shape (R,)."""
-    curves: dict[str, tuple[_Quantity, np.ufunc]] = {
-        "auprc": (metrics.auprc, np.add),
-        "auroc": (metrics.auroc, np.add),
-        "upper_bound_dice": (metrics.upper_bound_dice, np.maximum),
-    }
-    slices = _over_runs(test.slice_histograms(), weights, {"auprc": curves["auprc"]})
-    return (
-        _dice_metrics(test, threshold, weights)
-        | _over_runs(test.histograms(), weights, curves)
-        | {"slice_auprc": slices["auprc"]}
-    )
+def _check_confidence(confidence: float) -> None:
+    if not 0 < confidence < 1:
+        raise ConfigError(f"confidence must lie in (0, 1), was {confidence}")
 
 
 def _dice_metrics(
@@ -200,33 +237,6 @@ def _dice_metrics(
         "dice_d": metrics.dice_d(test, threshold.level, weights),
         "dice_s_mean": metrics.mean_dice_s(per_subject, weights),
     }
-
-
-def _over_runs(
-    histograms: SubjectHistograms,
-    weights: NDArray,
-    quantities: dict[str, tuple[_Quantity, np.ufunc]],
-) -> dict[str, NDArray[np.float64]]:
-    """Gather quantities over the runs of levels, each by its own sum or maximum."""
-    gathered: dict[str, NDArray[np.float64]] = {}
-    for run in histograms.resampled(weights):
-        for name, (quantity, gather) in quantities.items():
-            value = quantity(run)
-            gathered[name] = gather(gathered[name], value) if name in gathered else value
-    return gathered
-
-
-def _interval(estimate: float, resamples: NDArray[np.float64], confidence: float) -> Interval:
-    defined = resamples[~np.isnan(resamples)]
-    tail = 50 * (1 - confidence)
-    low, high = np.percentile(defined, [tail, 100 - tail]) if len(defined) > 1 else (np.nan, np.nan)
-    return Interval(
-        estimate=float(estimate),
-        low=float(low),
-        high=float(high),
-        confidence=confidence,
-        num_resamples=len(defined),
-    )
 
 
 def _aligned(test_a: TestPart, test_b: TestPart) -> TestPart:
@@ -246,12 +256,3 @@ def _aligned(test_a: TestPart, test_b: TestPart) -> TestPart:
             "expected the same truth: score both methods on one cohort"
         )
     return test_b
-
-
-def _wilcoxon(a: NDArray[np.float64], b: NDArray[np.float64]) -> float:
-    difference = (a - b)[~np.isnan(a) & ~np.isnan(b)]
-    if len(difference) == 0:
-        return float("nan")
-    if not difference.any():
-        return 1.0
-    return float(scipy.stats.wilcoxon(difference).pvalue)

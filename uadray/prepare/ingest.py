@@ -95,7 +95,12 @@ def make_plan(
     Paths stand relative to their common folder, so that a cohort is the same wherever its scans
     lie; the images' sizes in bytes tell another version of them apart.
     """
-    paths = [p for scan, _ in rows for p in (scan.image, scan.brain, scan.lesion) if p]
+    paths = [
+        path
+        for scan, _ in rows
+        for path in (scan.image, scan.brain, scan.lesion, *scan.more_lesions)
+        if path
+    ]
     prefix = _common_folder(paths)
     scans = []
     for scan, split in rows:
@@ -103,6 +108,8 @@ def make_plan(
         for key in ("image", "brain", "lesion"):
             if key in fields:
                 fields[key] = fields[key].removeprefix(prefix)
+        if scan.more_lesions:
+            fields["more_lesions"] = [path.removeprefix(prefix) for path in scan.more_lesions]
         if scan.synthetic_lesion:
             fields["synthetic_lesion"] = scan.synthetic_lesion.rsplit("/", 1)[-1]
         scans.append({**fields, "bytes": _size(scan.image), "split": split})

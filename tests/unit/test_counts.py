@@ -96,26 +96,6 @@ class TestCohortCounts:
             total = sum(dense(part, what) for part in parts)
             assert (total == dense(whole.merged(), what)).all()
 
-    def test_runs_of_levels_cover_the_resamples(self, monkeypatch):
-        """Weights 2, 0, 1 count subject 0 twice and leave subject 1 out, on every level."""
-        monkeypatch.setattr("uadray.evaluate.histograms._VALUES_PER_RUN", 64)
-        subjects = random_cohort(3, seed=0)
-        counts = count(CohortCounts, subjects)
-        weights = np.array([[2, 0, 1], [0, 3, 0]])
-        runs = list(counts.histograms().resampled(weights))
-        assert len(runs) > 5
-        assert (np.concatenate([run.levels for run in runs[::-1]]) == counts.merged().levels).all()
-        for row, drawn in enumerate(([0, 0, 2], [1, 1, 1])):
-            expected = count(CohortCounts, [subjects[n] for n in drawn]).merged()
-            for run in runs:
-                at = np.searchsorted(expected.levels, run.levels)
-                known = expected.levels[np.minimum(at, len(expected.levels) - 1)] == run.levels
-                for what in ("healthy", "lesion", "true_positives", "false_positives"):
-                    ours, theirs = getattr(run, what)[row], getattr(expected, what)
-                    assert (ours[known] == theirs[at[known]]).all()
-                assert run.num_lesion[row] == expected.num_lesion
-                assert run.num_healthy[row] == expected.num_healthy
-
     def test_select_keeps_kind_order_and_rows(self):
         subjects = random_cohort(4, seed=1)
         part = count(TestPart, subjects).select(["s3", "s1"])

@@ -3,11 +3,15 @@
 import numpy as np
 import pytest
 import scipy.stats
-from voxel_cohorts import Voxels, count, random_cohort
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from voxel_cohorts import Voxels, cohorts, count, random_cohort
 
 from uadray.errors import ConfigError, EvaluationError
 from uadray.evaluate import metrics, statistics, thresholds
 from uadray.evaluate.counts import TestPart, ThresholdPart
+from uadray.evaluate.histograms import Histograms
+from uadray.evaluate.resampling import CURVES, resampled_curves
 
 NAMES = ["dice_d", "dice_s_mean", "auprc", "auroc", "upper_bound_dice", "slice_auprc"]
 
@@ -121,6 +125,23 @@ class TestBootstrap:
         assert (weights == 0).mean() == pytest.approx((1 - 1 / 11) ** 11, abs=0.02)
 
 
+@settings(deadline=None, max_examples=60)
+@given(cohorts, st.integers(0, 2**32 - 1), st.sampled_from(["brain", "volume"]))
+def test_curves_of_weighted_sums_are_those_of_the_summed_histograms(subjects, seed, region):
+    """Ties, empty classes, no brain, only level 0: the sweep gives what `metrics` gives."""
+    histograms = count(TestPart, subjects).histograms(region)
+    weights = np.random.default_rng(seed).integers(0, 4, (9, len(subjects)))
+    summed = Histograms.whole(
+        histograms.levels,
+        weights @ histograms.healthy.toarray().astype(float),
+        weights @ histograms.lesion.toarray().astype(float),
+    )
+    found = resampled_curves(histograms, weights)
+    assert tuple(found) == CURVES
+    for name, values in found.items():
+        np.testing.assert_allclose(values, getattr(metrics, name)(summed), rtol=1e-12)
+
+
 class TestPairedDifference:
     def test_equals_differences_of_the_same_draws(self, threshold):
         subjects = random_cohort(8, seed=3)
@@ -163,6 +184,35 @@ class TestPairedDifference:
             statistics.paired_difference(
                 test, threshold, count(TestPart, [healthy, *subjects[1:]]), threshold
             )
+
+
+class TestDifference:
+    def test_of_resamples_is_the_paired_difference(self, threshold):
+        subjects = random_cohort(6, seed=3)
+        parts = [count(TestPart, s) for s in (subjects, weaker(subjects, seed=4))]
+        paired = statistics.paired_difference(parts[0], threshold, parts[1], threshold, 60, seed=5)
+        a, b = (statistics.bootstrap(part, threshold, 60, seed=5) for part in parts)
+        for name in ("dice_d", "dice_s_mean", "auprc"):
+            assert statistics.difference(a[name], b[name]) == getattr(paired, name)
+
+    def test_other_draws_are_refused(self, threshold):
+        test = count(TestPart, random_cohort(4, seed=3))
+        a, b = (statistics.bootstrap(test, threshold, n)["auprc"] for n in (20, 30))
+        with pytest.raises(EvaluationError, match="same number of resamples"):
+            statistics.difference(a, b)
+
+
+class TestWilcoxon:
+    def test_undefined_pairs_are_left_out(self):
+        rng = np.random.default_rng(0)
+        a, b = rng.random((2, 12))
+        expected = scipy.stats.wilcoxon(a[2:], b[2:]).pvalue
+        a[0] = b[1] = np.nan
+        assert statistics.wilcoxon_p(a, b) == pytest.approx(expected)
+
+    def test_no_pair_or_no_difference(self):
+        assert np.isnan(statistics.wilcoxon_p(np.array([np.nan]), np.array([0.5])))
+        assert statistics.wilcoxon_p(np.full(5, 0.5), np.full(5, 0.5)) == 1
 
 
 class TestHolm:

@@ -95,8 +95,7 @@ def upper_bound_dice(histograms: Histograms) -> Values:
     """Return the best pooled Dice over all thresholds from 1 up: (...,) in [0, 1].
 
     On the test part it is an upper bound, not a result: the threshold saw the truth. Meissen 2021
-    writes it with ceiling brackets, searched over 100 thresholds; here every level is tried. The
-    maximum of the values of all runs of levels is that of the whole.
+    writes it with ceiling brackets, searched over 100 thresholds; here every level is tried.
     """
     from_one = int(np.searchsorted(histograms.levels, 0, side="right"))
     curve = dice_at_every_threshold(histograms)[..., from_one:]
@@ -109,8 +108,7 @@ def auprc(histograms: Histograms) -> Values:
     """Return the area under the precision-recall curve as average precision: (...,).
 
     It is the sum over levels of recall gained times precision there, ties taken together, as
-    scikit-learn's `average_precision_score`. The values of all runs of levels add up to that of
-    the whole. NaN without lesion voxels.
+    scikit-learn's `average_precision_score`. NaN without lesion voxels.
     """
     predicted = histograms.true_positives + histograms.false_positives
     # where nothing is predicted yet no lesion is gained either, so the quotient does not matter
@@ -123,8 +121,8 @@ def auprc_trapezoid(histograms: Histograms) -> Values:
     """Return the area under the linearly joined precision-recall curve: (...,).
 
     Meissen 2021's code integrates so. Joining points of a precision-recall curve by straight
-    lines is optimistic; `auprc` is what we compare by. The curve starts at recall 0, precision 1;
-    `histograms` must hold all levels. NaN without lesion voxels.
+    lines is optimistic; `auprc` is what we compare by. The curve starts at recall 0, precision 1.
+    NaN without lesion voxels.
     """
     above = histograms.true_positives[..., ::-1]
     predicted = above + histograms.false_positives[..., ::-1]
@@ -139,8 +137,8 @@ def auroc(histograms: Histograms) -> Values:
 
     The probability that a lesion voxel scores above a healthy one, ties counting half. Which
     healthy voxels count decides much: over the whole grid (`region="volume"`, what reference code
-    pools) easy background lifts it; `region="brain"` is the harder question. The values of all
-    runs of levels add up to that of the whole. NaN without lesion or without healthy voxels.
+    pools) easy background lifts it; `region="brain"` is the harder question. NaN without lesion or
+    without healthy voxels.
     """
     num_healthy = np.asarray(histograms.num_healthy)
     beaten = num_healthy[..., None] - histograms.false_positives + histograms.healthy / 2

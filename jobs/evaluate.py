@@ -1,12 +1,19 @@
-"""Evaluate finished runs on a lesioned cohort: all runs in one pass over its volumes.
+r"""Evaluate finished runs on lesioned cohorts: all runs in one pass over a cohort's volumes.
 
     python jobs/evaluate.py runs/3D-Cube-n runs/PCA-16 --cohort runs/stroke.zarr
+    python jobs/evaluate.py runs --cohort runs/stroke.zarr runs/tumour.zarr
+    python jobs/evaluate.py runs --cohort runs/stroke.zarr --threshold-rule healthy_fpr_5 \
+        --healthy runs/healthy.zarr
+    python jobs/evaluate.py runs/HistEq --cohort runs/mslub.zarr --protocol meissen2021-I
+    python jobs/evaluate.py --protocol meissen2021-I --help      its settings
 
-The threshold is fitted on the cohort's threshold part and then frozen; figures are of its test
-part. Scores and counts are kept in the run folders, and subjects that have them are not scored
-again.
+The threshold is fitted on the cohort's threshold part, or on healthy validation volumes, and then
+frozen; figures are of the test part. Scores and counts are kept in the run folders: subjects that
+have them are not scored again, and the same settings take the same threshold again.
 """
 
+import argparse
+import sys
 from dataclasses import dataclass, field
 from typing import Annotated
 
@@ -14,7 +21,9 @@ import tyro
 from rich.console import Console
 
 from uadray import cli
-from uadray.evaluate.distributed import EvaluateConfig, evaluate
+from uadray.errors import ConfigError
+from uadray.evaluate.distributed import evaluate_all, num_volumes
+from uadray.evaluate.protocols import PROTOCOLS, EvaluateConfig
 from uadray.progress import Progress
 from uadray.report import load_runs, terminal_table
 from uadray.store import open_cohort
@@ -27,22 +36,46 @@ class Evaluate:
 
     runs: tyro.conf.Positional[tuple[str, ...]]
     """Run folders, or folders of runs; local paths or fsspec URLs."""
-    cohort: str
-    """A sealed cohort with lesions."""
+    cohort: tuple[str, ...]
+    """Sealed cohorts with lesions."""
+    healthy: str | None = None
+    """A sealed healthy cohort: the threshold is fitted on its validation split instead of on the
+    threshold part. Only for rules that need no lesions."""
     config: Annotated[EvaluateConfig, tyro.conf.arg(name="")] = field(
         default_factory=EvaluateConfig
     )
     """How scores are made and read."""
 
+    def __post_init__(self) -> None:
+        for what, given in (("run", self.runs), ("cohort", self.cohort)):
+            if not given == tyro.MISSING_NONPROP and not given:
+                raise ConfigError(f"name at least one {what}")
+
+
+def parse(args: list[str]) -> Evaluate:
+    """Read the arguments; the protocol among them gives the other settings their defaults."""
+    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    first.add_argument("--protocol", default="bengs2021")
+    name = first.parse_known_args(args)[0].protocol
+    config = EvaluateConfig.of(name) if name in PROTOCOLS else EvaluateConfig()
+    return tyro.cli(
+        Evaluate,
+        args=args,
+        description=__doc__,
+        default=Evaluate(runs=tyro.MISSING, cohort=tyro.MISSING, config=config),
+    )
+
 
 def main() -> None:
-    job = tyro.cli(Evaluate, description=__doc__)
-    cohort = open_cohort(job.cohort)
+    job = parse(sys.argv[1:])
+    cohorts = [open_cohort(url) for url in job.cohort]
+    healthy = open_cohort(job.healthy) if job.healthy else None
     runs = [Run.open(record.url) for record in load_runs(job.runs)]
-    with Progress(total=len(cohort.subjects), what="volumes") as progress:
-        evaluate(runs, cohort, config=job.config, report=progress.advance)
-    Console().print(terminal_table(load_runs([run.url for run in runs]), cohort.name))
-    print(f"scores and figures are in the run folders, under evaluation/{cohort.name}.json")
+    with Progress(total=num_volumes(cohorts, healthy), what="volumes") as progress:
+        evaluate_all(runs, cohorts, healthy=healthy, config=job.config, report=progress.advance)
+    for cohort in cohorts:
+        Console().print(terminal_table(load_runs([run.url for run in runs]), cohort.name))
+        print(f"scores and figures are in the run folders, under evaluation/{cohort.name}.json")
     print(f"next: python jobs/report.py {' '.join(job.runs)} --out report.html")
 
 

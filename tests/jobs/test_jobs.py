@@ -12,8 +12,8 @@ from shell import Done, Flow, Shell
 from tiny_scans import brain_image, write
 
 from uadray import config
-from uadray.evaluate.distributed import EvaluateConfig
 from uadray.evaluate.postprocess import PostprocessConfig
+from uadray.evaluate.protocols import EvaluateConfig
 from uadray.prepare.splits import Selection
 from uadray.prepare.steps import PrepareConfig
 from uadray.store import open_cohort, verify

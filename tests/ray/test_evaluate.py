@@ -17,8 +17,9 @@ from uadray.config import experiment
 from uadray.errors import EvaluationError
 from uadray.evaluate import distributed
 from uadray.evaluate.counts import ThresholdPart
-from uadray.evaluate.distributed import EvaluateConfig, evaluate
+from uadray.evaluate.distributed import evaluate
 from uadray.evaluate.postprocess import PostprocessConfig
+from uadray.evaluate.protocols import EvaluateConfig
 from uadray.evaluate.scores import ScoreStore
 from uadray.store import Cohort
 from uadray.train.checkpoint import CheckpointStore
@@ -263,7 +264,8 @@ def test_the_threshold_never_sees_the_test_part(
         return whole(part, rule)
 
     monkeypatch.setattr(distributed, "fit_threshold", spy)
-    Path(runs["HistEq"].url, "evaluation", "stroke.json").unlink()
+    for name in ("stroke.json", "stroke-threshold.json"):
+        Path(runs["HistEq"].url, "evaluation", name).unlink()
     (record,) = evaluate([runs["HistEq"]], stroke, config=CONFIG)
     (part,) = seen
     table = stroke.subjects
@@ -350,12 +352,13 @@ def test_scores_that_are_not_finite_are_named_through_ray(
 def test_a_damaged_count_is_named(
     runs: dict[str, Run], stroke: Cohort, evaluated: Evaluated
 ) -> None:
-    damaged = scores_folder(runs["HistEq"]) / "counts" / "0000004.npz"
+    row = stroke.rows("test")[0]
+    damaged = scores_folder(runs["HistEq"]) / "counts" / f"{row:07d}.npz"
     record = Path(runs["HistEq"].url, "evaluation", "stroke.json")
     whole, figures = damaged.read_bytes(), record.read_bytes()
     record.unlink()
     damaged.write_bytes(whole[:-30])
-    told = r"0000004\.npz is damaged .*: remove it and evaluate"
+    told = rf"{row:07d}\.npz is damaged .*: remove it and evaluate"
     with pytest.raises(EvaluationError, match=told):
         evaluate([runs["HistEq"]], stroke, config=CONFIG)
     assert not record.exists()

@@ -17,9 +17,9 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 from uadray.config import experiment
 from uadray.detectors import build
 from uadray.evaluate.counts import CohortCounts, count_subject
-from uadray.evaluate.distributed import score_volumes
 from uadray.evaluate.metrics import auprc, auroc, dice_d
 from uadray.evaluate.postprocess import MAX_LEVEL, PostprocessConfig, postprocess
+from uadray.evaluate.scoring import score_volumes
 from uadray.prepare.layouts import mslub
 from uadray.prepare.splits import SplitConfig, split_scans
 from uadray.prepare.steps import PrepareConfig, prepare_scan

@@ -16,7 +16,7 @@ from uadray import files
 from uadray.config import experiment
 from uadray.errors import CheckpointError, StoreError
 from uadray.evaluate.counts import count_subject
-from uadray.evaluate.postprocess import PostprocessConfig
+from uadray.evaluate.protocols import EvaluateConfig
 from uadray.evaluate.scores import ScoreStore
 from uadray.store import open_cohort, verify
 from uadray.train.checkpoint import CheckpointStore
@@ -89,14 +89,15 @@ def test_run_checkpoint_and_scores_live_on_s3(bucket: str, cohort_url: str) -> N
     CheckpointStore(run.url, identity).load_model(loaded, 1)
     assert torch.equal(loaded.weight, model.weight)
 
-    store = ScoreStore.create(run, cohort, (0.0, 1.0), PostprocessConfig())
+    scoring = EvaluateConfig().scoring(cohort.shape)
+    store = ScoreStore.create(run, cohort, (0.0, 1.0), scoring)
     brain, lesion = cohort.read("brain", 0, 1)[0], cohort.read("lesion", 0, 1)[0]
     levels = (np.random.default_rng(0).integers(0, 2**16, brain.shape) * brain).astype(np.uint16)
     store.write(0, levels, count_subject(levels, brain, lesion, brain))
-    same = ScoreStore.create(run, cohort, (0.0, 1.0), PostprocessConfig())
+    same = ScoreStore.create(run, cohort, (0.0, 1.0), scoring)
     assert same.done() == {0}
     assert np.array_equal(same.levels(0), levels)
-    assert (
-        ScoreStore.create(run, cohort, (0.0, 1.0), PostprocessConfig(median_size=3)).done() == set()
-    )
+    assert np.array_equal(same.checked_levels(0, "first"), levels)
+    other = scoring | {"median_size": 3}
+    assert ScoreStore.create(run, cohort, (0.0, 1.0), other).done() == set()
     json.dumps(files.read_json(f"{run.url}/config.json"), allow_nan=False)

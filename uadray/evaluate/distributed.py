@@ -1,31 +1,37 @@
-"""The evaluation job: score each subject once on Ray, then thresholds and metrics as lookups."""
+"""The evaluation job: score each subject once on Ray, then thresholds and metrics as lookups.
 
-import io
-import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Literal
+Two passes over a cohort. The first scores volumes, keeps the scores and counts them, with and
+without small components; thresholds are fitted on counts and frozen. The second holds kept scores
+of the test part, at the frozen threshold, against the true lesions.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, fields
+from functools import partial
+from typing import Any
 
 import numpy as np
 import ray
-import torch
 
 from uadray import cluster, files
 from uadray.config import to_json
-from uadray.detectors import Detector
-from uadray.errors import ConfigError, EvaluationError
-from uadray.evaluate.counts import CohortCounts, count_subject, split_parts
-from uadray.evaluate.metrics import compute_metrics, dice_s
-from uadray.evaluate.postprocess import (
-    PostprocessConfig,
-    dequantise,
-    erode_brain,
-    postprocess,
+from uadray.evaluate.cases import write_cases
+from uadray.evaluate.counts import TestPart, ThresholdPart
+from uadray.evaluate.frozen import freeze
+from uadray.evaluate.inputs import check_inputs
+from uadray.evaluate.lesionwise import (
+    LesionTruth,
+    SubjectLesions,
+    component_sizes,
+    lesion_statistics,
 )
+from uadray.evaluate.protocols import EvaluateConfig
+from uadray.evaluate.record import Measured, check_classes, make_record
 from uadray.evaluate.scores import ScoreStore
-from uadray.evaluate.statistics import bootstrap
-from uadray.evaluate.thresholds import fit_threshold
-from uadray.store import CHUNK_VOLUMES, Cohort
+from uadray.evaluate.scoring import Scorer, Work, examine
+from uadray.evaluate.thresholds import Threshold, fit_threshold
+from uadray.prepare.geometry import voxel_ml, voxel_sizes
+from uadray.store import CHUNK_VOLUMES, Cohort, Split
 from uadray.stream import READ_CPUS, volumes
 from uadray.train.distributed import load_detector
 from uadray.train.run import Run
@@ -33,297 +39,317 @@ from uadray.train.run import Run
 ACTOR_CPUS = 0.75
 """Logical CPUs of a scoring actor; the rest of a CPU reads."""
 
-NUM_CASES = 3
-"""Test subjects shown in a report: lesions at the 90th, 50th and 10th percentile of volume."""
+_ONLY_SPEED = ("batch_size", "gpus_per_actor")
 
-
-@dataclass(frozen=True, kw_only=True)
-class EvaluateConfig:
-    """How scores are made and read (Bengs 2021, section 2.3)."""
-
-    postprocess: PostprocessConfig = field(default_factory=PostprocessConfig)
-    """What happens to the scores before they are kept."""
-    threshold_rule: Literal[
-        "bengs_bisection",
-        "best_dice",
-        "meissen_linear",
-        "healthy_fpr_1",
-        "healthy_fpr_5",
-        "healthy_fpr_10",
-        "percentile_98",
-    ] = "bengs_bisection"
-    """Fitted on the threshold part alone."""
-    num_resamples: int = 1000
-    """Resamples of subjects for the 95 % intervals."""
-    batch_size: int = 4
-    """Volumes scored at once by an actor."""
-    gpus_per_actor: float = 0.0
-    """GPUs of each scoring actor; 0 scores on CPUs."""
-
-    def __post_init__(self) -> None:
-        if self.num_resamples < 1 or self.batch_size < 1 or self.gpus_per_actor < 0:
-            raise ConfigError(
-                "evaluate: num_resamples and batch_size must be >= 1, gpus_per_actor >= 0"
-            )
-
-
-class Scorer:
-    """An actor that scores batches of volumes with every run's detector."""
-
-    def __init__(
-        self,
-        runs: Sequence[Run],
-        stores: Sequence[ScoreStore],
-        missing: Sequence[set[int]],
-        names: dict[int, str],
-        config: PostprocessConfig,
-    ) -> None:
-        self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        if self._device.type == "cpu":
-            torch.set_num_threads(1)
-        detectors = [load_detector(run).to(self._device) for run in runs]
-        self._work = list(zip(detectors, stores, missing, strict=True))
-        self._names, self._config = names, config
-
-    def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Score, post-process, count and keep; returns the seconds that each run took."""
-        rows = batch["id"]
-        brain, lesion = batch["brain"].astype(bool), batch["lesion"].astype(bool)
-        images = torch.from_numpy(np.array(batch["image"], dtype=np.float32))
-        eroded = [erode_brain(b, self._config.iterations(b.shape)) for b in brain]
-        seconds = np.zeros((len(rows), len(self._work)))
-        for number, (detector, store, missing) in enumerate(self._work):
-            todo = [i for i, row in enumerate(rows) if int(row) in missing]
-            if not todo:
-                continue
-            start = time.perf_counter()
-            scores = score_volumes(detector, images[todo], brain[todo], self._device)
-            for i, score in zip(todo, scores, strict=True):
-                name = self._names[int(rows[i])]
-                levels = postprocess(score, brain[i], store.score_range, self._config, subject=name)
-                counts = count_subject(levels, brain[i], lesion[i], eroded[i], subject=name)
-                store.write(int(rows[i]), levels, counts)
-            seconds[todo, number] = (time.perf_counter() - start) / len(todo)
-        return {"id": rows, "seconds": seconds}
-
-
-def score_volumes(
-    detector: Detector, images: torch.Tensor, brain: np.ndarray, device: torch.device
-) -> np.ndarray:
-    """Raw scores (B, Z, Y, X) float64 of volumes (B, Z, Y, X)."""
-    with torch.inference_mode():
-        x = images.float()[:, None].to(device)
-        scores = detector.anomaly_map(x, torch.from_numpy(brain).to(device))
-    return scores.double().cpu().numpy()
+Report = Callable[[int], None]
+"""Called with a number of subjects that have just been scored by all runs."""
 
 
 def evaluate(
     runs: Sequence[Run],
     cohort: Cohort,
     *,
+    healthy: Cohort | None = None,
     config: EvaluateConfig | None = None,
-    report: Callable[[int], None] = lambda count: None,
+    report: Report = lambda count: None,
 ) -> list[dict[str, Any]]:
-    """Evaluate finished runs on a lesioned cohort, all in one pass over its volumes.
-
-    Leaves `scores/`, `evaluation/<cohort>.json` and `evaluation/<cohort>-cases.npz` in each run
-    folder. What is there already is not made again.
-
-    Args:
-        runs: Finished runs, fitted on volumes of the cohort's shape.
-        cohort: Has lesions and the splits `threshold` and `test`.
-        config: Post-processing, threshold rule, resamples.
-        report: Called with the number of subjects that are newly scored by all runs.
+    """Evaluate finished runs on one lesioned cohort, as `evaluate_all` does on several.
 
     Returns:
         The content of `evaluation/<cohort>.json` of each run.
+    """
+    return evaluate_all(runs, [cohort], healthy=healthy, config=config, report=report)[0]
+
+
+def evaluate_all(
+    runs: Sequence[Run],
+    cohorts: Sequence[Cohort],
+    *,
+    healthy: Cohort | None = None,
+    config: EvaluateConfig | None = None,
+    report: Report = lambda count: None,
+) -> list[list[dict[str, Any]]]:
+    """Evaluate finished runs on lesioned cohorts, all runs in one pass over a cohort's volumes.
+
+    Leaves `scores/`, `evaluation/<cohort>.json`, `evaluation/<cohort>-threshold.json` and
+    `evaluation/<cohort>-cases.npz` in each run folder. What is there already is not made again:
+    every subject is scored once, however often the job was killed, and a threshold fitted once.
+
+    Args:
+        runs: Finished runs, fitted on volumes of the cohorts' shape.
+        cohorts: Have lesions and the splits `threshold` and `test`.
+        healthy: Fit the threshold on the validation split of this cohort instead of the threshold
+            part; only rules that need no lesions can.
+        config: Post-processing, component filter, threshold rule, resamples.
+        report: Called as subjects are scored; the numbers add up to `num_volumes`.
+
+    Returns:
+        For each cohort, the content of `evaluation/<cohort>.json` of each run.
 
     Raises:
-        EvaluationError: cohort and runs do not fit together, or scores are not finite.
+        EvaluationError: Cohorts and runs do not fit together, or scores are not finite.
+        ConfigError: The rule needs lesions, and was to be fitted on healthy volumes.
     """
     config = config or EvaluateConfig()
-    _check(runs, cohort)
-    table = cohort.subjects
-    names = dict(zip(table["row"].astype(int), table["id"], strict=True))
-    stores, missing = [], []
-    for run in runs:
-        score_range = load_detector(run).score_range
-        stores.append(ScoreStore.create(run, cohort, score_range, config.postprocess))
-        missing.append(set(names) - stores[-1].done())
-    seconds = _score(runs, stores, missing, names, cohort, config, report)
-    records = []
-    for run, store, spent in zip(runs, stores, seconds, strict=True):
-        url = files.join(run.url, "evaluation", f"{cohort.name}.json")
-        old = files.read_json(url) if files.exists(url) else None
-        settings = to_json(config) | {"cohort": cohort.fingerprint}
-        if old is None or old["settings"] != settings or spent is not None:
-            spent = spent if spent is not None else (old or {}).get("seconds_per_volume")
-            record = _measure(run, store, cohort, config) | {
+    check_inputs(runs, cohorts, healthy, config)
+    if healthy is not None:
+        _Pass.over(healthy, runs, config, ("validation",)).score(report)
+    return [
+        _Pass.over(cohort, runs, config, ("threshold", "test")).evaluate(healthy, report)
+        for cohort in cohorts
+    ]
+
+
+def num_volumes(cohorts: Sequence[Cohort], healthy: Cohort | None = None) -> int:
+    """Volumes that `evaluate_all` scores."""
+    num = sum(len(cohort.subjects) for cohort in cohorts)
+    return num + (len(healthy.rows("validation")) if healthy is not None else 0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Pass:
+    """Several runs over some splits of one cohort."""
+
+    cohort: Cohort
+    runs: Sequence[Run]
+    config: EvaluateConfig
+    stores: Sequence[ScoreStore]
+    names: dict[int, str]
+    """Subject of each row of the splits."""
+
+    @classmethod
+    def over(
+        cls,
+        cohort: Cohort,
+        runs: Sequence[Run],
+        config: EvaluateConfig,
+        splits: Sequence[Split],
+    ) -> "_Pass":
+        """Lay out the stores of scores, or take them up."""
+        scoring = config.scoring(cohort.shape)
+        table = cohort.subjects[cohort.subjects["split"].isin(splits)]
+        return cls(
+            cohort=cohort,
+            runs=runs,
+            config=config,
+            stores=[
+                ScoreStore.create(run, cohort, load_detector(run).score_range, scoring)
+                for run in runs
+            ],
+            names=dict(zip(table["row"].astype(int), table["id"], strict=True)),
+        )
+
+    def score(self, report: Report) -> list[float | None]:
+        """Score what is missing; seconds a volume for each run, None where nothing was."""
+        works = [self._work(run, store) for run, store in zip(self.runs, self.stores, strict=True)]
+        rows = np.array(sorted(set().union(*(w.to_score | w.to_filter for w in works))), np.int64)
+        report(len(self.names) - len(rows))
+        seconds: list[float | None] = [None] * len(works)
+        if len(rows) == 0:
+            return seconds
+        cluster.connect()
+        cpus = ray.cluster_resources().get("CPU", 1)
+        blocks = len(np.unique(rows // CHUNK_VOLUMES))
+        actors = min(blocks, max(1, int((cpus - READ_CPUS) // ACTOR_CPUS)))
+        busy = [n for n, work in enumerate(works) if work.to_score or work.to_filter]
+        arrays = ("image", "brain", *(("lesion",) if self.cohort.has_lesion else ()))
+        dataset = volumes(self.cohort, rows, arrays).map_batches(
+            Scorer,
+            fn_constructor_args=([works[n] for n in busy], self.names, self.config),
+            batch_size=self.config.batch_size,
+            compute=ray.data.ActorPoolStrategy(size=actors),
+            num_cpus=min(ACTOR_CPUS, cpus),
+            num_gpus=self.config.gpus_per_actor,
+        )
+        spent: list[np.ndarray] = []
+        with cluster.plain_errors():
+            for batch in dataset.iter_batches(batch_size=None, batch_format="numpy"):
+                spent.append(batch["seconds"])
+                report(len(batch["id"]))
+        total = np.concatenate(spent)
+        for column, n in enumerate(busy):
+            taken = total[:, column]
+            seconds[n] = float(taken[taken > 0].mean()) if taken.any() else None
+        return seconds
+
+    def _work(self, run: Run, store: ScoreStore) -> Work:
+        scored, rows = store.done(), set(self.names)
+        to_filter: set[int] = set()
+        if self.config.components.max_size:
+            to_filter = rows - (store.done(self.config.components) & scored)
+        return Work(
+            run=run,
+            store=store,
+            to_score=frozenset(rows - scored),
+            to_filter=frozenset(to_filter),
+        )
+
+    def evaluate(self, healthy: Cohort | None, report: Report) -> list[dict[str, Any]]:
+        """Score, freeze thresholds, examine the test part and write the records."""
+        seconds = self.score(report)
+        settings = {k: v for k, v in to_json(self.config).items() if k not in _ONLY_SPEED} | {
+            "cohort": self.cohort.fingerprint,
+            "healthy": None if healthy is None else healthy.fingerprint,
+        }
+        urls = [files.join(r.url, "evaluation", f"{self.cohort.name}.json") for r in self.runs]
+        records = [_old_record(url) for url in urls]
+        stale = [
+            n
+            for n, record in enumerate(records)
+            if record.get("settings") != settings or seconds[n] is not None
+        ]
+        frozen = {n: self._freeze(n, healthy) for n in stale}
+        examined = self._examine(stale, [frozen[n].threshold.level for n in stale])
+        lesions = _lesions(self.cohort) if stale else {}
+        for n, found in zip(stale, examined, strict=True):
+            spent = seconds[n] if seconds[n] is not None else records[n].get("seconds_per_volume")
+            records[n] = self._measure(n, frozen[n], found) | {
+                "healthy_cohort": None if healthy is None else _described(healthy),
+                "lesions": lesions,
                 "settings": settings,
                 "seconds_per_volume": spent,
             }
-            _write_cases(run, store, cohort, int(record["threshold"]["level"]))
-            files.write_json(url, record)
-            old = record
-        records.append(old)
-    return records
+            level = frozen[n].threshold.level
+            write_cases(self.runs[n], self.stores[n], self.cohort, self.config, level)
+            files.write_json(urls[n], records[n])
+        return records
 
+    def _freeze(self, n: int, healthy: Cohort | None) -> "_Frozen":
+        """The threshold of one run, fitted now or before; the test part is not opened."""
+        run, store, config = self.runs[n], self.stores[n], self.config
+        cohort = healthy or self.cohort
+        split: Split = "validation" if healthy else "threshold"
+        scoring = config.scoring(cohort.shape)
+        if healthy:
+            store = ScoreStore.create(run, healthy, store.score_range, scoring)
+        subjects = _subjects(cohort, split)
+        after = bool(config.components.max_size and config.components.fit_after)
+        components = config.components if after else None
 
-def _check(runs: Sequence[Run], cohort: Cohort) -> None:
-    if not cohort.has_lesion:
-        raise EvaluationError(
-            f"{cohort.url} has no lesion masks, so there is nothing to evaluate against: give a "
-            "cohort prepared with lesions"
-        )
-    for run in runs:
-        if run.summary is None:
-            raise EvaluationError(f"{run.url} is not finished: run the same jobs/train.py again")
-        if run.shape != cohort.shape:
-            raise EvaluationError(
-                f"{run.url} was fitted on volumes of {run.shape}, {cohort.url} holds "
-                f"{cohort.shape}: prepare the cohort with the same --size"
-            )
+        def fit() -> Threshold:
+            name = f"{cohort.name}/{split}"
+            part = store.counts(subjects, name, ThresholdPart, components)
+            return fit_threshold(part, config.threshold_rule)
 
-
-def _score(
-    runs: Sequence[Run],
-    stores: Sequence[ScoreStore],
-    missing: Sequence[set[int]],
-    names: dict[int, str],
-    cohort: Cohort,
-    config: EvaluateConfig,
-    report: Callable[[int], None],
-) -> list[float | None]:
-    """Score what is missing; seconds a volume for each run, None where nothing was missing."""
-    rows = np.array(sorted(set().union(*missing)), np.int64)
-    report(len(names) - len(rows))
-    if len(rows) == 0:
-        return [None] * len(runs)
-    cluster.connect()
-    cpus = ray.cluster_resources().get("CPU", 1)
-    blocks = len(np.unique(rows // CHUNK_VOLUMES))
-    actors = min(blocks, max(1, int((cpus - READ_CPUS) // ACTOR_CPUS)))
-    busy = [number for number, rows_left in enumerate(missing) if rows_left]
-    dataset = volumes(cohort, rows, ("image", "brain", "lesion")).map_batches(
-        Scorer,
-        fn_constructor_args=(
-            [runs[n] for n in busy],
-            [stores[n] for n in busy],
-            [missing[n] for n in busy],
-            names,
-            config.postprocess,
-        ),
-        batch_size=config.batch_size,
-        compute=ray.data.ActorPoolStrategy(size=actors),
-        num_cpus=min(ACTOR_CPUS, cpus),
-        num_gpus=config.gpus_per_actor,
-    )
-    spent: list[np.ndarray] = []
-    with cluster.plain_errors():
-        for batch in dataset.iter_batches(batch_size=None, batch_format="numpy"):
-            spent.append(batch["seconds"])
-            report(len(batch["id"]))
-    total = np.concatenate(spent)
-    seconds: list[float | None] = [None] * len(runs)
-    for column, number in enumerate(busy):
-        taken = total[:, column]
-        seconds[number] = float(taken[taken > 0].mean())
-    return seconds
-
-
-def _parts(store: ScoreStore, cohort: Cohort) -> tuple[CohortCounts, list[str], list[str]]:
-    table = cohort.subjects
-    pairs = list(zip(table["row"].astype(int), table["id"], strict=True))
-    counts = store.counts(pairs, cohort.name)
-    ids = {
-        split: table.loc[table["split"] == split, "id"].tolist() for split in ("threshold", "test")
-    }
-    return counts, ids["threshold"], ids["test"]
-
-
-def _measure(run: Run, store: ScoreStore, cohort: Cohort, config: EvaluateConfig) -> dict[str, Any]:
-    counts, threshold_ids, test_ids = _parts(store, cohort)
-    threshold_part, test = split_parts(counts, threshold_ids, test_ids)
-    # The threshold is fitted and fixed before the test part is looked at.
-    threshold = fit_threshold(threshold_part, config.threshold_rule)
-    metrics = compute_metrics(test, threshold)
-    intervals = bootstrap(test, threshold, config.num_resamples)
-    table = cohort.subjects.set_index("id")
-    dice = dice_s(test, threshold.level)
-    summary = run.summary or {}
-    return {
-        "cohort": {
-            "name": cohort.name,
-            "url": cohort.url,
-            "fingerprint": cohort.fingerprint,
-            "notes": sorted({_kind_of_note(n) for n in table["notes"] if n}),
-        },
-        "run_fingerprint": run.experiment.fingerprint,
-        "postprocess": {
-            "erosion_iterations": config.postprocess.iterations(cohort.shape),
-            "median_size": config.postprocess.median_size,
-        },
-        "score_range": list(store.score_range),
-        "threshold": {
-            "level": int(threshold.level),
-            "value": float(threshold.value),
-            "rule": threshold.rule,
-            "fitted_on": f"{threshold.fitted_on}: {len(threshold_ids)} subjects",
-        },
-        "metrics": metrics.to_dict(),
-        "intervals": {name: [i.low, i.high] for name, i in intervals.items()},
-        "num_resamples": config.num_resamples,
-        "num_threshold": len(threshold_ids),
-        "num_test": len(test_ids),
-        "lesion_voxels": int(test.num_lesion.sum()),
-        "lesion_voxels_eroded": int(test.num_lesion_eroded.sum()),
-        "healthy_reconstruction": summary.get("validation/reconstruction"),
-        "subjects": [
-            {
-                "id": subject,
-                "dice": None if np.isnan(value) else float(value),
-                "lesion_ml": float(table.loc[subject, "lesion_ml"]),
-            }
-            for subject, value in zip(test.subjects, dice, strict=True)
-        ],
-    }
-
-
-def _kind_of_note(note: str) -> str:
-    """A note without the name of the one subject that it is about."""
-    return note.split(" from ")[0]
-
-
-def _write_cases(run: Run, store: ScoreStore, cohort: Cohort, level: int) -> None:
-    """Keep one axial slice of a few test subjects, the same for every run, for the report."""
-    table = cohort.subjects
-    test = table[table["split"] == "test"].sort_values(["lesion_ml", "id"]).reset_index(drop=True)
-    places = sorted({round(q * (len(test) - 1)) for q in (0.9, 0.5, 0.1)}, reverse=True)
-    detector = load_detector(run)
-    cases: dict[str, list[Any]] = {}
-    for place in places[:NUM_CASES]:
-        row = int(test.loc[place, "row"])
-        image = cohort.read("image", row, row + 1).astype(np.float32)
-        brain, lesion = (cohort.read(n, row, row + 1)[0] for n in ("brain", "lesion"))
-        z = int(lesion.sum((1, 2)).argmax())
-        levels = store.levels(row)[z]
-        case = {
-            "ids": str(test.loc[place, "id"]),
-            "slice": z,
-            "input": image[0, z],
-            "scores": dequantise(levels, store.score_range).astype(np.float32),
-            "brain": brain[z],
-            "lesion": lesion[z],
-            "prediction": levels >= level,
+        settings = {
+            "run": run.experiment.fingerprint,
+            "run_cohort": run.cohort_fingerprint,
+            "reported_on": self.cohort.fingerprint,
+            "fitted_on": cohort.fingerprint,
+            "split": split,
+            "scoring": scoring,
+            "score_range": list(store.score_range),
+            "components": None if components is None else to_json(components),
+            "rule": config.threshold_rule,
         }
-        if detector.has_reconstruction:
-            with torch.inference_mode():
-                output = detector.reconstruct(torch.from_numpy(image)[:, None])
-            case["reconstruction"] = output[0, 0, z].numpy() * brain[z]
-        for key, value in case.items():
-            cases.setdefault(key, []).append(value)
-    buffer = io.BytesIO()
-    arrays: Any = {key: np.array(values) for key, values in cases.items()}
-    np.savez_compressed(buffer, **arrays)
-    url = files.join(run.url, "evaluation", f"{cohort.name}-cases.npz")
-    files.write_bytes(url, buffer.getvalue())
+        threshold, fingerprint = freeze(run, self.cohort.name, settings, fit)
+        return _Frozen(threshold=threshold, fingerprint=fingerprint, num_subjects=len(subjects))
+
+    def _examine(self, chosen: Sequence[int], levels: Sequence[int]) -> list[list[SubjectLesions]]:
+        """Hold kept scores of the test part against the truth, for some of the runs."""
+        if not chosen:
+            return []
+        cluster.connect()
+        table = self.cohort.subjects[self.cohort.subjects["split"] == "test"]
+        rows = table["row"].to_numpy(np.int64)
+        sizes = (voxel_sizes(np.array(affine))[::-1].tolist() for affine in table["affine"])
+        dataset = volumes(self.cohort, rows, ("lesion",)).map_batches(
+            partial(
+                examine,
+                stores=[self.stores[n] for n in chosen],
+                levels=list(levels),
+                names=self.names,
+                spacings=dict(zip(rows.tolist(), map(tuple, sizes), strict=True)),
+                config=self.config,
+            ),
+            batch_size=self.config.batch_size,
+            num_cpus=min(ACTOR_CPUS, ray.cluster_resources().get("CPU", 1)),
+        )
+        found: dict[int, np.ndarray] = {}
+        with cluster.plain_errors():
+            for batch in dataset.iter_batches(batch_size=None, batch_format="numpy"):
+                found |= dict(zip(batch["id"].tolist(), batch["lesions"], strict=True))
+        return [
+            [_lesions_of(found[row][run]) for row in rows.tolist()] for run in range(len(chosen))
+        ]
+
+    def _measure(
+        self, n: int, frozen: "_Frozen", examined: Sequence[SubjectLesions]
+    ) -> dict[str, Any]:
+        """The record of one run, from the counts of its test part."""
+        components = self.config.components
+        name, subjects = f"{self.cohort.name}/test", _subjects(self.cohort, "test")
+        scores = self.stores[n].counts(subjects, name, TestPart)
+        check_classes(scores, self.cohort.url)
+        filtered = None
+        if components.max_size:
+            filtered = self.stores[n].counts(subjects, name, TestPart, components)
+        measured = Measured(
+            scores=scores,
+            filtered=filtered,
+            threshold=frozen.threshold,
+            fingerprint=frozen.fingerprint,
+            num_threshold=frozen.num_subjects,
+            lesions=examined,
+        )
+        return make_record(self.runs[n], self.cohort, self.config, measured)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Frozen:
+    """A frozen threshold and where it comes from."""
+
+    threshold: Threshold
+    fingerprint: str
+    num_subjects: int
+
+
+def _subjects(cohort: Cohort, split: Split) -> list[tuple[int, str]]:
+    table = cohort.subjects[cohort.subjects["split"] == split]
+    return list(zip(table["row"].astype(int), table["id"], strict=True))
+
+
+def _lesions_of(values: np.ndarray) -> SubjectLesions:
+    kinds = {field.name: field.type for field in fields(SubjectLesions)}
+    return SubjectLesions(
+        **{
+            n: v if kinds[n] is float else int(v)
+            for n, v in zip(kinds, values.tolist(), strict=True)
+        }
+    )
+
+
+def _lesions(cohort: Cohort) -> dict[str, object]:
+    """Describe the true lesions of a cohort, one chunk of volumes in memory at a time."""
+
+    def read() -> Iterator[LesionTruth]:
+        table = cohort.subjects
+        for _, part in table.groupby(table["row"] // CHUNK_VOLUMES):
+            first, last = int(part["row"].min()), int(part["row"].max())
+            lesion = cohort.read("lesion", first, last + 1)
+            for subject in part.itertuples():
+                yield LesionTruth(
+                    id=subject.id,
+                    split=subject.split,
+                    sizes=component_sizes(lesion[subject.row - first]),
+                    voxel_ml=voxel_ml(np.array(subject.affine)),
+                )
+
+    return lesion_statistics(read())
+
+
+def _described(cohort: Cohort) -> dict[str, Any]:
+    return {
+        "name": cohort.name,
+        "url": cohort.url,
+        "fingerprint": cohort.fingerprint,
+        "num_subjects": len(cohort.rows("validation")),
+    }
+
+
+def _old_record(url: str) -> dict[str, Any]:
+    """What an earlier evaluation left; nothing where it cannot be read, so that it is made anew."""
+    try:
+        return dict(files.read_json(url))
+    except (FileNotFoundError, ValueError, TypeError):
+        return {}

@@ -1,26 +1,28 @@
 """Kept scores and counts of one run on one cohort, in the run folder.
 
 `scores/<cohort>.zarr` holds `scores` (N, Z, Y, X) uint16, one chunk a subject, and
-`counts/00017.npz`, one file a subject, written after its chunk: a subject with that file is done.
-Every metric can be computed from the counts alone.
+`counts/0000017.npz`, one file a subject, written after its chunk: a subject with that file is done.
+Counts of the scores without components of at most 20 voxels lie in `counts-20-26/`, and so on for
+other filters. Every metric that speaks of voxels or slices can be computed from counts alone.
 """
 
 import io
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import numpy as np
 import zarr
 from zarr.codecs import BloscCodec
 
 from uadray import files
-from uadray.config import to_json
 from uadray.errors import EvaluationError
-from uadray.evaluate.counts import CohortCounts, SubjectCounts
-from uadray.evaluate.postprocess import PostprocessConfig
+from uadray.evaluate.components import ComponentConfig
+from uadray.evaluate.counts import NUM_LEVELS, CohortCounts, SubjectCounts
 from uadray.store import Cohort, zarr_store
 from uadray.train.run import Run
+
+Part = TypeVar("Part", bound=CohortCounts)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,22 +38,30 @@ class ScoreStore:
         run: Run,
         cohort: Cohort,
         score_range: tuple[float, float],
-        config: PostprocessConfig,
+        scoring: dict[str, Any],
     ) -> Self:
-        """Lay out the store, or take up one of the same run, cohort and post-processing.
+        """Lay out the store, or take up one of the same run, cohort and scoring.
 
-        Scores under another post-processing are dropped and made anew.
+        Scores under another scoring are dropped and made anew.
+
+        Args:
+            run: Whose scores.
+            cohort: Of what.
+            score_range: The method's stated (low, high).
+            scoring: JSON value that decides the scores, from `EvaluateConfig.scoring`.
 
         Raises:
             EvaluationError: scores of another cohort of the same name are there.
         """
         url = files.join(run.url, "scores", f"{cohort.name}.zarr")
+        depth, *plane = cohort.shape
+        start, stop = scoring["slices"] or (0, depth)
         attributes = {
             "cohort": cohort.fingerprint,
             "run": run.experiment.fingerprint,
             "fitted_on": run.cohort_fingerprint,
             "score_range": list(score_range),
-            "postprocess": to_json(config),
+            "scoring": scoring,
         }
         if files.exists(files.join(url, "zarr.json")):
             old = files.read_json(files.join(url, "zarr.json"))["attributes"].get("uadray", {})
@@ -67,60 +77,109 @@ class ScoreStore:
         group = zarr.create_group(zarr_store(url, read_only=False), zarr_format=3)
         group.create_array(
             "scores",
-            shape=(int(cohort.attributes["num_rows"]), *cohort.shape),
+            shape=(int(cohort.attributes["num_rows"]), stop - start, *plane),
             dtype="uint16",
-            chunks=(1, *cohort.shape),
+            chunks=(1, stop - start, *plane),
             compressors=BloscCodec(cname="lz4", shuffle="shuffle"),
             dimension_names=("volume", "z", "y", "x"),
         )
         group.update_attributes({"uadray": attributes})
         return cls(url=url, score_range=score_range)
 
-    def done(self) -> set[int]:
-        """Rows that are scored and counted."""
-        names = files.list_names(files.join(self.url, "counts"))
+    def done(self, components: ComponentConfig | None = None) -> set[int]:
+        """Rows that are scored and counted, behind a component filter where one is given."""
+        names = files.list_names(files.join(self.url, _folder(components)))
         return {int(name.removesuffix(".npz")) for name in names if name.endswith(".npz")}
 
     def write(self, row: int, levels: np.ndarray, counts: SubjectCounts) -> None:
         """Keep one subject's levels (Z, Y, X) uint16 and counts."""
         self._array("r+")[row] = levels
+        self.write_counts(row, counts)
+
+    def write_counts(
+        self, row: int, counts: SubjectCounts, components: ComponentConfig | None = None
+    ) -> None:
+        """Keep one subject's counts, of the scores as they are or behind a component filter."""
         buffer = io.BytesIO()
         np.savez_compressed(buffer, **vars(counts))
-        files.write_bytes(self._counts_url(row), buffer.getvalue())
+        files.write_bytes(self._counts_url(row, components), buffer.getvalue())
 
     def levels(self, row: int) -> np.ndarray:
-        """One subject's kept levels, (Z, Y, X) uint16."""
+        """One subject's kept levels, (Z, Y, X) uint16, unchecked."""
         return np.asarray(self._array("r")[row])
 
-    def counts(self, subjects: Iterable[tuple[int, str]], name: str) -> CohortCounts:
-        """The counts of subjects, given as (row, id).
+    def checked_levels(self, row: int, subject: str) -> np.ndarray:
+        """One subject's kept levels, (Z, Y, X) uint16, held against its counts.
+
+        A chunk that is gone reads as zeros and many a damaged one decodes without a word; the
+        counts were taken before the levels were written, and tell.
+
+        Raises:
+            EvaluationError: the levels are not those that were counted.
+        """
+        counted = self._read(row, subject, None)
+        expected = counted.healthy.astype(np.int64) + counted.lesion
+        try:
+            levels = self.levels(row)
+            held = np.bincount(levels.ravel(), minlength=NUM_LEVELS)
+        except Exception as error:  # whatever zarr and its codecs raise
+            raise EvaluationError(self._cut_short(row, subject, str(error))) from None
+        if not np.array_equal(held[1:], expected[1:]):
+            found = f"{held[1:].sum()} voxels with a score, {expected[1:].sum()} were counted"
+            raise EvaluationError(self._cut_short(row, subject, found))
+        return levels
+
+    def counts(
+        self,
+        subjects: Iterable[tuple[int, str]],
+        name: str,
+        kind: type[Part],
+        components: ComponentConfig | None = None,
+    ) -> Part:
+        """The counts of subjects as a part of a cohort; no other subject's file is opened.
+
+        Args:
+            subjects: Pairs of row and id.
+            name: Of the part.
+            kind: Such as `ThresholdPart`.
+            components: The filter that the counts are behind; None for none.
 
         Raises:
             EvaluationError: one is not scored yet, or its file is damaged.
         """
-        return CohortCounts.from_subjects(
-            ((subject, self._read(row, subject)) for row, subject in subjects),
+        return kind.from_subjects(
+            ((subject, self._read(row, subject, components)) for row, subject in subjects),
             name=name,
             score_range=self.score_range,
         )
 
-    def _read(self, row: int, subject: str) -> SubjectCounts:
-        url = self._counts_url(row)
+    def _read(self, row: int, subject: str, components: ComponentConfig | None) -> SubjectCounts:
+        url = self._counts_url(row, components)
         try:
             with np.load(io.BytesIO(files.read_bytes(url)), allow_pickle=False) as loaded:
                 values: dict[str, Any] = {k: v if v.ndim else v.item() for k, v in loaded.items()}
+            return SubjectCounts(**values)
         except FileNotFoundError:
             raise EvaluationError(
                 f"subject {subject!r} is not scored: run jobs/evaluate.py again"
             ) from None
         except Exception as error:  # a damaged archive raises whatever its parts raise
             raise EvaluationError(f"{url} is damaged ({error}): remove it and evaluate") from None
-        return SubjectCounts(**values)
 
-    def _counts_url(self, row: int) -> str:
-        return files.join(self.url, "counts", f"{row:07d}.npz")
+    def _cut_short(self, row: int, subject: str, found: str) -> str:
+        return (
+            f"the kept scores of subject {subject!r} in {self.url} are cut short or damaged "
+            f"({found}): remove {self._counts_url(row, None)} and evaluate again"
+        )
+
+    def _counts_url(self, row: int, components: ComponentConfig | None) -> str:
+        return files.join(self.url, _folder(components), f"{row:07d}.npz")
 
     def _array(self, mode: Any) -> zarr.Array:
         array = zarr.open_group(zarr_store(self.url, read_only=mode == "r"), mode=mode)["scores"]
         assert isinstance(array, zarr.Array)
         return array
+
+
+def _folder(components: ComponentConfig | None) -> str:
+    return "counts" if components is None else f"counts-{components.key}"

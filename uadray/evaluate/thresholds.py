@@ -159,6 +159,9 @@ RULES: dict[str, Callable[[ThresholdPart], Threshold]] = {
 }
 """Rules by the name that their thresholds bear."""
 
+WITHOUT_LESIONS = frozenset({"healthy_fpr_1", "healthy_fpr_5", "healthy_fpr_10", "percentile_98"})
+"""Rules that healthy volumes are enough for."""
+
 
 def _check(part: ThresholdPart, *, needs_lesion: bool = False) -> Histograms:
     """Return the part's pooled brain voxels, or refuse to fit on it."""

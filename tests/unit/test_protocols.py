@@ -1,0 +1,117 @@
+"""The papers' protocols: the numbers of their sections, and grids that fit or are refused."""
+
+import re
+import shlex
+from dataclasses import replace
+
+import pytest
+import tyro
+
+from uadray.config import to_json
+from uadray.errors import ConfigError, EvaluationError
+from uadray.evaluate import metrics, thresholds
+from uadray.evaluate.components import ComponentConfig
+from uadray.evaluate.postprocess import PostprocessConfig
+from uadray.evaluate.protocols import PROTOCOLS, EvaluateConfig
+from uadray.prepare.steps import PrepareConfig
+
+WITH_GRID = [name for name, protocol in PROTOCOLS.items() if protocol.grid]
+
+
+@pytest.mark.parametrize("name", PROTOCOLS)
+def test_each_names_a_rule_and_metrics_that_exist(name):
+    protocol = PROTOCOLS[name]
+    assert protocol.name == name
+    assert protocol.threshold_rule in thresholds.RULES
+    known = set(metrics.Metrics.__dataclass_fields__)
+    assert set(protocol.metrics) <= known
+    assert re.search(r"(Bengs|Baur|Meissen) 20\d\d, section", protocol.source)
+
+
+def test_the_default_is_bengs():
+    assert EvaluateConfig() == EvaluateConfig.of("bengs2021")
+    config = EvaluateConfig()
+    assert config.postprocess.iterations((64, 64, 64)) == 2
+    assert config.postprocess.median_size == 5
+    assert config.threshold_rule == "bengs_bisection"
+    assert (config.residual, config.components.max_size) == ("absolute", 0)
+    assert config.fixed.grid is None
+
+
+def test_baur_takes_20_slices_around_the_middle():
+    config = EvaluateConfig.of("baur2018")
+    start, stop = config.fixed.slices
+    assert stop - start == 20
+    assert abs((start + stop) / 2 - 155 / 2) <= 0.5
+    assert config.fixed.grid[1:] == (256, 256)
+    assert config.threshold_rule == "percentile_98"
+
+
+@pytest.mark.parametrize(
+    ("name", "slices", "plane"),
+    [
+        ("meissen2021-I", range(15, 125), (128, 128)),
+        ("meissen2021-II", [84, 85, 86, 87], (224,) * 2),
+    ],
+)
+def test_meissen_takes_the_slices_of_the_paper(name, slices, plane):
+    config = EvaluateConfig.of(name)
+    assert list(range(*config.fixed.slices)) == list(slices)
+    assert config.fixed.grid[1:] == plane
+    assert config.components == ComponentConfig(max_size=20, connectivity=26, fit_after=False)
+    assert config.postprocess == PostprocessConfig(erosion_iterations=0, median_size=1)
+    assert "upper_bound_dice" in config.fixed.metrics
+
+
+@pytest.mark.parametrize("name", WITH_GRID)
+def test_the_flags_that_an_error_names_make_the_grid(name):
+    protocol = PROTOCOLS[name]
+    with pytest.raises(EvaluationError) as error:
+        protocol.check_grid((64, 64, 64), "runs/c.zarr")
+    told = str(error.value)
+    for part in ("runs/c.zarr", "(64, 64, 64)", name, str(protocol.grid), protocol.prepare):
+        assert part in told
+    made = tyro.cli(
+        PrepareConfig, args=shlex.split(protocol.prepare), config=(tyro.conf.OmitArgPrefixes,)
+    )
+    assert made.shape == protocol.grid
+    protocol.check_grid(made.shape, "c")
+
+
+def test_any_grid_fits_bengs():
+    PROTOCOLS["bengs2021"].check_grid((32, 16, 8), "c")
+
+
+def test_changes_are_told():
+    assert EvaluateConfig.of("meissen2021-I").changes() == {}
+    assert EvaluateConfig.of("baur2018", num_resamples=5).changes() == {}
+    changed = EvaluateConfig.of("meissen2021-I", threshold_rule="best_dice", residual="absolute")
+    assert changed.changes() == {"residual": "absolute", "threshold_rule": "best_dice"}
+    # Taking the name alone is no way to take the settings: all of them differ.
+    assert set(EvaluateConfig(protocol="meissen2021-I").changes()) == {
+        "residual", "postprocess", "components", "threshold_rule",
+    }  # fmt: skip
+
+
+def test_what_decides_the_scores_is_resolved():
+    config = EvaluateConfig.of("meissen2021-II")
+    assert config.scoring((155, 224, 224)) == {
+        "residual": "positive",
+        "slices": [84, 88],
+        "erosion_iterations": 0,
+        "median_size": 1,
+    }
+    same = EvaluateConfig(postprocess=PostprocessConfig(erosion_iterations=2))
+    assert same.scoring((64, 64, 64)) == EvaluateConfig().scoring((64, 64, 64))
+    other = replace(EvaluateConfig(), threshold_rule="best_dice")
+    assert other.scoring((64, 64, 64)) == EvaluateConfig().scoring((64, 64, 64))
+
+
+def test_settings_are_json():
+    assert to_json(EvaluateConfig.of("meissen2021-I"))["components"]["max_size"] == 20
+
+
+@pytest.mark.parametrize("make", [EvaluateConfig.of, lambda name: EvaluateConfig(protocol=name)])
+def test_an_unknown_protocol_lists_the_known(make):
+    with pytest.raises(ConfigError, match=r"baur2018.*was 'ours'"):
+        make("ours")

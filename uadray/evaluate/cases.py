@@ -1,0 +1,66 @@
+"""One axial slice of a few test subjects, the same for every run, for the report's montage."""
+
+import io
+from typing import Any
+
+import numpy as np
+import torch
+
+from uadray import files
+from uadray.evaluate.components import open_components
+from uadray.evaluate.postprocess import dequantise
+from uadray.evaluate.protocols import EvaluateConfig
+from uadray.evaluate.scores import ScoreStore
+from uadray.store import Cohort
+from uadray.train.distributed import load_detector
+from uadray.train.run import Run
+
+LESION_QUANTILES = (0.9, 0.5, 0.1)
+"""Test subjects that are shown: these quantiles of the lesions' volumes."""
+
+
+def write_cases(
+    run: Run, store: ScoreStore, cohort: Cohort, config: EvaluateConfig, level: int
+) -> None:
+    """Keep the slice with most lesion of each case in `evaluation/<cohort>-cases.npz`.
+
+    Args:
+        run: Whose scores are shown.
+        store: Its kept scores.
+        cohort: The subjects.
+        config: Slices and component filter.
+        level: The frozen threshold.
+    """
+    table = cohort.subjects
+    test = table[table["split"] == "test"].sort_values(["lesion_ml", "id"]).reset_index(drop=True)
+    places = sorted({round(q * (len(test) - 1)) for q in LESION_QUANTILES}, reverse=True)
+    start, stop = config.fixed.slices or (0, cohort.shape[0])
+    detector = load_detector(run)
+    cases: dict[str, list[Any]] = {}
+    for place in places:
+        row = int(test.loc[place, "row"])
+        image = cohort.read("image", row, row + 1).astype(np.float32)
+        brain, lesion = (cohort.read(n, row, row + 1)[0] for n in ("brain", "lesion"))
+        z = start + int(lesion[start:stop].sum((1, 2)).argmax())
+        levels = store.levels(row)
+        kept = open_components(levels, config.components.max_size, config.components.connectivity)
+        case = {
+            "ids": str(test.loc[place, "id"]),
+            "slice": z,
+            "input": image[0, z],
+            "scores": dequantise(levels[z - start], store.score_range).astype(np.float32),
+            "brain": brain[z],
+            "lesion": lesion[z],
+            "prediction": kept[z - start] >= level,
+        }
+        if detector.has_reconstruction:
+            with torch.inference_mode():
+                output = detector.reconstruct(torch.from_numpy(image)[:, None])
+            case["reconstruction"] = output[0, 0, z].numpy() * brain[z]
+        for key, value in case.items():
+            cases.setdefault(key, []).append(value)
+    buffer = io.BytesIO()
+    arrays: Any = {key: np.array(values) for key, values in cases.items()}
+    np.savez_compressed(buffer, **arrays)
+    url = files.join(run.url, "evaluation", f"{cohort.name}-cases.npz")
+    files.write_bytes(url, buffer.getvalue())

@@ -20,8 +20,19 @@ def reference_bits(key: int, index: int) -> int:
 
 @given(st.integers(-(2**63), 2**63 - 1), st.integers(0, 2**40))
 def test_bits_equal_splitmix64_in_plain_integers(key: int, index: int) -> None:
-    got = counter.bits(torch.tensor([key]), torch.tensor([index]))
-    assert int(got) == reference_bits(key & MASK, index)
+    for bits in (counter.bits, counter.bits_on_device):
+        got = bits(torch.tensor([key]), torch.tensor([index]))
+        assert int(got) == reference_bits(key & MASK, index)
+
+
+def test_shapes_broadcast_and_arguments_stay() -> None:
+    key, index = torch.arange(3)[:, None] - 1, torch.arange(5) * 7
+    want = [[reference_bits(k & MASK, i) for i in range(0, 35, 7)] for k in (-1, 0, 1)]
+    for bits in (counter.bits, counter.bits_on_device):
+        assert bits(key, index).tolist() == want
+        assert bits(key, index[2]).shape == (3, 1)
+    assert key.flatten().tolist() == [-1, 0, 1]
+    assert index.tolist() == [0, 7, 14, 21, 28]
 
 
 def test_a_number_depends_on_its_address_alone() -> None:

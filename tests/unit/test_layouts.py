@@ -1,11 +1,34 @@
 import json
+import os
+from dataclasses import asdict, replace
+from functools import partial
+from itertools import permutations
 from pathlib import Path
 
 import fsspec
+import numpy as np
 import pytest
+from tiny_scans import TINY
+from tiny_sets import (
+    LESION,
+    SECOND,
+    write_atlas1,
+    write_atlas2,
+    write_bids_set,
+    write_brats,
+    write_ixi,
+    write_mslub,
+    write_msseg2015,
+    write_oasis1,
+    write_wmh,
+)
 
 from uadray.errors import NoScanFoundError
-from uadray.prepare.layouts import bids, csv, mslub, phantom
+from uadray.prepare.geometry import DOUBT
+from uadray.prepare.layouts import LAYOUTS, Scan, bids, csv, detect, mslub, phantom
+from uadray.prepare.layouts.scans import find_files
+from uadray.prepare.read import load_volume
+from uadray.prepare.steps import prepare_scan
 
 
 def touch(root: Path, *names: str) -> Path:
@@ -122,12 +145,37 @@ class TestCsv:
             ("image\n", r"the table has no row"),
             ("image,modality\nx.nii,FLAIR\n", r"T1w.*FLAIR; choose one"),
             ("image,id\nx.nii,a\ny.nii,a\n", r"first a: .*x\.nii, .*y\.nii"),
+            ("image,id\nx.nii,a\nx.nii,b\n", r"images belong .* first .*x\.nii: a, b; leave one"),
+            ("image,id\nx.nii,a\n ,b\n", r"row 3 has no image"),
+            ("image,orientation\nx.nii,LRS\n", r"row 2 has orientation LRS; give three letters"),
+            ('image\n"x', r"expected a table in UTF-8"),
+            ("", r"expected a table in UTF-8 .*No columns"),
         ],
     )
     def test_bad_tables(self, tmp_path, text, message):
         (tmp_path / "scans.csv").write_text(text)
         with pytest.raises(NoScanFoundError, match=message):
             csv(str(tmp_path / "scans.csv"), "T1w")
+
+    def test_any_separator_and_several_masks(self, tmp_path):
+        for separator, between in ((",", ";"), ("\t", ";"), (";", "|")):
+            row = separator.join(["x.nii", f"a.nii{between} b.nii {between}c.nii", "pir"])
+            head = separator.join(["image", "lesion", "orientation"])
+            (tmp_path / "s.csv").write_text(f"{head}\r\n{row}\r\n")
+            (scan,) = csv(str(tmp_path / "s.csv"), "T1w")
+            paths = [str(tmp_path / f"{k}.nii") for k in "abc"]
+            assert [scan.lesion, *scan.more_lesions] == paths
+            assert scan.orientation == "PIR"
+
+    def test_a_modality_by_another_name(self, tmp_path):
+        (tmp_path / "s.csv").write_text("image,modality\nx.nii,t1\ny.nii,MPRAGE\nz.nii,T1ce\n")
+        scans = csv(str(tmp_path / "s.csv"), "T1w")
+        assert [(s.id, s.modality) for s in scans] == [("x", "T1w"), ("y", "T1w")]
+
+    def test_not_utf8(self, tmp_path):
+        (tmp_path / "s.csv").write_bytes("image\nGröße.nii\n".encode("latin-1"))
+        with pytest.raises(NoScanFoundError, match=r"expected a table in UTF-8 .* save it again"):
+            csv(str(tmp_path / "s.csv"), "T1w")
 
     def test_no_table(self, tmp_path):
         with pytest.raises(NoScanFoundError, match="no such file"):
@@ -147,6 +195,363 @@ class TestMslub:
         touch(tmp_path, "patient07/patient07_FLAIR.nii.gz", "patient07/patient07_brainmask.nii.gz")
         with pytest.raises(NoScanFoundError, match="modalities there: flair; choose"):
             mslub(str(tmp_path), "T2W")
+
+
+class TestBidsChoices:
+    def test_the_plain_scan_of_the_first_run(self, tmp_path):
+        first, second, third = bids(str(write_bids_set(tmp_path)), "T1w")
+        assert [s.id for s in (first, second, third)] == [
+            "sub-01_ses-a",
+            "sub-01_ses-b_run-1",
+            "sub-02_ses-a_acq-mprage",
+        ]
+        assert first.notes == third.notes == ""
+        assert second.notes == (
+            "taken of 3 in its session, the others being "
+            "sub-01_ses-b_ce-gadolinium_run-1_T1w, sub-01_ses-b_run-2_T1w"
+        )
+
+    def test_others_by_their_entities(self, tmp_path):
+        root = str(write_bids_set(tmp_path))
+        (scan,) = bids(root, "run-2_T1w")
+        assert (scan.id, scan.modality, scan.notes) == ("sub-01_ses-b_run-2", "T1w", "")
+        (scan,) = bids(root, "ce-gadolinium_T1w")
+        assert scan.id == "sub-01_ses-b_ce-gadolinium_run-1"
+        with pytest.raises(NoScanFoundError, match=r"acq-space_FLAIR, acq-space_T1w; choose"):
+            bids(root, "acq-space_T1w")
+
+    def test_masks_may_leave_entities_out_but_not_contradict(self, tmp_path):
+        first, second, third = bids(str(write_bids_set(tmp_path)), "T1w")
+        assert (first.brain, first.lesion, second.lesion, third.brain) == ("",) * 4
+        assert second.brain.endswith("sub-01_ses-b_desc-brain_mask.nii.gz")
+        assert third.lesion.endswith("sub-02_ses-a_label-lesion_roi.nii.gz")
+
+    def test_sidecars_are_inherited(self, tmp_path):
+        scanners = [s.scanner for s in bids(str(write_bids_set(tmp_path)), "T1w")]
+        assert scanners == ["Siemens Prisma 3T", "Siemens Prisma 1.5T", "Siemens 3T"]
+        (flair,) = bids(str(tmp_path), "FLAIR")
+        assert flair.scanner == "B"
+
+    def test_several_masks_of_a_kind_are_noted(self, tmp_path):
+        touch(
+            tmp_path,
+            "sub-01/anat/sub-01_T1w.nii.gz",
+            *(f"derivatives/{k}/sub-01_desc-brain_mask.nii.gz" for k in ("hdbet", "bet")),
+        )
+        (scan,) = bids(str(tmp_path), "T1w")
+        assert scan.brain.endswith("derivatives/bet/sub-01_desc-brain_mask.nii.gz")
+        taken = "derivatives/bet/sub-01_desc-brain_mask.nii.gz"
+        assert scan.notes == f"brain mask {taken} taken of 2"
+
+    def test_a_phase_image_is_no_scan(self, tmp_path):
+        touch(
+            tmp_path,
+            "sub-01/anat/sub-01_part-phase_T1w.nii.gz",
+            "sub-01/anat/sub-01_part-mag_T1w.nii.gz",
+        )
+        (scan,) = bids(str(tmp_path), "T1w")
+        assert scan.id == "sub-01_part-mag"
+
+    @pytest.mark.parametrize(
+        ("name", "content", "message"),
+        [
+            ("sub-1/anat/sub-1_T1w.json", "{no", r"sub-1_T1w\.json is no JSON"),
+            ("participants.tsv", "a\tb\n1\t2\t3\n1\t2\t3\t4\n", r"participants\.tsv: expected a"),
+        ],
+    )
+    def test_bad_tables(self, tmp_path, name, content, message):
+        touch(tmp_path, "sub-1/anat/sub-1_T1w.nii.gz")
+        (tmp_path / name).write_text(content)
+        with pytest.raises(NoScanFoundError, match=message):
+            bids(str(tmp_path), "T1w")
+
+
+class TestListing:
+    def test_hidden_copies_are_left_out(self, tmp_path):
+        touch(
+            tmp_path,
+            "sub-1/anat/sub-1_T1w.nii.gz",
+            "sub-1/anat/._sub-1_T1w.nii.gz",
+            ".git/annex/objects/x/sub-1/anat/sub-1_T1w.nii.gz",
+        )
+        assert find_files(str(tmp_path)) == ["sub-1/anat/sub-1_T1w.nii.gz"]
+
+    def test_links_are_followed_but_not_in_circles(self, tmp_path):
+        touch(tmp_path / "elsewhere", "anat/sub-1_T1w.nii.gz")
+        root = tmp_path / "set"
+        (root / "sub-1").parent.mkdir()
+        (root / "sub-1").symlink_to(tmp_path / "elsewhere")
+        (root / "again").symlink_to(root)
+        (root / "gone.nii").symlink_to("/nowhere.nii")
+        assert find_files(str(root)) == ["gone.nii", "sub-1/anat/sub-1_T1w.nii.gz"]
+
+    def test_a_folder_that_cannot_be_listed(self, tmp_path, monkeypatch):
+        touch(tmp_path, "sub-1/anat/sub-1_T1w.nii.gz", "sub-2/anat/sub-2_T1w.nii.gz")
+        scandir = os.scandir
+
+        def refuse(path):
+            if str(path).endswith("sub-2"):
+                raise PermissionError(13, "Permission denied", str(path))
+            return scandir(path)
+
+        # Tests may run as root, whom no mode keeps out.
+        monkeypatch.setattr(os, "scandir", refuse)
+        with pytest.raises(NoScanFoundError, match=r"sub-2: cannot be listed \(Permission denied"):
+            bids(str(tmp_path), "T1w")
+
+    def test_a_file_is_no_folder(self, tmp_path):
+        touch(tmp_path, "scan.nii")
+        with pytest.raises(NoScanFoundError, match=r"scan\.nii: is a file; give the folder"):
+            bids(str(tmp_path / "scan.nii"), "T1w")
+
+    def test_names_in_any_script(self, tmp_path):
+        touch(tmp_path, "sub-Ünï/anat/sub-Ünï_T1w.nii.gz", "sub-脳/anat/sub-脳_T1w.nii.gz")
+        assert [s.subject for s in bids(str(tmp_path), "T1w")] == ["sub-Ünï", "sub-脳"]
+
+
+def fields_of(scan: Scan, root: Path) -> dict[str, object]:
+    """What a layout told, paths relative to the root."""
+    fields = {key: value for key, value in asdict(scan).items() if value}
+    for key in ("image", "brain", "lesion"):
+        if key in fields:
+            fields[key] = str(Path(fields[key]).relative_to(root))
+    if scan.more_lesions:
+        fields["more_lesions"] = [str(Path(p).relative_to(root)) for p in scan.more_lesions]
+    return fields
+
+
+class TestPublicSets:
+    def test_ixi(self, tmp_path):
+        scans = LAYOUTS["ixi"](str(write_ixi(tmp_path)))
+        assert fields_of(scans[0], tmp_path) == {
+            "id": "IXI002-Guys-0828",
+            "subject": "IXI002",
+            "modality": "T1w",
+            "scanner": "Guys Philips 1.5T",
+            "image": "IXI-T1/IXI002-Guys-0828-T1.nii.gz",
+        }
+        assert [s.scanner for s in scans[1:]] == ["HH Philips 3T", "IOP GE 1.5T"]
+        assert len(LAYOUTS["ixi"](str(tmp_path / "IXI-PD"), "PD")) == 3
+
+    def test_oasis1(self, tmp_path):
+        scans = LAYOUTS["oasis1"](str(write_oasis1(tmp_path)))
+        stem = "disc1/OAS1_0001_MR1/PROCESSED/MPRAGE/T88_111/OAS1_0001_MR1_mpr_n4_anon_111_t88"
+        assert fields_of(scans[0], tmp_path) == {
+            "id": "OAS1_0001_MR1",
+            "subject": "OAS1_0001",
+            "session": "MR1",
+            "modality": "T1w",
+            "orientation": "LAS",
+            "image": f"{stem}_masked_gfc.img",
+        }
+        assert [(s.subject, s.session) for s in scans[1:]] == [
+            ("OAS1_0061", "MR1"),
+            ("OAS1_0061", "MR2"),
+        ]
+        assert [s.notes for s in scans[1:]] == [f"{DOUBT}clinical dementia rating 0.5", ""]
+
+    @pytest.mark.parametrize(
+        ("year", "first"),
+        [
+            (2019, {"id": "BraTS19_2013_0_1", "scanner": "2013", "notes": "LGG"}),
+            (2020, {"id": "BraTS20_Training_001"}),
+            (2021, {"id": "BraTS2021_00000"}),
+            (
+                2023,
+                {
+                    "id": "BraTS-GLI-00005-000",
+                    "subject": "BraTS-GLI-00005",
+                    "session": "000",
+                },
+            ),
+        ],
+    )
+    def test_brats(self, tmp_path, year, first):
+        root = str(write_brats(tmp_path, year))
+        by_modality = {m: LAYOUTS["brats"](root, m) for m in ("T1w", "T1ce", "T2w", "FLAIR")}
+        assert LAYOUTS["brats"](root) == by_modality["FLAIR"]
+        own = {
+            "T1w": "t1n" if year == 2023 else "t1",
+            "T1ce": "t1c" if year == 2023 else "t1ce",
+            "T2w": "t2w" if year == 2023 else "t2",
+            "FLAIR": "t2f" if year == 2023 else "flair",
+        }
+        for modality, scans in by_modality.items():
+            assert len(scans) == 2
+            found = fields_of(scans[0], tmp_path)
+            image, lesion = found.pop("image"), found.pop("lesion")
+            assert found == {"subject": first["id"], "modality": modality} | first
+            joint = "-" if year == 2023 else "_"
+            assert image.split(".")[0].endswith(
+                f"{first['id']}/{first['id']}{joint}{own[modality]}"
+            )
+            assert "seg." in lesion
+            assert LAYOUTS["brats"](root, own[modality]) == scans
+        last = by_modality["T1w"][1]
+        assert last.lesion.endswith("Segm.nii" if year == 2020 else "seg.nii.gz")
+        assert np.array_equal(load_volume(last).lesion, LESION)
+
+    def test_brats_without_masks(self, tmp_path, caplog):
+        write_brats(tmp_path, 2021)
+        (tmp_path / "BraTS2021_00002/BraTS2021_00002_seg.nii.gz").unlink()
+        (scan,) = LAYOUTS["brats"](str(tmp_path))
+        assert scan.id == "BraTS2021_00000"
+        assert "1 scans have no lesion mask and are left out" in caplog.text
+        (tmp_path / "BraTS2021_00000/BraTS2021_00000_seg.nii.gz").unlink()
+        with pytest.raises(NoScanFoundError, match=r"2 scans, first .*, but none has its lesion"):
+            LAYOUTS["brats"](str(tmp_path))
+
+    def test_atlas1_merges_masks(self, tmp_path):
+        scans = LAYOUTS["atlas"](str(write_atlas1(tmp_path)))
+        stem = "standard_mni/Site6/031923/t01/031923"
+        assert [s.id for s in scans] == ["031768_t01", "031923_t01", "031923_t02"]
+        assert fields_of(scans[1], tmp_path) == {
+            "id": "031923_t01",
+            "subject": "031923",
+            "session": "t01",
+            "modality": "T1w",
+            "scanner": "Site6",
+            "image": f"{stem}_t1w_deface_stx.nii.gz",
+            "lesion": f"{stem}_LesionSmooth_1_stx.nii.gz",
+            "more_lesions": [f"{stem}_LesionSmooth_stx.nii.gz"],
+            "notes": "2 lesion masks merged",
+        }
+        assert np.array_equal(load_volume(scans[1]).lesion, LESION | SECOND)
+        assert np.array_equal(load_volume(scans[0]).lesion, LESION)
+
+    def test_atlas2_leaves_its_test_part_out(self, tmp_path, caplog):
+        scans = LAYOUTS["atlas"](str(write_atlas2(tmp_path)))
+        stem = "Training/R001/sub-r001s001/ses-1/anat/sub-r001s001_ses-1_space-MNI152NLin2009aSym"
+        assert fields_of(scans[0], tmp_path) == {
+            "id": "sub-r001s001_ses-1",
+            "subject": "sub-r001s001",
+            "session": "1",
+            "modality": "T1w",
+            "scanner": "r001",
+            "image": f"{stem}_T1w.nii.gz",
+            "lesion": f"{stem}_label-L_desc-T1lesion_mask.nii.gz",
+        }
+        assert len(scans) == 2
+        assert "1 scans have no lesion mask" in caplog.text
+
+    def test_mslub(self, tmp_path):
+        scans = LAYOUTS["mslub"](str(write_mslub(tmp_path)))
+        assert fields_of(scans[0], tmp_path) == {
+            "id": "patient01",
+            "subject": "patient01",
+            "modality": "FLAIR",
+            "image": "patient01/patient01_FLAIR.nii.gz",
+            "brain": "patient01/patient01_brainmask.nii.gz",
+            "lesion": "patient01/patient01_consensus_gt.nii.gz",
+        }
+        assert LAYOUTS["mslub"](str(tmp_path), "T1ce")[0].image.endswith("_T1WKS.nii.gz")
+
+    def test_wmh_takes_label_1_of_the_corrected_scan(self, tmp_path):
+        scans = LAYOUTS["wmh"](str(write_wmh(tmp_path)))
+        assert {s.id: s.scanner for s in scans} == {
+            "Amsterdam-GE3T-100": "Amsterdam GE Signa HDxt 3T",
+            "Amsterdam-Philips_VU-160": "Amsterdam Philips Ingenuity 3T",
+            "Singapore-50": "Singapore Siemens TrioTim 3T",
+            "Utrecht-0": "Utrecht Philips Achieva 3T",
+        }
+        assert fields_of(scans[0], tmp_path) == {
+            "id": "Amsterdam-GE3T-100",
+            "subject": "Amsterdam-100",
+            "modality": "FLAIR",
+            "scanner": "Amsterdam GE Signa HDxt 3T",
+            "image": "training/Amsterdam/GE3T/100/pre/FLAIR.nii.gz",
+            "lesion": "training/Amsterdam/GE3T/100/wmh.nii.gz",
+            "lesion_labels": (1,),
+            "notes": "label 2 of its mask (other pathology) is not counted as lesion",
+        }
+        volume = load_volume(scans[0])
+        assert np.array_equal(volume.lesion, LESION & ~SECOND)
+        assert volume.notes[0] == scans[0].notes
+        assert all("/pre/T1." in s.image for s in LAYOUTS["wmh"](str(tmp_path), "T1w"))
+
+    def test_msseg2015_takes_the_first_rater(self, tmp_path):
+        scans = LAYOUTS["msseg2015"](str(write_msseg2015(tmp_path)))
+        assert [s.id for s in scans] == ["training01_01", "training01_02", "training05_01"]
+        assert fields_of(scans[1], tmp_path) == {
+            "id": "training01_02",
+            "subject": "training01",
+            "session": "02",
+            "modality": "FLAIR",
+            "image": "training01/preprocessed/training01_02_flair_pp.nii",
+            "lesion": "training01/masks/training01_02_mask1.nii",
+            "notes": "lesion mask of rater 1 of 2",
+        }
+        assert LAYOUTS["msseg2015"](str(tmp_path), "mprage")[0].modality == "T1w"
+
+
+SETS = {
+    "bids": write_bids_set,
+    "ixi": write_ixi,
+    "oasis1": write_oasis1,
+    "brats": partial(write_brats, year=2021),
+    "atlas": write_atlas2,
+    "mslub": write_mslub,
+    "wmh": write_wmh,
+    "msseg2015": write_msseg2015,
+}
+
+
+@pytest.fixture(scope="module")
+def sets(tmp_path_factory) -> dict[str, Path]:
+    return {name: write_set(tmp_path_factory.mktemp(name)) for name, write_set in SETS.items()}
+
+
+class TestEverySet:
+    @pytest.mark.parametrize("name", SETS)
+    def test_its_scans_can_be_prepared(self, sets, name):
+        for scan in LAYOUTS[name](str(sets[name])):
+            out = prepare_scan(scan, replace(TINY, denoise=False))
+            assert out.brain.any()
+            assert (out.lesion is not None) == scan.lesioned
+            assert not [n for n in out.notes.split("; ") if DOUBT in n and "dementia" not in n]
+
+    @pytest.mark.parametrize("name", SETS)
+    def test_it_is_recognised(self, sets, name):
+        root = str(sets[name])
+        assert detect(root, LAYOUTS) == name
+        assert LAYOUTS["auto"](root) == LAYOUTS[name](root)
+
+    @pytest.mark.parametrize("name", sorted(SETS.keys() - {"bids"}))
+    def test_the_folder_above_will_do(self, sets, name, tmp_path):
+        (tmp_path / "download").symlink_to(sets[name])
+        assert len(LAYOUTS[name](str(tmp_path))) == len(LAYOUTS[name](str(sets[name])))
+
+    @pytest.mark.parametrize(("name", "other"), list(permutations(SETS, 2)))
+    def test_another_layout_names_this_one(self, sets, name, other):
+        with pytest.raises(NoScanFoundError, match=rf"no scan found; .*layout {name} \(\d+ files"):
+            LAYOUTS[other](str(sets[name]))
+
+    @pytest.mark.parametrize("name", SETS)
+    def test_another_modality_names_those_there(self, sets, name):
+        with pytest.raises(NoScanFoundError, match=r"looked for .*SWI.* there: .*--modality|anat"):
+            LAYOUTS[name](str(sets[name]), "SWI")
+
+
+class TestAuto:
+    def test_several_layouts(self, tmp_path):
+        write_ixi(tmp_path / "a")
+        write_mslub(tmp_path / "b")
+        with pytest.raises(NoScanFoundError, match=r"several layouts: ixi \(6 .*mslub \(10 files"):
+            LAYOUTS["auto"](str(tmp_path))
+
+    def test_none(self, tmp_path):
+        touch(tmp_path, "x/scan.nii.gz", "y/other.nii")
+        with pytest.raises(NoScanFoundError, match=r"no layout fits; .*found 2 files, first x/sca"):
+            LAYOUTS["auto"](str(tmp_path))
+
+    def test_a_table(self, tmp_path):
+        (tmp_path / "s.csv").write_text("image\na.nii\n")
+        assert LAYOUTS["auto"](str(tmp_path / "s.csv"))[0].id == "a"
+
+    def test_the_modality_is_that_of_the_layout_unless_told(self, tmp_path):
+        write_mslub(tmp_path)
+        assert LAYOUTS["auto"](str(tmp_path))[0].modality == "FLAIR"
+        assert LAYOUTS["auto"](str(tmp_path), "T1w")[0].modality == "T1w"
 
 
 def test_phantoms_are_scans():

@@ -71,9 +71,10 @@ def evaluate_all(
 ) -> list[list[dict[str, Any]]]:
     """Evaluate finished runs on lesioned cohorts, all runs in one pass over a cohort's volumes.
 
-    Leaves `scores/`, `evaluation/<cohort>.json`, `evaluation/<cohort>-threshold.json` and
-    `evaluation/<cohort>-cases.npz` in each run folder. What is there already is not made again:
-    every subject is scored once, however often the job was killed, and a threshold fitted once.
+    Leaves `scores/` in each run folder, and in `evaluation/` the files `<cohort>.json`,
+    `<cohort>-threshold.json`, `<cohort>-cases.npz` and `<cohort>-resamples.npz`. What is there
+    already is not made again: every subject is scored once, however often the job was killed, and
+    a threshold fitted once.
 
     Args:
         runs: Finished runs, fitted on volumes of the cohorts' shape.
@@ -203,7 +204,8 @@ class _Pass:
         lesions = _lesions(self.cohort) if stale else {}
         for n, found in zip(stale, examined, strict=True):
             spent = seconds[n] if seconds[n] is not None else records[n].get("seconds_per_volume")
-            records[n] = self._measure(n, frozen[n], found) | {
+            record, resamples = self._measure(n, frozen[n], found)
+            records[n] = record | {
                 "healthy_cohort": None if healthy is None else _described(healthy),
                 "lesions": lesions,
                 "settings": settings,
@@ -211,6 +213,7 @@ class _Pass:
             }
             level = frozen[n].threshold.level
             write_cases(self.runs[n], self.stores[n], self.cohort, self.config, level)
+            files.write_bytes(urls[n].removesuffix(".json") + "-resamples.npz", resamples)
             files.write_json(urls[n], records[n])
         return records
 
@@ -275,8 +278,8 @@ class _Pass:
 
     def _measure(
         self, n: int, frozen: "_Frozen", examined: Sequence[SubjectLesions]
-    ) -> dict[str, Any]:
-        """The record of one run, from the counts of its test part."""
+    ) -> tuple[dict[str, Any], bytes]:
+        """The record and the resamples of one run, from the counts of its test part."""
         components = self.config.components
         name, subjects = f"{self.cohort.name}/test", _subjects(self.cohort, "test")
         scores = self.stores[n].counts(subjects, name, TestPart)

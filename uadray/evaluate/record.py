@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from uadray.config import to_json
 from uadray.errors import EvaluationError
@@ -16,7 +17,7 @@ from uadray.evaluate.counts import TestPart
 from uadray.evaluate.lesionwise import SubjectLesions, lesion_metrics
 from uadray.evaluate.metrics import compute_metrics, dice_s
 from uadray.evaluate.protocols import EvaluateConfig
-from uadray.evaluate.statistics import bootstrap, resampling_weights
+from uadray.evaluate.statistics import bootstrap, interval, pack_resamples, resampling_weights
 from uadray.evaluate.thresholds import Threshold
 from uadray.store import Cohort
 from uadray.train.run import Run
@@ -70,20 +71,23 @@ def check_classes(test: TestPart, url: str) -> None:
 
 def make_record(
     run: Run, cohort: Cohort, config: EvaluateConfig, measured: Measured
-) -> dict[str, Any]:
-    """Gather what is reported of one run on one cohort, as JSON values."""
+) -> tuple[dict[str, Any], bytes]:
+    """Gather what is reported of one run on one cohort.
+
+    Returns:
+        The figures as JSON values, and their resamples as `pack_resamples` leaves them.
+    """
     scores, threshold = measured.scores, measured.threshold
     final = measured.filtered or scores
     table = cohort.subjects.set_index("id")
-    figures = {
-        name: None if part is None else _figures(part, threshold, config.num_resamples)
-        for name, part in (("scores", scores), ("filtered", measured.filtered))
-    }
-    plain, filtered = figures["scores"], figures["filtered"]
-    assert plain is not None
-    chosen = plain if filtered is None else {k: _mixed(plain[k], filtered[k]) for k in plain}
-    lesions = _lesion_figures(measured.lesions, config.num_resamples)
-    return {
+    plain, resamples = _figures(scores, threshold, config.num_resamples)
+    chosen, filtered = plain, None
+    if measured.filtered is not None:
+        filtered, filtered_resamples = _figures(measured.filtered, threshold, config.num_resamples)
+        chosen = {k: _mixed(plain[k], filtered[k]) for k in plain}
+        resamples = _mixed(resamples, filtered_resamples)
+    lesions, lesion_resamples = _lesion_figures(measured.lesions, config.num_resamples)
+    record = {
         "cohort": {
             "name": cohort.name,
             "url": cohort.url,
@@ -148,14 +152,20 @@ def make_record(
             )
         ],
     }
+    return record, pack_resamples(scores.subjects, resamples | lesion_resamples)
 
 
-def _figures(test: TestPart, threshold: Threshold, num_resamples: int) -> dict[str, dict[str, Any]]:
+_Figures = tuple[dict[str, Any], dict[str, NDArray[np.float64]]]
+"""Metrics and intervals by name, and the (R,) resamples behind the intervals."""
+
+
+def _figures(test: TestPart, threshold: Threshold, num_resamples: int) -> _Figures:
     intervals = bootstrap(test, threshold, num_resamples)
-    return {
+    figures = {
         "metrics": compute_metrics(test, threshold).to_dict(),
         "intervals": {k: [_defined(i.low), _defined(i.high)] for k, i in intervals.items()},
     }
+    return figures, {k: i.resamples for k, i in intervals.items()}
 
 
 def _mixed(plain: dict[str, Any], filtered: dict[str, Any]) -> dict[str, Any]:
@@ -163,26 +173,21 @@ def _mixed(plain: dict[str, Any], filtered: dict[str, Any]) -> dict[str, Any]:
     return {key: (filtered if key in _OF_A_PREDICTION else plain)[key] for key in plain}
 
 
-def _lesion_figures(
-    lesions: Sequence[SubjectLesions], num_resamples: int
-) -> dict[str, dict[str, Any]]:
+def _lesion_figures(lesions: Sequence[SubjectLesions], num_resamples: int) -> _Figures:
     values = lesion_metrics(lesions)
     # The draws of `bootstrap`, so that all figures of one resample are of the same subjects.
     resampled = lesion_metrics(lesions, resampling_weights(len(lesions), num_resamples, seed=0))
-    intervals = {}
-    for name, drawn in resampled.items():
-        defined = drawn[~np.isnan(drawn)]
-        ends = np.percentile(defined, [2.5, 97.5]) if len(defined) > 1 else (math.nan, math.nan)
-        intervals[name] = [_defined(end) for end in ends]
+    bounds = {name: interval(float(values[name]), drawn) for name, drawn in resampled.items()}
     counts = {
         "num_lesions": sum(s.num_lesions for s in lesions),
         "num_lesions_detected": sum(s.num_detected for s in lesions),
         "num_with_surface": sum(not math.isnan(s.hd95_mm) for s in lesions),
     }
-    return {
+    figures = {
         "metrics": {name: _defined(value) for name, value in values.items()} | counts,
-        "intervals": intervals,
+        "intervals": {k: [_defined(i.low), _defined(i.high)] for k, i in bounds.items()},
     }
+    return figures, resampled
 
 
 def _defined(value: Any) -> float | None:

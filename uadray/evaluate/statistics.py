@@ -8,8 +8,10 @@ The intervals speak of the test subjects alone: the trained model and the frozen
 taken as given, and the spread over training seeds is not in them.
 """
 
-from collections.abc import Sequence
+import io
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import scipy.stats
@@ -173,6 +175,19 @@ def difference(a: Interval, b: Interval) -> Interval:
             f"{len(b.resamples)}: evaluate both runs with the same number of resamples"
         )
     return interval(a.estimate - b.estimate, a.resamples - b.resamples, a.confidence)
+
+
+def pack_resamples(subjects: Sequence[str], resamples: Mapping[str, NDArray[np.float64]]) -> bytes:
+    """Return an npz file of resamples, by which two runs can be compared without their counts.
+
+    Args:
+        subjects: (N,) ids in the order that the draws refer to.
+        resamples: (R,) values by the metric's name, of draws with seed 0.
+    """
+    buffer = io.BytesIO()
+    arrays: Any = {"subjects": np.array(subjects, np.str_), "seed": np.array(0), **resamples}
+    np.savez_compressed(buffer, allow_pickle=False, **arrays)
+    return buffer.getvalue()
 
 
 def wilcoxon_p(a: NDArray[np.float64], b: NDArray[np.float64]) -> float:

@@ -22,8 +22,8 @@ from uadray import cluster
 from uadray.batch import Batch
 from uadray.config import Experiment, experiment, with_fit
 from uadray.detectors import GradientDetector, build
+from uadray.order import epoch_groups
 from uadray.store import Cohort, open_cohort
-from uadray.stream import epoch_groups
 from uadray.train.checkpoint import CheckpointStore
 from uadray.train.distributed import ScaleConfig, fit
 from uadray.train.loop import fit_gradient

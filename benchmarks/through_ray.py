@@ -23,11 +23,12 @@ from benchmarks.step import DEVICE, make, phantoms
 from uadray import cluster
 from uadray.batch import Batch
 from uadray.config import Experiment, experiment, with_fit
+from uadray.order import epoch_groups
 from uadray.store import Cohort, CohortWriter, Split, Subject, open_cohort
-from uadray.stream import TrainingStream, epoch_groups, read_rows
+from uadray.stream import TrainingStream, read_rows
 from uadray.train import distributed
 from uadray.train.checkpoint import CheckpointStore
-from uadray.train.distributed import ScaleConfig
+from uadray.train.group import ScaleConfig, fit_group
 from uadray.train.loop import fit_gradient
 from uadray.train.run import Run
 
@@ -114,7 +115,7 @@ def group(wanted: Experiment, url: str, out: str, threads: int, workers: int = 1
     scale = ScaleConfig(
         num_workers=workers, cpus_per_worker=threads, use_gpu=torch.cuda.is_available()
     )
-    distributed._fit_group(run, cohort, scale)
+    fit_group(run, cohort, scale)
 
 
 def epochs_of(side: Callable[..., None], *args: Any, **options: Any) -> tuple[float, list[float]]:
@@ -260,7 +261,9 @@ def _stream_speeds(url: str, epochs: int) -> dict[str, list[float]]:
     loader = DataLoader(dataset, batch_size=None, num_workers=2, persistent_workers=True)
     num = sum(len(batch) for batch in loader)
     cluster.connect()
-    stream = TrainingStream(cohort, "train", ndim=3, batch_size=32, seed=0, resident=False)
+    stream = TrainingStream(
+        cohort, cohort.rows("train"), ndim=3, batch_size=32, seed=0, resident=False
+    )
     speeds: dict[str, list[float]] = {"stream": [], "loader": []}
     for epoch in range(epochs + 1):
         start = time.perf_counter()

@@ -23,7 +23,7 @@ from uadray.prepare.steps import PrepareConfig
 from uadray.progress import Progress
 from uadray.report import load_runs, terminal_summary, write_report
 from uadray.store import Cohort
-from uadray.train.distributed import fit, format_epoch
+from uadray.train.distributed import fit, format_metrics
 from uadray.train.run import Run
 
 LESIONED = ("tumour", "stroke")
@@ -78,7 +78,7 @@ def fit_one(job: Demo, name: str, cohort: Cohort) -> Run:
             wanted,
             cohort,
             files.join(job.out, "fits", name),
-            report=lambda metrics: progress.reach(metrics["epoch"], format_epoch(wanted, metrics)),
+            report=lambda m: progress.reach(m["epoch"], format_metrics(m)),
         )
 
 

@@ -3,6 +3,7 @@
     python jobs/train.py 3D-Cube-n --cohort runs/healthy.zarr --out runs/3D-Cube-n
     python jobs/train.py 2D-None --cohort runs/healthy.zarr --out runs/2D-None --fit.epochs 50
     python jobs/train.py 3D-None --cohort runs/healthy.zarr --out runs/ddp --scale.num-workers 2
+    python jobs/train.py 3D-None --cohort runs/healthy.zarr --out runs/tenth --fit.data-share 0.1
     python jobs/train.py 3D-None --help          all settings of that experiment
 
 Experiments: {known}; any n in PCA-n.
@@ -20,7 +21,7 @@ from uadray import cli
 from uadray.config import BASELINES, BENGS_TABLE_1, VAE, Experiment, experiment
 from uadray.progress import Progress
 from uadray.store import open_cohort
-from uadray.train.distributed import ScaleConfig, fit, format_epoch
+from uadray.train.distributed import ScaleConfig, TrackConfig, fit, format_metrics
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +36,8 @@ class Train:
     """The run folder; on storage that all nodes share when there are several."""
     scale: ScaleConfig = field(default_factory=ScaleConfig)
     """Workers."""
+    track: TrackConfig = field(default_factory=TrackConfig)
+    """TensorBoard and MLflow."""
 
 
 def main() -> None:
@@ -60,7 +63,8 @@ def main() -> None:
             open_cohort(job.cohort),
             job.out,
             scale=job.scale,
-            report=lambda m: progress.reach(m["epoch"], format_epoch(job.experiment, m)),
+            track=job.track,
+            report=lambda m: progress.reach(m["epoch"], format_metrics(m)),
         )
     summary = run.summary or {}
     print(f"{run.experiment.name}: run folder {run.url}")
@@ -69,6 +73,8 @@ def main() -> None:
             f"  best epoch {summary['best_epoch'] or '-'}, validation L1 inside the brain "
             f"{summary['validation/reconstruction']:.4f}, fitted in {summary['fit_seconds']:.0f} s"
         )
+    for warning in summary.get("warnings", []):
+        print(f"  warning: {warning}")
     print(f"  next: python jobs/evaluate.py {run.url} --cohort LESIONED.zarr")
 
 

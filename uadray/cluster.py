@@ -63,13 +63,14 @@ def plain_errors() -> Iterator[None]:
     """Raise a named error of ours from inside Ray's wrapping of failed tasks and actors."""
     try:
         yield
-    except UadrayError:
-        raise
     except Exception as error:
+        if isinstance(error, UadrayError) and not hasattr(error, "as_instanceof_cause"):
+            raise
+        # Ray's error of a task is also of the type that the task raised, with a traceback as text.
         cause: BaseException | None = error
         while cause is not None:
             inner = getattr(cause, "cause", None)
-            for found in (cause, inner):
+            for found in (inner, cause):
                 if isinstance(found, UadrayError):
                     raise found from None
             cause = inner if isinstance(inner, BaseException) else cause.__cause__

@@ -153,6 +153,10 @@ class FitConfig:
     paper tunes this number without giving it."""
     batch_size: int = 32
     """Samples in a step over all workers: volumes in 3D, slices in 2D."""
+    data_share: float = 1.0
+    """Share of the training subjects that is learned from, in (0, 1], for studies of the size of
+    the data: the seed chooses, each scanner gives its part, and a smaller share is a subset of a
+    larger one. Validation stays whole."""
     learning_rate: float = 1e-3
     """Of Adam."""
     clip_norm: float = 1.0
@@ -163,6 +167,11 @@ class FitConfig:
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """Of the convolutions and matrix products; weights and losses stay float32. `auto` takes
     bfloat16 where the hardware multiplies it natively."""
+    deterministic: bool = False
+    """Only algorithms on a GPU that give the same bits every time, at a cost in speed. A CPU with
+    the same number of threads and workers always does."""
+    compile: bool = False
+    """Compile the network with `torch.compile`; the first epoch then takes a minute longer."""
     residency: Literal["auto", "stream", "device"] = "auto"
     """`stream`: every epoch from the store; `device`: streamed once, then held in the device's
     memory; `auto`: `device` where it takes at most a quarter of that memory. The batches are the
@@ -175,6 +184,7 @@ class FitConfig:
     def __post_init__(self) -> None:
         _check(self.epochs >= 1, "fit.epochs", ">= 1", self.epochs)
         _check(self.batch_size >= 1, "fit.batch_size", ">= 1", self.batch_size)
+        _check(0 < self.data_share <= 1, "fit.data_share", "in (0, 1]", self.data_share)
         _check(self.learning_rate > 0, "fit.learning_rate", "> 0", self.learning_rate)
         _check(self.clip_norm > 0, "fit.clip_norm", "> 0", self.clip_norm)
         _check(self.seed >= 0, "fit.seed", ">= 0", self.seed)

@@ -1,13 +1,13 @@
 """From a cohort to batches: shuffled, split over workers, in the same order every time.
 
 Ray Data reads whole shards; which volumes a worker sees, in which order, and how they fall into
-batches is decided here, as functions of (seed, epoch, rank) alone. `streaming_split` is not used:
-it places rows differently from run to run, so that a resumed run would not repeat the undisturbed
-one. Each worker reads its own fixed part; an epoch permutes the shards of that part, mixes them by
-twos, and permutes what is in hand.
+batches is decided by `uadray.order`, as functions of (seed, epoch, rank) alone. `streaming_split`
+is not used: it places rows differently from run to run, so that a resumed run would not repeat the
+undisturbed one. For the same reason nothing here asks Ray Data for its epoch, which begins at 0
+again whenever a group of workers does: the fit loop names the epoch.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import psutil
@@ -19,58 +19,21 @@ from ray.data.block import BlockAccessor, BlockMetadata
 from uadray import cluster
 from uadray.batch import Batch
 from uadray.errors import StoreError
-from uadray.store import CHUNK_VOLUMES, Cohort, Split
+from uadray.order import batch_share, epoch_groups, rank_rows, slice_order, subset_rows
+from uadray.store import CHUNK_VOLUMES, Cohort
 
 READ_CPUS = 0.25
 """Logical CPUs of a read task; a whole one would wait for ever beside workers that hold them."""
 
-MIX_SHARDS = 2
-"""Shards whose volumes are mixed before they are cut into batches."""
+Block = dict[str, np.ndarray]
+"""Columns of a block of Ray Data, of one length."""
 
 
-def rank_rows(rows: np.ndarray, rank: int, world: int) -> np.ndarray:
-    """The part of `rows` that one of `world` workers trains on.
-
-    All parts have the same length, so that workers take the same number of steps: the first rows
-    are repeated at the end where the number does not divide, and no volume is left out.
-    """
-    length = -(-len(rows) // world)
-    padded = np.resize(rows, length * world)
-    return padded[rank * length : (rank + 1) * length]
-
-
-def epoch_groups(rows: np.ndarray, shard: int, *, seed: int, epoch: int) -> list[np.ndarray]:
-    """The order of one epoch: groups of rows that are read together, permuted inside.
-
-    Args:
-        rows: A worker's rows.
-        shard: Volumes in a shard of the store.
-        seed: The run's seed.
-        epoch: The epoch, from 0.
-    """
-    rng = np.random.default_rng([seed, epoch])
-    shards = rng.permutation(np.unique(rows // shard))
-    groups = []
-    for i in range(0, len(shards), MIX_SHARDS):
-        members = rows[np.isin(rows // shard, shards[i : i + MIX_SHARDS])]
-        groups.append(rng.permutation(members))
-    return groups
-
-
-def slice_order(has_brain: np.ndarray, *, seed: int, epoch: int, group: int) -> np.ndarray:
-    """Which axial slices of a group's volumes come in which order.
-
-    Args:
-        has_brain: (volumes, Z) bool.
-        seed: The run's seed.
-        epoch: The epoch, from 0.
-        group: Number of the group in the epoch.
-
-    Returns:
-        (slices, 2) int64: volume and z; each slice that holds brain, once.
-    """
-    rng = np.random.default_rng([seed, epoch, 1 + group])
-    return rng.permutation(np.argwhere(has_brain))
+def train_rows(cohort: Cohort, *, share: float, seed: int) -> np.ndarray:
+    """Rows of the training part, or of a share of its subjects (see `subset_rows`)."""
+    rows = cohort.rows("train")
+    table = cohort.subjects.set_index("row").loc[rows]
+    return subset_rows(rows, list(table["subject"]), list(table["scanner"]), share=share, seed=seed)
 
 
 def read_rows(cohort: Cohort, array: str, rows: np.ndarray) -> np.ndarray:
@@ -102,7 +65,8 @@ class VolumeSource(Datasource):
         cohort: A sealed cohort.
         groups: Rows of each group, in order.
         arrays: Arrays to read: `image`, `brain`, `lesion`.
-        slices: (seed, epoch) to cut volumes into permuted axial slices, else None.
+        change: Makes what is read, which rows it is, and the group's number a block of another
+            kind, inside the read task.
     """
 
     def __init__(
@@ -110,10 +74,10 @@ class VolumeSource(Datasource):
         cohort: Cohort,
         groups: Sequence[np.ndarray],
         arrays: Sequence[str] = ("image",),
-        slices: tuple[int, int] | None = None,
+        change: Callable[[Block, np.ndarray, int], Block] | None = None,
     ) -> None:
         super().__init__()
-        self._cohort, self._groups, self._arrays, self._slices = cohort, groups, arrays, slices
+        self._cohort, self._groups, self._arrays, self._change = cohort, groups, arrays, change
         voxels = int(np.prod(cohort.shape))
         self._row_bytes = voxels * sum(2 if name == "image" else 1 for name in arrays)
 
@@ -132,19 +96,16 @@ class VolumeSource(Datasource):
         data_context: object | None = None,
     ) -> list[ReadTask]:
         """One task a group; `parallelism` is not asked, the order is fixed."""
-        cohort, arrays, slices = self._cohort, self._arrays, self._slices
+        cohort, arrays, change = self._cohort, self._arrays, self._change
 
         def task(number: int, rows: np.ndarray) -> ReadTask:
             def read() -> Iterator[object]:
                 block = {name: read_rows(cohort, name, rows) for name in arrays}
-                if slices is None:
-                    block["id"] = rows
-                else:
-                    block = _as_slices(block["image"], rows, *slices, number)
+                block = {**block, "id": rows} if change is None else change(block, rows, number)
                 yield BlockAccessor.batch_to_block(block)
 
             metadata = BlockMetadata(
-                num_rows=len(rows) if slices is None else None,
+                num_rows=len(rows) if change is None else None,
                 size_bytes=len(rows) * self._row_bytes,
                 input_files=None,
                 exec_stats=None,
@@ -154,12 +115,23 @@ class VolumeSource(Datasource):
         return [task(i, rows) for i, rows in enumerate(self._groups)]
 
 
-def _as_slices(
-    images: np.ndarray, rows: np.ndarray, seed: int, epoch: int, group: int
-) -> dict[str, np.ndarray]:
-    order = slice_order(np.asarray(images.any((2, 3))), seed=seed, epoch=epoch, group=group)
-    volume, z = order[:, 0], order[:, 1]
-    return {"id": rows[volume] * images.shape[1] + z, "image": images[volume, z]}
+def _as_slices(seed: int, epoch: int) -> Callable[[Block, np.ndarray, int], Block]:
+    def cut(block: Block, rows: np.ndarray, group: int) -> Block:
+        images = block["image"]
+        order = slice_order(_has_brain(images), seed=seed, epoch=epoch, group=group)
+        volume, z = order[:, 0], order[:, 1]
+        return {"id": rows[volume] * images.shape[1] + z, "image": images[volume, z]}
+
+    return cut
+
+
+def _count_slices(block: Block, rows: np.ndarray, group: int) -> Block:
+    return {"id": rows, "slices": _has_brain(block["image"]).sum(1)}
+
+
+def _has_brain(images: np.ndarray) -> np.ndarray:
+    """Which axial slices hold brain, (volumes, Z)."""
+    return np.asarray(images.any((2, 3)))
 
 
 def _dataset(source: VolumeSource, num_tasks: int) -> ray.data.Dataset:
@@ -184,20 +156,23 @@ class TrainingStream:
 
     Args:
         cohort: A sealed cohort.
-        split: Such as `train`.
+        rows: What all workers train on, ascending, such as `train_rows` gives.
         ndim: 3 for volumes, 2 for axial slices that hold brain.
-        batch_size: Samples in this worker's batch.
+        batch_size: Samples in a batch over all workers; this one gets its `batch_share`.
         seed: Decides the order.
         rank: This worker.
         world: Number of workers.
         resident: Keep the part on `device` after reading it once; the batches are the same.
         device: Where resident images are kept.
+
+    Raises:
+        ConfigError: there are more workers than rows or than samples in a batch.
     """
 
     def __init__(
         self,
         cohort: Cohort,
-        split: Split,
+        rows: np.ndarray,
         *,
         ndim: int,
         batch_size: int,
@@ -207,29 +182,41 @@ class TrainingStream:
         resident: bool = True,
         device: str = "cpu",
     ) -> None:
-        self._cohort, self._ndim, self._batch_size, self._seed = cohort, ndim, batch_size, seed
-        self.rows = rank_rows(cohort.rows(split), rank, world)
+        self._cohort, self._ndim, self._seed = cohort, ndim, seed
+        self._batch_size = batch_share(batch_size, rank, world)
+        self.rows = rank_rows(rows, rank, world, batch_size)
         self._resident: torch.Tensor | None = None
         if resident:
-            self._resident = _load(cohort, np.unique(self.rows)).to(device)
+            self._resident = _load(cohort, self.rows).to(device)
             self._has_brain = self._resident.flatten(2).any(2).cpu().numpy()
+
+    def num_samples(self) -> int:
+        """Samples of this worker in each epoch; streamed slices are counted by reading all once."""
+        if self._ndim == 3:
+            return len(self.rows)
+        if self._resident is not None:
+            return int(self._has_brain.sum())
+        groups = epoch_groups(self.rows, self._cohort.shard, seed=0, epoch=0)
+        dataset = _dataset(VolumeSource(self._cohort, groups, change=_count_slices), len(groups))
+        with cluster.plain_errors():
+            blocks = dataset.iter_batches(batch_size=None, batch_format="numpy")
+            return sum(int(block["slices"].sum()) for block in blocks)
 
     def epoch(self, epoch: int) -> Iterator[Batch]:
         """The batches of one epoch, from 0; the last may be smaller."""
         groups = epoch_groups(self.rows, self._cohort.shard, seed=self._seed, epoch=epoch)
         if self._resident is not None:
             return self._from_memory(self._resident, groups, epoch)
-        slices = (self._seed, epoch) if self._ndim == 2 else None
-        dataset = _dataset(VolumeSource(self._cohort, groups, slices=slices), len(groups))
+        change = _as_slices(self._seed, epoch) if self._ndim == 2 else None
+        dataset = _dataset(VolumeSource(self._cohort, groups, change=change), len(groups))
         return _batches(dataset, self._batch_size)
 
     def _from_memory(
         self, images: torch.Tensor, groups: list[np.ndarray], epoch: int
     ) -> Iterator[Batch]:
-        unique = np.unique(self.rows)
         ids, volume, z = [], [], []
         for number, group in enumerate(groups):
-            place = np.searchsorted(unique, group)
+            place = np.searchsorted(self.rows, group)
             if self._ndim == 3:
                 ids.append(group)
                 volume.append(place)
@@ -262,11 +249,11 @@ def _load(cohort: Cohort, rows: np.ndarray) -> torch.Tensor:
 
 
 class ValidationStream:
-    """One worker's part of the validation volumes, each once, unequal parts allowed.
+    """One worker's part of some volumes, each once, unequal parts allowed.
 
     Args:
         cohort: A sealed cohort.
-        split: Such as `validation`.
+        rows: What all workers share, ascending, such as those of the validation split.
         batch_size: Volumes in a batch.
         rank: This worker.
         world: Number of workers.
@@ -276,7 +263,7 @@ class ValidationStream:
     def __init__(
         self,
         cohort: Cohort,
-        split: Split = "validation",
+        rows: np.ndarray,
         *,
         batch_size: int = 8,
         rank: int = 0,
@@ -284,7 +271,7 @@ class ValidationStream:
         resident: bool = True,
     ) -> None:
         self._cohort, self._batch_size = cohort, batch_size
-        self.rows = cohort.rows(split)[rank::world]
+        self.rows = rows[rank::world]
         self._resident = list(self._read()) if resident else None
 
     def _read(self) -> Iterator[Batch]:
@@ -297,10 +284,12 @@ class ValidationStream:
         return self._read() if self._resident is None else iter(self._resident)
 
 
-def fits_in_memory(cohort: Cohort, splits: Iterable[Split], world: int, device: str) -> bool:
-    """Whether one worker's part takes at most a quarter of what its device has free."""
-    num = sum(-(-int((cohort.subjects["split"] == s).sum()) // world) for s in splits)
-    needed = num * int(np.prod(cohort.shape)) * 2
+def fits_in_memory(cohort: Cohort, num_volumes: int, world: int, device: str) -> bool:
+    """Whether a worker's part of so many volumes takes at most a quarter of its device's memory.
+
+    Counted is what is free now; workers without a device of their own share the node's.
+    """
+    needed = -(-num_volumes // world) * int(np.prod(cohort.shape)) * 2
     if device.startswith("cuda"):
         free = torch.cuda.mem_get_info()[0]
     else:

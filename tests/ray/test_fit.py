@@ -24,7 +24,7 @@ from uadray.detectors import GradientDetector, StreamDetector, build
 from uadray.errors import CheckpointError, ConfigError, StoreError
 from uadray.store import Cohort
 from uadray.stream import TrainingStream
-from uadray.train import distributed
+from uadray.train import group
 from uadray.train.distributed import ScaleConfig, fit, load_detector
 from uadray.train.loop import NotFiniteError
 from uadray.train.run import Run
@@ -212,16 +212,13 @@ def validation_images(cohort: Cohort) -> Tensor:
 
 
 def averaged_gradients(cohort: Cohort, what: Experiment, world: int) -> tuple[dict, list[int]]:
-    """The weights of `world` workers that average their gradients, computed one by one.
-
-    A worker that has run out of batches adds nothing to the average, as in DDP's `join`.
-    """
+    """Weights from the mean gradient over all samples of each step, and each worker's steps."""
     torch.manual_seed(what.fit.seed)
     detector: Any = build(what.method, SHAPE).train()
     optimizer = torch.optim.Adam(detector.parameters(), lr=what.fit.learning_rate)
     streams = [
         TrainingStream(
-            cohort, "train", ndim=detector.ndim, batch_size=what.fit.batch_size // world,
+            cohort, cohort.rows("train"), ndim=detector.ndim, batch_size=what.fit.batch_size,
             seed=what.fit.seed, rank=rank, world=world,
         )
         for rank in range(world)
@@ -231,13 +228,14 @@ def averaged_gradients(cohort: Cohort, what: Experiment, world: int) -> tuple[di
         parts = [list(stream.epoch(epoch)) for stream in streams]
         for step in range(max(map(len, parts))):
             optimizer.zero_grad()
+            total = sum(len(part[step].ids) for part in parts if step < len(part))
             for rank, part in enumerate(parts):
                 if step < len(part):
                     num_steps[rank] += 1
                     x = part[step].images.float()[:, None]
                     key = counter.keys(what.fit.seed, epoch, part[step].ids, counter.LATENT)
                     noise = counter.normal(key, detector.num_noise)
-                    (detector(x, x, noise)["loss"] / world).backward()
+                    (detector(x, x, noise)["loss"] * (len(x) / total)).backward()
             torch.nn.utils.clip_grad_norm_(detector.parameters(), what.fit.clip_norm)
             optimizer.step()
     return detector.state_dict(), num_steps
@@ -262,22 +260,18 @@ def test_workers_with_unequal_numbers_of_slices_stay_one_model(
 
 
 @pytest.mark.parametrize(
-    ("scale", "what", "told"),
+    ("scale", "told"),
     [
-        (ScaleConfig(num_workers=9), GROUP, r"9 workers .* the cluster has 4\.0: lower"),
-        (
-            ScaleConfig(num_workers=2, cpus_per_worker=0.5),
-            with_fit(GROUP, batch_size=31),
-            r"batch_size 31 must be divisible by the 2 workers",
-        ),
+        (ScaleConfig(num_workers=9), r"9 workers .* do not surely fit on nodes of 4 CPUs: lower"),
+        (ScaleConfig(num_workers=2, use_gpu=True), r"as many GPUs; the cluster has 0: lower"),
     ],
 )
 def test_a_group_that_cannot_run_is_refused_at_once(
-    cohort: Cohort, tmp_path: Path, scale: ScaleConfig, what: Experiment, told: str
+    cohort: Cohort, tmp_path: Path, scale: ScaleConfig, told: str
 ) -> None:
     start = time.monotonic()
     with pytest.raises(ConfigError, match=told):
-        fit(what, cohort, str(tmp_path / "run"), scale=scale)
+        fit(GROUP, cohort, str(tmp_path / "run"), scale=scale)
     assert time.monotonic() - start < 20
 
 
@@ -288,7 +282,7 @@ def test_what_ends_a_group_is_raised_by_its_own_name(
         def fail(trainer: object) -> None:
             raise WorkerGroupError("a worker failed", failures)
 
-        monkeypatch.setattr(distributed.TorchTrainer, "fit", fail)
+        monkeypatch.setattr(group.TorchTrainer, "fit", fail)
 
     end({0: RuntimeError("Connection closed by peer"), 1: NotFiniteError("the loss is not finite")})
     with pytest.raises(NotFiniteError, match="the loss is not finite"):
@@ -296,7 +290,10 @@ def test_what_ends_a_group_is_raised_by_its_own_name(
     end({0: RuntimeError("Connection closed by peer")})
     with pytest.raises(WorkerGroupError, match="a worker failed"):
         fit(GROUP, cohort, str(tmp_path / "run"), scale=TWO)
-    assert Run.open(str(tmp_path / "run")).summary is None
+    summary = Run.open(str(tmp_path / "run")).summary
+    assert summary is not None
+    assert summary["status"] == "failed"
+    assert "a worker failed" in summary["error"]
 
 
 def test_what_does_not_fit_together_is_named(cohort: Cohort, tmp_path: Path) -> None:
@@ -322,7 +319,7 @@ def test_what_does_not_fit_together_is_named(cohort: Cohort, tmp_path: Path) -> 
             act()
 
 
-def test_a_damaged_cohort_is_named_and_leaves_no_summary(tmp_path: Path) -> None:
+def test_a_damaged_cohort_is_named_and_its_reason_kept(tmp_path: Path) -> None:
     damaged = write_healthy(tmp_path, name="damaged", seed=5)
     chunk = Path(damaged.url) / "image" / "c" / "2" / "0" / "0" / "0"
     content = bytearray(chunk.read_bytes())
@@ -330,4 +327,8 @@ def test_a_damaged_cohort_is_named_and_leaves_no_summary(tmp_path: Path) -> None
     chunk.write_bytes(content)
     with pytest.raises(StoreError, match=r"rows .* of 'image' cannot be read"):
         fit(experiment("MeanImage"), damaged, str(tmp_path / "run"))
-    assert Run.open(str(tmp_path / "run")).summary is None
+    run = Run.open(str(tmp_path / "run"))
+    assert not run.finished
+    assert run.summary is not None
+    assert run.summary["status"] == "failed"
+    assert run.summary["error"].startswith("StoreError: ")

@@ -1,6 +1,7 @@
 """A real cohort through Ray Data: the same batches whatever the way, and every row once."""
 
 import shutil
+from itertools import zip_longest
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +13,16 @@ from uadray.batch import Batch
 from uadray.config import ErasingConfig
 from uadray.erasing import erase, sample_erasing
 from uadray.errors import StoreError
+from uadray.order import step_sizes
 from uadray.store import Cohort, open_cohort
-from uadray.stream import TrainingStream, ValidationStream, read_rows, volumes
+from uadray.stream import (
+    TrainingStream,
+    ValidationStream,
+    fits_in_memory,
+    read_rows,
+    train_rows,
+    volumes,
+)
 
 pytestmark = [
     pytest.mark.ray,
@@ -35,7 +44,7 @@ def lesioned(tmp_path_factory: pytest.TempPathFactory) -> Cohort:
 def stream(cohort: Cohort, ndim: int, *, batch_size: int = 8, **options: object) -> TrainingStream:
     return TrainingStream(
         cohort,
-        "train",
+        cohort.rows("train"),
         ndim=ndim,
         batch_size=batch_size,
         seed=3,
@@ -91,13 +100,22 @@ def test_streamed_and_resident_batches_are_the_same_bits(
 
 @pytest.mark.parametrize("ndim", [2, 3])
 def test_workers_share_an_epoch_out(cohort: Cohort, ndim: int) -> None:
-    parts = [
-        joined(list(stream(cohort, ndim, resident=False, rank=rank, world=2).epoch(0)))[0]
-        for rank in (0, 1)
+    world, batch_size = 3, 8  # shares of 3, 3 and 2 samples
+    streams = [
+        stream(cohort, ndim, batch_size=batch_size, resident=False, rank=rank, world=world)
+        for rank in range(world)
     ]
+    parts = [list(each.epoch(0)) for each in streams]
+    assert [len(part[0].ids) for part in parts] == [3, 3, 2]
     alone, _ = joined(list(stream(cohort, ndim, resident=False).epoch(0)))
-    assert not set(parts[0]) & set(parts[1])
-    assert sorted(np.concatenate(parts)) == sorted(alone)
+    ids = [joined(part)[0] for part in parts]
+    assert sorted(np.concatenate(ids)) == sorted(alone)  # each sample on one worker, once
+    # What a worker says beforehand is what it then has, streamed or resident.
+    assert [each.num_samples() for each in streams] == [len(part) for part in ids]
+    resident = stream(cohort, ndim, batch_size=batch_size, rank=1, world=world)
+    assert resident.num_samples() == len(ids[1])
+    sizes = step_sizes([len(part) for part in ids], batch_size)
+    assert sizes == [sum(len(b.ids) for b in step if b is not None) for step in zip_longest(*parts)]
 
 
 def test_a_sample_is_erased_alike_on_any_worker(cohort: Cohort) -> None:
@@ -137,7 +155,14 @@ def test_validation_volumes_come_once_on_any_number_of_workers(
     for world in (1, 3, 5):  # five workers for four volumes: one has none
         ids = []
         for rank in range(world):
-            part = ValidationStream(cohort, batch_size=2, rank=rank, world=world, resident=resident)
+            part = ValidationStream(
+                cohort,
+                cohort.rows("validation"),
+                batch_size=2,
+                rank=rank,
+                world=world,
+                resident=resident,
+            )
             for _ in range(2 if resident else 1):  # it can be gone through again
                 again = [i for batch in part for i in batch.ids.tolist()]
             ids += again
@@ -169,3 +194,25 @@ def test_a_damaged_chunk_is_an_error_and_not_garbage(
         list(stream(damaged, 3, resident=False).epoch(0))
     with pytest.raises(StoreError, match=expected):
         stream(damaged, 3, resident=True)
+
+
+def test_a_share_of_the_cohort_follows_its_table(cohort: Cohort) -> None:
+    table = cohort.subjects.set_index("row")
+    train = set(cohort.rows("train").tolist())
+    tenth, half = (set(train_rows(cohort, share=s, seed=3).tolist()) for s in (0.1, 0.5))
+    assert tenth < half < train
+    assert (len(tenth), len(half)) == (round(0.1 * len(train)), round(0.5 * len(train)))
+    at_one = sum(table.loc[row, "scanner"] == "one" for row in half)
+    of_one = sum(table.loc[row, "scanner"] == "one" for row in train)
+    assert abs(at_one - of_one / 2) <= 1
+    assert np.array_equal(train_rows(cohort, share=1.0, seed=3), cohort.rows("train"))
+
+
+def test_residency_follows_the_free_memory(cohort: Cohort, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Memory:
+        available = 4 * 40 * 2 * 16**3  # four times forty volumes in float16
+
+    monkeypatch.setattr("uadray.stream.psutil.virtual_memory", Memory)
+    assert fits_in_memory(cohort, 40, 1, "cpu")
+    assert not fits_in_memory(cohort, 41, 1, "cpu")
+    assert fits_in_memory(cohort, 40, 2, "cpu")  # half of them in half of the memory

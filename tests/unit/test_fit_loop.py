@@ -16,8 +16,8 @@ from uadray.batch import Batch
 from uadray.config import Experiment, experiment
 from uadray.detectors import GradientDetector, build
 from uadray.errors import UadrayError
+from uadray.order import epoch_groups, slice_order
 from uadray.store import Cohort
-from uadray.stream import epoch_groups, slice_order
 from uadray.train.checkpoint import CheckpointStore
 from uadray.train.loop import (
     Metrics,
@@ -34,7 +34,9 @@ KEYS = {
     "train/reconstruction",
     "train/kl",
     "validation/reconstruction",
+    "train/active_units",
     "seconds",
+    "seconds/data",
     "samples_per_second",
 }
 

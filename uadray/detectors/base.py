@@ -72,7 +72,8 @@ class GradientDetector(ReconstructionDetector):
             noise: Standard normal, (B, num_noise).
 
         Returns:
-            `loss`, which is minimised, and its parts for the record.
+            `loss`, which is minimised, and its parts for the record: `reconstruction`, `kl`, and
+            where there is a latent `kl_units`, the KL divergence of each of its units.
         """
 
 

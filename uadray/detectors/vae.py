@@ -84,9 +84,11 @@ class VAEDetector(GradientDetector):
         summed = self.config.reduction == "sum"
         elements = math.prod(target.shape[1:]) if summed else self.config.latent_size
         reconstruction = (output - target).abs().mean()
-        divergence = 0.5 * (mu.square() + (2 * log_sigma).exp() - 1 - 2 * log_sigma).sum(1).mean()
+        units = 0.5 * (mu.square() + (2 * log_sigma).exp() - 1 - 2 * log_sigma)
+        divergence = units.sum(1).mean()
         loss = reconstruction + self.config.kl_weight * divergence / elements
-        return {"loss": loss, "reconstruction": reconstruction, "kl": divergence}
+        parts = {"reconstruction": reconstruction, "kl": divergence}
+        return {"loss": loss, **parts, "kl_units": units.detach().mean(0)}
 
     def reconstruct(self, x_BCZYX: Tensor) -> Tensor:
         """Decoded mu, clamped to [0, 1]; 2D slice by slice."""

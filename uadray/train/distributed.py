@@ -1,58 +1,26 @@
-"""Fitting on Ray: in this process for one worker, under Ray Train with DDP for several."""
+"""Fitting any method: in this process for one worker, on Ray Train for several."""
 
-import logging
 import os
-import sys
 import time
-import uuid
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable
 from typing import Any
 
-import ray
 import torch
-import torch.distributed
-from ray.train import FailureConfig, RunConfig, ScalingConfig, WorkerGroupError
-from ray.train.torch import TorchTrainer, prepare_model
 
-from uadray import cluster, files
+from uadray import cluster
 from uadray.config import Experiment
-from uadray.detectors import Detector, GradientDetector, StreamDetector, build, num_parameters
-from uadray.errors import ConfigError, UadrayError
+from uadray.detectors import Detector, GradientDetector, StreamDetector, num_parameters
+from uadray.errors import ConfigError
 from uadray.store import Cohort
-from uadray.stream import READ_CPUS, TrainingStream, ValidationStream, fits_in_memory
+from uadray.stream import ValidationStream, train_rows
 from uadray.train.checkpoint import CheckpointStore
-from uadray.train.loop import (
-    Metrics,
-    World,
-    fit_gradient,
-    fit_stream,
-    healthy_reconstruction,
-)
+from uadray.train.group import ScaleConfig, fit_group
+from uadray.train.loop import Metrics, World, fit_stream, healthy_reconstruction
 from uadray.train.run import Run
+from uadray.train.track import TrackConfig
+from uadray.train.worker import fit_worker, fresh, identity
 
-
-@dataclass(frozen=True, kw_only=True)
-class ScaleConfig:
-    """How much of a cluster a fit takes.
-
-    Erasing and noise are the same for any number of workers; which volumes share a step is not,
-    since each worker has a part of its own.
-    """
-
-    num_workers: int = 1
-    """1 fits in this process; more start a DDP group under Ray Train."""
-    use_gpu: bool = False
-    """Whether each worker of a group takes a GPU; a single worker takes one where there is one."""
-    cpus_per_worker: float = 0.75
-    """Logical CPUs of each worker of a group; the rest of a node reads."""
-    max_failures: int = 3
-    """How often a group is started again from its newest checkpoint."""
-
-    def __post_init__(self) -> None:
-        if self.num_workers < 1 or self.cpus_per_worker <= 0:
-            raise ConfigError("scale.num_workers must be >= 1 and scale.cpus_per_worker > 0")
+__all__ = ["ScaleConfig", "TrackConfig", "fit", "format_metrics", "load_detector"]
 
 
 def fit(
@@ -61,41 +29,49 @@ def fit(
     url: str,
     *,
     scale: ScaleConfig | None = None,
+    track: TrackConfig | None = None,
     report: Callable[[Metrics], None] = lambda record: None,
 ) -> Run:
     """Fit an experiment on the train split of a healthy cohort and leave a run folder.
 
-    A finished run is opened as it is; an unfinished one goes on from its newest checkpoint.
+    A finished run is opened as it is; one that was cut short or failed goes on from its newest
+    checkpoint. An error leaves `summary.json` with the status `failed` and the reason.
 
     Args:
         experiment: What to fit.
         cohort: Its train split is learned from, its validation split chooses the epoch.
         url: The run folder, local or any fsspec URL; shared by all nodes when there are several.
         scale: Workers.
-        report: Called with the record of each epoch (one worker only; a group prints its own).
+        track: Where else epochs are shown.
+        report: Called with the record of each epoch.
 
     Raises:
         ConfigError: settings do not suit the cohort or the cluster.
         CheckpointError: the folder holds a run of something else.
         NotFiniteError: the loss is not finite.
     """
-    scale = scale or ScaleConfig()
+    scale, track = scale or ScaleConfig(), track or TrackConfig()
     run = Run.create(url, experiment, cohort)
-    if run.summary is not None:
+    if run.finished:
         return run
+    if run.summary is not None:
+        run.reopen()
     start = time.perf_counter()
-    detector = _fresh(experiment, cohort.shape)
-    if isinstance(detector, (GradientDetector, StreamDetector)):
-        cluster.connect(dashboard=scale.num_workers > 1)
-    if isinstance(detector, GradientDetector):
-        if scale.num_workers == 1:
-            device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-            _fit_worker(run, cohort, World(), device, report)
-        else:
-            _fit_group(run, cohort, scale)
-    else:
-        _fit_plain(detector, run, cohort)
-    _finish(run, detector, scale, time.perf_counter() - start)
+    try:
+        detector = fresh(experiment, cohort.shape)
+        facts = _fit(detector, run, cohort, scale, track, report)
+    except Exception as error:
+        told = f"{type(error).__name__}: {error}"
+        run.finish({"status": "failed", "error": told[:2000], **_outcome(run, scale)})
+        raise
+    outcome = _outcome(run, scale)
+    outcome["num_parameters"] = num_parameters(detector)
+    if not run.metrics():
+        state = CheckpointStore(run.url, identity(run)).state()
+        outcome["fit_seconds"] = time.perf_counter() - start if state else None
+        if not detector.has_reconstruction:
+            outcome["validation/reconstruction"] = None
+    run.finish({"status": "finished", **outcome, **facts})
     return run
 
 
@@ -105,8 +81,8 @@ def load_detector(run: Run) -> Detector:
     Raises:
         CheckpointError: there is no checkpoint, or it is damaged or of another run.
     """
-    detector = _fresh(run.experiment, run.shape)
-    checkpoints = CheckpointStore(run.url, _identity(run))
+    detector = fresh(run.experiment, run.shape)
+    checkpoints = CheckpointStore(run.url, identity(run))
     state = checkpoints.state()
     if state is not None:
         checkpoints.load_model(detector, state.best)
@@ -115,201 +91,93 @@ def load_detector(run: Run) -> Detector:
     return detector.eval()
 
 
-def _identity(run: Run) -> str:
-    return f"{run.experiment.fingerprint}-{run.cohort_fingerprint}"
-
-
-def _fresh(experiment: Experiment, shape: tuple[int, int, int]) -> Detector:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(experiment.fit.seed)
-        return build(experiment.method, shape)
-
-
-def _fit_worker(
+def _fit(
+    detector: Detector,
     run: Run,
     cohort: Cohort,
-    world: World,
-    device: torch.device,
+    scale: ScaleConfig,
+    track: TrackConfig,
     report: Callable[[Metrics], None],
-) -> None:
-    """What one worker does, alone or in a group."""
-    experiment = run.experiment
-    config = experiment.fit
-    detector = _fresh(experiment, run.shape)
-    assert isinstance(detector, GradientDetector)
-    resident = config.residency == "device" or (
-        config.residency == "auto"
-        and fits_in_memory(cohort, ("train", "validation"), world.size, str(device))
-    )
-    train = TrainingStream(
+) -> dict[str, Any]:
+    """Fit in the way that suits the method; returns facts for the summary."""
+    if isinstance(detector, (GradientDetector, StreamDetector)):
+        # The dashboard frees what a group leaves behind whose driver was killed.
+        cluster.connect(dashboard=scale.num_workers > 1)
+    if not isinstance(detector, GradientDetector):
+        if track != TrackConfig():
+            raise ConfigError(f"{run.experiment.name} has no epochs to track: drop --track")
+        return _fit_plain(detector, run, cohort)
+    if scale.num_workers > 1:
+        return fit_group(run, cohort, scale, track=track, report=report)
+    return fit_worker(
+        run,
         cohort,
-        "train",
-        ndim=detector.ndim,
-        batch_size=config.batch_size // world.size,
-        seed=config.seed,
-        rank=world.rank,
-        world=world.size,
-        resident=resident,
-        device=str(device),
-    )
-    validation = ValidationStream(cohort, rank=world.rank, world=world.size, resident=resident)
-    fit_gradient(
-        detector,
-        experiment,
-        train=train.epoch,
-        validation=validation,
-        checkpoints=CheckpointStore(run.url, _identity(run)),
+        world=World(),
+        device=torch.device("cuda" if torch.cuda.is_available() else "cpu"),
+        micro_batch=scale.micro_batch,
+        track=track,
         report=report,
-        past=run.metrics(),
-        device=device,
-        world=world,
-        log=run.write_metrics,
     )
 
 
-def _fit_group(run: Run, cohort: Cohort, scale: ScaleConfig) -> None:
-    """A DDP group under Ray Train; it restarts from the newest checkpoint by itself."""
-    batch_size = run.experiment.fit.batch_size
-    if batch_size % scale.num_workers:
-        raise ConfigError(
-            f"fit.batch_size {batch_size} must be divisible by the {scale.num_workers} workers"
-        )
-    cpus = ray.cluster_resources().get("CPU", 0)
-    needed = scale.num_workers * scale.cpus_per_worker + READ_CPUS
-    if needed > cpus:
-        raise ConfigError(
-            f"{scale.num_workers} workers of {scale.cpus_per_worker} CPUs and a read task of "
-            f"{READ_CPUS} need {needed} CPUs; the cluster has {cpus}: lower --scale.num-workers or "
-            "--scale.cpus-per-worker"
-        )
-    if len([n for n in ray.nodes() if n["Alive"]]) > 1 and not files.is_remote(run.url):
-        print(
-            f"warning: {run.url} must be on storage that all nodes share, such as NFS or s3://",
-            flush=True,
-        )
-    name = f"uadray-{run.experiment.name}-{uuid.uuid4().hex[:8]}"
-    trainer = TorchTrainer(
-        _group_worker,
-        train_loop_config={"run": run, "cohort": cohort, "cpus": scale.cpus_per_worker},
-        scaling_config=ScalingConfig(
-            num_workers=scale.num_workers,
-            use_gpu=scale.use_gpu,
-            resources_per_worker={"CPU": scale.cpus_per_worker},
-        ),
-        run_config=RunConfig(
-            name=name,
-            storage_path=files.join(run.url, "ray"),
-            failure_config=FailureConfig(
-                max_failures=scale.max_failures,
-                controller_failure_limit=scale.max_failures,  # type: ignore[call-arg]
-            ),
-        ),
-    )
-    try:
-        trainer.fit()
-    except WorkerGroupError as error:
-        for failure in error.worker_failures.values():
-            if isinstance(failure, UadrayError):
-                raise failure from None
-        raise
-    finally:
-        # Ray's own bookkeeping of this group; the run folder holds all that counts.
-        files.remove(files.join(run.url, "ray"))
+def _fit_plain(detector: Detector, run: Run, cohort: Cohort) -> dict[str, Any]:
+    """Fit what learns in one pass, or nothing, and keep it as a checkpoint of one epoch."""
+    if not isinstance(detector, StreamDetector):
+        return {}
+    device, config = torch.device("cpu"), run.experiment.fit
+    rows = train_rows(cohort, share=config.data_share, seed=config.seed)
+    held_back = cohort.rows("validation")
+    # The same batches on every machine: PCA's increments depend on them.
+    fit_stream(detector, ValidationStream(cohort, rows, batch_size=32, resident=False), device)
+    value = 0.0
+    if detector.has_reconstruction:
+        volumes = ValidationStream(cohort, held_back, resident=False)
+        error = healthy_reconstruction(detector, volumes, device)
+        value = float(error[0] / error[1])
+    CheckpointStore(run.url, identity(run)).save(1, detector, None, value)
+    return {"num_train_volumes": len(rows), "num_validation_volumes": len(held_back)}
 
 
-def _group_worker(config: dict[str, Any]) -> None:
-    context = ray.train.get_context()
-    rank, size = context.get_world_rank(), context.get_world_size()
-    # Each report of each worker is logged otherwise, beside our own line of progress.
-    logging.getLogger("ray.train").setLevel(logging.WARNING)
-    logging.getLogger("ray.data").setLevel(logging.WARNING)
-    run: Run = config["run"]
-    torch.set_num_threads(max(1, int(config["cpus"])))
-    device = ray.train.torch.get_device()
-
-    def total(tensor: torch.Tensor) -> torch.Tensor:
-        tensor = tensor.to(device)
-        torch.distributed.all_reduce(tensor)
-        return tensor.cpu()
-
-    def report(metrics: Metrics) -> None:
-        ray.train.report(metrics)
-        if rank == 0:
-            # Ray Train also logs what is printed, which would show each line twice.
-            sys.stdout.write(format_epoch(run.experiment, metrics) + "\n")
-
-    world = World(
-        rank=rank,
-        size=size,
-        wrap=prepare_model,
-        uneven=_uneven,
-        sum=total,
-    )
-    _fit_worker(run, config["cohort"], world, device, report)
+def _outcome(run: Run, scale: ScaleConfig) -> dict[str, Any]:
+    """What the records and checkpoints of a run say, finished or not."""
+    state = CheckpointStore(run.url, identity(run)).state()
+    records = run.metrics()
+    return {
+        "epochs": len(records),
+        "best_epoch": state.best if state and records else None,
+        "validation/reconstruction": state.best_value if state else None,
+        "fit_seconds": sum(r["seconds"] for r in records) or None,
+        "warnings": _warnings(run, records, state.best) if state and records else [],
+        "num_workers": scale.num_workers,
+        "micro_batch": scale.micro_batch,
+        "threads": torch.get_num_threads(),
+        "omp_num_threads": os.environ.get("OMP_NUM_THREADS"),
+    }
 
 
-@contextmanager
-def _uneven(module: Any, optimizer: torch.optim.Optimizer) -> Iterator[None]:
-    """Let workers take unequal numbers of steps: slices with brain differ from part to part.
-
-    `join` leaves all of them the weights of one that stepped to the end, but each its own moments
-    of Adam, with which they would drift apart in the next epoch; these follow here.
-    """
-    with module.join():
-        yield
-    states = [optimizer.state[p] for group in optimizer.param_groups for p in group["params"]]
-    steps = states[0]["step"].detach().reshape(1).to(next(module.parameters()).device)
-    counts = [torch.zeros_like(steps) for _ in range(torch.distributed.get_world_size())]
-    torch.distributed.all_gather(counts, steps)
-    source = int(torch.cat(counts).argmax())
-    if all(count == counts[0] for count in counts):
-        return
-    for state in states:
-        for tensor in state.values():
-            sent = tensor.to(steps.device).contiguous()
-            torch.distributed.broadcast(sent, source)
-            tensor.copy_(sent)
+def _warnings(run: Run, records: list[Metrics], best: int) -> list[str]:
+    """What a reader of the figures must know about the fit."""
+    kept = next((record for record in records if record["epoch"] == best), {})
+    active, size = kept.get("train/active_units"), getattr(run.experiment.method, "latent_size", 0)
+    if active is None or active > size * COLLAPSED_SHARE:
+        return []
+    return [
+        f"posterior collapse: {active} of {size} latent units carry information in epoch {best}, "
+        "which is kept, so that all reconstructions are nearly the same: lower "
+        "--method.kl-weight or fit longer"
+    ]
 
 
-def format_epoch(experiment: Experiment, metrics: Metrics) -> str:
-    """One line of progress."""
-    return (
-        f"{experiment.name}: epoch {metrics['epoch']}/{experiment.fit.epochs}, "
+COLLAPSED_SHARE = 0.01
+"""A latent is called collapsed where at most this share of its units is active."""
+
+
+def format_metrics(metrics: Metrics) -> str:
+    """What an epoch reached; the line of progress before it says which one it is."""
+    text = (
         f"train L1 {metrics['train/reconstruction']:.4f}, "
         f"validation L1 {metrics['validation/reconstruction']:.4f}, "
-        f"{metrics['samples_per_second']:.0f} samples/s"
     )
-
-
-def _fit_plain(detector: Detector, run: Run, cohort: Cohort) -> None:
-    """Fit what learns in one pass, or nothing, and keep it as a checkpoint of one epoch."""
-    device = torch.device("cpu")
-    if isinstance(detector, StreamDetector):
-        # The same batches on every machine: PCA's increments depend on them.
-        train = ValidationStream(cohort, "train", batch_size=32, resident=False)
-        fit_stream(detector, train, device)
-        value = 0.0
-        if detector.has_reconstruction:
-            error = healthy_reconstruction(detector, ValidationStream(cohort), device)
-            value = float(error[0] / error[1])
-        CheckpointStore(run.url, _identity(run)).save(1, detector, None, value)
-
-
-def _finish(run: Run, detector: Detector, scale: ScaleConfig, seconds: float) -> None:
-    state = CheckpointStore(run.url, _identity(run)).state()
-    records = run.metrics()
-    run.finish(
-        {
-            "status": "finished",
-            "epochs": len(records),
-            "best_epoch": state.best if state and records else None,
-            "validation/reconstruction": (
-                state.best_value if state and detector.has_reconstruction else None
-            ),
-            "fit_seconds": sum(r["seconds"] for r in records) or (seconds if state else None),
-            "num_parameters": num_parameters(detector),
-            "num_workers": scale.num_workers,
-            "threads": torch.get_num_threads(),
-            "omp_num_threads": os.environ.get("OMP_NUM_THREADS"),
-        }
-    )
+    if "train/active_units" in metrics:
+        text += f"{metrics['train/active_units']} latent units active, "
+    return text + f"{metrics['samples_per_second']:.0f} samples/s"

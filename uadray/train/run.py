@@ -94,9 +94,14 @@ class Run:
 
     @property
     def summary(self) -> dict[str, Any] | None:
-        """What the finished fit left, or None while it is not finished."""
+        """What a fit left that has ended, well or not; None while it has not."""
         url = files.join(self.url, "summary.json")
         return files.read_json(url) if files.exists(url) else None
+
+    @property
+    def finished(self) -> bool:
+        """Whether the fit has ended well."""
+        return (self.summary or {}).get("status") == "finished"
 
     def metrics(self) -> list[dict[str, Any]]:
         """One record an epoch."""
@@ -111,8 +116,12 @@ class Run:
         files.write_bytes(files.join(self.url, "metrics.jsonl"), text.encode())
 
     def finish(self, summary: dict[str, Any]) -> None:
-        """Mark the fit as finished."""
+        """Mark the fit as ended; `status` says whether it is `finished` or `failed`."""
         files.write_json(files.join(self.url, "summary.json"), summary)
+
+    def reopen(self) -> None:
+        """Take back the mark of a fit that has failed: it is begun again."""
+        files.remove(files.join(self.url, "summary.json"))
 
 
 def hardware() -> dict[str, Any]:

@@ -1,0 +1,279 @@
+"""A group of workers under Ray Train: distributed data parallel, restarted after failures."""
+
+import logging
+import math
+import threading
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import ray
+import torch
+import torch.distributed
+from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError, UserCallback
+from ray.train.torch import TorchTrainer, prepare_model
+
+from uadray import files
+from uadray.detectors import GradientDetector
+from uadray.errors import ConfigError, UadrayError
+from uadray.store import Cohort
+from uadray.stream import READ_CPUS
+from uadray.train.loop import Metrics, World
+from uadray.train.run import Run
+from uadray.train.track import TrackConfig
+from uadray.train.worker import fit_worker
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScaleConfig:
+    """How much of a cluster a fit takes.
+
+    A step takes the same number of samples whatever is chosen here, and a checkpoint may be taken
+    up with another choice. Erasing and noise are the same for any number of workers; which volumes
+    share a step is not, since each worker has a part of its own.
+    """
+
+    num_workers: int = 1
+    """1 fits in this process; more start a DDP group under Ray Train. Batches need not divide by
+    it."""
+    min_workers: int = 0
+    """Go on with as few as these where nodes are lost, and grow again with new ones; 0 waits for
+    all `num_workers`."""
+    micro_batch: int = 0
+    """Most samples that go through a worker's network at a time; the gradients of a step add up, so
+    that memory is bounded and the result the same but for rounding. 0 takes a worker's whole share
+    of the batch."""
+    use_gpu: bool = False
+    """Whether each worker of a group takes a GPU; a single worker takes one where there is one."""
+    cpus_per_worker: float = 0.75
+    """Logical CPUs of each worker of a group; the rest of a node reads."""
+    max_failures: int = 3
+    """How often a group is started again from its newest checkpoint."""
+
+    def __post_init__(self) -> None:
+        if self.num_workers < 1 or self.cpus_per_worker <= 0:
+            raise ConfigError("scale.num_workers must be >= 1 and scale.cpus_per_worker > 0")
+        if not 0 <= self.min_workers <= self.num_workers:
+            raise ConfigError(
+                f"scale.min_workers must be in [0, num_workers], was {self.min_workers}"
+            )
+        if self.micro_batch < 0 or self.max_failures < 0:
+            raise ConfigError("scale.micro_batch and scale.max_failures must be >= 0")
+
+
+def can_run(nodes: Sequence[float], num_workers: int, cpus: float) -> bool:
+    """Whether workers find room on nodes and always leave room for a read task.
+
+    Ray waits without an end and without an error for what does not fit.
+
+    Args:
+        nodes: Logical CPUs of each node.
+        num_workers: Workers, placed in whatever way.
+        cpus: Logical CPUs of each.
+    """
+    if sum(math.floor(node / cpus + 1e-9) for node in nodes) < num_workers:
+        return False
+    # Workers that it takes to leave a node without a read task's CPUs; None where they never do.
+    blocked_by: list[int | None] = []
+    for node in nodes:
+        fewest = max(0, math.floor((node - READ_CPUS) / cpus + 1e-9) + 1)
+        blocked_by.append(fewest if fewest * cpus <= node + 1e-9 else None)
+    return None in blocked_by or sum(n or 0 for n in blocked_by) > num_workers
+
+
+def fit_group(
+    run: Run,
+    cohort: Cohort,
+    scale: ScaleConfig,
+    *,
+    track: TrackConfig | None = None,
+    report: Callable[[Metrics], None] = lambda record: None,
+) -> dict[str, Any]:
+    """Fit in a DDP group; it restarts from the newest checkpoint by itself.
+
+    Returns:
+        What rank 0's `fit_worker` does.
+
+    Raises:
+        ConfigError: the cluster has no room for the group.
+        UadrayError: whatever named error ended a worker; starting again would not help.
+        TrainingFailedError: the workers failed more than `scale.max_failures` times.
+    """
+    _check_room(scale)
+    if sum(node["Alive"] for node in ray.nodes()) > 1 and not files.is_remote(run.url):
+        print(
+            f"warning: {run.url} must be on storage that all nodes share, such as NFS or s3://",
+            flush=True,
+        )
+    worker: Any = _group_worker
+    workers: Any = (scale.min_workers, scale.num_workers) if scale.min_workers else None
+    callbacks: Any = [_EndOnNamedErrors()]
+    trainer = TorchTrainer(
+        worker,
+        train_loop_config={
+            "run": run,
+            "cohort": cohort,
+            "scale": scale,
+            "track": track or TrackConfig(),
+        },
+        scaling_config=ScalingConfig(
+            num_workers=workers or scale.num_workers,
+            use_gpu=scale.use_gpu,
+            resources_per_worker={"CPU": scale.cpus_per_worker},
+        ),
+        run_config=RunConfig(
+            name=f"uadray-{run.experiment.name}-{uuid.uuid4().hex[:8]}",
+            storage_path=files.join(run.url, "ray"),
+            failure_config=FailureConfig(
+                max_failures=scale.max_failures,
+                # Without it a group that cannot be placed is tried again for ever.
+                controller_failure_limit=scale.max_failures,  # type: ignore[call-arg]
+            ),
+            callbacks=callbacks,
+        ),
+    )
+    try:
+        with _relayed(run, report):
+            result: Any = trainer.fit()
+            return dict(result.return_value)
+    except TrainingFailedError as error:
+        failures = getattr(error, "worker_failures", {}).values()
+        for failure in (*failures, getattr(error, "controller_failure", None)):
+            if isinstance(failure, UadrayError):
+                raise failure from None
+        raise
+    finally:
+        # Ray's own bookkeeping of this group; the run folder holds all that counts.
+        files.remove(files.join(run.url, "ray"))
+
+
+class _EndOnNamedErrors(UserCallback):
+    """Our named errors come back however often a group is started: they end it at once."""
+
+    def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
+        for error in worker_exceptions.values():
+            if isinstance(error, UadrayError):
+                raise error
+
+
+def _check_room(scale: ScaleConfig) -> None:
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    cpus = [float(node.get("CPU", 0)) for node in nodes]
+    fewest = scale.min_workers or scale.num_workers
+    if not can_run(cpus, fewest, scale.cpus_per_worker):
+        raise ConfigError(
+            f"{fewest} workers of {scale.cpus_per_worker} CPUs and a read task of {READ_CPUS} do "
+            f"not surely fit on nodes of {', '.join(f'{n:g}' for n in cpus)} CPUs: lower "
+            "--scale.num-workers or --scale.cpus-per-worker"
+        )
+    gpus = sum(node.get("GPU", 0) for node in nodes)
+    if scale.use_gpu and fewest > gpus:
+        raise ConfigError(
+            f"{fewest} workers need as many GPUs; the cluster has {gpus:g}: lower "
+            "--scale.num-workers or drop --scale.use-gpu"
+        )
+
+
+@contextmanager
+def _relayed(run: Run, report: Callable[[Metrics], None]) -> Iterator[None]:
+    """Report the records that workers leave in the run folder, as they come.
+
+    An epoch that a restarted group repeats is reported once.
+    """
+    done, raised = threading.Event(), list[Exception]()
+    last = max((record["epoch"] for record in run.metrics()), default=0)
+
+    def tell() -> None:
+        nonlocal last
+        for record in run.metrics():
+            if record["epoch"] > last:
+                last = record["epoch"]
+                report(record)
+
+    def watch() -> None:
+        try:
+            while not done.wait(_RELAY_S):
+                tell()
+        except Exception as error:
+            raised.append(error)
+
+    thread = threading.Thread(target=watch, name="uadray-relay", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
+    if raised:
+        raise raised[0]
+    tell()
+
+
+_RELAY_S = 0.5
+"""Seconds between two looks at a group's records."""
+
+
+def _group_worker(config: dict[str, Any]) -> dict[str, Any]:
+    context = ray.train.get_context()
+    rank, size = context.get_world_rank(), context.get_world_size()
+    # Each report of each worker is logged otherwise, beside our own line of progress.
+    logging.getLogger("ray.train").setLevel(logging.WARNING)
+    logging.getLogger("ray.data").setLevel(logging.WARNING)
+    run: Run = config["run"]
+    scale: ScaleConfig = config["scale"]
+    # Threads beyond the CPUs granted wait for each other: several times slower, not faster.
+    torch.set_num_threads(max(1, int(scale.cpus_per_worker)))
+    device = ray.train.torch.get_device()
+
+    def total(tensor: torch.Tensor) -> torch.Tensor:
+        tensor = tensor.to(device)
+        torch.distributed.all_reduce(tensor)
+        return tensor.cpu()
+
+    alone = World(rank=rank, size=size)
+    return fit_worker(
+        run,
+        config["cohort"],
+        world=(
+            World(rank=rank, size=size, wrap=partial(_averaged, shape=run.shape), sum=total)
+            if size > 1
+            else alone
+        ),
+        device=device,
+        micro_batch=scale.micro_batch,
+        track=config["track"],
+        report=ray.train.report,
+    )
+
+
+def _averaged(module: torch.nn.Module, shape: tuple[int, int, int]) -> torch.nn.Module:
+    """The module under DDP, after a step that counts nothing.
+
+    DDP lays its buckets out anew behind its first step, and where a gradient stands in a bucket
+    decides in which order more than two workers add it up. With that step over, the first one of a
+    resumed fit rounds as the same one of an undisturbed fit did.
+    """
+    buffers = [buffer.clone() for buffer in module.buffers()]
+    averaged: torch.nn.Module = prepare_model(
+        module,
+        parallel_strategy_kwargs={
+            "gradient_as_bucket_view": True,
+            "static_graph": True,
+            # Without batch normalisation there are none that a step would change.
+            "forward_sync_buffers": bool(buffers),
+        },
+    )
+    detector = getattr(module, "_orig_mod", module)
+    assert isinstance(detector, GradientDetector)
+    device = next(module.parameters()).device
+    blank = torch.zeros(1, 1, *shape[3 - detector.ndim :], device=device)
+    losses = averaged(blank, blank, torch.zeros(1, detector.num_noise, device=device))
+    (losses["loss"] * 0).backward()
+    module.zero_grad(set_to_none=True)
+    with torch.no_grad():
+        for buffer, value in zip(module.buffers(), buffers, strict=True):
+            buffer.copy_(value)
+    return averaged

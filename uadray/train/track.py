@@ -1,0 +1,122 @@
+"""Epochs on TensorBoard and MLflow, beside `metrics.jsonl`; both are extras: `uadray[track]`."""
+
+import importlib
+import types
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from uadray import files
+from uadray.config import to_json
+from uadray.errors import ConfigError
+from uadray.train.run import Run
+
+Follow = Callable[[dict[str, Any]], None]
+"""Takes the record of an epoch."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrackConfig:
+    """Where else the epochs of a fit are shown."""
+
+    tensorboard: bool = False
+    """Write event files to `tensorboard/` in the run folder, which must be local then."""
+    mlflow: str = ""
+    """Tracking URI of an MLflow to write to, such as `sqlite:///mlflow.db` or `http://HOST:5000`;
+    empty for none."""
+    mlflow_experiment: str = "uadray"
+    """Name of the MLflow experiment that the run belongs to."""
+
+
+@contextmanager
+def tracked(run: Run, config: TrackConfig) -> Iterator[Follow]:
+    """What to call with the record of each epoch, while a fit lasts.
+
+    A resumed fit goes on where the earlier one was: TensorBoard hides what it repeats, MLflow's run
+    is the same one.
+
+    Raises:
+        ConfigError: a package is not installed, or the run folder is remote.
+    """
+    with ExitStack() as stack:
+        follows: list[Follow] = []
+        if config.tensorboard:
+            follows.append(stack.enter_context(_tensorboard(run)))
+        if config.mlflow:
+            follows.append(stack.enter_context(_mlflow(run, config)))
+
+        def follow(record: dict[str, Any]) -> None:
+            for each in follows:
+                each(record)
+
+        yield follow
+
+
+def _extra(name: str) -> types.ModuleType:
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        raise ConfigError(
+            f"{name} cannot be imported ({error}): pip install 'uadray[track]'"
+        ) from None
+
+
+@contextmanager
+def _tensorboard(run: Run) -> Iterator[Follow]:
+    if files.is_remote(run.url):
+        raise ConfigError(f"TensorBoard writes to local folders, and {run.url} is remote")
+    module = _extra("torch.utils.tensorboard")
+    past = run.metrics()
+    writer = module.SummaryWriter(
+        log_dir=str(Path(run.url) / "tensorboard"),
+        purge_step=past[-1]["epoch"] + 1 if past else None,
+    )
+
+    def follow(record: dict[str, Any]) -> None:
+        for name, value in record.items():
+            if name != "epoch":
+                writer.add_scalar(name, value, record["epoch"])
+        writer.flush()
+
+    try:
+        yield follow
+    finally:
+        writer.close()
+
+
+@contextmanager
+def _mlflow(run: Run, config: TrackConfig) -> Iterator[Follow]:
+    client = _extra("mlflow").MlflowClient(tracking_uri=config.mlflow)
+    url = files.join(run.url, "mlflow.json")
+    if files.exists(url) and files.read_json(url)["uri"] == config.mlflow:
+        run_id = files.read_json(url)["run_id"]
+        client.update_run(run_id, status="RUNNING")
+    else:
+        run_id = _begin(client, run, config.mlflow_experiment)
+        files.write_json(url, {"uri": config.mlflow, "run_id": run_id})
+
+    def follow(record: dict[str, Any]) -> None:
+        for name, value in record.items():
+            if name != "epoch":
+                client.log_metric(run_id, name, value, step=record["epoch"])
+
+    try:
+        yield follow
+    except BaseException:
+        client.set_terminated(run_id, status="FAILED")
+        raise
+    client.set_terminated(run_id, status="FINISHED")
+
+
+def _begin(client: Any, run: Run, experiment: str) -> str:
+    """A new MLflow run with all settings as its parameters."""
+    found = client.get_experiment_by_name(experiment)
+    number = found.experiment_id if found else client.create_experiment(experiment)
+    tags = {"cohort": run.cohort_fingerprint, "fingerprint": run.experiment.fingerprint}
+    begun = client.create_run(number, run_name=run.experiment.name, tags=tags)
+    for group, fields in to_json(run.experiment).items():
+        for name, value in fields.items():
+            client.log_param(begun.info.run_id, f"{group}.{name}", value)
+    return str(begun.info.run_id)

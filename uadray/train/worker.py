@@ -1,0 +1,136 @@
+"""What one worker of a fit does, alone in its process or in a group."""
+
+import resource
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from uadray.config import Experiment
+from uadray.detectors import Detector, GradientDetector, build
+from uadray.errors import ConfigError
+from uadray.order import step_sizes
+from uadray.store import Cohort
+from uadray.stream import TrainingStream, ValidationStream, fits_in_memory, train_rows
+from uadray.train.checkpoint import CheckpointStore
+from uadray.train.loop import Metrics, World, fit_gradient, reduced_precision
+from uadray.train.run import Run
+from uadray.train.track import TrackConfig, tracked
+
+
+def identity(run: Run) -> str:
+    """What the checkpoints of a run are of."""
+    return f"{run.experiment.fingerprint}-{run.cohort_fingerprint}"
+
+
+def fresh(experiment: Experiment, shape: tuple[int, int, int]) -> Detector:
+    """An unfitted detector; its weights follow the seed, and nothing else's random state moves.
+
+    Raises:
+        ConfigError: volumes of that shape do not suit the method.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(experiment.fit.seed)
+        return build(experiment.method, shape)
+
+
+def fit_worker(
+    run: Run,
+    cohort: Cohort,
+    *,
+    world: World,
+    device: torch.device,
+    micro_batch: int,
+    track: TrackConfig,
+    report: Callable[[Metrics], None],
+) -> dict[str, Any]:
+    """Fit a method that learns by gradient, from the newest checkpoint to the end.
+
+    Returns:
+        How it was done, for the summary: volumes, residency, precision, device, threads and the
+        peak memory of the worker with the highest.
+
+    Raises:
+        ConfigError: the workers or micro-batches do not suit the batch or the method.
+        NotFiniteError: the loss is not finite.
+    """
+    experiment, config = run.experiment, run.experiment.fit
+    detector = fresh(experiment, run.shape)
+    assert isinstance(detector, GradientDetector)
+    if micro_batch and any(isinstance(m, _BATCH_NORM) for m in detector.modules()):
+        raise ConfigError(
+            "scale.micro_batch changes what batch normalisation learns: choose another "
+            "--method.norm, or 0 micro-batches"
+        )
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    rows = train_rows(cohort, share=config.data_share, seed=config.seed)
+    held_back = cohort.rows("validation")
+    num_volumes = len(rows) + len(held_back)
+    resident = config.residency == "device" or (
+        config.residency == "auto" and fits_in_memory(cohort, num_volumes, world.size, str(device))
+    )
+    train = TrainingStream(
+        cohort,
+        rows,
+        ndim=detector.ndim,
+        batch_size=config.batch_size,
+        seed=config.seed,
+        rank=world.rank,
+        world=world.size,
+        resident=resident,
+        device=str(device),
+    )
+    sizes = None
+    if world.size > 1:
+        sizes = step_sizes([int(n) for n in of_each(world, train.num_samples())], config.batch_size)
+    with tracked(run, track if world.rank == 0 else TrackConfig()) as follow:
+
+        def log(records: list[Metrics]) -> None:
+            run.write_metrics(records)
+            follow(records[-1])
+
+        fit_gradient(
+            detector,
+            experiment,
+            train=train.epoch,
+            validation=ValidationStream(
+                cohort, held_back, rank=world.rank, world=world.size, resident=resident
+            ),
+            checkpoints=CheckpointStore(run.url, identity(run)),
+            report=report,
+            past=run.metrics(),
+            device=device,
+            world=world,
+            sizes=sizes,
+            micro_batch=micro_batch,
+            log=log,
+        )
+    return {
+        "num_train_volumes": len(rows),
+        "num_validation_volumes": len(held_back),
+        "residency": "device" if resident else "stream",
+        "precision": (
+            "bfloat16" if reduced_precision(config.precision, detector, device) else "float32"
+        ),
+        "device": device.type,
+        "threads": torch.get_num_threads(),
+        "peak_memory_gib": max(of_each(world, _peak_memory(device))),
+    }
+
+
+_BATCH_NORM = torch.nn.modules.batchnorm._BatchNorm
+
+
+def of_each(world: World, value: float) -> list[float]:
+    """A number of each worker, by rank, on all of them."""
+    mine = torch.zeros(world.size, dtype=torch.float64)
+    mine[world.rank] = value
+    return world.sum(mine).tolist()
+
+
+def _peak_memory(device: torch.device) -> float:
+    """GiB: what the fit took of its GPU, or else the highest resident size of this process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**30
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20

@@ -28,7 +28,7 @@ def check_inputs(
     if not runs or not cohorts:
         raise EvaluationError("nothing to evaluate: name at least one run and one cohort")
     for run in runs:
-        if run.summary is None:
+        if not run.finished:
             raise EvaluationError(f"{run.url} is not finished: run the same jobs/train.py again")
     if healthy is not None and config.threshold_rule not in WITHOUT_LESIONS:
         raise ConfigError(

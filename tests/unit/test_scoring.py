@@ -1,0 +1,257 @@
+"""What a worker does with a batch, without Ray: scores, counts, slices, filters, refusals."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from scipy import ndimage
+from tiny_cohorts import AFFINE, SHAPE, write_lesioned
+from torch import Tensor
+
+from uadray.config import experiment
+from uadray.detectors import build
+from uadray.detectors.base import Detector, ReconstructionDetector
+from uadray.errors import EvaluationError
+from uadray.evaluate.components import ComponentConfig
+from uadray.evaluate.counts import CohortCounts, TestPart
+from uadray.evaluate.lesionwise import compare_lesions
+from uadray.evaluate.postprocess import PostprocessConfig
+from uadray.evaluate.protocols import PROTOCOLS, EvaluateConfig
+from uadray.evaluate.record import check_classes
+from uadray.evaluate.scores import ScoreStore
+from uadray.evaluate.scoring import Batch, Scorer, Work, examine, score_volumes
+from uadray.store import Cohort
+from uadray.train.run import Run
+
+FILTER = ComponentConfig(max_size=3, connectivity=6)
+CONFIG = EvaluateConfig(
+    postprocess=PostprocessConfig(erosion_iterations=1, median_size=1), components=FILTER
+)
+SLICES = (4, 12)
+
+
+@pytest.fixture(scope="module")
+def cohort(tmp_path_factory: pytest.TempPathFactory) -> Cohort:
+    return write_lesioned(tmp_path_factory.mktemp("lesioned"))
+
+
+@pytest.fixture
+def run(cohort: Cohort, tmp_path: Path) -> Run:
+    """Of a method that needs no fit."""
+    made = Run.create(str(tmp_path / "run"), experiment("Intensity"), cohort)
+    made.finish({"status": "finished"})
+    return made
+
+
+@pytest.fixture
+def some_slices(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A protocol on the tiny grid that takes a few slices only."""
+    tiny = replace(PROTOCOLS["bengs2021"], grid=SHAPE, slices=SLICES)
+    monkeypatch.setitem(PROTOCOLS, "bengs2021", tiny)
+
+
+def batch(cohort: Cohort, rows: list[int]) -> Batch:
+    arrays = {
+        name: np.concatenate([cohort.read(name, row, row + 1) for row in rows])  # type: ignore[arg-type]
+        for name in ("image", "brain", "lesion")
+    }
+    return arrays | {"id": np.array(rows)}
+
+
+def names(cohort: Cohort) -> dict[int, str]:
+    return dict(zip(cohort.subjects["row"], cohort.subjects["id"], strict=True))
+
+
+def score(run: Run, cohort: Cohort, rows: list[int], config: EvaluateConfig = CONFIG) -> ScoreStore:
+    """Score some rows, and count them behind the filter where there is one."""
+    store = ScoreStore.create(run, cohort, (0.0, 1.0), config.scoring(cohort.shape))
+    filtered = rows if config.components.max_size else []
+    work = Work(run=run, store=store, to_score=frozenset(rows), to_filter=frozenset(filtered))
+    done = Scorer([work], names(cohort), config)(batch(cohort, rows))
+    assert done["id"].tolist() == rows
+    assert (done["seconds"] > 0).all()
+    return store
+
+
+def expected_levels(cohort: Cohort, row: int) -> np.ndarray:
+    """The intensity itself, eroded: what the run scores."""
+    image, brain = (cohort.read(n, row, row + 1)[0] for n in ("image", "brain"))  # type: ignore[arg-type]
+    cross = ndimage.generate_binary_structure(2, 1)
+    inside = np.stack([ndimage.binary_erosion(plane, cross) for plane in brain])
+    return np.rint(image.astype(np.float64) * 65535).astype(np.uint16) * inside
+
+
+def without_small(mask: np.ndarray, max_size: int) -> np.ndarray:
+    labels, count = ndimage.label(mask)
+    sizes = np.bincount(labels.ravel(), minlength=count + 1)
+    return (labels > 0) & (sizes > max_size)[labels]
+
+
+def positives(counts: CohortCounts, level: int) -> tuple[list[float], list[float]]:
+    true, false = counts.positives(level)
+    return true.tolist(), false.tolist()
+
+
+class TestScorer:
+    def test_it_keeps_levels_and_counts_with_and_without_the_filter(
+        self, cohort: Cohort, run: Run
+    ) -> None:
+        store = score(run, cohort, [2, 5])
+        assert store.done() == store.done(FILTER) == {2, 5}
+        pairs = [(row, names(cohort)[row]) for row in (2, 5)]
+        plain = store.counts(pairs, "c", CohortCounts)
+        filtered = store.counts(pairs, "c", CohortCounts, FILTER)
+        for place, row in enumerate((2, 5)):
+            levels = expected_levels(cohort, row)
+            np.testing.assert_array_equal(store.levels(row), levels)
+            truth = cohort.read("lesion", row, row + 1)[0]
+            for level in (1, 20000, 33000, 40000, 60000):
+                for counts, predicted in (
+                    (plain, levels >= level),
+                    (filtered, without_small(levels >= level, 3)),
+                ):
+                    true, false = positives(counts, level)
+                    assert true[place] == (predicted & truth).sum()
+                    assert false[place] == (predicted & ~truth).sum()
+        assert positives(plain, 33000) != positives(filtered, 33000)
+
+    def test_another_filter_reads_what_is_kept(self, cohort: Cohort, run: Run) -> None:
+        store = score(run, cohort, [1])
+        chunk = Path(store.url) / "scores" / "c" / "1" / "0" / "0" / "0"
+        written = chunk.stat().st_mtime_ns
+        larger = replace(CONFIG, components=ComponentConfig(max_size=9, connectivity=26))
+        work = Work(run=run, store=store, to_score=frozenset(), to_filter=frozenset([1]))
+        Path(run.url, "config.json").unlink()  # no detector is asked for
+        done = Scorer([work], names(cohort), larger)(batch(cohort, [1]))
+        assert (done["seconds"] == 0).all()
+        assert store.done(larger.components) == {1}
+        assert chunk.stat().st_mtime_ns == written
+
+    def test_slices_are_cut_behind_the_scoring(
+        self, cohort: Cohort, run: Run, some_slices: None
+    ) -> None:
+        store, cut = score(run, cohort, [3]), slice(*SLICES)
+        np.testing.assert_array_equal(store.levels(3), expected_levels(cohort, 3)[cut])
+        counts = store.counts([(3, "a")], "c", CohortCounts)
+        lesion = cohort.read("lesion", 3, 4)[0]
+        assert counts.num_lesion.tolist() == [lesion[cut].sum()]
+        assert counts.slice_lesion.tolist() == [lesion[cut].any((1, 2)).tolist()]
+
+    def test_a_lesion_outside_the_brain_is_named(self, cohort: Cohort, run: Run) -> None:
+        store = ScoreStore.create(run, cohort, (0.0, 1.0), CONFIG.scoring(cohort.shape))
+        work = Work(run=run, store=store, to_score=frozenset([0, 4]), to_filter=frozenset())
+        held = batch(cohort, [0, 4])
+        inside = int(held["lesion"][1].sum())
+        held["lesion"][1, 0, 0, :2] = True
+        told = rf"'{names(cohort)[4]}': 2 of {inside + 2} lesion voxels lie outside the brain"
+        with pytest.raises(EvaluationError, match=told):
+            Scorer([work], names(cohort), CONFIG)(held)
+        assert store.done() == set()
+
+    def test_a_healthy_cohort_has_no_truth(self, cohort: Cohort, run: Run) -> None:
+        store = ScoreStore.create(run, cohort, (0.0, 1.0), CONFIG.scoring(cohort.shape))
+        work = Work(run=run, store=store, to_score=frozenset([0]), to_filter=frozenset())
+        held = {k: v for k, v in batch(cohort, [0]).items() if k != "lesion"}
+        Scorer([work], names(cohort), CONFIG)(held)
+        counts = store.counts([(0, "a")], "c", CohortCounts)
+        assert counts.num_lesion.tolist() == [0]
+        assert counts.merged("brain").num_healthy == held["brain"].sum()
+
+
+class Half(ReconstructionDetector):
+    """Reconstructs one half everywhere."""
+
+    def reconstruct(self, x_BCZYX: Tensor) -> Tensor:
+        return torch.full_like(x_BCZYX, 0.5)
+
+
+class TestResidual:
+    IMAGES = torch.tensor([0.1, 0.5, 0.9]).reshape(1, 1, 1, 3)
+    BRAIN = np.ones((1, 1, 1, 3), bool)
+
+    @pytest.mark.parametrize(
+        ("residual", "expected"), [("absolute", [0.4, 0.0, 0.4]), ("positive", [0.0, 0.0, 0.4])]
+    )
+    def test_of_a_method_that_reconstructs(self, residual, expected) -> None:
+        scores = score_volumes(Half(), self.IMAGES, self.BRAIN, torch.device("cpu"), residual)
+        assert scores.shape == (1, 1, 1, 3)
+        np.testing.assert_allclose(scores.ravel(), expected, atol=1e-6)
+
+    @pytest.mark.parametrize("name", ["Intensity-dark", "HistEq"])
+    def test_of_others_it_changes_nothing(self, name) -> None:
+        detector: Detector = build(experiment(name).method, (1, 1, 3))
+        both = [
+            score_volumes(detector, self.IMAGES, self.BRAIN, torch.device("cpu"), residual)
+            for residual in ("absolute", "positive")
+        ]
+        np.testing.assert_array_equal(*both)
+
+
+class TestExamine:
+    @pytest.mark.parametrize("max_size", [0, 3])
+    def test_it_compares_the_final_prediction(
+        self, cohort: Cohort, run: Run, some_slices: None, max_size: int
+    ) -> None:
+        config = replace(CONFIG, components=ComponentConfig(max_size=max_size, connectivity=6))
+        rows, level, cut = [2, 7], 40000, slice(*SLICES)
+        store = score(run, cohort, rows, config)
+        spacings = dict.fromkeys(rows, (4.0, 4.0, 4.0))
+        held = batch(cohort, rows)
+        found = examine(held, [store, store], [level, 65536], names(cohort), spacings, config)
+        assert found["lesions"].shape == (2, 2, 8)
+        for place, row in enumerate(rows):
+            predicted = without_small(expected_levels(cohort, row)[cut] >= level, max_size)
+            truth = held["lesion"][place][cut]
+            expected = compare_lesions(predicted, truth, np.diag(AFFINE)[:3])
+            np.testing.assert_allclose(found["lesions"][place, 0], list(vars(expected).values()))
+            nothing = compare_lesions(truth & False, truth, (4, 4, 4))
+            np.testing.assert_allclose(found["lesions"][place, 1], list(vars(nothing).values()))
+
+
+class TestCutShort:
+    def remove(self, chunk: Path) -> None:
+        chunk.unlink()
+
+    def shorten(self, chunk: Path) -> None:
+        chunk.write_bytes(chunk.read_bytes()[:40])
+
+    def exchange(self, chunk: Path) -> None:
+        chunk.write_bytes((chunk.parents[3] / "6" / "0" / "0" / "0").read_bytes())
+
+    def lose_the_array(self, chunk: Path) -> None:
+        (chunk.parents[4] / "zarr.json").unlink()
+
+    @pytest.mark.parametrize("damage", [remove, shorten, exchange, lose_the_array])
+    def test_kept_scores_that_are_not_those_counted_are_named(
+        self, cohort: Cohort, run: Run, damage
+    ) -> None:
+        store = score(run, cohort, [3, 6])
+        store.checked_levels(3, "a")
+        damage(self, Path(store.url) / "scores" / "c" / "3" / "0" / "0" / "0")
+        told = r"kept scores of subject 'a' .*cut short or damaged.*remove .*0000003\.npz"
+        with pytest.raises(EvaluationError, match=told):
+            store.checked_levels(3, "a")
+
+    def test_a_subject_that_was_not_scored_is_named(self, cohort: Cohort, run: Run) -> None:
+        store = score(run, cohort, [3])
+        with pytest.raises(EvaluationError, match="'b' is not scored: run jobs/evaluate"):
+            store.counts([(3, "a"), (6, "b")], "c", CohortCounts)
+
+
+class TestClasses:
+    def part(self, cohort: Cohort, run: Run, lesion: bool) -> TestPart:
+        store = ScoreStore.create(run, cohort, (0.0, 1.0), CONFIG.scoring(cohort.shape))
+        work = Work(run=run, store=store, to_score=frozenset([0]), to_filter=frozenset())
+        held = batch(cohort, [0])
+        held["lesion"] = held["brain"].copy() if lesion else np.zeros_like(held["brain"])
+        Scorer([work], names(cohort), CONFIG)(held)
+        return store.counts([(0, "a")], "c/test", TestPart)
+
+    @pytest.mark.parametrize(
+        ("lesion", "told"), [(False, "hold no lesion voxel"), (True, "every brain voxel .* lesion")]
+    )
+    def test_one_class_alone_is_refused(self, cohort: Cohort, run: Run, lesion, told) -> None:
+        with pytest.raises(EvaluationError, match=rf"c\.zarr: .*{told}"):
+            check_classes(self.part(cohort, run, lesion), "c.zarr")

@@ -76,10 +76,9 @@ def bits(key: Tensor, counter: Tensor) -> Tensor:
     """32 random bits at each counter, as int64 in [0, 2^32); shapes broadcast."""
     if key.device.type == "cpu":  # NumPy has unsigned words, and takes a third of torch's time
         words = counter.numpy().view(np.uint64) * np.uint64(_GOLDEN)
-        offset = key.numpy().view(np.uint64) + np.uint64(_GOLDEN)
-        mixed = _mix_words_(words + offset)
-        mixed >>= np.uint64(32)
-        return torch.from_numpy(mixed.view(np.int64))
+        words = words + (key.numpy().view(np.uint64) + np.uint64(_GOLDEN))
+        words = _mix_words_(words) >> np.uint64(32)
+        return torch.from_numpy(words.view(np.int64))
     return bits_on_device(key, counter)
 
 

@@ -9,6 +9,7 @@ Shape suffixes: B samples, R regions, D = 2 or 3 spatial axes (Y, X) or (Z, Y, X
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -230,18 +231,19 @@ def _fill(x: Tensor, out: Tensor, boxes_BRD2: NDArray[np.int64], key_B: Tensor |
     runs = _Runs.of(boxes_BRD2, tuple(x.shape[1:]))
     voxel = np.arange(runs.length.sum())
     voxel += np.repeat(runs.start - runs.before, runs.length)
-    key = torch.from_numpy(np.repeat(key_B.numpy()[runs.sample], runs.length))
-    pick = counter.bits(key, torch.from_numpy(voxel)).numpy()
+    key = key_B.numpy()
+    if len(x) > 1:
+        key = np.repeat(key[runs.sample], runs.length)
+    pick = counter.bits(torch.from_numpy(key), torch.from_numpy(voxel)).numpy()
+    ends = np.append(runs.before, len(voxel))[np.searchsorted(runs.sample, np.arange(len(x) + 1))]
     source, target = _integers(x).reshape(len(x), -1), target.reshape(len(x), -1)
-    stop = np.bincount(runs.sample, runs.length, minlength=len(x)).cumsum().astype(np.int64)
-    for sample, last in enumerate(stop):
-        mine = slice(stop[sample - 1] if sample else 0, last)
-        if mine.start == last:
+    for sample, (first, last) in enumerate(pairwise(ends.tolist())):
+        if first == last:
             continue
         pool = source[sample][source[sample] > 0]
         if len(pool):
-            place = (pick[mine] * len(pool)) >> 32
-            target[sample][voxel[mine]] = pool[place]
+            place = (pick[first:last] * len(pool)) >> 32
+            target[sample][voxel[first:last]] = pool[place]
 
 
 def _fill_on_device(

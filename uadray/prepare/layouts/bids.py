@@ -26,6 +26,7 @@ LESION_WORDS = ("lesion", "lesions", "tumor", "tumour", "stroke", "wmh")
 OWN_SPACES = ("orig", "individual", "native", "scanner")
 """Values of `space` of a mask that lies on its scan's own grid, besides the modality."""
 
+_MASK = re.compile(r"_(mask|roi)\.nii(\.gz)?$")
 _SITE_COLUMNS = ("scanner", "scanner_id", "site", "site_id", "center", "centre")
 _DESCRIBING = {"space", "desc", "label", "res", "den", "mask"}
 
@@ -57,12 +58,12 @@ def bids(root: str, modality: str = "T1w") -> list[Scan]:
     names = find_files(root, (*IMAGE_ENDINGS, ".json"))
     images = [name for name in names if not name.endswith(".json")]
     *asked, suffix = modality.split("_")
-    masks = [name for name in images if re.search(r"_(mask|roi)\.nii(\.gz)?$", name)]
+    masks = _by_session(name for name in images if _MASK.search(name))
     candidates: dict[tuple[str, str], list[str]] = {}
     others = set()
     for name in images:
         match = BIDS_RAW.search(name)
-        if match is None or name in masks:
+        if match is None or _MASK.search(name):
             continue
         entities = _entities(match["entities"])
         if match["what"] != suffix or not set(asked) <= set(match["entities"].split("_")):
@@ -97,7 +98,7 @@ def _scan(
     root: str,
     name: str,
     alternatives: Sequence[str],
-    masks: Sequence[str],
+    masks: Mapping[tuple[str, str], Sequence[str]],
     scanners: Mapping[str, str],
 ) -> Scan:
     match = BIDS_RAW.search(name)
@@ -109,7 +110,8 @@ def _scan(
         notes.append(f"taken of {len(alternatives)} in its session, the others being {rest}")
     place = {}
     for kind, words in (("brain", ("brain",)), ("lesion", LESION_WORDS)):
-        fitting = _fitting_masks(masks, entities, match["what"], words)
+        own = masks.get((entities["sub"], entities.get("ses", "")), ())
+        fitting = _fitting_masks(own, entities, match["what"], words)
         place[kind] = files.join(root, fitting[0]) if fitting else ""
         if len(fitting) > 1:
             notes.append(f"{kind} mask {fitting[0]} taken of {len(fitting)}")
@@ -139,16 +141,27 @@ def _plainness(name: str) -> tuple[int, int, str]:
     return len(entities), int(run) if run.isdigit() else 1, name
 
 
+def _by_session(masks: Iterable[str]) -> dict[tuple[str, str], list[str]]:
+    """Subject and session -> masks."""
+    found: dict[tuple[str, str], list[str]] = {}
+    for name in masks:
+        entities = _entities(stem(name))
+        session = (entities.get("sub", ""), entities.get("ses", ""))
+        found.setdefault(session, []).append(name)
+    return found
+
+
 def _fitting_masks(
     masks: Sequence[str], scan: Mapping[str, str], modality: str, words: tuple[str, ...]
 ) -> list[str]:
-    """Masks of a kind that may belong to a scan; those that share most with it, by name."""
+    """Of the masks of a session those of a kind that may belong to a scan.
+
+    Those that share most with it, by name.
+    """
     shared = {}
     for name in masks:
         parts = stem(name).split("_")
         mask = _entities("_".join(parts))
-        if mask.get("sub") != scan["sub"] or mask.get("ses", "") != scan.get("ses", ""):
-            continue
         if not any(part.lower().endswith(words) for part in parts):
             continue
         own = {"", scan.get("space", ""), *OWN_SPACES, modality}

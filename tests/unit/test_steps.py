@@ -1,4 +1,5 @@
 import gzip
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,13 +13,20 @@ from nibabel.orientations import aff2axcodes
 from scipy.spatial.transform import Rotation
 from tiny_scans import TINY, brain_image, ellipsoid, write
 
+from uadray.config import to_json
 from uadray.errors import ConfigError, ScanError
 from uadray.prepare import geometry
 from uadray.prepare.geometry import Extent, Volume
 from uadray.prepare.intensity import denoise, standardise
 from uadray.prepare.layouts import Scan, phantom
 from uadray.prepare.read import brain_of_stripped, load_volume
-from uadray.prepare.steps import PrepareConfig, pipeline, prepare_scan, record
+from uadray.prepare.steps import (
+    PrepareConfig,
+    pipeline,
+    prepare_scan,
+    record,
+    recorded_config,
+)
 
 
 def volume(image: np.ndarray, affine: np.ndarray | None = None, **masks) -> Volume:
@@ -287,6 +295,8 @@ class TestConfig:
             ({"percentiles": (99.0, 1.0)}, "percentiles"),
             ({"mask_threshold": 0.0}, "mask_threshold"),
             ({"spacing_mm": 0.0}, "spacing_mm"),
+            ({"min_brain_ml": 3000.0}, "min_brain_ml"),
+            ({"bias_shrink": 0}, "bias_shrink"),
             ({"shape": (64, 64, 0)}, "shape"),
             ({"shape": (164, 191, 158)}, "volumes are never enlarged"),
         ],
@@ -309,6 +319,26 @@ class TestConfig:
             "downsample",
         ]
         assert steps[3] == {"step": "denoise", "time_step": 0.125, "iterations": 3}
+        # Stripped in its own voxels, and interpolated once.
+        meissen = replace(PrepareConfig(), register="mni152", correct_bias=True)
+        assert [s["step"] for s in record(meissen, strokes=False)] == [
+            "to_canonical",
+            "strip",
+            "register",
+            "denoise",
+            "correct_bias",
+            "standardise",
+            "downsample",
+        ]
         off = record(replace(PrepareConfig(), denoise=False), strokes=True)
         names = [s["step"] for s in off]
         assert names[2:5] == ["strip", "insert_stroke", "standardise"]
+
+    def test_the_settings_come_back_from_a_plan(self):
+        config = replace(TINY, register="mni152", skull_strip="robex", percentiles=(2.0, 98.0))
+        plan = json.loads(json.dumps({"config": to_json(config)}))
+        assert recorded_config(plan) == config
+        # As ingest records them where no lesion is made.
+        del plan["config"]["stroke"]
+        assert recorded_config(plan) == config
+        assert record(recorded_config(plan), strokes=False) == record(config, strokes=False)

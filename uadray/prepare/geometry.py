@@ -206,8 +206,8 @@ def pad_to_extent(volume: Volume, *, extent: Extent, grow: bool) -> Volume:
     """
     spacing = float(volume.spacing.mean())
     size = np.array(volume.image.shape)
-    grown = fit_extent(extent, size * spacing, grow=grow)
-    target = np.maximum(grown.voxels(spacing), size if grow else 0)
+    grown = fit_extent(extent, size, spacing, grow=grow)
+    target = np.array(grown.voxels(spacing))
     before = (target - size) // 2
     widths = list(zip(before, target - size - before, strict=True))
     affine = _regrid(volume.affine, np.ones(3), -before.astype(float))
@@ -215,24 +215,24 @@ def pad_to_extent(volume: Volume, *, extent: Extent, grow: bool) -> Volume:
     return padded if grown == extent else replace(padded, notes=(*volume.notes, grown_note(grown)))
 
 
-def fit_extent(extent: Extent, needed_mm: np.ndarray, *, grow: bool) -> Extent:
+def fit_extent(extent: Extent, needed: np.ndarray, spacing: float, *, grow: bool) -> Extent:
     """The extent, or the smallest one of its proportions that holds what is needed.
 
     Args:
         extent: The box that was asked for.
-        needed_mm: What it has to hold along X, Y and Z, (3,).
+        needed: Voxels that it has to hold along X, Y and Z, (3,).
+        spacing: Their edge length in mm.
         grow: Whether it may grow.
 
     Raises:
         ScanError: it must not grow and is too small.
     """
-    # A box of whole voxels is up to half of one smaller than the extent says.
-    excess = needed_mm / extent.mm
-    over = np.rint(needed_mm) > np.rint(extent.mm)
+    over = needed > np.array(extent.voxels(spacing))
     if not over.any():
         return extent
+    needed_mm = needed * spacing
     if grow:
-        x, y, z = (extent.mm * excess.max()).tolist()
+        x, y, z = (extent.mm * (needed_mm / extent.mm).max()).tolist()
         return Extent(left_right=x, posterior_anterior=y, inferior_superior=z)
     too_large = ", ".join(
         f"{name} {need:.0f} mm (limit {limit:.0f})"

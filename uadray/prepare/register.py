@@ -58,7 +58,8 @@ def register(volume: Volume, *, spacing_mm: float, extent: Extent, grow: bool) -
     """
     to_mni = register_to_mni(volume, voxels_mm=(COARSE_MM, FINE_MM))
     centre = _template_centre()
-    grown = fit_extent(extent, _needed_mm(volume, to_mni @ volume.affine, centre), grow=grow)
+    needed = np.ceil(_needed_mm(volume, to_mni @ volume.affine, centre) / spacing_mm)
+    grown = fit_extent(extent, needed, spacing_mm, grow=grow)
     shape = grown.voxels(spacing_mm)
     grid = np.diag([spacing_mm] * 3 + [1.0])
     grid[:3, 3] = centre - (np.array(shape) - 1) / 2 * spacing_mm

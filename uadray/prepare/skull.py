@@ -88,8 +88,9 @@ def _tool(package: str) -> Any:
 
 def _deepbet(volume: Volume) -> np.ndarray:
     """The brain by deepbet (Fisch et al. 2024), a network; about 10 s of one core, 1.2 GB."""
+    model = _deepbet_model()
     try:
-        _, mask, _ = _deepbet_model().run(nib.Nifti1Image(volume.image, volume.affine))
+        _, mask, _ = model.run(nib.Nifti1Image(volume.image, volume.affine))
     except (AssertionError, ValueError, RuntimeError) as error:
         raise ScanError(
             f"deepbet found no brain ({error}); look at the scan, or try --skull-strip robex"

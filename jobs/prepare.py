@@ -3,114 +3,178 @@ r"""Turn MRI scans into a cohort: a sealed Zarr store of volumes preprocessed al
     python jobs/prepare.py bids DATA/ds002748 --out runs/healthy.zarr --hold-out 12
     python jobs/prepare.py bids DATA/ds002748 --out runs/stroke.zarr --hold-out 12 --held-out \
         --lesions DATA/stroke_masks
-    python jobs/prepare.py mslub DATA/mslub --out runs/mslub.zarr --modality FLAIR
-    python jobs/prepare.py csv scans.csv --out s3://bucket/cohort.zarr --shape 64 64 64
+    python jobs/prepare.py mslub DATA/mslub --out runs/mslub.zarr
+    python jobs/prepare.py csv s3://bucket/scans.csv --out s3://bucket/cohort.zarr --size 32
+    python jobs/prepare.py brats DATA/brats2019 --out runs/tumour.zarr --preset bengs2021
     python jobs/prepare.py phantom healthy --count 128 --out runs/phantom.zarr --size 32
-    python jobs/prepare.py verify runs/healthy.zarr
+    python jobs/prepare.py --verify runs/healthy.zarr
 
 Healthy scans become the parts train and validation, scans with a lesion mask the parts threshold
-and test. The same command again does only what is missing. Exit code 3: done, but some scans could
-not be used; they are listed with their reasons.
+and test, always by subject. The same command again does only what is missing, wherever a job was
+cut short, and ends in the same fingerprint; `--redo` prepares some scans of a sealed cohort again.
+`--verify` follows the digests from the seal to every voxel, and says which scans to prepare again
+and how. Exit code 3: done, but some scans could not be used; they are listed with their reasons.
 """
 
-from dataclasses import dataclass, field, replace
-from typing import Literal
+import inspect
+import shlex
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Literal, Union
 
 import tyro
 
-from uadray import cli
+from uadray import cli, files
+from uadray.errors import ConfigError
 from uadray.prepare import layouts
-from uadray.prepare.ingest import prepare_cohort, summary
+from uadray.prepare.ingest import MAX_FAILURES, Redo, prepare_cohort, summary
+from uadray.prepare.layouts import Scan
 from uadray.prepare.lesions import assign_strokes, find_stroke_masks
 from uadray.prepare.splits import Selection, SplitConfig, select_scans
 from uadray.prepare.steps import PrepareConfig
-from uadray.store import verify
-
-Flat = tyro.conf.OmitArgPrefixes
+from uadray.store import advice, storage_errors, verify
 
 
 @dataclass(frozen=True, kw_only=True)
-class Files:
+class Job:
+    """What all ways to make a cohort share."""
+
+    out: str
+    """The cohort: a local folder or an fsspec URL."""
+    seed: int = 0
+    """Decides who is held out, the parts, the order of the rows and who gets which stroke."""
+    max_failures: float = MAX_FAILURES
+    """Share of the scans that may be unusable, in [0, 1]; beyond it the job fails."""
+    redo: tuple[Redo, ...] = ()
+    """Prepare these scans of a sealed cohort again and keep the others: `quarantined`, `changed`
+    (files of another size than then), `damaged` (what --verify finds)."""
+    workers: int | None = None
+    """Scans prepared at a time, each on one CPU; as many as there are CPUs by default."""
+    split: SplitConfig = field(default_factory=SplitConfig)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Files(Job):
     """Scans in files."""
 
     root: tyro.conf.Positional[str]
     """Folder of the data set (for csv: the table); a local path or an fsspec URL."""
-    out: str
-    """The cohort: a local folder or an fsspec URL."""
-    modality: str = "T1w"
-    """As the layout names it, such as T1w or FLAIR."""
+    modality: str
+    """Such as T1w or FLAIR."""
     size: int | None = None
     """Short for --shape SIZE SIZE SIZE."""
     lesions: str = ""
     """Folder of real stroke masks: healthy scans get semi-synthetic strokes of their shapes."""
-    seed: int = 0
-    """Decides who is held out, the parts, the order of the rows and who gets which stroke."""
     selection: Selection = field(default_factory=Selection)
-    split: SplitConfig = field(default_factory=SplitConfig)
     config: PrepareConfig = field(default_factory=PrepareConfig)
 
-
-@dataclass(frozen=True, kw_only=True)
-class Bids(Files):
-    """BIDS folders: sub-XX[/ses-YY]/anat/*_MODALITY.nii[.gz], masks under derivatives/."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Csv(Files):
-    """A table with a column image, and id, subject, session, modality, scanner, brain, lesion."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Mslub(Files):
-    """The MSLUB set: patientNN/patientNN_MODALITY.nii.gz with both masks."""
-
-    modality: str = "FLAIR"
-    """FLAIR, T1W, T1WKS or T2W."""
+    def inputs(self) -> tuple[list[Scan], PrepareConfig]:
+        """The scans and the steps' settings."""
+        if self.size and self.config.shape != (self.size,) * 3:
+            raise ConfigError("--size and --shape both say how many voxels: give one")
+        layout = layouts.LAYOUTS[type(self).__name__]
+        scans = select_scans(layout(self.root, self.modality), self.selection, seed=self.seed)
+        if self.lesions:
+            scans = assign_strokes(scans, find_stroke_masks(self.lesions), self.seed)
+        return scans, self.config
 
 
 @dataclass(frozen=True, kw_only=True)
-class Phantom:
+class Phantom(Job):
     """Invented subjects."""
 
     kind: tyro.conf.Positional[Literal["healthy", "tumour", "stroke"]]
     """What the subjects have."""
-    out: str
-    """The cohort: a local folder or an fsspec URL."""
     count: int = 24
     """Subjects."""
     first_seed: int = 0
     """Seed of the first subject; the others follow."""
     size: int = 64
     """Voxels along each axis."""
-    seed: int = 0
-    """Decides the parts and the order of the rows."""
-    split: SplitConfig = field(default_factory=SplitConfig)
+
+    def inputs(self) -> tuple[list[Scan], PrepareConfig]:
+        """The subjects and the grid that they are made on."""
+        scans = layouts.phantom(self.kind, self.count, self.first_seed)
+        return scans, PrepareConfig(shape=(self.size,) * 3)
 
 
 @dataclass(frozen=True)
 class Verify:
-    """Check every voxel of a sealed cohort."""
+    """Check a cohort: seal, tables, shapes, ranges, masks, every voxel; also --verify STORE."""
 
     store: tyro.conf.Positional[str]
-    """The cohort."""
+    """The cohort; a local folder or an fsspec URL."""
+
+
+def commands() -> Any:
+    """A subcommand for each layout of the registry, and the two others."""
+    kinds: list[Any] = []
+    for name, layout in layouts.LAYOUTS.items():
+        doc = (inspect.getdoc(layout) or "").split("\n\n")[0].replace("\n", " ")
+        kind = type(name, (Files,), {"__doc__": doc})
+        modality = inspect.signature(layout).parameters["modality"].default
+        default = kind(root=tyro.MISSING, out=tyro.MISSING, modality=modality)
+        kinds.append(Annotated[kind, tyro.conf.subcommand(name, default=default, description=doc)])
+    return Union[(*kinds, Phantom, Verify)]
+
+
+def spelled_out(args: Sequence[str]) -> list[str]:
+    """Arguments with the short forms replaced that tyro does not know."""
+    args = [part for arg in args for part in _equals(arg)]
+    if args[:1] == ["--verify"]:
+        args[0] = "verify"
+    if args[:1] != ["phantom"] and "--size" in args[:-1] and "--shape" not in args:
+        # Settings are checked as a whole while they are parsed.
+        args += ["--shape", *[args[args.index("--size") + 1]] * 3]
+    return args
+
+
+def _equals(arg: str) -> list[str]:
+    return arg.split("=") if arg.startswith("--size=") else [arg]
+
+
+def recorded(args: Sequence[str], paths: Sequence[str]) -> str:
+    """The command as a cohort keeps it: from any folder, without place and conduct of the job."""
+    kept, skip = [], False
+    for arg in args:
+        if arg.startswith("--"):
+            skip = arg.split("=")[0] in ("--out", "--redo", "--workers", "--max-failures")
+        if not skip:
+            kept.append(files.normalise(arg) if arg in paths and kept else arg)
+    return shlex.join(["python", "jobs/prepare.py", *kept])
+
+
+def check(url: str) -> int:
+    """Verify a cohort and say what to do."""
+    with storage_errors(url):
+        problems = verify(url)
+    if not problems:
+        print(f"{url}: whole; every file and voxel is as it was written")
+        return cli.OK
+    print("\n".join(f"{url}: {problem}" for problem in problems))
+    print(f"next: {advice(url, problems)}")
+    return cli.FAILED
 
 
 def main() -> int:
-    job = tyro.cli(Bids | Csv | Mslub | Phantom | Verify, description=__doc__, config=(Flat,))
+    args = spelled_out(sys.argv[1:])
+    job = tyro.cli(commands(), args=args, description=__doc__, config=(tyro.conf.OmitArgPrefixes,))
     if isinstance(job, Verify):
-        problems = verify(job.store)
-        print("\n".join(problems) or f"{job.store}: every voxel is as it was written")
-        return cli.FAILED if problems else cli.OK
-    if isinstance(job, Phantom):
-        scans = layouts.phantom(job.kind, job.count, job.first_seed)
-        config = PrepareConfig(shape=(job.size,) * 3)
-    else:
-        find = layouts.LAYOUTS[type(job).__name__.lower()]
-        scans = select_scans(find(job.root, job.modality), job.selection, seed=job.seed)
-        if job.lesions:
-            scans = assign_strokes(scans, find_stroke_masks(job.lesions), job.seed)
-        config = replace(job.config, shape=(job.size,) * 3) if job.size else job.config
-    cohort = prepare_cohort(scans, job.out, config=config, split=job.split, seed=job.seed)
+        return check(job.store)
+    scans, config = job.inputs()
+    paths = [job.root, job.lesions] if isinstance(job, Files) else []
+    cohort = prepare_cohort(
+        scans,
+        job.out,
+        config=config,
+        split=job.split,
+        seed=job.seed,
+        max_failures=job.max_failures,
+        redo=job.redo,
+        workers=job.workers,
+        command=recorded(args, [path for path in paths if path]),
+    )
     print(summary(cohort))
     return cli.INCOMPLETE if cohort.quarantine else cli.OK
 

@@ -17,6 +17,10 @@ class ScanError(UadrayError, ValueError):
     """One scan cannot be used; it is quarantined with this reason and the others go on."""
 
 
+class TooManyFailuresError(UadrayError, ValueError):
+    """So many scans cannot be used that the folder or a setting must be wrong."""
+
+
 class StoreError(UadrayError, ValueError):
     """A cohort store is absent, damaged, or of another shape than asked for."""
 

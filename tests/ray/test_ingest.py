@@ -1,21 +1,27 @@
 """A list of scans becomes a cohort on a real Ray: run just these with `pytest tests/ray -m ray`."""
 
+import os
+import shutil
+import signal
+import threading
+import time
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 import ray
-from tiny_scans import TINY, write_bids
+from tiny_scans import TINY, brain_image, write, write_bids
 
 from uadray import files
-from uadray.errors import ConfigError, StoreError
+from uadray.errors import ConfigError, StoreError, TooManyFailuresError
 from uadray.prepare import ingest
 from uadray.prepare.ingest import prepare_cohort, summary
 from uadray.prepare.layouts import Scan, bids, phantom
 from uadray.prepare.splits import SplitConfig
 from uadray.prepare.steps import PrepareConfig, prepare_scan
-from uadray.store import Cohort, verify
+from uadray.store import Cohort, CohortWriter, open_cohort, verify
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_session")]
 
@@ -28,18 +34,38 @@ def data(tmp_path_factory) -> Path:
     return write_bids(tmp_path_factory.mktemp("bids"), NUM_SCANS)
 
 
-def prepare(scans: list[Scan], url: Path, config: PrepareConfig = TINY, seed: int = 0) -> Cohort:
-    return prepare_cohort(scans, str(url), config=config, split=SplitConfig(), seed=seed)
+def prepare(scans: list[Scan], url: Path, config: PrepareConfig = TINY, **options) -> Cohort:
+    return prepare_cohort(scans, str(url), config=config, split=SplitConfig(), **options)
 
 
-def digests(cohort: Cohort) -> list[list[str]]:
-    parts = files.join(cohort.url, "parts")
-    return [files.read_json(files.join(parts, n))["digests"] for n in files.list_names(parts)]
+def hashes(root: Path | str) -> dict[str, bytes]:
+    root = Path(root)
+    return {str(p.relative_to(root)): p.read_bytes() for p in root.rglob("*") if p.is_file()}
+
+
+@pytest.fixture
+def asked(monkeypatch) -> list[str]:
+    """Ids of the scans that are given to Ray to prepare, one after the other."""
+    found: list[str] = []
+    before = ingest._prepare
+
+    def spy(task, items, workers):
+        found.extend(item["scan"].id for item in items)
+        return before(task, items, workers)
+
+    monkeypatch.setattr(ingest, "_prepare", spy)
+    return found
 
 
 @pytest.fixture(scope="module")
 def cohort(data, tmp_path_factory) -> Cohort:
     return prepare(bids(str(data), "T1w"), tmp_path_factory.mktemp("out") / "c.zarr")
+
+
+@pytest.fixture
+def copy(cohort, tmp_path) -> Cohort:
+    """A copy of the cohort to do harm to."""
+    return open_cohort(str(shutil.copytree(cohort.url, tmp_path / "copy.zarr")))
 
 
 def test_rows_hold_what_the_steps_give(data, cohort):
@@ -60,30 +86,113 @@ def test_rows_hold_what_the_steps_give(data, cohort):
     assert plan["scans"][0]["image"].startswith("sub-")
 
 
+def test_the_split_is_recorded(cohort):
+    assert cohort.attributes["plan"]["split"] == {
+        "preset": "none",
+        "by": "subject",
+        "stratified_by": "scanner",
+        "subjects": {"train": 16, "validation": 2},
+    }
+
+
+@pytest.mark.parametrize("workers", [1, 2, 4])
+def test_any_number_of_workers_writes_the_same_bytes(data, cohort, tmp_path, workers):
+    other = prepare(bids(str(data), "T1w")[::-1], tmp_path / "w.zarr", workers=workers)
+    assert hashes(other.url) == hashes(cohort.url)
+
+
 def test_a_sealed_cohort_is_left_alone(data, cohort, monkeypatch):
-    monkeypatch.setattr(ingest, "_write_shards", lambda *_: pytest.fail("wrote again"))
+    before = hashes(cohort.url)
+    monkeypatch.setattr(ingest, "_fill", lambda *_: pytest.fail("wrote again"))
     again = prepare(bids(str(data), "T1w")[::-1], Path(cohort.url))
     assert again == cohort
+    assert hashes(cohort.url) == before
 
 
-def test_another_setting_is_refused(data, cohort):
-    with pytest.raises(StoreError, match="another plan"):
-        prepare(bids(str(data), "T1w"), Path(cohort.url), replace(TINY, denoise=False))
-
-
-def test_a_lost_part_is_written_again_to_the_same_fingerprint(data, cohort, tmp_path):
+def test_another_setting_is_refused_by_name(data, cohort):
     scans = bids(str(data), "T1w")
-    first = prepare(scans, tmp_path / "r.zarr")
-    # Another place and another run, the same cohort.
-    assert first.fingerprint == cohort.fingerprint
-    part = tmp_path / "r.zarr/parts/00001.json"
-    others = [tmp_path / f"r.zarr/parts/0000{k}.json" for k in (0, 2)]
-    written = [path.stat().st_mtime_ns for path in others]
-    part.unlink()
-    again = prepare(scans, tmp_path / "r.zarr")
-    assert again.fingerprint == first.fingerprint
-    assert part.exists()
-    assert [path.stat().st_mtime_ns for path in others] == written
+    with pytest.raises(StoreError, match=r"config\.denoise: True there, False here"):
+        prepare(scans, Path(cohort.url), replace(TINY, denoise=False))
+    with pytest.raises(StoreError, match=r"seed: 0 there, 1 here; scans: .* only there"):
+        prepare(scans, Path(cohort.url), seed=1)
+
+
+class TestAgain:
+    """The same command again does only what is missing and ends in the same bytes."""
+
+    def test_a_lost_part(self, data, cohort, copy, asked):
+        url = Path(copy.url)
+        written = [(url / f"parts/0000{k}.json").stat().st_mtime_ns for k in (0, 2)]
+        (url / "parts/00001.json").unlink()
+        again = prepare(bids(str(data), "T1w"), url)
+        assert sorted(asked) == sorted(cohort.subjects["id"][8:16])
+        assert hashes(again.url) == hashes(cohort.url)
+        assert [(url / f"parts/0000{k}.json").stat().st_mtime_ns for k in (0, 2)] == written
+
+    def test_kept_scans_are_not_prepared_again(self, data, cohort, tmp_path, asked, monkeypatch):
+        scans = bids(str(data), "T1w")
+        # An error in the driver once eleven scans are reported: tasks under way are lost.
+        with monkeypatch.context() as patch:
+            add, seen = ingest._Shards.add, []
+
+            def stop(self, result):
+                seen.append(result[0])
+                add(self, result)
+                if len(seen) == 11:
+                    raise KeyboardInterrupt
+
+            patch.setattr(ingest._Shards, "add", stop)
+            with pytest.raises(KeyboardInterrupt):
+                prepare(scans, tmp_path / "r.zarr")
+        ids = cohort.subjects.set_index("row")["id"]
+        reported = {ids[row] for row in seen}
+        asked.clear()
+        again = prepare(scans, tmp_path / "r.zarr")
+        assert len(reported) == 11
+        assert not reported & set(asked)
+        assert hashes(again.url) == hashes(cohort.url)
+
+    def test_a_killed_worker(self, data, cohort, tmp_path):
+        """All processes that prepare scans are killed as soon as the first scan is kept."""
+        url, killed = tmp_path / "k.zarr", []
+
+        def kill() -> None:
+            deadline = time.monotonic() + 60
+            while time.monotonic() < deadline and not list(url.glob("rows/*.npz")):
+                time.sleep(0.001)
+            for child in psutil.Process().children(recursive=True):
+                try:
+                    if child.name().startswith("ray::Map"):
+                        child.send_signal(signal.SIGKILL)
+                        killed.append(child.pid)
+                except psutil.NoSuchProcess:
+                    continue
+
+        thread = threading.Thread(target=kill)
+        thread.start()
+        again = prepare(bids(str(data), "T1w"), url)
+        thread.join()
+        assert killed
+        assert hashes(again.url) == hashes(cohort.url)
+
+
+def test_a_scan_that_kills_its_process_is_quarantined(data, tmp_path):
+    driver = os.getpid()
+
+    class Deadly(str):
+        def startswith(self, *args: object) -> bool:
+            if os.getpid() != driver:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return super().startswith(*args)
+
+    scans = bids(str(data), "T1w")[:9]
+    scans[4] = replace(scans[4], image=Deadly(scans[4].image))
+    cohort = prepare(scans, tmp_path / "c.zarr")
+    (failure,) = cohort.quarantine
+    assert failure["id"] == scans[4].id
+    assert f"died {ingest.MAX_DEATHS} times" in failure["reason"]
+    assert len(cohort.subjects) == 8
+    assert verify(cohort.url) == []
 
 
 def test_bad_scans_are_quarantined_and_the_rest_goes_on(tmp_path):
@@ -99,7 +208,7 @@ def test_bad_scans_are_quarantined_and_the_rest_goes_on(tmp_path):
     reasons = {q["id"]: q["reason"] for q in cohort.quarantine}
     assert set(reasons) == {"sub-04", "sub-07"}
     assert "expected a whole NIfTI" in reasons["sub-04"]
-    assert "no such file" in reasons["sub-07"]
+    assert "which is not there" in reasons["sub-07"]
     (empty,) = (q["row"] for q in cohort.quarantine if q["id"] == "sub-04")
     assert not cohort.read("image", empty, empty + 1).any()
     assert not cohort.read("brain", empty, empty + 1).any()
@@ -117,19 +226,133 @@ def test_an_error_that_is_no_scan_s_fault_ends_the_job(tmp_path):
     assert files.list_names(str(tmp_path / "c.zarr/parts")) == []
 
 
-def test_phantoms_are_the_same_whoever_makes_them(tmp_path, monkeypatch):
+class TestRedo:
+    """Scans of a sealed cohort that are prepared again, and no others."""
+
+    def test_mended_scans_that_were_quarantined(self, data, cohort, tmp_path, asked):
+        root = shutil.copytree(data, tmp_path / "bids")
+        cut, gone = (root / f"sub-0{k}/anat/sub-0{k}_T1w.nii.gz" for k in (4, 7))
+        whole = cut.read_bytes(), gone.read_bytes()
+        cut.write_bytes(whole[0][:1500])
+        gone.unlink()
+        gone.symlink_to(root / "nowhere.nii.gz")
+        url = tmp_path / "c.zarr"
+        first = prepare(bids(str(root), "T1w"), url)
+        assert "--redo quarantined" in summary(first)
+        gone.unlink()
+        cut.write_bytes(whole[0])
+        gone.write_bytes(whole[1])
+        # A sealed cohort stays as it is until it is asked.
+        assert prepare(bids(str(root), "T1w"), url) == first
+        asked.clear()
+        again = prepare(bids(str(root), "T1w"), url, redo=["quarantined"])
+        assert sorted(asked) == ["sub-04", "sub-07"]
+        assert again.quarantine == []
+        assert again.fingerprint == cohort.fingerprint
+        assert verify(again.url) == []
+
+    def test_changed_files(self, data, copy, tmp_path, asked):
+        root = shutil.copytree(data, tmp_path / "bids")
+        scans = bids(str(root), "T1w")
+        write(Path(scans[3].image), brain_image(seed=77))
+        with pytest.raises(StoreError, match=r"1 scans have changed .* first sub-04.*redo changed"):
+            prepare(scans, Path(copy.url))
+        again = prepare(scans, Path(copy.url), redo=["changed"])
+        assert asked == ["sub-04"]
+        assert again.fingerprint != copy.fingerprint
+        assert again.fingerprint == prepare(scans, tmp_path / "new.zarr").fingerprint
+
+    def test_damage(self, data, cohort, copy, asked):
+        shard = Path(copy.url) / "brain/c/1/0/0/0"
+        content = bytearray(shard.read_bytes())
+        content[len(content) // 3] ^= 16
+        shard.write_bytes(bytes(content))
+        (Path(copy.url) / "subjects.parquet").write_bytes(b"")
+        assert {row for p in verify(copy.url) for row in p.rows} == set(range(8, 16))
+        again = prepare(bids(str(data), "T1w"), Path(copy.url), redo=["damaged"])
+        assert sorted(asked) == sorted(cohort.subjects["id"][8:16])
+        assert hashes(again.url) == hashes(cohort.url)
+
+    def test_a_damaged_record_says_how_to_go_on(self, data, copy):
+        (Path(copy.url) / "parts/00001.json").write_text("{")
+        with pytest.raises(StoreError, match=r"00001\.json is damaged.*--redo damaged"):
+            prepare(bids(str(data), "T1w"), Path(copy.url))
+
+    def test_nothing_to_do(self, data, copy):
+        again = prepare(bids(str(data), "T1w"), Path(copy.url), redo=["quarantined", "damaged"])
+        assert again == copy
+
+
+class TestTooManyFailures:
+    @pytest.fixture
+    def root(self, data, tmp_path) -> Path:
+        root = shutil.copytree(data, tmp_path / "bids")
+        for k in (2, 3, 5, 11, 17):
+            (root / f"sub-{k:02d}/anat/sub-{k:02d}_T1w.nii.gz").write_bytes(b"no scan")
+        return root
+
+    def test_the_job_fails_and_keeps_what_is_done(self, root, cohort, data, tmp_path, asked):
+        url, scans = tmp_path / "c.zarr", bids(str(root), "T1w")
+        with pytest.raises(TooManyFailuresError, match="5 of 18 scans could not be used") as caught:
+            prepare(scans, url)
+        assert "sub-0" in str(caught.value)
+        listed = (url / "quarantine.jsonl").read_text().splitlines()
+        assert len(listed) == 5
+        assert not CohortWriter.create(
+            str(url),
+            num_rows=18,
+            shape=TINY.shape,
+            has_lesion=False,
+            plan=files.read_json(str(url / "zarr.json"))["attributes"]["uadray"]["plan"],
+        ).is_sealed()
+        # Mended files are seen; what was prepared is not prepared again.
+        for k in (2, 3, 5, 11, 17):
+            name = f"sub-{k:02d}/anat/sub-{k:02d}_T1w.nii.gz"
+            shutil.copy(data / name, root / name)
+        done = len(list(url.glob("rows/*.npz"))) + 8 * len(list(url.glob("parts/*.json")))
+        asked.clear()
+        again = prepare(bids(str(root), "T1w"), url)
+        assert {f"sub-{k:02d}" for k in (2, 3, 5, 11, 17)} <= set(asked)
+        assert len(asked) <= 18 - done + 5
+        assert again.fingerprint == cohort.fingerprint
+
+    def test_a_larger_share_lets_it_through(self, root, tmp_path):
+        cohort = prepare(bids(str(root), "T1w"), tmp_path / "c.zarr", max_failures=0.3)
+        assert len(cohort.quarantine) == 5
+        with pytest.raises(ConfigError, match="max_failures"):
+            prepare(bids(str(root), "T1w"), tmp_path / "c.zarr", max_failures=1.5)
+
+
+def test_phantoms_are_the_same_whoever_makes_them(tmp_path):
     config = PrepareConfig(shape=(16, 16, 16))
-    scans = phantom("stroke", 9)
-    parallel = prepare(scans, tmp_path / "two.zarr", config)
-    # The same in this process, one shard after the other.
-    monkeypatch.setattr(
-        ingest, "_write_shards", lambda task, shards: [task({"shard": k}) for k in shards]
-    )
-    serial = prepare(scans, tmp_path / "one.zarr", config)
-    assert digests(parallel) == digests(serial)
-    assert parallel.fingerprint == serial.fingerprint
-    assert parallel.subjects["scanner"].str.startswith("phantom-").all()
-    assert parallel.subjects["notes"].eq("phantom, stroke").all()
+    scans = phantom("stroke", 3)
+    cohort = prepare(scans, tmp_path / "c.zarr", config)
+    (scan,) = (s for s in scans if s.id == cohort.subjects["id"][1])
+    here = prepare_scan(scan, config)
+    assert np.array_equal(cohort.read("image", 1, 2)[0], here.image.astype(np.float16))
+    assert np.array_equal(cohort.read("lesion", 1, 2)[0], here.lesion)
+    assert cohort.subjects["scanner"].str.startswith("phantom-").all()
+    assert cohort.subjects["notes"].eq("phantom, stroke").all()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount a small disk")
+def test_a_full_disk(data, cohort, tmp_path):
+    """The job says so; nothing half-written counts; with more space the same command goes on."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if os.system(f"mount -t tmpfs -o size=72k tmpfs {disk}") != 0:
+        pytest.skip("a small disk cannot be mounted here")
+    try:
+        scans = bids(str(data), "T1w")
+        with pytest.raises(StoreError, match="no space is left there; free some and run the same"):
+            prepare(scans, disk / "c.zarr")
+        assert list((disk / "c.zarr/rows").glob("*.npz"))
+        assert any("not sealed" in str(problem) for problem in verify(str(disk / "c.zarr")))
+        assert os.system(f"mount -o remount,size=8m {disk}") == 0
+        again = prepare(scans, disk / "c.zarr")
+        assert hashes(again.url) == hashes(cohort.url)
+    finally:
+        os.system(f"umount -l {disk}")
 
 
 def test_the_session_is_the_fixture_s():

@@ -1,23 +1,56 @@
-"""A list of scans becomes a cohort: one Ray Data task writes one whole shard."""
+"""A list of scans becomes a cohort on Ray Data: a task prepares a scan, a task writes a shard.
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+Each prepared scan is kept in a file of its own until its shard is whole, so that a job that was
+killed prepares no scan twice, shards may be large, and as many scans as the cluster has CPUs are
+under way at a time. What a task hands back is a few words; voxels never pass through the driver.
+"""
 
-import fsspec
+import shlex
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
 import numpy as np
 import ray
 import SimpleITK as sitk
 import torch
 
-from uadray import cluster, errors, files
-from uadray.config import to_json
-from uadray.errors import ScanError, UadrayError
-from uadray.prepare.layouts import PHANTOM_SCHEME, Scan
+from uadray import cluster, errors
+from uadray.errors import (
+    ConfigError,
+    ScanError,
+    StoreError,
+    TooManyFailuresError,
+    UadrayError,
+)
+from uadray.prepare.layouts import Scan
+from uadray.prepare.plan import Rows, make_plan, source_bytes, subject_of
 from uadray.prepare.splits import SplitConfig, split_scans
-from uadray.prepare.steps import PrepareConfig, PreparedVolume, prepare_scan, record
+from uadray.prepare.steps import PrepareConfig, PreparedVolume, prepare_scan
 from uadray.progress import Progress
-from uadray.store import Cohort, CohortWriter, Failure, Split, Subject, open_cohort
+from uadray.store import (
+    Cohort,
+    CohortWriter,
+    Failure,
+    Split,
+    Subject,
+    kept_name,
+    open_cohort,
+    storage_errors,
+    verify,
+)
+
+Redo = Literal["quarantined", "changed", "damaged"]
+"""Which scans of a sealed cohort are prepared again."""
+
+MAX_FAILURES = 0.25
+"""More than this share of unusable scans is a wrong folder or setting, not bad luck."""
+
+MAX_TASKS = 10_000
+"""A larger cohort has several scans in a task."""
+
+MAX_DEATHS = 3
+"""How often the process that prepares a scan may die before the scan is given up."""
 
 
 def prepare_cohort(
@@ -27,6 +60,10 @@ def prepare_cohort(
     config: PrepareConfig,
     split: SplitConfig,
     seed: int = 0,
+    max_failures: float = MAX_FAILURES,
+    redo: Sequence[Redo] = (),
+    workers: int | None = None,
+    command: str = "",
 ) -> Cohort:
     """Prepare all scans and write them as a sealed cohort.
 
@@ -39,26 +76,258 @@ def prepare_cohort(
         config: The steps' parameters.
         split: How large the parts are.
         seed: Decides the parts and the order of the rows.
+        max_failures: Share of the scans, in [0, 1], that may be quarantined.
+        redo: Scans of a sealed cohort that are prepared again: those that were `quarantined`,
+            those whose files have another size than then (`changed`), or those that `verify`
+            names (`damaged`). All others are kept. The fingerprint follows the content.
+        workers: Scans prepared at a time; None takes a CPU each, all there are.
+        command: What makes the cohort, without its URL, for the advice of `verify`.
 
     Raises:
         ConfigError: see `split_scans`.
-        StoreError: something else is at `url`, or no scan could be used.
+        TooManyFailuresError: more scans than `max_failures` allows cannot be used. What is
+            prepared is kept.
+        StoreError: something else is at `url`, it cannot be written, no scan could be used, or
+            files of a sealed cohort have changed.
     """
+    if not 0 <= max_failures <= 1:
+        raise ConfigError(f"max_failures must be in [0, 1], was {max_failures}")
     rows = split_scans(scans, split, seed=seed)
-    has_lesion = rows[0][0].lesioned
-    writer = CohortWriter.create(
-        url,
-        num_rows=len(rows),
-        shape=config.shape,
-        has_lesion=has_lesion,
-        plan=make_plan(rows, config, seed=seed),
-    )
+    with storage_errors(url):
+        sizes = source_bytes(rows)
+        writer = CohortWriter.create(
+            url,
+            num_rows=len(rows),
+            shape=config.shape,
+            has_lesion=rows[0][0].lesioned,
+            plan=make_plan(rows, config, split, seed=seed),
+            command=command,
+        )
+        again = _rows_to_redo(writer, sizes, redo)
+        if again is not None:
+            writer.reopen(again)
+        elif writer.is_sealed():
+            return open_cohort(writer.url)
+        limit = _Limit(writer=writer, total=len(rows), share=max_failures)
+        _fill(writer, rows, sizes, config, limit, workers)
+        return writer.seal()
+
+
+def _rows_to_redo(
+    writer: CohortWriter, sizes: Sequence[int], redo: Sequence[Redo]
+) -> set[int] | None:
+    """Rows that are written and are to be prepared again; None leaves a sealed cohort sealed."""
+    damaged = verify(writer.url) if "damaged" in redo else []
+    rows = {row for problem in damaged for row in problem.rows}
+    if writer.is_sealed():
+        rows |= {row for shard in writer.missing_shards() for row in writer.rows_of(shard)}
+    sound = [k for k in range(writer.num_shards) if not rows & set(writer.rows_of(k))]
+    parts = writer.written_parts(sound)
+    failures = {f.row: f for part in parts for f in part.failures}
+    if "quarantined" in redo:
+        rows |= set(failures)
+    records: list[Subject | Failure] = [s for part in parts for s in part.subjects]
+    records += failures.values()
+    changed = {r.row: r.id for r in records if r.source_bytes != sizes[r.row]}
+    if "changed" in redo or not writer.is_sealed():
+        rows |= set(changed)
+    elif good := [name for row, name in changed.items() if row not in failures]:
+        raise StoreError(
+            f"{writer.url}: the files of {len(good)} scans have changed since they were prepared, "
+            f"first {good[0]}: prepare them again with --redo changed, or choose another folder"
+        )
+    return rows if rows or damaged else None
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Limit:
+    """How many scans may be quarantined."""
+
+    writer: CohortWriter
+    total: int
+    share: float
+
+    def check(self, failures: Sequence[Failure]) -> None:
+        """End the job where there are too many; list those that are known by then."""
+        if len(failures) <= self.share * self.total:
+            return
+        place = self.writer.list_failures(sorted(failures, key=lambda f: f.row))
+        examples = "; ".join(f"{f.id}: {f.reason}" for f in failures[:3])
+        raise TooManyFailuresError(
+            f"{len(failures)} of {self.total} scans could not be used, more than the share of "
+            f"{self.share:g} that --max-failures allows: {examples}{'; ...' * (len(failures) > 3)}."
+            f" Those found so far are listed in {place}, and what is prepared is kept. Mend the "
+            "files and run the same command again (with --redo quarantined where a mended file "
+            "has its old size), or pass a larger --max-failures"
+        )
+
+
+def _fill(
+    writer: CohortWriter,
+    rows: Rows,
+    sizes: Sequence[int],
+    config: PrepareConfig,
+    limit: _Limit,
+    workers: int | None,
+) -> None:
+    """Prepare what is neither in a shard nor kept, write the shards, and tell how far it is."""
     missing = writer.missing_shards()
-    if missing:
-        _write_shards(_ShardTask(writer=writer, rows=tuple(rows), config=config), missing)
-    elif _is_sealed(writer.url):
-        return open_cohort(writer.url)
-    return writer.seal()
+    failures = [failure for part in writer.written_parts() for failure in part.failures]
+    limit.check(failures)
+    if not missing:
+        return
+    cluster.connect()
+    kept = writer.kept_rows()
+    names = {r: kept_name(r, sizes[r]) for shard in missing for r in writer.rows_of(shard)}
+    shards = _Shards(writer, missing, {r: name for r, name in names.items() if name in kept})
+    items = [
+        {"row": r, "scan": rows[r][0], "split": rows[r][1], "bytes": sizes[r]}
+        for r in names
+        if r not in shards.names
+    ]
+    with Progress(total=len(rows), what="scans") as progress:
+        # Full-size scans take a while: say at once that the job has begun, and where.
+        progress.reach(len(rows) - len(items), note=f"{len(failures)} quarantined")
+        for result in _prepare(_PrepareTask(writer=writer, config=config), items, workers):
+            if isinstance(result, Failure):
+                failures.append(result)
+                limit.check(failures)
+            shards.add(result)
+            progress.advance(1, note=f"{len(failures)} quarantined")
+        shards.finish()
+
+
+@dataclass(frozen=True, kw_only=True)
+class _PrepareTask:
+    """Prepares one scan and keeps it; small enough to travel with every task."""
+
+    writer: CohortWriter
+    config: PrepareConfig
+
+    def __call__(self, item: dict[str, Any]) -> dict[str, Any]:
+        result = {"row": item["row"], "name": "", "reason": "", "error": "", "message": ""}
+        try:
+            with storage_errors(item["scan"].image):
+                return result | {"name": self.keep(**item)}
+        except ScanError as error:
+            return result | {"reason": str(error)}
+        except UadrayError as error:
+            # Ray Data drops the cause of a failed task on its way back, so that a named error of
+            # ours travels as a value.
+            return result | {"error": type(error).__name__, "message": str(error)}
+
+    def keep(self, row: int, scan: Scan, split: Split, bytes: int) -> str:
+        """Prepare one scan and write it aside; return the file's name."""
+        # Ray grants one CPU; a library that takes all of them only makes the tasks wait.
+        torch.set_num_threads(1)
+        sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(1)
+        volume = self.prepare(row, scan)
+        # float16 as in the store.
+        arrays = {"image": volume.image.astype(np.float16), "brain": volume.brain}
+        if self.writer.has_lesion:
+            assert volume.lesion is not None, f"{scan.id} has no lesion, but its cohort has"
+            arrays["lesion"] = volume.lesion
+        with storage_errors(self.writer.url):
+            return self.writer.put_row(subject_of(row, scan, split, volume, bytes), arrays)
+
+    def prepare(self, row: int, scan: Scan) -> PreparedVolume:
+        """Prepare one scan, unless its process dies each time: Ray would try it for ever."""
+        with storage_errors(self.writer.url):
+            deaths = self.writer.begin_row(row)
+        try:
+            if deaths < MAX_DEATHS:
+                return prepare_scan(scan, self.config)
+        finally:
+            with storage_errors(self.writer.url):
+                self.writer.end_row(row)
+        raise ScanError(
+            f"{scan.image}: the process that prepared it died {deaths} times (out of memory, or a "
+            "library crashed); look at the file, or try it with fewer --workers"
+        )
+
+
+def _prepare(
+    task: _PrepareTask, items: list[dict[str, Any]], workers: int | None
+) -> Iterator[tuple[int, str] | Failure]:
+    """Run one task a scan on the cluster; yield each scan's row and kept file, or its failure."""
+    if not items:
+        return
+    dataset = ray.data.from_items(items, override_num_blocks=min(len(items), MAX_TASKS)).map(
+        task, num_cpus=1, concurrency=workers
+    )
+    given = {item["row"]: item for item in items}
+    for result in dataset.iter_rows():
+        item = given[result["row"]]
+        if result["error"]:
+            raise getattr(errors, result["error"])(result["message"])
+        if result["reason"]:
+            yield Failure(
+                row=item["row"],
+                id=item["scan"].id,
+                source=item["scan"].image,
+                source_bytes=item["bytes"],
+                reason=result["reason"],
+            )
+        else:
+            yield item["row"], result["name"]
+
+
+class _Shards:
+    """Starts the task that writes a shard as soon as all of its scans are prepared."""
+
+    def __init__(self, writer: CohortWriter, missing: list[int], names: dict[int, str]) -> None:
+        """Take up what is kept.
+
+        Args:
+            writer: Of the cohort.
+            missing: The shards that are not written.
+            names: Row -> file of the scans that are kept by now.
+        """
+        self.names = names
+        self._writer = writer
+        self._failures: dict[int, Failure] = {}
+        self._missing = set(missing)
+        self._tasks: list[ray.ObjectRef] = []
+        for shard in missing:
+            self._write_if_whole(shard)
+
+    def add(self, result: tuple[int, str] | Failure) -> None:
+        """Take note of a scan that is prepared, or that cannot be."""
+        if isinstance(result, Failure):
+            row = result.row
+            self._failures[row] = result
+        else:
+            row, self.names[row] = result[0], result[1]
+        self._write_if_whole(row // self._writer.shard)
+        self._wait(timeout=0)
+
+    def finish(self) -> None:
+        """Wait until all shards are written."""
+        self._wait(timeout=None)
+
+    def _write_if_whole(self, shard: int) -> None:
+        rows = self._writer.rows_of(shard)
+        names = [self.names[row] for row in rows if row in self.names]
+        failures = [self._failures[row] for row in rows if row in self._failures]
+        if shard in self._missing and len(names) + len(failures) == len(rows):
+            self._missing.remove(shard)
+            self._tasks.append(_write_shard.remote(self._writer, shard, names, failures))
+
+    def _wait(self, timeout: float | None) -> None:
+        if self._tasks:
+            done, self._tasks = ray.wait(self._tasks, num_returns=len(self._tasks), timeout=timeout)
+            with cluster.plain_errors():
+                ray.get(done)
+
+
+@ray.remote(num_cpus=1, max_retries=-1)
+def _write_shard(
+    writer: CohortWriter, shard: int, names: list[str], failures: list[Failure]
+) -> None:
+    # A task that died while it let the kept scans go comes again.
+    if shard in writer.missing_shards():
+        with storage_errors(writer.url):
+            writer.write_kept(shard, names, failures)
 
 
 def summary(cohort: Cohort) -> str:
@@ -78,148 +347,12 @@ def summary(cohort: Cohort) -> str:
         total = len(quarantine) + len(cohort.subjects)
         lines.append(f"  {len(quarantine)} of {total} scans could not be used and are not in it:")
         lines += [f"    {failure['id']}: {failure['reason']}" for failure in quarantine]
+        lines.append("  mend them and run the same command with --redo quarantined, or do without")
     lines += [f"  at {cohort.url}", f"  fingerprint {cohort.fingerprint}"]
+    url = shlex.quote(cohort.url)
     lines.append(
-        f"next: python jobs/evaluate.py RUN --cohort {cohort.url}"
+        f"next: python jobs/evaluate.py RUN --cohort {url}"
         if cohort.has_lesion
-        else f"next: python jobs/train.py 3D-Cube-n --cohort {cohort.url} --out runs/3D-Cube-n"
+        else f"next: python jobs/train.py 3D-Cube-n --cohort {url} --out runs/3D-Cube-n"
     )
     return "\n".join(lines)
-
-
-def make_plan(
-    rows: Sequence[tuple[Scan, Split]], config: PrepareConfig, *, seed: int
-) -> dict[str, Any]:
-    """What decides a cohort's content, as a JSON value.
-
-    Paths stand relative to their common folder, so that a cohort is the same wherever its scans
-    lie; the images' sizes in bytes tell another version of them apart.
-    """
-    paths = [
-        path
-        for scan, _ in rows
-        for path in (scan.image, scan.brain, scan.lesion, *scan.more_lesions)
-        if path
-    ]
-    prefix = _common_folder(paths)
-    scans = []
-    for scan, split in rows:
-        fields = {key: value for key, value in asdict(scan).items() if value}
-        for key in ("image", "brain", "lesion"):
-            if key in fields:
-                fields[key] = fields[key].removeprefix(prefix)
-        if scan.more_lesions:
-            fields["more_lesions"] = [path.removeprefix(prefix) for path in scan.more_lesions]
-        if scan.synthetic_lesion:
-            fields["synthetic_lesion"] = scan.synthetic_lesion.rsplit("/", 1)[-1]
-        scans.append({**fields, "bytes": _size(scan.image), "split": split})
-    phantom = rows[0][0].image.startswith(PHANTOM_SCHEME)
-    strokes = any(scan.synthetic_lesion for scan, _ in rows)
-    steps = [{"step": "make_subject"}] if phantom else record(config, strokes=strokes)
-    settings = to_json(config)
-    if not strokes:
-        del settings["stroke"]
-    return {"seed": seed, "config": settings, "steps": steps, "scans": scans}
-
-
-def _common_folder(paths: Sequence[str]) -> str:
-    parts = [path.split("/")[:-1] for path in paths]
-    common = []
-    for level in zip(*parts, strict=False):
-        if len(set(level)) > 1:
-            break
-        common.append(level[0])
-    return "/".join(common) + "/" if common else ""
-
-
-def _size(path: str) -> int | None:
-    """Bytes of a file, or None for what is absent (it will be quarantined) or made."""
-    if path.startswith(PHANTOM_SCHEME) or not files.exists(path):
-        return None
-    fs, inner = fsspec.core.url_to_fs(path)
-    return int(fs.size(inner))
-
-
-def _is_sealed(url: str) -> bool:
-    return "seal" in files.read_json(files.join(url, "zarr.json"))["attributes"]["uadray"]
-
-
-def _write_shards(task: "_ShardTask", shards: list[int]) -> None:
-    """Run one task per shard on the cluster and tell how far it is."""
-    cluster.connect()
-    dataset = ray.data.from_items(
-        [{"shard": shard} for shard in shards], override_num_blocks=len(shards)
-    ).map(task, num_cpus=1)
-    total = sum(len(task.writer.rows_of(shard)) for shard in shards)
-    quarantined = 0
-    with Progress(total=total, what="scans") as progress:
-        # A shard of full-size scans takes minutes.
-        progress.advance(0)
-        for row in dataset.iter_rows():
-            if row["error"]:
-                raise getattr(errors, row["error"])(row["message"])
-            quarantined += int(row["quarantined"])
-            progress.advance(int(row["done"]), note=f"{quarantined} quarantined")
-
-
-@dataclass(frozen=True, kw_only=True)
-class _ShardTask:
-    """Prepares the scans of one shard and writes it; small enough to travel with every task."""
-
-    writer: CohortWriter
-    rows: tuple[tuple[Scan, Split], ...]
-    config: PrepareConfig
-
-    def __call__(self, item: dict[str, Any]) -> dict[str, Any]:
-        result = {"done": 0, "quarantined": 0, "error": "", "message": ""}
-        try:
-            done, quarantined = self.write(int(item["shard"]))
-        except UadrayError as error:
-            # Ray Data drops the cause of a failed task on its way back, so that a named error of
-            # ours travels as a value.
-            return result | {"error": type(error).__name__, "message": str(error)}
-        return result | {"done": done, "quarantined": quarantined}
-
-    def write(self, shard: int) -> tuple[int, int]:
-        """Prepare and write one shard; return its scans, and how many were quarantined."""
-        # Ray grants one CPU; a library that takes all of them only makes the tasks wait.
-        torch.set_num_threads(1)
-        sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(1)
-        writer = self.writer
-        where = writer.rows_of(shard)
-        # float16 as in the store: a shard of full-size volumes is large.
-        image = np.zeros((len(where), *writer.shape), np.float16)
-        brain = np.zeros(image.shape, bool)
-        lesion = np.zeros(image.shape, bool) if writer.has_lesion else None
-        subjects, failures = [], []
-        for k, row in enumerate(where):
-            scan, split = self.rows[row]
-            try:
-                volume = prepare_scan(scan, self.config)
-            except ScanError as error:
-                failures.append(Failure(row=row, id=scan.id, source=scan.image, reason=str(error)))
-                continue
-            image[k], brain[k] = volume.image, volume.brain
-            if lesion is not None and volume.lesion is not None:
-                lesion[k] = volume.lesion
-            subjects.append(_subject(row, scan, split, volume))
-        writer.write_shard(
-            shard, image=image, brain=brain, lesion=lesion, subjects=subjects, failures=failures
-        )
-        return len(where), len(failures)
-
-
-def _subject(row: int, scan: Scan, split: Split, volume: PreparedVolume) -> Subject:
-    return Subject(
-        row=row,
-        id=scan.id,
-        subject=scan.subject,
-        scanner=volume.scanner,
-        split=split,
-        modality=scan.modality,
-        affine=tuple(tuple(map(float, line)) for line in volume.affine),
-        source=scan.image,
-        brain_ml=volume.brain_ml,
-        lesion_ml=volume.lesion_ml,
-        notes=volume.notes,
-    )

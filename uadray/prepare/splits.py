@@ -21,6 +21,19 @@ LESIONED: tuple[Split, Split] = ("threshold", "test")
 """Parts of a cohort with lesions: where thresholds are fitted, and where they are tested."""
 
 
+Preset = Literal["none", "bengs2021"]
+"""A paper whose counts are taken."""
+
+PRESETS: dict[Preset, dict[str, tuple[int, int]]] = {
+    "bengs2021": {
+        "healthy": (1807, 201),
+        "tumour": (133, 202),
+        "stroke": (121, 183),
+    }
+}
+"""Subjects in the parts, in their order, by kind of cohort (Bengs 2021, section 2.1)."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class SplitConfig:
     """How large the parts are, in subjects."""
@@ -31,8 +44,13 @@ class SplitConfig:
     """Of a cohort with lesions (section 2.1: 133 of 335 and 121 of 304)."""
     split_count: int | None = None
     """Subjects in the validation part, or the threshold part, instead of the share."""
+    preset: Preset = "none"
+    """`bengs2021`: the paper's counts, for cohorts of its sizes: 2008 healthy subjects are split
+    into 1807 and 201, 335 with tumours into 133 and 202, 304 with strokes into 121 and 183."""
 
     def __post_init__(self) -> None:
+        if self.preset != "none" and self.split_count is not None:
+            raise ConfigError("preset and split_count both say how large the parts are: give one")
         for name in ("validation_share", "threshold_share"):
             if not 0 < getattr(self, name) < 1:
                 raise ConfigError(f"{name} must be in (0, 1), was {getattr(self, name)}")
@@ -112,8 +130,10 @@ def split_scans(
         part has at least one subject.
 
     Raises:
-        ConfigError: some scans have a lesion and some have none, or there are too few subjects.
+        ConfigError: some scans have a lesion and some have none, two share an id, there are too few
+            subjects, or not as many as the preset splits.
     """
+    _check_ids(scans)
     lesioned = {scan.lesioned for scan in scans}
     if len(lesioned) != 1:
         number = sum(scan.lesioned for scan in scans)
@@ -121,19 +141,8 @@ def split_scans(
             f"{number} of {len(scans)} scans have a lesion mask: a cohort holds healthy scans or "
             "lesioned ones; prepare two with --parts healthy and --parts lesioned"
         )
-    parts, share, drawn = (
-        (LESIONED, config.threshold_share, 0)
-        if lesioned == {True}
-        else (HEALTHY, config.validation_share, 1)
-    )
-    subjects = len({scan.subject for scan in scans})
-    count = round(share * subjects) if config.split_count is None else config.split_count
-    count = max(1, count) if config.split_count is None else count
-    if not 1 <= count < subjects:
-        raise ConfigError(
-            f"{count} of {subjects} subjects would be the {parts[drawn]} part, but each part needs "
-            "at least one: give more scans or another --split-count"
-        )
+    parts, drawn = (LESIONED, 0) if lesioned == {True} else (HEALTHY, 1)
+    count = _count_to_draw(len({scan.subject for scan in scans}), config, parts, drawn)
     chosen = draw_subjects(scans, count, seed)
     ordered: list[tuple[Scan, Split]] = []
     rng = np.random.default_rng([seed, len(scans), 1])
@@ -142,6 +151,50 @@ def split_scans(
         members.sort(key=lambda scan: scan.id)
         ordered += [(members[i], part) for i in rng.permutation(len(members))]
     return ordered
+
+
+def _check_ids(scans: Sequence[Scan]) -> None:
+    counts = Counter(scan.id for scan in scans)
+    if twice := sorted(name for name, count in counts.items() if count > 1):
+        raise ConfigError(
+            f"{len(twice)} ids belong to more than one scan: {', '.join(twice[:12])}: leave all "
+            "but one of each out, or give them ids of their own"
+        )
+
+
+def _count_to_draw(
+    subjects: int, config: SplitConfig, parts: tuple[Split, Split], drawn: int
+) -> int:
+    """Subjects in the part that is drawn; the other part takes the rest."""
+    share = config.threshold_share if parts == LESIONED else config.validation_share
+    if config.preset != "none":
+        return _preset_count(subjects, config.preset, parts, drawn)
+    count = max(1, round(share * subjects)) if config.split_count is None else config.split_count
+    if not 1 <= count < subjects:
+        raise ConfigError(
+            f"{count} of {subjects} subjects would be the {parts[drawn]} part, but each part needs "
+            "at least one: give more scans or another --split-count"
+        )
+    return count
+
+
+def _preset_count(subjects: int, preset: Preset, parts: tuple[Split, Split], drawn: int) -> int:
+    counts = {
+        kind: sizes
+        for kind, sizes in PRESETS[preset].items()
+        if (kind == "healthy") == (parts == HEALTHY)
+    }
+    for sizes in counts.values():
+        if sum(sizes) == subjects:
+            return sizes[drawn]
+    known = " or ".join(f"{sum(n)} ({kind}: {n[0]} + {n[1]})" for kind, n in counts.items())
+    shares = [max(1, round(n[drawn] / sum(n) * subjects)) for n in counts.values()]
+    alike = " or ".join(f"--split-count {count}" for count in dict.fromkeys(shares))
+    raise ConfigError(
+        f"preset {preset} splits {known} subjects, but there are {subjects}: leave the preset out "
+        f"and keep its proportions with {alike}, or bring the cohort to the paper's size with "
+        "--include or --exclude"
+    )
 
 
 def select_scans(scans: Sequence[Scan], selection: Selection, *, seed: int) -> list[Scan]:

@@ -30,6 +30,7 @@ from uadray.store.layout import (
     storage_errors,
     zarr_store,
 )
+from uadray.store.spool import kept_name
 from uadray.store.writer import CohortWriter
 
 __all__ = [
@@ -43,6 +44,7 @@ __all__ = [
     "Split",
     "Subject",
     "advice",
+    "kept_name",
     "open_cohort",
     "shard_volumes",
     "software_versions",

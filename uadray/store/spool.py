@@ -21,7 +21,10 @@ FOLDER = "rows"
 """Below the cohort; gone once it is sealed."""
 
 
-def file_name(row: int, source_bytes: int) -> str:
+_BEGUN = ".begun"
+
+
+def kept_name(row: int, source_bytes: int) -> str:
     """Name of a kept scan's file."""
     return f"{row:06d}-{source_bytes}.npz"
 
@@ -31,7 +34,7 @@ def put(url: str, subject: Subject, arrays: Mapping[str, np.ndarray]) -> str:
     line = np.frombuffer(json.dumps(asdict(subject)).encode(), np.uint8)
     buffer = io.BytesIO()
     np.savez_compressed(buffer, allow_pickle=False, subject=line, **arrays)
-    name = file_name(subject.row, subject.source_bytes)
+    name = kept_name(subject.row, subject.source_bytes)
     files.write_bytes(files.join(url, FOLDER, name), buffer.getvalue())
     return name
 
@@ -57,6 +60,33 @@ def get(url: str, name: str) -> tuple[Subject, dict[str, np.ndarray]]:
 def names(url: str) -> set[str]:
     """File names of all kept scans."""
     return {name for name in files.list_names(files.join(url, FOLDER)) if name.endswith(".npz")}
+
+
+def begin(url: str, row: int) -> int:
+    """Note that a scan is about to be prepared; return how often that was noted before.
+
+    The note stays where the process dies before `end`.
+    """
+    note = _note(url, row)
+    before = files.read_bytes(note) if files.exists(note) else b""
+    files.write_bytes(note, before + b".")
+    return len(before)
+
+
+def end(url: str, row: int) -> None:
+    """Note that the preparation has come to an end, good or bad."""
+    files.remove(_note(url, row))
+
+
+def forget_begun(url: str) -> None:
+    """Remove the notes of an earlier job."""
+    for name in files.list_names(files.join(url, FOLDER)):
+        if name.endswith(_BEGUN):
+            files.remove(files.join(url, FOLDER, name))
+
+
+def _note(url: str, row: int) -> str:
+    return files.join(url, FOLDER, f"{row:06d}{_BEGUN}")
 
 
 def drop(url: str, name: str) -> None:

@@ -88,11 +88,11 @@ class CohortWriter:
         }
         if files.exists(files.join(url, "zarr.json")):
             old = read_attributes(url)
-            decisive = set(attributes) - {"versions", "command"}
-            if any(old.get(k) != json.loads(json.dumps(attributes[k])) for k in decisive):
+            new = json.loads(json.dumps(attributes))
+            if any(old.get(k) != new[k] for k in new if k not in ("versions", "command")):
                 raise StoreError(
-                    f"{url} holds a cohort of another plan (other scans, steps or size): choose "
-                    "another folder or remove that one"
+                    f"{url} holds a cohort of another plan ({_differences(old, new)}): "
+                    "choose another folder or remove that one"
                 )
         # A write that was cut short leaves its draft.
         elif not all(files.is_draft(name) for name in files.list_names(url)):
@@ -128,15 +128,18 @@ class CohortWriter:
         written = set(files.list_names(files.join(self.url, "parts")))
         return [k for k in range(self.num_shards) if f"{k:05d}.json" not in written]
 
-    def written_parts(self) -> list[Part]:
-        """What stands in the shards that are written, in order.
+    def written_parts(self, shards: Iterable[int] | None = None) -> list[Part]:
+        """What stands in those of some shards that are written, in order; None asks for all.
 
         Raises:
             StoreError: a record is damaged.
         """
         missing = set(self.missing_shards())
-        shards = [k for k in range(self.num_shards) if k not in missing]
-        return [read_part(self.url, k, self.rows_of(k)) for k in shards]
+        asked = range(self.num_shards) if shards is None else shards
+        try:
+            return [read_part(self.url, k, self.rows_of(k)) for k in asked if k not in missing]
+        except StoreError as error:
+            raise StoreError(f"{error}; run the same command with --redo damaged") from None
 
     def put_row(self, subject: Subject, arrays: Mapping[str, np.ndarray]) -> str:
         """Keep one prepared scan until its shard is written; return the file's name.
@@ -147,8 +150,20 @@ class CohortWriter:
         """
         return spool.put(self.url, subject, arrays)
 
+    def begin_row(self, row: int) -> int:
+        """Note that a row is about to be prepared; return how often its process died before."""
+        return spool.begin(self.url, row)
+
+    def end_row(self, row: int) -> None:
+        """Note that the preparation of a row has come to an end, good or bad."""
+        spool.end(self.url, row)
+
     def kept_rows(self) -> set[str]:
-        """File names of the scans that are prepared and not yet in a shard."""
+        """File names of the scans that are prepared and not yet in a shard.
+
+        Call it when a job begins: it forgets what `begin_row` noted in an earlier one.
+        """
+        spool.forget_begun(self.url)
         return spool.names(self.url)
 
     def write_kept(self, shard: int, names: Sequence[str], failures: list[Failure]) -> None:
@@ -309,3 +324,21 @@ class CohortWriter:
         }
         write_attributes(self.url, attributes | {"seal": seal})
         return open_cohort(self.url)
+
+
+def _differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
+    """In a few words, what two cohorts' attributes ask for that is not the same."""
+
+    def flat(value: Any, prefix: str = "") -> dict[str, Any]:
+        if not isinstance(value, Mapping):
+            return {prefix: value}
+        return {k: v for n in value for k, v in flat(value[n], f"{prefix}.{n}").items()}
+
+    a, b = (flat(attributes["plan"]) for attributes in (old, new))
+    changed = [k for k in sorted(a.keys() | b.keys()) if a.get(k) != b.get(k)]
+    lists = (".scans", ".steps")
+    found = [f"{k[1:]}: {a.get(k)} there, {b.get(k)} here" for k in changed if k not in lists]
+    if ".scans" in changed:
+        there, here = ({str(scan) for scan in x.get(".scans", ())} for x in (a, b))
+        found.append(f"scans: {len(there - here)} only there, {len(here - there)} only here")
+    return "; ".join(found) or "other steps or another size"

@@ -1,0 +1,113 @@
+"""What decides a cohort's content, and the lines of its tables."""
+
+from collections import Counter
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
+from typing import Any
+
+import fsspec
+
+from uadray.config import to_json
+from uadray.prepare.layouts import PHANTOM_SCHEME, Scan
+from uadray.prepare.splits import SplitConfig
+from uadray.prepare.steps import PrepareConfig, PreparedVolume, record
+from uadray.store import Split, Subject
+
+Rows = Sequence[tuple[Scan, Split]]
+"""Scans in the order of a cohort's rows, each with its part."""
+
+
+def make_plan(
+    rows: Rows, config: PrepareConfig, split: SplitConfig, *, seed: int
+) -> dict[str, Any]:
+    """What decides a cohort's content, as a JSON value.
+
+    Paths stand relative to their common folder, so that a cohort is the same wherever its scans
+    lie.
+    """
+    prefix = _common_folder([path for scan, _ in rows for path in _paths(scan)])
+    scans = []
+    for scan, part in rows:
+        fields = {key: value for key, value in asdict(scan).items() if value}
+        for key in ("image", "brain", "lesion"):
+            if key in fields:
+                fields[key] = fields[key].removeprefix(prefix)
+        if scan.more_lesions:
+            fields["more_lesions"] = [path.removeprefix(prefix) for path in scan.more_lesions]
+        if scan.synthetic_lesion:
+            fields["synthetic_lesion"] = scan.synthetic_lesion.rsplit("/", 1)[-1]
+        scans.append({**fields, "split": part})
+    phantom = rows[0][0].image.startswith(PHANTOM_SCHEME)
+    strokes = any(scan.synthetic_lesion for scan, _ in rows)
+    steps = [{"step": "make_subject"}] if phantom else record(config, strokes=strokes)
+    settings = to_json(config)
+    if not strokes:
+        del settings["stroke"]
+    subjects = {(scan.subject, part) for scan, part in rows}
+    return {
+        "seed": seed,
+        "config": settings,
+        "steps": steps,
+        "split": {
+            "preset": split.preset,
+            "by": "subject",
+            "stratified_by": "scanner",
+            "subjects": dict(Counter(part for _, part in sorted(subjects))),
+        },
+        "scans": scans,
+    }
+
+
+def source_bytes(rows: Rows) -> list[int]:
+    """Size of each scan's files together; what is absent counts as nothing, and so do phantoms."""
+    with ThreadPoolExecutor(16) as pool:
+        return list(pool.map(lambda row: _total(row[0]), rows))
+
+
+def subject_of(row: int, scan: Scan, split: Split, volume: PreparedVolume, size: int) -> Subject:
+    """A prepared scan's line in the table of subjects; `size` is that of its files."""
+    return Subject(
+        row=row,
+        id=scan.id,
+        subject=scan.subject,
+        scanner=volume.scanner,
+        split=split,
+        modality=scan.modality,
+        affine=tuple(tuple(map(float, line)) for line in volume.affine),
+        source=scan.image,
+        source_bytes=size,
+        brain_ml=volume.brain_ml,
+        lesion_ml=volume.lesion_ml,
+        notes=volume.notes,
+    )
+
+
+def _paths(scan: Scan) -> list[str]:
+    """The scan's own files."""
+    if scan.image.startswith(PHANTOM_SCHEME):
+        return []
+    return [path for path in (scan.image, scan.brain, scan.lesion, *scan.more_lesions) if path]
+
+
+def _total(scan: Scan) -> int:
+    made_from = [scan.synthetic_lesion] if scan.synthetic_lesion else []
+    return sum(map(_size, [*_paths(scan), *made_from]))
+
+
+def _size(path: str) -> int:
+    try:
+        fs, inner = fsspec.core.url_to_fs(path)
+        return int(fs.size(inner) or 0)
+    except FileNotFoundError:
+        return 0
+
+
+def _common_folder(paths: Sequence[str]) -> str:
+    parts = [path.split("/")[:-1] for path in paths]
+    common = []
+    for level in zip(*parts, strict=False):
+        if len(set(level)) > 1:
+            break
+        common.append(level[0])
+    return "/".join(common) + "/" if common else ""

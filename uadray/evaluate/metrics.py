@@ -36,14 +36,15 @@ def dice(true_positives: Values, false_positives: Values, num_lesion: Values) ->
     """Return 2 |X and Y| / (|X| + |Y|) (Bengs 2021, section 2.3).
 
     NaN where there is no lesion voxel, whatever is predicted: with an empty truth the coefficient
-    only tells whether one voxel was flagged (0) or none (0 / 0).
+    only tells whether one voxel was flagged (0) or none (0 / 0). An empty prediction where there
+    is a lesion is 0.
     """
     value = 2 * true_positives / np.maximum(true_positives + false_positives + num_lesion, 1)
     return np.where(np.asarray(num_lesion) > 0, value, np.nan)
 
 
 def dice_d(counts: CohortCounts, level: int, weights: NDArray | None = None) -> Values:
-    """Return Dice_D: one count over the data set.
+    """Return Dice_D: one count over the data set (Bengs 2021, section 2.3).
 
     Args:
         counts: N subjects.
@@ -60,7 +61,11 @@ def dice_d(counts: CohortCounts, level: int, weights: NDArray | None = None) -> 
 
 
 def dice_s(counts: CohortCounts, level: int) -> Values:
-    """Return Dice_S of each subject: (N,) in [0, 1]; NaN for a subject without lesion voxels."""
+    """Return Dice_S of each subject (Bengs 2021, section 2.3): (N,) in [0, 1].
+
+    NaN for a subject without lesion voxels, which mean and deviation leave out; 0 for a lesion of
+    which nothing is predicted.
+    """
     true_positives, false_positives = counts.positives(level)
     return dice(true_positives, false_positives, counts.num_lesion.astype(np.float64))
 
@@ -107,8 +112,9 @@ def upper_bound_dice(histograms: Histograms) -> Values:
 def auprc(histograms: Histograms) -> Values:
     """Return the area under the precision-recall curve as average precision: (...,).
 
-    It is the sum over levels of recall gained times precision there, ties taken together, as
-    scikit-learn's `average_precision_score`. NaN without lesion voxels.
+    The curve is that of the pooled voxels of a data set (Bengs 2021, section 2.3; Baur 2018,
+    section 3; Meissen 2021, section 3.5). The area is the sum over levels of recall gained times
+    precision there, ties taken together, as scikit-learn's `average_precision_score`. NaN without lesion voxels.
     """
     predicted = histograms.true_positives + histograms.false_positives
     # where nothing is predicted yet no lesion is gained either, so the quotient does not matter
@@ -135,7 +141,8 @@ def auprc_trapezoid(histograms: Histograms) -> Values:
 def auroc(histograms: Histograms) -> Values:
     """Return the area under the receiver operating characteristic: (...,), ties by midrank.
 
-    The probability that a lesion voxel scores above a healthy one, ties counting half. Which
+    The probability that a lesion voxel scores above a healthy one, ties counting half (Meissen
+    2021, section 3.5). Which
     healthy voxels count decides much: over the whole grid (`region="volume"`, what reference code
     pools) easy background lifts it; `region="brain"` is the harder question. NaN without lesion or
     without healthy voxels.

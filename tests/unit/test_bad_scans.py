@@ -238,6 +238,10 @@ REFUSED = {
         lambda f: scan(save(f / "a.nii", srow_x=[np.nan, 0, 0, 0])),
         r"a\.nii: its affine cannot be inverted",
     ),
+    "a qform that is no rotation alone": (
+        lambda f: scan(save(f / "a.nii", sform_code=0, qform_code=1, quatern_b=2.0)),
+        r"a\.nii: expected a whole NIfTI file, but it cannot be read",
+    ),
     "sheared": (
         lambda f: scan(save(f / "a.nii", affine=sheared(15))),
         r"a\.nii: two of its axes stand 75 degrees to each other",
@@ -309,6 +313,33 @@ def test_refused_scans_say_what_is_wrong(case, tmp_path):
     make, message = REFUSED[case]
     with pytest.raises(ScanError, match=message):
         prepare_scan(make(tmp_path), TINY)
+
+
+@settings(deadline=None, max_examples=200)
+@given(
+    places=st.dictionaries(st.integers(0, 351), st.integers(0, 255), min_size=1, max_size=6),
+    packed=st.booleans(),
+    kept=st.integers(0, 6000) | st.none(),
+)
+def test_whatever_is_damaged_is_read_or_refused(tmp_path_factory, places, packed, kept):
+    folder = tmp_path_factory.getbasetemp() / "damaged"
+    path = save(folder / "a.nii", IMAGE[8:16, 8:18, 8:17], np.diag([3, 3, 3, 1]))
+    content = bytearray(path.read_bytes())
+    for place, value in places.items():
+        content[place] = value
+    content = content[:kept]
+    path.write_bytes(gzip.compress(bytes(content), 1) if packed else bytes(content))
+    try:
+        volume = load_volume(scan(path))
+    except ScanError as error:
+        message, volume = str(error), None
+    if volume is None:
+        assert str(path) in message
+        return
+    assert np.isfinite(volume.image).all()
+    assert np.isfinite(volume.affine).all()
+    assert volume.image.shape == volume.brain.shape
+    assert volume.brain.any()
 
 
 def test_permission_denied(tmp_path, monkeypatch):
@@ -451,9 +482,14 @@ class TestTaken:
         close = two_forms(tmp_path / "b.nii", moved(0.2), np.eye(4))
         self.noted(load_volume(scan(close)), "no unit")
 
-    def test_a_qform_that_is_no_rotation(self, tmp_path, plain):
-        path = save(tmp_path / "a.nii", qform_code=1, quatern_b=2.0, xyzt_units=2)
+    @pytest.mark.parametrize("header", [{"quatern_b": 2.0}, {"pixdim": [1, -1, 1, 1, 1, 1, 1, 1]}])
+    def test_a_qform_that_is_no_rotation(self, tmp_path, plain, header):
+        path = save(tmp_path / "a.nii", qform_code=1, xyzt_units=2, **header)
         self.same(plain, load_volume(scan(path)), f"{DOUBT}the qform of its header is no rotation")
+
+    def test_nothing_is_said_on_the_terminal(self, tmp_path, capfd):
+        load_volume(scan(save(tmp_path / "a.nii", pixdim=[1, -1, 1, 0, 1, 1, 1, 1])))
+        assert capfd.readouterr() == ("", "")
 
     def test_a_small_shear(self, tmp_path):
         path = save(tmp_path / "a.nii", affine=sheared(5), xyzt_units=2)

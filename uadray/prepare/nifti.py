@@ -5,19 +5,21 @@ is taken, with a note; what could mean two things or is damaged is refused with 
 """
 
 import gzip
+import logging
 import os
 import re
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from io import BytesIO
 from typing import Any
 
 import nibabel as nib
 import numpy as np
+from nibabel import imageglobals
 from nibabel.affines import obliquity
 from nibabel.filebasedimages import ImageFileError
-from nibabel.imageglobals import LoggingOutputSuppressor
 from nibabel.orientations import axcodes2ornt
 from nibabel.spatialimages import HeaderDataError
 
@@ -74,11 +76,13 @@ def read_image(path: str, *, orientation: str = "") -> RawImage:
     path = re.sub(r"\.hdr(\.gz)?$", r".img\1", path)
     content = _fetch(path)
     header = _fetch(_header_path(path)) if re.search(r"\.img(\.gz)?$", path) else content
-    with LoggingOutputSuppressor():
+    with _without_remarks():
         try:
             image, raw = _parse(path, content, header)
             _check_size(path, image, len(content))
             voxels = np.asarray(image.dataobj, np.float32)
+            voxels = voxels.reshape(voxels.shape[:3])
+            placed = _place(path, raw, voxels, orientation)
         except ScanError:
             raise
         except (OSError, ValueError, OverflowError, HeaderDataError, ImageFileError) as error:
@@ -86,9 +90,18 @@ def read_image(path: str, *, orientation: str = "") -> RawImage:
                 f"{path}: expected a whole NIfTI file, but it cannot be read ({error}); fetch it "
                 "again"
             ) from None
-    voxels = voxels.reshape(voxels.shape[:3])
-    placed = _place(path, raw, voxels, orientation)
     return replace(placed, notes=(*placed.notes, *_check_affine(path, placed.affine)))
+
+
+@contextmanager
+def _without_remarks() -> Iterator[None]:
+    """Keep nibabel's remarks on headers from the terminal: what matters is told by us."""
+    level = imageglobals.logger.level
+    imageglobals.logger.setLevel(logging.CRITICAL + 1)
+    try:
+        yield
+    finally:
+        imageglobals.logger.setLevel(level)
 
 
 def _header_path(path: str) -> str:
@@ -245,7 +258,7 @@ def _compare_forms(path: str, sform: np.ndarray, raw: Any, shape: tuple[int, ...
     advice = "find out which holds and remove the other from the header"
     try:
         qform = np.asarray(raw.get_qform(), np.float64)
-    except ValueError:
+    except (ValueError, HeaderDataError):
         return [f"{DOUBT}the qform of its header is no rotation; the sform is taken"]
     ratio = voxel_sizes(sform) / np.maximum(voxel_sizes(qform), 1e-9)
     if max(ratio.max(), 1 / max(ratio.min(), 1e-9)) > MAX_SIZE_RATIO:

@@ -249,31 +249,35 @@ def _fill(x: Tensor, out: Tensor, boxes_BRD2: NDArray[np.int64], key_B: Tensor |
 def _fill_on_device(
     x: Tensor, out: Tensor, boxes_BRD2: NDArray[np.int64], key_B: Tensor | None
 ) -> None:
-    """Fill boxes of a whole batch at once, with as few kernels as there are steps.
+    """Fill boxes of a whole batch at once: as few kernels as steps, whatever is erased.
 
     All sizes are known to the host, so that it need not wait for the device.
     """
     runs = _Runs.of(boxes_BRD2, tuple(x.shape[1:]))
     num, num_voxels = int(runs.length.sum()), x[0].numel()
-    start, sample, length = (
+    if num == 0:
+        return
+    chosen, number = np.unique(runs.sample, return_inverse=True)
+    which, run, start, length = (
         torch.from_numpy(a).to(x.device, non_blocking=True)
-        for a in (runs.start - runs.before, runs.sample, runs.length)
+        for a in (chosen, number, runs.start - runs.before, runs.length)
     )
-    sample = sample.repeat_interleave(length, output_size=num)
+    sample = run.repeat_interleave(length, output_size=num)
     voxel = torch.arange(num, device=x.device) + start.repeat_interleave(length, output_size=num)
-    place = sample * num_voxels + voxel
+    place = which[sample] * num_voxels + voxel
     if key_B is None:
         out.view(-1).index_fill_(0, place, 0)
         return
-    flat = x.flatten(1)
+    flat = x[which].flatten(1)
     brain = flat > 0
     within = brain.cumsum(1)
     first = torch.arange(0, flat.numel(), num_voxels, device=x.device)
     # What is no brain goes to one place behind the rest; a sample without brain gives zeros.
-    pool = flat.new_zeros(flat.numel() + 1)
     slot = torch.where(brain, within - 1 + first[:, None], flat.numel())
+    pool = flat.new_zeros(flat.numel() + 1)
     pool.scatter_(0, slot.flatten(), flat.flatten())
-    pick = (counter.bits(key_B.to(x.device)[sample], voxel) * within[:, -1][sample]) >> 32
+    key = key_B[torch.from_numpy(chosen)].to(x.device)
+    pick = (counter.bits(key[sample], voxel) * within[:, -1][sample]) >> 32
     out.view(-1).scatter_(0, place, pool[pick + first[sample]])
 
 

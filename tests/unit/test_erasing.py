@@ -194,8 +194,11 @@ def test_the_way_of_accelerators_gives_the_same_bits(
     monkeypatch.setattr(counter, "bits", counter.bits_on_device)
     out = x.clone()
     erasing._fill_on_device(x, out, boxes, key)
+    nothing = x.clone()
+    erasing._fill_on_device(x, nothing, boxes * 0, key)
     monkeypatch.undo()
     assert torch.equal(out, run(config, ids, x))
+    assert torch.equal(nothing, x)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")

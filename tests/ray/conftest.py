@@ -3,6 +3,7 @@
 import os
 from collections.abc import Iterator
 
+import flaky_s3
 import pytest
 
 from uadray import cluster
@@ -21,6 +22,8 @@ _ENVIRONMENT = {
 def ray_session() -> Iterator[None]:
     """A Ray of 4 logical CPUs; started before `cluster.connect`, which then joins it."""
     os.environ.update(_ENVIRONMENT)
+    # Processes of the cluster know what it was started with.
+    flaky_s3.set_environment()
     import ray
 
     ray.init(

@@ -1,0 +1,102 @@
+"""From scans behind S3 to a cohort behind S3, on a server that fails now and then."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import boto3
+import flaky_s3
+import fsspec
+import pytest
+from flaky_s3 import FlakyS3
+from tiny_scans import TINY, write_bids
+
+from uadray import files
+from uadray.errors import StoreError
+from uadray.prepare import ingest
+from uadray.prepare.ingest import prepare_cohort
+from uadray.prepare.layouts import bids
+from uadray.prepare.splits import SplitConfig
+from uadray.store import Cohort, verify
+
+pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_session")]
+
+
+@pytest.fixture(scope="module")
+def server(ray_session) -> Iterator[FlakyS3]:
+    fsspec.get_filesystem_class("s3").clear_instance_cache()
+    with flaky_s3.serve() as app:
+        boto3.client("s3").create_bucket(Bucket="data")
+        yield app
+    fsspec.get_filesystem_class("s3").clear_instance_cache()
+
+
+@pytest.fixture(scope="module")
+def root(server: FlakyS3, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = write_bids(tmp_path_factory.mktemp("s3") / "bïds", 10, lesion=True)
+    client = boto3.client("s3")
+    for path in folder.rglob("*.nii.gz"):
+        client.upload_file(str(path), "data", f"bïds/{path.relative_to(folder)}")
+    return folder
+
+
+def prepare(root: str | Path, url: str | Path, **options) -> Cohort:
+    scans = bids(str(root), "T1w")
+    return prepare_cohort(scans, str(url), config=TINY, split=SplitConfig(), **options)
+
+
+def test_source_and_target_behind_a_flaky_server(server, root, tmp_path):
+    local = prepare(root, tmp_path / "c.zarr")
+    server.fail_every, server.refused = 25, 0
+    try:
+        remote = prepare("s3://data/bïds", "s3://data/out/c.zarr")
+        assert verify(remote.url) == []
+    finally:
+        server.fail_every = 0
+    assert server.refused > 5
+    assert remote.fingerprint == local.fingerprint
+    assert files.list_names("s3://data/out/c.zarr/rows") == []
+    # The same from a local source, and the source elsewhere.
+    assert prepare(root, "s3://data/out/d.zarr").fingerprint == local.fingerprint
+    assert prepare("s3://data/bïds", tmp_path / "d.zarr").fingerprint == local.fingerprint
+
+
+def test_a_server_that_goes_down(server, root, monkeypatch):
+    url, asked, kept = "s3://data/out/e.zarr", [], set()
+    before, add = ingest._prepare, ingest._Shards.add
+
+    def stop(self, result):
+        add(self, result)
+        kept.add(result[0])
+        server.down = len(kept) >= 4
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ingest._Shards, "add", stop)
+        with pytest.raises(StoreError, match="run the same command again"):
+            prepare("s3://data/bïds", url)
+    server.down = False
+
+    def spy(task, items, workers):
+        asked.extend(item["row"] for item in items)
+        return before(task, items, workers)
+
+    monkeypatch.setattr(ingest, "_prepare", spy)
+    assert verify(prepare("s3://data/bïds", url).url) == []
+    assert len(kept) >= 4
+    assert not kept & set(asked)
+
+
+def test_a_damaged_object_is_mended(server, root, monkeypatch):
+    cohort = prepare("s3://data/bïds", "s3://data/out/c.zarr")
+    shard = "s3://data/out/c.zarr/lesion/c/0/0/0/0"
+    content = bytearray(files.read_bytes(shard))
+    content[len(content) // 3] ^= 1
+    files.write_bytes(shard, bytes(content))
+    assert {row for problem in verify(cohort.url) for row in problem.rows} == set(range(8))
+    again = prepare("s3://data/bïds", cohort.url, redo=["damaged"])
+    assert again == cohort
+    assert verify(again.url) == []
+
+
+def test_a_bucket_that_is_not_there(server, root):
+    with pytest.raises(StoreError, match=r"s3://none/c\.zarr: cannot be .*written"):
+        prepare(root, "s3://none/c.zarr")

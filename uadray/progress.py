@@ -62,10 +62,10 @@ class Progress:
         line = f"{self._done} of {self._total} {self._what}"
         seconds, counted = now - self._since, self._done - self._before
         if finished:
-            line += f" in {_clock(now - self._started)}"
+            line += f" in {clock(now - self._started)}"
         elif counted and seconds:
             left = seconds / counted * (self._total - self._done)
-            line += f", {_rate(counted / seconds)}, about {_clock(left)} left"
+            line += f", {_rate(counted / seconds)}, about {clock(left)} left"
         line += f", {note}" if note else ""
         if self._status:
             self._status.update(line)
@@ -78,7 +78,8 @@ def _rate(per_second: float) -> str:
     return f"{per_second:.1f} per second" if per_second >= 1 else f"{1 / per_second:.1f} s each"
 
 
-def _clock(seconds: float) -> str:
+def clock(seconds: float) -> str:
+    """`m:ss` or `h:mm:ss`."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

@@ -15,6 +15,7 @@ RAY_ALLOWED = {
     "uadray.train.group",
     "uadray.evaluate.distributed",
     "uadray.tune.sweep",
+    "uadray.tune.watch",
 }
 HEIGHT = [
     {"errors"},

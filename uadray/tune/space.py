@@ -61,25 +61,36 @@ class Space:
         """
         found = [trial for name in self.experiments for trial in self._variants(name)]
         if self.baselines:
-            found += [replace(experiment(name), fit=self.fit) for name in BASELINES]
-        return list(dict.fromkeys(_plain_fit(trial) for trial in found))
+            found += [self.build({"experiment": name}) for name in BASELINES]
+        return list(dict.fromkeys(found))
 
     def _variants(self, name: str) -> Iterator[Experiment]:
-        base = replace(experiment(name), fit=self.fit)
-        is_vae = isinstance(base.method, VAE)
-        erases = base.erasing.strategy in ("cube", "multi-cube")
-        axes: dict[str, tuple[Any, ...]] = {
-            "method.latent_size": self.latent_size if is_vae else (),
-            "method.kl_weight": self.kl_weight if is_vae else (),
-            "erasing.max_share": self.max_share if erases else (),
-            "fit.learning_rate": self.learning_rate if is_vae else (),
-            "fit.epochs": self.epochs if is_vae else (),
+        axes = self.axes()
+        del axes["experiment"]
+        for values in itertools.product(*axes.values()):
+            yield self.build({"experiment": name, **dict(zip(axes, values, strict=True))})
+
+    def axes(self) -> dict[str, tuple[Any, ...]]:
+        """The values of each setting, by path into the experiment."""
+        axes = {
+            "experiment": self.experiments,
+            "method.latent_size": self.latent_size,
+            "method.kl_weight": self.kl_weight,
+            "erasing.max_share": self.max_share,
+            "fit.learning_rate": self.learning_rate,
+            "fit.epochs": self.epochs,
             "fit.data_share": self.data_share,
             "fit.seed": self.seeds,
         }
-        used = {setting: values for setting, values in axes.items() if values}
-        for values in itertools.product(*used.values()):
-            yield with_settings(base, dict(zip(used, values, strict=True)))
+        return {path: values for path, values in axes.items() if values}
+
+    def build(self, point: dict[str, Any]) -> Experiment:
+        """The experiment at one point; settings that its method lacks are left out."""
+        base = replace(experiment(point["experiment"]), fit=self.fit)
+        has = set(flat(base)) | {"fit.seed"}
+        return _plain_fit(
+            with_settings(base, {p: v for p, v in point.items() if p in has - {"experiment"}})
+        )
 
     @property
     def varied(self) -> tuple[str, ...]:

@@ -1,0 +1,268 @@
+"""Scans a minute by step, against plain scripts with MONAI and TorchIO; a cohort's memory and size.
+
+python -m benchmarks.prepare            needs ds002748; about 5 minutes on 2 cores
+python -m benchmarks.prepare --quick    few scans, to see that it runs; keeps nothing
+
+The scans are those of OpenNeuro ds002748 in the folder that UADRAY_REAL_DATA names, or in
+../shared/data; the other sides need `pip install 'uadray[bench]'`.
+"""
+
+import argparse
+import os
+import statistics
+import tempfile
+import time
+from collections import defaultdict
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import SimpleITK as sitk
+import torch
+from threadpoolctl import threadpool_limits
+
+from benchmarks import plain_prepare
+from benchmarks.harness import PeakMemory, Row, publish
+from uadray import cluster
+from uadray.errors import ConfigError
+from uadray.prepare.geometry import Volume, resample, to_canonical
+from uadray.prepare.ingest import prepare_cohort
+from uadray.prepare.intensity import correct_bias, curvature_flow
+from uadray.prepare.layouts import LAYOUTS, Scan
+from uadray.prepare.read import load_volume
+from uadray.prepare.register import register
+from uadray.prepare.skull import strip
+from uadray.prepare.splits import SplitConfig
+from uadray.prepare.steps import PrepareConfig, PreparedVolume, pipeline, prepare_scan
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+Side = Callable[[Scan], object]
+
+
+def find_scans() -> list[Scan]:
+    """All T1 scans of ds002748."""
+    root = Path(os.environ.get("UADRAY_REAL_DATA", REPOSITORY.parent / "shared" / "data"))
+    return LAYOUTS["bids"](str(root / "ds002748"), "T1w")
+
+
+def in_turn(scans: list[Scan], sides: dict[str, Side]) -> dict[str, float]:
+    """Median seconds of each side on a scan; the first scan only warms up."""
+    seconds: dict[str, list[float]] = {name: [] for name in sides}
+    for number, scan in enumerate([scans[0], *scans]):
+        for name, side in sides.items():
+            start = time.perf_counter()
+            side(scan)
+            if number:
+                seconds[name].append(time.perf_counter() - start)
+    return {name: statistics.median(values) for name, values in seconds.items()}
+
+
+def by_step(scans: list[Scan], config: PrepareConfig) -> list[Row]:
+    """The default pipeline, step by step, and the steps that are off by default."""
+    seconds: dict[str, list[float]] = defaultdict(list)
+
+    def timed(name: str, step: Callable[[], Volume]) -> Volume:
+        start = time.perf_counter()
+        volume = step()
+        seconds[name].append(time.perf_counter() - start)
+        return volume
+
+    for number, scan in enumerate([scans[0], *scans]):
+        if number == 1:
+            seconds.clear()
+        volume = timed("read", lambda scan=scan: load_volume(scan))
+        for step in pipeline(config):
+            volume = timed(step.name, lambda step=step, v=volume: step.apply(v))
+    whole = sum(statistics.median(values) for values in seconds.values())
+    limits = {"min_ml": 0.0, "max_ml": 2500.0}
+    box = {"spacing_mm": 1.0, "extent": config.extent, "grow": False}
+    optional: dict[str, Callable[[Volume], Volume]] = {
+        "register (off by default)": lambda v: register(v, **box),
+        "correct_bias (off by default)": lambda v: correct_bias(v, shrink=4),
+        "strip by deepbet": lambda v: strip(v, method="deepbet", **limits),
+    }
+    for scan in scans[:2]:
+        native = to_canonical(load_volume(scan))
+        fine = resample(native, spacing_mm=1.0)
+        for name, step in optional.items():
+            try:
+                timed(name, lambda s=step, v=native if "register" in name else fine: s(v))
+            except ConfigError as error:
+                print(error)
+    rows = [
+        Row(
+            measure=f"step: {name}",
+            value=60 / statistics.median(values),
+            unit="scans/min/core",
+            detail=f"{statistics.median(values):.3f} s, median of {len(values)} scans",
+        )
+        for name, values in seconds.items()
+    ]
+    rows.append(
+        Row(
+            measure="whole pipeline",
+            value=60 / whole,
+            unit="scans/min/core",
+            detail=f"{whole:.2f} s",
+        )
+    )
+    return rows
+
+
+def against_plain(scans: list[Scan], config: PrepareConfig) -> list[Row]:
+    """Resampling and the whole pipeline beside the plain scripts, scan by scan in turn."""
+    loaded = {scan.id: to_canonical(load_volume(scan)) for scan in scans}
+    sides: dict[str, Side] = {"ours": lambda scan: resample(loaded[scan.id], spacing_mm=1.0)}
+    for name, side in plain_prepare.RESAMPLE.items():
+        sides[name] = lambda scan, side=side: side(loaded[scan.id])
+    rows = _ratios("resample image and mask to 1 mm", in_turn(scans, sides), ">= 3")
+    made: dict[str, list[np.ndarray]] = defaultdict(list)
+
+    def ours(scan: Scan) -> None:
+        volume: PreparedVolume = prepare_scan(scan, config)
+        made["ours"].append(volume.image)
+
+    whole: dict[str, Side] = {"ours": ours}
+    for name, script in plain_prepare.WHOLE.items():
+        whole[name] = lambda scan, name=name, script=script: made[name].append(
+            script(scan.image, config)
+        )
+    rows += _ratios("whole pipeline, file to volume", in_turn(scans, whole), ">= 1.5")
+    for name in plain_prepare.WHOLE:
+        pairs = zip(made["ours"], made[name], strict=True)
+        rows.append(
+            Row(
+                measure="mean absolute difference of the volumes",
+                value=float(np.mean([abs(a - b)[a > 0].mean() for a, b in pairs])),
+                unit="of [0, 1]",
+                against=name,
+                detail="inside the brain; the same steps, other filters and rounding",
+            )
+        )
+    return rows
+
+
+def _ratios(what: str, seconds: dict[str, float], goal: str) -> list[Row]:
+    return [
+        Row(
+            measure=what,
+            value=theirs / seconds["ours"],
+            unit="ratio",
+            against=name,
+            goal=goal,
+            detail=f"{seconds['ours']:.3f} s against {theirs:.3f} s a scan, one thread, medians",
+        )
+        for name, theirs in seconds.items()
+        if name != "ours"
+    ]
+
+
+def flow_against_itk(scans: list[Scan]) -> list[Row]:
+    """The curvature flow of one brain's box, ours and ITK's."""
+    volumes = {s.id: resample(to_canonical(load_volume(s)), spacing_mm=1.0) for s in scans}
+    made: dict[str, np.ndarray] = {}
+
+    def ours(scan: Scan) -> None:
+        image = volumes[scan.id].image
+        made["ours"] = curvature_flow(image, np.ones(3), time_step=0.125, iterations=3)
+
+    def itk(scan: Scan) -> None:
+        made["ITK"] = plain_prepare.curvature_flow(volumes[scan.id].image)
+
+    seconds = in_turn(scans, {"ours": ours, "SimpleITK": itk})
+    difference = float(abs(made["ours"] - made["ITK"]).max() / made["ITK"].max())
+    (row,) = _ratios("curvature flow", seconds, "")
+    return [replace(row, detail=f"{row.detail}; differs by {difference:.1e} of the range at most")]
+
+
+def at_scale(scans: list[Scan], config: PrepareConfig, folder: Path, times: int) -> list[Row]:
+    """The real job: 1 and 2 workers, memory over ten times the scans, size of the store."""
+    cluster.connect()
+    rows, seconds = [], {}
+    for workers in (1, 2):
+        url = folder / f"w{workers}.zarr"
+        seconds[workers], gib = _prepare(scans, url, config, workers)
+        rows.append(
+            Row(
+                measure=f"the job with {workers} worker{'s' * (workers > 1)}",
+                value=60 * len(scans) / seconds[workers],
+                unit="scans/min",
+                detail=f"{len(scans)} scans in {seconds[workers]:.0f} s, {gib:.2f} GiB with Ray",
+            )
+        )
+    rows.append(
+        Row(
+            measure="2 workers over 1",
+            value=seconds[1] / seconds[2],
+            unit="ratio",
+            detail="with the start of the tasks and the seal",
+        )
+    )
+    inputs = sum(os.path.getsize(scan.image) for scan in scans)
+    rows.append(
+        Row(
+            measure="store over NIfTI input",
+            value=_bytes(folder / "w2.zarr") / inputs,
+            unit="ratio",
+            detail=f"{_bytes(folder / 'w2.zarr') / 1e6:.1f} MB against {inputs / 1e6:.1f} MB "
+            f"of 8-bit .nii.gz, {len(scans)} scans at {' x '.join(map(str, config.shape))}",
+        )
+    )
+    # Without the denoising, for the time of it: memory is the other steps'.
+    lean = replace(config, denoise=False)
+    many = [
+        replace(scan, id=f"{scan.id}_run-{k}", subject=f"{scan.subject}-{k}")
+        for k in range(times)
+        for scan in scans
+    ]
+    few_s, few = _prepare(scans, folder / "few.zarr", lean, 2)
+    many_s, most = _prepare(many, folder / "many.zarr", lean, 2)
+    rows.append(
+        Row(
+            measure=f"peak memory at {len(many)} scans over that at {len(scans)}",
+            value=most / few,
+            unit="ratio",
+            goal="<= 1.15",
+            detail=f"{most:.2f} against {few:.2f} GiB (PSS with Ray, 2 workers, no denoising); "
+            f"{many_s:.0f} against {few_s:.0f} s",
+        )
+    )
+    return rows
+
+
+def _prepare(
+    scans: list[Scan], url: Path, config: PrepareConfig, workers: int
+) -> tuple[float, float]:
+    """Seconds and peak memory in GiB of one call."""
+    start = time.perf_counter()
+    with PeakMemory() as memory:
+        prepare_cohort(scans, str(url), config=config, split=SplitConfig(), workers=workers)
+    return time.perf_counter() - start, memory.gib
+
+
+def _bytes(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="few scans, to see that it runs")
+    quick = parser.parse_args().quick
+    scans = find_scans()
+    few = scans[:1] if quick else scans[:6]
+    config = PrepareConfig()
+    torch.set_num_threads(1)
+    sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(1)
+    with threadpool_limits(1):
+        rows = by_step(few, config) + against_plain(few, config) + flow_against_itk(few)
+    with tempfile.TemporaryDirectory() as folder:
+        if quick:
+            rows += at_scale(scans[:4], config, Path(folder), 2)
+        else:
+            rows += at_scale(scans, config, Path(folder), 10)
+    publish("prepare", rows, keep=not quick)
+
+
+if __name__ == "__main__":
+    main()

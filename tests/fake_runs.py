@@ -40,6 +40,8 @@ def write_run(
     size: int = 24,
     num_cases: int = 2,
     summary: dict[str, Any] | None = None,
+    resamples: bool = True,
+    max_component: int = 0,
 ) -> Path:
     """Write one run folder.
 
@@ -55,6 +57,8 @@ def write_run(
         size: Rows and columns of the montage cases.
         num_cases: Montage cases, the same ones for every run.
         summary: What `summary.json` says instead of a finished fit.
+        resamples: Whether the resamples behind the intervals are kept.
+        max_component: Largest component that was dropped; 0 is without a filter.
 
     Returns:
         `folder`.
@@ -93,6 +97,11 @@ def write_run(
     files.write_json(str(folder / "summary.json"), finished if summary is None else summary)
     for place, cohort_name in enumerate(cohorts):
         values = _evaluation(made, cohort_name, notes, num_test, random, place)
+        if max_component:
+            _filter(values, max_component)
+        if resamples:
+            target = str(folder / "evaluation" / f"{cohort_name}-resamples.npz")
+            files.write_bytes(target, _resamples(values, random, place))
         files.write_json(str(folder / "evaluation" / f"{cohort_name}.json"), values)
         arrays = _cases(num_cases, size, values, learns, random, place)
         buffer = io.BytesIO()
@@ -146,6 +155,17 @@ def _evaluation(
     }
     widths = {"dice_d": 0.065, "dice_s_mean": 0.06, "auprc": 0.07, "auroc": 0.01}
     widths |= {"upper_bound_dice": 0.06, "slice_auprc": 0.05}
+    lesions = 2 * num_test
+    metrics |= {
+        "lesion_detection_rate": round(level * lesions) / lesions,
+        "lesion_precision": level / 3,
+        "false_components_per_volume": 40 * (1 - level),
+        "hd95_mm_mean": 30 * (1 - level),
+        "surface_distance_mm_mean": 9 * (1 - level),
+    }
+    widths |= {"lesion_detection_rate": 0.1, "lesion_precision": 0.05}
+    widths |= {"false_components_per_volume": 4, "hd95_mm_mean": 3, "surface_distance_mm_mean": 1}
+    counts = {"num_lesions": lesions, "num_lesions_detected": round(level * lesions)}
     return {
         "cohort": {
             "name": cohort,
@@ -154,7 +174,12 @@ def _evaluation(
             "notes": list(notes),
         },
         "run_fingerprint": made.fingerprint,
+        "protocol": {"name": "bengs2021", "source": "Bengs 2021", "metrics": ["dice_d"]},
+        "residual": "absolute",
+        "slices": None,
         "postprocess": {"erosion_iterations": 1, "median_size": 5},
+        "components": {"max_size": 0, "connectivity": 26, "fit_after": True},
+        "healthy_cohort": None,
         "score_range": [0.0, 1.0],
         "threshold": {
             "level": 8519,
@@ -162,10 +187,22 @@ def _evaluation(
             "rule": "bengs-bisection",
             "fitted_on": f"threshold part of {cohort}: 8 subjects",
         },
-        "metrics": {key: float(value) for key, value in metrics.items()},
+        "metrics": {key: float(value) for key, value in metrics.items()} | counts,
         "intervals": {
-            key: [float(metrics[key] - width), float(min(1, metrics[key] + width * 0.9))]
+            key: [float(metrics[key] - width), float(metrics[key] + width * 0.9)]
             for key, width in widths.items()
+        },
+        "unfiltered": None,
+        "filtered": None,
+        "lesions": {
+            "connectivity": 26,
+            "num_subjects": num_test + 8,
+            "num_components": 3 * num_test,
+            "components_per_subject": 3 * num_test / (num_test + 8),
+            "mean_size_voxels": 120.5,
+            "median_size_voxels": 44.0,
+            "mean_size_ml": 3.25,
+            "median_size_ml": 1.19,
         },
         "num_resamples": 1000,
         "num_threshold": 8,
@@ -179,6 +216,30 @@ def _evaluation(
             for i in range(num_test)
         ],
     }
+
+
+def _resamples(values: dict[str, Any], random: np.random.Generator, place: int) -> bytes:
+    """Resamples about as wide as the intervals; most of their spread is shared by all runs."""
+    shared = np.random.default_rng(1000 + place).normal(size=400)
+    arrays = {}
+    for name, (low, high) in values["intervals"].items():
+        own = random.normal(size=400)
+        spread = (high - low) / 4
+        arrays[name] = values["metrics"][name] + spread * (0.9 * shared + 0.44 * own)
+    buffer = io.BytesIO()
+    subjects = np.array([subject["id"] for subject in values["subjects"]])
+    np.savez_compressed(buffer, allow_pickle=False, subjects=subjects, seed=np.array(0), **arrays)
+    return buffer.getvalue()
+
+
+def _filter(values: dict[str, Any], max_component: int) -> None:
+    """Set the figures before and after a component filter."""
+    values["components"]["max_size"] = max_component
+    kept = ("metrics", "intervals")
+    values["unfiltered"] = {key: dict(values[key]) for key in kept}
+    values["filtered"] = {key: dict(values[key]) for key in kept}
+    values["filtered"]["metrics"]["dice_d"] += 0.02
+    values["metrics"]["dice_d"] += 0.02
 
 
 def _cases(

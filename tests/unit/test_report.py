@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import scipy.stats
 from fake_runs import write_run
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -23,12 +24,18 @@ from rich.console import Console
 
 from uadray import files
 from uadray.errors import ConfigError, RunError, UadrayError
+from uadray.evaluate import statistics
+from uadray.papers.study import Published
 from uadray.report import (
+    columns,
+    compare,
+    export,
     figures,
     load_runs,
     rows,
     terminal_summary,
     terminal_table,
+    words,
     write_report,
 )
 from uadray.report.load import RunRecord
@@ -68,6 +75,10 @@ def edit(path: Path, change: Callable[[dict[str, Any]], None]) -> None:
     path.write_text(json.dumps(values))
 
 
+def compared(runs: list[RunRecord]) -> list[words.Compared]:
+    return [words.hold_together(group) for group in rows.group_by_cohort(runs)]
+
+
 class Cells(HTMLParser):
     """All `data-value` attributes of the sortable tables, row by row."""
 
@@ -95,7 +106,7 @@ class TestFigures:
         }
 
     def test_csv(self, runs: list[RunRecord], truth: dict[tuple[str, str], dict[str, Any]]) -> None:
-        lines = list(csv.DictReader(io.StringIO(rows.to_csv(rows.group_by_cohort(runs)))))
+        lines = list(csv.DictReader(io.StringIO(export.to_csv(rows.group_by_cohort(runs)))))
         assert len(lines) == len(truth) == 6
         for line in lines:
             values = truth[line["cohort"], line["method"]]
@@ -109,8 +120,8 @@ class TestFigures:
             assert line["plain_baseline"] == str(line["method"] != "3D-Cube-n")
 
     def test_page(self, page: str, truth: dict[tuple[str, str], dict[str, Any]]) -> None:
-        found = Cells(page).rows
-        keys = [column.key for column in rows.COLUMNS]
+        found = [cells for cells in Cells(page).rows if len(cells) == len(columns.COLUMNS)]
+        keys = [column.key for column in columns.COLUMNS]
         assert len(found) == 6
         for place, cells in enumerate(found):
             line = dict(zip(keys, cells, strict=True))
@@ -125,10 +136,10 @@ class TestFigures:
     def test_markdown(
         self, runs: list[RunRecord], truth: dict[tuple[str, str], dict[str, Any]]
     ) -> None:
-        text = rows.to_markdown(rows.group_by_cohort(runs), "A | title")
+        text = export.to_markdown(compared(runs), "A | title")
         assert text.startswith("# A \\| title\n")
         assert "## stroke **[semi-synthetic]**" in text
-        tables = text.split("\n## ")[1:]
+        tables = [part.split("\n### ")[0] for part in text.split("\n## ")[1:]]
         for table in tables:
             cohort = table.split(" ", 1)[0]
             lines = [line.strip("| ").split(" | ") for line in table.splitlines() if "|" in line]
@@ -188,7 +199,7 @@ class TestFigures:
         edit(tmp_path / "b" / "evaluation" / "stroke.json", undefine)
         group = rows.group_by_cohort(load_runs([str(tmp_path)]))[0]
         assert [row.run.label for row in group.rows] == ["PCA-16", "3D-None"]
-        assert rows.COLUMNS[1].line(group.rows[1]) == rows.ABSENT
+        assert columns.COLUMNS[1].line(group.rows[1]) == columns.ABSENT
         out = write_report([str(tmp_path)], str(tmp_path / "report.html"))
         assert 'data-key="dice_d" data-value=""' in Path(out).read_text()
 
@@ -342,42 +353,99 @@ class TestWords:
                 values["intervals"]["dice_d"] = pair
 
             edit(root / name / "evaluation" / "stroke.json", change)
-        return " ".join(rows.in_words(rows.group_by_cohort(load_runs([str(root)]))[0]))
+        return " ".join(words.in_words(rows.group_by_cohort(load_runs([str(root)]))[0]))
 
-    def test_overlap(self, two: Path) -> None:
-        text = self.say(two, vae=(0.5, [0.4, 0.6]), pca=(0.4, [0.3, 0.45]))
+    @staticmethod
+    def draw(root: Path, **resamples: list[float]) -> None:
+        for name, values in resamples.items():
+            path = root / name / "evaluation" / "stroke-resamples.npz"
+            with np.load(path) as arrays:
+                held = dict(arrays)
+            np.savez(path, allow_pickle=False, **(held | {"dice_d": np.array(values)}))
+            with np.load(path) as arrays:
+                held = {k: v for k, v in arrays.items() if v.shape != (400,)}
+            np.savez(path, allow_pickle=False, **held)
+
+    def test_paired_interval_without_zero(self, two: Path) -> None:
+        """The intervals overlap, and yet the same subjects set the two apart."""
+        drawn = np.linspace(0.4, 0.6, 201)
+        self.draw(two, vae=drawn.tolist(), pca=(drawn - 0.05).tolist())
+        text = self.say(two, vae=(0.5, [0.4, 0.6]), pca=(0.45, [0.35, 0.55]))
         assert text == (
             "3D-None has the highest Dice_D: 0.500 [0.400, 0.600]. The best plain baseline is "
-            "PCA-16 with 0.400 [0.300, 0.450]: the intervals overlap, the two are not "
-            "distinguishable on these 16 test subjects."
+            "PCA-16 with 0.450 [0.350, 0.550]: paired difference +0.050 [+0.050, +0.050] on the "
+            "same 16 test subjects."
         )
 
-    def test_apart(self, two: Path) -> None:
-        text = self.say(two, vae=(0.5, [0.46, 0.6]), pca=(0.4, [0.3, 0.45]))
-        assert "the intervals do not overlap on these 16 test subjects" in text
+    def test_paired_interval_with_zero(self, two: Path) -> None:
+        drawn = np.linspace(-0.1, 0.3, 401)
+        self.draw(two, vae=(0.4 + drawn).tolist(), pca=np.full(401, 0.4).tolist())
+        text = self.say(two, vae=(0.5, [0.4, 0.6]), pca=(0.4, [0.3, 0.45]))
+        assert text.endswith(
+            f"paired difference +0.100 [{columns.signed(-0.09)}, +0.290] on the same 16 test "
+            "subjects, not distinguishable."
+        )
+
+    @pytest.fixture
+    def old(self, two: Path) -> Path:
+        """As evaluated before resamples were kept."""
+        for path in two.glob("*/evaluation/*-resamples.npz"):
+            path.unlink()
+        return two
+
+    def test_overlap(self, old: Path) -> None:
+        text = self.say(old, vae=(0.5, [0.4, 0.6]), pca=(0.4, [0.3, 0.45]))
+        assert text == (
+            "3D-None has the highest Dice_D: 0.500 [0.400, 0.600]. The best plain baseline is "
+            "PCA-16 with 0.400 [0.300, 0.450]: the intervals overlap on 16 test subjects, not "
+            "distinguishable so; evaluate both again for a paired comparison."
+        )
+
+    def test_apart(self, old: Path) -> None:
+        text = self.say(old, vae=(0.5, [0.46, 0.6]), pca=(0.4, [0.3, 0.45]))
+        assert "the intervals do not overlap on 16 test subjects" in text
 
     def test_plain_baseline_on_top(self, two: Path) -> None:
         text = self.say(two, vae=(0.3, [0.2, 0.4]), pca=(0.4, [0.3, 0.45]))
         assert text.startswith("PCA-16 (a plain baseline) has the highest Dice_D")
         assert "The best method that is not a plain baseline is 3D-None" in text
 
-    def test_no_claim_without_interval(self, two: Path) -> None:
-        text = self.say(two, vae=(0.9, None), pca=(0.1, [0.05, 0.15]))
+    def test_no_claim_without_interval(self, old: Path) -> None:
+        text = self.say(old, vae=(0.9, None), pca=(0.1, [0.05, 0.15]))
         assert "an interval is not recorded, so the two are not compared" in text
         assert "overlap" not in text
+
+    def test_no_claim_where_a_difference_has_no_interval(self, two: Path) -> None:
+        self.draw(two, vae=[np.nan] * 5, pca=[0.1] * 5)
+        text = self.say(two, vae=(0.9, None), pca=(0.1, [0.05, 0.15]))
+        assert "its interval is not defined" in text
+        assert "distinguishable" not in text
 
     def test_no_plain_baseline(self, tmp_path: Path) -> None:
         for name in ("3D-None", "2D-None"):
             write_run(tmp_path / name, name)
         assert "No plain baseline was evaluated" in self.say(tmp_path)
 
-    def test_count_of_overlaps(self, two: Path) -> None:
+    def test_named_reference(self, tmp_path: Path) -> None:
+        for name in ("3D-None", "3D-Cube-n", "2D-None", "PCA-16"):
+            write_run(tmp_path / name, name)
+        (group,) = rows.group_by_cohort(load_runs([str(tmp_path)]))
+        assert " Against 2D-None with " in " ".join(words.in_words(group, ["2D-None"]))
+        assert "2D-None with" not in " ".join(words.in_words(group))
+
+    def test_count_of_those_set_apart(self, two: Path) -> None:
         write_run(two / "mean", "MeanImage")
-        text = self.say(two, vae=(0.5, [0.4, 0.6]), pca=(0.4, [0.3, 0.45]), mean=(0.2, [0.1, 0.3]))
-        assert text.endswith("The intervals of 1 of the 2 other runs overlap that of 3D-None.")
+        drawn = np.linspace(-0.1, 0.1, 99)
+        self.draw(two, vae=(0.5 + drawn).tolist(), pca=[0.45] * 99, mean=[0.2] * 99)
+        text = self.say(two, vae=(0.5, None), pca=(0.45, None), mean=(0.2, None))
+        assert text.endswith(
+            "Of the 2 other methods, 1 is lower than 3D-None by a paired interval that excludes "
+            "0, and 1 is not distinguishable from it."
+        )
 
     def test_other_subjects_are_warned_of(self, two: Path) -> None:
         edit(two / "pca" / "evaluation" / "stroke.json", lambda values: values["subjects"].pop())
+        (two / "pca" / "evaluation" / "stroke-resamples.npz").unlink()
         (group,) = rows.group_by_cohort(load_runs([str(two)]))
         assert group.warnings[0].startswith("The test subjects differ between these runs")
         assert len(group.warnings) == 1
@@ -389,6 +457,165 @@ class TestWords:
         )
         groups = rows.group_by_cohort(load_runs([str(two)]))
         assert [(g.name, len(g.rows)) for g in groups] == [("stroke", 1), ("stroke", 1)]
+
+
+class TestComparisons:
+    """Pairs of methods, and fits that differ in the seed."""
+
+    @pytest.fixture
+    def seeds(self, tmp_path: Path) -> Path:
+        for seed in (0, 1, 2):
+            write_run(tmp_path / f"cube{seed}", "3D-Cube-n", seed=seed)
+            write_run(tmp_path / f"none{seed}", "3D-None", seed=seed)
+        write_run(tmp_path / "pca", "PCA-16")
+        return tmp_path
+
+    @staticmethod
+    def held(root: Path, *wanted: str) -> words.Compared:
+        (group,) = rows.group_by_cohort(load_runs([str(root)]))
+        return words.hold_together(group, wanted)
+
+    def test_fits_are_gathered_by_experiment(self, seeds: Path) -> None:
+        write_run(seeds / "shorter", "3D-None", num_epochs=3)
+        found = self.held(seeds).series
+        assert sorted((s.name, [r.run.seed for r in s.rows]) for s in found) == [
+            ("3D-Cube-n", [0, 1, 2]),
+            ("3D-None", [0]),
+            ("3D-None", [0, 1, 2]),
+            ("PCA-16", [0]),
+        ]
+        assert len({series.label for series in found}) == 4
+
+    def test_figures_over_seeds(self, seeds: Path) -> None:
+        cube = next(s for s in self.held(seeds).series if s.name == "3D-Cube-n")
+        values = [
+            json.loads((seeds / f"cube{n}/evaluation/stroke.json").read_text()) for n in range(3)
+        ]
+        each = [v["metrics"]["dice_d"] for v in values]
+        assert cube.mean("dice_d") == pytest.approx(np.mean(each))
+        assert cube.deviation("dice_d") == pytest.approx(np.std(each, ddof=1))
+        drawn = [np.load(seeds / f"cube{n}/evaluation/stroke-resamples.npz") for n in range(3)]
+        figure = cube.figure("dice_d")
+        assert figure is not None
+        expected = np.percentile(np.mean([d["dice_d"] for d in drawn], axis=0), [2.5, 97.5])
+        assert figure.bounds == pytest.approx(tuple(expected))
+        subject = values[0]["subjects"][3]["id"]
+        mean = np.mean([v["subjects"][3]["dice"] for v in values])
+        assert cube.dice()[subject] == pytest.approx(mean)
+
+    def test_differences_are_paired(self, seeds: Path) -> None:
+        tables = self.held(seeds).comparisons
+        assert [table.reference.label for table in tables] == ["PCA-16", "3D-None"]
+        for table in tables:
+            for one in table.comparisons:
+                for metric, difference in one.differences.items():
+                    a, b = (
+                        np.mean([r.evaluation.resamples.values[metric] for r in s.rows], axis=0)
+                        for s in (one.series, one.reference)
+                    )
+                    expected = np.percentile(a - b, [2.5, 97.5])
+                    assert difference.bounds == pytest.approx(tuple(expected))
+                    means = one.series.mean(metric), one.reference.mean(metric)
+                    assert difference.value == pytest.approx(means[0] - means[1])
+                ours, theirs = one.series.dice(), one.reference.dice()
+                expected_p = scipy.stats.wilcoxon(
+                    [ours[k] for k in ours], [theirs[k] for k in ours]
+                ).pvalue
+                assert one.p == pytest.approx(expected_p)
+            corrected = statistics.holm([one.p for one in table.comparisons])
+            assert [one.p_holm for one in table.comparisons] == pytest.approx(corrected.tolist())
+        cube = next(one for one in tables[1].comparisons if one.series.name == "3D-Cube-n")
+        mean = cube.reference.mean("dice_d")
+        spread = [v - mean for v in cube.series.each("dice_d")]
+        assert cube.over_seeds == pytest.approx((min(spread), max(spread)))
+
+    def test_references_can_be_chosen(self, seeds: Path) -> None:
+        tables = self.held(seeds, "3D-Cube-n", "elsewhere").comparisons
+        assert [table.reference.label for table in tables] == ["3D-Cube-n"]
+        assert {one.series.label for one in tables[0].comparisons} == {"3D-None", "PCA-16"}
+        with pytest.raises(ConfigError, match=r"no run is called '3D-Nothing'; there are \['3D-C"):
+            write_report([str(seeds)], str(seeds / "r.html"), references=["3D-Nothing"])
+
+    @pytest.mark.parametrize("spoil", ["other subjects", "other seed", "other number", "none"])
+    def test_what_does_not_pair_is_left_out_by_name(self, tmp_path: Path, spoil: str) -> None:
+        write_run(tmp_path / "none", "3D-None")
+        write_run(tmp_path / "pca", "PCA-16", num_test=15 if spoil == "other subjects" else 16)
+        path = tmp_path / "pca/evaluation/stroke-resamples.npz"
+        with np.load(path) as arrays:
+            held = dict(arrays)
+        if spoil == "other seed":
+            held["seed"] = np.array(1)
+        if spoil == "other number":
+            held = {k: v[:100] if v.shape == (400,) else v for k, v in held.items()}
+        np.savez(path, allow_pickle=False, **held)
+        if spoil == "none":
+            path.unlink()
+        tables = self.held(tmp_path).comparisons
+        assert [table.left_out for table in tables] == [("3D-None",), ("PCA-16",)]
+        text = Path(write_report([str(tmp_path)], str(tmp_path / "r.html"))).read_text()
+        assert "Not compared, since no resamples were kept that pair" in text
+
+    def test_resamples_of_other_subjects_are_refused(self, tmp_path: Path) -> None:
+        run = write_run(tmp_path / "run")
+        path = run / "evaluation/stroke-resamples.npz"
+        with np.load(path) as arrays:
+            held = dict(arrays)
+        np.savez(path, allow_pickle=False, **(held | {"subjects": held["subjects"][::-1]}))
+        with pytest.raises(RunError, match="over the 16 test subjects of the evaluation beside"):
+            load_runs([str(run)])
+        path.write_bytes(b"PK")
+        with pytest.raises(RunError, match="not a file of resamples"):
+            load_runs([str(run)])
+
+    def test_paired_csv(self, seeds: Path) -> None:
+        held = self.held(seeds)
+        lines = list(csv.DictReader(io.StringIO(export.to_paired_csv([held]))))
+        assert len(lines) == 4
+        for line in lines:
+            table = next(t for t in held.comparisons if t.reference.label == line["reference"])
+            one = next(c for c in table.comparisons if c.series.label == line["method"])
+            difference = one.differences["auprc"]
+            assert float(line["auprc_difference"]) == difference.value
+            assert float(line["auprc_difference_low"]) == difference.bounds[0]
+            assert float(line["wilcoxon_p_holm"]) == one.p_holm
+            assert line["fits"] == str(len(one.series.rows))
+
+    def test_page_and_markdown_tell_of_seeds(self, seeds: Path) -> None:
+        out = Path(write_report([str(seeds)], str(seeds / "r.html")))
+        text, plain = out.read_text(), out.with_suffix(".md").read_text()
+        for held in (text, plain):
+            assert "Over seeds" in held
+        assert "mean of 3 fits, which range from" in plain
+        assert "Against 3D-None" in text
+        assert "### Paired differences from PCA-16" in plain
+
+    def test_other_media_hold_lesions_and_filter(self, tmp_path: Path) -> None:
+        write_run(tmp_path / "run", max_component=20)
+        out = Path(write_report([str(tmp_path)], str(tmp_path / "r.html")))
+        text, plain = out.read_text(), out.with_suffix(".md").read_text()
+        assert "components dropped up to <b>20 voxels (26-connected)</b>" in text
+        assert "Lesions of the cohorts" in text
+        values = json.loads((tmp_path / "run/evaluation/stroke.json").read_text())
+        before, after = (values[k]["metrics"]["dice_d"] for k in ("unfiltered", "filtered"))
+        both = f"{before:.3f} → {after:.3f}"
+        rate = f"{values['metrics']['lesion_detection_rate']:.3f}"
+        found = f"{values['metrics']['num_lesions_detected']} of 32"
+        for held in (text, plain):
+            assert both in held
+            assert rate in held
+            assert found in held
+        (line,) = csv.DictReader(io.StringIO(out.with_suffix(".csv").read_text()))
+        assert float(line["filtered_dice_d"]) == after
+        assert float(line["lesion_lost_to_erosion"]) == pytest.approx(678 / 12345)
+
+    def test_published_figures_stand_beside(self, tmp_path: Path) -> None:
+        write_run(tmp_path / "run", "3D-None")
+        published = {("stroke", "3D-None"): {"dice_d": Published(value=0.31, deviation=0.04)}}
+        out = Path(write_report([str(tmp_path)], str(tmp_path / "r.html"), published=published))
+        assert "published 0.310 ± 0.040</small>" in out.read_text()
+        assert "what the paper prints" in out.read_text()
+        (line,) = csv.DictReader(io.StringIO(out.with_suffix(".csv").read_text()))
+        assert float(line["dice_d_published"]) == 0.31
 
 
 class TestPage:
@@ -403,8 +630,8 @@ class TestPage:
 
     def test_badges_stand_at_each_cohort_name(self, page: str) -> None:
         badge = '<span class="badge">semi-synthetic</span>'
-        # Summary, head, caption and three plots of two cohorts; then six evaluations.
-        assert page.count(badge) == 2 * 6 + 6
+        # Summary, head, caption and five parts of two cohorts; then six evaluations.
+        assert page.count(badge) == 2 * 8 + 6
 
     def test_unevaluated_runs(self, page: str) -> None:
         section = page[page.index('id="unevaluated"') : page.index('id="reading"')]
@@ -413,7 +640,7 @@ class TestPage:
         assert "PCA-16" not in section
 
     def test_erosion_is_stated(self, page: str) -> None:
-        assert re.search(r"<b>678</b> of 12345 lesion voxels \(5\.5 %\) are lost", page)
+        assert re.search(r"<b>678</b> of 12345 lesion voxels \(5\.5 %, [\d.,]+ mL\) are lost", page)
         assert "upper bound: threshold chosen on the test part" in page
 
     def test_escaping(self, tmp_path: Path) -> None:
@@ -429,6 +656,10 @@ class TestPage:
                 subject["id"] = NASTY
 
         edit(run / "evaluation" / "stroke.json", poison)
+        path = run / "evaluation" / "stroke-resamples.npz"
+        with np.load(path) as arrays:
+            held = dict(arrays)
+        np.savez(path, allow_pickle=False, **(held | {"subjects": np.array([NASTY] * 16)}))
         title = f'{NASTY}"$\\bad'
         out = Path(write_report([str(run)], str(tmp_path / "report.html"), title=title))
         text = out.read_text()
@@ -453,7 +684,7 @@ class TestPage:
     def test_files_beside_and_none_left_over(self, folder: Path, tmp_path: Path) -> None:
         write_report([str(folder / "waiting")], str(tmp_path / "deep" / "page.html"))
         names = sorted(path.name for path in (tmp_path / "deep").iterdir())
-        assert names == ["page.csv", "page.html", "page.md"]
+        assert names == ["page-paired.csv", "page.csv", "page.html", "page.md"]
 
     def test_out_must_be_a_page(self, folder: Path, tmp_path: Path) -> None:
         with pytest.raises(ConfigError, match=r"out must end in \.html"):
@@ -572,13 +803,30 @@ printable = st.text(st.characters(exclude_categories=["C", "Z"]), min_size=1, ma
 def test_any_name_survives_csv_and_markdown(runs: list[RunRecord], label: str, note: str) -> None:
     named = [replace(runs[0], label=label), *runs[1:]]
     groups = [replace(group, notes=(note,)) for group in rows.group_by_cohort(named)]
-    lines = list(csv.DictReader(io.StringIO(rows.to_csv(groups))))
-    assert label in {line["method"] for line in lines}
-    assert {line["notes"] for line in lines} == {note}
-    for line in rows.to_markdown(groups, "t").splitlines():
+    lines = list(csv.DictReader(io.StringIO(export.to_csv(groups))))
+
+    def guarded(name: str) -> str:
+        return f"'{name}" if name[0] in "=+-@" else name
+
+    assert guarded(label) in {line["method"] for line in lines}
+    assert {line["notes"] for line in lines} == {guarded(note)}
+    text = export.to_markdown([words.hold_together(group) for group in groups], "t")
+    widths = {len(columns.COLUMNS), len(columns.LESION_COLUMNS), len(compare.COMPARISON_COLUMNS)}
+    for line in text.splitlines():
         if line.startswith("|"):
-            assert len(re.findall(r"(?<!\\)(?:\\\\)*\|", line)) == len(rows.COLUMNS) + 1
+            assert len(re.findall(r"(?<!\\)(?:\\\\)*\|", line)) - 1 in widths
         assert not re.search(r"<[a-zA-Z/!]", line)
+
+
+@pytest.mark.parametrize("name", ["=1+1", "+A1", "-2", "@SUM(A1)", "\t=1", '=HYPERLINK("x")'])
+def test_names_are_no_formulas_in_a_spreadsheet(runs: list[RunRecord], name: str) -> None:
+    group = rows.group_by_cohort([replace(runs[0], label=name), *runs[1:]])[0]
+    for text in (export.to_csv([group]), export.to_paired_csv([words.hold_together(group)])):
+        cells = [cell for line in csv.reader(io.StringIO(text)) for cell in line]
+        assert f"'{name}" in cells
+        for cell in cells:
+            assert cell == "" or cell[0] not in "=+@\t\r"
+            assert not cell.startswith("-") or float(cell) < 0
 
 
 class TestJob:
@@ -592,6 +840,12 @@ class TestJob:
         assert (done.returncode, done.stderr) == (0, "")
         assert str(out) in done.stdout
         assert out.is_file()
+
+    def test_no_run_is_refused_before_anything_is_read(self, tmp_path: Path) -> None:
+        done = self.run("--out", str(tmp_path / "r.html"))
+        assert done.returncode == 2
+        assert "no run named" in done.stderr
+        assert not list(tmp_path.iterdir())
 
     def test_a_wrong_folder_is_named_without_traceback(self, tmp_path: Path) -> None:
         done = self.run(str(tmp_path / "absent"), "--out", str(tmp_path / "r.html"))

@@ -20,11 +20,13 @@ from numpy.typing import NDArray
 from PIL import Image
 from scipy import ndimage
 
+from uadray.report.compare import Comparisons
 from uadray.report.load import Cases, RunRecord
 from uadray.report.rows import CohortRows, Row
 
-MIN_FIT_SUBJECTS = 8
-"""Fewest subjects for the cubic fit of Dice over lesion volume; below, the dots stand alone."""
+MIN_FIT_SUBJECTS = 12
+"""Fewest subjects for the cubic fit of Dice over lesion volume, three for each of its four terms;
+below, the marks stand alone."""
 
 _LARGEST_SVG = 150_000
 _serial = itertools.count()
@@ -147,6 +149,33 @@ def interval_plot(group: CohortRows) -> Markup:
     return inline(draw, f"Dice_D and interval of {len(rows)} runs; the table holds the figures")
 
 
+def difference_plot(table: Comparisons) -> Markup:
+    """Paired differences of Dice_D from one reference with their intervals, a line a method."""
+    shown = table.comparisons
+
+    def draw(palette: Palette) -> Figure:
+        figure, axes = _axes((4.4, 0.75 + 0.27 * len(shown)), palette)
+        axes.grid(axis="x", color=palette.muted, alpha=0.25, linewidth=0.6)
+        axes.axvline(0, color=palette.ink, linewidth=1)
+        for place, one in enumerate(shown):
+            colour = palette.plain if one.is_plain else palette.accent
+            difference = one.differences["dice_d"]
+            if difference.bounds is not None:
+                axes.plot(difference.bounds, [place, place], color=colour, linewidth=1.6)
+            marker = "D" if one.is_plain else "o"
+            axes.plot(difference.value, place, marker, color=colour, markersize=5)
+        axes.set_yticks(range(len(shown)), [one.series.label for one in shown], parse_math=False)
+        axes.set_ylim(len(shown) - 0.5, -0.5)
+        axes.set_xlabel(r"difference of Dice$_\mathrm{D}$, 95 % interval over subjects")
+        axes.tick_params(axis="y", length=0)
+        return figure
+
+    name = table.reference.label
+    return inline(
+        draw, f"Paired Dice_D differences of {len(shown)} methods from {name}; the table holds them"
+    )
+
+
 def has_curves(run: RunRecord) -> bool:
     """Whether the run wrote a reconstruction error by epoch."""
     return len(run.epochs) > 1 and any(_series(run, key)[1].size > 1 for key in _CURVES)
@@ -230,18 +259,26 @@ def cubic_fit(row: Row) -> tuple[NDArray[np.float64], NDArray[np.float64]] | Non
     return 10**x, fit(x)
 
 
-def volume_plot(group: CohortRows, row: Row) -> Markup:
-    """Dice_S over lesion volume of one run, the fits of the other runs behind it."""
-    fit = cubic_fit(row)
-    others = [cubic_fit(other) for other in group.rows if other is not row]
+_Curve = tuple[NDArray[np.float64], NDArray[np.float64]]
+
+
+def volume_plots(rows: Sequence[Row]) -> list[Markup]:
+    """Dice_S over lesion volume, one plot a run, with the fits of the other runs behind it."""
+    fits = [cubic_fit(row) for row in rows]
+    return [
+        _volume_plot(row, fit, [other for other in fits if other is not None and other is not fit])
+        for row, fit in zip(rows, fits, strict=True)
+    ]
+
+
+def _volume_plot(row: Row, fit: _Curve | None, others: Sequence[_Curve]) -> Markup:
     volumes, dice = _volumes(row)
 
     def draw(palette: Palette) -> Figure:
         figure, axes = _axes((3.1, 2.1), palette)
         colour = palette.plain if row.run.is_plain else palette.accent
         for other in others:
-            if other is not None:
-                axes.plot(*other, color=palette.muted, alpha=0.35, linewidth=0.8)
+            axes.plot(*other, color=palette.muted, alpha=0.35, linewidth=0.8)
         marker = "D" if row.run.is_plain else "o"
         axes.plot(10**volumes, dice, marker, color=colour, alpha=0.45, markersize=4, mew=0)
         if fit is not None:

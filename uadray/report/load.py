@@ -48,6 +48,22 @@ class Cases:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Resamples:
+    """Figures in each bootstrap resample of the test subjects, drawn alike for all runs."""
+
+    subjects: tuple[str, ...]
+    """Test subjects in the order that the draws refer to."""
+    seed: int
+    """Of the draws."""
+    values: Mapping[str, NDArray[np.float64]]
+    """(R,) by the metric's name; NaN where a resample does not define it."""
+
+    def pairs_with(self, other: "Resamples") -> bool:
+        """Whether each resample drew the same subjects in both."""
+        return (self.subjects, self.seed) == (other.subjects, other.seed)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Evaluation:
     """One run on one lesioned cohort."""
 
@@ -61,6 +77,12 @@ class Evaluation:
     """The whole JSON file: see `metrics`, `intervals`, `threshold` and `subjects` in it."""
     cases: Cases | None
     """For the montage; None where none were kept."""
+    resamples: Resamples | None
+    """For paired comparisons; None where none were kept."""
+
+    def showing(self, values: Mapping[str, Any]) -> "Evaluation":
+        """The same with other `metrics` and `intervals`, such as those before a filter."""
+        return replace(self, values={**self.values, **values})
 
     def metric(self, name: str) -> float | None:
         """A metric, or None where it is not defined."""
@@ -203,14 +225,34 @@ def _load_evaluation(url: str, fingerprint: str) -> Evaluation:
             f"{url}: belongs to experiment {found}, but the run's config.json says {fingerprint}; "
             "evaluate this run again"
         )
-    cases_url = url.removesuffix(".json") + "-cases.npz"
+    stem = url.removesuffix(".json")
+    cases_url, resamples_url = f"{stem}-cases.npz", f"{stem}-resamples.npz"
     return Evaluation(
         cohort=str(values["cohort"]["name"]),
         cohort_fingerprint=str(values["cohort"].get("fingerprint") or ""),
         notes=tuple(str(note) for note in values["cohort"].get("notes") or ()),
         values=values,
         cases=_load_cases(cases_url) if files.exists(cases_url) else None,
+        resamples=_load_resamples(resamples_url, values) if files.exists(resamples_url) else None,
     )
+
+
+def _load_resamples(url: str, values: Mapping[str, Any]) -> Resamples:
+    try:
+        with np.load(io.BytesIO(files.read_bytes(url)), allow_pickle=False) as arrays:
+            held = {name: arrays[name] for name in arrays.files}
+        subjects = tuple(str(subject) for subject in held.pop("subjects"))
+        seed = int(held.pop("seed"))
+    except _DAMAGED as error:
+        raise RunError(f"{url}: not a file of resamples ({error}); evaluate again") from error
+    expected = [str(subject["id"]) for subject in values["subjects"]]
+    sizes = {array.shape for array in held.values()}
+    if list(subjects) != expected or len(sizes) != 1 or len(sizes.pop()) != 1:
+        raise RunError(
+            f"{url}: expected one (R,) array a metric, over the {len(expected)} test subjects of "
+            "the evaluation beside it; evaluate again"
+        )
+    return Resamples(subjects=subjects, seed=seed, values=held)
 
 
 def _load_cases(url: str) -> Cases:

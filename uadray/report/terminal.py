@@ -8,8 +8,9 @@ from rich.table import Table
 from rich.text import Text
 
 from uadray.errors import RunError
+from uadray.report.columns import ABSENT, COLUMNS
 from uadray.report.load import RunRecord
-from uadray.report.rows import ABSENT, COLUMNS, group_by_cohort
+from uadray.report.rows import group_by_cohort
 
 _TERMINAL = ("method", "dice_d", "dice_s_mean", "auprc", "upper_bound_dice", "fit_minutes")
 _SHORT_HEADS = {

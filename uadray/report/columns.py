@@ -1,0 +1,325 @@
+"""The columns of the tables: page, CSV, Markdown and terminal show the same ones."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+from uadray.report.load import Evaluation
+from uadray.report.rows import Row
+
+ABSENT = "\N{EN DASH}"
+"""Stands where a figure is not defined or was not recorded."""
+
+Item = TypeVar("Item")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Column(Generic[Item]):
+    """One column: the figure itself, and how it reads."""
+
+    key: str
+    """Name in the CSV."""
+    head: str
+    """Name on the page."""
+    value: Callable[[Item], float | str | None]
+    """The figure, unrounded."""
+    text: Callable[[Item], str]
+    """The figure as shown."""
+    detail: Callable[[Item], str] = lambda item: ""
+    """What stands behind or below it, such as its interval; empty for nothing."""
+    note: str = ""
+    """A second line of the head: a unit, or what a reader must know."""
+    bounds: Callable[[Item], tuple[float, float] | None] | None = None
+    """Ends of the interval, which the CSV adds as two columns; None for no such columns."""
+    first: str = "descending"
+    """Order of the first click: the best, or the first, on top."""
+
+    def line(self, item: Item) -> str:
+        """Text and detail in one line."""
+        return f"{self.text(item)} {self.detail(item)}".rstrip()
+
+
+def number(value: float | None, digits: int = 3) -> str:
+    """A figure with a fixed number of digits, or `ABSENT`."""
+    return ABSENT if value is None else f"{value:.{digits}f}"
+
+
+def signed(value: float | None) -> str:
+    """A difference with its sign, or `ABSENT`."""
+    return ABSENT if value is None else f"{value:+.3f}".replace("-", "\N{MINUS SIGN}")
+
+
+def short(value: float | None) -> str:
+    """A figure with three significant digits, or `ABSENT`."""
+    if value is None:
+        return ABSENT
+    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
+
+
+def with_interval(evaluation: Evaluation, metric: str) -> str:
+    """`0.476 [0.410, 0.540]`, the 95 % bootstrap interval over subjects in brackets."""
+    return f"{number(evaluation.metric(metric))} {brackets(evaluation.interval(metric))}".rstrip()
+
+
+def brackets(
+    bounds: tuple[float, float] | None, text: Callable[[float | None], str] = number
+) -> str:
+    """`[0.410, 0.540]`, or nothing."""
+    return "" if bounds is None else f"[{text(bounds[0])}, {text(bounds[1])}]"
+
+
+def _printed(row: Row, key: str) -> str:
+    """What a paper printed for this row, or nothing."""
+    figure = row.published.get(key)
+    if figure is None:
+        return ""
+    spread = "" if figure.deviation is None else f" ± {figure.deviation:.3f}"
+    return f"published {figure.value:.3f}{spread}"
+
+
+def _metric(
+    key: str,
+    head: str,
+    *,
+    note: str = "",
+    interval: bool = False,
+    digits: int = 3,
+    first: str = "descending",
+    deviation: str = "",
+) -> Column[Row]:
+    def detail(row: Row) -> str:
+        spread = row.evaluation.metric(deviation) if deviation else None
+        parts = [
+            "" if spread is None else f"± {spread:.3f}",
+            brackets(row.evaluation.interval(key), lambda v: number(v, digits)) if interval else "",
+            _printed(row, key),
+        ]
+        return " ".join(part for part in parts if part)
+
+    return Column(
+        key=key,
+        head=head,
+        note=note or ("[95 %]" if interval else ""),
+        value=lambda row: row.evaluation.metric(key),
+        text=lambda row: number(row.evaluation.metric(key), digits),
+        detail=detail,
+        bounds=lambda row: row.evaluation.interval(key),
+        first=first,
+    )
+
+
+def _recorded(
+    key: str, head: str, get: Callable[[Row], Any], text: Callable[[Any], str], note: str = ""
+) -> Column[Row]:
+    return Column(
+        key=key,
+        head=head,
+        note=note,
+        value=get,
+        text=lambda row: text(get(row)),
+        first="ascending",
+    )
+
+
+def _fit_minutes(row: Row) -> float | None:
+    seconds = row.run.summary.get("fit_seconds")
+    return None if seconds is None else seconds / 60
+
+
+def _minutes(minutes: float | None) -> str:
+    if minutes is None:
+        return ABSENT
+    return "< 0.1" if minutes < 0.1 else f"{minutes:.1f}"
+
+
+def _epochs(row: Row) -> str:
+    best, epochs = row.run.summary.get("best_epoch"), row.run.summary.get("epochs")
+    return ABSENT if best is None else f"{best} / {epochs if epochs is not None else ABSENT}"
+
+
+def _millions(count: int | None) -> str:
+    if count is None:
+        return ABSENT
+    return f"{count / 1e6:.2f} M" if count >= 1e5 else f"{count:,}"
+
+
+def _percent(share: float | None) -> str:
+    return ABSENT if share is None else f"{100 * share:.1f} %"
+
+
+METHOD: Column[Row] = Column(
+    key="method",
+    head="Method",
+    value=lambda row: row.run.label,
+    text=lambda row: row.run.label,
+    first="ascending",
+)
+"""The first column of every table of runs."""
+
+COLUMNS: tuple[Column[Row], ...] = (
+    METHOD,
+    _metric("dice_d", "Dice_D", interval=True),
+    _metric("dice_s_mean", "Dice_S", note="mean ± std over subjects", deviation="dice_s_std"),
+    _metric("auprc", "AUPRC", interval=True),
+    _metric("auroc", "AUROC"),
+    _metric("slice_auprc", "AUPRC by slice", note="axial slices"),
+    _metric(
+        "upper_bound_dice",
+        "Upper-bound Dice",
+        note="upper bound: threshold chosen on the test part",
+    ),
+    Column(
+        key="threshold",
+        head="Threshold",
+        note="value, rule",
+        value=lambda row: row.evaluation.values["threshold"]["value"],
+        text=lambda row: short(row.evaluation.values["threshold"]["value"]),
+        detail=lambda row: str(row.evaluation.values["threshold"]["rule"]),
+    ),
+    Column(
+        key="lesion_lost_to_erosion",
+        head="Lost to erosion",
+        note="of the lesion",
+        value=lambda row: row.lost_share,
+        text=lambda row: _percent(row.lost_share),
+        detail=lambda row: "" if row.lost_ml is None else f"{short(row.lost_ml)} mL",
+        first="ascending",
+    ),
+    _recorded(
+        "healthy_reconstruction",
+        "Healthy L1",
+        lambda row: row.evaluation.values.get("healthy_reconstruction"),
+        lambda value: number(value, 4),
+        "reconstruction, intensity",
+    ),
+    _recorded(
+        "seconds_per_volume",
+        "Scoring",
+        lambda row: row.evaluation.values.get("seconds_per_volume"),
+        short,
+        "seconds a volume",
+    ),
+    _recorded("fit_minutes", "Fit", _fit_minutes, _minutes, "minutes"),
+    Column(
+        key="best_epoch",
+        head="Best epoch",
+        note="of all",
+        value=lambda row: row.run.summary.get("best_epoch"),
+        text=_epochs,
+        first="ascending",
+    ),
+    _recorded(
+        "num_parameters",
+        "Parameters",
+        lambda row: row.run.summary.get("num_parameters"),
+        _millions,
+    ),
+)
+"""The columns of the main table, in order."""
+
+
+def _found(row: Row) -> str:
+    found, all_of_them = (
+        row.evaluation.values["metrics"].get(key) for key in ("num_lesions_detected", "num_lesions")
+    )
+    return "" if found is None or all_of_them is None else f"{found} of {all_of_them}"
+
+
+def _detection() -> Column[Row]:
+    rate = _metric("lesion_detection_rate", "Lesions found", interval=True)
+    return Column(
+        key=rate.key,
+        head=rate.head,
+        note="share of components [95 %]",
+        value=rate.value,
+        text=rate.text,
+        detail=lambda row: f"{rate.detail(row)} {_found(row)}".strip(),
+        bounds=rate.bounds,
+    )
+
+
+LESION_COLUMNS: tuple[Column[Row], ...] = (
+    METHOD,
+    _detection(),
+    _metric(
+        "lesion_precision",
+        "Lesion precision",
+        note="predicted components that touch one [95 %]",
+        interval=True,
+    ),
+    _metric(
+        "false_components_per_volume",
+        "False components",
+        note="a volume [95 %]",
+        interval=True,
+        digits=1,
+        first="ascending",
+    ),
+    _metric(
+        "hd95_mm_mean",
+        "HD95",
+        note="mm, mean over subjects [95 %]",
+        interval=True,
+        digits=1,
+        first="ascending",
+    ),
+    _metric(
+        "surface_distance_mm_mean",
+        "Surface distance",
+        note="mm, mean over subjects [95 %]",
+        interval=True,
+        digits=1,
+        first="ascending",
+    ),
+)
+"""Lesions as objects; for evaluations that hold them."""
+
+
+def has_lesions(rows: Sequence[Row]) -> bool:
+    """Whether any row tells of lesions as objects."""
+    return any(row.evaluation.metric("lesion_detection_rate") is not None for row in rows)
+
+
+def _filtered(key: str, head: str) -> Column[Row]:
+    def side(row: Row, which: str) -> Evaluation | None:
+        values = row.evaluation.values.get(which)
+        return None if values is None else row.evaluation.showing(values)
+
+    def text(row: Row) -> str:
+        before, after = side(row, "unfiltered"), side(row, "filtered")
+        if before is None or after is None:
+            return ABSENT
+        return f"{number(before.metric(key))} \N{RIGHTWARDS ARROW} {number(after.metric(key))}"
+
+    def bounds(row: Row) -> tuple[float, float] | None:
+        after = side(row, "filtered")
+        return None if after is None else after.interval(key)
+
+    def value(row: Row) -> float | None:
+        after = side(row, "filtered")
+        return None if after is None else after.metric(key)
+
+    return Column(
+        key=f"filtered_{key}",
+        head=head,
+        note="before \N{RIGHTWARDS ARROW} after [95 %]",
+        value=value,
+        text=text,
+        detail=lambda row: brackets(bounds(row)),
+        bounds=bounds,
+    )
+
+
+FILTER_COLUMNS: tuple[Column[Row], ...] = (
+    METHOD,
+    _filtered("dice_d", "Dice_D"),
+    _filtered("dice_s_mean", "Dice_S"),
+    _filtered("auprc", "AUPRC"),
+    _filtered("upper_bound_dice", "Upper-bound Dice"),
+)
+"""Figures before and after small components are dropped; for evaluations with that filter."""
+
+
+def has_filter(rows: Sequence[Row]) -> bool:
+    """Whether any row was evaluated with a component filter."""
+    return any(row.evaluation.values.get("filtered") for row in rows)

@@ -1,0 +1,133 @@
+"""The tables as CSV and Markdown."""
+
+import csv
+import io
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from uadray.report import columns, compare
+from uadray.report.columns import COLUMNS, FILTER_COLUMNS, LESION_COLUMNS, Column
+from uadray.report.rows import CohortRows
+from uadray.report.words import Compared
+
+_FORMULA = ("=", "+", "-", "@", "\t", "\r")
+
+
+def to_csv(groups: Sequence[CohortRows]) -> str:
+    """All rows with unrounded figures and interval ends; absent figures are empty."""
+    shown = (*COLUMNS, *LESION_COLUMNS[1:], *FILTER_COLUMNS[1:])
+    printed = sorted({name for group in groups for row in group.rows for name in row.published})
+    head = ["cohort", "cohort_fingerprint", "notes", *_heads(shown)]
+    head += [f"{name}_published" for name in printed]
+    head += ["dice_s_std", "num_lesions", "num_lesions_detected"]
+    head += ["threshold_rule", "num_threshold", "num_test", "num_resamples"]
+    head += ["plain_baseline", "seed", "run_fingerprint", "run"]
+    lines = []
+    for group in groups:
+        for row in group.rows:
+            values = row.evaluation.values
+            line: list[object] = [group.name, group.fingerprint, "; ".join(group.notes)]
+            line += _cells(shown, row)
+            line += [row.published[n].value if n in row.published else None for n in printed]
+            line.append(row.evaluation.metric("dice_s_std"))
+            line += [values["metrics"].get(n) for n in ("num_lesions", "num_lesions_detected")]
+            line += [values["threshold"]["rule"], values["num_threshold"], values["num_test"]]
+            line += [values.get("num_resamples")]
+            line += [row.run.is_plain, row.run.seed, row.run.config["fingerprint"], row.run.url]
+            lines.append(line)
+    return _csv(head, lines)
+
+
+def to_paired_csv(compared: Sequence[Compared]) -> str:
+    """All paired comparisons, unrounded; differences are method - reference."""
+    shown = compare.COMPARISON_COLUMNS
+    head = ["cohort", "cohort_fingerprint", "reference", *_heads(shown)]
+    head += ["wilcoxon_p_holm", "num_subjects"]
+    lines: list[list[object]] = []
+    for cohort in compared:
+        for table in cohort.comparisons:
+            for one in table.comparisons:
+                line: list[object] = [cohort.group.name, cohort.group.fingerprint]
+                line += [table.reference.label, *_cells(shown, one)]
+                lines.append([*line, None if np.isnan(one.p) else one.p_holm, one.num_subjects])
+    return _csv(head, lines)
+
+
+def _heads(shown: Sequence[Column[Any]]) -> list[str]:
+    ends = ("", "_low", "_high")
+    return [f"{c.key}{end}" for c in shown for end in (ends if c.bounds else ends[:1])]
+
+
+def _cells(shown: Sequence[Column[Any]], item: object) -> list[object]:
+    cells: list[object] = []
+    for column in shown:
+        cells.append(column.value(item))
+        if column.bounds is not None:
+            cells += column.bounds(item) or (None, None)
+    return cells
+
+
+def _csv(head: Sequence[str], lines: Sequence[Sequence[object]]) -> str:
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(head)
+    writer.writerows([_guard(cell) for cell in line] for line in lines)
+    return text.getvalue()
+
+
+def _guard(cell: object) -> object:
+    """Keep a spreadsheet from taking a name for a formula; figures stay figures."""
+    if isinstance(cell, str) and cell.startswith(_FORMULA):
+        return f"'{cell}"
+    return cell
+
+
+def to_markdown(compared: Sequence[Compared], title: str) -> str:
+    """The tables as GitHub Markdown, with the sentences above each."""
+    lines = [f"# {_markdown(title)}", ""]
+    for cohort in compared:
+        group = cohort.group
+        notes = "".join(f" **[{_markdown(note)}]**" for note in group.notes)
+        lines += [f"## {_markdown(group.name)}{notes}", ""]
+        lines += [_markdown(sentence) for sentence in (*cohort.sentences, *group.warnings)]
+        lines += ["", *_table(COLUMNS, group.rows), ""]
+        if columns.has_lesions(group.rows):
+            lines += ["### Lesion by lesion", "", *_table(LESION_COLUMNS, group.rows), ""]
+        if columns.has_filter(group.rows):
+            lines += ["### Component filter", "", *_table(FILTER_COLUMNS, group.rows), ""]
+        several = [series for series in cohort.series if len(series.rows) > 1]
+        if several:
+            lines += ["### Over seeds", "", *_table(compare.SEED_COLUMNS, several), ""]
+        for table in cohort.comparisons:
+            if table.comparisons:
+                lines += [f"### Paired differences from {_markdown(table.reference.label)}", ""]
+                lines += [*_table(compare.COMPARISON_COLUMNS, table.comparisons), ""]
+    return "\n".join(lines)
+
+
+def _table(shown: Sequence[Column[Any]], items: Sequence[Any]) -> list[str]:
+    heads = [_markdown(f"{column.head} {_note(column)}".rstrip()) for column in shown]
+    lines = [_line(heads), "|" + "|".join([":--", *["--:"] * (len(shown) - 1)]) + "|"]
+    for item in items:
+        cells = [_markdown(column.line(item)) for column in shown]
+        cells[0] += " (plain baseline)" if item.is_plain else ""
+        lines.append(_line(cells))
+    return lines
+
+
+def _note(column: Column[Any]) -> str:
+    return f"({column.note})" if column.note and column.note[0] != "[" else column.note
+
+
+def _line(cells: Sequence[str]) -> str:
+    return "| " + " | ".join(cells) + " |"
+
+
+def _markdown(text: str) -> str:
+    """`text` with what Markdown or HTML would take for markup escaped."""
+    text = " ".join(text.split()).replace("&", "&amp;").replace("<", "&lt;")
+    for mark in "\\`*_[]|#":
+        text = text.replace(mark, f"\\{mark}")
+    return text

@@ -129,8 +129,8 @@ def _check_finite(path: str, finite: np.ndarray, brain: np.ndarray) -> list[str]
 
 def _face_values(image: np.ndarray) -> np.ndarray:
     """The voxels on the six outer faces of a volume, one after the other."""
-    faces = [np.take(image, side, axis).ravel() for axis in range(3) for side in (0, -1)]
-    return np.concatenate(faces)
+    by_axis = [np.moveaxis(image, axis, 0) for axis in range(3)]
+    return np.concatenate([planes[side].ravel() for planes in by_axis for side in (0, -1)])
 
 
 def _background(values: np.ndarray) -> float | None:

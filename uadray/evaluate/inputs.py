@@ -28,7 +28,7 @@ def check_inputs(
     if not runs or not cohorts:
         raise EvaluationError("nothing to evaluate: name at least one run and one cohort")
     for run in runs:
-        if not run.finished:
+        if (run.summary or {}).get("status") not in ("finished", "stopped"):
             raise EvaluationError(f"{run.url} is not finished: run the same jobs/train.py again")
     if healthy is not None and config.threshold_rule not in WITHOUT_LESIONS:
         raise ConfigError(

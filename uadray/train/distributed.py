@@ -20,7 +20,14 @@ from uadray.train.run import Run
 from uadray.train.track import TrackConfig
 from uadray.train.worker import fit_worker, fresh, identity
 
-__all__ = ["ScaleConfig", "TrackConfig", "fit", "format_metrics", "load_detector"]
+__all__ = [
+    "ScaleConfig",
+    "TrackConfig",
+    "conclude_facts",
+    "fit",
+    "format_metrics",
+    "load_detector",
+]
 
 
 def fit(
@@ -62,16 +69,22 @@ def fit(
         facts = _fit(detector, run, cohort, scale, track, report)
     except Exception as error:
         told = f"{type(error).__name__}: {error}"
-        run.finish({"status": "failed", "error": told[:2000], **_outcome(run, scale)})
+        run.finish({"status": "failed", "error": told[:2000], **conclude_facts(run)})
         raise
-    outcome = _outcome(run, scale)
-    outcome["num_parameters"] = num_parameters(detector)
-    if not run.metrics():
-        state = CheckpointStore(run.url, identity(run)).state()
-        outcome["fit_seconds"] = time.perf_counter() - start if state else None
+    outcome = conclude_facts(run)
+    if outcome["epochs"] == 0:
+        fitted = isinstance(detector, StreamDetector)
+        outcome["fit_seconds"] = time.perf_counter() - start if fitted else None
         if not detector.has_reconstruction:
             outcome["validation/reconstruction"] = None
-    run.finish({"status": "finished", **outcome, **facts})
+    how = {
+        "num_parameters": num_parameters(detector),
+        "num_workers": scale.num_workers,
+        "micro_batch": scale.micro_batch,
+        "threads": torch.get_num_threads(),
+        "omp_num_threads": os.environ.get("OMP_NUM_THREADS"),
+    }
+    run.finish({"status": "finished", **outcome, **how, **facts})
     return run
 
 
@@ -138,8 +151,8 @@ def _fit_plain(detector: Detector, run: Run, cohort: Cohort) -> dict[str, Any]:
     return {"num_train_volumes": len(rows), "num_validation_volumes": len(held_back)}
 
 
-def _outcome(run: Run, scale: ScaleConfig) -> dict[str, Any]:
-    """What the records and checkpoints of a run say, finished or not."""
+def conclude_facts(run: Run) -> dict[str, Any]:
+    """What the records and checkpoints of a run tell its summary, ended well or not."""
     state = CheckpointStore(run.url, identity(run)).state()
     records = run.metrics()
     return {
@@ -148,10 +161,6 @@ def _outcome(run: Run, scale: ScaleConfig) -> dict[str, Any]:
         "validation/reconstruction": state.best_value if state else None,
         "fit_seconds": sum(r["seconds"] for r in records) or None,
         "warnings": _warnings(run, records, state.best) if state and records else [],
-        "num_workers": scale.num_workers,
-        "micro_batch": scale.micro_batch,
-        "threads": torch.get_num_threads(),
-        "omp_num_threads": os.environ.get("OMP_NUM_THREADS"),
     }
 
 

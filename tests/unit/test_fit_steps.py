@@ -1,0 +1,314 @@
+"""The steps of a fit: micro-batches, idle workers, dead latents, compiled networks."""
+
+import math
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tiny_cohorts import SHAPE, tiny_vae
+from torch import Tensor, nn
+
+from uadray.batch import Batch
+from uadray.config import Experiment
+from uadray.detectors import GradientDetector, build
+from uadray.order import batch_share, step_sizes
+from uadray.train.checkpoint import CheckpointStore
+from uadray.train.distributed import conclude_facts, format_metrics
+from uadray.train.loop import Metrics, World, fit_gradient, numerics
+from uadray.train.run import Run
+
+CPU = torch.device("cpu")
+NUM = 21
+"""Samples: two batches of eight and one of five."""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def images() -> Tensor:
+    generator = torch.Generator().manual_seed(4)
+    images = torch.rand(NUM, *SHAPE, generator=generator) * 0.6 + 0.2
+    images[:, :3] = 0
+    return images.half()
+
+
+def fresh(experiment: Experiment) -> GradientDetector:
+    torch.manual_seed(experiment.fit.seed)
+    detector = build(experiment.method, SHAPE)
+    assert isinstance(detector, GradientDetector)
+    return detector
+
+
+def cut(images: Tensor, ids: list[int], size: int) -> list[Batch]:
+    """Samples of a worker in the order given, in batches."""
+    parts = torch.tensor(ids).split(size)
+    return [Batch(ids=part, images=images[part]) for part in parts]
+
+
+def fit(
+    experiment: Experiment,
+    images: Tensor,
+    folder: Path,
+    *,
+    batches: Callable[[int], list[Batch]] | None = None,
+    **options: Any,
+) -> tuple[GradientDetector, list[Metrics]]:
+    detector = options.pop("detector", None) or fresh(experiment)
+    whole = cut(images, list(range(NUM)), experiment.fit.batch_size)
+    records = fit_gradient(
+        detector,
+        experiment,
+        train=batches or (lambda epoch: whole),
+        validation=[Batch(ids=torch.arange(4), images=images[:4])],
+        checkpoints=CheckpointStore(str(folder), experiment.fingerprint),
+        report=lambda record: None,
+        past=[],
+        device=CPU,
+        **options,
+    )
+    return detector, records
+
+
+def gradients_agree(a: GradientDetector, b: GradientDetector) -> bool:
+    """Whether two nets saw the same gradient in their last step, but for rounding.
+
+    Weights would not do: Adam makes whole steps of what is rounding where the gradient is zero.
+    """
+    first, second = (torch.cat([p.grad.flatten() for p in net.parameters()]) for net in (a, b))
+    return float((first - second).norm()) < 1e-4 * float(first.norm())
+
+
+def still(**fit: object) -> Experiment:
+    """Weights stay, so that the last step of a fit shows its gradient, and no activation has a
+    kink, at which rounding alone may turn a gradient by percents."""
+    base = tiny_vae(3, epochs=2, learning_rate=1e-9, clip_norm=1e9, **fit)
+    return replace(base, method=replace(base.method, slope=0.999))
+
+
+@pytest.mark.parametrize("micro_batch", [3, 1])
+def test_micro_batches_change_nothing_but_the_rounding(
+    images: Tensor, tmp_path: Path, micro_batch: int
+) -> None:
+    experiment = still(strategy="cube")
+    whole, records = fit(experiment, images, tmp_path / "whole")
+    seen: list[int] = []
+    detector = fresh(experiment)
+    detector.register_forward_pre_hook(lambda _, args: seen.append(len(args[0])))
+    cut_up, cut_records = fit(
+        experiment, images, tmp_path / "cut", micro_batch=micro_batch, detector=detector
+    )
+    assert max(seen) == micro_batch
+    assert sum(seen) == 2 * NUM
+    # The last batch is 5 = 3 + 2 samples: the smaller part weighs less.
+    assert gradients_agree(whole, cut_up)
+    for a, b in zip(records, cut_records, strict=True):
+        for key in ("train/loss", "train/reconstruction", "train/kl", "validation/reconstruction"):
+            assert b[key] == pytest.approx(a[key], rel=1e-5)
+
+
+def test_a_batch_that_is_no_larger_is_left_whole(images: Tensor, tmp_path: Path) -> None:
+    experiment = tiny_vae(3, epochs=2)
+    whole, _ = fit(experiment, images, tmp_path / "whole")
+    same, _ = fit(experiment, images, tmp_path / "same", micro_batch=8)
+    first, second = whole.state_dict(), same.state_dict()
+    assert all(torch.equal(first[key], second[key]) for key in first)
+
+
+class Team:
+    """Workers as threads that sum tensors and average gradients, step by step."""
+
+    def __init__(self, size: int) -> None:
+        self.size, self._lock = size, threading.Barrier(size, timeout=60)
+        self._held: dict[int, Tensor] = {}
+
+    def sum(self, rank: int, tensor: Tensor) -> Tensor:
+        self._held[rank] = tensor.clone()
+        self._lock.wait()
+        total = torch.stack([self._held[r] for r in range(self.size)]).sum(0)
+        self._lock.wait()
+        return total
+
+    def world(self, rank: int) -> World:
+        def wrap(module: nn.Module) -> nn.Module:
+            # Every backward pass of these tests reaches every parameter once, in the same order.
+            for parameter in module.parameters():
+                parameter.register_hook(lambda g: self.sum(rank, g) / self.size)
+            return module
+
+        return World(rank=rank, size=self.size, wrap=wrap, sum=lambda t: self.sum(rank, t))
+
+
+@pytest.mark.parametrize(
+    "shares", [[11, 10], [15, 6], [8, 8, 5], [19, 1, 1]], ids=lambda s: "+".join(map(str, s))
+)
+def test_workers_of_any_parts_take_the_step_of_all_samples(
+    images: Tensor, tmp_path: Path, shares: list[int]
+) -> None:
+    """Each step's gradient is the mean over all samples in it, wherever they are."""
+    experiment = still()
+    size, world = experiment.fit.batch_size, len(shares)
+    ids = torch.arange(NUM).split(shares)
+    parts = [
+        cut(images, part.tolist(), batch_share(size, rank, world)) for rank, part in enumerate(ids)
+    ]
+    sizes = step_sizes(shares, size)
+    team = Team(world)
+    detectors: dict[int, GradientDetector] = {}
+    errors: list[BaseException] = []
+
+    def work(rank: int) -> None:
+        try:
+            detectors[rank], _ = fit(
+                experiment,
+                images,
+                tmp_path / "team",
+                batches=lambda epoch: parts[rank],
+                world=team.world(rank),
+                sizes=sizes,
+                detector=made[rank],
+            )
+        except BaseException as error:
+            errors.append(error)
+            team._lock.abort()
+
+    made = [fresh(experiment) for _ in range(world)]
+    threads = [threading.Thread(target=work, args=(rank,)) for rank in range(world)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert errors == []
+    joined = [
+        Batch(
+            ids=torch.cat([p[k].ids for p in parts if k < len(p)]),
+            images=torch.cat([p[k].images for p in parts if k < len(p)]),
+        )
+        for k in range(len(sizes))
+    ]
+    assert [len(b.ids) for b in joined] == sizes
+    alone, _ = fit(experiment, images, tmp_path / "alone", batches=lambda epoch: joined)
+    for detector in detectors.values():
+        assert gradients_agree(detector, alone)
+
+
+def test_units_of_the_latent_are_counted(images: Tensor, tmp_path: Path) -> None:
+    experiment = tiny_vae(3, epochs=2)
+    detector = fresh(experiment)
+    with torch.no_grad():
+        # Three units that say nothing and, with no gradient, never will.
+        for head in (detector.to_mu, detector.to_log_sigma):
+            assert isinstance(head, nn.Linear)
+            head.weight[:3], head.bias[:3] = 0, 0
+            for parameter in (head.weight, head.bias):
+                parameter.register_hook(
+                    lambda g: g * (torch.arange(len(g)) > 2).view(-1, *[1] * (g.ndim - 1))
+                )
+    _, records = fit(experiment, images, tmp_path, detector=detector)
+    assert [r["train/active_units"] for r in records] == [5, 5]
+
+
+@pytest.mark.parametrize(("kl_weight", "collapsed"), [(1e4, True), (1e-3, False)])
+def test_a_collapsed_latent_is_warned_of(
+    images: Tensor, tmp_path: Path, kl_weight: float, collapsed: bool
+) -> None:
+    base = tiny_vae(3, epochs=30, learning_rate=1e-2)
+    experiment = replace(base, method=replace(base.method, kl_weight=kl_weight))
+    run = Run(
+        url=str(tmp_path),
+        experiment=experiment,
+        cohort_url="",
+        cohort_fingerprint="0",
+        shape=SHAPE,
+    )
+    detector = fresh(experiment)
+    records = fit_gradient(
+        detector,
+        experiment,
+        train=lambda epoch: cut(images, list(range(NUM)), 8),
+        validation=[Batch(ids=torch.arange(4), images=images[:4])],
+        checkpoints=CheckpointStore(run.url, f"{experiment.fingerprint}-0"),
+        report=lambda record: None,
+        past=[],
+        device=CPU,
+        log=run.write_metrics,
+    )
+    warnings = conclude_facts(run)["warnings"]
+    if collapsed:
+        best = conclude_facts(run)["best_epoch"]
+        assert records[best - 1]["train/active_units"] == 0
+        assert len(warnings) == 1
+        assert (
+            f"posterior collapse: 0 of 8 latent units carry information in epoch {best}"
+            in (warnings[0])
+        )
+        assert "lower --method.kl-weight" in warnings[0]
+    else:
+        assert records[-1]["train/active_units"] == 8
+        assert warnings == []
+    line = format_metrics(records[-1])
+    assert f"{records[-1]['train/active_units']} latent units active, " in line
+
+
+def test_waiting_for_data_is_told_apart(images: Tensor, tmp_path: Path) -> None:
+    experiment = tiny_vae(3, epochs=1)
+
+    def slow(epoch: int) -> Iterator[Batch]:
+        for batch in cut(images, list(range(NUM)), 8):
+            threading.Event().wait(0.1)
+            yield batch
+
+    _, (record,) = fit(experiment, images, tmp_path, batches=slow)
+    assert 0.3 <= record["seconds/data"] < record["seconds"]
+    assert math.isfinite(record["samples_per_second"])
+
+
+def test_a_gpu_is_told_how_to_compute_and_left_as_it_was() -> None:
+    cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
+
+    def state() -> tuple[bool, ...]:
+        return (
+            cudnn.benchmark,
+            cudnn.deterministic,
+            cudnn.allow_tf32,
+            matmul.allow_tf32,
+            torch.are_deterministic_algorithms_enabled(),
+        )
+
+    before = state()
+    fits = tiny_vae(3).fit, tiny_vae(3, precision="auto").fit, tiny_vae(3, deterministic=True).fit
+    expected = [
+        (True, False, False, False, False),  # float32, which was asked for, stays float32
+        (True, False, True, True, False),
+        (False, True, False, False, True),
+    ]
+    for config, settings in zip(fits, expected, strict=True):
+        with numerics(torch.device("cuda"), config):
+            assert state() == settings
+        assert state() == before
+        with numerics(CPU, config):
+            assert state() == before
+
+
+def test_a_compiled_network_learns_the_same(
+    images: Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain, _ = fit(still(), images, tmp_path / "plain")
+    # Generating code for a CPU takes minutes; the graph that it would be made of takes seconds.
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
+    experiment = still(compile=True)
+    compiled, _ = fit(experiment, images, tmp_path / "compiled")
+    assert gradients_agree(plain, compiled)
+    assert set(compiled.state_dict()) == set(plain.state_dict())
+    reloaded = fresh(experiment)
+    CheckpointStore(str(tmp_path / "compiled"), experiment.fingerprint).load_model(reloaded, 2)

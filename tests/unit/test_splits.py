@@ -1,13 +1,18 @@
+import os
 import random
+import subprocess
+import sys
 from collections import Counter
+from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from uadray.errors import ConfigError, NoScanFoundError
 from uadray.prepare.layouts import Scan
 from uadray.prepare.splits import (
+    PRESETS,
     Selection,
     SplitConfig,
     draw_subjects,
@@ -82,13 +87,85 @@ def test_scanners_are_drawn_in_proportion(sizes, share, seed):
         assert abs(got[k] - n * count / len(scans)) < 1
 
 
-def test_the_papers_counts():
-    brats = [scan(k, lesion="m") for k in range(335)]
-    healthy = [scan(k) for k in range(999)]
-    parts = Counter(part for _, part in split_scans(brats, SplitConfig(split_count=133), seed=0))
-    assert parts == {"threshold": 133, "test": 202}
-    parts = Counter(part for _, part in split_scans(healthy, SplitConfig(split_count=201), seed=0))
-    assert parts == {"train": 798, "validation": 201}
+@given(scans=cohorts(), seed=st.integers(0, 99), share=st.floats(0.05, 0.9))
+def test_scanners_stand_on_both_sides_in_proportion(scans, seed, share):
+    config = SplitConfig(validation_share=share, threshold_share=share)
+    subjects: dict[str, list[str]] = {}
+    for one in scans:
+        subjects.setdefault(one.subject, []).append(one.scanner)
+    assume(len(subjects) >= 3)
+    assume(0 < round(share * len(subjects)) < len(subjects))
+    drawn = "threshold" if scans[0].lesion else "validation"
+    side = {s.subject: part == drawn for s, part in split_scans(scans, config, seed=seed)}
+    fraction = sum(side.values()) / len(side)
+    for scanner in "ABC":
+        members = [s for s, names in subjects.items() if names[0] == scanner]
+        assert abs(sum(side[s] for s in members) - fraction * len(members)) < 1
+
+
+def test_a_split_is_the_same_in_another_process():
+    """It depends on no hash seed."""
+    script = (
+        "import sys; sys.path.insert(0, sys.argv[1]);"
+        "from test_splits import *;"
+        "cohort = [scan(k, s, 'ABC'[k % 3]) for k in range(50) for s in range(2)];"
+        "print([(s.id, p) for s, p in split_scans(cohort, SplitConfig(), seed=5)])"
+    )
+    command = [sys.executable, "-c", script, str(Path(__file__).parent)]
+    outputs = {
+        subprocess.run(
+            command, env=os.environ | {"PYTHONHASHSEED": seed}, capture_output=True, check=True
+        ).stdout
+        for seed in ("1", "2")
+    }
+    assert len(outputs) == 1
+
+
+class TestPresets:
+    """Bengs 2021, section 2.1: 1807 + 201 healthy, 133 + 202 tumours, 121 + 183 strokes."""
+
+    @pytest.mark.parametrize(
+        ("number", "lesion", "expected"),
+        [
+            (2008, "", {"train": 1807, "validation": 201}),
+            (335, "m", {"threshold": 133, "test": 202}),
+            (304, "m", {"threshold": 121, "test": 183}),
+        ],
+    )
+    def test_exact_counts(self, number, lesion, expected):
+        scans = [scan(k, scanner="ABC"[k % 3], lesion=lesion) for k in range(number)]
+        rows = split_scans(scans, SplitConfig(preset="bengs2021"), seed=0)
+        assert Counter(part for _, part in rows) == expected
+
+    def test_subjects_are_counted_not_scans(self):
+        scans = [scan(k, session, lesion="m") for k in range(335) for session in range(2)]
+        rows = split_scans(scans, SplitConfig(preset="bengs2021"), seed=0)
+        assert Counter(part for _, part in rows) == {"threshold": 266, "test": 404}
+
+    @pytest.mark.parametrize(
+        ("number", "lesion", "message"),
+        [
+            (300, "m", r"335 \(tumour: .* or 304 .*there are 300: .*--split-count 119"),
+            (1004, "", r"2008 \(healthy: 1807 \+ 201\) .*there are 1004: .*--split-count 100"),
+        ],
+    )
+    def test_another_size_is_refused_with_the_proportions(self, number, lesion, message):
+        scans = [scan(k, lesion=lesion) for k in range(number)]
+        with pytest.raises(ConfigError, match=message):
+            split_scans(scans, SplitConfig(preset="bengs2021"), seed=0)
+
+    def test_a_preset_and_a_count(self):
+        with pytest.raises(ConfigError, match="give one"):
+            SplitConfig(preset="bengs2021", split_count=133)
+
+    def test_the_counts_fit_together(self):
+        sizes = {kind: sum(parts) for kind, parts in PRESETS["bengs2021"].items()}
+        assert sizes == {"healthy": 2008, "tumour": 335, "stroke": 304}
+
+
+def test_ids_that_are_not_unique_are_named():
+    with pytest.raises(ConfigError, match="2 ids belong to more than one scan: s001_0, s002_0"):
+        split_scans([scan(k) for k in (1, 1, 2, 2, 3)], SplitConfig(), seed=0)
 
 
 def test_another_seed_is_another_split():

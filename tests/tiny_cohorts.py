@@ -36,13 +36,13 @@ def write_lesioned(
     bright: bool = True,
     seed: int = 1,
     shape: tuple[int, int, int] = SHAPE,
+    num_test: int = NUM_TEST,
 ) -> Cohort:
     """Twelve brains with one blob each, bright or dark: five to fit thresholds, seven to test."""
     rng = np.random.default_rng(seed)
-    to_fit = set(rng.choice(NUM_THRESHOLD + NUM_TEST, NUM_THRESHOLD, replace=False).tolist())
-    splits: list[Split] = [
-        "threshold" if k in to_fit else "test" for k in range(NUM_THRESHOLD + NUM_TEST)
-    ]
+    num = NUM_THRESHOLD + num_test
+    to_fit = set(rng.choice(num, NUM_THRESHOLD, replace=False).tolist())
+    splits: list[Split] = ["threshold" if k in to_fit else "test" for k in range(num)]
     volumes, lesions = [], []
     for _ in splits:
         image, brain = _brain(rng, shape)

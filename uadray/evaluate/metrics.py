@@ -114,7 +114,8 @@ def auprc(histograms: Histograms) -> Values:
 
     The curve is that of the pooled voxels of a data set (Bengs 2021, section 2.3; Baur 2018,
     section 3; Meissen 2021, section 3.5). The area is the sum over levels of recall gained times
-    precision there, ties taken together, as scikit-learn's `average_precision_score`. NaN without lesion voxels.
+    precision there, ties taken together, as scikit-learn's `average_precision_score`. NaN without
+    lesion voxels.
     """
     predicted = histograms.true_positives + histograms.false_positives
     # where nothing is predicted yet no lesion is gained either, so the quotient does not matter

@@ -20,7 +20,7 @@ from rich.console import Console
 
 from uadray import cluster, files
 from uadray.config import VAE, Experiment, from_json, to_json
-from uadray.errors import ConfigError
+from uadray.errors import ConfigError, UadrayError
 from uadray.store import Cohort
 from uadray.stream import READ_CPUS
 from uadray.train.distributed import ScaleConfig, conclude_facts, fit
@@ -246,6 +246,8 @@ def _run_tune(
             param_space = {"trial": tune.grid_search([to_json(t) for t in trials])}
         os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
         os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
+        # A trial that has no epochs, or failed, tells no reconstruction.
+        os.environ.setdefault("TUNE_DISABLE_STRICT_METRIC_CHECKING", "1")
         # It misses Tune's own result files, which nothing here reads.
         logging.getLogger("ray.tune.analysis.experiment_analysis").setLevel(logging.ERROR)
         with watch:
@@ -293,11 +295,14 @@ def _trial(
         cpus_per_worker=settings.cpus_per_trial - READ_CPUS,
         use_gpu=settings.gpus_per_trial > 0,
     )
-    run = fit(
-        experiment, cohort, folder, scale=scale, report=lambda r: tune.report(_told(r, folder))
-    )
-    if not run.metrics():
-        tune.report({"run": folder})
+    told = {"run": folder}
+    try:
+        fit(experiment, cohort, folder, scale=scale, report=lambda r: tune.report(_told(r, folder)))
+    except UadrayError as error:
+        # It would come again each time; its run folder has recorded it.
+        told["error"] = f"{type(error).__name__}: {error}"
+    if told.keys() > {"run"} or not Run.open(folder).metrics():
+        tune.report(told)
 
 
 def _experiment(config: dict[str, Any], base: Space) -> Experiment:

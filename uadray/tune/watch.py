@@ -92,8 +92,12 @@ class Watch(Callback):
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **_: Any
     ) -> None:
-        """A trial has told an epoch."""
-        if trial.trial_id not in self._running or "validation/reconstruction" not in result:
+        """A trial has told an epoch, or why it cannot go on."""
+        if trial.trial_id not in self._running:
+            return
+        if "error" in result:
+            self._end(trial, str(result["error"]))
+        if "validation/reconstruction" not in result or "error" in result:
             return
         experiment, since, _ = self._running[trial.trial_id]
         self._running[trial.trial_id] = (experiment, since, result)

@@ -13,6 +13,7 @@ have them are not scored again, and the same settings take the same threshold ag
 """
 
 import argparse
+import shlex
 import sys
 from dataclasses import dataclass, field
 from typing import Annotated
@@ -73,10 +74,11 @@ def main() -> None:
     runs = [Run.open(record.url) for record in load_runs(job.runs)]
     with Progress(total=num_volumes(cohorts, healthy), what="volumes") as progress:
         evaluate_all(runs, cohorts, healthy=healthy, config=job.config, report=progress.advance)
+    records = load_runs([run.url for run in runs])
     for cohort in cohorts:
-        Console().print(terminal_table(load_runs([run.url for run in runs]), cohort.name))
+        Console().print(terminal_table(records, cohort.name))
         print(f"scores and figures are in the run folders, under evaluation/{cohort.name}.json")
-    print(f"next: python jobs/report.py {' '.join(job.runs)} --out report.html")
+    print(f"next: python jobs/report.py {shlex.join(job.runs)} --out report.html")
 
 
 if __name__ == "__main__":

@@ -1,0 +1,68 @@
+"""The arguments of jobs/evaluate.py: a protocol gives defaults, nothing to do is refused."""
+
+import importlib.util
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from uadray.evaluate.components import ComponentConfig
+from uadray.evaluate.protocols import PROTOCOLS, EvaluateConfig
+
+JOB = Path(__file__).resolve().parents[2] / "jobs" / "evaluate.py"
+
+
+@pytest.fixture(scope="module")
+def job() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("evaluate_job", JOB)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # where its docstrings are looked up for the help
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize("name", PROTOCOLS)
+def test_a_protocol_gives_the_defaults(job, name):
+    for order in (["--protocol", name, "--cohort", "a.zarr"], ["--cohort", "a.zarr"]):
+        rest = [] if "--protocol" in order else [f"--protocol={name}"]
+        read = job.parse(["runs/x", *order, *rest])
+        assert read.config == EvaluateConfig.of(name)
+        assert read.config.changes() == {}
+
+
+def test_without_one_it_is_bengs(job):
+    read = job.parse(["r1", "r2", "--cohort", "a.zarr", "b.zarr"])
+    assert read.config == EvaluateConfig()
+    assert (read.runs, read.cohort, read.healthy) == (("r1", "r2"), ("a.zarr", "b.zarr"), None)
+
+
+def test_a_flag_changes_the_protocol_and_is_told(job):
+    args = ["r", "--cohort", "a", "--protocol", "meissen2021-I", "--components.max-size", "7"]
+    config = job.parse(
+        [*args, "--threshold-rule", "healthy_fpr_5", "--residual", "absolute"]
+    ).config
+    assert config.components == ComponentConfig(max_size=7, fit_after=False)
+    assert set(config.changes()) == {"components", "threshold_rule", "residual"}
+
+
+@pytest.mark.parametrize(
+    ("args", "told"),
+    [
+        (["--cohort", "a.zarr"], "name at least one run"),
+        (["runs/x", "--cohort"], "name at least one cohort"),
+        (["runs/x"], "--cohort"),
+        (["runs/x", "--cohort", "a", "--protocol", "ours"], "meissen2021-II"),
+        (["runs/x", "--cohort", "a", "--components.connectivity", "8"], "26"),
+        (["runs/x", "--cohort", "a", "--components.max-size", "-1"], "components.max_size"),
+        (["runs/x", "--cohort", "a", "--postprocess.median-size", "4"], "median_size must be odd"),
+    ],
+)
+def test_what_makes_no_sense_is_refused_at_once(job, args, told, capsys):
+    with pytest.raises(SystemExit) as stop:
+        job.parse(args)
+    assert stop.value.code == 2
+    said = capsys.readouterr()
+    assert told in said.out + said.err

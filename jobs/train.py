@@ -11,6 +11,7 @@ Experiments: {known}; any n in PCA-n.
 The same command again goes on from the newest checkpoint; a finished run is left as it is.
 """
 
+import shlex
 import sys
 from dataclasses import dataclass, field
 from typing import Annotated
@@ -75,7 +76,7 @@ def main() -> None:
         )
     for warning in summary.get("warnings", []):
         print(f"  warning: {warning}")
-    print(f"  next: python jobs/evaluate.py {run.url} --cohort LESIONED.zarr")
+    print(f"  next: python jobs/evaluate.py {shlex.quote(run.url)} --cohort LESIONED.zarr")
 
 
 if __name__ == "__main__":

@@ -23,9 +23,10 @@ from uadray.evaluate.metrics import auprc, auroc, dice_d
 from uadray.evaluate.postprocess import MAX_LEVEL, PostprocessConfig, postprocess
 from uadray.evaluate.scoring import score_volumes
 from uadray.prepare.layouts import mslub
+from uadray.prepare.plan import subject_of
 from uadray.prepare.splits import SplitConfig, split_scans
 from uadray.prepare.steps import PrepareConfig, prepare_scan
-from uadray.store import Cohort, CohortWriter, Subject
+from uadray.store import Cohort, CohortWriter
 
 pytestmark = [pytest.mark.real, pytest.mark.slow]
 
@@ -65,18 +66,7 @@ def cohort(real_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Cohort:
     writer = CohortWriter.create(url, num_rows=2, shape=SHAPE, has_lesion=True, plan={})
     volumes = [prepare_scan(scan, config) for scan, _ in rows]
     subjects = [
-        Subject(
-            row=row,
-            id=scan.id,
-            subject=scan.subject,
-            scanner=volume.scanner,
-            split=split,
-            modality=scan.modality,
-            affine=tuple(tuple(map(float, line)) for line in volume.affine),
-            source=scan.image,
-            brain_ml=volume.brain_ml,
-            lesion_ml=volume.lesion_ml,
-        )
+        subject_of(row, scan, split, volume, size=0)
         for row, ((scan, split), volume) in enumerate(zip(rows, volumes, strict=True))
     ]
     writer.write_shard(

@@ -18,6 +18,7 @@ from uadray.detectors.base import Detector, GradientDetector, StreamDetector
 from uadray.erasing import erase, sample_erasing
 from uadray.errors import UadrayError
 from uadray.train.checkpoint import CheckpointStore
+from uadray.train.memory import keep_freed_memory
 
 Metrics = dict[str, Any]
 
@@ -128,6 +129,8 @@ def fit_gradient(
     records = [r for r in past if r["epoch"] <= done]
     if done >= fit.epochs or _stopped(records, fit.patience):
         return records
+    if device.type == "cpu":
+        keep_freed_memory()
     bfloat16 = reduced_precision(fit.precision, detector, device)
     detector.to(device)
     optimizer = torch.optim.Adam(detector.parameters(), lr=fit.learning_rate, fused=True)

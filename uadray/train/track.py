@@ -2,6 +2,7 @@
 
 import importlib
 import types
+import uuid
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -67,11 +68,13 @@ def _extra(name: str) -> types.ModuleType:
 def _tensorboard(run: Run) -> Iterator[Follow]:
     if files.is_remote(run.url):
         raise ConfigError(f"TensorBoard writes to local folders, and {run.url} is remote")
-    module = _extra("torch.utils.tensorboard")
+    module = _extra("tensorboardX")
     past = run.metrics()
     writer = module.SummaryWriter(
         log_dir=str(Path(run.url) / "tensorboard"),
         purge_step=past[-1]["epoch"] + 1 if past else None,
+        # Its names tell files apart by seconds alone.
+        filename_suffix=f".{uuid.uuid4().hex[:8]}",
     )
 
     def follow(record: dict[str, Any]) -> None:

@@ -76,7 +76,7 @@ def by_step(scans: list[Scan], config: PrepareConfig) -> list[Row]:
             volume = timed(step.name, lambda step=step, v=volume: step.apply(v))
     whole = sum(statistics.median(values) for values in seconds.values())
     limits = {"min_ml": 0.0, "max_ml": 2500.0}
-    box = {"spacing_mm": 1.0, "extent": config.extent, "grow": False}
+    box = {"spacing_mm": 1.0, "extent": config.extent, "grow": False, "max_cut": 0.0}
     optional: dict[str, Callable[[Volume], Volume]] = {
         "register (off by default)": lambda v: register(v, **box),
         "correct_bias (off by default)": lambda v: correct_bias(v, shrink=4),

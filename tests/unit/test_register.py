@@ -114,13 +114,17 @@ def known(monkeypatch, tmp_path, upright) -> Scan:
 
 
 def test_a_brain_larger_than_the_extent(known):
-    small = replace(MEISSEN, extent=Extent(posterior_anterior=160), shape=(54, 50, 53))
-    with pytest.raises(ScanError, match=r"posterior_anterior 18\d mm \(limit 160\)"):
+    small = replace(MEISSEN, extent=Extent(posterior_anterior=156), shape=(54, 52, 53))
+    with pytest.raises(ScanError, match=r"posterior_anterior 18\d mm \(limit 156\)"):
         prepare_scan(known, small)
     out = prepare_scan(known, replace(small, grow_extent=True))
     assert out.image.shape == small.shape
     assert "extent grown to" in out.notes
     whole = prepare_scan(known, MEISSEN)
+    cut = prepare_scan(known, replace(small, max_cut=0.2))
+    assert "of the brain lie outside the extent and are cut off" in cut.notes
+    # The grid stays the template's.
+    assert np.array_equal(cut.brain, whole.brain[:, 6:58])
     # Nothing is cut off: the brain is as large as on the grid that holds it anyway.
     assert out.brain_ml == pytest.approx(whole.brain_ml, rel=0.01)
 

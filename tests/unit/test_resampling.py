@@ -70,6 +70,7 @@ class TestAgainstInterpolators:
         sure = abs(brain - 0.5) > 1e-5
         assert np.array_equal(out.brain[sure], (brain >= 0.5)[sure])
 
+    @settings(deadline=None)
     @given(
         shape=st.tuples(*(st.integers(2, 19),) * 3),
         share=st.tuples(*(st.floats(0.1, 1.0),) * 3),
@@ -101,7 +102,7 @@ class TestExtent:
 
     def test_growing_keeps_the_proportions_and_says_so(self):
         brain = np.ones((10, 30, 10), np.float32)
-        out = geometry.pad_to_extent(volume(brain), extent=self.SMALL, grow=True)
+        out = geometry.pad_to_extent(volume(brain), extent=self.SMALL, grow=True, max_cut=0.0)
         assert out.image.shape == (25, 30, 20)
         assert out.notes == ("extent grown to 25 x 30 x 20 mm",)
         assert out.image.sum() == brain.sum()
@@ -109,19 +110,23 @@ class TestExtent:
 
     def test_a_brain_that_fits_grows_nothing(self):
         brain = np.ones((20, 24, 16), np.float32)
-        out = geometry.pad_to_extent(volume(brain), extent=self.SMALL, grow=True)
+        out = geometry.pad_to_extent(volume(brain), extent=self.SMALL, grow=True, max_cut=0.0)
         assert out.image.shape == brain.shape
         assert out.notes == ()
 
     def test_the_error_names_axis_size_and_flags(self):
         with pytest.raises(ScanError) as error:
-            geometry.fit_extent(self.SMALL, np.array([40, 49, 36]), 0.5, grow=False)
+            geometry.fit_extent(
+                self.SMALL, np.array([40, 49, 36]), 0.031, 0.5, grow=False, max_cut=0.03
+            )
         text = str(error.value)
         assert "posterior_anterior 24 mm (limit 24), inferior_superior 18 mm (limit 16)" in text
+        assert "3.10% of the brain lie outside" in text
         assert "--posterior-anterior 25 --inferior-superior 18" in text
         assert "--grow-extent" in text
         assert "left_right" not in text
 
+    @settings(deadline=None)
     @given(
         needed=st.tuples(*(st.integers(1, 900),) * 3),
         mm=st.tuples(*(st.floats(5, 300),) * 3),
@@ -129,11 +134,30 @@ class TestExtent:
     )
     def test_what_has_grown_fits(self, needed, mm, spacing):
         before = Extent(left_right=mm[0], posterior_anterior=mm[1], inferior_superior=mm[2])
-        grown = geometry.fit_extent(before, np.array(needed), spacing, grow=True)
+        grown, notes = geometry.fit_extent(
+            before, np.array(needed), 0.1, spacing, grow=True, max_cut=0.0
+        )
+        assert bool(notes) == (grown != before)
         assert (np.array(grown.voxels(spacing)) >= needed).all()
         ratio = grown.mm / before.mm
         assert ratio.min() == pytest.approx(ratio.max())
         assert ratio.min() > 0.999
+
+    def test_a_cut_is_central_and_noted(self):
+        brain = np.zeros((11, 28, 17), np.float32)
+        brain[2:9, 2:26, 1:16] = 1
+        brain[5, 0, 5] = brain[5, 27, 5] = 1
+        before = volume(brain, np.diag([1.0, 1, 1, 1]))
+        share = 2 / brain.sum()
+        with pytest.raises(ScanError, match=r"0\.08% of the brain lie outside"):
+            geometry.pad_to_extent(before, extent=self.SMALL, grow=False, max_cut=0.5 * share)
+        out = geometry.pad_to_extent(before, extent=self.SMALL, grow=False, max_cut=share)
+        assert out.image.shape == (20, 24, 16)
+        assert out.image.sum() == brain.sum() - 2
+        assert out.notes == ("0.08% of the brain lie outside the extent and are cut off",)
+        brain[:, [0, 27]] = 0
+        there = apply_affine(out.affine, np.argwhere(out.image))
+        assert np.allclose(there.mean(0), np.argwhere(brain).mean(0))
 
     def test_a_grown_scan_fills_the_same_grid(self, tmp_path):
         image = np.where(ellipsoid((30, 40, 30), (11, 16, 11)), 100, 0).astype(np.float32)

@@ -125,17 +125,18 @@ class TestGeometry:
         cropped = geometry.crop_to_brain(volume(image))
         assert cropped.image.shape == (8, 10, 12)
         extent = Extent(left_right=12, posterior_anterior=16, inferior_superior=20)
-        padded = geometry.pad_to_extent(cropped, extent=extent, grow=False)
+        padded = geometry.pad_to_extent(cropped, extent=extent, grow=False, max_cut=0.0)
         assert padded.image.shape == (12, 16, 20)
         assert ndi.center_of_mass(padded.image) == (5.5, 7.5, 9.5)
         assert np.allclose(in_mm(padded.image, padded.affine), in_mm(image, np.eye(4)))
 
     def test_a_brain_larger_than_the_extent_names_the_axis(self):
-        with pytest.raises(ScanError, match=r"posterior_anterior 21 mm \(limit 20\); if the scan"):
+        with pytest.raises(ScanError, match=r"posterior_anterior 21 mm \(limit 20\), 4\.76%"):
             geometry.pad_to_extent(
                 volume(np.ones((10, 21, 10), np.float32)),
                 extent=Extent(left_right=20, posterior_anterior=20, inferior_superior=20),
                 grow=False,
+                max_cut=0.0,
             )
 
     def test_the_papers_extent_in_store_order(self):
@@ -297,6 +298,8 @@ class TestConfig:
             ({"spacing_mm": 0.0}, "spacing_mm"),
             ({"min_brain_ml": 3000.0}, "min_brain_ml"),
             ({"bias_shrink": 0}, "bias_shrink"),
+            ({"max_cut": 1.0}, "max_cut"),
+            ({"max_cut": 0.1, "grow_extent": True}, "exclude each other"),
             ({"shape": (64, 64, 0)}, "shape"),
             ({"shape": (164, 191, 158)}, "volumes are never enlarged"),
         ],

@@ -192,48 +192,73 @@ def crop_to_brain(volume: Volume) -> Volume:
     return replace(_map(volume, lambda a: a[box]), affine=affine)
 
 
-def pad_to_extent(volume: Volume, *, extent: Extent, grow: bool) -> Volume:
+def pad_to_extent(volume: Volume, *, extent: Extent, grow: bool, max_cut: float) -> Volume:
     """Pad with zeros, the brain's box in the middle (Bengs 2021, section 2.1).
 
     Args:
         volume: Cropped to its brain.
         extent: The box.
-        grow: Whether a larger brain gets a larger box of the same proportions, so that it keeps
-            its shape on the store's grid and is only drawn smaller, which its notes say.
+        grow: See `fit_extent`.
+        max_cut: Likewise.
 
     Raises:
-        ScanError: the brain's box is larger than the extent, and `grow` is False.
+        ScanError: see `fit_extent`.
     """
     spacing = float(volume.spacing.mean())
     size = np.array(volume.image.shape)
-    grown = fit_extent(extent, size, spacing, grow=grow)
-    target = np.array(grown.voxels(spacing))
+    target = np.array(extent.voxels(spacing))
+    start = np.maximum(0, (size - target) // 2)
+    middle = tuple(slice(a, a + n) for a, n in zip(start, np.minimum(size, target), strict=True))
+    lost = 1.0 - float(volume.brain[middle].sum()) / float(volume.brain.sum())
+    fitted, notes = fit_extent(extent, size, lost, spacing, grow=grow, max_cut=max_cut)
+    if fitted == extent:
+        affine = _regrid(volume.affine, np.ones(3), start.astype(float))
+        volume = replace(_map(volume, lambda a: a[middle]), affine=affine)
+        size = np.minimum(size, target)
+    target = np.array(fitted.voxels(spacing))
     before = (target - size) // 2
     widths = list(zip(before, target - size - before, strict=True))
     affine = _regrid(volume.affine, np.ones(3), -before.astype(float))
-    padded = replace(_map(volume, lambda a: np.pad(a, widths)), affine=affine)
-    return padded if grown == extent else replace(padded, notes=(*volume.notes, grown_note(grown)))
+    padded = _map(volume, lambda a: np.pad(a, widths))
+    return replace(padded, affine=affine, notes=(*volume.notes, *notes))
 
 
-def fit_extent(extent: Extent, needed: np.ndarray, spacing: float, *, grow: bool) -> Extent:
-    """The extent, or the smallest one of its proportions that holds what is needed.
+def fit_extent(
+    extent: Extent,
+    needed: np.ndarray,
+    lost: float,
+    spacing: float,
+    *,
+    grow: bool,
+    max_cut: float,
+) -> tuple[Extent, tuple[str, ...]]:
+    """The extent for one brain.
 
     Args:
         extent: The box that was asked for.
         needed: Voxels that it has to hold along X, Y and Z, (3,).
-        spacing: Their edge length in mm.
-        grow: Whether it may grow.
+        lost: Share of the brain outside of it.
+        spacing: Edge length of a voxel in mm.
+        grow: Whether a larger brain gets a larger box of the same proportions, so that it keeps
+            its shape on the store's grid and is only drawn smaller.
+        max_cut: Largest share of the brain that may be cut off instead.
+
+    Returns:
+        The box, and a note where it grew or cuts.
 
     Raises:
-        ScanError: it must not grow and is too small.
+        ScanError: the brain is larger, and neither is allowed.
     """
     over = needed > np.array(extent.voxels(spacing))
     if not over.any():
-        return extent
+        return extent, ()
     needed_mm = needed * spacing
     if grow:
         x, y, z = (extent.mm * (needed_mm / extent.mm).max()).tolist()
-        return Extent(left_right=x, posterior_anterior=y, inferior_superior=z)
+        grown = Extent(left_right=x, posterior_anterior=y, inferior_superior=z)
+        return grown, (f"extent grown to {x:.0f} x {y:.0f} x {z:.0f} mm",)
+    if lost <= max_cut:
+        return extent, (f"{lost:.2%} of the brain lie outside the extent and are cut off",)
     too_large = ", ".join(
         f"{name} {need:.0f} mm (limit {limit:.0f})"
         for name, need, limit, is_over in zip(AXES, needed_mm, extent.mm, over, strict=True)
@@ -245,15 +270,11 @@ def fit_extent(extent: Extent, needed: np.ndarray, spacing: float, *, grow: bool
         if is_over
     )
     raise ScanError(
-        f"the brain's box is larger than the extent: {too_large}; if the scan still has its "
-        "skull, give a brain mask or choose a --skull-strip; else pass "
-        f"{flags} for the whole cohort, or --grow-extent for such scans alone"
+        f"the brain's box is larger than the extent: {too_large}, {lost:.2%} of the brain lie "
+        "outside; if the scan still has its skull, give a brain mask or choose a --skull-strip; "
+        f"else pass {flags} for the whole cohort, or for such scans alone --grow-extent or "
+        "--max-cut"
     )
-
-
-def grown_note(extent: Extent) -> str:
-    """Says of a scan that its box is larger than that of the others."""
-    return "extent grown to " + " x ".join(f"{mm:.0f}" for mm in extent.mm) + " mm"
 
 
 def downsample(volume: Volume, *, shape: tuple[int, int, int]) -> Volume:

@@ -17,7 +17,6 @@ from uadray.prepare.geometry import (
     Volume,
     brain_box,
     fit_extent,
-    grown_note,
     voxel_sizes,
 )
 from uadray.prepare.intensity import one_thread
@@ -36,7 +35,9 @@ MIN_OVERLAP = 0.8
 """Least Dice of a registered brain and the template's; below, the registration went astray."""
 
 
-def register(volume: Volume, *, spacing_mm: float, extent: Extent, grow: bool) -> Volume:
+def register(
+    volume: Volume, *, spacing_mm: float, extent: Extent, grow: bool, max_cut: float
+) -> Volume:
     """Sample a brain on a grid around the template's, which all scans then share.
 
     The grid is isotropic, along the template's axes, with the middle of the template brain's box
@@ -48,7 +49,8 @@ def register(volume: Volume, *, spacing_mm: float, extent: Extent, grow: bool) -
         volume: A canonical brain without its skull, in the scanner's millimetres.
         spacing_mm: Edge length of the new voxels.
         extent: Of the grid.
-        grow: Whether a brain that is larger gets a larger grid of its own.
+        grow: See `fit_extent`.
+        max_cut: Likewise.
 
     Returns:
         The volume in the template's millimetres; `world_to_scanner` leads back.
@@ -58,9 +60,11 @@ def register(volume: Volume, *, spacing_mm: float, extent: Extent, grow: bool) -
     """
     to_mni = register_to_mni(volume, voxels_mm=(COARSE_MM, FINE_MM))
     centre = _template_centre()
-    needed = np.ceil(_needed_mm(volume, to_mni @ volume.affine, centre) / spacing_mm)
-    grown = fit_extent(extent, needed, spacing_mm, grow=grow)
-    shape = grown.voxels(spacing_mm)
+    needed, lost = _brain_on_template(volume, to_mni @ volume.affine, extent)
+    fitted, notes = fit_extent(
+        extent, np.ceil(needed / spacing_mm), lost, spacing_mm, grow=grow, max_cut=max_cut
+    )
+    shape = fitted.voxels(spacing_mm)
     grid = np.diag([spacing_mm] * 3 + [1.0])
     grid[:3, 3] = centre - (np.array(shape) - 1) / 2 * spacing_mm
     back = np.linalg.inv(to_mni @ volume.affine) @ grid
@@ -81,17 +85,19 @@ def register(volume: Volume, *, spacing_mm: float, extent: Extent, grow: bool) -
         lesion=None if volume.lesion is None else sample(volume.lesion, 1),
         affine=grid,
         world_to_scanner=volume.world_to_scanner @ np.linalg.inv(to_mni),
-        notes=volume.notes if grown == extent else (*volume.notes, grown_note(grown)),
+        notes=(*volume.notes, *notes),
     )
     _check_overlap(moved)
     return moved
 
 
-def _needed_mm(volume: Volume, affine: np.ndarray, centre: np.ndarray) -> np.ndarray:
-    """Edges of the box about the template's centre that holds the brain, (3,)."""
-    where = np.argwhere(volume.brain ^ ndi.binary_erosion(volume.brain))
-    mm = where @ affine[:3, :3].T + affine[:3, 3]
-    return np.asarray(2 * np.abs(mm - centre).max(axis=0))
+def _brain_on_template(
+    volume: Volume, affine: np.ndarray, extent: Extent
+) -> tuple[np.ndarray, float]:
+    """Edges in mm of the box about the template's centre that holds it, (3,); its share outside."""
+    mm = np.argwhere(volume.brain) @ affine[:3, :3].T + affine[:3, 3]
+    edges = 2 * np.abs(mm - _template_centre())
+    return edges.max(axis=0), float((edges > extent.mm).any(axis=1).mean())
 
 
 def _check_overlap(volume: Volume) -> None:

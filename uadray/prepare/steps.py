@@ -58,6 +58,9 @@ class PrepareConfig:
     grow_extent: bool = False
     """Give a brain that is larger than the extent a larger box of the same proportions, which its
     notes say, instead of refusing it."""
+    max_cut: float = 0.0
+    """Largest share of a brain outside the extent that may be cut off, which its notes say; more
+    is refused."""
     denoise: bool = True
     """Curvature flow, as the 2D studies that the paper follows."""
     denoise_time_step: float = 0.125
@@ -88,6 +91,10 @@ class PrepareConfig:
                 "min_brain_ml must be in [0, max_brain_ml), were "
                 f"{self.min_brain_ml:g} and {self.max_brain_ml:g}"
             )
+        if not 0 <= self.max_cut < 1:
+            raise ConfigError(f"max_cut must be in [0, 1), was {self.max_cut}")
+        if self.grow_extent and self.max_cut:
+            raise ConfigError("grow_extent and max_cut exclude each other: choose one")
         if self.bias_shrink < 1:
             raise ConfigError(f"bias_shrink must be >= 1, was {self.bias_shrink}")
         if not 0.25 <= self.spacing_mm <= 8:
@@ -173,6 +180,7 @@ def pipeline(config: PrepareConfig, stroke: Step | None = None) -> list[Step]:
         _step(standardise, percentiles=config.percentiles),
     ]
     box: dict[str, Any] = {"extent": config.extent, "grow": config.grow_extent}
+    box["max_cut"] = config.max_cut
     if config.register == "mni152":
         own_pose = []
         placed = [find_brain, _step(register, spacing_mm=config.spacing_mm, **box)]

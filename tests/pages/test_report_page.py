@@ -175,6 +175,19 @@ def test_each_table_sorts_for_itself(page: Chrome) -> None:
     )
 
 
+def test_paired_tables_start_sorted_by_their_differences_and_sort(page: Chrome) -> None:
+    found = page.find_element(By.CSS_SELECTOR, "[aria-label^='Differences'] table")
+    cells = found.find_elements(By.CSS_SELECTOR, "td[data-key='dice_d_difference']")
+    shown = [float(str(cell.get_attribute("data-value"))) for cell in cells]
+    assert shown == sorted(shown, reverse=True)
+    assert min(shown) < 0 < max(shown)
+    heads = found.find_elements(By.CSS_SELECTOR, "thead th")
+    heads[4].find_element(By.TAG_NAME, "button").click()
+    p = [float(value) for value in page.execute_script(COLUMN, found, heads[4])]
+    assert heads[4].get_attribute("aria-sort") == "ascending"
+    assert p == sorted(p)
+
+
 def test_no_picture_is_blank(page: Chrome) -> None:
     assert page.execute_script("return document.images.length") > 80
     assert page.execute_script(BLANK_IMAGES) == []

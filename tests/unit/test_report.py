@@ -585,7 +585,7 @@ class TestComparisons:
         text, plain = out.read_text(), out.with_suffix(".md").read_text()
         for held in (text, plain):
             assert "Over seeds" in held
-        assert "mean of 3 fits, which range from" in plain
+        assert "mean of 3 seeds, which range from" in plain
         assert "Against 3D-None" in text
         assert "### Paired differences from PCA-16" in plain
 

@@ -233,7 +233,7 @@ def _detection() -> Column[Row]:
         note="share of components [95 %]",
         value=rate.value,
         text=rate.text,
-        detail=lambda row: f"{rate.detail(row)} {_found(row)}".strip(),
+        detail=lambda row: f"{_found(row)} {rate.detail(row)}".strip(),
         bounds=rate.bounds,
     )
 

@@ -57,6 +57,12 @@ class Series:
         """Whether the method is a plain baseline."""
         return self.rows[0].run.is_plain
 
+    @property
+    def count(self) -> str:
+        """`3 seeds`, or `3 fits` where two of them share a seed."""
+        seeds = {row.run.seed for row in self.rows}
+        return f"{len(self.rows)} {'seeds' if len(seeds) == len(self.rows) else 'fits'}"
+
     def each(self, metric: str) -> list[float]:
         """The figure of each fit that has one."""
         values = [row.evaluation.metric(metric) for row in self.rows]

@@ -28,7 +28,12 @@ MIN_FIT_SUBJECTS = 12
 """Fewest subjects for the cubic fit of Dice over lesion volume, three for each of its four terms;
 below, the marks stand alone."""
 
+MAX_LINES = 40
+"""Most methods in one plot of intervals: the first ones; the table beside it holds all."""
+
 _LARGEST_SVG = 150_000
+_SMALL = (3.1, 2.1)
+_MARGINS = {"left": 0.165, "right": 0.975, "bottom": 0.225, "top": 0.965}
 _serial = itertools.count()
 
 
@@ -114,8 +119,11 @@ def _svg(figure: Figure, description: str) -> str:
 
 def _axes(size: tuple[float, float], palette: Palette) -> tuple[Figure, Axes]:
     with matplotlib.rc_context(_STYLE):
-        figure = Figure(figsize=size, layout="constrained")
+        # fitting the margins to the labels takes as long as drawing, so small plots share theirs
+        figure = Figure(figsize=size, layout=None if size == _SMALL else "constrained")
         axes = figure.add_subplot()
+        if size == _SMALL:
+            figure.subplots_adjust(**_MARGINS)
     for spine in axes.spines.values():
         spine.set_color(palette.muted)
     axes.tick_params(color=palette.muted, labelcolor=palette.ink)
@@ -127,7 +135,7 @@ def _axes(size: tuple[float, float], palette: Palette) -> tuple[Figure, Axes]:
 def interval_plot(group: CohortRows) -> Markup:
     """Dice_D with its 95 % interval, one line a run, the highest on top."""
     figures = [(row, row.evaluation.metric("dice_d")) for row in group.rows]
-    rows = [(row, value) for row, value in figures if value is not None]
+    rows = [(row, value) for row, value in figures if value is not None][:MAX_LINES]
 
     def draw(palette: Palette) -> Figure:
         figure, axes = _axes((4.4, 0.75 + 0.27 * len(rows)), palette)
@@ -151,7 +159,7 @@ def interval_plot(group: CohortRows) -> Markup:
 
 def difference_plot(table: Comparisons) -> Markup:
     """Paired differences of Dice_D from one reference with their intervals, a line a method."""
-    shown = table.comparisons
+    shown = table.comparisons[:MAX_LINES]
 
     def draw(palette: Palette) -> Figure:
         figure, axes = _axes((4.4, 0.75 + 0.27 * len(shown)), palette)
@@ -166,6 +174,7 @@ def difference_plot(table: Comparisons) -> Markup:
             axes.plot(difference.value, place, marker, color=colour, markersize=5)
         axes.set_yticks(range(len(shown)), [one.series.label for one in shown], parse_math=False)
         axes.set_ylim(len(shown) - 0.5, -0.5)
+        axes.xaxis.set_major_locator(MaxNLocator(6))
         axes.set_xlabel(r"difference of Dice$_\mathrm{D}$, 95 % interval over subjects")
         axes.tick_params(axis="y", length=0)
         return figure
@@ -199,7 +208,7 @@ def learning_curve(run: RunRecord, limits: tuple[float, float]) -> Markup:
     best = run.summary.get("best_epoch")
 
     def draw(palette: Palette) -> Figure:
-        figure, axes = _axes((3.1, 2.1), palette)
+        figure, axes = _axes(_SMALL, palette)
         axes.grid(axis="y", color=palette.muted, alpha=0.2, linewidth=0.6)
         styles = ((palette.muted, (0, (4, 2)), "train"), (palette.accent, "-", "validation"))
         for key, (colour, dashes, label) in zip(_CURVES, styles, strict=True):
@@ -275,12 +284,13 @@ def _volume_plot(row: Row, fit: _Curve | None, others: Sequence[_Curve]) -> Mark
     volumes, dice = _volumes(row)
 
     def draw(palette: Palette) -> Figure:
-        figure, axes = _axes((3.1, 2.1), palette)
+        figure, axes = _axes(_SMALL, palette)
         colour = palette.plain if row.run.is_plain else palette.accent
         for other in others:
             axes.plot(*other, color=palette.muted, alpha=0.35, linewidth=0.8)
         marker = "D" if row.run.is_plain else "o"
-        axes.plot(10**volumes, dice, marker, color=colour, alpha=0.45, markersize=4, mew=0)
+        alpha = 0.9 if fit is None else 0.45
+        axes.plot(10**volumes, dice, marker, color=colour, alpha=alpha, markersize=4.5, mew=0)
         if fit is not None:
             axes.plot(*fit, color=colour, linewidth=2)
         axes.set_xscale("log")

@@ -151,6 +151,7 @@ def _cohort(cohort: Compared, cohorts: Sequence[Compared]) -> dict[str, Any]:
         "volume_plots": list(zip(sized, figures.volume_plots(sized), strict=True)),
         "has_fit": any(figures.cubic_fit(row) is not None for row in sized),
         "min_fit": figures.MIN_FIT_SUBJECTS,
+        "max_lines": figures.MAX_LINES,
         "montage": montage(group),
     }
 

@@ -82,7 +82,7 @@ def _figure(series: Series) -> str:
         return text
     values = series.each("dice_d")
     spread = f"{number(min(values))} to {number(max(values))}"
-    return f"{text} (mean of {len(series.rows)} fits, which range from {spread})"
+    return f"{text} (mean of {series.count}, which range from {spread})"
 
 
 def _against(top: Series, rival: Series) -> str:

@@ -299,6 +299,8 @@ class TestConfig:
             ({"min_brain_ml": 3000.0}, "min_brain_ml"),
             ({"bias_shrink": 0}, "bias_shrink"),
             ({"max_cut": 1.0}, "max_cut"),
+            ({"denoise_time_step": 0.5}, "denoise_time_step"),
+            ({"denoise_iterations": 0}, "denoise_iterations"),
             ({"max_cut": 0.1, "grow_extent": True}, "exclude each other"),
             ({"shape": (64, 64, 0)}, "shape"),
             ({"shape": (164, 191, 158)}, "volumes are never enlarged"),

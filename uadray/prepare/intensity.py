@@ -45,7 +45,7 @@ def curvature_flow(
     Args:
         image: (X, Y, Z).
         spacing: Edge lengths of a voxel in mm, (3,).
-        time_step: Of one iteration; above 0.125 or so it is unstable.
+        time_step: Of one iteration.
         iterations: How many.
 
     Returns:

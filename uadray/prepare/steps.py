@@ -70,7 +70,7 @@ class PrepareConfig:
     correct_bias: bool = False
     """N4 inside the brain; the paper has none."""
     bias_shrink: int = 4
-    """N4 estimates the bias field on every so manieth voxel along each axis."""
+    """N4 estimates the bias field on every n-th voxel along each axis, this n."""
     percentiles: tuple[float, float] = (1.0, 99.0)
     """Of the intensities inside the brain: they become 0 and 1. The paper says only
     "standardization"; its authors' later code does this, inside the mask."""
@@ -95,6 +95,11 @@ class PrepareConfig:
             raise ConfigError(f"max_cut must be in [0, 1), was {self.max_cut}")
         if self.grow_extent and self.max_cut:
             raise ConfigError("grow_extent and max_cut exclude each other: choose one")
+        if not 0 < self.denoise_time_step <= 0.25 or self.denoise_iterations < 1:
+            raise ConfigError(
+                "denoise_time_step must be in (0, 0.25] and denoise_iterations >= 1, were "
+                f"{self.denoise_time_step:g} and {self.denoise_iterations}"
+            )
         if self.bias_shrink < 1:
             raise ConfigError(f"bias_shrink must be >= 1, was {self.bias_shrink}")
         if not 0.25 <= self.spacing_mm <= 8:

@@ -1,10 +1,10 @@
 """A list of scans becomes a cohort on a real Ray: run just these with `pytest tests/ray -m ray`."""
 
+import contextlib
 import os
 import shutil
 import signal
 import threading
-import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -50,7 +50,7 @@ def asked(monkeypatch) -> list[str]:
     before = ingest._prepare
 
     def spy(task, items, workers):
-        found.extend(item["scan"].id for item in items)
+        found.extend(item.scan.id for item in items)
         return before(task, items, workers)
 
     monkeypatch.setattr(ingest, "_prepare", spy)
@@ -153,24 +153,22 @@ class TestAgain:
         assert hashes(again.url) == hashes(cohort.url)
 
     def test_a_killed_worker(self, data, cohort, tmp_path):
-        """All processes that prepare scans are killed as soon as the first scan is kept."""
-        url, killed = tmp_path / "k.zarr", []
+        """A process is killed while it prepares a scan, once some are kept."""
+        url, killed, over = tmp_path / "k.zarr", [], threading.Event()
 
         def kill() -> None:
-            deadline = time.monotonic() + 60
-            while time.monotonic() < deadline and not list(url.glob("rows/*.npz")):
-                time.sleep(0.001)
-            for child in psutil.Process().children(recursive=True):
-                try:
-                    if child.name().startswith("ray::Map"):
-                        child.send_signal(signal.SIGKILL)
-                        killed.append(child.pid)
-                except psutil.NoSuchProcess:
-                    continue
+            while not killed and not over.wait(0.001):
+                for child in psutil.Process().children(recursive=True):
+                    with contextlib.suppress(psutil.NoSuchProcess):
+                        if list(url.glob("rows/*.npz")) and child.name().startswith("ray::Map"):
+                            child.send_signal(signal.SIGKILL)
+                            killed.append(child.pid)
+                            return
 
         thread = threading.Thread(target=kill)
         thread.start()
-        again = prepare(bids(str(data), "T1w"), url)
+        again = prepare(bids(str(data), "T1w"), url, workers=1)
+        over.set()
         thread.join()
         assert killed
         assert hashes(again.url) == hashes(cohort.url)

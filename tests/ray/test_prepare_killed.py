@@ -72,7 +72,7 @@ def test_a_driver_killed_at_random_moments(tmp_path, monkeypatch):
     kept, asked, prepare = done(url), [], ingest._prepare
 
     def spy(task, items, workers):
-        asked.extend(item["row"] for item in items)
+        asked.extend(item.row for item in items)
         return prepare(task, items, workers)
 
     monkeypatch.setattr(ingest, "_prepare", spy)

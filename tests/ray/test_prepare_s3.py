@@ -76,7 +76,7 @@ def test_a_server_that_goes_down(server, root, monkeypatch):
     server.down = False
 
     def spy(task, items, workers):
-        asked.extend(item["row"] for item in items)
+        asked.extend(item.row for item in items)
         return before(task, items, workers)
 
     monkeypatch.setattr(ingest, "_prepare", spy)

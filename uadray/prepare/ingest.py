@@ -14,6 +14,7 @@ import numpy as np
 import ray
 import SimpleITK as sitk
 import torch
+from ray import cloudpickle
 
 from uadray import cluster, errors
 from uadray.errors import (
@@ -181,7 +182,7 @@ def _fill(
     names = {r: kept_name(r, sizes[r]) for shard in missing for r in writer.rows_of(shard)}
     shards = _Shards(writer, missing, {r: name for r, name in names.items() if name in kept})
     items = [
-        {"row": r, "scan": rows[r][0], "split": rows[r][1], "bytes": sizes[r]}
+        _Item(row=r, scan=rows[r][0], split=rows[r][1], source_bytes=sizes[r])
         for r in names
         if r not in shards.names
     ]
@@ -198,17 +199,38 @@ def _fill(
 
 
 @dataclass(frozen=True, kw_only=True)
+class _Item:
+    """One scan to prepare."""
+
+    row: int
+    scan: Scan
+    split: Split
+    source_bytes: int
+
+    def failure(self, reason: str) -> Failure:
+        """What the quarantine says of it."""
+        return Failure(
+            row=self.row,
+            id=self.scan.id,
+            source=self.scan.image,
+            source_bytes=self.source_bytes,
+            reason=reason,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
 class _PrepareTask:
     """Prepares one scan and keeps it; small enough to travel with every task."""
 
     writer: CohortWriter
     config: PrepareConfig
 
-    def __call__(self, item: dict[str, Any]) -> dict[str, Any]:
-        result = {"row": item["row"], "name": "", "reason": "", "error": "", "message": ""}
+    def __call__(self, packed: dict[str, Any]) -> dict[str, Any]:
+        item: _Item = cloudpickle.loads(packed["item"])
+        result = {"row": item.row, "name": "", "reason": "", "error": "", "message": ""}
         try:
-            with storage_errors(item["scan"].image):
-                return result | {"name": self.keep(**item)}
+            with storage_errors(item.scan.image):
+                return result | {"name": self.keep(item)}
         except ScanError as error:
             return result | {"reason": str(error)}
         except UadrayError as error:
@@ -216,19 +238,20 @@ class _PrepareTask:
             # ours travels as a value.
             return result | {"error": type(error).__name__, "message": str(error)}
 
-    def keep(self, row: int, scan: Scan, split: Split, bytes: int) -> str:
+    def keep(self, item: _Item) -> str:
         """Prepare one scan and write it aside; return the file's name."""
         # Ray grants one CPU; a library that takes all of them only makes the tasks wait.
         torch.set_num_threads(1)
         sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(1)
-        volume = self.prepare(row, scan)
+        volume = self.prepare(item.row, item.scan)
         # float16 as in the store.
         arrays = {"image": volume.image.astype(np.float16), "brain": volume.brain}
         if self.writer.has_lesion:
-            assert volume.lesion is not None, f"{scan.id} has no lesion, but its cohort has"
+            assert volume.lesion is not None, f"{item.scan.id} has no lesion, but its cohort has"
             arrays["lesion"] = volume.lesion
+        subject = subject_of(item.row, item.scan, item.split, volume, item.source_bytes)
         with storage_errors(self.writer.url):
-            return self.writer.put_row(subject_of(row, scan, split, volume, bytes), arrays)
+            return self.writer.put_row(subject, arrays)
 
     def prepare(self, row: int, scan: Scan) -> PreparedVolume:
         """Prepare one scan, unless its process dies each time: Ray would try it for ever."""
@@ -247,29 +270,23 @@ class _PrepareTask:
 
 
 def _prepare(
-    task: _PrepareTask, items: list[dict[str, Any]], workers: int | None
+    task: _PrepareTask, items: Sequence[_Item], workers: int | None
 ) -> Iterator[tuple[int, str] | Failure]:
     """Run one task a scan on the cluster; yield each scan's row and kept file, or its failure."""
     if not items:
         return
-    dataset = ray.data.from_items(items, override_num_blocks=min(len(items), MAX_TASKS)).map(
-        task, num_cpus=1, concurrency=workers
-    )
-    given = {item["row"]: item for item in items}
-    for result in dataset.iter_rows():
+    given = {item.row: item for item in items}
+    packed = [{"item": cloudpickle.dumps(item)} for item in items]
+    dataset = ray.data.from_items(packed, override_num_blocks=min(len(items), MAX_TASKS))
+    done = dataset.map(task, num_cpus=1, compute=ray.data.TaskPoolStrategy(size=workers))
+    for result in done.iter_rows():
         item = given[result["row"]]
         if result["error"]:
             raise getattr(errors, result["error"])(result["message"])
         if result["reason"]:
-            yield Failure(
-                row=item["row"],
-                id=item["scan"].id,
-                source=item["scan"].image,
-                source_bytes=item["bytes"],
-                reason=result["reason"],
-            )
+            yield item.failure(result["reason"])
         else:
-            yield item["row"], result["name"]
+            yield item.row, result["name"]
 
 
 class _Shards:

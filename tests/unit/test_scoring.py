@@ -14,6 +14,7 @@ from uadray.config import experiment
 from uadray.detectors import build
 from uadray.detectors.base import Detector, ReconstructionDetector
 from uadray.errors import EvaluationError
+from uadray.evaluate.cases import write_cases
 from uadray.evaluate.components import ComponentConfig
 from uadray.evaluate.counts import CohortCounts, TestPart
 from uadray.evaluate.lesionwise import compare_lesions
@@ -208,6 +209,30 @@ class TestExamine:
             np.testing.assert_allclose(found["lesions"][place, 0], list(vars(expected).values()))
             nothing = compare_lesions(truth & False, truth, (4, 4, 4))
             np.testing.assert_allclose(found["lesions"][place, 1], list(vars(nothing).values()))
+
+
+@pytest.mark.parametrize("cut", [False, True])
+def test_cases_show_the_final_prediction_where_it_was_made(
+    cohort: Cohort, run: Run, cut: bool, request: pytest.FixtureRequest
+) -> None:
+    start, stop = SLICES if cut else (0, SHAPE[0])
+    if cut:
+        request.getfixturevalue("some_slices")
+    store = score(run, cohort, list(range(len(cohort.subjects))))
+    write_cases(run, store, cohort, CONFIG, 33000)
+    with np.load(Path(run.url, "evaluation", f"{cohort.name}-cases.npz")) as held:
+        cases = dict(held)
+    rows = cohort.subjects.set_index("id")["row"]
+    for place, (name, z) in enumerate(zip(cases["ids"], cases["slice"], strict=True)):
+        row = int(rows[name])
+        lesion = cohort.read("lesion", row, row + 1)[0]
+        assert lesion[z].sum() == lesion[start:stop].sum((1, 2)).max()
+        assert start <= z < stop
+        assert np.array_equal(cases["lesion"][place], lesion[z])
+        levels = expected_levels(cohort, row)
+        np.testing.assert_allclose(cases["scores"][place], levels[z] / 65535, atol=1e-6)
+        kept = without_small(levels[start:stop] >= 33000, 3)[z - start]
+        assert np.array_equal(cases["prediction"][place], kept)
 
 
 class TestCutShort:

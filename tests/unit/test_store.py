@@ -329,6 +329,16 @@ class TestRows:
         assert writer.kept_rows() == set(names.values()) - {names[3]}
         assert writer.missing_shards() == [0, 1, 2]
 
+    def test_a_row_whose_process_died_is_counted_until_it_ends(self, tmp_path):
+        writer = create(tmp_path / "c.zarr")
+        assert [writer.begin_row(5) for _ in range(3)] == [0, 1, 2]
+        assert writer.begin_row(6) == 0
+        writer.end_row(5)
+        assert writer.begin_row(5) == 0
+        # A new job counts anew.
+        assert writer.kept_rows() == set()
+        assert writer.begin_row(6) == 0
+
     def test_rows_are_forgotten_and_the_others_kept(self, tmp_path, sealed):
         before = hashes(sealed)
         writer = create(sealed)

@@ -156,13 +156,14 @@ def whole_head(real_data) -> Volume:
     return resample(to_canonical(volume), spacing_mm=1.0)
 
 
+@pytest.fixture(scope="module")
+def by_deepbet(whole_head) -> Volume:
+    pytest.importorskip("deepbet", reason="pip install 'uadray[skullstrip]'")
+    return bounded(whole_head, "deepbet")
+
+
 @pytest.mark.slow
 class TestRealHead:
-    @pytest.fixture(scope="class")
-    def by_deepbet(self, whole_head) -> Volume:
-        pytest.importorskip("deepbet", reason="pip install 'uadray[skullstrip]'")
-        return bounded(whole_head, "deepbet")
-
     def test_deepbet(self, whole_head, by_deepbet):
         assert 1400 < by_deepbet.brain.sum() * voxel_ml(by_deepbet.affine) < 1700
         assert by_deepbet.notes == ("brain mask by deepbet",)

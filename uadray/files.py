@@ -3,9 +3,12 @@
 import json
 import os
 import re
+import tempfile
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, cast
 
 import fsspec
 
@@ -66,16 +69,34 @@ def write_bytes(url: str, content: bytes) -> None:
 
     An object store puts an object whole. A local file is written aside, flushed and renamed.
     """
+    if is_remote(url):
+        fs, path = fsspec.core.url_to_fs(url)
+        fs.pipe_file(path, content)
+        return
+    with replacing(url) as file:
+        file.write(content)
+
+
+@contextmanager
+def replacing(url: str) -> Iterator[BinaryIO]:
+    """A file to write to piece by piece, which becomes the one at `url`, whole, at the end.
+
+    Nothing changes at `url` where the block raises. What goes to an object store is gathered in a
+    temporary file, so that it need not fit into memory.
+    """
     fs, path = fsspec.core.url_to_fs(url)
     if is_remote(url):
-        fs.pipe_file(path, content)
+        with tempfile.NamedTemporaryFile() as gathered:
+            yield cast(BinaryIO, gathered)
+            gathered.flush()
+            fs.put_file(gathered.name, path)
         return
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
     aside = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
     try:
         with aside.open("wb") as file:
-            file.write(content)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         aside.replace(target)

@@ -26,8 +26,8 @@ from uadray.config import Experiment, experiment, with_fit
 from uadray.order import epoch_groups
 from uadray.store import Cohort, CohortWriter, Split, Subject, open_cohort
 from uadray.stream import TrainingStream, read_rows
-from uadray.train import distributed
 from uadray.train.checkpoint import CheckpointStore
+from uadray.train.distributed import fit
 from uadray.train.group import ScaleConfig, fit_group
 from uadray.train.loop import fit_gradient
 from uadray.train.run import Run
@@ -88,7 +88,9 @@ def bare(wanted: Experiment, url: str, out: str, threads: int) -> None:
         make(wanted, cohort.shape[0]),
         wanted,
         train=train,
-        validation=[Batch(ids=torch.from_numpy(rows["validation"]), images=images["validation"])],
+        validation=[
+            Batch(ids=torch.from_numpy(rows["validation"].copy()), images=images["validation"])
+        ],
         checkpoints=CheckpointStore(out, "bare"),
         report=lambda record: None,
         past=[],
@@ -100,7 +102,7 @@ def bare(wanted: Experiment, url: str, out: str, threads: int) -> None:
 def in_process(wanted: Experiment, url: str, out: str, threads: int) -> None:
     """What `jobs/train.py` does with one worker."""
     torch.set_num_threads(threads)
-    distributed.fit(wanted, open_cohort(url), out)
+    fit(wanted, open_cohort(url), out)
 
 
 def group(wanted: Experiment, url: str, out: str, threads: int, workers: int = 1) -> None:

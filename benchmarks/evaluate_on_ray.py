@@ -1,0 +1,122 @@
+"""The evaluation job as a whole: volumes a second with 1 and 2 workers, memory at 10 times.
+
+Part of `python -m benchmarks.evaluate`. The method, 1 - x, costs next to nothing, so that what is
+measured is reading, post-processing, counting, keeping, thresholds, metrics and intervals. Each
+side runs in a process of its own with a Ray of its own.
+"""
+
+import multiprocessing
+import time
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks.harness import PeakMemory, Row
+from benchmarks.scored import volume
+from uadray import cluster
+from uadray.config import experiment
+from uadray.evaluate.distributed import evaluate
+from uadray.store import CohortWriter, Split, Subject, open_cohort
+from uadray.train.distributed import fit
+from uadray.train.run import Run
+
+
+def rows(folder: Path, num: int, size: int) -> list[Row]:
+    """Evaluate `num` and 10 `num` volumes.
+
+    Args:
+        folder: For cohorts and runs; removed by the caller.
+        num: Volumes of the small cohort.
+        size: Edge of a volume.
+    """
+    healthy = store(folder / "healthy.zarr", 8, size, lesioned=False)
+    small, large = (
+        store(folder / f"made-{count}.zarr", count, size, lesioned=True)
+        for count in (num, 10 * num)
+    )
+    measured = {
+        (cohort, workers): _alone(folder / f"run-{n}", healthy, cohort, workers)
+        for n, (cohort, workers) in enumerate([(small, 2), (large, 2), (large, 1)])
+    }
+    found = []
+    for workers in (1, 2):
+        scoring, whole, _ = measured[large, workers]
+        found.append(
+            Row(measure=f"whole evaluation, {workers} worker{'s' * (workers > 1)}",
+                value=10 * num / whole, unit="volumes/s",
+                detail=f"{10 * num} volumes in {whole:.1f} s, start of the workers included; "
+                f"{scoring * 1e3:.0f} ms of a worker's time a volume"),
+        )  # fmt: skip
+    found.append(
+        Row(measure="2 workers against 1", value=measured[large, 1][1] / measured[large, 2][1],
+            unit="ratio", against="1 worker"),
+    )  # fmt: skip
+    few, many = measured[small, 2][2], measured[large, 2][2]
+    found.append(
+        Row(measure="peak memory at 10 times the volumes", value=many / few, unit="ratio",
+            against=f"{num} volumes", goal="<= 1.3",
+            detail=f"{many:.2f} against {few:.2f} GiB, Ray and its workers included"),
+    )  # fmt: skip
+    return found
+
+
+def store(url: Path, count: int, size: int, *, lesioned: bool) -> str:
+    """A sealed cohort of made volumes whose darkness is the score."""
+    writer = CohortWriter.create(
+        str(url), num_rows=count, shape=(size,) * 3, has_lesion=lesioned, plan={"made": count}
+    )
+    for shard in range(writer.num_shards):
+        numbers = list(writer.rows_of(shard))
+        made = [volume(number, size) for number in numbers]
+        writer.write_shard(
+            shard,
+            image=np.stack([np.where(v.brain, 1 - v.scores, 0) for v in made]),
+            brain=np.stack([v.brain for v in made]),
+            lesion=np.stack([v.lesion for v in made]) if lesioned else None,
+            subjects=[
+                _subject(n, v.lesion.sum() if lesioned else 0)
+                for n, v in zip(numbers, made, strict=True)
+            ],
+            failures=[],
+        )
+    writer.seal()
+    return str(url)
+
+
+def _subject(row: int, num_lesion: int) -> Subject:
+    parts: tuple[Split, Split] = ("threshold", "test") if num_lesion else ("validation", "train")
+    return Subject(
+        row=row,
+        id=f"volume-{row}",
+        subject=f"volume-{row}",
+        scanner="",
+        split=parts[0] if row % 4 == 0 else parts[1],
+        modality="T1w",
+        affine=tuple(map(tuple, np.eye(4).tolist())),
+        source="benchmarks",
+        brain_ml=1.0,
+        lesion_ml=num_lesion / 1000,
+    )
+
+
+def _alone(folder: Path, healthy: str, cohort: str, workers: int) -> tuple[float, float, float]:
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, mp_context=context) as pool:
+        return pool.submit(_evaluate, str(folder), healthy, cohort, workers).result()
+
+
+def _evaluate(out: str, healthy: str, cohort: str, workers: int) -> tuple[float, float, float]:
+    """Seconds of a worker a volume, seconds of the whole, peak memory in GiB."""
+    import ray
+
+    fit(experiment("Intensity-dark"), open_cohort(healthy), out)
+    # Logical CPUs for so many scoring actors and one reader, whatever the machine has.
+    ray.init(address="local", num_cpus=workers, logging_level="warning")
+    cluster.connect()
+    with PeakMemory() as memory:
+        start = time.perf_counter()
+        (record,) = evaluate([Run.open(out)], open_cohort(cohort))
+        seconds = time.perf_counter() - start
+    ray.shutdown()
+    return float(record["seconds_per_volume"]), seconds, memory.gib

@@ -8,6 +8,7 @@ file: memory stays flat, and holds some figures a scan.
 import base64
 import hashlib
 import json
+import os
 import tempfile
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -78,16 +79,26 @@ class QualityPage:
         """One line for a terminal."""
         found = f"{len(self.flagged)} of {self.num_scans} scans flagged"
         names = ", ".join(self.flagged[:3]) + (", ..." if len(self.flagged) > 3 else "")
-        return f"  quality page {self.url}: {found}{f' ({names})' if names else ''}"
+        return f"quality page {self.url}: {found}{f' ({names})' if names else ''}"
 
 
-def quality_url(store: str) -> str:
-    """Where the quality page of a store goes: beside it, `-qc.html` instead of `.zarr`.
+def quality_url(store: str, out: str = "") -> str:
+    """Where the quality page of a store goes.
+
+    Args:
+        store: Local path or URL of the store.
+        out: The page's place, a local path or an fsspec URL; where it is empty, beside the store,
+            with `-qc.html` for its ending `.zarr`.
 
     Raises:
-        ConfigError: the store is a whole bucket, which has nothing beside it.
+        ConfigError: `out` does not end in `.html`, or is empty and the store is a whole bucket,
+            which has nothing beside it.
     """
     store = files.normalise(store)
+    if out:
+        if not out.endswith(".html"):
+            raise ConfigError(f"the quality page must end in .html, was {out!r}")
+        return files.normalise(out)
     if files.is_remote(store) and "/" not in store.split("://", 1)[1]:
         raise ConfigError(f"{store} is a whole bucket: say where the quality page goes with --qc")
     return f"{store.removesuffix('.zarr')}-qc.html"
@@ -98,18 +109,15 @@ def write_quality_page(cohort: Cohort, out: str = "") -> QualityPage:
 
     Args:
         cohort: The cohort.
-        out: Where the page goes, ending in `.html`, a local path or an fsspec URL; beside the
-            store where it is empty.
+        out: As for `quality_url`.
 
     Returns:
         Where it is, and which scans are flagged. The file is replaced whole.
 
     Raises:
-        ConfigError: `out` does not end in `.html`.
+        ConfigError: see `quality_url`.
     """
-    out = files.normalise(out) if out else quality_url(cohort.url)
-    if not out.endswith(".html"):
-        raise ConfigError(f"the quality page must end in .html, was {out!r}")
+    out = quality_url(cohort.url, out)
     with tempfile.TemporaryFile() as pictures:
         scans = list(_look(cohort, pictures))
         limits = qc_measures.find_limits([scan.measures for scan in scans])
@@ -214,6 +222,7 @@ def _render(
         script=Markup(script),
         script_digest=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
         scans=scans,
+        folder=_common_folder([scan.source for scan in scans]),
         num_flagged=sum(bool(scan.flags) for scan in scans),
         num_doubted=sum(bool(scan.doubts) for scan in scans),
         quarantine=cohort.quarantine,
@@ -234,6 +243,13 @@ def _render(
 
 def _asset(name: str) -> str:
     return (resources.files("uadray.report") / "templates" / name).read_text(encoding="utf-8")
+
+
+def _common_folder(sources: Sequence[str]) -> str:
+    """The folder, with its last slash, that all sources begin with; empty where there is none."""
+    # Sources may be URLs, which commonpath does not know.
+    folder, slash, _ = os.path.commonprefix(list(sources)).rpartition("/")  # noqa: RUF071
+    return folder + slash
 
 
 def _lines(pictures: IO[bytes]) -> Iterator[tuple[int, Markup]]:

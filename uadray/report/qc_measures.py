@@ -148,7 +148,7 @@ MEASURES = (
     Measure(
         key="up",
         head="Up",
-        unit="of its height",
+        unit="of height",
         meaning="a centre of mass that lies lower or higher than in the others: upside down?",
         floor=0.005,
         digits=3,
@@ -156,7 +156,7 @@ MEASURES = (
     Measure(
         key="forward",
         head="Forward",
-        unit="of its length",
+        unit="of length",
         meaning="a centre of mass nearer to the front or the back: back to front?",
         floor=0.005,
         digits=3,

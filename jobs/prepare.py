@@ -8,12 +8,15 @@ r"""Turn MRI scans into a cohort: a sealed Zarr store of volumes preprocessed al
     python jobs/prepare.py brats DATA/brats2019 --out runs/tumour.zarr --preset bengs2021
     python jobs/prepare.py phantom healthy --count 128 --out runs/phantom.zarr --size 32
     python jobs/prepare.py --verify runs/healthy.zarr
+    python jobs/prepare.py quality runs/healthy.zarr
 
 Healthy scans become the parts train and validation, scans with a lesion mask the parts threshold
 and test, always by subject. The same command again does only what is missing, wherever a job was
 cut short, and ends in the same fingerprint; `--redo` prepares some scans of a sealed cohort again.
 `--verify` follows the digests from the seal to every voxel, and says which scans to prepare again
-and how. Exit code 3: done, but some scans could not be used; they are listed with their reasons.
+and how. A quality page beside the cohort (`runs/healthy-qc.html`, or --qc) shows every scan and
+flags those to look at; `quality` makes it again. Exit code 3: done, but some scans could not be
+used; they are listed with their reasons.
 """
 
 import inspect
@@ -33,7 +36,8 @@ from uadray.prepare.layouts import Scan
 from uadray.prepare.lesions import assign_strokes, find_stroke_masks
 from uadray.prepare.splits import Selection, SplitConfig, select_scans
 from uadray.prepare.steps import PrepareConfig
-from uadray.store import advice, storage_errors, verify
+from uadray.report.qc import quality_url, write_quality_page
+from uadray.store import Cohort, advice, open_cohort, storage_errors, verify
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +46,8 @@ class Job:
 
     out: str
     """The cohort: a local folder or an fsspec URL."""
+    qc: str = ""
+    """The quality page, ending in .html; beside the cohort by default."""
     seed: int = 0
     """Decides who is held out, the parts, the order of the rows and who gets which stroke."""
     max_failures: float = MAX_FAILURES
@@ -107,8 +113,18 @@ class Verify:
     """The cohort; a local folder or an fsspec URL."""
 
 
+@dataclass(frozen=True)
+class Quality:
+    """Make the quality page of a sealed cohort again."""
+
+    store: tyro.conf.Positional[str]
+    """The cohort; a local folder or an fsspec URL."""
+    qc: str = ""
+    """The page, ending in .html; beside the cohort by default."""
+
+
 def commands() -> Any:
-    """A subcommand for each layout of the registry, and the two others."""
+    """A subcommand for each layout of the registry, and the others."""
     kinds: list[Any] = []
     for name, layout in layouts.LAYOUTS.items():
         doc = (inspect.getdoc(layout) or "").split("\n\n")[0].replace("\n", " ")
@@ -116,7 +132,7 @@ def commands() -> Any:
         modality = inspect.signature(layout).parameters["modality"].default
         default = kind(root=tyro.MISSING, out=tyro.MISSING, modality=modality)
         kinds.append(Annotated[kind, tyro.conf.subcommand(name, default=default, description=doc)])
-    return Union[(*kinds, Phantom, Verify)]
+    return Union[(*kinds, Phantom, Verify, Quality)]
 
 
 def spelled_out(args: Sequence[str]) -> list[str]:
@@ -139,7 +155,7 @@ def recorded(args: Sequence[str], paths: Sequence[str]) -> str:
     kept, skip = [], False
     for arg in args:
         if arg.startswith("--"):
-            skip = arg.split("=")[0] in ("--out", "--redo", "--workers", "--max-failures")
+            skip = arg.split("=")[0] in ("--out", "--qc", "--redo", "--workers", "--max-failures")
         if not skip:
             kept.append(files.normalise(arg) if arg in paths and kept else arg)
     return shlex.join(["python", "jobs/prepare.py", *kept])
@@ -157,11 +173,22 @@ def check(url: str) -> int:
     return cli.FAILED
 
 
+def show_quality(cohort: Cohort, out: str) -> None:
+    """Write the quality page and say where it is."""
+    with storage_errors(out):
+        print(write_quality_page(cohort, out).line())
+
+
 def main() -> int:
     args = spelled_out(sys.argv[1:])
     job = tyro.cli(commands(), args=args, description=__doc__, config=(tyro.conf.OmitArgPrefixes,))
     if isinstance(job, Verify):
         return check(job.store)
+    # What is wrong with the page's place is said before the work, not after it.
+    page = quality_url(job.store if isinstance(job, Quality) else job.out, job.qc)
+    if isinstance(job, Quality):
+        show_quality(open_cohort(job.store), page)
+        return cli.OK
     scans, config = job.inputs()
     paths = [job.root, job.lesions] if isinstance(job, Files) else []
     cohort = prepare_cohort(
@@ -175,6 +202,7 @@ def main() -> int:
         workers=job.workers,
         command=recorded(args, [path for path in paths if path]),
     )
+    show_quality(cohort, page)
     print(summary(cohort))
     return cli.INCOMPLETE if cohort.quarantine else cli.OK
 

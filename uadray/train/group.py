@@ -4,6 +4,7 @@ import logging
 import math
 import threading
 import uuid
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -250,11 +251,11 @@ def _group_worker(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def _averaged(module: torch.nn.Module, shape: tuple[int, int, int]) -> torch.nn.Module:
-    """The module under DDP, after a step that counts nothing.
+    """The module under DDP, after steps that count nothing.
 
-    DDP lays its buckets out anew behind its first step, and where a gradient stands in a bucket
-    decides in which order more than two workers add it up. With that step over, the first one of a
-    resumed fit rounds as the same one of an undisturbed fit did.
+    DDP lays its buckets out anew behind its second step, and where a gradient stands in a bucket
+    decides in which order more than two workers add it up. With these steps over, the first one of
+    a resumed fit rounds as the same one of an undisturbed fit did.
     """
     buffers = [buffer.clone() for buffer in module.buffers()]
     averaged: torch.nn.Module = prepare_model(
@@ -270,9 +271,12 @@ def _averaged(module: torch.nn.Module, shape: tuple[int, int, int]) -> torch.nn.
     assert isinstance(detector, GradientDetector)
     device = next(module.parameters()).device
     blank = torch.zeros(1, 1, *shape[3 - detector.ndim :], device=device)
-    losses = averaged(blank, blank, torch.zeros(1, detector.num_noise, device=device))
-    (losses["loss"] * 0).backward()
-    module.zero_grad(set_to_none=True)
+    # DDP's copy of a 1x1 convolution's gradient has other strides of the same meaning.
+    warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
+    for _ in range(2):
+        losses = averaged(blank, blank, torch.zeros(1, detector.num_noise, device=device))
+        (losses["loss"] * 0).backward()
+        module.zero_grad(set_to_none=True)
     with torch.no_grad():
         for buffer, value in zip(module.buffers(), buffers, strict=True):
             buffer.copy_(value)

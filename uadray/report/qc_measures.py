@@ -275,8 +275,9 @@ class Limits:
 
 
 def mean_histogram(scans: Sequence[ScanMeasures]) -> NDArray[np.float64]:
-    """(`BINS`,) the mean of the scans' histograms, each scan counting alike."""
-    return np.mean([scan.histogram for scan in scans], axis=0) if scans else np.zeros(BINS)
+    """(`BINS`,) the mean histogram of the scans that have a brain, each counting alike."""
+    known = [scan.histogram for scan in scans if scan.brain_ml]
+    return np.mean(known, axis=0) if known else np.zeros(BINS)
 
 
 def find_limits(scans: Sequence[ScanMeasures]) -> list[Limits]:

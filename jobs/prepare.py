@@ -33,7 +33,7 @@ from uadray.errors import ConfigError
 from uadray.prepare import layouts
 from uadray.prepare.ingest import MAX_FAILURES, Redo, prepare_cohort, summary
 from uadray.prepare.layouts import Scan
-from uadray.prepare.lesions import assign_strokes, find_stroke_masks
+from uadray.prepare.lesions import assign_masks, find_masks
 from uadray.prepare.splits import Selection, SplitConfig, select_scans
 from uadray.prepare.steps import PrepareConfig
 from uadray.report.qc import quality_url, write_quality_page
@@ -49,7 +49,7 @@ class Job:
     qc: str = ""
     """The quality page, ending in .html; beside the cohort by default."""
     seed: int = 0
-    """Decides who is held out, the parts, the order of the rows and who gets which stroke."""
+    """Decides who is held out, the parts, the order of the rows and who gets which lesion."""
     max_failures: float = MAX_FAILURES
     """Share of the scans that may be unusable, in [0, 1]; beyond it the job fails."""
     redo: tuple[Redo, ...] = ()
@@ -71,7 +71,10 @@ class Files(Job):
     size: int | None = None
     """Short for --shape SIZE SIZE SIZE."""
     lesions: str = ""
-    """Folder of real stroke masks: healthy scans get semi-synthetic strokes of their shapes."""
+    """Folder of real lesion masks: healthy scans get semi-synthetic lesions of their shapes, see
+    --lesion-kind and --contrast."""
+    lesion_files: str = ""
+    """Pattern of the masks' names, such as '*_seg.nii.gz', where the folder holds others too."""
     selection: Selection = field(default_factory=Selection)
     config: PrepareConfig = field(default_factory=PrepareConfig)
 
@@ -82,7 +85,8 @@ class Files(Job):
         layout = layouts.LAYOUTS[type(self).__name__]
         scans = select_scans(layout(self.root, self.modality), self.selection, seed=self.seed)
         if self.lesions:
-            scans = assign_strokes(scans, find_stroke_masks(self.lesions), self.seed)
+            masks = find_masks(self.lesions, self.lesion_files)
+            scans = assign_masks(scans, masks, self.seed, self.config.lesion.contrast)
         return scans, self.config
 
 

@@ -311,7 +311,7 @@ class TestConfig:
             PrepareConfig(**change)
 
     def test_the_record_is_the_pipeline(self):
-        steps = record(PrepareConfig(), strokes=False)
+        steps = record(PrepareConfig(), lesions=False)
         assert [s["step"] for s in steps] == [s.name for s in pipeline(PrepareConfig())]
         assert [s["step"] for s in steps] == [
             "to_canonical",
@@ -326,7 +326,7 @@ class TestConfig:
         assert steps[3] == {"step": "denoise", "time_step": 0.125, "iterations": 3}
         # Stripped in its own voxels, and interpolated once.
         meissen = replace(PrepareConfig(), register="mni152", correct_bias=True)
-        assert [s["step"] for s in record(meissen, strokes=False)] == [
+        assert [s["step"] for s in record(meissen, lesions=False)] == [
             "to_canonical",
             "strip",
             "register",
@@ -335,15 +335,15 @@ class TestConfig:
             "standardise",
             "downsample",
         ]
-        off = record(replace(PrepareConfig(), denoise=False), strokes=True)
+        off = record(replace(PrepareConfig(), denoise=False), lesions=True)
         names = [s["step"] for s in off]
-        assert names[2:5] == ["strip", "insert_stroke", "standardise"]
+        assert names[2:5] == ["strip", "insert_lesion", "standardise"]
 
     def test_the_settings_come_back_from_a_plan(self):
         config = replace(TINY, register="mni152", skull_strip="robex", percentiles=(2.0, 98.0))
         plan = json.loads(json.dumps({"config": to_json(config)}))
         assert recorded_config(plan) == config
         # As ingest records them where no lesion is made.
-        del plan["config"]["stroke"]
+        del plan["config"]["lesion"]
         assert recorded_config(plan) == config
-        assert record(recorded_config(plan), strokes=False) == record(config, strokes=False)
+        assert record(recorded_config(plan), lesions=False) == record(config, lesions=False)

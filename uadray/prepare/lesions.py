@@ -1,79 +1,225 @@
-"""Semi-synthetic strokes: a real stroke's outline on a real healthy brain, with exact truth.
+"""Semi-synthetic lesions: a real lesion's outline on a real healthy brain, with exact truth.
 
 Real lesioned scans with public masks are rare, and phantoms are not real anatomy. In between, the
-mask of a real stroke (in MNI space) is mapped onto a healthy subject's brain by an affine, and the
-tissue inside is darkened as chronic strokes are on T1. Figures made with it are to be called
-semi-synthetic.
+mask of a real stroke, tumour or scatter of MS lesions is mapped onto a healthy subject's brain, and
+the tissue inside is made darker or brighter by a textured factor of its own intensity, so that its
+structure shows through. Figures made with it are to be called semi-synthetic.
 """
 
+import fnmatch
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
+from typing import Literal
 
 import numpy as np
 import scipy.ndimage as ndi
 
 from uadray import files
 from uadray.errors import ConfigError, ScanError
-from uadray.prepare.geometry import Volume, voxel_sizes
+from uadray.prepare.geometry import Volume, to_canonical, voxel_sizes
 from uadray.prepare.layouts import Scan
+from uadray.prepare.layouts.scans import find_files, stem
+from uadray.prepare.lesion_shapes import depth_mm, keep_components, push_outward
+from uadray.prepare.read import read_nifti
 from uadray.prepare.register import register_to_mni
 
+LesionKind = Literal["stroke", "tumour", "ms"]
+"""`stroke` changes all of the outline alike; `tumour` has a core in a graded rim of oedema and can
+push the tissue around it aside; `ms` keeps some of the components of a mask that has many."""
+
+Contrast = Literal["t1-dark", "t1-bright", "flair-bright"]
+"""On which scans, and whether lesions are darker or brighter than their tissue."""
+
+Placement = Literal["mni152", "template", "headers"]
+"""How masks find their place. `mni152`: they are in MNI space, and the brain is registered to it.
+`template`: they are in the space of the brain `template*.nii.gz` beside them, without its skull,
+which is registered to MNI152 as well. `headers`: they and the scan share their millimetres."""
+
+MODALITIES = {
+    "t1-dark": ("T1w", "T1ce"),
+    "t1-bright": ("T1w", "T1ce"),
+    "flair-bright": ("FLAIR",),
+}
+"""Scans that a contrast makes sense on."""
+
+CHANGES: dict[tuple[LesionKind, Contrast], tuple[float, float]] = {
+    ("stroke", "t1-dark"): (0.12, 0.45),
+    ("stroke", "t1-bright"): (0.12, 0.45),
+    ("stroke", "flair-bright"): (0.2, 0.6),
+    ("tumour", "t1-dark"): (0.15, 0.45),
+    ("tumour", "t1-bright"): (0.15, 0.45),
+    ("tumour", "flair-bright"): (0.25, 0.7),
+    ("ms", "t1-dark"): (0.08, 0.3),
+    ("ms", "t1-bright"): (0.08, 0.3),
+    ("ms", "flair-bright"): (0.2, 0.5),
+}
+"""Smallest and largest share by which intensities change, by kind and contrast.
+
+Those of ms are measured: in two patients of MSLUB the lesions of 30 voxels and more are 18 to 49 %
+brighter on FLAIR and up to 29 % darker on T1 than the tissue 2 to 5 mm around them."""
+
+FULL_PERCENTILE = 99.9
+"""Of the brain's intensities: lesions become no brighter than this."""
+
 
 @dataclass(frozen=True, kw_only=True)
-class StrokeConfig:
-    """How the tissue of a semi-synthetic stroke looks.
+class LesionConfig:
+    """How semi-synthetic lesions look.
 
-    The defaults are set so that intensity alone does not solve the task: filling the mask with
-    dark tissue does (1 - x reaches a Dice of 0.7), and a cohort that raw intensity solves measures
-    nothing.
+    The defaults are set so that intensity alone does not solve the task: filling a stroke's mask
+    with dark tissue does (1 - x reaches a Dice of 0.7), and a cohort that raw intensity solves
+    measures nothing. None takes what suits the kind, see `resolved`.
     """
 
+    lesion_kind: LesionKind = "stroke"
+    """What the masks are made into."""
+    contrast: Contrast = "t1-dark"
+    """On which scans, and whether darker or brighter."""
+    placement: Placement = "mni152"
+    """How masks find their place."""
     lesion_seed: int = 0
-    """Decides side, darkness and texture of every lesion, with the scan's id."""
-    min_darkening: float = 0.12
-    """Least share of its intensity that tissue loses, mean over the lesion, drawn per lesion."""
-    max_darkening: float = 0.45
-    """Largest such share."""
-    texture_mm: float = 4.0
-    """Standard deviation of the smoothing that makes the texture."""
+    """Decides side, change and texture of every lesion, with the scan's id."""
+    min_change: float | None = None
+    """Least share of its intensity that tissue loses or gains, mean over the lesion (a tumour: its
+    core), drawn per lesion, in (0, 1)."""
+    max_change: float | None = None
+    """Largest such share, in (0, 1)."""
+    texture_mm: float | None = None
+    """Standard deviation of the smoothing that makes the texture: 4, for ms 2."""
     texture_strength: float = 0.35
     """Standard deviation of the texture relative to its mean; it is cut at 0.2 and 1.8."""
-    border_mm: float = 1.5
-    """Standard deviation of the soft border."""
+    border_mm: float | None = None
+    """Standard deviation of the soft border: 1.5, for ms 0.7."""
+    flip_probability: float = 0.5
+    """Share of the lesions that change sides, in [0, 1]."""
+    rim_mm: float | None = None
+    """Width of a tumour's oedema inside its outline: 10, at most half of its depth."""
+    rim_change: float = 0.35
+    """Change at the rim's outer edge relative to the core's, in [0, 1]."""
+    mass_effect_mm: float | None = None
+    """How far the tissue at a lesion's border is pushed outward: 4 for tumours, else 0; at most 8.
+    Half of it at the least is drawn."""
+    min_kept: float = 0.5
+    """Least share of a mask's components that an ms lesion keeps, in (0, 1]; drawn per lesion."""
+    min_inside: float = 0.2
+    """A scan is refused where a smaller share of its lesion's volume lies in the brain."""
 
     def __post_init__(self) -> None:
-        if not 0 < self.min_darkening <= self.max_darkening < 1:
+        one = self.resolved()
+        low, high = _number(one.min_change), _number(one.max_change)
+        if not 0 < low <= high < 1:
             raise ConfigError(
-                "min_darkening and max_darkening must be 0 < min <= max < 1, were "
-                f"{self.min_darkening} and {self.max_darkening}"
+                f"min_change and max_change must be 0 < min <= max < 1, were {low} and {high}"
             )
+        for name, value, low, high in (
+            ("texture_mm", one.texture_mm, 0.5, 50),
+            ("texture_strength", one.texture_strength, 0, 1),
+            ("border_mm", one.border_mm, 0, 10),
+            ("flip_probability", one.flip_probability, 0, 1),
+            ("rim_mm", one.rim_mm, 0, 50),
+            ("rim_change", one.rim_change, 0, 1),
+            ("mass_effect_mm", one.mass_effect_mm, 0, 8),
+            ("min_kept", one.min_kept, 0.01, 1),
+            ("min_inside", one.min_inside, 0, 1),
+        ):
+            if value is None or not low <= value <= high:
+                raise ConfigError(f"{name} must be in [{low}, {high}], was {value}")
+
+    def resolved(self) -> "LesionConfig":
+        """The same with a number for each None."""
+        low, high = CHANGES[self.lesion_kind, self.contrast]
+        tumour, ms = self.lesion_kind == "tumour", self.lesion_kind == "ms"
+        suits = {
+            "min_change": low,
+            "max_change": high,
+            "texture_mm": 2.0 if ms else 4.0,
+            "border_mm": 0.7 if ms else 1.5,
+            "rim_mm": 10.0 if tumour else 0.0,
+            "mass_effect_mm": 4.0 if tumour else 0.0,
+        }
+        missing = {name: value for name, value in suits.items() if getattr(self, name) is None}
+        return replace(self, **missing) if missing else self
+
+
+def _number(value: float | None) -> float:
+    """A setting of a resolved configuration."""
+    assert value is not None
+    return value
 
 
 @dataclass(frozen=True, kw_only=True)
-class StrokeMask:
-    """A real stroke's mask in MNI space."""
+class LesionMask:
+    """A real lesion's mask."""
 
     share: np.ndarray
     """float32 (X, Y, Z), 1 in the lesion."""
     affine: np.ndarray
-    """(4, 4), from its voxels to MNI millimetres."""
+    """(4, 4), from its voxels to its millimetres."""
+    to_mni: np.ndarray = field(default_factory=lambda: np.eye(4))
+    """(4, 4), from its millimetres to MNI's; of no effect for the placement `headers`."""
+    name: str = ""
+    """Whose it is, for the notes."""
 
 
-def assign_strokes(scans: Sequence[Scan], masks: Sequence[str], seed: int) -> list[Scan]:
-    """Give each scan a stroke mask of its own; a mask repeats only once all are used.
+def find_masks(folder: str, pattern: str = "") -> list[str]:
+    """Paths of the lesion masks in a folder or URL, subfolders included.
+
+    Args:
+        folder: A local folder or an fsspec URL.
+        pattern: Of their file names, such as `*_consensus_gt.nii.gz`. Without one, the files whose
+            names tell of a lesion are taken, and where there are none all but `template*` and
+            those whose names tell of a brain.
+
+    Raises:
+        NoScanFoundError: the folder is not there or cannot be listed.
+    """
+    folder = files.normalise(folder)
+    names = find_files(folder)
+    short = {name: name.rsplit("/", 1)[-1].lower() for name in names}
+    if pattern:
+        chosen = [name for name in names if fnmatch.fnmatch(short[name], pattern.lower())]
+    else:
+        others = [n for n in names if not short[n].startswith("template") and "brain" not in n]
+        chosen = [n for n in others if any(word in short[n] for word in LESION_WORDS)] or others
+    return [files.join(folder, name) for name in chosen]
+
+
+LESION_WORDS = ("lesion", "stroke", "tumor", "tumour", "wmh", "seg", "consensus_gt", "_gt.", "_roi")
+"""What the names of lesion masks hold, where they tell."""
+
+
+def assign_masks(
+    scans: Sequence[Scan], masks: Sequence[str], seed: int, contrast: Contrast = "t1-dark"
+) -> list[Scan]:
+    """Give each scan a lesion mask of its own; a mask repeats only once all are used.
 
     Args:
         scans: Healthy scans, in any order.
         masks: Paths of the masks, in any order.
         seed: Decides which scan has which.
+        contrast: That their lesions will have.
 
     Raises:
-        ConfigError: a scan has a lesion already, or there is no mask.
+        ConfigError: a scan has a lesion already or is of a modality that the contrast is not for,
+            or there is no mask.
     """
     if not masks:
-        raise ConfigError("no stroke mask: --lesions must name a folder with Subject_*.nii.gz")
+        raise ConfigError(
+            "no lesion mask: --lesions must name a folder of NIfTI masks, and --lesion-files, if "
+            "given, a pattern of their names such as '*_seg.nii.gz'"
+        )
     if diseased := [scan.id for scan in scans if scan.lesion]:
-        raise ConfigError(f"{diseased[0]} has a real lesion already: strokes are for healthy scans")
+        raise ConfigError(
+            f"{diseased[0]} has a real lesion already: synthetic ones are for healthy scans"
+        )
+    known = {name for names in MODALITIES.values() for name in names}
+    fitting = MODALITIES[contrast]
+    if others := [s for s in scans if s.modality in known and s.modality not in fitting]:
+        raise ConfigError(
+            f"{others[0].id} is {others[0].modality}, and --contrast {contrast} is for "
+            f"{' and '.join(fitting)}: choose another of {', '.join(MODALITIES)}"
+        )
     order = np.random.default_rng([seed, len(masks)]).permutation(len(masks))
     masks = sorted(masks)
     return [
@@ -82,59 +228,159 @@ def assign_strokes(scans: Sequence[Scan], masks: Sequence[str], seed: int) -> li
     ]
 
 
-def find_stroke_masks(folder: str) -> list[str]:
-    """Paths of the masks `Subject_*.nii.gz` in a folder or URL."""
-    folder = files.normalise(folder)
-    names = files.list_names(folder)
-    return [
-        files.join(folder, n) for n in names if n.startswith("Subject_") and n.endswith(".nii.gz")
-    ]
+def read_mask(path: str, placement: Placement) -> LesionMask:
+    """Read a lesion mask; all that is over 0.5 is lesion, whatever its label.
+
+    Raises:
+        ScanError: it cannot be read, is empty or is no mask, or its template is missing.
+    """
+    share, affine = read_nifti(path)
+    lesion = share > 0.5
+    if not lesion.any():
+        raise ScanError(f"{path}: the lesion mask is empty; choose another one")
+    values = np.unique(share[lesion])
+    if len(values) > MAX_LABELS and values[-1] > 1:
+        raise ScanError(
+            f"{path}: expected a mask or labels, came an image of {len(values)} values above 0.5 "
+            f"up to {values[-1]:g}; name the masks' files with --lesion-files"
+        )
+    return LesionMask(
+        share=lesion.astype(np.float32),
+        affine=affine,
+        to_mni=_template_to_mni(path) if placement == "template" else np.eye(4),
+        name=stem(path),
+    )
 
 
-def insert_stroke(
-    volume: Volume, *, mask: StrokeMask, seed: Sequence[int], config: StrokeConfig
+MAX_LABELS = 64
+"""A file with more values is no mask."""
+
+
+def _template_to_mni(path: str) -> np.ndarray:
+    folder = path.rsplit("/", 1)[0]
+    names = [n for n in files.list_names(folder) if fnmatch.fnmatch(n.lower(), "template*.nii*")]
+    if len(names) != 1:
+        raise ScanError(
+            f"{path}: expected one brain template*.nii.gz beside it, in whose space it is, came "
+            f"{names}; put it there, or choose another --placement"
+        )
+    return _brain_to_mni(files.join(folder, names[0]))
+
+
+@lru_cache(maxsize=8)
+def _brain_to_mni(path: str) -> np.ndarray:
+    image, affine = read_nifti(path)
+    brain = Volume(image=image, brain=image > 0, lesion=None, affine=affine)
+    try:
+        return register_to_mni(to_canonical(brain))
+    except ScanError as error:
+        raise ScanError(f"{path}: {error}") from None
+
+
+def insert_lesion(
+    volume: Volume, *, mask: LesionMask, seed: Sequence[int], config: LesionConfig
 ) -> Volume:
-    """Darken the tissue inside a stroke mask mapped onto the brain, and return the truth with it.
+    """Change the tissue inside a mask mapped onto the brain, and return the truth with it.
 
     Args:
         volume: A healthy brain without its skull, canonical, at about 1 mm.
-        mask: The stroke.
-        seed: Decides side, darkness and texture.
+        mask: The lesion.
+        seed: Decides side, change and texture.
         config: How the tissue looks.
 
     Returns:
-        The volume with a lesion mask, 1 where the softened mask is over 0.5 and 0 elsewhere.
+        The volume with a lesion mask, 1 where the softened mask is over 0.5 and 0 elsewhere, and a
+        note of what was drawn. A mass effect moves image and brain mask; the lesion keeps its
+        outline, which had its own mass effect when it was drawn.
 
     Raises:
-        ScanError: next to nothing of the stroke lies in the brain, so that the registration failed.
+        ScanError: next to nothing of the lesion lies in the brain, so that it found no place.
     """
+    look = config.resolved()
     rng = np.random.default_rng(list(seed))
-    flip = bool(rng.random() < 0.5)
-    darkening = rng.uniform(config.min_darkening, config.max_darkening)
-    mapped = _map_onto(volume, mask, flip)
-    soft = ndi.gaussian_filter(mapped, config.border_mm / volume.spacing) * volume.brain
+    flip = bool(rng.random() < look.flip_probability)
+    change = rng.uniform(_number(look.min_change), _number(look.max_change))
+    said = [f"semi-synthetic {look.lesion_kind} from {mask.name or 'a mask'}"]
+    said += ["sides flipped"] if flip else []
+    said += [f"{look.contrast} by {change:.0%}"]
+    if look.lesion_kind == "ms":
+        kept, num, count = keep_components(mask.share, look.min_kept, rng)
+        mask = replace(mask, share=kept)
+        said += [f"{num} of {count} components"]
+    mapped = _map_onto(volume, mask, flip, look.placement)
+    if push := _number(look.mass_effect_mm):
+        push *= rng.uniform(0.5, 1.0)
+        volume = push_outward(volume, mapped, push)
+        said += [f"pushes by up to {push:.1f} mm"]
+    soft = ndi.gaussian_filter(mapped, _number(look.border_mm) / volume.spacing) * volume.brain
     truth = soft > 0.5
+    _check_place(volume, mask, truth, look.min_inside)
+    if look.lesion_kind == "tumour":
+        soft *= _grade(mapped, volume.spacing, _number(look.rim_mm), look.rim_change)
+    noise = rng.standard_normal(volume.image.shape, dtype=np.float32)
+    texture = ndi.gaussian_filter(noise, _number(look.texture_mm) / volume.spacing)
+    texture *= look.texture_strength / max(float(texture[truth].std()), 1e-6)
+    texture = np.clip(1.0 + texture - float(texture[truth].mean()), 0.2, 1.8)
+    amount = soft * np.clip(change * texture, 0.0, 0.9)
+    image = volume.image * (1.0 - amount)
+    if look.contrast != "t1-dark":
+        full = float(np.percentile(volume.image[volume.brain], FULL_PERCENTILE))
+        image = brighten(volume.image, amount, full)
+    return replace(
+        volume,
+        image=image.astype(np.float32),
+        lesion=truth.astype(np.float32),
+        notes=(*volume.notes, ", ".join(said)),
+    )
+
+
+def brighten(image: np.ndarray, amount: np.ndarray, full: float) -> np.ndarray:
+    """Raise intensities by a share of their own, ever less the nearer they come to `full`.
+
+    A small share acts as a plain factor; what is at or above `full` stays as it is, so that
+    nothing becomes brighter than tissue is and texture is not cut flat.
+
+    Args:
+        image: Intensities, 0 or more.
+        amount: The share, the same shape, 0 or more.
+        full: Upper end.
+    """
+    room = np.maximum(full - image, 0.0)
+    return np.asarray(image + room * -np.expm1(-image * amount / np.maximum(room, 1e-6 * full)))
+
+
+def _grade(mapped: np.ndarray, spacing: np.ndarray, rim_mm: float, rim_change: float) -> np.ndarray:
+    """A tumour's change relative to its core's: less in the rim, rising smoothly inward."""
+    depth = ndi.gaussian_filter(depth_mm(mapped > 0.5, spacing), 1.5 / spacing)
+    rim = min(rim_mm, float(depth.max()) / 2)
+    inward = np.clip(depth / rim, 0.0, 1.0) if rim > 0 else np.ones_like(depth)
+    smooth = inward**2 * (3.0 - 2.0 * inward)
+    return np.asarray(rim_change + (1.0 - rim_change) * smooth)
+
+
+def _check_place(volume: Volume, mask: LesionMask, truth: np.ndarray, min_inside: float) -> None:
     expected_ml = float(mask.share.sum() * np.prod(voxel_sizes(mask.affine))) / 1000.0
     found_ml = float(truth.sum() * np.prod(volume.spacing)) / 1000.0
-    if found_ml < 0.2 * expected_ml:
+    if found_ml < min_inside * expected_ml or not truth.any():
         raise ScanError(
-            f"only {found_ml:.1f} mL of a stroke of {expected_ml:.1f} mL lie in the brain: its "
-            "registration to MNI failed; leave the scan out"
+            f"only {found_ml:.1f} mL of a lesion of {expected_ml:.1f} mL lie in the brain, "
+            f"expected at least {min_inside:.0%}: its registration to MNI failed, or the mask is "
+            "in another space (--placement); leave the scan out"
         )
-    noise = rng.standard_normal(volume.image.shape, dtype=np.float32)
-    texture = ndi.gaussian_filter(noise, config.texture_mm / volume.spacing)
-    texture *= config.texture_strength / float(texture[truth].std())
-    texture = np.clip(1.0 + texture - float(texture[truth].mean()), 0.2, 1.8)
-    image = volume.image * (1.0 - soft * np.clip(darkening * texture, 0.0, 0.9))
-    return replace(volume, image=image.astype(np.float32), lesion=truth.astype(np.float32))
 
 
-def _map_onto(volume: Volume, mask: StrokeMask, flip: bool) -> np.ndarray:
+def _map_onto(volume: Volume, mask: LesionMask, flip: bool, placement: Placement) -> np.ndarray:
     """The mask sampled on the volume's grid, (X, Y, Z) in [0, 1]."""
-    to_mni = register_to_mni(volume)
-    if flip:
-        to_mni = np.diag([-1.0, 1.0, 1.0, 1.0]) @ to_mni
-    grid = np.linalg.inv(mask.affine) @ to_mni @ volume.affine
+    to_mask = np.linalg.inv(mask.affine)
+    mirror = np.diag([-1.0 if flip else 1.0, 1.0, 1.0, 1.0])
+    if placement == "headers":
+        # No template tells where the midline is; the brain's middle is near it.
+        middle = np.argwhere(volume.brain).mean(axis=0)
+        mirror[0, 3] = 2 * (volume.affine[:3] @ [*middle, 1.0])[0] if flip else 0.0
+        grid = to_mask @ mirror @ volume.affine
+    else:
+        grid = to_mask @ np.linalg.inv(mask.to_mni) @ mirror @ register_to_mni(volume)
+        grid = grid @ volume.affine
     return np.asarray(
         ndi.affine_transform(
             mask.share, grid[:3, :3], grid[:3, 3], volume.image.shape, order=1, mode="constant"

@@ -39,11 +39,11 @@ def make_plan(
             fields["synthetic_lesion"] = scan.synthetic_lesion.rsplit("/", 1)[-1]
         scans.append({**fields, "split": part})
     phantom = rows[0][0].image.startswith(PHANTOM_SCHEME)
-    strokes = any(scan.synthetic_lesion for scan, _ in rows)
-    steps = [{"step": "make_subject"}] if phantom else record(config, strokes=strokes)
+    lesions = any(scan.synthetic_lesion for scan, _ in rows)
+    steps = [{"step": "make_subject"}] if phantom else record(config, lesions=lesions)
     settings = to_json(config)
-    if not strokes:
-        del settings["stroke"]
+    if not lesions:
+        del settings["lesion"]
     subjects = {(scan.subject, part) for scan, part in rows}
     return {
         "seed": seed,

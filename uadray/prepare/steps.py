@@ -26,9 +26,9 @@ from uadray.prepare.geometry import (
 )
 from uadray.prepare.intensity import correct_bias, denoise, standardise
 from uadray.prepare.layouts import PHANTOM_SCHEME, Scan
-from uadray.prepare.lesions import StrokeConfig, StrokeMask, insert_stroke
+from uadray.prepare.lesions import LesionConfig, insert_lesion, read_mask
 from uadray.prepare.phantom import make_subject
-from uadray.prepare.read import load_volume, read_nifti
+from uadray.prepare.read import load_volume
 from uadray.prepare.register import Registration, register
 from uadray.prepare.skull import TOOLS, SkullStrip, strip
 
@@ -77,8 +77,8 @@ class PrepareConfig:
     mask_threshold: float = 0.5
     """Least share of a voxel that is lesion where the voxel counts as lesion, in (0, 1]; Meissen
     2021, section 3.2, has 0.9."""
-    stroke: StrokeConfig = field(default_factory=StrokeConfig)
-    """How semi-synthetic strokes look, in cohorts that have them."""
+    lesion: LesionConfig = field(default_factory=LesionConfig)
+    """How semi-synthetic lesions look, in cohorts that have them."""
 
     def __post_init__(self) -> None:
         low, high = self.percentiles
@@ -160,7 +160,7 @@ def _step(function: Callable[..., Volume], **parameters: Any) -> Step:
     )
 
 
-def pipeline(config: PrepareConfig, stroke: Step | None = None) -> list[Step]:
+def pipeline(config: PrepareConfig, lesion: Step | None = None) -> list[Step]:
     """The steps in order.
 
     Registration comes right after the stripping, in the scan's own voxels, so that every volume is
@@ -168,7 +168,7 @@ def pipeline(config: PrepareConfig, stroke: Step | None = None) -> list[Step]:
 
     Args:
         config: Their parameters.
-        stroke: The step that inserts a semi-synthetic stroke, bound to its mask, or None. It comes
+        lesion: The step that inserts a semi-synthetic lesion, bound to its mask, or None. It comes
             before the denoising, so that its tissue is treated as all other.
     """
     find_brain = _step(
@@ -179,7 +179,7 @@ def pipeline(config: PrepareConfig, stroke: Step | None = None) -> list[Step]:
     )
     flow = _step(denoise, time_step=config.denoise_time_step, iterations=config.denoise_iterations)
     intensity = [
-        *([stroke] if stroke else []),
+        *([lesion] if lesion else []),
         *([flow] if config.denoise else []),
         *([_step(correct_bias, shrink=config.bias_shrink)] if config.correct_bias else []),
         _step(standardise, percentiles=config.percentiles),
@@ -206,14 +206,14 @@ def recorded_config(plan: Mapping[str, Any]) -> PrepareConfig:
     return config
 
 
-def record(config: PrepareConfig, *, strokes: bool) -> list[dict[str, Any]]:
+def record(config: PrepareConfig, *, lesions: bool) -> list[dict[str, Any]]:
     """The steps as JSON values, for the store's plan."""
-    stroke = Step(
-        name=insert_stroke.__name__,
-        parameters={"mask": "of each scan", "config": to_json(config.stroke)},
+    lesion = Step(
+        name=insert_lesion.__name__,
+        parameters={"mask": "of each scan", "config": to_json(config.lesion.resolved())},
         apply=lambda volume: volume,
     )
-    steps = pipeline(config, stroke if strokes else None)
+    steps = pipeline(config, lesion if lesions else None)
     return [{"step": step.name, **step.parameters} for step in steps]
 
 
@@ -238,9 +238,9 @@ def prepare_scan(scan: Scan, config: PrepareConfig) -> PreparedVolume:
     if config.skull_strip not in ("auto", "mask"):
         scan = replace(scan, brain="")
     volume = load_volume(scan, stripped=config.skull_strip not in TOOLS)
-    stroke = _stroke_step(scan, config.stroke) if scan.synthetic_lesion else None
+    lesion = _lesion_step(scan, config.lesion) if scan.synthetic_lesion else None
     try:
-        for step in pipeline(config, stroke):
+        for step in pipeline(config, lesion):
             volume = step.apply(volume)
     except ScanError as error:
         raise ScanError(f"{scan.image}: {error}") from None
@@ -259,29 +259,23 @@ def _finish(scan: Scan, volume: Volume, config: PrepareConfig) -> PreparedVolume
                 f"{config.mask_threshold:g} inside the brain: the lesion is too small for this "
                 "grid; use a finer --shape, a lower --mask-threshold, or leave the scan out"
             )
-    notes = list(volume.notes)
-    if name := scan.synthetic_lesion.rsplit("/", 1)[-1].removesuffix(".nii.gz"):
-        notes.append(f"semi-synthetic stroke from {name}")
     return PreparedVolume(
         image=np.where(brain, volume.image.T, np.float32(0)).clip(0.0, 1.0),
         brain=brain,
         lesion=lesion,
         affine=volume.scanner_affine,
         scanner=scan.scanner,
-        notes="; ".join(notes),
+        notes="; ".join(volume.notes),
     )
 
 
-def _stroke_step(scan: Scan, config: StrokeConfig) -> Step:
-    share, affine = read_nifti(scan.synthetic_lesion)
-    mask = StrokeMask(share=(share > 0.5).astype(np.float32), affine=affine)
-    if not mask.share.any():
-        raise ScanError(f"{scan.synthetic_lesion}: the stroke mask is empty; choose another one")
+def _lesion_step(scan: Scan, config: LesionConfig) -> Step:
+    mask = read_mask(scan.synthetic_lesion, config.placement)
     seed = (config.lesion_seed, zlib.crc32(scan.id.encode()))
     return Step(
-        name=insert_stroke.__name__,
-        parameters={"mask": scan.synthetic_lesion, "config": to_json(config)},
-        apply=partial(insert_stroke, mask=mask, seed=seed, config=config),
+        name=insert_lesion.__name__,
+        parameters={"mask": scan.synthetic_lesion, "config": to_json(config.resolved())},
+        apply=partial(insert_lesion, mask=mask, seed=seed, config=config),
     )
 
 

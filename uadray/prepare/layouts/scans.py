@@ -49,7 +49,7 @@ class Scan:
     lesion_labels: tuple[int, ...] = ()
     """Values of the lesion mask that count as lesion; empty where all above 0 do."""
     synthetic_lesion: str = ""
-    """Path of the real lesion mask that a semi-synthetic stroke is made from; mostly empty."""
+    """Path of the real lesion mask that a semi-synthetic lesion is made from; mostly empty."""
     orientation: str = ""
     """Where the axes of a file that does not record it run, such as LAS: to the left, the front
     and the top. Empty where files record it."""

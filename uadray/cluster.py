@@ -43,6 +43,7 @@ def connect(*, dashboard: bool = False) -> None:
     from ray.data import DataContext
 
     if not ray.is_initialized():
+        # Never "auto": that searches the machine's processes and may find another one's Ray.
         address = os.environ.get("RAY_ADDRESS") or "local"
         ray.init(
             address=address,

@@ -1,12 +1,17 @@
 """Checkpoints: nothing is lost, nothing damaged is taken, nothing foreign is loaded."""
 
 import io
+import itertools
 import json
+import os
 import pickletools
+import signal
+import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from tiny_cohorts import SHAPE, tiny_vae
@@ -197,3 +202,38 @@ def test_files_are_safetensors_and_json(tmp_path: Path) -> None:
         assert not content.startswith(b"PK")
         with pytest.raises(ValueError, match=r"opcode|pickle"):
             pickletools.dis(content, out=io.StringIO())
+
+
+def test_a_save_that_is_killed_leaves_the_one_before(tmp_path: Path) -> None:
+    store = CheckpointStore(str(tmp_path), IDENTITY)
+    model, optimizer = trained()
+    store.save(1, model, optimizer, 1.0)
+    reloaded, fresh = trained(seed=1)
+    rng = np.random.default_rng(0)
+    cut_short = 0
+    for _ in range(20):
+        state = store.state()
+        assert state is not None
+        child = os.fork()
+        if child == 0:
+            try:
+                for epoch in itertools.count(state.last + 1):
+                    store.save(epoch, model, optimizer, 1 / epoch)
+            finally:
+                os._exit(1)
+        while store.state() == state:
+            time.sleep(0.001)
+        time.sleep(rng.uniform(0, 0.02))
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        now = store.state()
+        assert now is not None
+        assert now.last > state.last
+        store.load_model(reloaded, now.last)
+        store.load_model(reloaded, now.best)
+        store.load_optimizer(fresh, now.last)
+        known = {"state.json", f"epoch-{now.last:05d}", f"epoch-{now.best:05d}"}
+        cut_short += bool(set(names(tmp_path)) - known)
+    assert cut_short > 0  # some were killed in the middle
+    store.save(now.last + 1, model, optimizer, 0.0)
+    assert names(tmp_path) == [f"epoch-{now.last + 1:05d}", "state.json"]

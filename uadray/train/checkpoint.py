@@ -95,8 +95,10 @@ class CheckpointStore:
             identity=self._identity,
         )
         files.write_json(files.join(self._url, "state.json"), vars(state))
+        counting = {"state.json", _folder(state.last), _folder(state.best)}
         for name in files.list_names(self._url):
-            if name.startswith("epoch-") and name not in (_folder(state.last), _folder(state.best)):
+            # Older epochs, and what a killed save has left.
+            if name.startswith(("epoch-", ".state.json")) and name not in counting:
                 files.remove(files.join(self._url, name))
         return state
 

@@ -3,6 +3,8 @@ r"""Turn MRI scans into a cohort: a sealed Zarr store of volumes preprocessed al
     python jobs/prepare.py bids DATA/ds002748 --out runs/healthy.zarr --hold-out 12
     python jobs/prepare.py bids DATA/ds002748 --out runs/stroke.zarr --hold-out 12 --held-out \
         --lesions DATA/stroke_masks
+    python jobs/prepare.py bids DATA/ds002748 --out runs/tumour.zarr --hold-out 12 --held-out \
+        --lesions DATA/masks --lesion-kind tumour --contrast t1-dark --healthy runs/healthy.zarr
     python jobs/prepare.py mslub DATA/mslub --out runs/mslub.zarr
     python jobs/prepare.py csv s3://bucket/scans.csv --out s3://bucket/cohort.zarr --size 32
     python jobs/prepare.py brats DATA/brats2019 --out runs/tumour.zarr --preset bengs2021
@@ -30,6 +32,7 @@ import tyro
 
 from uadray import cli, files
 from uadray.errors import ConfigError
+from uadray.evaluate.calibration import write_calibration
 from uadray.prepare import layouts
 from uadray.prepare.ingest import MAX_FAILURES, Redo, prepare_cohort, summary
 from uadray.prepare.layouts import Scan
@@ -48,6 +51,9 @@ class Job:
     """The cohort: a local folder or an fsspec URL."""
     qc: str = ""
     """The quality page, ending in .html; beside the cohort by default."""
+    healthy: str = ""
+    """A healthy cohort prepared alike: plain methods learn from it for the calibration, which says
+    what raw intensity, mean image, z-score and PCA reach on a cohort with lesions."""
     seed: int = 0
     """Decides who is held out, the parts, the order of the rows and who gets which lesion."""
     max_failures: float = MAX_FAILURES
@@ -154,12 +160,16 @@ def _equals(arg: str) -> list[str]:
     return arg.split("=") if arg.startswith("--size=") else [arg]
 
 
+CONDUCT = ("--out", "--qc", "--healthy", "--redo", "--workers", "--max-failures")
+"""Options that do not decide what a cohort holds."""
+
+
 def recorded(args: Sequence[str], paths: Sequence[str]) -> str:
     """The command as a cohort keeps it: from any folder, without place and conduct of the job."""
     kept, skip = [], False
     for arg in args:
         if arg.startswith("--"):
-            skip = arg.split("=")[0] in ("--out", "--qc", "--redo", "--workers", "--max-failures")
+            skip = arg.split("=")[0] in CONDUCT
         if not skip:
             kept.append(files.normalise(arg) if arg in paths and kept else arg)
     return shlex.join(["python", "jobs/prepare.py", *kept])
@@ -193,6 +203,7 @@ def main() -> int:
     if isinstance(job, Quality):
         show_quality(open_cohort(job.store), page)
         return cli.OK
+    healthy = open_cohort(job.healthy) if job.healthy else None
     scans, config = job.inputs()
     paths = [job.root, job.lesions] if isinstance(job, Files) else []
     cohort = prepare_cohort(
@@ -207,6 +218,8 @@ def main() -> int:
         command=recorded(args, [path for path in paths if path]),
     )
     show_quality(cohort, page)
+    if healthy or (isinstance(job, Files) and job.lesions):
+        print(write_calibration(cohort, healthy) or f"{cohort.url}: nothing to calibrate")
     print(summary(cohort))
     return cli.INCOMPLETE if cohort.quarantine else cli.OK
 

@@ -57,7 +57,7 @@ def call(job, monkeypatch):
     return run
 
 
-@pytest.mark.parametrize("what", [*LAYOUTS, "phantom", "verify"])
+@pytest.mark.parametrize("what", [*LAYOUTS, "phantom", "verify", "quality"])
 def test_every_subcommand_has_help(call, capsys, what):
     assert call(what, "--help") == cli.OK
     text = capsys.readouterr().out
@@ -205,7 +205,21 @@ def test_phantoms(call, capsys, ray_session, tmp_path):
     url = tmp_path / "c.zarr"
     args = ("phantom", "stroke", "--count", 3, "--size", 16, "--split-count", 2, "--out", url)
     assert call(*args) == cli.OK
-    assert "2 threshold (2 subjects), 1 test" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "2 threshold (2 subjects), 1 test" in out
+    page = tmp_path / "c-qc.html"
+    assert f"quality page {page}: 0 of 3 scans flagged" in out
+    other = tmp_path / "pages" / "again.html"
+    assert call("quality", url, "--qc", other) == cli.OK
+    assert capsys.readouterr().out.startswith(f"quality page {other}: ")
+    assert other.read_bytes() == page.read_bytes()
+
+
+def test_a_wrong_place_of_the_page_is_told_before_the_work(call, capsys, tmp_path):
+    url = tmp_path / "c.zarr"
+    assert call("phantom", "stroke", "--out", url, "--qc", tmp_path / "page.txt") == cli.FAILED
+    assert "must end in .html" in capsys.readouterr().err
+    assert not url.exists()
 
 
 def test_an_error_is_a_message(call, capsys, tmp_path):

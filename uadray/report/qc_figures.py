@@ -71,9 +71,9 @@ def picture(
                 "index": index,
                 "size": [round(width * wide, 1), round(height * tall, 1)],
                 "box": [2 * width, 2 * height],
-                "png": grey_png(image.take(index, axis), scale),
-                "brain": outline(brain.take(index, axis)),
-                "lesion": "" if lesion is None else outline(lesion.take(index, axis)),
+                "png": grey_png(np.moveaxis(image, axis, 0)[index], scale),
+                "brain": outline(np.moveaxis(brain, axis, 0)[index]),
+                "lesion": "" if lesion is None else outline(np.moveaxis(lesion, axis, 0)[index]),
             }
         )
     return drawn

@@ -291,7 +291,7 @@ def find_limits(scans: Sequence[ScanMeasures]) -> list[Limits]:
     }
     found = []
     for measure in MEASURES:
-        value = read.get(measure.key, lambda scan, key=measure.key: getattr(scan, key))  # type: ignore[misc]
+        value = read.get(measure.key, lambda scan, key=measure.key: getattr(scan, key))
         values = np.array([value(scan) for scan in scans], np.float64)
         known = values[np.isfinite(values)]
         median = float(np.median(known)) if known.size else float("nan")

@@ -119,7 +119,7 @@ def test_filters(page: Any) -> None:
     assert page.execute_script("return document.getElementById('ids').textContent").split() == some
 
 
-@pytest.mark.parametrize("head", ["Brain", "Lesion", "Histogram", "Left", "Flags"])
+@pytest.mark.parametrize("head", ["Brain", "Lesion", "Histogram", "Mirror", "Flags"])
 def test_columns_sort(page: Any, head: str) -> None:
     first = [float(value) for value in page.execute_script(SORT, head)]
     second = [float(value) for value in page.execute_script(SORT, head)]

@@ -122,7 +122,7 @@ class TestLimits:
         assert limit.is_outlier.tolist() == [x > MAX_Z for x in z]
         assert limit.is_outlier.tolist() == [False] * 8 + [True]
         high = median + 3.5 * 1.4826 * mad
-        assert limit.reason(8) == f"Brain (mL) 2,400, above {high:,.0f}"
+        assert limit.reason(8) == f"Brain (mL) 2,400, above {high:,.0f} (robust z {z[8]:,.1f})"
 
     def test_few_scans_are_not_held_against_each_other(self) -> None:
         values = [1300.0] * (MIN_SCANS - 2) + [9000.0]

@@ -138,8 +138,8 @@ MEASURES = (
     ),
     Measure(
         key="mirror",
-        head="Left on right",
-        unit="overlap",
+        head="Mirror",
+        unit="left on right",
         meaning="one side larger than the other: axes mixed up, or a mask that is cut",
         floor=0.005,
         digits=3,
@@ -271,7 +271,8 @@ class Limits:
         limit, word = (self.low, "below") if value < self.low else (self.high, "above")
         name = f"{self.measure.head} ({self.measure.unit})"
         text = self.measure.text
-        return f"{name} {text(value)}, {word} {text(limit)}"
+        z = abs(value - self.median) / self.spread
+        return f"{name} {text(value)}, {word} {text(limit)} (robust z {z:,.1f})"
 
 
 def mean_histogram(scans: Sequence[ScanMeasures]) -> NDArray[np.float64]:

@@ -166,7 +166,8 @@ CONDUCT = ("--out", "--qc", "--healthy", "--redo", "--workers", "--max-failures"
 
 def recorded(args: Sequence[str], paths: Sequence[str]) -> str:
     """The command as a cohort keeps it: from any folder, without place and conduct of the job."""
-    kept, skip = [], False
+    kept: list[str] = []
+    skip = False
     for arg in args:
         if arg.startswith("--"):
             skip = arg.split("=")[0] in CONDUCT

@@ -95,6 +95,9 @@ def standing(method: str, dice_d: float) -> Standing:
         ({"x": 0.1, "1 - x": 0.4, "z-score": 0.3, "PCA-16": 0.39}, "best 0.390"),
         ({"x": 0.1, "1 - x": 0.4, "z-score": 0.3, "PCA-16": 0.4}, ""),
         ({"x": 0.1, "1 - x": 0.4}, ""),
+        ({"x": 0.15, "1 - x": 0.03, "z-score": 0.12}, ""),
+        ({"x": 0.06, "1 - x": 0.03, "z-score": 0.03}, "no plain method finds these lesions"),
+        ({"x": 0.06, "1 - x": 0.03}, ""),
     ],
 )
 def test_the_rule(values, said):

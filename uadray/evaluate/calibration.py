@@ -28,6 +28,13 @@ from uadray.store import Cohort, Split, storage_errors
 SOLVED = 0.6
 """From this Dice_D on, raw intensity solves a cohort."""
 
+NOTICED = 0.2
+"""From this Dice_D on, raw intensity solves a cohort on which no plain method that learns is better:
+below, all of them may be near chance and their order says nothing."""
+
+UNSEEN = 0.1
+"""Where no plain method has this Dice_D, a cohort may be too hard to tell methods apart."""
+
 MAX_LESIONED = 40
 """Most subjects of a part that are scored."""
 
@@ -89,17 +96,24 @@ class Calibration:
 
     @property
     def warning(self) -> str:
-        """Why raw intensity solves the cohort; empty where it does not.
+        """Why methods can hardly be told apart on the cohort; empty where they can.
 
-        The rule: Dice_D of x or 1 - x is at least `SOLVED`, or above that of every plain method
-        that learns from healthy subjects, where there are any.
+        The rule: Dice_D of x or 1 - x is at least `SOLVED`, or at least `NOTICED` and above that
+        of every plain method that learns from healthy subjects, where there are any; or, at the
+        other end, no plain method, one that learns among them, has a Dice_D of `UNSEEN`.
         """
         raw = max((s for s in self.standings if not s.learns), key=lambda s: s.dice_d)
-        learned = [s.dice_d for s in self.standings if s.learns]
+        learned = max((s.dice_d for s in self.standings if s.learns), default=None)
         if raw.dice_d >= SOLVED:
             why = f"at least {SOLVED:g}"
-        elif learned and raw.dice_d > max(learned):
-            why = f"above all that learn from healthy subjects (best {max(learned):.3f})"
+        elif learned is not None and raw.dice_d >= NOTICED and raw.dice_d > learned:
+            why = f"above all that learn from healthy subjects (best {learned:.3f})"
+        elif learned is not None and max(raw.dice_d, learned) < UNSEEN:
+            return (
+                f"no plain method finds these lesions: the best Dice_D is "
+                f"{max(raw.dice_d, learned):.3f}; methods may not be told apart on this cohort: "
+                "make the change larger (--min-change), take larger lesions or a finer --size"
+            )
         else:
             return ""
         return (

@@ -10,7 +10,7 @@ import fnmatch
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import scipy.ndimage as ndi
@@ -130,7 +130,7 @@ class LesionConfig:
         """The same with a number for each None."""
         low, high = CHANGES[self.lesion_kind, self.contrast]
         tumour, ms = self.lesion_kind == "tumour", self.lesion_kind == "ms"
-        suits = {
+        suits: dict[str, Any] = {
             "min_change": low,
             "max_change": high,
             "texture_mm": 2.0 if ms else 4.0,

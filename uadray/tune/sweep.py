@@ -115,24 +115,51 @@ def sweep(
     Raises:
         ConfigError: the space is empty or does not fit the cluster.
     """
+    config = config or SweepConfig()
+    drawn = None if config.search != "optuna" else space
+    trials = fixed_trials(space, config)
+    return fit_trials(
+        trials, cohort, url, config=config, varied=space.varied, drawn=drawn, console=console
+    )
+
+
+def fit_trials(
+    trials: Sequence[Experiment],
+    cohort: Cohort,
+    url: str,
+    *,
+    config: SweepConfig | None = None,
+    varied: Sequence[str] = (),
+    drawn: Space | None = None,
+    console: Console | None = None,
+) -> list[Outcome]:
+    """Fit given trials, and others that Optuna draws from a space; otherwise as `sweep`.
+
+    Args:
+        trials: What is fitted in any case.
+        cohort: All trials are fitted on it.
+        url: Folder of the sweep; run folders lie in its `runs/`.
+        config: Scheduling.
+        varied: Settings that tell the trials apart, as paths into the experiment.
+        drawn: Where Optuna draws `config.max_trials` more from.
+        console: Where the state is shown; standard error by default.
+    """
     config, url = config or SweepConfig(), files.normalise(url)
     cluster.connect(dashboard=config.workers_per_trial > 1)
-    trials = fixed_trials(space, config)
+    job = _Job(cohort=cohort, url=url, config=config, varied=tuple(varied), console=console)
     left = [t for t in trials if _status(run_url(url, t)) not in _ENDED]
     if left and config.scheduler == "asha":
         # It judges by all trials that have epochs; those that have ended only tell it again.
         learned = [t for t in trials if isinstance(t.method, VAE)]
-        _run_tune(learned, space, cohort, url, config, console)
+        job.fit(learned)
         left = [t for t in left if t not in learned]
     if left:
-        _run_tune(left, space, cohort, url, replace(config, scheduler="all"), console)
-    if config.search == "optuna":
-        drawn = _draw(space, cohort, url, config, console)
-        trials = list(dict.fromkeys([*drawn, *trials]))
+        replace(job, config=replace(config, scheduler="all")).fit(left)
+    if drawn:
+        trials = list(dict.fromkeys([*job.draw(drawn), *trials]))
     outcomes = [_outcome(run_url(url, trial), trial) for trial in trials]
     record = {
-        "space": to_json(space),
-        "varied": list(space.varied),
+        "varied": list(varied),
         "config": to_json(config),
         "cohort": {"url": cohort.url, "name": cohort.name, "fingerprint": cohort.fingerprint},
         "trials": [
@@ -172,92 +199,66 @@ def run_url(url: str, trial: Experiment) -> str:
     return files.join(url, "runs", trial_name(trial))
 
 
-def _draw(
-    space: Space,
-    cohort: Cohort,
-    url: str,
-    config: SweepConfig,
-    console: Console | None,
-) -> list[Experiment]:
-    """Let Optuna draw trials; those that it drew before are in their folders and cost nothing."""
-    try:
-        import optuna
-        from ray.tune.search.optuna import OptunaSearch
-    except ImportError:
-        raise ConfigError("sweep.search optuna needs: pip install -e '.[optuna]'") from None
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    choices = {
-        path: optuna.distributions.CategoricalDistribution(values)
-        for path, values in space.axes().items()
-    }
-    search = OptunaSearch(choices, metric=OBJECTIVE, mode="min", seed=config.seed)
-    return _run_tune(None, space, cohort, url, config, console, search).experiments
+@dataclass(frozen=True, kw_only=True)
+class _Job:
+    """One sweep on one cluster."""
 
+    cohort: Cohort
+    url: str
+    config: SweepConfig
+    varied: tuple[str, ...]
+    console: Console | None
 
-def _run_tune(
-    trials: Sequence[Experiment] | None,
-    space: Space,
-    cohort: Cohort,
-    url: str,
-    config: SweepConfig,
-    console: Console | None,
-    search: Any = None,
-) -> Watch:
-    """Fit trials side by side; None lets `search` draw them."""
-    total = config.max_trials if trials is None else len(trials)
-    watch = Watch(total=total, varied=space.varied, console=console)
-    cpus = ray.cluster_resources().get("CPU", 0)
-    gpus = ray.cluster_resources().get("GPU", 0)
-    each = config.cpus_per_trial * config.workers_per_trial
-    if each > cpus or config.gpus_per_trial > gpus:
-        raise ConfigError(
-            f"a trial takes {each:g} CPUs and {config.gpus_per_trial:g} GPUs, the cluster has "
-            f"{cpus:g} and {gpus:g}: lower --sweep.cpus-per-trial or --sweep.workers-per-trial"
+    def fit(self, trials: Sequence[Experiment]) -> None:
+        """Fit trials side by side."""
+        space = {"trial": tune.grid_search([to_json(t) for t in trials])}
+        most = max(t.fit.epochs for t in trials)
+        self._run(len(trials), most, None, param_space=space)
+
+    def draw(self, space: Space) -> list[Experiment]:
+        """Let Optuna draw trials; those that it drew before are in their folders, at no cost."""
+        try:
+            import optuna
+            from ray.tune.search.optuna import OptunaSearch
+        except ImportError:
+            raise ConfigError("sweep.search optuna needs: pip install -e '.[optuna]'") from None
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        choices: dict[str, optuna.distributions.BaseDistribution] = {
+            path: optuna.distributions.CategoricalDistribution(values)
+            for path, values in space.axes().items()
+        }
+        search = OptunaSearch(choices, metric=OBJECTIVE, mode="min", seed=self.config.seed)
+        number, most = self.config.max_trials, max(t.fit.epochs for t in space.trials())
+        return self._run(number, most, space, search=search, num_samples=number).experiments
+
+    def _run(
+        self,
+        total: int,
+        most_epochs: int,
+        space: Space | None,
+        *,
+        param_space: dict[str, Any] | None = None,
+        search: Any = None,
+        num_samples: int = 1,
+    ) -> Watch:
+        config = self.config
+        held, concurrent = _room(config)
+        trainable = tune.with_parameters(
+            _trial, cohort=self.cohort, url=self.url, settings=config, space=space
         )
-    concurrent = int(cpus // each)
-    if config.gpus_per_trial:
-        concurrent = min(concurrent, int(gpus // config.gpus_per_trial))
-    # A trial holds less than its share: the rest reads. Trials that held all CPUs would wait for
-    # their own read tasks for ever.
-    held = {"CPU": config.cpus_per_trial - READ_CPUS, "GPU": config.gpus_per_trial}
-    if config.workers_per_trial > 1:
-        held = {"CPU": 0.01}
-    trainable = tune.with_resources(
-        tune.with_parameters(_trial, cohort=cohort, url=url, settings=config, base=space), held
-    )
-    scheduler = None
-    if config.scheduler == "asha":
-        scheduler = tune.schedulers.ASHAScheduler(
-            # The epoch, not the number of reports: a trial that is taken up again reports anew.
-            time_attr="epoch",
-            # One more than there are: at the last epoch the trial itself ends, as finished.
-            max_t=max(t.fit.epochs for t in (trials or space.trials())) + 1,
-            grace_period=config.grace_epochs,
-            reduction_factor=config.reduction,
-            metric=OBJECTIVE,
-            mode="min",
-        )
-    watch.reads(lambda config: _experiment(config, space))
-    # Tune's own records; the run folders hold all that counts, on storage that nodes share.
-    with tempfile.TemporaryDirectory(prefix="uadray-tune-") as folder:
+        _quiet()
+        watch = Watch(total=total, varied=self.varied, console=self.console)
+        watch.reads(lambda point: _experiment(point, space))
         started = time.monotonic()
-        param_space = None
-        if trials is not None:
-            param_space = {"trial": tune.grid_search([to_json(t) for t in trials])}
-        os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
-        os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
-        # A trial that has no epochs, or failed, tells no reconstruction.
-        os.environ.setdefault("TUNE_DISABLE_STRICT_METRIC_CHECKING", "1")
-        # It misses Tune's own result files, which nothing here reads.
-        logging.getLogger("ray.tune.analysis.experiment_analysis").setLevel(logging.ERROR)
-        with watch:
+        # Tune's own records; the run folders hold all that counts, on storage that nodes share.
+        with tempfile.TemporaryDirectory(prefix="uadray-tune-") as folder, watch:
             tune.Tuner(
-                trainable,
+                tune.with_resources(trainable, held),
                 param_space=param_space,
                 tune_config=tune.TuneConfig(
-                    scheduler=scheduler,
+                    scheduler=_asha(config, most_epochs) if config.scheduler == "asha" else None,
                     search_alg=search,
-                    num_samples=1 if search is None else config.max_trials,
+                    num_samples=num_samples,
                     max_concurrent_trials=concurrent,
                     reuse_actors=config.workers_per_trial == 1,
                     time_budget_s=config.max_hours * 3600 or None,
@@ -271,16 +272,62 @@ def _run_tune(
                     failure_config=tune.FailureConfig(max_failures=config.max_failures),
                 ),
             ).fit()
-        out_of_time = config.max_hours and time.monotonic() - started >= config.max_hours * 3600
-    _record_ends(watch, url, stopped=config.scheduler == "asha" and not out_of_time)
-    return watch
+        took = time.monotonic() - started
+        out_of_time = bool(config.max_hours) and took >= config.max_hours * 3600
+        _record_ends(watch, self.url, stopped=config.scheduler == "asha" and not out_of_time)
+        return watch
+
+
+def _room(config: SweepConfig) -> tuple[dict[str, float], int]:
+    """What a trial's actor holds, and how many run at a time.
+
+    An actor holds less than its trial's share: the rest reads. Trials that held all CPUs would
+    wait for their own read tasks for ever.
+    """
+    resources = ray.cluster_resources()
+    cpus, gpus = resources.get("CPU", 0), resources.get("GPU", 0)
+    each = config.cpus_per_trial * config.workers_per_trial
+    if each > cpus or config.gpus_per_trial > gpus:
+        raise ConfigError(
+            f"a trial takes {each:g} CPUs and {config.gpus_per_trial:g} GPUs, the cluster has "
+            f"{cpus:g} and {gpus:g}: lower --sweep.cpus-per-trial or --sweep.workers-per-trial"
+        )
+    concurrent = int(cpus // each)
+    if config.gpus_per_trial:
+        concurrent = min(concurrent, int(gpus // config.gpus_per_trial))
+    if config.workers_per_trial > 1:
+        return {"CPU": 0.01}, concurrent
+    return {"CPU": config.cpus_per_trial - READ_CPUS, "GPU": config.gpus_per_trial}, concurrent
+
+
+def _asha(config: SweepConfig, most_epochs: int) -> tune.schedulers.ASHAScheduler:
+    return tune.schedulers.ASHAScheduler(
+        # The epoch, not the number of reports: a trial that is taken up again reports anew.
+        time_attr="epoch",
+        # One more than there are: at the last epoch the trial itself ends, as finished.
+        max_t=most_epochs + 1,
+        grace_period=config.grace_epochs,
+        reduction_factor=config.reduction,
+        metric=OBJECTIVE,
+        mode="min",
+    )
+
+
+def _quiet() -> None:
+    """Leave telling to `Watch`."""
+    for name in ("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "TUNE_DISABLE_STRICT_METRIC_CHECKING"):
+        # The second: a trial that has no epochs, or failed, tells no reconstruction.
+        os.environ.setdefault(name, "1")
+    os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
+    # It misses Tune's own result files, which nothing here reads.
+    logging.getLogger("ray.tune.analysis.experiment_analysis").setLevel(logging.ERROR)
 
 
 def _trial(
-    config: dict[str, Any], *, cohort: Cohort, url: str, settings: SweepConfig, base: Space
+    config: dict[str, Any], *, cohort: Cohort, url: str, settings: SweepConfig, space: Space | None
 ) -> None:
     """What an actor does for one trial."""
-    experiment = _experiment(config, base)
+    experiment = _experiment(config, space)
     folder = run_url(url, experiment)
     if settings.workers_per_trial == 1:
         torch.set_num_threads(max(1, int(settings.cpus_per_trial)))
@@ -305,10 +352,10 @@ def _trial(
         tune.report(told)
 
 
-def _experiment(config: dict[str, Any], base: Space) -> Experiment:
-    if "trial" in config:
+def _experiment(config: dict[str, Any], space: Space | None) -> Experiment:
+    if space is None:
         return from_json(Experiment, config["trial"])
-    return base.build(config)
+    return space.build(config)
 
 
 def _told(record: dict[str, Any], folder: str) -> dict[str, Any]:

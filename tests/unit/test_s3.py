@@ -18,6 +18,7 @@ from uadray.errors import CheckpointError, StoreError
 from uadray.evaluate.counts import count_subject
 from uadray.evaluate.protocols import EvaluateConfig
 from uadray.evaluate.scores import ScoreStore
+from uadray.report.qc import write_quality_page
 from uadray.store import open_cohort, verify
 from uadray.train.checkpoint import CheckpointStore
 from uadray.train.run import Run
@@ -53,6 +54,14 @@ def test_a_cohort_on_s3_equals_a_local_one(cohort_url: str, tmp_path: Path) -> N
     num = len(local.subjects)
     for array in ("image", "brain", "lesion"):
         assert np.array_equal(remote.read(array, 0, num), local.read(array, 0, num))
+
+
+def test_a_quality_page_lies_beside_the_store(cohort_url: str, tmp_path: Path) -> None:
+    made = write_quality_page(open_cohort(cohort_url))
+    assert made.url == cohort_url.removesuffix(".zarr") + "-qc.html"
+    local = write_quality_page(write_lesioned(tmp_path))
+    assert files.read_bytes(made.url) == Path(local.url).read_bytes()
+    assert verify(cohort_url) == []
 
 
 def test_a_damaged_object_is_found(bucket: str) -> None:

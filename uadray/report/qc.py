@@ -2,7 +2,8 @@
 
 It is made from the sealed store alone, so that it can be made again at any time, and the same
 store gives the same bytes. Voxels are read a chunk at a time and the pictures wait in a temporary
-file: memory stays flat, and holds some figures a scan.
+file: memory stays flat, and holds some figures a scan. The page takes about 10 kB a scan of 64
+voxels a side, and at most about 20 kB however large the scans are: 2000 scans fit into 40 MB.
 """
 
 import base64

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from nilearn.datasets import load_mni152_template
 from scipy.spatial.transform import Rotation
-from tiny_scans import ellipsoid, write
+from tiny_scans import TINY, ellipsoid, write, write_bids
 
 from uadray.errors import ConfigError, NoScanFoundError, ScanError
 from uadray.prepare.geometry import Volume, voxel_ml, voxel_sizes
@@ -25,7 +25,7 @@ from uadray.prepare.lesions import (
     read_mask,
     register_to_mni,
 )
-from uadray.prepare.steps import PrepareConfig, prepare_scan
+from uadray.prepare.steps import PrepareConfig, prepare_scan, record
 
 CONFIG = LesionConfig()
 LOW, HIGH = CHANGES["stroke", "t1-dark"]
@@ -369,6 +369,34 @@ def test_a_template_beside_the_masks_leads_to_mni(tmp_path, mni):
     expected = own @ [-35, -15, 20, 1]
     found = mni.affine @ [*ndi.center_of_mass(out.lesion), 1]
     assert np.allclose(found, expected, atol=1.0)
+
+
+@pytest.mark.parametrize("kind", ["stroke", "tumour", "ms"])
+def test_every_kind_goes_through_all_steps(tmp_path, kind):
+    write_bids(tmp_path, 1)
+    mask = ellipsoid((22, 26, 24), (4, 4, 4), (8, 12, 12))
+    path = write(tmp_path / "masks/one_lesion.nii.gz", mask)
+    healthy = Scan(
+        id="s1",
+        subject="s1",
+        modality="T1w",
+        image=str(tmp_path / "sub-01/anat/sub-01_T1w.nii.gz"),
+    )
+    (one,) = assign_masks([healthy], find_masks(str(tmp_path / "masks")), seed=0)
+    assert one.synthetic_lesion == path
+    lesion = here(lesion_kind=kind, flip_probability=0.0, min_change=0.3, max_change=0.3)
+    config = replace(TINY, lesion=lesion)
+    out, plain = prepare_scan(one, config), prepare_scan(healthy, config)
+    assert out.lesion is not None
+    assert plain.lesion is None
+    assert f"semi-synthetic {kind} from one_lesion, t1-dark by 30%" in out.notes
+    # Voxels of 1 mm become voxels of 2 mm, (Z, Y, X).
+    there = out.affine @ [*ndi.center_of_mass(out.lesion)[::-1], 1]
+    assert np.allclose(there[:3], [8, 12, 12], atol=1.5)
+    assert out.image[out.lesion].mean() < 0.95 * plain.image[out.lesion].mean()
+    step = next(s for s in record(config, lesions=True) if s["step"] == "insert_lesion")
+    assert step["config"]["lesion_kind"] == kind
+    assert None not in step["config"].values()
 
 
 def test_a_real_stroke_on_a_real_brain(real_data):

@@ -29,8 +29,8 @@ SOLVED = 0.6
 """From this Dice_D on, raw intensity solves a cohort."""
 
 NOTICED = 0.2
-"""From this Dice_D on, raw intensity solves a cohort on which no plain method that learns is better:
-below, all of them may be near chance and their order says nothing."""
+"""From this Dice_D on, raw intensity solves a cohort on which no plain method that learns is
+better; below, all may be near chance, and their order says nothing."""
 
 UNSEEN = 0.1
 """Where no plain method has this Dice_D, a cohort may be too hard to tell methods apart."""

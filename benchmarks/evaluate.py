@@ -48,13 +48,13 @@ class Sizes:
     bootstrap_subset: int = 16
     component_volumes: int = 3
     rounds: int = 5
-    cohort: int = 96
+    cohort: int = 64
     resamples: int = 1000
 
 
 QUICK = Sizes(
     edge=32, few=12, many=40, torch_subset=4, bootstrap_subset=4, component_volumes=1, rounds=1,
-    cohort=16, resamples=50,
+    cohort=8, resamples=50,
 )  # fmt: skip
 
 

@@ -19,6 +19,7 @@ from ray.data.block import BlockAccessor, BlockMetadata
 from uadray import cluster
 from uadray.batch import Batch
 from uadray.errors import StoreError
+from uadray.memory import keep_freed_memory
 from uadray.order import batch_share, epoch_groups, rank_rows, slice_order, subset_rows
 from uadray.store import CHUNK_VOLUMES, Cohort
 
@@ -100,6 +101,7 @@ class VolumeSource(Datasource):
 
         def task(number: int, rows: np.ndarray) -> ReadTask:
             def read() -> Iterator[object]:
+                keep_freed_memory()
                 block = {name: read_rows(cohort, name, rows) for name in arrays}
                 block = {**block, "id": rows} if change is None else change(block, rows, number)
                 yield BlockAccessor.batch_to_block(block)
@@ -135,7 +137,12 @@ def _has_brain(images: np.ndarray) -> np.ndarray:
 
 
 def _dataset(source: VolumeSource, num_tasks: int) -> ray.data.Dataset:
-    dataset = ray.data.read_datasource(source, override_num_blocks=num_tasks, num_cpus=READ_CPUS)
+    # More tasks at a time than there are CPUs would not read faster, but Ray gives each a process,
+    # which takes seconds to start, and ends those beyond the CPUs between two epochs.
+    cpus = max(1, int(ray.cluster_resources().get("CPU", 1)))
+    dataset = ray.data.read_datasource(
+        source, override_num_blocks=num_tasks, num_cpus=READ_CPUS, concurrency=cpus
+    )
     dataset.context.execution_options.preserve_order = True
     return dataset
 

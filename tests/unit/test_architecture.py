@@ -19,7 +19,7 @@ RAY_ALLOWED = {
 }
 HEIGHT = [
     {"errors"},
-    {"files", "counter", "batch", "cli", "order", "progress"},
+    {"files", "counter", "batch", "cli", "memory", "order", "progress"},
     {"config"},
     {"store", "erasing", "cluster"},
     {"prepare", "stream", "detectors"},

@@ -17,8 +17,8 @@ from uadray.config import Experiment, FitConfig
 from uadray.detectors.base import Detector, GradientDetector, StreamDetector
 from uadray.erasing import erase, sample_erasing
 from uadray.errors import UadrayError
+from uadray.memory import keep_freed_memory
 from uadray.train.checkpoint import CheckpointStore
-from uadray.train.memory import keep_freed_memory
 
 Metrics = dict[str, Any]
 

@@ -1,4 +1,4 @@
-"""Memory that a fit on a CPU frees at each step and takes again at the next."""
+"""Memory that is freed at each step and taken again at the next."""
 
 import ctypes
 
@@ -9,8 +9,9 @@ _TRIM_THRESHOLD, _TOP_PAD, _MMAP_MAX = -1, -2, -4
 def keep_freed_memory() -> bool:
     """Let this process keep the large blocks that it frees, from now on.
 
-    By default glibc maps blocks of over 32 MB anew each time, as the activations of 32 volumes of
-    64^3 are, and the kernel fills them with zeros at first touch: an eighth of a training step.
+    By default glibc maps blocks of over 32 MB anew each time, and the kernel fills them with zeros
+    at first touch. Activations of 32 volumes of 64^3 are such blocks, and so are shards: it takes
+    an eighth of a training step on a CPU.
 
     Returns:
         Whether that could be done; other C libraries have no such switch.

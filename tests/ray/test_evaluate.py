@@ -176,6 +176,23 @@ def test_figures_are_those_computed_from_voxels(
         assert start <= metrics[key] <= stop
 
 
+@pytest.mark.parametrize("name", METHODS)
+def test_resamples_behind_the_intervals_are_kept(
+    runs: dict[str, Run], evaluated: Evaluated, name: str
+) -> None:
+    record = evaluated[0][name]
+    content = files.read_bytes(f"{runs[name].url}/evaluation/stroke-resamples.npz")
+    with np.load(io.BytesIO(content), allow_pickle=False) as loaded:
+        kept = dict(loaded)
+    assert kept.pop("subjects").tolist() == [s["id"] for s in record["subjects"]]
+    assert kept.pop("seed") == 0
+    assert set(kept) == set(record["intervals"])
+    for key, (low, high) in record["intervals"].items():
+        defined = kept[key][~np.isnan(kept[key])]
+        assert kept[key].shape == (record["num_resamples"],)
+        assert np.percentile(defined, [2.5, 97.5]) == pytest.approx([low, high])
+
+
 def test_each_subject_is_scored_once(
     runs: dict[str, Run], stroke: Cohort, evaluated: Evaluated
 ) -> None:

@@ -324,7 +324,8 @@ class TestErrorsThatComeBack:
                         file.write("asked\n")
                 return super().rows(split)
 
-        return Counted(url=cohort.url, attributes=cohort.attributes), lambda: len(log.read_text().splitlines())
+        counted = Counted(url=cohort.url, attributes=cohort.attributes)
+        return counted, lambda: len(log.read_text().splitlines())
 
     def test_a_loss_that_explodes(self, cohort: Cohort, tmp_path: Path) -> None:
         counted, asked = self.counted(cohort, tmp_path)

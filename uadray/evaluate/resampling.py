@@ -69,19 +69,21 @@ def _sweep(  # type: ignore[no-untyped-def]
 ):  # fmt: skip
     """Fill the unscaled areas and the best Dice of (N, R') weights into columns of `values`."""
     num = np.uintp(weights.shape[1])
-    true_positives, false_positives, lesion, healthy = np.zeros((4, weights.shape[1]))
-    precisions, beaten, best = np.zeros((3, weights.shape[1]))
+    # one by one: rows of a matrix are typed as strided, and then no vectors are used
+    true_positives, false_positives = np.zeros(num), np.zeros(num)
+    lesion, healthy = np.zeros(num), np.zeros(num)
+    precisions, beaten, best = np.zeros(num), np.zeros(num), np.zeros(num)
     for level in range(len(healthy_starts) - 2, -1, -1):
         healthy[:] = 0
-        for place in range(healthy_starts[level], healthy_starts[level + 1]):
-            _add(healthy, healthy_counts[place], weights, healthy_subjects[place], num)
+        stop = healthy_starts[level + 1]
+        _add(healthy, healthy_counts, healthy_subjects, healthy_starts[level], stop, weights, num)
         if lesion_starts[level] == lesion_starts[level + 1]:
             for r in range(num):
                 false_positives[r] += healthy[r]
             continue
         lesion[:] = 0
-        for place in range(lesion_starts[level], lesion_starts[level + 1]):
-            _add(lesion, lesion_counts[place], weights, lesion_subjects[place], num)
+        stop = lesion_starts[level + 1]
+        _add(lesion, lesion_counts, lesion_subjects, lesion_starts[level], stop, weights, num)
         for r in range(num):
             above = false_positives[r]
             true_positives[r] += lesion[r]
@@ -102,8 +104,19 @@ def _sweep(  # type: ignore[no-untyped-def]
 
 
 @numba.njit(cache=True, nogil=True)
-def _add(sums, count, weights, subject, num):  # type: ignore[no-untyped-def]
-    """Add one subject's count to every resample, as often as it drew the subject."""
-    row = np.uintp(subject)
-    for r in range(num):
-        sums[r] += count * weights[row, r]
+def _add(sums, counts, subjects, start, stop, weights, num):  # type: ignore[no-untyped-def]
+    """Add subjects' counts at one level to every resample, as often as it drew each subject."""
+    place = start
+    while place + 4 <= stop:  # four at a time: the sums are read and written once for all of them
+        a, b = np.uintp(subjects[place]), np.uintp(subjects[place + 1])
+        c, d = np.uintp(subjects[place + 2]), np.uintp(subjects[place + 3])
+        n_a, n_b, n_c, n_d = counts[place], counts[place + 1], counts[place + 2], counts[place + 3]
+        for r in range(num):
+            both = n_a * weights[a, r] + n_b * weights[b, r]
+            sums[r] += both + (n_c * weights[c, r] + n_d * weights[d, r])
+        place += 4
+    while place < stop:
+        row, count = np.uintp(subjects[place]), counts[place]
+        for r in range(num):
+            sums[r] += count * weights[row, r]
+        place += 1

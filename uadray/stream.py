@@ -139,9 +139,9 @@ def _has_brain(images: np.ndarray) -> np.ndarray:
 def _dataset(source: VolumeSource, num_tasks: int) -> ray.data.Dataset:
     # More tasks at a time than there are CPUs would not read faster, but Ray gives each a process,
     # which takes seconds to start, and ends those beyond the CPUs between two epochs.
-    cpus = max(1, int(ray.cluster_resources().get("CPU", 1)))
+    most = max(1, min(num_tasks, int(ray.cluster_resources().get("CPU", 1))))
     dataset = ray.data.read_datasource(
-        source, override_num_blocks=num_tasks, num_cpus=READ_CPUS, concurrency=cpus
+        source, override_num_blocks=num_tasks, num_cpus=READ_CPUS, concurrency=most
     )
     dataset.context.execution_options.preserve_order = True
     return dataset

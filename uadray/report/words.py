@@ -112,11 +112,11 @@ def _overlap(top: Series, rival: Series) -> str:
     assert second is not None
     if first.bounds is None or second.bounds is None:
         return "an interval is not recorded, so the two are not compared."
-    again = "; evaluate both again for a paired comparison"
+    again = "evaluate both again for a paired comparison"
     num = top.rows[0].evaluation.values["num_test"]
     if _do_overlap(first, second):
-        return f"the intervals overlap on {num} test subjects, not distinguishable so{again}."
-    return f"the intervals do not overlap on {num} test subjects{again}."
+        return f"the intervals overlap on {num} test subjects, which sets neither above; {again}."
+    return f"the intervals do not overlap on {num} test subjects; {again}."
 
 
 def _do_overlap(a: Figure, b: Figure) -> bool:

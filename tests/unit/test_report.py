@@ -397,8 +397,8 @@ class TestWords:
         text = self.say(old, vae=(0.5, [0.4, 0.6]), pca=(0.4, [0.3, 0.45]))
         assert text == (
             "3D-None has the highest Dice_D: 0.500 [0.400, 0.600]. The best plain baseline is "
-            "PCA-16 with 0.400 [0.300, 0.450]: the intervals overlap on 16 test subjects, which sets "
-            "neither above; evaluate both again for a paired comparison."
+            "PCA-16 with 0.400 [0.300, 0.450]: the intervals overlap on 16 test subjects, which "
+            "sets neither above; evaluate both again for a paired comparison."
         )
 
     def test_apart(self, old: Path) -> None:

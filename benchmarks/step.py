@@ -32,6 +32,9 @@ from uadray.train.loop import Metrics, fit_gradient, reduced_precision
 BATCH = 32
 """Volumes in a step (Bengs 2021, section 2.3)."""
 
+SMALL_SHARE = 0.005
+"""Layers that take less of a step are shown together."""
+
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
@@ -318,15 +321,20 @@ def against_hardware(images: Tensor, step: float, quick: bool) -> list[Row]:
             detail=f"{flops / step / 1e9:.0f} GFLOP/s, {flops / len(x) / 1e9:.1f} GFLOP a volume",
         )
     )
+    rest = 0.0
     for cost in sorted(costs, key=lambda c: -c.forward - c.backward):
-        rate = (cost.flops_forward + cost.flops_backward) / (cost.forward + cost.backward)
+        share = (cost.forward + cost.backward) / step
+        if share < SMALL_SHARE:
+            rest += share
+            continue
         words = f"forward {1e3 * cost.forward:.1f} ms, backward {1e3 * cost.backward:.1f} ms"
         if cost.flops_forward:
+            rate = (cost.flops_forward + cost.flops_backward) / (cost.forward + cost.backward)
             words += f", {rate / 1e9:.0f} GFLOP/s"
-        share = (cost.forward + cost.backward) / step
-        rows.append(
-            Row(measure=f"share of a step: {cost.name}", value=share, unit="share", detail=words)
-        )
+        name = f"share of a step: {cost.name}"
+        rows.append(Row(measure=name, value=share, unit="share", detail=words))
+    name = "share of a step: the other layers together"
+    rows.append(Row(measure=name, value=rest, unit="share"))
     return rows + other_costs(detector, wanted, x, step, 1 if quick else 5)
 
 

@@ -23,6 +23,7 @@ from benchmarks.step import DEVICE, make, phantoms
 from uadray import cluster
 from uadray.batch import Batch
 from uadray.config import Experiment, experiment, with_fit
+from uadray.memory import keep_freed_memory
 from uadray.order import epoch_groups
 from uadray.store import Cohort, CohortWriter, Split, Subject, open_cohort
 from uadray.stream import TrainingStream, read_rows
@@ -263,6 +264,8 @@ def _stream_speeds(url: str, epochs: int) -> dict[str, list[float]]:
     loader = DataLoader(dataset, batch_size=None, num_workers=2, persistent_workers=True)
     num = sum(len(batch) for batch in loader)
     cluster.connect()
+    # As the fit loop does on a CPU, which is what the stream feeds.
+    keep_freed_memory()
     stream = TrainingStream(
         cohort, cohort.rows("train"), ndim=3, batch_size=32, seed=0, resident=False
     )

@@ -7,6 +7,7 @@ from scipy import stats
 from sklearn.decomposition import PCA as ReferencePCA
 from torch.nn import functional
 
+from benchmarks.step import naive_port
 from uadray import config
 from uadray.config import BASELINES, BENGS_TABLE_1, VAE, experiment
 from uadray.detectors import REGISTRY, build
@@ -49,6 +50,18 @@ def test_fast_ends_have_the_gradients_of_the_plain_convolutions(ndim: int) -> No
     ours = torch.autograd.grad(layer(image).square().sum(), layer.conv.weight)[0]
     plain = torch.autograd.grad(layer.conv(image).square().sum(), layer.conv.weight)[0]
     torch.testing.assert_close(ours, plain, atol=1e-10, rtol=0)
+
+
+@pytest.mark.parametrize("ndim", [2, 3])
+def test_the_plain_net_of_the_benchmark_is_the_same_function(ndim: int) -> None:
+    torch.manual_seed(0)
+    detector = VAEDetector(VAE(ndim=ndim, latent_size=6, widths=(8, 16)), SHAPE).double()
+    port = naive_port(detector)
+    assert not any(isinstance(m, (EntryConv, ExitConv)) for m in port.modules())
+    x = torch.rand(2, 1, *SHAPE[3 - ndim :], dtype=torch.float64)
+    noise = torch.randn(2, 6, dtype=torch.float64)
+    # Losses are computed in float32.
+    torch.testing.assert_close(port(x, x, noise)["loss"], detector(x, x, noise)["loss"])
 
 
 def test_slices_and_volumes_convert_back() -> None:

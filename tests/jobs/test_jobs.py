@@ -17,7 +17,7 @@ from uadray.evaluate.protocols import EvaluateConfig
 from uadray.prepare.splits import Selection
 from uadray.prepare.steps import PrepareConfig
 from uadray.store import open_cohort, verify
-from uadray.train.distributed import ScaleConfig
+from uadray.train.distributed import ScaleConfig, TrackConfig
 
 pytestmark = pytest.mark.ray
 
@@ -143,6 +143,7 @@ FLAGS = (
     ("train", "erasing.", config.ErasingConfig),
     ("train", "method.", config.VAE),
     ("train", "scale.", ScaleConfig),
+    ("train", "track.", TrackConfig),
     ("evaluate", "", EvaluateConfig),
     ("evaluate", "postprocess.", PostprocessConfig),
     ("bids", "", PrepareConfig),

@@ -16,6 +16,7 @@ from uadray.evaluate.postprocess import PostprocessConfig
 from uadray.evaluate.protocols import EvaluateConfig
 from uadray.prepare.splits import Selection
 from uadray.prepare.steps import PrepareConfig
+from uadray.progress import PLAIN_EVERY_S
 from uadray.store import open_cohort, verify
 from uadray.train.distributed import ScaleConfig, TrackConfig
 
@@ -101,8 +102,9 @@ class TestDemo:
             assert name in flow.demo.out
             assert name in page.read_text()
         lines = plain(flow.demo)
-        # Three cohorts, one fit with epochs, two evaluations: a first and a last line each.
-        assert len(lines) <= 12
+        # Three cohorts, one fit with epochs, two evaluations: a first and a last line each, and
+        # one now and then between them.
+        assert len(lines) <= 12 + flow.demo.seconds / PLAIN_EVERY_S
 
     def test_again_it_repeats_nothing(self, flow: Flow) -> None:
         folder = flow.shell.folder / "demo"

@@ -75,13 +75,14 @@ def _tensorboard(run: Run) -> Iterator[Follow]:
         purge_step=past[-1]["epoch"] + 1 if past else None,
         # Its names tell files apart by seconds alone.
         filename_suffix=f".{uuid.uuid4().hex[:8]}",
+        # Its `flush` leaves out what its thread has not taken yet; this the thread does itself.
+        flush_secs=1,
     )
 
     def follow(record: dict[str, Any]) -> None:
         for name, value in record.items():
             if name != "epoch":
                 writer.add_scalar(name, value, record["epoch"])
-        writer.flush()
 
     try:
         yield follow

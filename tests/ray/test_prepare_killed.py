@@ -50,6 +50,7 @@ def done(url: Path) -> set[int]:
     return rows | {int(path.name.split("-")[0]) for path in url.glob("rows/*.npz")}
 
 
+@pytest.mark.slow
 def test_a_driver_killed_at_random_moments(tmp_path, monkeypatch):
     data, url = write_bids(tmp_path / "bids", NUM_SCANS), tmp_path / "c.zarr"
     moments, progress = random.Random(0), [0]

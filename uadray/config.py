@@ -13,11 +13,44 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from uadray.errors import ConfigError
+from uadray.methods import (
+    METHODS,
+    NAMED,
+    PCA,
+    VAE,
+    HistEq,
+    Intensity,
+    Learned,
+    MeanImage,
+    Method,
+    ZScore,
+    plain,
+)
+from uadray.methods.base import check
 
-
-def _check(holds: bool, name: str, expected: str, got: object) -> None:
-    if not holds:
-        raise ConfigError(f"{name} must be {expected}, was {got!r}")
+__all__ = [
+    "BASELINES",
+    "BENGS_TABLE_1",
+    "METHODS",
+    "NAMED",
+    "OTHERS",
+    "PCA",
+    "VAE",
+    "ErasingConfig",
+    "Experiment",
+    "FitConfig",
+    "HistEq",
+    "Intensity",
+    "Learned",
+    "MeanImage",
+    "Method",
+    "ZScore",
+    "experiment",
+    "from_json",
+    "learns",
+    "to_json",
+    "with_fit",
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,108 +73,20 @@ class ErasingConfig:
     """Most successive axial slices of half-volume as a share of all: 32 of the paper's 64."""
 
     def __post_init__(self) -> None:
-        _check(0 <= self.probability <= 1, "erasing.probability", "in [0, 1]", self.probability)
-        _check(
+        check(0 <= self.probability <= 1, "erasing.probability", "in [0, 1]", self.probability)
+        check(
             0 < self.min_share <= self.max_share <= 1,
             "erasing.min_share and max_share",
             "0 < min_share <= max_share <= 1",
             (self.min_share, self.max_share),
         )
-        _check(self.max_regions >= 1, "erasing.max_regions", ">= 1", self.max_regions)
-        _check(
+        check(self.max_regions >= 1, "erasing.max_regions", ">= 1", self.max_regions)
+        check(
             0 < self.max_slices_share <= 1,
             "erasing.max_slices_share",
             "in (0, 1]",
             self.max_slices_share,
         )
-
-
-@dataclass(frozen=True, kw_only=True)
-class VAE:
-    """Bengs' variational autoencoder (section 2.2, figure 2), the same in 2D and 3D."""
-
-    ndim: Literal[2, 3] = 3
-    """2: axial slices; 3: whole volumes."""
-    latent_size: int = 512
-    """Length of z: 128 in 2D, 512 in 3D (section 2.2)."""
-    widths: tuple[int, ...] = (32, 64, 128)
-    """Feature maps of the convolutions, kernel 5 stride 2 (figure 2)."""
-    bottleneck: int = 16
-    """Feature maps of the 1x1 convolution before the dense layer (figure 2)."""
-    kl_weight: float = 1.0
-    """Weight of the KL term beside the L1 term, both summed over their elements."""
-    norm: Literal["none", "batch", "group"] = "group"
-    """Normalisation behind each convolution; the paper names none. On phantoms at 32^3 the net
-    without one learned several times slower; groups of channels (8 groups) did as well as batches,
-    and do not depend on what else is in a worker's batch."""
-    slope: float = 0.01
-    """Negative slope of the leaky ReLU; the paper names no activation."""
-    reduction: Literal["sum", "mean"] = "sum"
-    """How both terms add up: `sum` over voxels and over latents, or `mean` over each, which weighs
-    the KL term by voxels / latents more."""
-    output: Literal["linear", "sigmoid"] = "linear"
-    """What the decoder ends in while it learns; a linear one is clamped to [0, 1] to score."""
-
-    def __post_init__(self) -> None:
-        _check(self.latent_size >= 1, "method.latent_size", ">= 1", self.latent_size)
-        _check(self.kl_weight >= 0, "method.kl_weight", ">= 0", self.kl_weight)
-        _check(0 <= self.slope < 1, "method.slope", "in [0, 1)", self.slope)
-        _check(
-            len(self.widths) >= 1 and all(w % 8 == 0 and w > 0 for w in self.widths),
-            "method.widths",
-            "multiples of 8",
-            self.widths,
-        )
-
-
-@dataclass(frozen=True, kw_only=True)
-class Intensity:
-    """The intensity itself as the anomaly score: a baseline that learns nothing."""
-
-    polarity: Literal["bright", "dark"] = "bright"
-    """`bright` scores x, `dark` scores 1 - x."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class HistEq:
-    """Histogram-equalised intensity (Meissen 2021, section 3)."""
-
-    polarity: Literal["bright", "dark"] = "bright"
-    """`bright` scores the rank of x in its brain, `dark` one minus it."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class MeanImage:
-    """Distance to the mean healthy image."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class ZScore:
-    """Distance to the mean healthy image in standard deviations of each voxel."""
-
-    max_score: float = 10.0
-    """Scores are clipped here, in standard deviations; the upper end of the kept range."""
-    min_deviation: float = 0.02
-    """Floor of the deviation, in intensity units, so that constant voxels do not explode."""
-
-    def __post_init__(self) -> None:
-        _check(self.max_score > 0, "method.max_score", "> 0", self.max_score)
-        _check(self.min_deviation > 0, "method.min_deviation", "> 0", self.min_deviation)
-
-
-@dataclass(frozen=True, kw_only=True)
-class PCA:
-    """Residual of a linear principal component reconstruction of whole volumes."""
-
-    num_components: int = 16
-    """Components kept."""
-
-    def __post_init__(self) -> None:
-        _check(self.num_components >= 1, "method.num_components", ">= 1", self.num_components)
-
-
-Method = VAE | Intensity | HistEq | MeanImage | ZScore | PCA
-METHODS: tuple[type, ...] = typing.get_args(Method)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -182,14 +127,14 @@ class FitConfig:
     """Stop after so many epochs without a better validation reconstruction; 0 never stops."""
 
     def __post_init__(self) -> None:
-        _check(self.epochs >= 1, "fit.epochs", ">= 1", self.epochs)
-        _check(self.batch_size >= 1, "fit.batch_size", ">= 1", self.batch_size)
-        _check(0 < self.data_share <= 1, "fit.data_share", "in (0, 1]", self.data_share)
-        _check(self.learning_rate > 0, "fit.learning_rate", "> 0", self.learning_rate)
-        _check(self.clip_norm > 0, "fit.clip_norm", "> 0", self.clip_norm)
-        _check(self.seed >= 0, "fit.seed", ">= 0", self.seed)
-        _check(self.checkpoint_every >= 1, "fit.checkpoint_every", ">= 1", self.checkpoint_every)
-        _check(self.patience >= 0, "fit.patience", ">= 0", self.patience)
+        check(self.epochs >= 1, "fit.epochs", ">= 1", self.epochs)
+        check(self.batch_size >= 1, "fit.batch_size", ">= 1", self.batch_size)
+        check(0 < self.data_share <= 1, "fit.data_share", "in (0, 1]", self.data_share)
+        check(self.learning_rate > 0, "fit.learning_rate", "> 0", self.learning_rate)
+        check(self.clip_norm > 0, "fit.clip_norm", "> 0", self.clip_norm)
+        check(self.seed >= 0, "fit.seed", ">= 0", self.seed)
+        check(self.checkpoint_every >= 1, "fit.checkpoint_every", ">= 1", self.checkpoint_every)
+        check(self.patience >= 0, "fit.patience", ">= 0", self.patience)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -204,7 +149,7 @@ class Experiment:
     """How it is fitted."""
 
     def __post_init__(self) -> None:
-        if self.erasing.strategy != "none" and not isinstance(self.method, VAE):
+        if self.erasing.strategy != "none" and not getattr(self.method, "erases", False):
             raise ConfigError(
                 f"erasing.strategy is {self.erasing.strategy!r}, but {type(self.method).__name__} "
                 "does not learn from erased input: set it to 'none'"
@@ -212,17 +157,17 @@ class Experiment:
 
     @property
     def name(self) -> str:
-        """The paper's name, such as `3D-Cube-n`, `HistEq` or `PCA-16`."""
-        method = self.method
+        """The paper's name, such as `3D-Cube-n`, `sVAE`, `3D-sVAE-Cube-n`, `HistEq` or `PCA-16`."""
+        method, strategy = self.method, self.erasing.strategy
+        if not isinstance(method, Learned):
+            return method.label
+        erased = []
+        if strategy != "none":
+            fill = "n" if self.erasing.fill == "noise" else "0"
+            erased = [_LABELS[method.ndim][strategy], fill]
         if isinstance(method, VAE):
-            if self.erasing.strategy == "none":
-                return f"{method.ndim}D-None"
-            label = _LABELS[method.ndim][self.erasing.strategy]
-            return f"{method.ndim}D-{label}-{'n' if self.erasing.fill == 'noise' else '0'}"
-        if isinstance(method, PCA):
-            return f"PCA-{method.num_components}"
-        dark = isinstance(method, (Intensity, HistEq)) and method.polarity == "dark"
-        return type(method).__name__ + ("-dark" if dark else "")
+            return "-".join([f"{method.ndim}D", *(erased or ["None"])])
+        return "-".join([*(["3D"] if method.ndim == 3 else []), method.label, *erased])
 
     @property
     def fingerprint(self) -> str:
@@ -249,55 +194,54 @@ BENGS_TABLE_1 = tuple(
 )
 """The fourteen configurations of Bengs 2021, table 1."""
 
-BASELINES = (
-    "Intensity",
-    "Intensity-dark",
-    "HistEq",
-    "HistEq-dark",
-    "MeanImage",
-    "ZScore",
-    "PCA-16",
-)
+BASELINES = tuple(plain.NAMED)
 """The plain methods that stand beside every other."""
+
+OTHERS = tuple(name for name in NAMED if name not in (*BENGS_TABLE_1, *BASELINES))
+"""Every other method, on slices; `3D-` before a name takes volumes."""
 
 
 def experiment(name: str) -> Experiment:
     """The experiment of that name with its defaults.
 
+    `3D-` before a method's name takes volumes, and `-Cube-n` behind it erases (on slices
+    `-Patch-n`), as in `3D-sVAE-Cube-n`.
+
     Raises:
         ConfigError: there is none of that name.
     """
-    if found := re.fullmatch(r"([23])D-None", name):
-        return Experiment(method=_vae(int(found[1])))
-    if found := re.fullmatch(r"([23])D-([A-Za-z-]+)-([0n])", name):
-        ndim = int(found[1])
-        strategies = {label: strategy for strategy, label in _LABELS[ndim].items()}
-        if found[2] in strategies:
-            erasing = ErasingConfig(
-                strategy=strategies[found[2]],  # type: ignore[arg-type]
-                fill="noise" if found[3] == "n" else "zero",
-            )
-            return Experiment(method=_vae(ndim), erasing=erasing)
     if found := re.fullmatch(r"PCA-(\d+)", name):
         return Experiment(method=PCA(num_components=int(found[1])))
-    plain: dict[str, Method] = {
-        "Intensity": Intensity(),
-        "Intensity-dark": Intensity(polarity="dark"),
-        "HistEq": HistEq(),
-        "HistEq-dark": HistEq(polarity="dark"),
-        "MeanImage": MeanImage(),
-        "ZScore": ZScore(),
-    }
-    if name in plain:
-        return Experiment(method=plain[name])
-    known = ", ".join((*BENGS_TABLE_1, *BASELINES))
+    ndim: Literal[2, 3] = 3 if name.startswith("3D-") else 2
+    rest = name.removeprefix(f"{ndim}D-")
+    for end, erasing in _endings(ndim).items():
+        # What has no label of its own is Bengs' autoencoder.
+        label = f"-{rest}".removesuffix(end)[1:] or f"{ndim}D-None"
+        if f"-{rest}".endswith(end) and label in NAMED:
+            named = NAMED[label]
+            method: Any = named.method
+            if isinstance(method, Learned):
+                method = replace(method, ndim=ndim)
+            made = Experiment(method=method, erasing=erasing, fit=FitConfig(**named.fit))
+            if made.name == name:
+                return made
+    known = ", ".join((*BENGS_TABLE_1, *BASELINES, *OTHERS))
     raise ConfigError(f"no experiment is named {name!r}; known are {known} (any n in PCA-n)")
 
 
-def _vae(ndim: int) -> VAE:
-    if ndim == 2:
-        return VAE(ndim=2, latent_size=128)
-    return VAE(ndim=3, latent_size=512)
+def _endings(ndim: int) -> dict[str, ErasingConfig]:
+    """Ends of a name, by how it erases."""
+    erasing = {
+        f"-{label}-{letter}": ErasingConfig(strategy=strategy, fill=fill)  # type: ignore[arg-type]
+        for strategy, label in _LABELS[ndim].items()
+        for letter, fill in (("0", "zero"), ("n", "noise"))
+    }
+    return {"": ErasingConfig(), "-None": ErasingConfig(), **erasing}
+
+
+def learns(what: Experiment) -> bool:
+    """Whether its method learns by gradient, in epochs."""
+    return isinstance(what.method, Learned)
 
 
 def to_json(value: Any) -> Any:

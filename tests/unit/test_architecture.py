@@ -20,6 +20,7 @@ RAY_ALLOWED = {
 HEIGHT = [
     {"errors"},
     {"files", "counter", "batch", "cli", "memory", "order", "progress"},
+    {"methods"},
     {"config"},
     {"store", "erasing", "cluster"},
     {"prepare", "stream", "detectors"},

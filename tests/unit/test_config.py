@@ -1,16 +1,19 @@
 import dataclasses
 import json
+from dataclasses import replace
 
 import pytest
 
 from uadray.config import (
     BASELINES,
     BENGS_TABLE_1,
+    OTHERS,
     PCA,
     VAE,
     ErasingConfig,
     Experiment,
     FitConfig,
+    Learned,
     experiment,
     from_json,
     to_json,
@@ -24,12 +27,14 @@ def test_table_1_has_fourteen_configurations() -> None:
     assert {"2D-None", "3D-Cube-n", "2D-Patch-0", "3D-Half-Volume-n"} <= set(BENGS_TABLE_1)
 
 
-@pytest.mark.parametrize("name", [*BENGS_TABLE_1, *BASELINES, "PCA-3"])
+@pytest.mark.parametrize("name", [*BENGS_TABLE_1, *BASELINES, *OTHERS, "PCA-3"])
 def test_a_name_gives_the_experiment_that_bears_it(name: str) -> None:
     assert experiment(name).name == name
 
 
-@pytest.mark.parametrize("name", ["4D-None", "3D-Patch-n", "2D-Cube-0", "3D-Cube", "pca"])
+@pytest.mark.parametrize(
+    "name", ["4D-None", "3D-Patch-n", "2D-Cube-0", "3D-Cube", "pca", "3D-HistEq", "None"]
+)
 def test_an_unknown_name_is_refused(name: str) -> None:
     with pytest.raises(ConfigError, match="known are"):
         experiment(name)
@@ -80,3 +85,34 @@ def test_a_lost_setting_is_an_error() -> None:
 def test_a_bad_setting_is_named(make: object, field: str) -> None:
     with pytest.raises(ConfigError, match=field):
         make()  # type: ignore[operator]
+
+
+FINGERPRINTS = {
+    "2D-None": "06d579b12a673763",
+    "3D-None": "ed8b1d58a70df1cf",
+    "3D-Cube-n": "6361c70a9af7e442",
+    "2D-Multi-Patch-0": "5cd700b39980e7e0",
+    "HistEq-dark": "98c105975f8bb1ec",
+    "ZScore": "a0546d3e88c1b2a3",
+    "PCA-16": "b09ae7e1f2aa08c8",
+}
+"""Of runs that exist; with another one they would be refused."""
+
+
+@pytest.mark.parametrize("name", FINGERPRINTS)
+def test_fingerprints_stay(name: str) -> None:
+    assert experiment(name).fingerprint == FINGERPRINTS[name]
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_every_method_takes_volumes_and_erasing_by_name(name: str) -> None:
+    whole = experiment(f"3D-{name}")
+    assert isinstance(whole.method, Learned)
+    assert (whole.name, whole.method.ndim) == (f"3D-{name}", 3)
+    assert whole.fit == experiment(name).fit
+    assert from_json(Experiment, json.loads(json.dumps(to_json(whole)))) == whole
+    if whole.method.erases:
+        erased = experiment(f"{name}-Patch-n")
+        assert erased.name == f"{name}-Patch-n"
+        assert erased.erasing == experiment("2D-Patch-n").erasing
+        assert replace(erased, erasing=ErasingConfig()) == experiment(name)

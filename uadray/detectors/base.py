@@ -5,6 +5,8 @@ Shape suffixes: B batch, C channel, Z axial plane, Y row, X column.
 """
 
 from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -39,6 +41,17 @@ class Detector(nn.Module, ABC):
         """
         raise TypeError(f"{type(self).__name__} does not reconstruct")
 
+    def held_out_error(self, x_BCZYX: Tensor) -> Tensor:
+        """Error on healthy volumes that were not learned from; smaller is better.
+
+        Returns:
+            Its sum and the number of what it is summed over, (2,) float64. By default
+            |x - reconstruction| over the voxels of the brain.
+        """
+        error = (x_BCZYX - self.reconstruct(x_BCZYX).float()).abs()
+        brain = x_BCZYX > 0
+        return torch.stack([error[brain].double().sum(), brain.double().sum()])
+
 
 class ReconstructionDetector(Detector):
     """Scores by the residual |x - reconstruction| (Bengs 2021, section 2.3)."""
@@ -48,6 +61,43 @@ class ReconstructionDetector(Detector):
     def anomaly_map(self, x_BCZYX: Tensor, brain_BZYX: Tensor) -> Tensor:
         """The absolute residual, in intensity units."""
         return (x_BCZYX - self.reconstruct(x_BCZYX)).abs()[:, 0]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Player:
+    """Parameters with an optimiser of their own."""
+
+    name: str = ""
+    """Empty where it is the only one."""
+    parameters: tuple[nn.Parameter, ...]
+    """What it changes; all others stand still on its turn, and need no gradient."""
+    learning_rate: float = 0.0
+    """0 takes `fit.learning_rate`."""
+    betas: tuple[float, float] = (0.9, 0.999)
+    """Of Adam."""
+    optimizer: Literal["adam", "rmsprop"] = "adam"
+    """Kind of its optimiser."""
+    updates: int = 1
+    """Steps on each batch, each with fresh noise."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Phase:
+    """A stretch of a fit's epochs, in which some of the players act.
+
+    The epoch that is kept is the best of the last phase so far; a later phase goes on from the
+    weights of the last epoch of the one before.
+    """
+
+    name: str = ""
+    """Empty where it is the only one."""
+    players: tuple[str, ...] = ("",)
+    """Who acts on each batch, in this order."""
+    share: float = 1.0
+    """Of `fit.epochs`; the shares of all phases add up to 1."""
+    measure: str = "reconstruction"
+    """What `held_out_error` gives in this phase, for the record `validation/MEASURE`. Empty where
+    nothing on held-out volumes tells epochs apart: the newest is kept, without validation."""
 
 
 class GradientDetector(ReconstructionDetector):
@@ -60,20 +110,36 @@ class GradientDetector(ReconstructionDetector):
     """Shape of the coarsest feature maps."""
 
     num_noise: int
-    """Standard normal numbers that `forward` takes for a sample."""
+    """Standard normal numbers that `forward` takes for a sample. All that is random comes from
+    them, so that a resumed fit repeats the undisturbed one."""
+
+    phase: str = ""
+    """Name of the phase that a fit is in."""
+
+    def players(self) -> tuple[Player, ...]:
+        """Who learns; by default one that changes all parameters."""
+        return (Player(parameters=tuple(self.parameters())),)
+
+    def phases(self) -> tuple[Phase, ...]:
+        """The stretches of a fit; by default one in which all players act."""
+        return (Phase(players=tuple(player.name for player in self.players())),)
 
     @abstractmethod
-    def forward(self, x_in: Tensor, target: Tensor, noise: Tensor) -> dict[str, Tensor]:
+    def forward(
+        self, x_in: Tensor, target: Tensor, noise: Tensor, player: str = ""
+    ) -> dict[str, Tensor]:
         """Loss terms of a batch, each a mean over the samples.
 
         Args:
             x_in: Input, erased or not, (B, 1, *spatial).
             target: The clean image, the same shape.
             noise: Standard normal, (B, num_noise).
+            player: Whose turn it is; only given where there are several.
 
         Returns:
-            `loss`, which is minimised, and its parts for the record: `reconstruction`, `kl`, and
-            where there is a latent `kl_units`, the KL divergence of each of its units.
+            `loss`, which is minimised, and its parts for the record, by names of its own but for
+            three: `reconstruction`, the mean of |output - target| over all voxels; `kl`, the
+            divergence of a sample's latent; and `kl_units`, that of each unit of it.
         """
 
 

@@ -6,6 +6,7 @@ to detect with. A folder that it does not name was cut short and is removed.
 """
 
 import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -70,23 +71,34 @@ class CheckpointStore:
         self,
         epoch: int,
         model: nn.Module,
-        optimizer: torch.optim.Optimizer | None,
+        optimizer: "Optimizers | torch.optim.Optimizer | None",
         value: float,
+        since: int = 0,
     ) -> State:
-        """Write a checkpoint; it becomes the best one if `value` is lower than before."""
+        """Write a checkpoint; it becomes the best one if `value` is lower than before.
+
+        Args:
+            epoch: Finished epochs.
+            model: Its parameters and buffers are kept.
+            optimizer: One, several by name, or none.
+            value: Smaller is better.
+            since: Epochs up to this one have values of another kind, and are no longer the best.
+        """
         old = self.state()
         folder = _folder(epoch)
         contents = {f"{folder}/model.safetensors": save(_tensors(model.state_dict()))}
         if optimizer is not None:
-            contents[f"{folder}/optimizer.safetensors"] = save(_optimizer_tensors(optimizer))
+            contents[f"{folder}/optimizer.safetensors"] = save(
+                _optimizer_tensors(_named(optimizer))
+            )
         for path, content in contents.items():
             files.write_bytes(files.join(self._url, path), content)
         digests = {p: hashlib.sha256(c).hexdigest() for p, c in contents.items()}
         # A fit that was cut short behind its checkpoint writes the same epoch once more.
-        is_best = old is None or value < old.best_value or old.best == epoch
+        is_best = old is None or value < old.best_value or old.best == epoch or old.best <= since
         if old and not is_best:
-            kept = _folder(old.best) + "/model.safetensors"
-            digests[kept] = old.digests[kept]
+            best = _folder(old.best) + "/model.safetensors"
+            digests[best] = old.digests[best]
         state = State(
             last=epoch,
             best=epoch if is_best or old is None else old.best,
@@ -114,20 +126,16 @@ class CheckpointStore:
         except RuntimeError as error:
             raise CheckpointError(f"{self._url}: another architecture: {error}") from None
 
-    def load_optimizer(self, optimizer: torch.optim.Optimizer, epoch: int) -> None:
-        """Load the optimiser's state of the newest epoch."""
+    def load_optimizer(self, optimizer: "Optimizers | torch.optim.Optimizer", epoch: int) -> None:
+        """Load the state of the newest epoch into the optimiser, or into several by name."""
         tensors = self._read(f"{_folder(epoch)}/optimizer.safetensors")
-        state: dict[int, dict[str, Tensor]] = {}
-        for name, tensor in tensors.items():
-            index, key = name.split(".")
-            state.setdefault(int(index), {})[key] = tensor
-        groups = optimizer.state_dict()["param_groups"]
-        optimizer.load_state_dict({"state": state, "param_groups": groups})
-        for parameter, entry in optimizer.state.items():
-            for key, tensor in entry.items():
-                if tensor.shape == parameter.shape:
-                    # Fused Adam pairs elements by their place in memory, and files keep no layout.
-                    entry[key] = torch.empty_like(parameter).copy_(tensor)
+        states: dict[str, dict[int, dict[str, Tensor]]] = {}
+        for path, tensor in tensors.items():
+            *player, index, key = path.split(".")
+            mine = states.setdefault(".".join(player), {})
+            mine.setdefault(int(index), {})[key] = tensor
+        for name, each in _named(optimizer).items():
+            _load_state(each, states.get(name, {}))
 
     def _read(self, path: str) -> dict[str, Tensor]:
         url = files.join(self._url, path)
@@ -149,6 +157,30 @@ def _tensors(state: dict[str, Any]) -> dict[str, Tensor]:
     return {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
 
 
-def _optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    state = optimizer.state_dict()["state"]
-    return _tensors({f"{i}.{k}": t for i, entry in state.items() for k, t in entry.items()})
+Optimizers = Mapping[str, torch.optim.Optimizer]
+"""By the player's name, which is empty where there is one."""
+
+
+def _named(optimizer: Optimizers | torch.optim.Optimizer) -> Optimizers:
+    return optimizer if isinstance(optimizer, Mapping) else {"": optimizer}
+
+
+def _optimizer_tensors(optimizers: Optimizers) -> dict[str, Tensor]:
+    return _tensors(
+        {
+            f"{name}.{index}.{key}".lstrip("."): tensor
+            for name, optimizer in optimizers.items()
+            for index, entry in optimizer.state_dict()["state"].items()
+            for key, tensor in entry.items()
+        }
+    )
+
+
+def _load_state(optimizer: torch.optim.Optimizer, state: dict[int, dict[str, Tensor]]) -> None:
+    groups = optimizer.state_dict()["param_groups"]
+    optimizer.load_state_dict({"state": state, "param_groups": groups})
+    for parameter, entry in optimizer.state.items():
+        for key, tensor in entry.items():
+            if tensor.shape == parameter.shape:
+                # Fused Adam pairs elements by their place in memory, and files keep no layout.
+                entry[key] = torch.empty_like(parameter).copy_(tensor)

@@ -155,10 +155,16 @@ def conclude_facts(run: Run) -> dict[str, Any]:
     """What the records and checkpoints of a run tell its summary, ended well or not."""
     state = CheckpointStore(run.url, identity(run)).state()
     records = run.metrics()
+    kept = next((r for r in records if state and r["epoch"] == state.best), None)
+    value = state.best_value if state else None
+    if kept is not None and not any(key.startswith("validation/") for key in kept):
+        value = None
+    measure = next((k for k in kept or {} if k.startswith("validation/")), _RECONSTRUCTION)
     return {
         "epochs": len(records),
         "best_epoch": state.best if state and records else None,
-        "validation/reconstruction": state.best_value if state else None,
+        _RECONSTRUCTION: None,
+        measure: value,
         "fit_seconds": sum(r["seconds"] for r in records) or None,
         "warnings": _warnings(run, records, state.best) if state and records else [],
     }
@@ -177,16 +183,26 @@ def _warnings(run: Run, records: list[Metrics], best: int) -> list[str]:
     ]
 
 
+_RECONSTRUCTION = "validation/reconstruction"
+
 COLLAPSED_SHARE = 0.01
 """A latent is called collapsed where at most this share of its units is active."""
 
 
 def format_metrics(metrics: Metrics) -> str:
     """What an epoch reached; the line of progress before it says which one it is."""
-    text = (
-        f"train L1 {metrics['train/reconstruction']:.4f}, "
-        f"validation L1 {metrics['validation/reconstruction']:.4f}, "
-    )
+    told = []
+    if "phase" in metrics:
+        told.append(f"phase {metrics['phase']}")
+    for key, name in _SHOWN.items():
+        if key in metrics:
+            told.append(f"{name} {metrics[key]:.4f}")
+    if not any(key in metrics for key in _SHOWN):
+        losses = (key for key in metrics if key.startswith("train/") and key.endswith("/loss"))
+        told += [f"{key.split('/')[1]} {metrics[key]:.4f}" for key in losses]
     if "train/active_units" in metrics:
-        text += f"{metrics['train/active_units']} latent units active, "
-    return text + f"{metrics['samples_per_second']:.0f} samples/s"
+        told.append(f"{metrics['train/active_units']} latent units active")
+    return ", ".join([*told, f"{metrics['samples_per_second']:.0f} samples/s"])
+
+
+_SHOWN = {"train/reconstruction": "train L1", "validation/reconstruction": "validation L1"}

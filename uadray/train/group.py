@@ -228,9 +228,9 @@ def _group_worker(config: dict[str, Any]) -> dict[str, Any]:
     device = ray.train.torch.get_device()
 
     def total(tensor: torch.Tensor) -> torch.Tensor:
-        tensor = tensor.to(device)
-        torch.distributed.all_reduce(tensor)
-        return tensor.cpu()
+        there = tensor.to(device)
+        torch.distributed.all_reduce(there)
+        return there.to(tensor.device)
 
     alone = World(rank=rank, size=size)
     return fit_worker(

@@ -4,44 +4,36 @@ import itertools
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
-from typing import Any, cast
+from contextlib import contextmanager
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
-from uadray import counter
 from uadray.batch import Batch
 from uadray.config import Experiment, FitConfig
-from uadray.detectors.base import Detector, GradientDetector, StreamDetector
-from uadray.erasing import erase, sample_erasing
-from uadray.errors import UadrayError
+from uadray.detectors.base import Detector, GradientDetector, Phase, StreamDetector
+from uadray.errors import ConfigError, UadrayError
 from uadray.memory import keep_freed_memory
 from uadray.train.checkpoint import CheckpointStore
+from uadray.train.steps import Metrics, Steps, make_optimizers, means, over_workers
+from uadray.train.world import World
 
-Metrics = dict[str, Any]
-
-ACTIVE_NATS = 0.01
-"""A unit of the latent is active where its KL divergence is larger, on average over an epoch."""
+__all__ = [
+    "Metrics",
+    "NotFiniteError",
+    "Schedule",
+    "World",
+    "fit_gradient",
+    "fit_stream",
+    "healthy_reconstruction",
+    "numerics",
+    "reduced_precision",
+]
 
 
 class NotFiniteError(UadrayError, ArithmeticError):
     """The loss became NaN or infinite."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class World:
-    """The workers of a fit; alone by default."""
-
-    rank: int = 0
-    """This worker."""
-    size: int = 1
-    """Number of workers."""
-    wrap: Callable[[nn.Module], nn.Module] = lambda module: module
-    """Makes a module average its gradients over the workers."""
-    sum: Callable[[Tensor], Tensor] = lambda tensor: tensor
-    """Sum over the workers."""
 
 
 def reduced_precision(wanted: str, detector: GradientDetector, device: torch.device) -> bool:
@@ -65,15 +57,14 @@ def healthy_reconstruction(
     """Sum of |x - reconstruction| over the brain's voxels, and their number, (2,) float64.
 
     Their ratio is the error by which epochs are chosen (Bengs 2021, section 2.3). It counts brain
-    voxels alone, so that it means the same in 2D and 3D and does not fall with the background.
+    voxels alone, so that it means the same in 2D and 3D and does not fall with the background. A
+    method may put another error in its place (`Detector.held_out_error`).
     """
     total = torch.zeros(2, dtype=torch.float64)
     for batch in volumes:
         x = batch.images.to(device).float()[:, None]
         with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=bfloat16):
-            error = (x - detector.reconstruct(x).float()).abs()
-        brain = x > 0
-        total += torch.stack([error[brain].double().sum(), brain.double().sum()]).cpu()
+            total += detector.held_out_error(x).cpu()
     return total
 
 
@@ -124,155 +115,134 @@ def fit_gradient(
         NotFiniteError: the loss is not finite.
     """
     world, fit = world or World(), experiment.fit
+    schedule = Schedule(detector, fit)
     state = checkpoints.state()
     done = state.last if state else 0
     records = [r for r in past if r["epoch"] <= done]
-    if done >= fit.epochs or _stopped(records, fit.patience):
+    if done >= fit.epochs or schedule.stops(records):
         return records
     if device.type == "cpu":
         keep_freed_memory()
     bfloat16 = reduced_precision(fit.precision, detector, device)
     detector.to(device)
-    optimizer = torch.optim.Adam(detector.parameters(), lr=fit.learning_rate, fused=True)
+    optimizers = make_optimizers(detector, fit)
     if state:
         checkpoints.load_model(detector, state.last)
-        checkpoints.load_optimizer(optimizer, state.last)
-    steps = _Steps(
+        checkpoints.load_optimizer(optimizers, state.last)
+    steps = Steps(
         detector=detector,
-        module=world.wrap(cast(nn.Module, torch.compile(detector)) if fit.compile else detector),
-        optimizer=optimizer,
+        module=_module(detector, fit, world, alone=len(optimizers) == 1),
+        optimizers=optimizers,
         experiment=experiment,
         device=device,
         bfloat16=bfloat16,
         micro_batch=micro_batch,
-        num_workers=world.size,
+        world=world,
     )
     for epoch in range(done, fit.epochs):
         start = time.perf_counter()
         batches = _Timed(train(epoch))
+        phase, since = schedule.enter(epoch)
         detector.train()
         with numerics(device, fit):
-            sums = world.sum(steps.epoch(batches, sizes, epoch))
+            sums = over_workers(steps.epoch(batches, sizes, epoch, phase.players), world)
             seconds = time.perf_counter() - start
             waited = world.sum(torch.tensor([batches.seconds], dtype=torch.float64)) / world.size
             detector.eval()
-            error = world.sum(healthy_reconstruction(detector, validation, device, bfloat16))
+            error = torch.zeros(2, dtype=torch.float64)
+            if phase.measure:
+                error = world.sum(healthy_reconstruction(detector, validation, device, bfloat16))
         # The last step of an epoch can spoil the weights; only the validation tells.
-        if not torch.isfinite(torch.cat([sums, error])).all():
+        if not all(torch.isfinite(value).all() for value in (*sums.values(), error)):
             raise NotFiniteError(
                 f"{experiment.name}: the loss is not finite in epoch {epoch + 1}; lower "
                 f"--fit.learning-rate (it is {fit.learning_rate}) or use float32"
             )
-        value = float(error[0] / error[1])
-        record = {"epoch": epoch + 1, **_means(sums)} | {
-            "validation/reconstruction": value,
+        value = float(error[0] / error[1]) if phase.measure else 0.0
+        record = {"epoch": epoch + 1, **means(sums)}
+        if phase.measure:
+            record[f"validation/{phase.measure}"] = value
+        record |= schedule.facts(epoch) | {
             "seconds": time.perf_counter() - start,
             "seconds/data": float(waited),
-            "samples_per_second": float(sums[3]) / seconds,
+            "samples_per_second": float(sums["#samples"]) / seconds,
         }
         records.append(record)
         if world.rank == 0:
             # Before the checkpoint: a record too many is dropped on resuming, none is missing.
             log(records)
-        stop = epoch + 1 == fit.epochs or _stopped(records, fit.patience)
+        stop = epoch + 1 == fit.epochs or schedule.stops(records)
         if world.rank == 0 and (stop or (epoch + 1) % fit.checkpoint_every == 0):
-            checkpoints.save(epoch + 1, detector, optimizer, value)
+            checkpoints.save(epoch + 1, detector, optimizers, value, since)
         report(record)
         if stop:
             break
     return records
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Steps:
-    """The optimiser's steps of a fit."""
+def _module(detector: GradientDetector, fit: FitConfig, world: World, *, alone: bool) -> nn.Module:
+    """What steps call: the detector, compiled and averaged over the workers where it may be."""
+    if alone:
+        return world.wrap(cast(nn.Module, torch.compile(detector)) if fit.compile else detector)
+    if fit.compile:
+        raise ConfigError(
+            f"fit.compile is for methods with one optimiser, and {type(detector).__name__} has "
+            "several: leave it out"
+        )
+    # What each turn's gradient is of changes, and double gradients pass through no DDP: steps
+    # average the gradients of whoever acts by themselves.
+    return detector
 
-    detector: GradientDetector
-    module: nn.Module
-    """The detector, compiled and averaged over the workers where that is asked for."""
-    optimizer: torch.optim.Optimizer
-    experiment: Experiment
-    device: torch.device
-    bfloat16: bool
-    micro_batch: int
-    num_workers: int
 
-    def epoch(self, batches: Iterator[Batch], sizes: Sequence[int] | None, epoch: int) -> Tensor:
-        """Take the steps of an epoch; returns this worker's sums, on the CPU (see `_means`)."""
-        sums: Tensor | None = None
-        last: Batch | None = None
-        for size in sizes if sizes is not None else itertools.repeat(0):
-            batch = next(batches, None)
-            if batch is None and sizes is None:
-                break
-            self.optimizer.zero_grad(set_to_none=True)
-            if batch is None:
-                # Slices with brain differ from part to part: this worker has no more of them, but
-                # the others wait for its gradient, which counts nothing.
-                assert last is not None
-                self._backward(_cut(last, 1)[0], 0.0, epoch)
-            else:
-                last, parts = batch, _cut(batch, self.micro_batch)
-                for number, part in enumerate(parts, start=1):
-                    # Workers average their gradients; weights make that the mean over all samples.
-                    weight = len(part.ids) / (size or len(batch.ids)) * self.num_workers
-                    held = number < len(parts) and hasattr(self.module, "no_sync")
-                    with self.module.no_sync() if held else nullcontext():  # type: ignore[operator]
-                        found = self._backward(part, weight, epoch)
-                    sums = found if sums is None else sums + found
-            clip = self.experiment.fit.clip_norm
-            nn.utils.clip_grad_norm_(self.detector.parameters(), clip)
-            self.optimizer.step()
-        assert sums is not None
-        return sums.cpu()
+class Schedule:
+    """Which phase of a fit an epoch is in, and whether it was the last.
 
-    def _backward(self, batch: Batch, weight: float, epoch: int) -> Tensor:
-        seed, erasing = self.experiment.fit.seed, self.experiment.erasing
-        x = batch.images.to(self.device, non_blocking=True).float()
-        x_in = x
-        if erasing.strategy != "none":
-            where = sample_erasing(
-                erasing, batch.ids, seed=seed, epoch=epoch, spatial=tuple(x.shape[1:])
+    Raises:
+        ConfigError: there are fewer epochs than phases.
+    """
+
+    def __init__(self, detector: GradientDetector, fit: FitConfig) -> None:
+        self._detector, self._phases, self._fit = detector, detector.phases(), fit
+        if fit.epochs < len(self._phases):
+            raise ConfigError(
+                f"fit.epochs is {fit.epochs}, but {type(detector).__name__} learns in "
+                f"{len(self._phases)} phases: take at least as many epochs"
             )
-            x_in = erase(x, where, erasing, batch.ids, seed=seed, epoch=epoch)
-        # The latent's noise follows the sample too, so that no generator's state is to be kept.
-        key = counter.keys(seed, epoch, batch.ids, counter.LATENT)
-        noise = counter.normal(key, self.detector.num_noise).to(self.device)
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bfloat16):
-            losses = self.module(x_in[:, None], x[:, None], noise)
-        (losses["loss"] * weight).backward()
-        return _sums({name: term.detach() for name, term in losses.items()}, x)
+        ends = itertools.accumulate(phase.share for phase in self._phases)
+        self._ends = [round(end * fit.epochs) for end in ends]
+        for number in range(len(self._ends)):
+            # Each has an epoch at least, and the last one ends with the fit.
+            left = len(self._ends) - 1 - number
+            low = self._ends[number - 1] + 1 if number else 1
+            self._ends[number] = min(max(self._ends[number], low), fit.epochs - left)
+        self._ends[-1] = fit.epochs
 
+    def _number(self, epoch: int) -> int:
+        return next(n for n, end in enumerate(self._ends) if epoch < end)
 
-def _cut(batch: Batch, most: int) -> list[Batch]:
-    if not most or most >= len(batch.ids):
-        return [batch]
-    pairs = zip(batch.ids.split(most), batch.images.split(most), strict=True)
-    return [Batch(ids=ids, images=images) for ids, images in pairs]
+    def enter(self, epoch: int) -> tuple[Phase, int]:
+        """The phase of an epoch, from 0, which the detector is told.
 
+        Returns:
+            It, and how many epochs lie before all whose values may be compared with this one's.
+        """
+        number = self._number(epoch)
+        phase = self._phases[number]
+        self._detector.phase = phase.name
+        begin = self._ends[number - 1] if number else 0
+        return phase, begin if phase.measure else epoch
 
-def _sums(losses: dict[str, Tensor], x: Tensor) -> Tensor:
-    """What adds up over samples, float64: see `_means`. It stays on the device: asking waits."""
-    brain = (x > 0).sum().double()
-    count = torch.full_like(brain, len(x))
-    # The L1 term is a mean over all voxels; by brain voxels it compares to validation.
-    loss, divergence, l1 = (losses[k].double() for k in ("loss", "kl", "reconstruction"))
-    units = losses.get("kl_units", losses["kl"].new_zeros(0)).double() * count
-    terms = (loss * count, divergence * count, l1 * x.numel(), count, brain)
-    return torch.cat([torch.stack(terms), units])
+    def facts(self, epoch: int) -> Metrics:
+        """For the record, where there are several phases: the number of this one, from 1."""
+        return {"phase": self._number(epoch) + 1} if len(self._phases) > 1 else {}
 
-
-def _means(sums: Tensor) -> Metrics:
-    """Of loss, KL, L1, samples, brain voxels, and the KL of each unit of the latent."""
-    loss, divergence, reconstruction, count, brain = sums[:5].tolist()
-    means = {
-        "train/loss": loss / count,
-        "train/reconstruction": reconstruction / brain,
-        "train/kl": divergence / count,
-    }
-    if len(sums) > 5:
-        means["train/active_units"] = int((sums[5:] / count > ACTIVE_NATS).sum())
-    return means
+    def stops(self, records: list[Metrics]) -> bool:
+        """Whether patience is at its end; only epochs of the last phase try it."""
+        begin = self._ends[-2] if len(self._ends) > 1 else 0
+        key = f"validation/{self._phases[-1].measure}"
+        values = [r[key] for r in records if r["epoch"] > begin and key in r]
+        patience = self._fit.patience
+        return bool(patience and values and len(values) - 1 - values.index(min(values)) >= patience)
 
 
 class _Timed(Iterator[Batch]):
@@ -314,8 +284,3 @@ def numerics(device: torch.device, fit: FitConfig) -> Iterator[None]:
     finally:
         cudnn.benchmark, cudnn.deterministic, cudnn.allow_tf32, matmul.allow_tf32 = before
         torch.use_deterministic_algorithms(strict)
-
-
-def _stopped(records: list[Metrics], patience: int) -> bool:
-    values = [r["validation/reconstruction"] for r in records]
-    return bool(patience and values and len(values) - 1 - values.index(min(values)) >= patience)

@@ -1,0 +1,236 @@
+"""The steps of a fit: one optimiser, or several players who take turns on each batch."""
+
+import itertools
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from uadray import counter
+from uadray.batch import Batch
+from uadray.config import Experiment, FitConfig
+from uadray.detectors.base import GradientDetector, Player
+from uadray.erasing import erase, sample_erasing
+from uadray.train.world import World
+
+Metrics = dict[str, Any]
+Sums = dict[str, Tensor]
+"""What adds up over samples and workers, float64, by name: see `means`."""
+
+ACTIVE_NATS = 0.01
+"""A unit of the latent is active where its KL divergence is larger, on average over an epoch."""
+
+_SHARED = ("reconstruction", "kl", "kl_units")
+"""Terms that mean the same whoever reports them; others bear their player's name."""
+
+
+def make_optimizers(detector: GradientDetector, fit: FitConfig) -> dict[str, torch.optim.Optimizer]:
+    """The optimiser of each player, by its name."""
+    return {player.name: _optimizer(player, fit) for player in detector.players()}
+
+
+def _optimizer(player: Player, fit: FitConfig) -> torch.optim.Optimizer:
+    rate = player.learning_rate or fit.learning_rate
+    if player.optimizer == "rmsprop":
+        return torch.optim.RMSprop(player.parameters, lr=rate)
+    return torch.optim.Adam(player.parameters, lr=rate, betas=player.betas, fused=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Steps:
+    """The optimisers' steps of a fit."""
+
+    detector: GradientDetector
+    module: nn.Module
+    """The detector; one with a single player compiled and averaged over the workers."""
+    optimizers: dict[str, torch.optim.Optimizer]
+    experiment: Experiment
+    device: torch.device
+    bfloat16: bool
+    micro_batch: int
+    world: World
+    players: dict[str, Player] = field(init=False)
+    """By name."""
+
+    def __post_init__(self) -> None:
+        players = {player.name: player for player in self.detector.players()}
+        object.__setattr__(self, "players", players)
+
+    def epoch(
+        self,
+        batches: Iterator[Batch],
+        sizes: Sequence[int] | None,
+        epoch: int,
+        names: Sequence[str],
+    ) -> Sums:
+        """Take the steps of an epoch; returns this worker's sums, on the CPU.
+
+        Args:
+            batches: Of this worker.
+            sizes: Samples in each step over all workers; None where there is one worker.
+            epoch: From 0.
+            names: The players that act, in their order.
+        """
+        sums: Sums = {}
+        last: Batch | None = None
+        turns = [self.players[name] for name in names for _ in range(self.players[name].updates)]
+        for size in sizes if sizes is not None else itertools.repeat(0):
+            batch = next(batches, None)
+            if batch is None and sizes is None:
+                break
+            if batch is None:
+                # Slices with brain differ from part to part: this worker has no more of them, but
+                # the others wait for its gradient, which counts nothing.
+                assert last is not None
+                parts = [self._show(_cut(last, 1)[0], 0.0, epoch)]
+            else:
+                last = batch
+                parts = [
+                    # Workers average their gradients; weights make that the mean over all samples.
+                    self._show(p, len(p.ids) / (size or len(batch.ids)) * self.world.size, epoch)
+                    for p in _cut(batch, self.micro_batch)
+                ]
+            for turn, player in enumerate(turns):
+                found = self._turn(parts, player, turn, epoch)
+                if batch is not None:
+                    _add(sums, found)
+            if batch is not None:
+                _add(sums, _counts(parts))
+            self._share_buffers()
+        if len(self.players) > 1:
+            self.detector.requires_grad_(True)
+        assert sums
+        return _on_cpu(sums)
+
+    def _show(self, batch: Batch, weight: float, epoch: int) -> "_Part":
+        """Put samples on the device and erase their input."""
+        seed, erasing = self.experiment.fit.seed, self.experiment.erasing
+        x = batch.images.to(self.device, non_blocking=True).float()
+        x_in = x
+        if erasing.strategy != "none":
+            where = sample_erasing(
+                erasing, batch.ids, seed=seed, epoch=epoch, spatial=tuple(x.shape[1:])
+            )
+            x_in = erase(x, where, erasing, batch.ids, seed=seed, epoch=epoch)
+        return _Part(ids=batch.ids, x_in=x_in[:, None], x=x[:, None], weight=weight)
+
+    def _turn(self, parts: Sequence["_Part"], player: Player, turn: int, epoch: int) -> Sums:
+        """One update of one player."""
+        optimizer, sums = self.optimizers[player.name], Sums()
+        optimizer.zero_grad(set_to_none=True)
+        if len(self.players) > 1:
+            acting = set(map(id, player.parameters))
+            for parameter in self.detector.parameters():
+                parameter.requires_grad_(id(parameter) in acting)
+        for number, part in enumerate(parts, start=1):
+            held = number < len(parts) and hasattr(self.module, "no_sync")
+            with self.module.no_sync() if held else nullcontext():  # type: ignore[operator]
+                _add(sums, self._backward(part, player, turn, epoch))
+        if len(self.players) > 1 and self.world.size > 1:
+            _average(player.parameters, self.world)
+        nn.utils.clip_grad_norm_(player.parameters, self.experiment.fit.clip_norm)
+        optimizer.step()
+        return sums
+
+    def _backward(self, part: "_Part", player: Player, turn: int, epoch: int) -> Sums:
+        # The noise follows the sample too, so that no generator's state is to be kept.
+        stream = counter.LATENT + turn
+        key = counter.keys(self.experiment.fit.seed, epoch, part.ids, stream)
+        noise = counter.normal(key, self.detector.num_noise).to(self.device)
+        who = {"player": player.name} if len(self.players) > 1 else {}
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bfloat16):
+            losses = self.module(part.x_in, part.x, noise, **who)
+        (losses["loss"] * part.weight).backward()
+        return _sums({name: term.detach() for name, term in losses.items()}, part.x, player)
+
+    def _share_buffers(self) -> None:
+        """Let players' buffers, such as running means, be those of all workers."""
+        if len(self.players) == 1 or self.world.size == 1:
+            return
+        for buffer in self.detector.buffers():
+            if buffer.is_floating_point():
+                buffer.copy_(self.world.sum(buffer.clone()) / self.world.size)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Part:
+    """Samples that go through the network together."""
+
+    ids: Tensor
+    x_in: Tensor
+    x: Tensor
+    weight: float
+
+
+def _cut(batch: Batch, most: int) -> list[Batch]:
+    if not most or most >= len(batch.ids):
+        return [batch]
+    pairs = zip(batch.ids.split(most), batch.images.split(most), strict=True)
+    return [Batch(ids=ids, images=images) for ids, images in pairs]
+
+
+def _average(parameters: Sequence[nn.Parameter], world: World) -> None:
+    """Make gradients the mean over the workers, in one exchange."""
+    for parameter in parameters:
+        if parameter.grad is None:
+            parameter.grad = torch.zeros_like(parameter)
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    total = world.sum(torch.cat([g.flatten() for g in gradients])) / world.size
+    # Copied in place: an optimiser pairs elements by their place in memory.
+    for gradient, part in zip(gradients, total.split([g.numel() for g in gradients]), strict=True):
+        gradient.copy_(part.view(gradient.shape))
+
+
+def _sums(losses: dict[str, Tensor], x: Tensor, player: Player) -> Sums:
+    """Each term times its samples. It stays on the device: asking waits."""
+    sums = {}
+    for name, term in losses.items():
+        # The L1 term is a mean over all voxels; by brain voxels it compares to validation.
+        num = x.numel() if name == "reconstruction" else len(x)
+        prefix = f"{player.name}/" if player.name and name not in _SHARED else ""
+        sums[prefix + name] = term.double() * num / player.updates
+    return sums
+
+
+def _counts(parts: Sequence[_Part]) -> Sums:
+    """Samples and brain voxels."""
+    brain = torch.stack([(part.x > 0).sum() for part in parts]).sum().double()
+    samples = sum(len(part.ids) for part in parts)
+    return {"#samples": torch.full_like(brain, samples), "#brain": brain}
+
+
+def _add(sums: Sums, found: Sums) -> None:
+    for name, value in found.items():
+        sums[name] = sums[name] + value if name in sums else value
+
+
+def _on_cpu(sums: Sums) -> Sums:
+    """Fetched at once."""
+    return _split(torch.cat([value.flatten() for value in sums.values()]).cpu(), sums)
+
+
+def _split(flat: Tensor, like: Sums) -> Sums:
+    parts = flat.split([value.numel() for value in like.values()])
+    return {name: part.view(like[name].shape) for name, part in zip(like, parts, strict=True)}
+
+
+def over_workers(sums: Sums, world: World) -> Sums:
+    """The sums over all workers, which have the same names in the same order."""
+    return _split(world.sum(torch.cat([value.flatten() for value in sums.values()])), sums)
+
+
+def means(sums: Sums) -> Metrics:
+    """Of the terms over samples, of the L1 term over brain voxels; and the units active."""
+    samples, brain = sums["#samples"], sums["#brain"]
+    found: Metrics = {}
+    for name, value in sums.items():
+        if name == "reconstruction":
+            found["train/reconstruction"] = float(value / brain)
+        elif name == "kl_units":
+            found["train/active_units"] = int((value / samples > ACTIVE_NATS).sum())
+        elif not name.startswith("#"):
+            found[f"train/{name}"] = float(value / samples)
+    return found

@@ -37,5 +37,21 @@ class RunError(UadrayError, ValueError):
     """A run folder lacks what the next stage needs."""
 
 
+class StoppedError(UadrayError, RuntimeError):
+    """A fit ended behind an epoch because it was asked to; its checkpoint counts."""
+
+
 class EvaluationError(UadrayError, ValueError):
     """Scores and truth cannot be compared: no lesion, another grid, not finite."""
+
+
+class ModelError(UadrayError, ValueError):
+    """A model folder is absent, damaged, half-written, or of a version that this one cannot use."""
+
+
+class NoThresholdError(RunError):
+    """A run or model has no frozen threshold, so that nothing can be proposed as lesion."""
+
+
+class PredictError(UadrayError, ValueError):
+    """Scans cannot be predicted as asked, or their results not be put where they should go."""

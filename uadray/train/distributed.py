@@ -10,7 +10,7 @@ import torch
 from uadray import cluster
 from uadray.config import Experiment
 from uadray.detectors import Detector, GradientDetector, StreamDetector, num_parameters
-from uadray.errors import ConfigError
+from uadray.errors import ConfigError, StoppedError
 from uadray.store import Cohort
 from uadray.stream import ValidationStream, train_rows
 from uadray.train.checkpoint import CheckpointStore
@@ -42,7 +42,8 @@ def fit(
     """Fit an experiment on the train split of a healthy cohort and leave a run folder.
 
     A finished run is opened as it is; one that was cut short or failed goes on from its newest
-    checkpoint. An error leaves `summary.json` with the status `failed` and the reason.
+    checkpoint. An error leaves `summary.json` with the status `failed` and the reason; several
+    workers that were asked to stop leave `stopped`.
 
     Args:
         experiment: What to fit.
@@ -67,6 +68,9 @@ def fit(
     try:
         detector = fresh(experiment, cohort.shape)
         facts = _fit(detector, run, cohort, scale, track, report)
+    except StoppedError:
+        run.finish({"status": "stopped", **conclude_facts(run)})
+        return run
     except Exception as error:
         told = f"{type(error).__name__}: {error}"
         run.finish({"status": "failed", "error": told[:2000], **conclude_facts(run)})

@@ -19,7 +19,7 @@ from ray.train.torch import TorchTrainer, prepare_model
 
 from uadray import files
 from uadray.detectors import GradientDetector
-from uadray.errors import ConfigError, UadrayError
+from uadray.errors import ConfigError, StoppedError, UadrayError
 from uadray.store import Cohort
 from uadray.stream import READ_CPUS
 from uadray.train.loop import Metrics, World
@@ -232,6 +232,13 @@ def _group_worker(config: dict[str, Any]) -> dict[str, Any]:
         torch.distributed.all_reduce(there)
         return there.to(tensor.device)
 
+    def end_where_asked(record: Metrics) -> None:
+        # All workers end together, or those that go on would wait for the others.
+        asked = torch.tensor([float(rank == 0 and run.asked_to_stop)])
+        is_last = record["epoch"] == run.experiment.fit.epochs
+        if float(total(asked) if size > 1 else asked) and not is_last:
+            raise StoppedError(f"{run.url} was asked to stop behind epoch {record['epoch']}")
+
     alone = World(rank=rank, size=size)
     return fit_worker(
         run,
@@ -246,7 +253,7 @@ def _group_worker(config: dict[str, Any]) -> dict[str, Any]:
         track=config["track"],
         # The driver reads the records. Ray Train's own report waits for its controller's next look
         # at the workers, two seconds an epoch by default, and logs a line for each worker.
-        report=lambda record: None,
+        report=end_where_asked,
     )
 
 

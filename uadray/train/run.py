@@ -123,6 +123,16 @@ class Run:
         """Take back the mark of a fit that has failed: it is begun again."""
         files.remove(files.join(self.url, "summary.json"))
 
+    @property
+    def asked_to_stop(self) -> bool:
+        """Whether a fit by several workers is to end behind its present epoch."""
+        return files.exists(files.join(self.url, "stop"))
+
+    def ask_to_stop(self, stop: bool = True) -> None:
+        """Ask a fit by several workers to end behind its present epoch, or take that back."""
+        url = files.join(self.url, "stop")
+        files.write_bytes(url, b"") if stop else files.remove(url)
+
 
 def hardware() -> dict[str, Any]:
     """What the figures of a run were measured on, without naming the machine."""

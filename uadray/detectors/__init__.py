@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from uadray import config
+from uadray import config, methods
 from uadray.config import Method
 from uadray.detectors.base import (
     Detector,
@@ -18,7 +18,9 @@ from uadray.detectors.baselines import (
     PCADetector,
     ZScoreDetector,
 )
+from uadray.detectors.gmvae import GMVAEDetector, VAERestorationDetector
 from uadray.detectors.vae import VAEDetector
+from uadray.detectors.vqvae import TransformerDetector
 
 __all__ = [
     "Detector",
@@ -31,6 +33,9 @@ __all__ = [
 
 REGISTRY: dict[type, Any] = {
     config.VAE: VAEDetector,
+    methods.VAERestoration: VAERestorationDetector,
+    methods.GMVAERestoration: GMVAEDetector,
+    methods.Transformer: TransformerDetector,
     config.Intensity: IntensityDetector,
     config.HistEq: HistEqDetector,
     config.MeanImage: MeanImageDetector,

@@ -5,6 +5,7 @@ Shape suffixes: B batch, C channel, Z axial plane, Y row, X column.
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -116,6 +117,12 @@ class GradientDetector(ReconstructionDetector):
     phase: str = ""
     """Name of the phase that a fit is in."""
 
+    calibrates: bool = False
+    """Whether `calibrate` has buffers to set behind the last epoch."""
+
+    calibration_volumes: int = 0
+    """Healthy volumes that it takes, over all workers; 0 takes the whole validation part."""
+
     def players(self) -> tuple[Player, ...]:
         """Who learns; by default one that changes all parameters."""
         return (Player(parameters=tuple(self.parameters())),)
@@ -123,6 +130,14 @@ class GradientDetector(ReconstructionDetector):
     def phases(self) -> tuple[Phase, ...]:
         """The stretches of a fit; by default one in which all players act."""
         return (Phase(players=tuple(player.name for player in self.players())),)
+
+    def calibrate(self, volumes: Iterable[Tensor], total: Callable[[Tensor], Tensor]) -> None:
+        """Set buffers by healthy volumes that were not learned from, at the epoch that is kept.
+
+        Args:
+            volumes: (B, 1, Z, Y, X) of this worker, on the detector's device.
+            total: Sum over the workers, who all call it as often.
+        """
 
     @abstractmethod
     def forward(

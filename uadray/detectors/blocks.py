@@ -26,6 +26,12 @@ def pointwise(ndim: int, width_in: int, width_out: int) -> nn.Module:
     return layer
 
 
+def same(ndim: int, width_in: int, width_out: int) -> nn.Module:
+    """A convolution with kernel 3 that keeps each side."""
+    layer: nn.Module = _CONV[ndim](width_in, width_out, 3, padding=1)
+    return layer
+
+
 def down(ndim: int, width_in: int, width_out: int) -> nn.Module:
     """A convolution with kernel 5 that halves each side."""
     if width_in == 1:

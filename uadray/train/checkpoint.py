@@ -1,13 +1,14 @@
 """Checkpoints without pickle: safetensors for tensors, JSON for the rest.
 
-`checkpoint/epoch-00041/` holds `model.safetensors` and, for the newest, `optimizer.safetensors`.
+`checkpoint/epoch-00041/` holds `model.safetensors` and, for the newest, `optimizer.safetensors`;
+of a method with something to calibrate behind the fit the best one also `calibrated.safetensors`.
 `checkpoint/state.json` is written last and says which folders count: `last` to resume from, `best`
 to detect with. A folder that it does not name was cut short and is removed.
 """
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -32,6 +33,11 @@ class State:
     """SHA-256 of each file, by its path in the folder."""
     identity: str
     """Fingerprints of experiment and cohort."""
+
+    @property
+    def calibrated(self) -> bool:
+        """Whether the best one has been calibrated, which ends a fit."""
+        return _calibrated(self.best) in self.digests
 
 
 class CheckpointStore:
@@ -114,13 +120,29 @@ class CheckpointStore:
                 files.remove(files.join(self._url, name))
         return state
 
+    def save_calibrated(self, model: nn.Module) -> State:
+        """Write the best model once more, with its calibrated buffers.
+
+        A job that is cut short here leaves what was there before, and calibrates again.
+        """
+        old = self.state()
+        assert old is not None
+        path, content = _calibrated(old.best), save(_tensors(model.state_dict()))
+        files.write_bytes(files.join(self._url, path), content)
+        state = replace(old, digests={**old.digests, path: hashlib.sha256(content).hexdigest()})
+        files.write_json(files.join(self._url, "state.json"), vars(state))
+        return state
+
     def load_model(self, model: nn.Module, epoch: int) -> None:
-        """Load the parameters and buffers of one epoch.
+        """Load the parameters and buffers of one epoch, calibrated where they are.
 
         Raises:
             CheckpointError: the file is absent, damaged, or of another architecture.
         """
-        tensors = self._read(f"{_folder(epoch)}/model.safetensors")
+        state, path = self.state(), f"{_folder(epoch)}/model.safetensors"
+        if state is not None and state.calibrated and epoch == state.best:
+            path = _calibrated(epoch)
+        tensors = self._read(path)
         try:
             model.load_state_dict(tensors)
         except RuntimeError as error:
@@ -151,6 +173,10 @@ class CheckpointStore:
 
 def _folder(epoch: int) -> str:
     return f"epoch-{epoch:05d}"
+
+
+def _calibrated(epoch: int) -> str:
+    return f"{_folder(epoch)}/calibrated.safetensors"
 
 
 def _tensors(state: dict[str, Any]) -> dict[str, Tensor]:

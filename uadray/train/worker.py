@@ -106,6 +106,8 @@ def fit_worker(
             micro_batch=micro_batch,
             log=log,
         )
+    if detector.calibrates:
+        _calibrate(detector, CheckpointStore(run.url, identity(run)), cohort, world, device)
     return {
         "num_train_volumes": len(rows),
         "num_validation_volumes": len(held_back),
@@ -117,6 +119,28 @@ def fit_worker(
         "threads": torch.get_num_threads(),
         "peak_memory_gib": max(of_each(world, _peak_memory(device))),
     }
+
+
+def _calibrate(
+    detector: GradientDetector,
+    checkpoints: CheckpointStore,
+    cohort: Cohort,
+    world: World,
+    device: torch.device,
+) -> None:
+    """Let the best epoch's detector set its buffers by healthy volumes, once."""
+    state = checkpoints.state()
+    assert state is not None
+    if state.calibrated:
+        return
+    rows = cohort.rows("validation")
+    rows = rows[: detector.calibration_volumes or len(rows)]
+    stream = ValidationStream(cohort, rows, rank=world.rank, world=world.size, resident=False)
+    checkpoints.load_model(detector.to(device).eval(), state.best)
+    with torch.no_grad():
+        detector.calibrate((b.images.to(device).float()[:, None] for b in stream), world.sum)
+    if world.rank == 0:
+        checkpoints.save_calibrated(detector)
 
 
 _BATCH_NORM = torch.nn.modules.batchnorm._BatchNorm

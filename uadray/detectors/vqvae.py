@@ -1,0 +1,332 @@
+"""A VQ-VAE and transformers over its codes (Pinaya 2021; Meissen 2021, table 3).
+
+Shape suffixes: B batch, C channel, Z axial plane, Y row, X column, T tokens, N features, F numbers
+in a code, K codes.
+"""
+
+import math
+from collections.abc import Callable, Iterable
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from uadray.detectors.autoregressive import CausalTransformer, ordering
+from uadray.detectors.base import (
+    GradientDetector,
+    Phase,
+    Player,
+    batch_as_slices,
+    slices_as_batch,
+)
+from uadray.detectors.blocks import down, norm, pointwise, same, up
+from uadray.errors import ConfigError
+from uadray.methods.vqvae import Transformer
+
+MAX_NATS = 20.0
+"""Upper end of the likelihood scores; a code less likely than e^-20 counts as that."""
+
+LIKELIHOOD_BINS = 4096
+"""Bins of the healthy log-likelihoods between -20 and 0 nats, from which the threshold follows."""
+
+SLICES_AT_A_TIME = 64
+"""Samples that are scored at a time; a transformer's attention takes memory by tokens squared."""
+
+
+class Codebook(nn.Module):
+    """Replaces each feature by the nearest of a few codes (van den Oord 2017).
+
+    Codes learn by gradient, as the paper's first form has it, not by moving averages: gradients
+    are averaged over workers and micro-batches, so that any number of them learns the same, and
+    the optimiser's state is all that a resumed fit needs. What no feature of a batch chose is
+    drawn to the feature nearest to it; so dead codes revive without a random draw.
+
+    Args:
+        num_codes: Codes.
+        size: Numbers in a code.
+        revival: Weight of the distance of unused codes.
+        commitment: Weight of the error with respect to the features.
+    """
+
+    def __init__(self, num_codes: int, size: int, *, commitment: float, revival: float) -> None:
+        super().__init__()
+        self.codes = nn.Parameter(torch.randn(num_codes, size))
+        self.commitment, self.revival = commitment, revival
+
+    def squared_distances(self, features_NF: Tensor) -> Tensor:
+        """To each code, (N, K)."""
+        features_NF, codes = features_NF.float(), self.codes.float()
+        cross = features_NF @ codes.T
+        return features_NF.square().sum(1, keepdim=True) - 2 * cross + codes.square().sum(1)
+
+    def nearest(self, features_NF: Tensor) -> Tensor:
+        """Number of the nearest code, (N,)."""
+        return self.squared_distances(features_NF).argmin(1)
+
+    def forward(self, features_NF: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Quantise.
+
+        Returns:
+            Codes in place of the features, through which gradients pass unchanged, (N, F); the
+            quantisation error, a scalar; the chosen numbers, (N,).
+        """
+        features_NF = features_NF.float()
+        distances = self.squared_distances(features_NF.detach())
+        chosen = distances.argmin(1)
+        codes = self.codes[chosen]
+        error = (codes - features_NF.detach()).square().mean()
+        error = error + self.commitment * (features_NF - codes.detach()).square().mean()
+        unused = torch.ones(len(self.codes), device=codes.device)
+        unused[chosen] = 0
+        closest = features_NF.detach()[distances.argmin(0)]
+        apart = (self.codes - closest).square().mean(1)
+        error = error + self.revival * (apart * unused).sum() / len(unused)
+        return features_NF + (codes - features_NF).detach(), error, chosen
+
+
+class _Residual(nn.Module):
+    """Two convolutions beside a shortcut."""
+
+    def __init__(self, ndim: int, width: int) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(
+            *norm("group", ndim, width),
+            nn.SiLU(),
+            same(ndim, width, width),
+            *norm("group", ndim, width),
+            nn.SiLU(),
+            pointwise(ndim, width, width),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The same shape."""
+        out: Tensor = x + self.layers(x)
+        return out
+
+
+class TransformerDetector(GradientDetector):
+    """Codes of an image, how likely each is, and the image with its unlikely codes replaced.
+
+    In the first part of a fit the VQ-VAE learns its codes, in the second the transformers learn
+    which follow which; then the threshold of what is unlikely is a quantile over healthy volumes.
+
+    Args:
+        config: Its settings.
+        shape: (Z, Y, X) of a volume.
+
+    Raises:
+        ConfigError: the sides do not halve often enough, or even then too many codes are left.
+    """
+
+    log_threshold: Tensor
+    calibrates = True
+
+    def __init__(self, config: Transformer, shape: tuple[int, int, int]) -> None:
+        super().__init__()
+        self.settings, self.ndim, self.num_noise = config, config.ndim, 0
+        self.score_range = (0.0, MAX_NATS if config.score == "likelihood" else 1.0)
+        widths, self.grid = _levels(config, shape[3 - config.ndim :])
+        n, last = config.ndim, widths[-1]
+        encoder: list[nn.Module] = []
+        for width_in, width_out in zip((1, *widths), widths, strict=False):
+            encoder += [down(n, width_in, width_out), *norm("group", n, width_out), nn.SiLU()]
+        encoder += [_Residual(n, last) for _ in range(config.num_residual)]
+        self.encoder = nn.Sequential(*encoder, pointwise(n, last, config.code_size))
+        self.codebook = Codebook(
+            config.num_codes,
+            config.code_size,
+            commitment=config.commitment,
+            revival=config.revival,
+        )
+        decoder: list[nn.Module] = [pointwise(n, config.code_size, last)]
+        decoder += [_Residual(n, last) for _ in range(config.num_residual)]
+        for width_in, width_out in zip(reversed(widths), (*reversed(widths[:-1]), 1), strict=True):
+            decoder += [*norm("group", n, width_in), nn.SiLU(), up(n, width_in, width_out)]
+        self.decoder = nn.Sequential(*decoder)
+        self.priors = nn.ModuleList(
+            CausalTransformer(
+                num_codes=config.num_codes,
+                num_tokens=math.prod(self.grid),
+                size=config.model_size,
+                depth=config.depth,
+                heads=config.heads,
+            )
+            for _ in range(config.num_orderings)
+        )
+        self._orders = [ordering(self.grid, k) for k in range(config.num_orderings)]
+        # Until it is calibrated nothing is unlikely.
+        self.register_buffer("log_threshold", torch.full((config.num_orderings,), -math.inf))
+
+    def players(self) -> tuple[Player, ...]:
+        """The VQ-VAE and its codes; all transformers."""
+        vq_vae = (self.encoder, self.codebook, self.decoder)
+        return (
+            Player(name="codes", parameters=tuple(p for m in vq_vae for p in m.parameters())),
+            Player(name="prior", parameters=tuple(self.priors.parameters())),
+        )
+
+    def phases(self) -> tuple[Phase, ...]:
+        """First the codes, then what follows which."""
+        share = self.settings.phase_share
+        return (
+            Phase(name="codes", players=("codes",), share=share),
+            Phase(name="prior", players=("prior",), share=1 - share, measure="surprise"),
+        )
+
+    def held_out_error(self, x_BCZYX: Tensor) -> Tensor:
+        """Of the decoded codes over the brain's voxels; then the codes' surprise, in nats."""
+        samples = slices_as_batch(x_BCZYX) if self.ndim == 2 else x_BCZYX
+        samples = samples[samples.flatten(1).any(1)]
+        found = torch.zeros(2, dtype=torch.float64, device=x_BCZYX.device)
+        for x in samples.split(SLICES_AT_A_TIME):
+            if self.phase == "prior":
+                error, counted = -self.log_likelihoods(x).mean(1), self._holds_brain(x)
+            else:
+                error, counted = (x - self.plain_reconstruction(x)).abs(), x > 0
+            found += torch.stack([error[counted].double().sum(), counted.double().sum()])
+        return found
+
+    def features(self, x: Tensor) -> Tensor:
+        """(B * T, F) of (B, 1, *spatial)."""
+        out: Tensor = self.encoder(x).flatten(2).transpose(1, 2).flatten(0, 1)
+        return out
+
+    def decode(self, codes_NF: Tensor) -> Tensor:
+        """(B, 1, *spatial) of codes (B * T, F), not clamped."""
+        maps = codes_NF.unflatten(0, (-1, math.prod(self.grid))).transpose(1, 2)
+        out: Tensor = self.decoder(maps.unflatten(2, self.grid))
+        return out
+
+    def tokens(self, x: Tensor) -> Tensor:
+        """Number of the nearest code in each cell, (B, T) in raster order."""
+        return self.codebook.nearest(self.features(x)).unflatten(0, (len(x), -1))
+
+    def forward(
+        self, x_in: Tensor, target: Tensor, noise: Tensor, player: str = "codes"
+    ) -> dict[str, Tensor]:
+        """The loss of the codes or of the transformers."""
+        if player == "prior":
+            return {"loss": self._surprise(target)}
+        codes, error, _ = self.codebook(self.features(x_in))
+        reconstruction = (self.decode(codes).float() - target).abs().mean()
+        return {
+            "loss": reconstruction + error,
+            "reconstruction": reconstruction,
+            "quantisation": error.detach(),
+        }
+
+    def _surprise(self, x: Tensor) -> Tensor:
+        """Minus the mean log-likelihood of a token, summed over the transformers."""
+        with torch.no_grad():
+            tokens = self.tokens(x)
+        losses = [-prior.log_likelihood(ordered).mean() for prior, ordered in self._read(tokens)]
+        return torch.stack(losses).sum()
+
+    def _read(self, tokens_BT: Tensor) -> list[tuple[CausalTransformer, Tensor]]:
+        """Each transformer, and the tokens in its order."""
+        pairs = zip(self.priors, self._orders, strict=True)
+        return [(prior, tokens_BT[:, order.to(tokens_BT.device)]) for prior, order in pairs]  # type: ignore[misc]
+
+    def log_likelihoods(self, x: Tensor) -> Tensor:
+        """Of each cell by each transformer, (B, orderings, T) in raster order."""
+        tokens = self.tokens(x)
+        found = []
+        for (prior, ordered), order in zip(self._read(tokens), self._orders, strict=True):
+            back = order.argsort().to(tokens.device)
+            found.append(prior.log_likelihood(ordered)[:, back])
+        return torch.stack(found, 1)
+
+    def plain_reconstruction(self, x: Tensor) -> Tensor:
+        """Decoded codes as they are, (B, 1, *spatial) in [0, 1]."""
+        codes = self.codebook.codes[self.tokens(x).flatten()]
+        return self.decode(codes).float().clamp(0, 1)
+
+    def heal(self, x: Tensor) -> Tensor:
+        """The image with what its unlikely codes stand for replaced, (B, 1, *spatial) in [0, 1].
+
+        Each transformer heals the codes in its order; the mean of all is taken. Where no code was
+        replaced the image stays as it is, and where one was, what it covers fades into that.
+        """
+        tokens, holds_brain = self.tokens(x), self._holds_brain(x)
+        likelihood = self.log_likelihoods(x)
+        healed = torch.zeros_like(x)
+        for k, (prior, order) in enumerate(zip(self.priors, self._orders, strict=True)):
+            order = order.to(x.device)
+            unlikely = (likelihood[:, k] < self.log_threshold[k]) & holds_brain
+            changed = prior.heal(tokens[:, order], unlikely[:, order])[:, order.argsort()]  # type: ignore[operator]
+            output = self.decode(self.codebook.codes[changed.flatten()]).float().clamp(0, 1)
+            share = self._upsample(unlikely.float(), x)
+            healed = healed + (x + share * (output - x)) / len(self.priors)
+        return healed * (x > 0)
+
+    def _upsample(self, cells_BT: Tensor, x: Tensor) -> Tensor:
+        mode = "bilinear" if self.ndim == 2 else "trilinear"
+        maps = cells_BT.unflatten(1, (1, *self.grid))
+        return functional.interpolate(maps, size=x.shape[2:], mode=mode)
+
+    def _holds_brain(self, x: Tensor) -> Tensor:
+        """Cells with brain, (B, T)."""
+        pool = functional.adaptive_max_pool2d if self.ndim == 2 else functional.adaptive_max_pool3d
+        return pool((x > 0).float(), self.grid).flatten(1) > 0
+
+    def reconstruct(self, x_BCZYX: Tensor) -> Tensor:
+        """The healed image, 2D slice by slice."""
+        return self._by_samples(x_BCZYX, self.heal)
+
+    def anomaly_map(self, x_BCZYX: Tensor, brain_BZYX: Tensor) -> Tensor:
+        """|x - healed|, or minus the log-likelihood of the codes, in nats."""
+        if self.settings.score == "residual":
+            return super().anomaly_map(x_BCZYX, brain_BZYX)
+        return self._by_samples(x_BCZYX, self._unlikeliness)[:, 0]
+
+    def _unlikeliness(self, x: Tensor) -> Tensor:
+        return self._upsample(-self.log_likelihoods(x).mean(1), x).clamp(0, MAX_NATS)
+
+    def _by_samples(self, x_BCZYX: Tensor, function: Callable[[Tensor], Tensor]) -> Tensor:
+        samples = slices_as_batch(x_BCZYX) if self.ndim == 2 else x_BCZYX
+        output = torch.zeros_like(samples)
+        holds_brain = samples.flatten(1).any(1).nonzero()[:, 0]
+        for part in holds_brain.split(SLICES_AT_A_TIME):
+            output[part] = function(samples[part])
+        return batch_as_slices(output, len(x_BCZYX)) if self.ndim == 2 else output
+
+    def calibrate(self, volumes: Iterable[Tensor], total: Callable[[Tensor], Tensor]) -> None:
+        """Set the thresholds: quantiles of the log-likelihood of healthy codes that hold brain.
+
+        Args:
+            volumes: Healthy (B, 1, Z, Y, X) of this worker.
+            total: Sum over the workers.
+        """
+        counts = torch.zeros(len(self.priors), LIKELIHOOD_BINS, dtype=torch.float64)
+        for x in volumes:
+            samples = slices_as_batch(x) if self.ndim == 2 else x
+            for part in samples[samples.flatten(1).any(1)].split(SLICES_AT_A_TIME):
+                likelihood, inside = self.log_likelihoods(part), self._holds_brain(part)
+                for k in range(len(self.priors)):
+                    values = likelihood[:, k][inside].cpu().clamp(-MAX_NATS, 0)
+                    counts[k] += values.histc(LIKELIHOOD_BINS, -MAX_NATS, 0)
+        below = total(counts).cumsum(1)
+        edges = torch.linspace(-MAX_NATS, 0, LIKELIHOOD_BINS + 1)[1:]
+        for k, counted in enumerate(below):
+            first = int((counted >= self.settings.heal_quantile * counted[-1]).nonzero()[0, 0])
+            self.log_threshold[k] = edges[first]
+
+
+def _levels(
+    config: Transformer, spatial: tuple[int, ...]
+) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Widths of the convolutions that are used, and the grid that is left behind them."""
+    for used in range(2, len(config.widths) + 1):
+        if any(n % 2**used for n in spatial):
+            raise ConfigError(
+                f"images of {spatial} do not fit the VQ-VAE: sides must be divisible by "
+                f"{2**used}; prepare the cohort with another --size"
+            )
+        grid = tuple(n // 2**used for n in spatial)
+        if math.prod(grid) <= config.max_tokens:
+            return config.widths[:used], grid
+    raise ConfigError(
+        f"images of {spatial} leave {math.prod(grid)} codes behind {len(config.widths)} "
+        f"convolutions, more than method.max_tokens, which is {config.max_tokens}: give more "
+        "--method.widths"
+    )

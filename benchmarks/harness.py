@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 import psutil
 import torch
@@ -63,7 +63,17 @@ def publish(name: str, rows: list[Row], *, keep: bool = True) -> None:
 
 def write(name: str, rows: list[Row]) -> None:
     """Write `results/NAME.json`."""
-    content = {
+    content = circumstances(name) | {
+        "rows": [asdict(row) | {"holds": row.holds} for row in rows],
+    }
+    RESULTS.mkdir(exist_ok=True)
+    (RESULTS / f"{name}.json").write_text(json.dumps(content, indent=2) + "\n")
+    print(f"benchmarks/results/{name}.json")
+
+
+def circumstances(name: str) -> dict[str, Any]:
+    """When, where and by which command something is measured."""
+    return {
         "command": f"python -m benchmarks.{name} {' '.join(sys.argv[1:])}".strip(),
         "commit": _git("rev-parse", "--short", "HEAD") + ("+" if _git("status", "-s") else ""),
         "date": datetime.date.today().isoformat(),
@@ -74,11 +84,7 @@ def write(name: str, rows: list[Row]) -> None:
             "gpu": torch.cuda.get_device_name(0) if torch.cuda.is_available() else None,
             "torch": torch.__version__,
         },
-        "rows": [asdict(row) | {"holds": row.holds} for row in rows],
     }
-    RESULTS.mkdir(exist_ok=True)
-    (RESULTS / f"{name}.json").write_text(json.dumps(content, indent=2) + "\n")
-    print(f"benchmarks/results/{name}.json")
 
 
 def in_turns(

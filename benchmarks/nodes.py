@@ -123,6 +123,8 @@ class Network:
     num_nodes: int
     environment: Mapping[str, str]
     """Of every command."""
+    disk_mib: int
+    """Size of the small disk."""
     started: list[subprocess.Popen[bytes]] = field(default_factory=list)
 
     @property
@@ -148,7 +150,7 @@ class Network:
         done = subprocess.run(
             self.enter(*command, node=node),
             cwd=REPOSITORY,
-            env=self._environment({}),
+            env=self.variables({}),
             capture_output=True,
             text=True,
             check=False,
@@ -156,24 +158,22 @@ class Network:
         assert done.returncode == 0, f"{command}: {done.stdout}{done.stderr}"
         return done.stdout
 
-    def start(
-        self, *command: object, node: int | str | None = 0, stdin: int | None = None, **more: str
-    ) -> Started:
+    def start(self, *command: object, node: int | str | None = 0, **more: str) -> Started:
         """Start a command in the background; its output goes to a file."""
         log = self.folder / f"{len(self.started):03d}.log"
         with log.open("wb") as stream:
             process = subprocess.Popen(
                 self.enter(*command, node=node),
                 cwd=REPOSITORY,
-                env=self._environment(more),
-                stdin=stdin,
+                env=self.variables(more),
                 stdout=stream,
                 stderr=subprocess.STDOUT,
             )
         self.started.append(process)
         return Started(process=process, log=log)
 
-    def _environment(self, more: Mapping[str, str]) -> dict[str, str]:
+    def variables(self, more: Mapping[str, str]) -> dict[str, str]:
+        """The whole environment of a command."""
         kept = {k: v for k, v in os.environ.items() if not k.startswith(("RAY_", "AWS_"))}
         return kept | {"PATH": f"{BIN}:{os.environ['PATH']}", **self.environment, **more}
 
@@ -219,8 +219,8 @@ class Network:
         psutil.wait_procs([raylet], 10)
 
     def stop_cluster(self) -> None:
-        """End all of Ray on all nodes without warning, other commands being over."""
-        found = self.processes("ray")
+        """End all of Ray on all nodes without warning, jobs being over."""
+        found = [p for p in self.processes() if _OF_RAY.search(_line(p))]
         for process in found:
             try:
                 process.kill()
@@ -237,7 +237,7 @@ class Network:
         try:
             done = subprocess.run(
                 self.enter(sys.executable, "-c", code),
-                env=self._environment(self.joined),
+                env=self.variables(self.joined),
                 capture_output=True,
                 text=True,
                 timeout=60,
@@ -279,7 +279,7 @@ class Network:
         faults.write(self.s3_folder)
 
     def requests(self) -> list[str]:
-        """Lines of the S3 server: seconds since 1970, method, path, status."""
+        """Lines of the S3 server: seconds since 1970, address, method, path, status."""
         log = self.s3_folder / "requests.log"
         return log.read_text().splitlines() if log.exists() else []
 
@@ -294,14 +294,26 @@ class Network:
         return Path(f"/proc/{self.holder}/root{self.disk}")
 
     def fill_disk(self) -> None:
-        """Leave no room on the small disk."""
-        ballast = f"{self.disk}/ballast"
-        # dd ends with an error once all is full, which is what it is for.
-        self.must("sh", "-c", f"dd if=/dev/zero of={ballast} bs=4k 2>/dev/null; test -s {ballast}")
+        """Leave no room on the small disk, whatever is on it."""
+        for _ in range(20):
+            used = self.must("df", "--block-size=1K", "--output=used", self.disk).split()[-1]
+            try:
+                # Not under 4 kB, which would mean no limit.
+                self._resize(f"{max(4, int(used))}k")
+                return
+            except AssertionError:
+                continue  # It has been written to in between.
+        raise TimeoutError(f"{self.disk} is written to too fast to fill it")
 
     def empty_disk(self) -> None:
         """Take back what `fill_disk` did."""
-        self.must("rm", "-f", f"{self.disk}/ballast")
+        self._resize(f"{self.disk_mib}m")
+
+    def _resize(self, size: str) -> None:
+        self.must("mount", "-o", f"remount,size={size}", self.disk)
+
+
+_OF_RAY = re.compile(r"^ray::|/bin/ray start|/site-packages/ray/")
 
 
 def _line(process: psutil.Process) -> str:
@@ -350,8 +362,9 @@ def network(
             folder=folder,
             num_nodes=num_nodes,
             environment=known | dict(environment or {}),
+            disk_mib=disk_mib,
         )
-        made.must("sh", "-ec", _layout(made, disk_mib), node=None)
+        made.must("sh", "-ec", _layout(made), node=None)
         if s3:
             _serve(made)
         yield made
@@ -368,7 +381,7 @@ def _is_ready(keeper: int) -> bool:
     return bool(children) and children[0].name() == "sleep"
 
 
-def _layout(made: Network, disk_mib: int) -> str:
+def _layout(made: Network) -> str:
     """The commands that lay out bridge, cables, nodes and disk."""
     lines = [
         "mount -t tmpfs tmpfs /run",
@@ -376,7 +389,7 @@ def _layout(made: Network, disk_mib: int) -> str:
         "ip link add br0 type bridge",
         "ip link set br0 up",
         f"mkdir {made.disk}",
-        f"mount -t tmpfs -o size={disk_mib}m tmpfs {made.disk}",
+        f"mount -t tmpfs -o size={made.disk_mib}m tmpfs {made.disk}",
     ]
     places = {f"n{k}": (f"p{k}", made.address(k)) for k in range(made.num_nodes)}
     for name, (port, address) in (places | {"s3": ("ps3", S3_HOST)}).items():

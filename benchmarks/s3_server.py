@@ -57,7 +57,7 @@ class FaultyS3:
         """Answer one request."""
         faults, hit = self._next()
         slow = bool(hit and faults.slow_s and hit % 2 == 0)
-        what = f"{environ['REQUEST_METHOD']} {environ['PATH_INFO']}"
+        what = f"{environ['REMOTE_ADDR']} {environ['REQUEST_METHOD']} {environ['PATH_INFO']}"
         if hit and not slow:
             self._note(what, "500")
             # The connection stays open: what was sent on it must not be taken for a request.

@@ -1,0 +1,140 @@
+"""The table of `docs/reliability.md`, from what `benchmarks.faults` has measured."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+from benchmarks.harness import Row
+from benchmarks.nodes import REPOSITORY
+
+PAGE = REPOSITORY / "docs" / "reliability.md"
+BEGIN, END = "<!-- measured: begin -->", "<!-- measured: end -->"
+"""What stands between them is written by `write`; the rest of the page is not touched."""
+
+HEADS = {
+    "worker": "a worker process is killed",
+    "raylet": "a node's raylet is killed",
+    "driver": "the job itself is killed",
+    "head": "the head (GCS) is killed",
+    "s3": "S3 answers 1 in 10 with 500 or late",
+    "disk": "the disk is full for 20 s",
+    "cut": "a node is cut off for 20 s",
+}
+STAGES = ("prepare", "fit", "tune", "evaluate")
+
+Cell = Mapping[str, Any]
+
+
+def outcome(cell: Cell) -> str:
+    """How a job came back."""
+    codes = cell["codes"]
+    if codes == [0]:
+        return "by itself"
+    if codes[-1] != 0:
+        return "**not**"
+    again = "the same command" if len(codes) == 2 else f"the same command, {len(codes) - 1} times"
+    return f"{again}, behind a hang" if "hung" in codes else again
+
+
+def is_equal(cell: Cell, cells: Mapping[tuple[str, str], Cell]) -> bool:
+    """Whether the final figures are those of an undisturbed job, bit for bit."""
+    return bool(cell["whole"]) and cell["whole"] == cells[cell["stage"], "none"]["whole"]
+
+
+def lost(cell: Cell, cells: Mapping[tuple[str, str], Cell]) -> float:
+    """Seconds longer than undisturbed; negative where noise is larger than the loss."""
+    against = "none-disk" if cell["fault"] == "disk" else "none"
+    return float(cell["seconds"] - cells[cell["stage"], against]["seconds"])
+
+
+def rows(measured: Sequence[Cell]) -> list[dict[str, Any]]:
+    """The figures in the form that all benchmarks share."""
+    cells = {(c["stage"], c["fault"]): c for c in measured}
+    faulty = [c for c in measured if not c["fault"].startswith("none")]
+    faulty = [c for c in faulty if (c["stage"], "none") in cells]
+    if not faulty:
+        return []
+    counts = {
+        "cells whose figures are those of an undisturbed job": [is_equal(c, cells) for c in faulty],
+        "cells that come back by themselves": [c["codes"] == [0] for c in faulty],
+        "cells that come back by themselves or by the same command": [
+            c["codes"][-1] == 0 for c in faulty
+        ],
+        "cells without a hang": ["hung" not in c["codes"] for c in faulty],
+        "cells in which nothing half-written passed as whole": [
+            not c["false_whole"] for c in faulty
+        ],
+    }
+    found = [
+        Row(
+            measure=what,
+            value=sum(holds) / len(holds),
+            unit="share",
+            goal="" if "themselves" in what and "command" not in what else ">= 1",
+            detail=f"{sum(holds)} of {len(holds)} cells",
+        )
+        for what, holds in counts.items()
+    ]
+    return [asdict(row) | {"holds": row.holds} for row in found]
+
+
+def write(measured: Sequence[Cell]) -> None:
+    """Put the table and what does not hold into the page."""
+    before, _, rest = PAGE.read_text().partition(BEGIN)
+    after = rest.partition(END)[2]
+    PAGE.write_text(f"{before}{BEGIN}\n{text(measured)}\n{END}{after}")
+    print(PAGE.relative_to(REPOSITORY))
+
+
+def text(measured: Sequence[Cell]) -> str:
+    """The measured part of the page, in Markdown."""
+    cells = {(c["stage"], c["fault"]): c for c in measured}
+    lines = [
+        "| | " + " | ".join(STAGES) + " |",
+        "|---" * (len(STAGES) + 1) + "|",
+        "| undisturbed | " + " | ".join(_alone(cells.get((s, "none"))) for s in STAGES) + " |",
+    ]
+    for fault, head in HEADS.items():
+        shown = [_shown(cells.get((stage, fault)), cells) for stage in STAGES]
+        lines.append(f"| {head} | " + " | ".join(shown) + " |")
+    exceptions = _exceptions(cells)
+    lines += ["", "### What does not hold", ""]
+    lines += exceptions or ["Every cell that was measured holds."]
+    return "\n".join(lines)
+
+
+def _alone(cell: Cell | None) -> str:
+    return "not measured" if cell is None else f"{cell['seconds']:.0f} s"
+
+
+def _shown(cell: Cell | None, cells: Mapping[tuple[str, str], Cell]) -> str:
+    if cell is None or (cell["stage"], "none") not in cells:
+        return "not measured"
+    figures = "equal" if is_equal(cell, cells) else "**not equal**"
+    back = "" if cell["back_s"] is None else f", on again {cell['back_s']:.0f} s behind it"
+    return f"{outcome(cell)}{back}; {lost(cell, cells):+.0f} s; figures {figures}"
+
+
+def _exceptions(cells: Mapping[tuple[str, str], Cell]) -> list[str]:
+    """A line for whatever falls short of the promise."""
+    lines = []
+    for stage in STAGES:
+        for fault, head in HEADS.items():
+            cell = cells.get((stage, fault))
+            name = f"{stage}, {head}"
+            if cell is None or (stage, "none") not in cells:
+                lines.append(f"- {name}: not measured.")
+                continue
+            what = []
+            if cell["codes"][-1] != 0:
+                what.append(f"did not come back, exit codes {cell['codes']}")
+            elif "hung" in cell["codes"]:
+                what.append("the job hung and had to be killed")
+            if not is_equal(cell, cells):
+                what.append("the figures are not those of an undisturbed job")
+            if cell["false_whole"]:
+                what.append(f"passed as whole and was not: {', '.join(cell['false_whole'])}")
+            if what:
+                said = f" It said: `{cell['said'][-1]}`" if cell["said"] else ""
+                lines.append(f"- {name}: {'; '.join(what)}.{said}")
+    return lines

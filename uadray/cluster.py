@@ -4,12 +4,17 @@ A job joins the cluster that `RAY_ADDRESS` names (`ray job submit` sets it) and 
 its own on this machine, for as long as the process lives.
 """
 
+import hashlib
 import logging
 import os
-from collections.abc import Iterator
+import time
+import uuid
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import Any
 
-from uadray.errors import UadrayError
+from uadray import files
+from uadray.errors import ConfigError, UadrayError
 
 _QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -57,6 +62,147 @@ def connect(*, dashboard: bool = False) -> None:
     # Ray's own wrapping of an error in a map keeps its text alone, not the error.
     context.raise_original_map_exception = True
     logging.getLogger("ray.data").setLevel(logging.WARNING)
+
+
+def check_shared(*folders: str) -> None:
+    """Refuse local folders for results that other nodes of the cluster do not see.
+
+    A file with a name of its own is left in each for as long as a task looks for it on every node
+    that can do work; a URL such as `s3://` is seen by all.
+
+    Raises:
+        ConfigError: a node does not see one.
+    """
+    local = [folder for folder in folders if not files.is_remote(folder)]
+    others = _other_nodes() if local else []
+    if not others:
+        return
+    # Names under which the drafts of killed writers are removed, too.
+    probes = [files.join(folder, f".shared.{uuid.uuid4().hex}") for folder in local]
+    try:
+        for probe in probes:
+            files.write_bytes(probe, b"shared")
+        _refuse_blind(others, probes, " and ".join(local), "does not see it")
+    finally:
+        for probe in probes:
+            files.remove(probe)
+
+
+def check_readable(*paths: str) -> None:
+    """Refuse local files to read that other nodes of the cluster lack, or have in another version.
+
+    Copies of the same content on each node are as good as a shared folder. A file that this node
+    lacks is left to whoever reads it.
+
+    Raises:
+        ConfigError: a node lacks one.
+    """
+    local = [path for path in paths if not files.is_remote(path) and _mark(path)]
+    others = _other_nodes() if local else []
+    if others:
+        _refuse_blind(others, local, " and ".join(local), "lacks it, or has another version")
+
+
+MAX_CHECKED_NODES = 16
+"""More are not asked: folders are missing on one node, or on all but one."""
+
+_ANSWER_S = 60.0
+"""A node that does not answer within so many seconds is not held against the folder."""
+
+
+def _other_nodes() -> list[dict[str, Any]]:
+    """Nodes that can do work, without the one of this process."""
+    import ray
+
+    here = ray.get_runtime_context().get_node_id()
+    able = [
+        node
+        for node in ray.nodes()
+        if node["Alive"] and (node["Resources"].get("CPU") or node["Resources"].get("GPU"))
+    ]
+    return [node for node in able if node["NodeID"] != here][:MAX_CHECKED_NODES]
+
+
+def _refuse_blind(
+    nodes: Sequence[Mapping[str, Any]], paths: Sequence[str], what: str, problem: str
+) -> None:
+    """Ask nodes for local files; refuse where one has not the content that they have here."""
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    here = [_mark(path) for path in paths]
+    look = ray.remote(num_cpus=0, max_retries=0)(_marks)
+    asked = {
+        look.options(
+            scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+        ).remote(list(paths)): node["NodeManagerAddress"]
+        for node in nodes
+    }
+    done, _ = ray.wait(list(asked), num_returns=len(asked), timeout=_ANSWER_S)
+    blind = []
+    for answer in done:
+        try:
+            there = ray.get(answer)
+        except ray.exceptions.RayError:
+            continue  # a node that has just died sees nothing, and is not asked again
+        if there != here:
+            blind.append(asked[answer])
+    if blind:
+        raise ConfigError(
+            f"{what}: node {', '.join(sorted(blind)[:3])} of the cluster {problem}. Tasks run on "
+            "all nodes: give a folder that they share, such as one on NFS at the same path, or a "
+            "URL such as s3://BUCKET/FOLDER"
+        )
+
+
+def _marks(paths: Sequence[str]) -> list[str]:
+    return [_mark(path) for path in paths]
+
+
+def _mark(path: str) -> str:
+    """Size and both ends of a local file, in short; empty where it cannot be read."""
+    try:
+        with open(path.removeprefix("file://"), "rb") as file:
+            size = file.seek(0, os.SEEK_END)
+            file.seek(0)
+            ends = file.read(_END_BYTES)
+            file.seek(max(0, size - _END_BYTES))
+            ends += file.read(_END_BYTES)
+    except OSError:
+        return ""
+    return f"{size}-{hashlib.sha256(ends).hexdigest()}"
+
+
+_END_BYTES = 65_536
+"""The seal of a cohort stands at the end of its attributes, whose beginning may be many scans."""
+
+
+def wait_for_room(
+    bundles: Sequence[Mapping[str, float]], fits: Callable[[], bool], minutes: float
+) -> bool:
+    """Ask an autoscaler for room and wait until it is there.
+
+    Args:
+        bundles: Resources of each worker.
+        fits: Whether there is room by now.
+        minutes: How long to wait; 0 asks for nothing.
+
+    Returns:
+        Whether there is room.
+    """
+    if minutes <= 0 or fits():
+        return fits()
+    from ray.autoscaler.sdk import request_resources
+
+    deadline = time.monotonic() + 60 * minutes
+    request_resources(bundles=[dict(bundle) for bundle in bundles])
+    try:
+        while not fits() and time.monotonic() < deadline:
+            time.sleep(1)
+    finally:
+        # Those who wanted the nodes take them now; a standing request would keep them for ever.
+        request_resources(bundles=[])
+    return fits()
 
 
 @contextmanager

@@ -178,6 +178,8 @@ def _fill(
     if not missing:
         return
     cluster.connect()
+    cluster.check_shared(writer.url)
+    cluster.check_readable(*_own_files(rows[0][0]))
     kept = writer.kept_rows()
     names = {r: kept_name(r, sizes[r]) for shard in missing for r in writer.rows_of(shard)}
     shards = _Shards(writer, missing, {r: name for r, name in names.items() if name in kept})
@@ -196,6 +198,10 @@ def _fill(
             shards.add(result)
             progress.advance(1, note=f"{len(failures)} quarantined")
         shards.finish()
+
+
+def _own_files(scan: Scan) -> list[str]:
+    return [path for path in (scan.image, scan.brain, scan.lesion) if path]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from uadray import cluster
+from uadray import cluster, files
 from uadray.config import Experiment
 from uadray.detectors import Detector, GradientDetector, StreamDetector, num_parameters
 from uadray.errors import ConfigError, StoppedError
@@ -120,6 +120,7 @@ def _fit(
     if isinstance(detector, (GradientDetector, StreamDetector)):
         # The dashboard frees what a group leaves behind whose driver was killed.
         cluster.connect(dashboard=scale.num_workers > 1)
+        cluster.check_readable(files.join(cohort.url, "zarr.json"))
     if not isinstance(detector, GradientDetector):
         if track != TrackConfig():
             raise ConfigError(f"{run.experiment.name} has no epochs to track: drop --track")

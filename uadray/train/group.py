@@ -17,7 +17,7 @@ import torch.distributed
 from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError, UserCallback
 from ray.train.torch import TorchTrainer, prepare_model
 
-from uadray import files
+from uadray import cluster, files
 from uadray.detectors import GradientDetector
 from uadray.errors import ConfigError, StoppedError, UadrayError
 from uadray.store import Cohort
@@ -53,6 +53,9 @@ class ScaleConfig:
     """Logical CPUs of each worker of a group; the rest of a node reads."""
     max_failures: int = 3
     """How often a group is started again from its newest checkpoint."""
+    wait_minutes: float = 0.0
+    """How long a group waits for nodes that an autoscaler is to start; 0 refuses at once what does
+    not fit on the nodes that are there."""
 
     def __post_init__(self) -> None:
         if self.num_workers < 1 or self.cpus_per_worker <= 0:
@@ -61,8 +64,10 @@ class ScaleConfig:
             raise ConfigError(
                 f"scale.min_workers must be in [0, num_workers], was {self.min_workers}"
             )
-        if self.micro_batch < 0 or self.max_failures < 0:
-            raise ConfigError("scale.micro_batch and scale.max_failures must be >= 0")
+        if min(self.micro_batch, self.max_failures, self.wait_minutes) < 0:
+            raise ConfigError(
+                "scale.micro_batch, scale.max_failures and scale.wait_minutes must be >= 0"
+            )
 
 
 def can_run(nodes: Sequence[float], num_workers: int, cpus: float) -> bool:
@@ -99,16 +104,12 @@ def fit_group(
         What rank 0's `fit_worker` does.
 
     Raises:
-        ConfigError: the cluster has no room for the group.
+        ConfigError: the cluster has no room for the group, or its nodes do not share the folder.
         UadrayError: whatever named error ended a worker; starting again would not help.
         TrainingFailedError: the workers failed more than `scale.max_failures` times.
     """
     _check_room(scale)
-    if sum(node["Alive"] for node in ray.nodes()) > 1 and not files.is_remote(run.url):
-        print(
-            f"warning: {run.url} must be on storage that all nodes share, such as NFS or s3://",
-            flush=True,
-        )
+    cluster.check_shared(run.url)
     worker: Any = _group_worker
     workers: Any = (scale.min_workers, scale.num_workers) if scale.min_workers else None
     callbacks: Any = [_EndOnNamedErrors()]
@@ -161,21 +162,37 @@ class _EndOnNamedErrors(UserCallback):
 
 
 def _check_room(scale: ScaleConfig) -> None:
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    cpus = [float(node.get("CPU", 0)) for node in nodes]
     fewest = scale.min_workers or scale.num_workers
+    bundle = {"CPU": scale.cpus_per_worker} | ({"GPU": 1} if scale.use_gpu else {})
+    # What reads beside the workers wants room, too.
+    bundles = [bundle] * scale.num_workers + [{"CPU": READ_CPUS}]
+
+    def fits() -> bool:
+        cpus, gpus = _room()
+        has_gpus = not scale.use_gpu or sum(gpus) >= fewest
+        return has_gpus and can_run(cpus, fewest, scale.cpus_per_worker)
+
+    if cluster.wait_for_room(bundles, fits, scale.wait_minutes):
+        return
+    cpus, gpus = _room()
     if not can_run(cpus, fewest, scale.cpus_per_worker):
         raise ConfigError(
             f"{fewest} workers of {scale.cpus_per_worker} CPUs and a read task of {READ_CPUS} do "
             f"not surely fit on nodes of {', '.join(f'{n:g}' for n in cpus)} CPUs: lower "
-            "--scale.num-workers or --scale.cpus-per-worker"
+            "--scale.num-workers or --scale.cpus-per-worker (or, where an autoscaler starts nodes, "
+            "give it --scale.wait-minutes)"
         )
-    gpus = sum(node.get("GPU", 0) for node in nodes)
-    if scale.use_gpu and fewest > gpus:
-        raise ConfigError(
-            f"{fewest} workers need as many GPUs; the cluster has {gpus:g}: lower "
-            "--scale.num-workers or drop --scale.use-gpu"
-        )
+    raise ConfigError(
+        f"{fewest} workers need as many GPUs; the cluster has {sum(gpus):g}: lower "
+        "--scale.num-workers or drop --scale.use-gpu"
+    )
+
+
+def _room() -> tuple[list[float], list[float]]:
+    """Logical CPUs and GPUs of each node."""
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    cpus, gpus = ([float(node.get(kind, 0)) for node in nodes] for kind in ("CPU", "GPU"))
+    return cpus, gpus
 
 
 @contextmanager

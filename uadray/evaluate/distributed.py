@@ -154,6 +154,8 @@ class _Pass:
         if len(rows) == 0:
             return seconds
         cluster.connect()
+        cluster.check_readable(files.join(self.cohort.url, "zarr.json"))
+        cluster.check_shared(*(run.url for run in self.runs))
         cpus = ray.cluster_resources().get("CPU", 1)
         blocks = len(np.unique(rows // CHUNK_VOLUMES))
         actors = min(blocks, max(1, int((cpus - READ_CPUS) // ACTOR_CPUS)))

@@ -4,6 +4,7 @@ import sys
 from collections.abc import Callable
 from typing import NoReturn
 
+from uadray import files
 from uadray.errors import UadrayError
 
 OK, FAILED, INCOMPLETE = 0, 1, 3
@@ -19,7 +20,7 @@ def run(main: Callable[[], int | None]) -> NoReturn:
     try:
         sys.exit(main() or OK)
     except UadrayError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {files.without_secrets(str(error))}", file=sys.stderr)
         sys.exit(FAILED)
     except KeyboardInterrupt:
         print("interrupted; run the same command again to go on", file=sys.stderr)

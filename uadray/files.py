@@ -12,6 +12,8 @@ from typing import Any, BinaryIO, cast
 
 import fsspec
 
+from uadray.errors import ConfigError
+
 _DRAFT = re.compile(r"\..+\.[0-9a-f]{32}")
 """Names under which `write_bytes` writes aside."""
 
@@ -27,11 +29,34 @@ def is_remote(url: str) -> bool:
 
 
 def normalise(url: str | os.PathLike[str]) -> str:
-    """An absolute local path, or the URL without a trailing slash."""
+    """An absolute local path, or the URL without a trailing slash.
+
+    Raises:
+        ConfigError: the URL holds a password or a signature, which records and logs would repeat.
+    """
     url = os.fspath(url)
     if is_remote(url):
+        if (shown := without_secrets(url)) != url:
+            raise ConfigError(
+                f"{shown}: the URL holds a password or a signed query, which would stand in every "
+                "record of the results: give them by environment variables, a role of the "
+                "machine, or the configuration files of the storage's library"
+            )
         return url.rstrip("/")
     return str(Path(url.removeprefix("file://")).expanduser().absolute())
+
+
+_PASSWORD = re.compile(r"(\w://)[^/\s'\"@:]*:[^/\s'\"@]*@|(https?://)[^/\s'\"@]+@")
+_SIGNED = re.compile(r"(https?://[^\s'\"?]+)\?[^\s'\"]*")
+
+
+def without_secrets(text: str) -> str:
+    """`text` with what may be secret left out of each URL in it, for records and messages.
+
+    That is `user:password@`, whatever stands there in `https://`, and the query of `http://` and
+    `https://`, where signed URLs have their signature.
+    """
+    return _SIGNED.sub(r"\1?...", _PASSWORD.sub(r"\1\2...@", text))
 
 
 def join(url: str, *parts: str) -> str:

@@ -16,7 +16,7 @@ import SimpleITK as sitk
 import torch
 from ray import cloudpickle
 
-from uadray import cluster, errors
+from uadray import cluster, errors, files
 from uadray.errors import (
     ConfigError,
     ScanError,
@@ -218,9 +218,9 @@ class _Item:
         return Failure(
             row=self.row,
             id=self.scan.id,
-            source=self.scan.image,
+            source=files.without_secrets(self.scan.image),
             source_bytes=self.source_bytes,
-            reason=reason,
+            reason=files.without_secrets(reason),
         )
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import fsspec
 
+from uadray import files
 from uadray.config import to_json
 from uadray.prepare.layouts import PHANTOM_SCHEME, Scan
 from uadray.prepare.splits import SplitConfig
@@ -24,17 +25,21 @@ def make_plan(
     """What decides a cohort's content, as a JSON value.
 
     Paths stand relative to their common folder, so that a cohort is the same wherever its scans
-    lie.
+    lie, and without what is secret in signed URLs.
     """
     prefix = _common_folder([path for scan, _ in rows for path in _paths(scan)])
+
+    def shown(path: str) -> str:
+        return files.without_secrets(path).removeprefix(files.without_secrets(prefix))
+
     scans = []
     for scan, part in rows:
         fields = {key: value for key, value in asdict(scan).items() if value}
         for key in ("image", "brain", "lesion"):
             if key in fields:
-                fields[key] = fields[key].removeprefix(prefix)
+                fields[key] = shown(fields[key])
         if scan.more_lesions:
-            fields["more_lesions"] = [path.removeprefix(prefix) for path in scan.more_lesions]
+            fields["more_lesions"] = list(map(shown, scan.more_lesions))
         if scan.synthetic_lesion:
             fields["synthetic_lesion"] = scan.synthetic_lesion.rsplit("/", 1)[-1]
         scans.append({**fields, "split": part})
@@ -75,7 +80,7 @@ def subject_of(row: int, scan: Scan, split: Split, volume: PreparedVolume, size:
         split=split,
         modality=scan.modality,
         affine=tuple(tuple(map(float, line)) for line in volume.affine),
-        source=scan.image,
+        source=files.without_secrets(scan.image),
         source_bytes=size,
         brain_ml=volume.brain_ml,
         lesion_ml=volume.lesion_ml,

@@ -19,8 +19,8 @@ RAY_ALLOWED = {
 }
 HEIGHT = [
     {"errors"},
-    {"files", "counter", "batch", "cli", "memory", "order", "progress"},
-    {"methods"},
+    {"files", "counter", "batch", "calling", "memory", "order", "progress"},
+    {"cli", "methods"},
     {"config"},
     {"store", "erasing", "cluster"},
     {"prepare", "stream", "detectors"},

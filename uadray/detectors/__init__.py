@@ -4,6 +4,8 @@ from typing import Any
 
 from uadray import config, methods
 from uadray.config import Method
+from uadray.detectors.aae import AAEDetector
+from uadray.detectors.autoencoder import AutoencoderDetector
 from uadray.detectors.base import (
     Detector,
     GradientDetector,
@@ -18,7 +20,11 @@ from uadray.detectors.baselines import (
     PCADetector,
     ZScoreDetector,
 )
+from uadray.detectors.bayesian import BayesianAEDetector
+from uadray.detectors.cevae import CeVAEDetector
+from uadray.detectors.gan import FAnoGANDetector
 from uadray.detectors.gmvae import GMVAEDetector, VAERestorationDetector
+from uadray.detectors.scalespace import SSAEDetector
 from uadray.detectors.vae import VAEDetector
 from uadray.detectors.vqvae import TransformerDetector
 
@@ -33,6 +39,13 @@ __all__ = [
 
 REGISTRY: dict[type, Any] = {
     config.VAE: VAEDetector,
+    methods.Autoencoder: AutoencoderDetector,
+    methods.StudyAE: AutoencoderDetector,
+    methods.CeVAE: CeVAEDetector,
+    methods.AAE: AAEDetector,
+    methods.BayesianAE: BayesianAEDetector,
+    methods.SSAE: SSAEDetector,
+    methods.FAnoGAN: FAnoGANDetector,
     methods.VAERestoration: VAERestorationDetector,
     methods.GMVAERestoration: GMVAEDetector,
     methods.Transformer: TransformerDetector,

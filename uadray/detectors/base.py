@@ -180,6 +180,13 @@ def batch_as_slices(x_NCYX: Tensor, num_volumes: int) -> Tensor:
     return x_NCYX.unflatten(0, (num_volumes, -1)).transpose(1, 2)
 
 
+def by_samples(function: Callable[[Tensor], Tensor], x_BCZYX: Tensor, ndim: int) -> Tensor:
+    """A function of samples applied to volumes: to their axial slices where `ndim` is 2."""
+    if ndim == 3:
+        return function(x_BCZYX)
+    return batch_as_slices(function(slices_as_batch(x_BCZYX)), len(x_BCZYX))
+
+
 def num_parameters(detector: nn.Module) -> int:
     """Learned numbers, fitted buffers included."""
     return sum(t.numel() for t in detector.state_dict().values() if isinstance(t, torch.Tensor))

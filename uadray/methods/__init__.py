@@ -6,7 +6,16 @@ class in `uadray.detectors` with a line in its registry.
 
 from typing import get_args
 
-from uadray.methods import bengs, plain, restoration, vqvae
+from uadray.methods import adversarial, autoencoders, bengs, plain, restoration, vqvae
+from uadray.methods.adversarial import FAnoGAN
+from uadray.methods.autoencoders import (
+    AAE,
+    SSAE,
+    Autoencoder,
+    BayesianAE,
+    CeVAE,
+    StudyAE,
+)
 from uadray.methods.base import Learned, Named, Settings
 from uadray.methods.bengs import VAE
 from uadray.methods.plain import PCA, HistEq, Intensity, MeanImage, ZScore
@@ -14,10 +23,16 @@ from uadray.methods.restoration import GMVAERestoration, VAERestoration
 from uadray.methods.vqvae import Transformer
 
 __all__ = [
+    "AAE",
     "METHODS",
     "NAMED",
     "PCA",
+    "SSAE",
     "VAE",
+    "Autoencoder",
+    "BayesianAE",
+    "CeVAE",
+    "FAnoGAN",
     "GMVAERestoration",
     "HistEq",
     "Intensity",
@@ -26,6 +41,7 @@ __all__ = [
     "Method",
     "Named",
     "Settings",
+    "StudyAE",
     "Transformer",
     "VAERestoration",
     "ZScore",
@@ -33,6 +49,13 @@ __all__ = [
 
 Method = (
     VAE
+    | Autoencoder
+    | StudyAE
+    | CeVAE
+    | AAE
+    | BayesianAE
+    | SSAE
+    | FAnoGAN
     | VAERestoration
     | GMVAERestoration
     | Transformer
@@ -47,6 +70,8 @@ METHODS: tuple[type[Settings], ...] = get_args(Method)
 
 NAMED: dict[str, Named] = {
     **bengs.NAMED,
+    **autoencoders.NAMED,
+    **adversarial.NAMED,
     **restoration.NAMED,
     **vqvae.NAMED,
     **plain.NAMED,

@@ -1,5 +1,6 @@
 """Baur et al. 2018: deep autoencoding models for MS lesions in FLAIR."""
 
+from uadray.config import NAMED, experiment
 from uadray.papers.study import CohortNeed, Entry, Paper, Published, Study
 
 MS = CohortNeed(role="ms", data="in-house, 49 patients with MS", modality="FLAIR", num_test=49)
@@ -32,7 +33,7 @@ BAUR_2018 = Paper(
             entries=tuple(
                 Entry(
                     label=name,
-                    experiment=None,
+                    experiment=experiment(name) if name in NAMED else None,
                     role="ms",
                     published={
                         "dice_s_mean": Published(value=mean, deviation=deviation),

@@ -43,12 +43,25 @@ _TABLE_4_II = (
 )
 
 
+_OURS = {
+    "AE (dense)": "AE-dense",
+    "AE (spatial)": "AE-spatial",
+    "VAE (restoration)": "VAE-restoration",
+    "GMVAE (restoration)": "GMVAE-restoration",
+    "f-AnoGAN": "f-AnoGAN",
+    "SSAE (spatial)": "SSAE",
+    "Transformer": "Transformer",
+    "HistEq": "HistEq",
+}
+"""Our name of each row's method."""
+
+
 def _entry(label: str, role: str, figures: Sequence[float | None]) -> Entry:
     # The paper takes the trapezoid under the precision-recall curve for its AUPRC.
     names = ("upper_bound_dice", "auprc_trapezoid", "auroc")
     return Entry(
         label=label,
-        experiment=experiment("HistEq") if label == "HistEq" else None,
+        experiment=experiment(_OURS[label]),
         role=role,
         published={
             name: Published(value=figure)

@@ -14,7 +14,7 @@ import tyro
 from rich.console import Console
 
 from uadray import cli, files
-from uadray.config import BASELINES, VAE, Experiment, experiment, with_fit
+from uadray.config import BASELINES, Experiment, Learned, experiment, learns, with_fit
 from uadray.evaluate.distributed import evaluate
 from uadray.prepare.ingest import prepare_cohort
 from uadray.prepare.layouts import phantom
@@ -50,7 +50,7 @@ class Demo:
         """The experiment of that name at the demo's size."""
         # Epochs are of a second or two: a checkpoint behind each would take as long.
         wanted = with_fit(experiment(name), epochs=self.epochs, checkpoint_every=5)
-        is_3d = isinstance(wanted.method, VAE) and wanted.method.ndim == 3
+        is_3d = isinstance(wanted.method, Learned) and wanted.method.ndim == 3
         # The paper's batches of 32 volumes would make three steps an epoch of so small a cohort.
         return with_fit(wanted, batch_size=4) if is_3d else wanted
 
@@ -72,7 +72,7 @@ def make_cohorts(job: Demo) -> dict[str, Cohort]:
 def fit_one(job: Demo, name: str, cohort: Cohort) -> Run:
     """Fit one experiment, with progress."""
     wanted = job.experiment(name)
-    total = job.epochs if isinstance(wanted.method, VAE) else 1
+    total = job.epochs if learns(wanted) else 1
     with Progress(total=total, what=f"epochs of {name}") as progress:
         return fit(
             wanted,

@@ -6,7 +6,8 @@
     python jobs/train.py 3D-None --cohort runs/healthy.zarr --out runs/tenth --fit.data-share 0.1
     python jobs/train.py 3D-None --help          all settings of that experiment
 
-Experiments: {known}; any n in PCA-n.
+Experiments: {known};
+any n in PCA-n; 3D-NAME, such as 3D-sVAE, takes volumes; NAME-Patch-n and 3D-NAME-Cube-n erase.
 
 The same command again goes on from the newest checkpoint; a finished run is left as it is.
 """
@@ -19,7 +20,7 @@ from typing import Annotated
 import tyro
 
 from uadray import cli
-from uadray.config import BASELINES, BENGS_TABLE_1, VAE, Experiment, experiment
+from uadray.config import BASELINES, BENGS_TABLE_1, OTHERS, Experiment, experiment, learns
 from uadray.progress import Progress
 from uadray.store import open_cohort
 from uadray.train.distributed import ScaleConfig, TrackConfig, fit, format_metrics
@@ -42,7 +43,7 @@ class Train:
 
 
 def main() -> None:
-    known = ", ".join((*BENGS_TABLE_1, *BASELINES))
+    known = ", ".join((*BENGS_TABLE_1, *BASELINES, *OTHERS))
     description = (__doc__ or "").replace("{known}", known)
     args = sys.argv[1:]
     if not args or args[0].startswith("-"):
@@ -57,7 +58,7 @@ def main() -> None:
         # The name has chosen the method; its settings need no subcommand.
         config=(tyro.conf.AvoidSubcommands,),
     )
-    epochs = job.experiment.fit.epochs if isinstance(job.experiment.method, VAE) else 1
+    epochs = job.experiment.fit.epochs if learns(job.experiment) else 1
     with Progress(total=epochs, what="epochs") as progress:
         run = fit(
             job.experiment,

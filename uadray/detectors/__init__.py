@@ -5,6 +5,7 @@ from typing import Any
 from uadray import config, methods
 from uadray.config import Method
 from uadray.detectors.aae import AAEDetector
+from uadray.detectors.anogan import AnoGANDetector
 from uadray.detectors.autoencoder import AutoencoderDetector
 from uadray.detectors.base import (
     Detector,
@@ -46,6 +47,7 @@ REGISTRY: dict[type, Any] = {
     methods.BayesianAE: BayesianAEDetector,
     methods.SSAE: SSAEDetector,
     methods.FAnoGAN: FAnoGANDetector,
+    methods.AnoGAN: AnoGANDetector,
     methods.VAERestoration: VAERestorationDetector,
     methods.GMVAERestoration: GMVAEDetector,
     methods.Transformer: TransformerDetector,

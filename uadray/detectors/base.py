@@ -187,6 +187,31 @@ def by_samples(function: Callable[[Tensor], Tensor], x_BCZYX: Tensor, ndim: int)
     return batch_as_slices(function(slices_as_batch(x_BCZYX)), len(x_BCZYX))
 
 
+def in_pieces(
+    function: Callable[[Tensor], Tensor], x_BCZYX: Tensor, ndim: int, most_voxels: int
+) -> Tensor:
+    """`by_samples` for what takes long or much memory: samples with brain alone, a few at a time.
+
+    Args:
+        function: Of (N, 1, *spatial), to the same shape; samples do not see each other.
+        x_BCZYX: Volumes.
+        ndim: 2 or 3.
+        most_voxels: Of the samples that are given at a time; one sample at least is.
+
+    Returns:
+        (B, 1, Z, Y, X); 0 where a sample holds no brain.
+    """
+
+    def run(samples: Tensor) -> Tensor:
+        output = torch.zeros_like(samples)
+        holds_brain = samples.flatten(1).any(1).nonzero()[:, 0]
+        for part in holds_brain.split(max(1, most_voxels // samples[0].numel())):
+            output[part] = function(samples[part])
+        return output
+
+    return by_samples(run, x_BCZYX, ndim)
+
+
 def num_parameters(detector: nn.Module) -> int:
     """Learned numbers, fitted buffers included."""
     return sum(t.numel() for t in detector.state_dict().values() if isinstance(t, torch.Tensor))

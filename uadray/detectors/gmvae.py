@@ -2,11 +2,11 @@
 
 import math
 
-import torch
 from torch import Tensor, nn
 
+from uadray.detectors.coders import bounded, divergence
 from uadray.detectors.restoration import RestorationMixin
-from uadray.detectors.vae import MAX_LOG_SIGMA, VAEDetector
+from uadray.detectors.vae import VAEDetector
 from uadray.methods import VAE, GMVAERestoration, VAERestoration
 from uadray.methods.restoration import Restoring
 
@@ -28,11 +28,6 @@ def data_term(config: Restoring, output: Tensor, target: Tensor) -> Tensor:
     """Sum of absolute or squared differences of each sample, (B,)."""
     difference = (output - target).float().flatten(1)
     return (difference.abs() if config.data_term == "l1" else difference.square()).sum(1)
-
-
-def unit_divergence(mu: Tensor, log_sigma: Tensor) -> Tensor:
-    """KL(N(mu, sigma) | N(0, 1)) of each unit."""
-    return 0.5 * (mu.square() + (2 * log_sigma).exp() - 1 - 2 * log_sigma)
 
 
 class VAERestorationDetector(RestorationMixin, VAEDetector):
@@ -57,7 +52,7 @@ class VAERestorationDetector(RestorationMixin, VAEDetector):
         """Data term + kl_weight * KL, a voxel."""
         mu, log_sigma = (t.float() for t in self.encode(x_in))
         output = self.decode(mu + log_sigma.exp() * noise).float()
-        units = unit_divergence(mu, log_sigma)
+        units = divergence(mu, log_sigma)
         total = data_term(self.settings, output, target) + self.settings.kl_weight * units.sum(1)
         return {
             "loss": total.mean() / target[0].numel(),
@@ -69,10 +64,8 @@ class VAERestorationDetector(RestorationMixin, VAEDetector):
     def energy(self, image: Tensor) -> Tensor:
         """Data term + kl_weight * KL at the latent's mean, (B,)."""
         mu, log_sigma = (t.float() for t in self.encode(image))
-        divergence = unit_divergence(mu, log_sigma).sum(1)
-        return data_term(self.settings, self.decode(mu), image) + (
-            self.settings.kl_weight * divergence
-        )
+        data = data_term(self.settings, self.decode(mu), image)
+        return data + self.settings.kl_weight * divergence(mu, log_sigma).sum(1)
 
 
 class GMVAEDetector(RestorationMixin, VAEDetector):
@@ -104,11 +97,9 @@ class GMVAEDetector(RestorationMixin, VAEDetector):
         """Mean and log deviation of z in each cluster, each (B, clusters, latent_size)."""
         features = self.from_w(w)
         shape = (self.settings.num_clusters, self.settings.latent_size)
-        log_sigma = self.to_cluster_log_sigma(features).float() / MAX_LOG_SIGMA
-        log_sigma = MAX_LOG_SIGMA * torch.tanh(log_sigma)
-        return self.to_cluster_mu(features).float().unflatten(1, shape), log_sigma.unflatten(
-            1, shape
-        )
+        mu = self.to_cluster_mu(features).float()
+        log_sigma = bounded(self.to_cluster_log_sigma(features))
+        return mu.unflatten(1, shape), log_sigma.unflatten(1, shape)
 
     def terms(self, image: Tensor, target: Tensor, noise: Tensor | None) -> dict[str, Tensor]:
         """The four terms of each sample, (B,), before weights, and what is made of them.
@@ -142,7 +133,7 @@ class GMVAEDetector(RestorationMixin, VAEDetector):
         return {
             "data": data_term(self.settings, output, target),
             "kl_z": units.sum(1),
-            "kl_w": unit_divergence(mu[:, size:], log_sigma[:, size:]).sum(1),
+            "kl_w": divergence(mu[:, size:], log_sigma[:, size:]).sum(1),
             "kl_c": kl_c.clamp_min(self.settings.cluster_floor),
             "output": output,
             "units": units,
@@ -153,17 +144,17 @@ class GMVAEDetector(RestorationMixin, VAEDetector):
     ) -> dict[str, Tensor]:
         """Data term + kl_weight * the three divergences, a voxel."""
         found = self.terms(x_in, target, noise)
-        divergence = found["kl_z"] + found["kl_w"] + found["kl_c"]
-        total = found["data"] + self.settings.kl_weight * divergence
+        apart = found["kl_z"] + found["kl_w"] + found["kl_c"]
+        total = found["data"] + self.settings.kl_weight * apart
         return {
             "loss": total.mean() / target[0].numel(),
             "reconstruction": (found["output"] - target).abs().mean(),
-            "kl": divergence.mean(),
+            "kl": apart.mean(),
             "kl_units": found["units"].detach().mean(0),
         }
 
     def energy(self, image: Tensor) -> Tensor:
         """The four terms at the latents' means, (B,)."""
         found = self.terms(image, image, None)
-        divergence = found["kl_z"] + found["kl_w"] + found["kl_c"]
-        return found["data"] + self.settings.kl_weight * divergence
+        apart = found["kl_z"] + found["kl_w"] + found["kl_c"]
+        return found["data"] + self.settings.kl_weight * apart

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from uadray.detectors.base import GradientDetector, batch_as_slices, slices_as_batch
+from uadray.detectors.base import GradientDetector, in_pieces
 from uadray.methods.restoration import Restore
 
 if TYPE_CHECKING:
@@ -93,25 +93,21 @@ class RestorationMixin(_Base):
 
     def reconstruct(self, x_BCZYX: Tensor) -> Tensor:
         """The restoration, 2D slice by slice."""
-        return self._restore(x_BCZYX, self.tv_weight.expand(len(x_BCZYX)))
+        return self.restored(x_BCZYX, self.tv_weight)
+
+    def restored(self, x_BCZYX: Tensor, weight: Tensor) -> Tensor:
+        """The restoration with another weight of the total variation, a scalar."""
+
+        def run(samples: Tensor) -> Tensor:
+            weights = weight.expand(len(samples))
+            return restore(self.energy, samples, weights, self.restore_config)
+
+        return in_pieces(run, x_BCZYX, self.ndim, MAX_VOXELS)
 
     def held_out_error(self, x_BCZYX: Tensor) -> Tensor:
         """Of the network's plain reconstruction: epochs are many, and a restoration takes long."""
         error, brain = (x_BCZYX - super().reconstruct(x_BCZYX).float()).abs(), x_BCZYX > 0
         return torch.stack([error[brain].double().sum(), brain.double().sum()])
-
-    def _restore(self, x_BCZYX: Tensor, weights: Tensor) -> Tensor:
-        if self.ndim == 3:
-            samples = x_BCZYX
-        else:
-            samples = slices_as_batch(x_BCZYX)
-            weights = weights.repeat_interleave(x_BCZYX.shape[2])
-        output = samples.clone()
-        holds_brain = samples.flatten(1).any(1).nonzero()[:, 0]
-        most = max(1, MAX_VOXELS // samples[0].numel())
-        for part in holds_brain.split(most):
-            output[part] = restore(self.energy, samples[part], weights[part], self.restore_config)
-        return output if self.ndim == 3 else batch_as_slices(output, len(x_BCZYX))
 
     def calibrate(self, volumes: Iterable[Tensor], total: Callable[[Tensor], Tensor]) -> None:
         """Choose the weight of the total variation by healthy volumes (section 2.3 there).
@@ -131,7 +127,7 @@ class RestorationMixin(_Base):
         for x in volumes:
             brain = x > 0
             for number, weight in enumerate(candidates):
-                change = (self._restore(x, weight.expand(len(x))) - x).abs()
+                change = (self.restored(x, weight) - x).abs()
                 sums[number] += change[brain].double().sum().cpu()
             sums[-1] += brain.sum().cpu()
         sums = total(sums)

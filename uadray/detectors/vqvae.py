@@ -16,7 +16,7 @@ from uadray.detectors.base import (
     GradientDetector,
     Phase,
     Player,
-    batch_as_slices,
+    in_pieces,
     slices_as_batch,
 )
 from uadray.detectors.blocks import down, norm, pointwise, same, up
@@ -29,8 +29,8 @@ MAX_NATS = 20.0
 LIKELIHOOD_BINS = 4096
 """Bins of the healthy log-likelihoods between -20 and 0 nats, from which the threshold follows."""
 
-SLICES_AT_A_TIME = 64
-"""Samples that are scored at a time; a transformer's attention takes memory by tokens squared."""
+MAX_VOXELS = 2**20
+"""Voxels that are scored at a time: 32 volumes of 32^3, or 16 slices of 256 x 256."""
 
 
 class Codebook(nn.Module):
@@ -175,16 +175,20 @@ class TransformerDetector(GradientDetector):
 
     def held_out_error(self, x_BCZYX: Tensor) -> Tensor:
         """Of the decoded codes over the brain's voxels; then the codes' surprise, in nats."""
-        samples = slices_as_batch(x_BCZYX) if self.ndim == 2 else x_BCZYX
-        samples = samples[samples.flatten(1).any(1)]
         found = torch.zeros(2, dtype=torch.float64, device=x_BCZYX.device)
-        for x in samples.split(SLICES_AT_A_TIME):
+        for x in self._samples(x_BCZYX):
             if self.phase == "prior":
                 error, counted = -self.log_likelihoods(x).mean(1), self._holds_brain(x)
             else:
                 error, counted = (x - self.plain_reconstruction(x)).abs(), x > 0
             found += torch.stack([error[counted].double().sum(), counted.double().sum()])
         return found
+
+    def _samples(self, x_BCZYX: Tensor) -> tuple[Tensor, ...]:
+        """Samples with brain, a few at a time."""
+        samples = slices_as_batch(x_BCZYX) if self.ndim == 2 else x_BCZYX
+        samples = samples[samples.flatten(1).any(1)]
+        return samples.split(max(1, MAX_VOXELS // math.prod(samples.shape[1:])))
 
     def features(self, x: Tensor) -> Tensor:
         """(B * T, F) of (B, 1, *spatial)."""
@@ -271,24 +275,17 @@ class TransformerDetector(GradientDetector):
 
     def reconstruct(self, x_BCZYX: Tensor) -> Tensor:
         """The healed image, 2D slice by slice."""
-        return self._by_samples(x_BCZYX, self.heal)
+        return in_pieces(self.heal, x_BCZYX, self.ndim, MAX_VOXELS)
 
     def anomaly_map(self, x_BCZYX: Tensor, brain_BZYX: Tensor) -> Tensor:
         """|x - healed|, or minus the log-likelihood of the codes, in nats."""
         if self.settings.score == "residual":
             return super().anomaly_map(x_BCZYX, brain_BZYX)
-        return self._by_samples(x_BCZYX, self._unlikeliness)[:, 0]
 
-    def _unlikeliness(self, x: Tensor) -> Tensor:
-        return self._upsample(-self.log_likelihoods(x).mean(1), x).clamp(0, MAX_NATS)
+        def run(x: Tensor) -> Tensor:
+            return self._upsample(-self.log_likelihoods(x).mean(1), x).clamp(0, MAX_NATS)
 
-    def _by_samples(self, x_BCZYX: Tensor, function: Callable[[Tensor], Tensor]) -> Tensor:
-        samples = slices_as_batch(x_BCZYX) if self.ndim == 2 else x_BCZYX
-        output = torch.zeros_like(samples)
-        holds_brain = samples.flatten(1).any(1).nonzero()[:, 0]
-        for part in holds_brain.split(SLICES_AT_A_TIME):
-            output[part] = function(samples[part])
-        return batch_as_slices(output, len(x_BCZYX)) if self.ndim == 2 else output
+        return in_pieces(run, x_BCZYX, self.ndim, MAX_VOXELS)[:, 0]
 
     def calibrate(self, volumes: Iterable[Tensor], total: Callable[[Tensor], Tensor]) -> None:
         """Set the thresholds: quantiles of the log-likelihood of healthy codes that hold brain.
@@ -299,8 +296,7 @@ class TransformerDetector(GradientDetector):
         """
         counts = torch.zeros(len(self.priors), LIKELIHOOD_BINS, dtype=torch.float64)
         for x in volumes:
-            samples = slices_as_batch(x) if self.ndim == 2 else x
-            for part in samples[samples.flatten(1).any(1)].split(SLICES_AT_A_TIME):
+            for part in self._samples(x):
                 likelihood, inside = self.log_likelihoods(part), self._holds_brain(part)
                 for k in range(len(self.priors)):
                     values = likelihood[:, k][inside].cpu().clamp(-MAX_NATS, 0)

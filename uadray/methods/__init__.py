@@ -6,8 +6,9 @@ class in `uadray.detectors` with a line in its registry.
 
 from typing import get_args
 
-from uadray.methods import adversarial, autoencoders, bengs, plain, restoration, vqvae
+from uadray.methods import adversarial, anogan, autoencoders, bengs, plain, restoration, vqvae
 from uadray.methods.adversarial import FAnoGAN
+from uadray.methods.anogan import AnoGAN
 from uadray.methods.autoencoders import (
     AAE,
     SSAE,
@@ -29,6 +30,7 @@ __all__ = [
     "PCA",
     "SSAE",
     "VAE",
+    "AnoGAN",
     "Autoencoder",
     "BayesianAE",
     "CeVAE",
@@ -56,6 +58,7 @@ Method = (
     | BayesianAE
     | SSAE
     | FAnoGAN
+    | AnoGAN
     | VAERestoration
     | GMVAERestoration
     | Transformer
@@ -72,6 +75,7 @@ NAMED: dict[str, Named] = {
     **bengs.NAMED,
     **autoencoders.NAMED,
     **adversarial.NAMED,
+    **anogan.NAMED,
     **restoration.NAMED,
     **vqvae.NAMED,
     **plain.NAMED,

@@ -1,9 +1,49 @@
 """Unsupervised anomaly detection in brain MRI, at scale, on Ray."""
 
 import os
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
 
 # Torch's threads would wait for each other by spinning. Beside any other work (Ray's own processes
 # are enough) that costs small steps a multiple of their time. Read when OpenMP is first loaded.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+_VERBS = (
+    "evaluate",
+    "experiment",
+    "export",
+    "fit",
+    "open_cohort",
+    "open_model",
+    "open_run",
+    "predict",
+    "predict_folder",
+)
+"""The Python interface, see `uadray.api`; imported when it is first used."""
+
+if TYPE_CHECKING:
+    from uadray.api import (  # noqa: F401
+        evaluate,
+        experiment,
+        export,
+        fit,
+        open_cohort,
+        open_model,
+        open_run,
+        predict,
+        predict_folder,
+    )
+
+
+def __getattr__(name: str) -> Any:
+    if name in ("evaluate", "predict"):
+        return import_module(f"uadray.{name}")
+    if name in _VERBS:
+        return getattr(import_module("uadray.api"), name)
+    raise AttributeError(f"module 'uadray' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_VERBS})

@@ -14,7 +14,10 @@ RAY_ALLOWED = {
     "uadray.prepare.ingest",
     "uadray.train.group",
     "uadray.evaluate.distributed",
+    "uadray.predict.distributed",
+    "uadray.tune.draws",
     "uadray.tune.sweep",
+    "uadray.tune.trial",
     "uadray.tune.watch",
 }
 HEIGHT = [
@@ -29,6 +32,9 @@ HEIGHT = [
     {"tune"},
     {"papers"},
     {"report"},
+    {"share"},
+    {"predict"},
+    {"api"},
 ]
 """Rooms from the ground up; a room imports from itself and from lower ones."""
 

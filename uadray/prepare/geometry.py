@@ -382,16 +382,46 @@ def to_scanner(
         float32 in the axis order of the scan's file, to be saved with `like_affine`.
     """
     grid = np.linalg.inv(affine) @ like_affine
-    return np.asarray(
-        ndi.affine_transform(
-            map_zyx.T.astype(np.float32),
-            grid[:3, :3],
-            grid[:3, 3],
-            like_shape,
-            order=order,
-            mode="grid-constant",
+    array = map_zyx.T.astype(np.float32)
+    axes = _axes_of(grid, like_shape) if order <= 1 else None
+    if axes is None:
+        return np.asarray(
+            ndi.affine_transform(
+                array, grid[:3, :3], grid[:3, 3], like_shape, order=order, mode="grid-constant"
+            )
         )
-    )
+    # Grids along the same axes, as most are: ten times as fast.
+    matrices = [
+        _constant_beyond(n, grid[i, j] * np.arange(like_shape[j]) + grid[i, 3], order)
+        for i, (j, n) in enumerate(zip(axes, array.shape, strict=True))
+    ]
+    return np.ascontiguousarray(along_axes(array, matrices).transpose(np.argsort(axes)))
+
+
+def _axes_of(grid: np.ndarray, shape: tuple[int, int, int]) -> list[int] | None:
+    """For each axis of one grid the axis of another that runs along it; None where some slant.
+
+    Args:
+        grid: (4, 4), from the other's indices to the one's.
+        shape: Of the other.
+    """
+    reach = np.abs(grid[:3, :3]) * shape
+    axes = reach.argmax(axis=1)
+    reach[np.arange(3), axes] = 0
+    if len(set(axes.tolist())) < 3 or reach.max() > 1e-3:
+        return None
+    return [int(axis) for axis in axes]
+
+
+def _constant_beyond(num: int, at: np.ndarray, order: int) -> np.ndarray:
+    """The matrix that samples a line of `num` samples, 0 beyond its ends, at `at`."""
+    left = np.floor(at if order else at + 0.5).astype(int)
+    taps = [(left, 1 - (at - left)), (left + 1, at - left)] if order else [(left, np.ones(len(at)))]
+    matrix = np.zeros((len(at), num), np.float32)
+    for place, weight in taps:
+        inside = (place >= 0) & (place < num)
+        matrix[np.flatnonzero(inside), place[inside]] += weight[inside]
+    return matrix
 
 
 def to_nifti(array: np.ndarray, affine: np.ndarray) -> nib.Nifti1Image:

@@ -217,12 +217,20 @@ def record(config: PrepareConfig, *, lesions: bool) -> list[dict[str, Any]]:
     return [{"step": step.name, **step.parameters} for step in steps]
 
 
-def prepare_scan(scan: Scan, config: PrepareConfig) -> PreparedVolume:
+Watch = Callable[[str, Volume], None]
+"""Called with the name of what has just been done and the volume as it is then."""
+
+
+def prepare_scan(
+    scan: Scan, config: PrepareConfig, watch: Watch = lambda name, volume: None
+) -> PreparedVolume:
     """Read one scan and take it through all steps.
 
     Args:
         scan: Where its files are.
         config: The steps' parameters.
+        watch: Called behind the reading (`read`, the volume as in the file) and behind each step;
+            not for phantoms, which need none.
 
     Raises:
         ScanError: it cannot be used; the message names the file, what was expected, what came and
@@ -238,10 +246,12 @@ def prepare_scan(scan: Scan, config: PrepareConfig) -> PreparedVolume:
     if config.skull_strip not in ("auto", "mask"):
         scan = replace(scan, brain="")
     volume = load_volume(scan, stripped=config.skull_strip not in TOOLS)
+    watch("read", volume)
     lesion = _lesion_step(scan, config.lesion) if scan.synthetic_lesion else None
     try:
         for step in pipeline(config, lesion):
             volume = step.apply(volume)
+            watch(step.name, volume)
     except ScanError as error:
         raise ScanError(f"{scan.image}: {error}") from None
     return _finish(scan, volume, config)

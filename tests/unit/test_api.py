@@ -1,0 +1,88 @@
+"""The Python interface: quick to import, a package and a function in one, and what it promises."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tiny_models import finished_run, freeze_threshold, healthy_cohort, write_head
+
+import uadray
+from uadray.errors import PredictError
+from uadray.train.run import Run
+
+IMPORT = """
+import sys, time
+start = time.perf_counter()
+import uadray
+uadray.evaluate, uadray.predict, dir(uadray)
+seconds = time.perf_counter() - start
+heavy = [name for name in ("ray", "torch", "numpy", "pandas") if name in sys.modules]
+print(f"{seconds:.3f}", *heavy)
+"""
+
+
+def test_import_is_quick_and_pulls_nothing() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", IMPORT], capture_output=True, text=True, check=True
+    )
+    seconds, *heavy = done.stdout.split()
+    assert heavy == []
+    assert float(seconds) < 0.3
+
+
+def test_all_verbs_are_there() -> None:
+    from uadray import api
+
+    assert set(api.__all__) <= set(dir(uadray))
+    for name in api.__all__:
+        assert callable(getattr(uadray, name)), name
+    with pytest.raises(AttributeError, match="no attribute 'predikt'"):
+        uadray.predikt  # noqa: B018
+
+
+def test_stages_stay_packages() -> None:
+    import uadray.evaluate.metrics
+    import uadray.predict.scan as scan
+
+    assert uadray.evaluate.metrics.compute_metrics
+    assert uadray.predict.scan is scan
+    assert callable(uadray.evaluate)
+    assert callable(uadray.predict)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    home = tmp_path_factory.mktemp("home")
+    run = finished_run(home / "run", healthy_cohort(home, 8), "MeanImage")
+    freeze_threshold(run, 0.2)
+    return run
+
+
+def test_predict_takes_runs_models_and_places(run: Run, tmp_path: Path) -> None:
+    path = write_head(tmp_path / "p_T1w.nii.gz", 3, lesion=True)
+    first = uadray.predict(run, path, out=tmp_path / "out")
+    model = uadray.export(run, tmp_path / "model")
+    for given in (run.url, Path(run.url), model, tmp_path / "model"):
+        (again,) = uadray.predict(given, [path], out=tmp_path / "out")
+        assert np.array_equal(again.anomaly, first.anomaly)
+    assert first.proposal is not None
+    assert first.proposal.any()
+    assert (tmp_path / "out/p_T1w/anomaly.nii.gz").exists()
+    assert uadray.predict(model, path, threshold=0.9).summary["threshold"]["value"] == 0.9
+
+
+def test_predict_folder_is_the_job(run: Run, tmp_path: Path) -> None:
+    for k in range(2):
+        write_head(tmp_path / f"in/{k}.nii.gz", k)
+    done = uadray.predict_folder(run.url, tmp_path / "in", tmp_path / "out", viewer=False)
+    assert [one["name"] for one in done.summaries] == ["0", "1"]
+    assert done.index == ""
+    with pytest.raises(PredictError, match=r"holds 2 scans: use uadray\.predict_folder"):
+        uadray.predict(run, tmp_path / "in")
+
+
+def test_experiment_changes_the_fit() -> None:
+    assert uadray.experiment("3D-Cube-n", epochs=3).fit.epochs == 3
+    assert uadray.experiment("3D-Cube-n").name == "3D-Cube-n"

@@ -1,0 +1,394 @@
+"""One scan in, maps on its own grid out."""
+
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+import scipy.ndimage as ndi
+import SimpleITK as sitk
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from nibabel import orientations
+from nibabel.processing import resample_to_output
+from scipy.interpolate import RegularGridInterpolator
+from tiny_models import (
+    LESION,
+    SMALL,
+    finished_run,
+    freeze_threshold,
+    healthy_cohort,
+    scan_of,
+    write_cohort,
+    write_head,
+)
+
+from uadray.config import experiment
+from uadray.errors import (
+    ConfigError,
+    NoThresholdError,
+    RunError,
+    ScanError,
+)
+from uadray.evaluate.components import ComponentConfig
+from uadray.evaluate.postprocess import PostprocessConfig, dequantise
+from uadray.evaluate.protocols import EvaluateConfig
+from uadray.evaluate.scores import ScoreStore
+from uadray.evaluate.scoring import Scorer, Work
+from uadray.predict import outputs
+from uadray.predict.inputs import find_items, named_modalities
+from uadray.predict.scan import PredictConfig, predict_scan
+from uadray.prepare.steps import PrepareConfig
+from uadray.share import Model, open_model
+from uadray.store import Cohort, open_cohort
+from uadray.train.run import Run
+
+THRESHOLD = 0.95
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("home")
+
+
+@pytest.fixture(scope="module")
+def run(home: Path) -> Run:
+    """Raw intensity, which finds the bright ball, with a frozen threshold."""
+    cohort = healthy_cohort(home)
+    run = finished_run(home / "run", cohort, "Intensity")
+    freeze_threshold(run, THRESHOLD)
+    return run
+
+
+@pytest.fixture(scope="module")
+def model(run: Run) -> Model:
+    return open_model(run.url)
+
+
+@settings(max_examples=12, deadline=None)
+@given(
+    order=st.permutations([0, 1, 2]),
+    signs=st.tuples(*[st.sampled_from([1, -1])] * 3),
+    sizes=st.tuples(*[st.sampled_from([0.8, 1.0, 1.5, 2.0])] * 3),
+    degrees=st.sampled_from([0.0, 0.0, 8.0, -15.0]),
+)
+def test_a_lesion_is_found_where_it_is_on_any_grid(
+    tmp_path_factory, model, order, signs, sizes, degrees
+) -> None:
+    path = tmp_path_factory.mktemp("odd") / "p_T1w.nii.gz"
+    write_head(path, 3, lesion=True, order=order, signs=signs, sizes=sizes, degrees=degrees)
+    found = predict_scan(model, scan_of(str(path)))
+
+    image = nib.load(path)
+    assert found.anomaly.shape == found.brain.shape == image.shape
+    assert found.anomaly.dtype == np.float32
+    assert np.allclose(found.grid.affine, image.affine)
+    centre = image.affine @ [*np.argwhere(found.proposal).mean(0), 1]
+    half_a_voxel = np.array(SMALL.extent.mm) / 16 / 2
+    assert (np.abs(centre[:3] - LESION) <= half_a_voxel).all()
+
+    # By another interpolator, at every voxel of the file.
+    scores = dequantise(found.levels, model.detector.score_range)
+    axes = [np.arange(n) for n in scores.shape]
+    sample = RegularGridInterpolator(axes, scores, bounds_error=False, fill_value=0.0)
+    index = np.indices(image.shape).reshape(3, -1)
+    world = image.affine[:3, :3] @ index + image.affine[:3, 3:]
+    inner = np.linalg.inv(found.prepared.affine)
+    on_store = (inner[:3, :3] @ world + inner[:3, 3:]).T[:, ::-1]
+    inside = ((on_store >= 0) & (on_store <= 15)).all(1)
+    assert inside.sum() > 500
+    mapped = found.anomaly.reshape(-1)
+    assert np.abs(mapped - sample(on_store))[inside].max() < 1e-4
+
+
+def test_the_same_scores_as_the_evaluation(home: Path, run: Run, model: Model) -> None:
+    names = [f"s{k}_T1w" for k in range(3)]
+    scans = [
+        scan_of(write_head(home / f"test/{n}.nii.gz", k, lesion=True, sizes=(1.0, 0.9, 1.2)))
+        for k, n in enumerate(names)
+    ]
+    cohort = write_cohort(home / "scored.zarr", scans, ["test"] * 3)
+    for method in ("Intensity", "MeanImage", "3D-None"):
+        chosen = experiment(method)
+        one = run if method == "Intensity" else finished_run(home / method, _fitted_on(run), chosen)
+        opened = open_model(one.url)
+        config = EvaluateConfig()
+        store = ScoreStore.create(
+            one, cohort, opened.detector.score_range, config.scoring(cohort.shape)
+        )
+        work = Work(run=one, store=store, to_score=frozenset(range(3)), to_filter=frozenset())
+        rows = cohort.subjects["row"].tolist()
+        batch = {"id": np.array(rows)} | {
+            name: np.concatenate([cohort.read(name, row, row + 1) for row in rows])
+            for name in ("image", "brain")
+        }
+        Scorer([work], dict(zip(rows, cohort.subjects["id"], strict=True)), config)(batch)
+        by_id = {scan.id: scan for scan in scans}
+        for row, name in zip(rows, cohort.subjects["id"], strict=True):
+            found = predict_scan(opened, by_id[name], PredictConfig(map_only=True))
+            kept = store.levels(row).astype(int)
+            assert kept.any()
+            # Batches of another size may round the last bit of a float otherwise.
+            assert np.abs(found.levels.astype(int) - kept).max() <= 1
+            assert np.array_equal(found.prepared.brain, cohort.read("brain", row, row + 1)[0])
+
+
+def _fitted_on(run: Run) -> Cohort:
+    return open_cohort(run.cohort_url)
+
+
+def test_figures_are_those_of_the_files(tmp_path: Path, model: Model) -> None:
+    path = write_head(
+        tmp_path / "sub_T1w.nii.gz", 5, lesion=True, order=(2, 0, 1), sizes=(2.0, 1.0, 1.0)
+    )
+    (item,) = find_items([path], "T1w").items
+    summary = outputs.write(str(tmp_path / "out"), item, predict_scan(model, item.scan))
+    folder = tmp_path / "out" / "sub_T1w"
+    read = {
+        kind: nib.load(folder / name) for kind, name in summary["files"].items() if kind != "scan"
+    }
+    assert set(read) == {"anomaly", "proposal", "brain_mask"}  # intensity reconstructs nothing
+    scan = nib.load(path)
+    for image in read.values():
+        assert image.shape == scan.shape
+        assert np.array_equal(image.affine, scan.affine)
+    assert read["anomaly"].get_data_dtype() == np.float32
+    anomaly = np.asarray(read["anomaly"].dataobj)
+    proposal = np.asarray(read["proposal"].dataobj)
+    assert set(np.unique(proposal)) == {0, 1}
+    assert summary["proposal"]["volume_ml"] == pytest.approx(proposal.sum() * 2.0 / 1000)
+    assert summary["proposal"]["components"] == 1
+    assert summary["proposal"]["largest_ml"] == summary["proposal"]["volume_ml"]
+    assert summary["axial_axis"] == 0
+    by_slice = anomaly.max((1, 2))
+    assert np.allclose(summary["slice_scores"], by_slice, atol=1e-6)
+    assert summary["top_slice"] == by_slice.argmax()
+    assert summary["threshold"]["value"] == THRESHOLD
+    assert summary["threshold"]["fitted_on"] == "stroke/threshold: 5 subjects"
+    assert summary["run"]["identity"] == model.identity
+    assert {"read", "strip", "standardise", "score", "map_back", "write"} <= set(summary["seconds"])
+    brain = np.asarray(read["brain_mask"].dataobj) > 0
+    # The mask is that of the scan's own voxels, not of the coarse grid.
+    assert (brain == (np.asarray(scan.dataobj) > 0)).mean() > 0.99
+
+
+def test_both_placements_of_a_header_are_kept(tmp_path: Path, model: Model) -> None:
+    """Readers differ in which one they believe, and must lay the map on the scan either way."""
+    path = Path(write_head(tmp_path / "two_T1w.nii.gz", 1, sizes=(1.0, 1.0, 2.0)))
+    image = nib.load(path)
+    moved = image.affine.copy()
+    moved[:3, 3] += 7
+    image.set_qform(moved, code=1)
+    image.set_sform(image.affine, code=2)
+    nib.save(nib.Nifti1Image(np.asarray(image.dataobj), None, image.header), path)
+    (item,) = find_items([str(path)], "T1w").items
+    outputs.write(str(tmp_path / "out"), item, predict_scan(model, item.scan))
+    written = nib.load(tmp_path / "out/two_T1w/anomaly.nii.gz")
+    assert np.allclose(written.get_sform(), image.get_sform())
+    assert np.allclose(written.get_qform(), moved, atol=1e-5)
+    assert (int(written.header["sform_code"]), int(written.header["qform_code"])) == (2, 1)
+    one, other = (sitk.ReadImage(str(p)) for p in (path, tmp_path / "out/two_T1w/anomaly.nii.gz"))
+    assert np.allclose(one.GetOrigin(), other.GetOrigin(), atol=1e-4)
+    assert np.allclose(one.GetDirection(), other.GetDirection(), atol=1e-4)
+    assert np.allclose(one.GetSpacing(), other.GetSpacing(), atol=1e-4)
+
+
+def test_a_reconstruction_lies_on_the_scan(tmp_path: Path, run: Run) -> None:
+    fitted = finished_run(tmp_path / "mean", _fitted_on(run), "MeanImage")
+    model = open_model(fitted.url)
+    path = write_head(tmp_path / "a_T1w.nii.gz", 40)
+    found = predict_scan(model, scan_of(path), PredictConfig(map_only=True))
+    assert found.proposal is None
+    assert found.summary["proposal"] is None
+    assert found.summary["threshold"] is None
+    scan = np.asarray(nib.load(path).dataobj)
+    inside = scan > 0
+    assert found.reconstruction is not None
+    assert found.reconstruction.min() >= 0
+    assert found.reconstruction.max() <= 1
+    # Healthy and close to the mean: darker where the head is darker.
+    assert np.corrcoef(found.reconstruction[inside], scan[inside])[0, 1] > 0.6
+
+
+def test_postprocessing_and_filter_are_those_of_the_threshold(home: Path, run: Run) -> None:
+    other = finished_run(home / "filtered", _fitted_on(run), "Intensity")
+    config = EvaluateConfig(
+        postprocess=PostprocessConfig(erosion_iterations=0, median_size=1),
+        components=ComponentConfig(max_size=10_000),
+    )
+    freeze_threshold(other, THRESHOLD, config=config)
+    path = write_head(home / "filtered_T1w.nii.gz", 3, lesion=True)
+    found = predict_scan(open_model(other.url), scan_of(path))
+    assert found.levels.max() == 65535  # no median
+    assert found.proposal is not None
+    assert not found.proposal.any()  # no component is so large
+    given = predict_scan(open_model(other.url), scan_of(path), PredictConfig(threshold=0.5))
+    assert np.array_equal(given.levels, found.levels)
+
+
+class TestThresholds:
+    def test_none_frozen(self, home: Path, run: Run) -> None:
+        bare = open_model(finished_run(home / "bare", _fitted_on(run), "Intensity-dark").url)
+        scan = scan_of(write_head(home / "bare_T1w.nii.gz"))
+        with pytest.raises(NoThresholdError, match=r"jobs/evaluate.py .*bare --cohort"):
+            predict_scan(bare, scan)
+        assert predict_scan(bare, scan, PredictConfig(map_only=True)).proposal is None
+        assert predict_scan(bare, scan, PredictConfig(threshold=0.9)).proposal is not None
+
+    def test_several_frozen(self, home: Path, run: Run) -> None:
+        two = finished_run(home / "two", _fitted_on(run), "Intensity")
+        freeze_threshold(two, 0.7)
+        freeze_threshold(two, 0.9, cohort="tumour")
+        model = open_model(two.url)
+        scan = scan_of(write_head(home / "two_T1w.nii.gz"))
+        with pytest.raises(NoThresholdError, match=r"stroke, tumour.*--threshold-from"):
+            predict_scan(model, scan)
+        found = predict_scan(model, scan, PredictConfig(threshold_from="tumour"))
+        assert found.summary["threshold"]["value"] == 0.9
+        with pytest.raises(NoThresholdError, match="it has those of stroke, tumour"):
+            predict_scan(model, scan, PredictConfig(threshold_from="wmh"))
+
+    @pytest.mark.parametrize("value", [0.0, -1.0, 1.5])
+    def test_out_of_range(self, model: Model, value: float) -> None:
+        with pytest.raises(ConfigError, match="run from 0 to 1"):
+            model.choose_threshold(value=value)
+
+    def test_a_given_one_is_the_next_level(self, model: Model) -> None:
+        assert model.choose_threshold(value=1.0).level == 65535
+        assert model.choose_threshold(value=dequantise(1234, (0, 1)).item()).level == 1234
+        assert model.choose_threshold(value=1e-9).level == 1
+
+
+class TestBadScans:
+    @pytest.mark.parametrize(
+        ("name", "named"), [("p_FLAIR", "FLAIR"), ("p-t2", "T2w"), ("a_T1ce", "T1ce")]
+    )
+    def test_another_modality_by_its_name(self, tmp_path, model, name, named) -> None:
+        scan = scan_of(write_head(tmp_path / f"{name}.nii.gz"))
+        with pytest.raises(ScanError, match=rf"named as {named}.*fitted on T1w.*--ignore-names"):
+            predict_scan(model, scan)
+        assert predict_scan(model, scan, PredictConfig(ignore_names=True)).summary
+
+    @pytest.mark.parametrize(
+        ("name", "expected"),
+        [
+            ("whole_head_T1", {"T1w"}),
+            ("sub-01_acq-mprage_T1w", {"T1w"}),
+            ("patient_PD_003", set()),
+            ("T2-FLAIR", {"T2w", "FLAIR"}),
+            ("rest_bold", {"bold"}),
+            ("scan17", set()),
+            ("T10_M1", set()),
+        ],
+    )
+    def test_names(self, name, expected) -> None:
+        assert named_modalities(name) == expected
+
+    def test_no_brain(self, tmp_path: Path, model: Model) -> None:
+        affine = np.diag([1.0, 1.0, 1.0, 1.0])
+        speck = np.zeros((20, 20, 20), np.float32)
+        speck[10, 10, 8:12] = [3, 4, 5, 6]
+        nib.save(nib.Nifti1Image(speck, affine), tmp_path / "speck.nii.gz")
+        with pytest.raises(ScanError, match=r"0 mL are brain, expected at least 0\.1"):
+            predict_scan(model, scan_of(str(tmp_path / "speck.nii.gz")))
+        nib.save(nib.Nifti1Image(speck * 0, affine), tmp_path / "empty.nii.gz")
+        with pytest.raises(ScanError, match="all zeros"):
+            predict_scan(model, scan_of(str(tmp_path / "empty.nii.gz")))
+
+    def test_a_brain_larger_than_the_box(self, tmp_path: Path, model: Model) -> None:
+        scan = scan_of(write_head(tmp_path / "large.nii.gz", sizes=(1.0,) * 3))
+        image = nib.load(scan.image)
+        larger = image.affine @ np.diag([1.5, 1.5, 1.5, 1])
+        nib.save(nib.Nifti1Image(np.asarray(image.dataobj), larger), scan.image)
+        with pytest.raises(ScanError, match=r"larger than the extent.*--grow-extent"):
+            predict_scan(model, scan)
+        found = predict_scan(model, scan, PredictConfig(grow_extent=True))
+        assert any("extent grown" in note for note in found.summary["notes"])
+
+
+class TestUnlike:
+    def test_nothing_is_said_of_a_healthy_scan(self, home: Path, model: Model) -> None:
+        found = predict_scan(model, scan_of(write_head(home / "like_T1w.nii.gz", 77)))
+        assert found.summary["warnings"] == []
+
+    def test_a_coarse_scan(self, tmp_path: Path, model: Model) -> None:
+        scan = scan_of(write_head(tmp_path / "c.nii.gz", 2, sizes=(1.0, 1.0, 3.0)))
+        warnings = predict_scan(model, scan).summary["warnings"]
+        assert any("coarser than those of the healthy scans" in w for w in warnings)
+
+    def test_a_small_brain_and_an_inverted_contrast(self, tmp_path: Path, run: Run) -> None:
+        model = open_model(finished_run(tmp_path / "mean", _fitted_on(run), "MeanImage").url)
+        path = write_head(tmp_path / "p.nii.gz", 2)
+        image = nib.load(path)
+        voxels = np.asarray(image.dataobj)
+        small = image.affine @ np.diag([0.75, 0.75, 0.75, 1])
+        nib.save(nib.Nifti1Image(voxels, small), tmp_path / "small.nii.gz")
+        maps = PredictConfig(map_only=True)
+        said = predict_scan(model, scan_of(str(tmp_path / "small.nii.gz")), maps)
+        assert any("Brain (mL)" in w and "below" in w for w in said.summary["warnings"])
+
+        inverted = np.where(voxels > 0, 300 - voxels, 0)
+        nib.save(nib.Nifti1Image(inverted, image.affine), tmp_path / "inverted.nii.gz")
+        said = predict_scan(model, scan_of(str(tmp_path / "inverted.nii.gz")), maps)
+        assert any("mean anomaly score" in w for w in said.summary["warnings"])
+
+
+class TestOpening:
+    def test_the_cohort_is_needed_once(self, tmp_path: Path) -> None:
+        cohort = healthy_cohort(tmp_path)
+        run = finished_run(tmp_path / "run", cohort, "ZScore")
+        moved = tmp_path / "elsewhere.zarr"
+        (tmp_path / "healthy.zarr").rename(moved)
+        with pytest.raises(RunError, match=r"recorded in its cohort.*--cohort"):
+            open_model(run.url)
+        first = open_model(run.url, cohort=str(moved))
+        moved.rename(tmp_path / "gone.zarr")
+        again = open_model(run.url)
+        assert (again.prepare, again.healthy, again.identity) == (
+            first.prepare,
+            first.healthy,
+            first.identity,
+        )
+
+    def test_another_cohort(self, tmp_path: Path, run: Run) -> None:
+        other = healthy_cohort(tmp_path, 8)
+        fitted = finished_run(tmp_path / "run", _fitted_on(run), "HistEq")
+        with pytest.raises(RunError, match=f"was fitted on {run.cohort_fingerprint}"):
+            open_model(fitted.url, cohort=other.url)
+
+    def test_an_unfinished_run(self, tmp_path: Path, run: Run) -> None:
+        Run.create(str(tmp_path / "run"), experiment("HistEq"), _fitted_on(run))
+        with pytest.raises(RunError, match=r"not finished: run the same jobs/train\.py"):
+            open_model(str(tmp_path / "run"))
+
+
+@pytest.mark.real
+@pytest.mark.slow
+@pytest.mark.parametrize(("codes", "size"), [("LAS", 0.0), ("PIL", 1.4), ("SLA", 0.9)])
+def test_a_real_scan_on_odd_grids(tmp_path: Path, real_data: Path, codes: str, size: float) -> None:
+    """A bright ball in a real brain is found in its place, however the file is turned."""
+    folder = real_data / "ds002748"
+    source = nib.load(folder / "sub-02/anat/sub-02_T1w.nii.gz")
+    voxels = np.asarray(source.dataobj, np.float32)
+    centre = np.argwhere(voxels > 0).mean(0) + np.array([20, 5, 10])
+    offsets = (np.indices(voxels.shape).T - centre) * source.header.get_zooms()
+    ball = (np.linalg.norm(offsets, axis=-1).T < 12) & (voxels > 0)
+    image = nib.Nifti1Image(np.where(ball, np.float32(300), voxels), source.affine)
+    if size:
+        image = resample_to_output(image, [size] * 3, order=1)
+    turn = orientations.ornt_transform(
+        orientations.io_orientation(image.affine), orientations.axcodes2ornt(tuple(codes))
+    )
+    image = image.as_reoriented(turn)
+    nib.save(image, tmp_path / "odd_T1w.nii.gz")
+
+    healthy = scan_of(str(folder / "sub-04/anat/sub-04_T1w.nii.gz"))
+    cohort = write_cohort(tmp_path / "h.zarr", [healthy], ["validation"], PrepareConfig())
+    run = finished_run(tmp_path / "run", cohort, "Intensity")
+    freeze_threshold(run, 0.98)
+    found = predict_scan(open_model(run.url), scan_of(str(tmp_path / "odd_T1w.nii.gz")))
+    labels, _ = ndi.label(found.proposal)
+    largest = labels == np.bincount(labels.ravel())[1:].argmax() + 1
+    at = (image.affine @ [*np.argwhere(largest).mean(0), 1])[:3]
+    half_a_voxel = PrepareConfig().extent.mm / 64 / 2
+    assert (np.abs(at - (source.affine @ [*centre, 1])[:3]) <= half_a_voxel).all()

@@ -1,0 +1,300 @@
+"""Folders of scans: names, resumption, quarantine, and whose folder it is."""
+
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+from tiny_models import finished_run, freeze_threshold, healthy_cohort, write_head
+
+from uadray import files
+from uadray.errors import NoScanFoundError, PredictError, ScanError
+from uadray.predict import folder as folder_module
+from uadray.predict.folder import InProcess, predict_items
+from uadray.predict.inputs import Item, find_items
+from uadray.predict.job import PredictJob
+from uadray.predict.scan import PredictConfig
+from uadray.share import Model, open_model
+from uadray.store import Cohort
+from uadray.train.run import Run
+
+
+@pytest.fixture(scope="module")
+def cohort(tmp_path_factory: pytest.TempPathFactory) -> Cohort:
+    return healthy_cohort(tmp_path_factory.mktemp("home"), 8)
+
+
+@pytest.fixture(scope="module")
+def run(cohort: Cohort) -> Run:
+    run = finished_run(Path(cohort.url).parent / "run", cohort, "Intensity")
+    freeze_threshold(run, 0.95)
+    return run
+
+
+@pytest.fixture(scope="module")
+def model(run: Run) -> Model:
+    return open_model(run.url)
+
+
+def three(folder: Path) -> list[str]:
+    return [write_head(folder / f"in/{name}_T1w.nii.gz", k) for k, name in enumerate("abc")]
+
+
+def items_of(paths: Sequence[str]) -> tuple[Item, ...]:
+    return find_items(paths, "T1w").items
+
+
+class TestResume:
+    def test_a_second_call_repeats_nothing(self, tmp_path: Path, model: Model) -> None:
+        items = items_of(three(tmp_path))
+        out = str(tmp_path / "out")
+        first = predict_items(model, items[:2], out)
+        written = {p: p.stat().st_mtime_ns for p in Path(out).rglob("*.nii.gz")}
+        assert [s["name"] for s in first.summaries] == ["a_T1w", "b_T1w"]
+        ended: list[str] = []
+        again = predict_items(model, items, out, report=lambda one: ended.append(one.name))
+        assert ended == ["c_T1w"]
+        assert again.num_kept == 2
+        assert len(again.summaries) == 3
+        assert all(p.stat().st_mtime_ns == when for p, when in written.items())
+        rows = (Path(out) / "predictions.tsv").read_text().splitlines()
+        assert len(rows) == 4
+        scores = [float(row.split("\t")[1]) for row in rows[1:]]
+        assert scores == sorted(scores, reverse=True)
+
+    def test_another_file_is_predicted_again(self, tmp_path: Path, model: Model) -> None:
+        paths = three(tmp_path)
+        out = str(tmp_path / "out")
+        before = predict_items(model, items_of(paths), out)
+        write_head(Path(paths[1]), 9, sizes=(1.0, 1.0, 1.5))
+        after = predict_items(model, items_of(paths), out)
+        assert after.num_kept == 2
+        changed = [
+            a["name"]
+            for a, b in zip(before.summaries, after.summaries, strict=True)
+            if a["slice_scores"] != b["slice_scores"]
+        ]
+        assert changed == ["b_T1w"]
+
+    def test_what_was_cut_short_is_done_again(self, tmp_path, model, monkeypatch) -> None:
+        items = items_of(three(tmp_path))
+        out = str(tmp_path / "out")
+
+        def killed(url: str, value: object) -> None:
+            if url.endswith("b_T1w/summary.json"):
+                raise KeyboardInterrupt
+            write(url, value)
+
+        write = files.write_json
+        with monkeypatch.context() as patch:
+            patch.setattr("uadray.files.write_json", killed)
+            with pytest.raises(KeyboardInterrupt):
+                predict_items(model, items, out)
+        done = predict_items(model, items, out)
+        assert (done.num_kept, len(done.summaries)) == (1, 3)
+        assert not (Path(out) / ".begun").exists()
+
+
+class TestQuarantine:
+    def test_a_bad_scan_does_not_stop_the_others(self, tmp_path: Path, model: Model) -> None:
+        paths = three(tmp_path)
+        Path(paths[1]).write_bytes(Path(paths[1]).read_bytes()[:900])
+        done = predict_items(model, items_of(paths), str(tmp_path / "out"))
+        assert [s["name"] for s in done.summaries] == ["a_T1w", "c_T1w"]
+        (failure,) = done.failures
+        assert failure["name"] == "b_T1w"
+        assert "gzip is damaged" in failure["reason"]
+        kept = (tmp_path / "out/quarantine.jsonl").read_text().splitlines()
+        assert json.loads(kept[0]) == failure
+        # Mended, it is done with the same command.
+        write_head(Path(paths[1]), 1)
+        assert not predict_items(model, items_of(paths), str(tmp_path / "out")).failures
+        assert (tmp_path / "out/quarantine.jsonl").read_text() == ""
+
+    def test_a_scan_that_kills_its_process_is_given_up(self, tmp_path, model, monkeypatch) -> None:
+        items = items_of(three(tmp_path))
+        out = str(tmp_path / "out")
+
+        def die(opened: Model, scan: object, *args: object, **kwargs: object) -> None:
+            raise SystemExit  # what is behind a kill never runs; this is as near as a test comes
+
+        with monkeypatch.context() as patch:
+            patch.setattr(folder_module, "predict_scan", die)
+            patch.setattr("uadray.predict.outputs.end", lambda out, item: None)
+            for _ in range(3):
+                with pytest.raises(SystemExit):
+                    predict_items(model, items[:1], out)
+        done = predict_items(model, items, out)
+        assert "died 3 times" in done.failures[0]["reason"]
+        assert len(done.summaries) == 2
+
+
+class TestWhoseFolder:
+    def test_another_run(self, tmp_path: Path, model: Model, cohort: Cohort) -> None:
+        items = items_of(three(tmp_path)[:1])
+        out = str(tmp_path / "out")
+        predict_items(model, items, out)
+        other = open_model(finished_run(tmp_path / "other", cohort, "MeanImage").url)
+        with pytest.raises(PredictError, match=rf"of another run \(Intensity, {model.identity}\)"):
+            predict_items(other, items, out, PredictConfig(map_only=True))
+
+    def test_other_settings(self, tmp_path: Path, model: Model) -> None:
+        items = items_of(three(tmp_path)[:1])
+        out = str(tmp_path / "out")
+        predict_items(model, items, out)
+        with pytest.raises(PredictError, match=r"other settings \(threshold: 0.95 there, 0.5 here"):
+            predict_items(model, items, out, PredictConfig(threshold=0.5))
+
+    def test_something_else(self, tmp_path: Path, model: Model) -> None:
+        items = items_of(three(tmp_path)[:1])
+        with pytest.raises(PredictError, match="not empty and holds no predictions, first in"):
+            predict_items(model, items, str(tmp_path))
+
+    def test_a_target_that_cannot_be_written(self, tmp_path: Path, model: Model) -> None:
+        items = items_of(three(tmp_path)[:1])
+        (tmp_path / "file").write_text("")
+        with pytest.raises(PredictError, match=r"cannot be written there .*another --out"):
+            predict_items(model, items, str(tmp_path / "file/out"))
+
+    @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+    def test_a_folder_without_permission(self, tmp_path: Path, model: Model) -> None:
+        items = items_of(three(tmp_path)[:1])
+        (tmp_path / "closed").mkdir(mode=0o500)
+        with pytest.raises(PredictError, match="cannot be written there"):
+            predict_items(model, items, str(tmp_path / "closed/out"))
+
+    def test_a_disk_that_becomes_full(self, tmp_path, model, monkeypatch) -> None:
+        items = items_of(three(tmp_path))
+        write = files.write_bytes
+
+        def full(url: str, content: bytes) -> None:
+            if url.endswith("b_T1w/anomaly.nii.gz"):
+                raise OSError(28, "No space left on device")
+            write(url, content)
+
+        monkeypatch.setattr("uadray.files.write_bytes", full)
+        with pytest.raises(PredictError, match=r"No space left.*what is done is kept"):
+            predict_items(model, items, str(tmp_path / "out"))
+
+
+class TestNames:
+    def test_bids(self, tmp_path: Path, model: Model) -> None:
+        root = tmp_path / "set"
+        for stem in ("sub-01/ses-a/anat/sub-01_ses-a_T1w", "sub-02/anat/sub-02_T1w"):
+            write_head(root / f"{stem}.nii.gz", len(stem))
+        write_head(root / "sub-02/anat/sub-02_FLAIR.nii.gz", 1)
+        found = find_items([str(root)], "T1w")
+        out = tmp_path / "out"
+        done = predict_items(model, found.items, str(out))
+        assert [s["name"] for s in done.summaries] == ["sub-01_ses-a", "sub-02"]
+        assert sorted(str(p.relative_to(out)) for p in out.rglob("*.nii.gz")) == [
+            "sub-01/ses-a/anat/sub-01_ses-a_desc-anomaly_mask.nii.gz",
+            "sub-01/ses-a/anat/sub-01_ses-a_desc-anomaly_probseg.nii.gz",
+            "sub-01/ses-a/anat/sub-01_ses-a_desc-brain_mask.nii.gz",
+            "sub-02/anat/sub-02_desc-anomaly_mask.nii.gz",
+            "sub-02/anat/sub-02_desc-anomaly_probseg.nii.gz",
+            "sub-02/anat/sub-02_desc-brain_mask.nii.gz",
+        ]
+        described = json.loads((out / "dataset_description.json").read_text())
+        assert described["DatasetType"] == "derivative"
+        assert described["GeneratedBy"][0]["Name"] == "uadray"
+        # A file of the tree alone gets the same names.
+        (item,) = items_of([str(root / "sub-01/ses-a/anat/sub-01_ses-a_T1w.nii.gz")])
+        assert item.summary == found.items[0].summary
+
+    def test_a_reconstruction_is_named_by_its_contrast(self, tmp_path, cohort) -> None:
+        path = write_head(tmp_path / "sub-7/anat/sub-7_T1w.nii.gz")
+        mean = open_model(finished_run(tmp_path / "run", cohort, "MeanImage").url)
+        (out,) = predict_items(
+            mean, items_of([path]), str(tmp_path / "out"), PredictConfig(map_only=True)
+        ).summaries
+        assert out["files"] == {
+            "anomaly": "sub-7_desc-anomaly_probseg.nii.gz",
+            "reconstruction": "sub-7_desc-healthy_T1w.nii.gz",
+            "brain_mask": "sub-7_desc-brain_mask.nii.gz",
+            "scan": path,
+        }
+
+    def test_files_of_one_name(self, tmp_path: Path) -> None:
+        paths = [write_head(tmp_path / f"{who}/T1.nii.gz") for who in ("p1", "p2")]
+        assert [item.name for item in items_of([*paths, paths[0]])] == ["p1_T1", "p2_T1"]
+
+    def test_a_plain_folder_leaves_masks_and_others_out(self, tmp_path: Path) -> None:
+        for name in ("one", "two_T1", "one_mask", "two_FLAIR", "lesion", "two_gt"):
+            write_head(tmp_path / f"{name}.nii.gz")
+        found = find_items([str(tmp_path)], "T1w")
+        assert [item.name for item in found.items] == ["one", "two_T1"]
+        assert sorted(found.left_out) == [
+            "lesion.nii.gz", "one_mask.nii.gz", "two_FLAIR.nii.gz", "two_gt.nii.gz"
+        ]  # fmt: skip
+
+    def test_a_table_brings_masks(self, tmp_path: Path, model: Model) -> None:
+        path = Path(write_head(tmp_path / "head.nii.gz"))
+        image = nib.load(path)
+        voxels = np.asarray(image.dataobj)
+        nib.save(nib.Nifti1Image((voxels > 0).astype(np.uint8), image.affine), tmp_path / "m.nii")
+        nib.save(nib.Nifti1Image(voxels + 30, image.affine), path)
+        truth = np.zeros(image.shape, np.uint8)
+        truth[13:16, 13:16, 13:16] = 1
+        nib.save(nib.Nifti1Image(truth, image.affine), tmp_path / "l.nii")
+        table = tmp_path / "scans.csv"
+        table.write_text("image,id,brain,lesion\nhead.nii.gz,x,m.nii,l.nii\n")
+        (summary,) = predict_items(model, items_of([str(table)]), str(tmp_path / "out")).summaries
+        mask = nib.load(tmp_path / "out/x/brain_mask.nii.gz")
+        assert ((np.asarray(mask.dataobj) > 0) == (voxels > 0)).mean() > 0.99
+        assert summary["truth"]["volume_ml"] == pytest.approx(27 * 1e-3)
+
+    def test_a_mask_of_one_scan(self, tmp_path: Path, model: Model) -> None:
+        with pytest.raises(PredictError, match="mask of one scan, but 3 were given"):
+            find_items(three(tmp_path), "T1w", brain="mask.nii.gz")
+
+    def test_nothing_there(self, tmp_path: Path) -> None:
+        with pytest.raises(NoScanFoundError, match="no such file or folder"):
+            find_items([str(tmp_path / "no")], "T1w")
+        with pytest.raises(NoScanFoundError, match="no file there ends in"):
+            find_items([str(tmp_path)], "T1w")
+        (tmp_path / "notes.txt").write_text("")
+        with pytest.raises(NoScanFoundError, match="expected a NIfTI file"):
+            find_items([str(tmp_path / "notes.txt")], "T1w")
+
+
+def test_results_on_an_object_store(tmp_path: Path, model: Model) -> None:
+    items = items_of(three(tmp_path)[:1])
+    done = predict_items(model, items, "memory://predicted")
+    assert files.exists("memory://predicted/a_T1w/anomaly.nii.gz")
+    assert predict_items(model, items, "memory://predicted").num_kept == 1
+    assert done.summaries[0]["files"]["anomaly"] == "anomaly.nii.gz"
+
+
+def test_pages_and_their_index(tmp_path: Path, run: Run) -> None:
+    paths = three(tmp_path)[:2]
+    job = PredictJob(model=run.url, scans=tuple(paths), out=str(tmp_path / "out"))
+    done = job.run()
+    assert done.index == str(tmp_path / "out/index.html")
+    for summary in done.summaries:
+        page = tmp_path / "out" / summary["name"] / summary["page"]["name"]
+        assert page.stat().st_size == summary["page"]["bytes"]
+        assert f"{summary['name']}/viewer.html" in Path(done.index).read_text()
+    # Made from what is kept, the index is the same.
+    Path(done.index).unlink()
+    again = job.run()
+    assert again.num_kept == 2
+    assert "a_T1w/viewer.html" in Path(again.index).read_text()
+
+
+def test_an_error_that_is_not_the_scans_ends_the_call(tmp_path, model, monkeypatch) -> None:
+    items = items_of(three(tmp_path))
+    engine = InProcess(model=model, out=str(tmp_path / "out"), config=PredictConfig())
+    monkeypatch.setattr(
+        folder_module, "predict_scan", lambda *a, **k: (_ for _ in ()).throw(MemoryError)
+    )
+    with pytest.raises(MemoryError):
+        predict_items(model, items, str(tmp_path / "out"), engine=engine)
+    monkeypatch.setattr(
+        folder_module, "predict_scan", lambda *a, **k: (_ for _ in ()).throw(ScanError("bad"))
+    )
+    done = predict_items(model, items, str(tmp_path / "out"), engine=engine)
+    assert [f["reason"] for f in done.failures] == ["bad"] * 3

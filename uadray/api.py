@@ -1,0 +1,275 @@
+"""The Python interface: open a cohort, fit, evaluate, predict, export.
+
+    import uadray
+
+    cohort = uadray.open_cohort("runs/healthy.zarr")
+    run = uadray.fit("3D-Cube-n", cohort, "runs/fits/3D-Cube-n", epochs=100)
+    (record,) = uadray.evaluate(run, uadray.open_cohort("runs/stroke.zarr"))
+    print(record["metrics"]["dice_d"], record["intervals"]["dice_d"])
+    found = uadray.predict(run, "scan.nii.gz", out="predicted")
+    print(found.summary["proposal"], found.summary["warnings"])
+    uadray.export(run, "models/3D-Cube-n")
+
+Each does what its job does (`jobs/train.py` and so on) and leaves the same files, so that a call
+made again repeats nothing that is finished.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, overload
+
+from uadray import config as _config
+from uadray import files
+from uadray.config import Experiment, with_fit
+from uadray.errors import PredictError
+from uadray.predict import outputs
+from uadray.predict.folder import Predicted
+from uadray.predict.inputs import find_items
+from uadray.predict.scan import PredictConfig, Prediction, predict_scan
+from uadray.share import Model, export_model, model_of_run
+from uadray.share import open_model as _open_model
+from uadray.store import Cohort, open_cohort
+from uadray.train.run import Run
+
+__all__ = [
+    "evaluate",
+    "experiment",
+    "export",
+    "fit",
+    "open_cohort",
+    "open_model",
+    "open_run",
+    "predict",
+    "predict_folder",
+]
+
+Place = str | Path
+"""A local path or, as a string, any fsspec URL."""
+
+
+def experiment(name: str, **fit: Any) -> Experiment:
+    """The experiment of that name, such as `3D-Cube-n`, with some settings of its fit changed.
+
+    Args:
+        name: As in the papers.
+        fit: Fields of `FitConfig`, such as `epochs=20, seed=1`.
+
+    Raises:
+        ConfigError: there is none of that name, or a setting is out of range.
+    """
+    return with_fit(_config.experiment(name), **fit)
+
+
+def open_run(url: Place) -> Run:
+    """Open a run folder.
+
+    Raises:
+        RunError: there is none.
+    """
+    return Run.open(str(url))
+
+
+def fit(method: str | Experiment, cohort: Place | Cohort, out: Place, **fit: Any) -> Run:
+    """Fit an experiment on a healthy cohort and leave a run folder, as `jobs/train.py`.
+
+    Args:
+        method: An experiment, or the name of one.
+        cohort: A sealed healthy cohort, or where it lies.
+        out: The run folder. A finished one is opened as it is.
+        fit: Fields of `FitConfig` to change, such as `epochs=20`.
+
+    Raises:
+        UadrayError: see `train.distributed.fit`.
+    """
+    from uadray.train import distributed
+
+    chosen = experiment(method) if isinstance(method, str) else method
+    return distributed.fit(with_fit(chosen, **fit), _cohort(cohort), str(out))
+
+
+def evaluate(
+    runs: Run | Place | Sequence[Run | Place],
+    cohort: Place | Cohort,
+    *,
+    healthy: Place | Cohort | None = None,
+    protocol: str = "bengs2021",
+    **settings: Any,
+) -> list[dict[str, Any]]:
+    """Evaluate runs on a cohort with lesions, as `jobs/evaluate.py`.
+
+    Args:
+        runs: One run or several.
+        cohort: Sealed, with lesions.
+        healthy: Fit the threshold on the validation part of this cohort instead.
+        protocol: Gives all settings their defaults.
+        settings: Fields of `EvaluateConfig` to change, such as `num_resamples=200`.
+
+    Returns:
+        For each run what its `evaluation/<cohort>.json` holds: `metrics`, `intervals`,
+        `threshold`, `subjects` and more.
+
+    Raises:
+        UadrayError: see `evaluate.distributed.evaluate`.
+    """
+    from uadray.evaluate import distributed
+    from uadray.evaluate.protocols import EvaluateConfig
+
+    several = [runs] if isinstance(runs, (Run, str, Path)) else list(runs)
+    return distributed.evaluate(
+        [one if isinstance(one, Run) else open_run(one) for one in several],
+        _cohort(cohort),
+        healthy=None if healthy is None else _cohort(healthy),
+        config=EvaluateConfig.of(protocol, **settings),  # type: ignore[arg-type]
+    )
+
+
+def open_model(url: Place, *, cohort: Place = "") -> Model:
+    """Open a run folder or an exported model folder, to predict with it many times.
+
+    Raises:
+        UadrayError: see `share.folder.open_model`.
+    """
+    return _open_model(str(url), cohort=str(cohort))
+
+
+@overload
+def predict(
+    model: Model | Run | Place,
+    scans: Place,
+    *,
+    out: Place = "",
+    brain: Place = "",
+    viewer: bool = False,
+    **config: Any,
+) -> Prediction: ...
+
+
+@overload
+def predict(
+    model: Model | Run | Place,
+    scans: Sequence[Place],
+    *,
+    out: Place = "",
+    brain: Place = "",
+    viewer: bool = False,
+    **config: Any,
+) -> list[Prediction]: ...
+
+
+def predict(
+    model: Model | Run | Place,
+    scans: Place | Sequence[Place],
+    *,
+    out: Place = "",
+    brain: Place = "",
+    viewer: bool = False,
+    **config: Any,
+) -> Prediction | list[Prediction]:
+    """Find what is anomalous in a few scans, in this process and without Ray.
+
+    For folders, and for more scans than fit in memory, use `predict_folder`.
+
+    Args:
+        model: What `fit` or `open_model` gave, or a run or model folder.
+        scans: A NIfTI file, or several.
+        out: Also write each scan's maps and `summary.json` into this folder.
+        brain: Brain mask of the one scan.
+        viewer: With `out`, also make a page to look at each scan.
+        config: Fields of `PredictConfig`, such as `threshold=0.2` or `skull_strip="deepbet"`.
+
+    Returns:
+        For each scan the maps on its own grid as arrays, and the summary; a list where a list was
+        given.
+
+    Raises:
+        UadrayError: see `predict.scan.predict_scan`; a scan that cannot be used raises.
+    """
+    one = isinstance(scans, (str, Path))
+    given = [str(scans)] if isinstance(scans, (str, Path)) else [str(scan) for scan in scans]
+    opened, chosen = _model(model), PredictConfig(**config)
+    items = find_items(
+        given, opened.origin.modality, brain=str(brain), ignore_names=chosen.ignore_names
+    ).items
+    if one and len(items) > 1:
+        raise PredictError(f"{given[0]} holds {len(items)} scans: use uadray.predict_folder")
+    if out:
+        request = outputs.request_of(opened, chosen)
+        outputs.claim(files.normalise(str(out)), request, bids=any(item.bids for item in items))
+    predictions = []
+    for item in items:
+        found = predict_scan(opened, item.scan, chosen)
+        if out:
+            outputs.write(files.normalise(str(out)), item, found, viewer=viewer)
+        predictions.append(found)
+    return predictions[0] if one else predictions
+
+
+def predict_folder(
+    model: Place,
+    scans: Place | Sequence[Place],
+    out: Place,
+    *,
+    workers: int | None = None,
+    cohort: Place = "",
+    brain: Place = "",
+    viewer: bool = True,
+    gpus: float = 0.0,
+    **config: Any,
+) -> Predicted:
+    """Predict files and folders of scans, as `jobs/predict.py`: resumed, with a quarantine.
+
+    Args:
+        model: A run or model folder.
+        scans: NIfTI files, tables or folders.
+        out: Where the results go.
+        workers: Scans at a time; 1 stays in this process, more use Ray; by default more than
+            eight scans do, on all CPUs.
+        cohort: Where the run's cohort lies, if it has moved.
+        brain: Brain mask of the one scan.
+        viewer: Make a page for each scan, and one for all.
+        gpus: GPUs of each worker.
+        config: Fields of `PredictConfig`.
+
+    Raises:
+        UadrayError: see `predict.folder.predict_items`.
+    """
+    from uadray.predict.job import PredictJob
+
+    given = [scans] if isinstance(scans, (str, Path)) else scans
+    return PredictJob(
+        model=str(model),
+        scans=tuple(map(str, given)),
+        out=str(out),
+        workers=workers,
+        cohort=str(cohort),
+        brain=str(brain),
+        viewer=viewer,
+        gpus=gpus,
+        config=PredictConfig(**config),
+    ).run()
+
+
+def export(run: Run | Place, out: Place, *, licence: str = "", onnx: bool | None = None) -> Model:
+    """Write a run as a model folder that predicts without its cohort, as `jobs/export.py`.
+
+    Args:
+        run: A finished run.
+        out: The model folder.
+        licence: Of the weights, as an SPDX name.
+        onnx: Whether to write the reconstruction as ONNX; None does where it can.
+
+    Raises:
+        UadrayError: see `share.folder.export_model`.
+    """
+    url = run.url if isinstance(run, Run) else str(run)
+    return export_model(url, str(out), licence=licence, onnx=onnx)[0]
+
+
+def _cohort(given: Place | Cohort) -> Cohort:
+    return given if isinstance(given, Cohort) else open_cohort(str(given))
+
+
+def _model(given: Model | Run | Place) -> Model:
+    if isinstance(given, Model):
+        return given
+    return model_of_run(given) if isinstance(given, Run) else open_model(given)

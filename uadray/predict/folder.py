@@ -1,0 +1,175 @@
+"""Many scans: those that are done are left alone, bad ones quarantined, the others go on."""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from uadray import files
+from uadray.errors import ScanError
+from uadray.predict import outputs, pages
+from uadray.predict.inputs import Item
+from uadray.predict.scan import PredictConfig, predict_scan
+from uadray.share.model import Model
+from uadray.store import storage_errors
+
+FEW = 8
+"""So many scans are predicted in this process; more go through Ray, unless told otherwise."""
+
+MAX_DEATHS = 3
+"""How often the process that predicts a scan may die before the scan is given up."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """What became of one scan."""
+
+    name: str
+    """Of the item."""
+    reason: str = ""
+    """Why it could not be used; empty where it was predicted."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Predicted:
+    """What a call left in its output folder."""
+
+    out: str
+    """The folder."""
+    summaries: tuple[dict[str, Any], ...]
+    """Of all scans that are done, by name."""
+    num_kept: int
+    """How many of them were done before."""
+    failures: tuple[dict[str, str], ...]
+    """Name, source and reason of those that could not be used."""
+    index: str = ""
+    """The page that shows them; empty where none was made."""
+
+
+Engine = Callable[[Sequence[Item]], Iterable[Outcome]]
+"""Predicts items in any order, and says what became of each as it ends."""
+
+Report = Callable[[Outcome], None]
+"""Called as scans end."""
+
+
+def predict_items(
+    model: Model,
+    items: Sequence[Item],
+    out: str,
+    config: PredictConfig | None = None,
+    *,
+    engine: Engine | None = None,
+    viewer: bool = False,
+    begin: Callable[[int], None] = lambda kept: None,
+    report: Report = lambda outcome: None,
+) -> Predicted:
+    """Predict scans into a folder; called again, it does what is missing.
+
+    Args:
+        model: From `open_model`.
+        items: The scans.
+        out: The output folder, on a local path or any fsspec URL.
+        config: See `PredictConfig`.
+        engine: Who predicts; in this process, one after the other, by default.
+        viewer: Whether to make the page that leads to those of the scans.
+        begin: Called with the number of scans that were done before.
+        report: Called as each of the others ends.
+
+    Raises:
+        PredictError: the folder is of another run or settings, or cannot be written.
+        NoThresholdError: there is no threshold to propose with.
+    """
+    config = config or PredictConfig()
+    out = files.normalise(out)
+    request = outputs.request_of(model, config)
+    outputs.claim(out, request, bids=any(item.bids for item in items))
+    before = _done(out, items)
+    pending = [item for item in items if item.name not in before]
+    begin(len(before))
+    failures = []
+    named = {item.name: item for item in pending}
+    engine = engine or InProcess(model=model, out=out, config=config)
+    for outcome in engine(pending) if pending else ():
+        report(outcome)
+        if outcome.reason:
+            source = named[outcome.name].scan.image
+            failures.append({"name": outcome.name, "source": source, "reason": outcome.reason})
+    summaries = _done(out, items)
+    failures.sort(key=lambda failure: failure["name"])
+    ordered = [summaries[item.name] for item in items if item.name in summaries]
+    try:
+        outputs.write_tables(out, ordered, failures)
+        files.remove(files.join(out, ".begun"))
+        index = pages.write_index_page(out, items, summaries) if viewer else ""
+    except OSError as error:
+        raise outputs.unwritable(out, error) from None
+    return Predicted(
+        out=out,
+        summaries=tuple(ordered),
+        num_kept=len(before),
+        failures=tuple(failures),
+        index=index,
+    )
+
+
+def _done(out: str, items: Sequence[Item]) -> dict[str, dict[str, Any]]:
+    """Name -> summary of the items that are done."""
+    with ThreadPoolExecutor(16) as pool:
+        found = list(pool.map(lambda item: outputs.done(out, item), items))
+    return {i.name: one for i, one in zip(items, found, strict=True) if one is not None}
+
+
+@dataclass(frozen=True, kw_only=True)
+class InProcess:
+    """Predicts one scan after the other in this process."""
+
+    model: Model
+    out: str
+    config: PredictConfig
+    viewer: bool = False
+    device: torch.device | None = None
+
+    def __call__(self, items: Sequence[Item]) -> Iterator[Outcome]:
+        """See `Engine`."""
+        for item in items:
+            try:
+                yield predict_item(
+                    self.model, item, self.out, self.config, viewer=self.viewer, device=self.device
+                )
+            except OSError as error:
+                raise outputs.unwritable(self.out, error) from None
+
+
+def predict_item(
+    model: Model,
+    item: Item,
+    out: str,
+    config: PredictConfig,
+    *,
+    viewer: bool = False,
+    device: torch.device | None = None,
+) -> Outcome:
+    """Predict one scan and write its results, unless its process dies each time.
+
+    Raises:
+        OSError: the target cannot be written.
+        UadrayError: an error that is not this scan's.
+    """
+    deaths = outputs.begin(out, item)
+    try:
+        if deaths >= MAX_DEATHS:
+            raise ScanError(
+                f"{item.scan.image}: the process that predicted it died {deaths} times (out of "
+                "memory, or a library crashed); look at the file, or use fewer --workers"
+            )
+        with storage_errors(item.scan.image):
+            prediction = predict_scan(model, item.scan, config, device=device)
+        outputs.write(out, item, prediction, viewer=viewer)
+    except ScanError as error:
+        return Outcome(name=item.name, reason=str(error))
+    finally:
+        outputs.end(out, item)
+    return Outcome(name=item.name)

@@ -1,0 +1,213 @@
+"""Which scans are to be predicted, what they are called, and where their results go."""
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import fsspec
+
+from uadray import files
+from uadray.errors import NoScanFoundError, PredictError, ScanError
+from uadray.prepare.layouts import LAYOUTS, Scan, detect
+from uadray.prepare.layouts.naming import BIDS_RAW
+from uadray.prepare.layouts.scans import IMAGE_ENDINGS, canonical_modality, find_files, stem
+
+TABLES = (".csv", ".tsv")
+"""How a table of scans ends."""
+
+_CONTRASTS = ("T1w", "T1ce", "T2w", "FLAIR", "PDw")
+_OTHERS = ("bold", "dwi", "dti", "adc", "swi", "ct", "asl", "pet", "mra", "t2star", "angio", "fmri")
+_MASKS = re.compile(r"mask|seg|roi|lesion|label|(^|[_\-.])gt([_\-.]|$)", re.IGNORECASE)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Item:
+    """One scan and the place of its results."""
+
+    scan: Scan
+    """Its files."""
+    name: str
+    """Unique among the scans of a call."""
+    folder: str
+    """Of its results, relative to the output folder."""
+    bids: str = ""
+    """What BIDS names of its results begin with, such as `sub-01_ses-a`; empty for other scans."""
+
+    @property
+    def summary(self) -> str:
+        """Its `summary.json`, relative to the output folder."""
+        name = f"{self.bids}_desc-anomaly_summary.json" if self.bids else "summary.json"
+        return f"{self.folder}/{name}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Found:
+    """What was found in a call's inputs."""
+
+    items: tuple[Item, ...]
+    """The scans, by name."""
+    left_out: tuple[str, ...]
+    """Files of plain folders that are named as masks or as other modalities."""
+
+
+def find_items(
+    inputs: Sequence[str], modality: str, *, brain: str = "", ignore_names: bool = False
+) -> Found:
+    """The scans in files, tables and folders.
+
+    A folder in the layout of a known data set (BIDS among them) yields that set's scans of the
+    modality with their brain masks; any other folder all its NIfTI files but those that are named
+    as masks or other modalities.
+
+    Args:
+        inputs: NIfTI files, tables as the layout `csv` reads them, or folders; local paths or
+            fsspec URLs.
+        modality: Of the model's scans, such as T1w.
+        brain: Brain mask of the one scan.
+        ignore_names: Take files for the modality whatever their names say.
+
+    Raises:
+        NoScanFoundError: there is none, or a folder cannot be read.
+        PredictError: a brain mask for several scans, or two results of one name.
+    """
+    scans: list[Scan] = []
+    left_out: list[str] = []
+    for given in inputs:
+        url = files.normalise(given)
+        if url.endswith(TABLES):
+            scans += LAYOUTS["csv"](url, modality.split(", ")[0])
+        elif url.endswith(IMAGE_ENDINGS) or not _is_folder(url):
+            scans.append(_single(url, modality))
+        else:
+            found, passed = _in_folder(url, modality, ignore_names)
+            scans += found
+            left_out += passed
+    scans = list({scan.image: scan for scan in scans}.values())
+    if not scans:
+        raise NoScanFoundError(
+            f"no scan in {', '.join(inputs)}; give NIfTI files or a folder of them"
+            + (f" ({len(left_out)} files are named as masks or other modalities)" * bool(left_out))
+        )
+    if brain:
+        if len(scans) > 1:
+            raise PredictError(
+                f"--brain is the mask of one scan, but {len(scans)} were given: name scans and "
+                "masks in a table with the columns image and brain"
+            )
+        scans = [_with_brain(scans[0], brain)]
+    return Found(items=tuple(_named(scans)), left_out=tuple(left_out))
+
+
+def check_modality(scan: Scan, modality: str) -> None:
+    """Refuse a scan whose file is named as another modality than the model's.
+
+    Raises:
+        ScanError: it is.
+    """
+    named = named_modalities(stem(scan.image))
+    if named and not named & set(modality.split(", ")):
+        raise ScanError(
+            f"{scan.image}: is named as {' or '.join(sorted(named))}, but the model was fitted on "
+            f"{modality}: give a scan of that modality, or, if the name misleads, pass "
+            "--ignore-names"
+        )
+
+
+def named_modalities(name: str) -> set[str]:
+    """The modalities that a file's name speaks of, in the package's words."""
+    found = set()
+    for word in re.split(r"[^A-Za-z0-9]+", name):
+        one = canonical_modality(word)
+        # PD is as often a disease as a contrast.
+        if one in _CONTRASTS and word.lower() != "pd":
+            found.add(one)
+        elif word.lower() in _OTHERS:
+            found.add(word.lower())
+    return found
+
+
+def _is_folder(url: str) -> bool:
+    fs, path = fsspec.core.url_to_fs(url)
+    if not fs.exists(path):
+        raise NoScanFoundError(f"{url}: no such file or folder; look for it")
+    if fs.isdir(path):
+        return True
+    raise NoScanFoundError(
+        f"{url}: expected a NIfTI file ({', '.join(IMAGE_ENDINGS)}), a table or a folder"
+    )
+
+
+def _single(url: str, modality: str) -> Scan:
+    place = _bids_place(url)
+    name = place[0] if place else stem(url)
+    return Scan(id=name, subject=name.split("_")[0], image=url, modality=modality)
+
+
+def _bids_place(url: str) -> tuple[str, str] | None:
+    """Entities and folder (`sub-01/ses-a/anat`) of a file in a BIDS tree."""
+    for start in (match.end() for match in re.finditer(r"(?:^|/)(?=sub-)", url)):
+        found = BIDS_RAW.search(url[start:])
+        if found:
+            return found["entities"], url[start:].rsplit("/", 1)[0]
+    return None
+
+
+def _in_folder(url: str, modality: str, ignore_names: bool) -> tuple[list[Scan], list[str]]:
+    names = find_files(url)
+    if not names:
+        raise NoScanFoundError(f"{url}: no file there ends in {', '.join(IMAGE_ENDINGS)}")
+    try:
+        layout = detect(url, LAYOUTS)
+    except NoScanFoundError:
+        layout = ""
+    if layout and not ignore_names:
+        return list(LAYOUTS[layout](url, modality.split(", ")[0])), []
+    kept, left_out = [], []
+    for name in names:
+        named = set() if ignore_names else named_modalities(stem(name))
+        other = bool(named) and not named & set(modality.split(", "))
+        (left_out if other or _MASKS.search(stem(name)) else kept).append(name)
+    return [_single(files.join(url, name), modality) for name in kept], left_out
+
+
+def _with_brain(scan: Scan, brain: str) -> Scan:
+    return Scan(**{**vars(scan), "brain": files.normalise(brain)})
+
+
+def _named(scans: Iterable[Scan]) -> list[Item]:
+    """Items with names of their own; files of one name get those of their folders before it."""
+    items: dict[str, Item] = {}
+    plain: list[Scan] = []
+    for scan in scans:
+        place = _bids_place(scan.image)
+        if place is None:
+            plain.append(scan)
+            continue
+        entities, folder = place
+        _add(items, Item(scan=scan, name=entities, folder=folder, bids=entities))
+    for scan, name in zip(plain, _unique([scan.id for scan in plain], plain), strict=True):
+        _add(items, Item(scan=scan, name=name, folder=name))
+    return sorted(items.values(), key=lambda item: item.name)
+
+
+def _unique(names: list[str], scans: Sequence[Scan]) -> list[str]:
+    parts = [re.sub(r"\.(nii|img)(\.gz)?$", "", scan.image).split("/") for scan in scans]
+    for depth in range(2, 1 + max((len(p) for p in parts), default=0)):
+        twice = {name for name in names if names.count(name) > 1}
+        if not twice:
+            break
+        names = [
+            "_".join(p[-depth:]) if name in twice else name
+            for name, p in zip(names, parts, strict=True)
+        ]
+    return [re.sub(r"[^A-Za-z0-9._-]+", "_", name).lstrip(".") for name in names]
+
+
+def _add(items: dict[str, Item], item: Item) -> None:
+    if item.summary in {other.summary for other in items.values()}:
+        other = next(o for o in items.values() if o.summary == item.summary)
+        raise PredictError(
+            f"the results of {item.scan.image} and {other.scan.image} would both be "
+            f"{item.summary}: predict them into folders of their own"
+        )
+    items[item.name if item.name not in items else item.summary] = item

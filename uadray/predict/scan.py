@@ -1,0 +1,411 @@
+"""One scan in a file to its anomaly map, on the scan's own grid.
+
+The scan goes through the preparation that the model's cohort is recorded with, is scored and
+post-processed by the functions of the evaluation, and the results go back the way it came.
+"""
+
+import gzip
+import io
+import time
+from dataclasses import dataclass, replace
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import scipy.ndimage as ndi
+import torch
+from numpy.typing import NDArray
+
+from uadray import files
+from uadray.errors import PredictError
+from uadray.evaluate.components import neighbours, open_components
+from uadray.evaluate.postprocess import dequantise, postprocess
+from uadray.evaluate.protocols import EvaluateConfig
+from uadray.evaluate.scoring import score_volumes, slices
+from uadray.predict.inputs import check_modality
+from uadray.prepare.geometry import (
+    BRAIN_THRESHOLD,
+    DOUBT,
+    Volume,
+    to_scanner,
+    voxel_ml,
+    voxel_sizes,
+)
+from uadray.prepare.layouts import PHANTOM_SCHEME, Scan
+from uadray.prepare.masks import read_share
+from uadray.prepare.nifti import RawImage
+from uadray.prepare.skull import SkullStrip
+from uadray.prepare.steps import PrepareConfig, PreparedVolume, prepare_scan
+from uadray.share.healthy import mean_inside
+from uadray.share.model import FrozenThreshold, Model
+from uadray.store import software_versions
+
+
+@dataclass(frozen=True, kw_only=True)
+class PredictConfig:
+    """How scans are predicted; by default as the model's cohort was prepared and evaluated."""
+
+    threshold: float | None = None
+    """What is proposed as lesion, in the method's units, instead of the frozen threshold."""
+    threshold_from: str = ""
+    """Name of the cohort whose frozen threshold to take, where the run has several."""
+    map_only: bool = False
+    """Propose nothing: no threshold is needed."""
+    skull_strip: SkullStrip | None = None
+    """How brain is told from the rest; as the cohort's by default. A scan with its skull needs
+    `deepbet` or `robex`, or a brain mask."""
+    grow_extent: bool | None = None
+    """As in prepare; as the cohort's by default."""
+    max_cut: float | None = None
+    """As in prepare; as the cohort's by default."""
+    min_brain_ml: float | None = None
+    """As in prepare; as the cohort's by default."""
+    ignore_names: bool = False
+    """Take a scan for one of the model's modality whatever its file's name says."""
+
+    def prepare(self, recorded: PrepareConfig) -> PrepareConfig:
+        """The recorded preparation with what is to be otherwise."""
+        names = ("skull_strip", "grow_extent", "max_cut", "min_brain_ml")
+        given = {name: getattr(self, name) for name in names}
+        return replace(recorded, **{k: v for k, v in given.items() if v is not None})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Grid:
+    """The grid of a scan's file."""
+
+    affine: NDArray[np.float64]
+    """(4, 4), from a voxel's index to the scanner's millimetres."""
+    shape: tuple[int, int, int]
+    """In the order of the file's axes."""
+    codes: tuple[int, int]
+    """Of sform and qform, as the file has them; 1 and 1 where it has none."""
+    qform: NDArray[np.float64] | None
+    """(4, 4) where the file's qform is another than its affine."""
+
+    @property
+    def axial_axis(self) -> int:
+        """The axis of the file that runs along inferior and superior."""
+        return int(np.abs(self.affine[2, :3] / voxel_sizes(self.affine)).argmax())
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prediction:
+    """What was found in one scan, on the grid of its file."""
+
+    anomaly: NDArray[np.float32]
+    """Post-processed scores in the method's units, in the order of the file's axes; 0 outside."""
+    proposal: NDArray[np.bool_] | None
+    """What is at or above the threshold; None where none was asked for."""
+    reconstruction: NDArray[np.float32] | None
+    """The healthy version in [0, 1], as the detector works; None where the method has none."""
+    brain: NDArray[np.bool_]
+    """What was taken for brain."""
+    truth: NDArray[np.bool_] | None
+    """The lesion mask that came with the scan; None where none did."""
+    scan: NDArray[np.float32]
+    """The scan's own intensities."""
+    grid: Grid
+    """Where it lies."""
+    prepared: PreparedVolume
+    """The scan on the model's grid."""
+    levels: NDArray[np.uint16]
+    """(Z, Y, X) post-processed scores on the model's grid, as levels."""
+    summary: dict[str, Any]
+    """All that is said of it, as JSON values."""
+
+
+def choose_threshold(model: Model, config: PredictConfig) -> FrozenThreshold | None:
+    """The threshold that a call proposes with; None for maps alone.
+
+    Raises:
+        NoThresholdError: see `Model.choose_threshold`.
+    """
+    if config.map_only:
+        return None
+    return model.choose_threshold(config.threshold_from, config.threshold)
+
+
+def predict_scan(
+    model: Model,
+    scan: Scan,
+    config: PredictConfig | None = None,
+    *,
+    device: torch.device | None = None,
+) -> Prediction:
+    """Find what is anomalous in one scan.
+
+    Args:
+        model: From `open_model`.
+        scan: Its files.
+        config: Threshold, and where the preparation differs from the cohort's.
+        device: Where the model's detector is and computes; the CPU by default.
+
+    Raises:
+        ScanError: the scan cannot be used: another modality by its name, no brain, damaged.
+        NoThresholdError: there is none to propose with.
+    """
+    config, device = config or PredictConfig(), device or torch.device("cpu")
+    threshold = choose_threshold(model, config)
+    if scan.image.startswith(PHANTOM_SCHEME):
+        raise PredictError(f"{scan.image}: a phantom is in no file; write it to one to predict it")
+    if not config.ignore_names:
+        check_modality(scan, model.origin.modality)
+    clock = _Clock()
+    way = _Way(clock)
+    # What is known of the lesion is looked at, but decides nothing.
+    bare = replace(scan, lesion="", more_lesions=(), lesion_labels=(), synthetic_lesion="")
+    prepared = prepare_scan(bare, config.prepare(model.prepare), way)
+    clock.mark("prepare")
+    settings = threshold.config if threshold else model.settings(config.threshold_from)
+    level = None if threshold is None else threshold.level
+    scored = _score(model, prepared, settings, level, device, clock, scan.id)
+    grid = _grid_of(scan.image, way.affine, way.shape)
+    found = _Mapper(affine=prepared.affine, grid=grid)
+    anomaly = found(dequantise(scored.levels, model.detector.score_range), order=1)
+    reconstruction = None
+    if scored.reconstruction is not None:
+        reconstruction = found(scored.reconstruction * prepared.brain, order=1).clip(0, 1)
+    proposal = None if scored.proposal is None else found(scored.proposal, order=0) > 0.5
+    brain = to_scanner(way.brain.T, way.brain_affine, grid.affine, grid.shape) >= BRAIN_THRESHOLD
+    truth = _truth(scan, way)
+    clock.mark("map_back")
+    return Prediction(
+        anomaly=anomaly,
+        proposal=proposal,
+        reconstruction=reconstruction,
+        brain=brain,
+        truth=truth,
+        scan=way.image,
+        grid=grid,
+        prepared=prepared,
+        levels=scored.levels,
+        summary={
+            "name": scan.id,
+            "source": scan.image,
+            **_figures(anomaly, proposal, brain, grid),
+            "truth": _held_against(proposal, truth, grid),
+            "score_range": list(model.detector.score_range),
+            "mean_score": scored.mean_score,
+            "threshold": _told(threshold),
+            "model_grid": {
+                "shape": list(prepared.brain.shape),
+                "affine": prepared.affine.tolist(),
+                "proposed_voxels": None if scored.proposal is None else int(scored.proposal.sum()),
+            },
+            "warnings": _warnings(model, prepared, grid, scored.mean_score),
+            "notes": [n for n in prepared.notes.split("; ") if n and not n.startswith(DOUBT)],
+            "run": {
+                "name": model.experiment.name,
+                "fingerprint": model.experiment.fingerprint,
+                "cohort": model.origin.fingerprint,
+                "identity": model.identity,
+            },
+            "versions": software_versions(),
+            "seconds": clock.seconds,
+        },
+    )
+
+
+class _Clock:
+    """Seconds by step, in order."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self._last = time.perf_counter()
+
+    def mark(self, name: str) -> None:
+        """All since the last mark belongs to this step."""
+        now = time.perf_counter()
+        self.seconds[name] = self.seconds.get(name, 0.0) + now - self._last
+        self._last = now
+
+
+class _Way:
+    """Watches a scan's preparation: the grid that it came on, and its brain before the crop."""
+
+    def __init__(self, clock: _Clock) -> None:
+        self._clock = clock
+
+    def __call__(self, name: str, volume: Volume) -> None:
+        self._clock.mark(name)
+        if name == "read":
+            x, y, z = volume.image.shape
+            self.image, self.affine, self.shape = volume.image, volume.affine, (x, y, z)
+        elif name == "strip":
+            self.brain, self.brain_affine = volume.brain, volume.scanner_affine
+
+
+def _truth(scan: Scan, way: _Way) -> NDArray[np.bool_] | None:
+    """What is lesion by any mask that came with the scan, on the scan's grid."""
+    paths = [path for path in (scan.lesion, *scan.more_lesions) if path]
+    if not paths:
+        return None
+    raw = RawImage(voxels=way.image, affine=way.affine, oriented=True, notes=())
+    shares = [read_share(path, raw, scan.image, scan.lesion_labels)[0] for path in paths]
+    return np.asarray(np.max(shares, axis=0) > 0.5)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Scored:
+    """What the detector says of a prepared scan, on its grid."""
+
+    levels: NDArray[np.uint16]
+    proposal: NDArray[np.bool_] | None
+    reconstruction: NDArray[np.float32] | None
+    mean_score: float
+
+
+def _score(
+    model: Model,
+    prepared: PreparedVolume,
+    settings: EvaluateConfig,
+    level: int | None,
+    device: torch.device,
+    clock: _Clock,
+    name: str,
+) -> _Scored:
+    """Score and post-process as the evaluation does."""
+    # The store keeps float16, and so the detector was fitted and evaluated on it.
+    image = torch.from_numpy(prepared.image.astype(np.float16).astype(np.float32)[None])
+    brain = prepared.brain
+    scores = score_volumes(model.detector, image, brain[None], device, settings.residual)[0]
+    reconstruction = None
+    if model.detector.has_reconstruction:
+        with torch.inference_mode():
+            output = model.detector.reconstruct(image[:, None].to(device))
+        reconstruction = output[0, 0].float().cpu().numpy()
+    # The healthy range is one of absolute residuals.
+    signed = settings.residual != "absolute" and reconstruction is not None
+    residual = np.abs(image[0].numpy() - reconstruction) if signed else None
+    clock.mark("score")
+    cut = slices(settings)
+    levels = np.zeros(brain.shape, np.uint16)
+    levels[cut] = postprocess(
+        scores[cut], brain[cut], model.detector.score_range, settings.postprocess, subject=name
+    )
+    proposal = None
+    if level is not None:
+        kept = settings.components
+        opened = open_components(levels[cut], kept.max_size, kept.connectivity)
+        proposal = np.zeros(brain.shape, bool)
+        proposal[cut] = opened >= level
+    clock.mark("postprocess")
+    return _Scored(
+        levels=levels,
+        proposal=proposal,
+        reconstruction=reconstruction,
+        mean_score=mean_inside(scores if residual is None else residual, brain),
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Mapper:
+    """Brings arrays of the model's grid to a scan's."""
+
+    affine: NDArray[np.float64]
+    grid: Grid
+
+    def __call__(self, array: NDArray[Any], *, order: int) -> NDArray[np.float32]:
+        return to_scanner(array, self.affine, self.grid.affine, self.grid.shape, order)
+
+
+def _grid_of(path: str, affine: NDArray[np.float64], shape: tuple[int, int, int]) -> Grid:
+    """The grid of a scan, with both placements that its header has.
+
+    Readers differ in which of them they believe (ITK prefers the qform, nibabel the sform): results
+    have to have both as the scan has them, or some reader shows them apart.
+    """
+    header = _nifti_header(path)
+    codes, qform = (1, 1), None
+    if header is not None and (header["sform_code"] > 0 or header["qform_code"] > 0):
+        codes = (int(header["sform_code"]), int(header["qform_code"]))
+        if codes[0] > 0 and codes[1] > 0:
+            try:
+                own = np.asarray(header.get_qform(), float)
+            except Exception:  # no rotation; nibabel raises what NumPy raises
+                return Grid(affine=affine, shape=shape, codes=(codes[0], 0), qform=None)
+            if np.allclose(header.get_sform(), affine) and not np.allclose(own, affine, atol=1e-4):
+                qform = own
+    return Grid(affine=affine, shape=shape, codes=codes, qform=qform)
+
+
+def _nifti_header(path: str) -> Any:
+    """The header as nibabel has it, unchecked; None where the file is no single NIfTI."""
+    content = files.read_bytes(path)
+    if content[:2] == b"\x1f\x8b":
+        with gzip.open(io.BytesIO(content)) as packed:
+            content = packed.read(1024)
+    for kind, size in ((nib.Nifti1Header, 348), (nib.Nifti2Header, 540)):
+        if size in {int.from_bytes(content[:4], order) for order in ("little", "big")}:  # type: ignore[arg-type]
+            header: Any = kind.from_fileobj(io.BytesIO(content), check=False)
+            return header
+    return None
+
+
+def _figures(
+    anomaly: NDArray[np.float32],
+    proposal: NDArray[np.bool_] | None,
+    brain: NDArray[np.bool_],
+    grid: Grid,
+) -> dict[str, Any]:
+    """Volumes, components and slices, all of what is in the files."""
+    axis, ml = grid.axial_axis, voxel_ml(grid.affine)
+    by_slice = anomaly.max(axis=tuple(k for k in range(3) if k != axis))
+    top = int(by_slice.argmax())
+    figures: dict[str, Any] = {
+        "shape": list(grid.shape),
+        "voxel_mm": [round(float(edge), 4) for edge in voxel_sizes(grid.affine)],
+        "axial_axis": axis,
+        "top_slice": top,
+        "top_score": float(by_slice[top]),
+        "slice_scores": [round(float(score), 6) for score in by_slice],
+        "brain_ml": float(brain.sum()) * ml,
+        "proposal": None,
+    }
+    if proposal is not None:
+        labels, count = ndi.label(proposal, neighbours(26))
+        sizes = np.bincount(labels.ravel())[1:]
+        figures["proposal"] = {
+            "volume_ml": float(sizes.sum()) * ml,
+            "components": int(count),
+            "largest_ml": float(sizes.max(initial=0)) * ml,
+        }
+    return figures
+
+
+def _held_against(
+    proposal: NDArray[np.bool_] | None, truth: NDArray[np.bool_] | None, grid: Grid
+) -> dict[str, Any] | None:
+    """The known lesion's volume, and the proposal's Dice with it."""
+    if truth is None:
+        return None
+    dice = None
+    if proposal is not None and (total := int(proposal.sum()) + int(truth.sum())):
+        dice = 2 * int((proposal & truth).sum()) / total
+    return {"volume_ml": float(truth.sum()) * voxel_ml(grid.affine), "dice": dice}
+
+
+def _told(threshold: FrozenThreshold | None) -> dict[str, Any] | None:
+    """A threshold in the summary's words."""
+    if threshold is None:
+        return None
+    told = threshold.to_json()
+    return {key: told[key] for key in told if key != "config"} | {
+        "protocol": threshold.config.protocol,
+        "postprocess": told["config"]["postprocess"],
+        "components": told["config"]["components"],
+    }
+
+
+def _warnings(model: Model, prepared: PreparedVolume, grid: Grid, mean_score: float) -> list[str]:
+    """What a reader of the map must know: doubts of the reading, and how the scan is unlike."""
+    doubts = [n.removeprefix(DOUBT) for n in prepared.notes.split("; ") if n.startswith(DOUBT)]
+    unlike = model.healthy.doubts(
+        prepared.image,
+        prepared.brain,
+        spacing_mm=voxel_sizes(prepared.affine)[::-1].tolist(),
+        scan_mm=voxel_sizes(grid.affine).tolist(),
+        mean_score=mean_score,
+    )
+    return [*model.notes, *doubts, *unlike]

@@ -1,0 +1,334 @@
+"""A fitted detector as `predict` needs it, from a run folder or from an exported model folder."""
+
+import hashlib
+import math
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from safetensors.torch import save
+
+from uadray import files
+from uadray.config import Experiment, from_json, to_json
+from uadray.detectors import Detector
+from uadray.errors import (
+    ConfigError,
+    NoThresholdError,
+    RunError,
+    StoreError,
+)
+from uadray.evaluate.frozen import SUFFIX
+from uadray.evaluate.postprocess import MAX_LEVEL
+from uadray.evaluate.protocols import EvaluateConfig
+from uadray.prepare.steps import PrepareConfig, recorded_config
+from uadray.share.healthy import Healthy, measure_healthy
+from uadray.store import Cohort, open_cohort
+from uadray.train.distributed import load_detector
+from uadray.train.run import Run
+
+FORMAT = 1
+"""Version of the files that hold a model."""
+
+KEPT = "predict.json"
+"""In a run folder: what prediction needs of the cohort, so that the cohort may go."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FrozenThreshold:
+    """A threshold that an evaluation froze, with the settings that its scores were made under."""
+
+    name: str
+    """Of the cohort that was evaluated."""
+    value: float
+    """In the method's units: what is at or above it is proposed."""
+    level: int
+    """The same as one of 65 536 levels, which decides."""
+    rule: str
+    """How it was fitted."""
+    fitted_on: str
+    """Cohort and part, with the number of subjects."""
+    fingerprint: str
+    """Of all that decided it; empty for one that the user gave."""
+    notes: tuple[str, ...]
+    """Of the cohort, such as `semi-synthetic lesion`."""
+    config: EvaluateConfig
+    """Residual, post-processing, component filter and slices."""
+
+    def to_json(self) -> dict[str, Any]:
+        """As a JSON value."""
+        return {**vars(self), "notes": list(self.notes), "config": to_json(self.config)}
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> "FrozenThreshold":
+        """The inverse."""
+        config = from_json(EvaluateConfig, value["config"])
+        return cls(**{**value, "notes": tuple(value["notes"]), "config": config})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Origin:
+    """What a model was fitted on."""
+
+    name: str
+    """Of the cohort."""
+    fingerprint: str
+    """Of the cohort."""
+    modality: str
+    """Of its scans, such as T1w; several with commas between them."""
+    splits: dict[str, int]
+    """Scans in each part."""
+    num_scanners: int
+    """Scanners or sites, as far as the set tells; 0 where it does not."""
+    notes: tuple[str, ...]
+    """Of its subjects, without those of single ones."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Model:
+    """A fitted detector with all that it takes to apply it to a scan in a file."""
+
+    url: str
+    """The run folder or the model folder."""
+    experiment: Experiment
+    """What was fitted."""
+    shape: tuple[int, int, int]
+    """(Z, Y, X) of the volumes that it takes."""
+    detector: Detector
+    """In evaluation mode, on the CPU."""
+    prepare: PrepareConfig
+    """How the cohort's scans were prepared."""
+    origin: Origin
+    """What it was fitted on."""
+    healthy: Healthy
+    """What healthy scans look like to it."""
+    thresholds: tuple[FrozenThreshold, ...]
+    """By the name of the cohort; empty where the run was never evaluated."""
+    versions: dict[str, str]
+    """Of the software that fitted it."""
+    notes: tuple[str, ...] = ()
+    """What a user must know of how it was opened."""
+
+    @cached_property
+    def identity(self) -> str:
+        """16 hexadecimal digits over experiment, cohort and weights: alike in run and export."""
+        weights = hashlib.sha256(save_weights(self.detector)).hexdigest()
+        text = f"{self.experiment.fingerprint}-{self.origin.fingerprint}-{weights}"
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    def settings(self, name: str = "") -> EvaluateConfig:
+        """How scores are made and read: as evaluated on a cohort, or by the defaults.
+
+        Args:
+            name: The cohort; may be empty where there is only one.
+        """
+        found = {one.name: one.config for one in self.thresholds}
+        if not name and len(set(map(str, found.values()))) == 1:
+            return self.thresholds[0].config
+        return found.get(name, EvaluateConfig())
+
+    def choose_threshold(self, name: str = "", value: float | None = None) -> FrozenThreshold:
+        """The threshold to propose with.
+
+        Args:
+            name: Cohort whose frozen threshold to take; may be empty where there is only one.
+            value: In the method's units; takes the place of the frozen one, and the other settings
+                stay those of the evaluation, or the defaults where there is none.
+
+        Raises:
+            NoThresholdError: there is none, or several and no name; it says what to do.
+            ConfigError: the value is outside the method's range.
+        """
+        found = {one.name: one for one in self.thresholds}
+        if name and name not in found:
+            has = f"it has those of {', '.join(found)}" if found else "it has none"
+            raise NoThresholdError(
+                f"{self.url}: no threshold was frozen on a cohort named {name!r}; {has}"
+            )
+        if value is not None:
+            low, high = self.detector.score_range
+            if not low < value <= high:
+                raise ConfigError(
+                    f"the threshold {value:g} lies outside the scores of {self.experiment.name}, "
+                    f"which run from {low:g} to {high:g}"
+                )
+            return given_threshold(value, (low, high), self.settings(name))
+        if not found:
+            raise NoThresholdError(
+                f"{self.url}: no threshold is frozen for it. Fit one on a cohort with lesions: "
+                f"python jobs/evaluate.py {self.url} --cohort LESIONED.zarr (or on healthy volumes "
+                "alone: with --threshold-rule healthy_fpr_5 --healthy HEALTHY.zarr); or give one "
+                "with --threshold, or ask for maps alone with --map-only"
+            )
+        if not name and len(found) > 1:
+            raise NoThresholdError(
+                f"{self.url}: thresholds are frozen on several cohorts, {', '.join(found)}: choose "
+                "one with --threshold-from"
+            )
+        return found[name] if name else self.thresholds[0]
+
+
+def given_threshold(
+    value: float, score_range: tuple[float, float], config: EvaluateConfig
+) -> FrozenThreshold:
+    """A threshold that the user gave, as the next level at or above it."""
+    low, high = score_range
+    level = math.ceil((value - low) * MAX_LEVEL / (high - low) - 1e-6)
+    return FrozenThreshold(
+        name="",
+        value=float(value),
+        level=max(1, level),
+        rule="given",
+        fitted_on="nothing: it was given",
+        fingerprint="",
+        notes=(),
+        config=config,
+    )
+
+
+def save_weights(detector: Detector) -> bytes:
+    """All tensors of a detector as one safetensors file."""
+    return save({k: t.detach().cpu().contiguous() for k, t in detector.state_dict().items()})
+
+
+def model_of_run(run: Run, *, cohort: str = "") -> Model:
+    """A finished run as a model.
+
+    What it needs of the run's cohort (the preparation and the healthy ranges) is kept in the run
+    folder the first time, so that the cohort is needed once only.
+
+    Args:
+        run: The run.
+        cohort: Where its cohort lies, if not where it was fitted on.
+
+    Raises:
+        RunError: the run has not finished, or its cohort is gone.
+    """
+    if (run.summary or {}).get("status") not in ("finished", "stopped"):
+        raise RunError(f"{run.url} is not finished: run the same jobs/train.py again")
+    detector = load_detector(run)
+    kept, notes = _kept(run, detector, cohort)
+    settings = files.read_json(files.join(run.url, "config.json"))
+    return Model(
+        url=run.url,
+        experiment=run.experiment,
+        shape=run.shape,
+        detector=detector,
+        prepare=from_json(PrepareConfig, kept["preprocessing"]),
+        origin=Origin(**{**kept["origin"], "notes": tuple(kept["origin"]["notes"])}),
+        healthy=Healthy.from_json(kept["healthy"]),
+        thresholds=tuple(_thresholds(run)),
+        versions=dict(settings.get("versions", {})),
+        notes=notes,
+    )
+
+
+def _kept(run: Run, detector: Detector, cohort: str) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """What is known of the run's cohort: as kept, or taken from it and kept."""
+    url = files.join(run.url, KEPT)
+    if files.exists(url):
+        try:
+            kept = files.read_json(url)
+            if kept["format"] == FORMAT and kept["identity"] == _identity(run):
+                return kept, ()
+        except (ValueError, KeyError, TypeError):
+            pass  # Made anew.
+    opened = _cohort_of(run, cohort)
+    kept = {
+        "format": FORMAT,
+        "identity": _identity(run),
+        "preprocessing": to_json(recorded_config(opened.attributes["plan"])),
+        "origin": to_json(origin_of(opened)),
+        "healthy": measure_healthy(opened, detector, torch.device("cpu")).to_json(),
+    }
+    try:
+        files.write_json(url, kept)
+    except OSError as error:
+        return kept, (f"{url} cannot be written ({error}): each call measures the cohort anew",)
+    return kept, ()
+
+
+def _identity(run: Run) -> str:
+    """Of the fit, so that a run that is fitted on for longer is measured again."""
+    summary = run.summary or {}
+    return f"{run.experiment.fingerprint}-{run.cohort_fingerprint}-{summary.get('best_epoch')}"
+
+
+def _cohort_of(run: Run, given: str) -> Cohort:
+    url = given or run.cohort_url
+    try:
+        cohort = open_cohort(url)
+    except StoreError as error:
+        raise RunError(
+            f"{run.url}: how its scans were prepared is recorded in its cohort, which cannot be "
+            f"opened ({error}); say where it lies now with --cohort, or predict from a model that "
+            "jobs/export.py made"
+        ) from None
+    if cohort.fingerprint != run.cohort_fingerprint:
+        raise RunError(
+            f"{cohort.url} is cohort {cohort.fingerprint}, but {run.url} was fitted on "
+            f"{run.cohort_fingerprint}: give that one with --cohort"
+        )
+    if "config" not in cohort.attributes["plan"]:
+        raise RunError(
+            f"{cohort.url} does not record how its scans were prepared, so that no scan can be "
+            "prepared alike: make the cohort with jobs/prepare.py"
+        )
+    return cohort
+
+
+def origin_of(cohort: Cohort) -> Origin:
+    """What is told of the cohort that a model was fitted on."""
+    table = cohort.subjects
+    return Origin(
+        name=cohort.name,
+        fingerprint=cohort.fingerprint,
+        modality=", ".join(sorted(table["modality"].unique())),
+        splits={str(k): int(v) for k, v in table["split"].value_counts().items()},
+        num_scanners=int(table.loc[table["scanner"] != "", "scanner"].nunique()),
+        notes=tuple(sorted({note.split(" from ")[0] for note in table["notes"] if note})[:20]),
+    )
+
+
+def _thresholds(run: Run) -> list[FrozenThreshold]:
+    """The frozen thresholds that the run's evaluations report with."""
+    folder = files.join(run.url, "evaluation")
+    found = []
+    for name in files.list_names(folder):
+        if not name.endswith(".json") or name.endswith(f"{SUFFIX}.json"):
+            continue
+        url = files.join(folder, name)
+        try:
+            record = files.read_json(url)
+            if record["run_fingerprint"] != run.experiment.fingerprint:
+                continue
+            found.append(_threshold(record))
+        except (ValueError, KeyError, TypeError, ConfigError) as error:
+            raise RunError(f"{url} is damaged ({error}): evaluate the run again") from None
+    return found
+
+
+def _threshold(record: dict[str, Any]) -> FrozenThreshold:
+    settings = {k: v for k, v in record["settings"].items() if k not in ("cohort", "healthy")}
+    threshold = record["threshold"]
+    return FrozenThreshold(
+        name=str(record["cohort"]["name"]),
+        value=float(threshold["value"]),
+        level=int(threshold["level"]),
+        rule=str(threshold["rule"]),
+        fitted_on=str(threshold["fitted_on"]),
+        fingerprint=str(threshold["fingerprint"]),
+        notes=tuple(str(note) for note in record["cohort"].get("notes", ())),
+        config=from_json(EvaluateConfig, settings),
+    )
+
+
+def described(model: Model) -> dict[str, Any]:
+    """A model in the words of a summary."""
+    return {
+        "name": model.experiment.name,
+        "fingerprint": model.experiment.fingerprint,
+        "cohort": model.origin.fingerprint,
+        "identity": model.identity,
+        "url": model.url,
+    }

@@ -216,7 +216,7 @@ class Network:
         raylet = self.raylet(node)
         assert raylet is not None, f"no raylet runs on node {node}"
         raylet.kill()
-        psutil.wait_procs([raylet], 10)
+        wait_until(lambda: not _line(raylet), 10, "the end of the raylet")
 
     def stop_cluster(self) -> None:
         """End all of Ray on all nodes without warning, jobs being over."""
@@ -226,7 +226,8 @@ class Network:
                 process.kill()
             except psutil.Error:
                 continue
-        psutil.wait_procs(found, 20)
+        # What nobody waits for stays as a zombie, without a command line.
+        wait_until(lambda: not any(map(_line, found)), 20, "the end of all of Ray")
 
     def cpus(self) -> tuple[float, float]:
         """Logical CPUs of the cluster, all and free; zeros while it does not answer."""

@@ -1,0 +1,90 @@
+"""The table of faults says what was measured, and lists whatever falls short."""
+
+from typing import Any
+
+import pytest
+
+from benchmarks import fault_page
+
+WHOLE = {"run": {"digest": "a", "figure": 0.5}}
+
+
+def cell(stage: str, fault: str, **changes: Any) -> dict[str, Any]:
+    made: dict[str, Any] = {
+        "stage": stage,
+        "fault": fault,
+        "codes": [0],
+        "seconds": 40.0,
+        "back_s": None,
+        "whole": WHOLE,
+        "false_whole": [],
+        "said": [],
+    }
+    return made | changes
+
+
+def table(*cells: dict[str, Any]) -> dict[tuple[str, str], Any]:
+    return {(c["stage"], c["fault"]): c for c in cells}
+
+
+@pytest.mark.parametrize(
+    ("codes", "said"),
+    [
+        ([0], "by itself"),
+        ([-9, 0], "the same command"),
+        ([1, 1, 0], "the same command, 2 times"),
+        (["hung", 0], "the same command, behind a hang"),
+        ([1, 1, 1, 1], "**not**"),
+    ],
+)
+def test_how_a_job_came_back(codes: list[Any], said: str) -> None:
+    assert fault_page.outcome(cell("fit", "worker", codes=codes)) == said
+
+
+def test_a_full_disk_is_timed_against_the_same_disk() -> None:
+    cells = table(
+        cell("fit", "none"),
+        cell("fit", "none-disk", seconds=30.0),
+        cell("fit", "disk", seconds=70.0),
+        cell("fit", "cut", seconds=70.0),
+    )
+    assert fault_page.lost(cells["fit", "disk"], cells) == 40
+    assert fault_page.lost(cells["fit", "cut"], cells) == 30
+
+
+def test_nothing_that_falls_short_is_left_out() -> None:
+    sound = [cell(s, f) for s in fault_page.STAGES for f in ("none", *fault_page.HEADS)]
+    assert "Every cell that was measured holds." in fault_page.text(sound)
+    assert all(row["holds"] is not False for row in fault_page.rows(sound))
+    changed = {"whole": {"run": {"digest": "b", "figure": 0.5}}}
+    for short in (
+        {"codes": [1, 1, 1, 1], "said": ["error: why"]},
+        {"codes": ["hung", 0]},
+        {"false_whole": ["run"]},
+        {"whole": {}},
+        changed,
+    ):
+        cells = [c | (short if (c["stage"], c["fault"]) == ("tune", "head") else {}) for c in sound]
+        text = fault_page.text(cells)
+        assert "- tune, the head (GCS) is killed: " in text, short
+        assert ("It said: `error: why`" in text) == ("said" in short)
+        assert any(row["holds"] is False for row in fault_page.rows(cells)), short
+    missing = [c for c in sound if c["fault"] != "s3"]
+    assert fault_page.text(missing).count(": not measured.") == len(fault_page.STAGES)
+    assert "**not equal**" in fault_page.text(
+        [c | (changed if c["fault"] == "cut" else {}) for c in sound]
+    )
+
+
+def test_the_rest_of_the_page_is_not_touched(tmp_path, monkeypatch) -> None:
+    page = tmp_path / "page.md"
+    text = f"before\n{fault_page.BEGIN}\nold\n{fault_page.END}\nafter\n"
+    page.write_text(text)
+    monkeypatch.setattr(fault_page, "PAGE", page)
+    monkeypatch.setattr(fault_page, "REPOSITORY", tmp_path)
+    fault_page.write([cell("fit", "none")])
+    first, last = page.read_text().split(fault_page.BEGIN)[0], page.read_text()
+    assert first == "before\n"
+    assert last.endswith(f"{fault_page.END}\nafter\n")
+    assert "old" not in last
+    assert "| undisturbed | not measured | 40 s |" in last

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from team import Team
 from tiny_cohorts import SHAPE, tiny_vae
 from torch import Tensor, nn
 
@@ -19,7 +20,7 @@ from uadray.detectors import GradientDetector, build
 from uadray.order import batch_share, step_sizes
 from uadray.train.checkpoint import CheckpointStore
 from uadray.train.distributed import conclude_facts, format_metrics
-from uadray.train.loop import Metrics, World, fit_gradient, numerics
+from uadray.train.loop import Metrics, fit_gradient, numerics
 from uadray.train.run import Run
 
 CPU = torch.device("cpu")
@@ -125,30 +126,6 @@ def test_a_batch_that_is_no_larger_is_left_whole(images: Tensor, tmp_path: Path)
     assert all(torch.equal(first[key], second[key]) for key in first)
 
 
-class Team:
-    """Workers as threads that sum tensors and average gradients, step by step."""
-
-    def __init__(self, size: int) -> None:
-        self.size, self._lock = size, threading.Barrier(size, timeout=60)
-        self._held: dict[int, Tensor] = {}
-
-    def sum(self, rank: int, tensor: Tensor) -> Tensor:
-        self._held[rank] = tensor.clone()
-        self._lock.wait()
-        total = torch.stack([self._held[r] for r in range(self.size)]).sum(0)
-        self._lock.wait()
-        return total
-
-    def world(self, rank: int) -> World:
-        def wrap(module: nn.Module) -> nn.Module:
-            # Every backward pass of these tests reaches every parameter once, in the same order.
-            for parameter in module.parameters():
-                parameter.register_hook(lambda g: self.sum(rank, g) / self.size)
-            return module
-
-        return World(rank=rank, size=self.size, wrap=wrap, sum=lambda t: self.sum(rank, t))
-
-
 @pytest.mark.parametrize(
     "shares", [[11, 10], [15, 6], [8, 8, 5], [19, 1, 1]], ids=lambda s: "+".join(map(str, s))
 )
@@ -180,7 +157,7 @@ def test_workers_of_any_parts_take_the_step_of_all_samples(
             )
         except BaseException as error:
             errors.append(error)
-            team._lock.abort()
+            team.abort()
 
     made = [fresh(experiment) for _ in range(world)]
     threads = [threading.Thread(target=work, args=(rank,)) for rank in range(world)]

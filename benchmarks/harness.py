@@ -75,7 +75,7 @@ def circumstances(name: str) -> dict[str, Any]:
     """When, where and by which command something is measured."""
     return {
         "command": f"python -m benchmarks.{name} {' '.join(sys.argv[1:])}".strip(),
-        "commit": _git("rev-parse", "--short", "HEAD") + ("+" if _git("status", "-s") else ""),
+        "commit": _git("rev-parse", "--short", "HEAD") + ("+" if _changes() else ""),
         "date": datetime.date.today().isoformat(),
         "machine": {
             "cpu": _cpu(),
@@ -112,6 +112,11 @@ def now(device: torch.device | None = None) -> float:
     if device is not None and device.type == "cuda":
         torch.cuda.synchronize(device)
     return time.perf_counter()
+
+
+def _changes() -> str:
+    """What is not committed; results do not decide what is measured."""
+    return _git("status", "-s", "--", ".", ":!results", ":!../docs")
 
 
 def _git(*args: str) -> str:

@@ -1,0 +1,273 @@
+"""Every method on phantoms, fitted and evaluated alike, and the page that tells what each one is.
+
+python -m benchmarks.methods             all methods, one seed: under 40 minutes of one core
+python -m benchmarks.methods --seeds 3   three seeds; goes on from what is there
+python -m benchmarks.methods --names sVAE 3D-sVAE f-AnoGAN
+python -m benchmarks.methods --page      docs/methods.md alone, from the registry and kept figures
+python -m benchmarks.methods --quick     small, to see that it runs; keeps nothing
+
+The same command again goes on where it was cut short: fits and scores that are there are not made
+again. Seconds are those of the machine as it was. Networks are half as wide as by default, since
+volumes of 32^3 hold an eighth of the voxels of 64^3, and rates of 1e-4 are raised to what so few
+epochs need: the ranks on phantoms say nothing of ranks on patients.
+"""
+
+import argparse
+import math
+import shutil
+import tempfile
+from collections.abc import Iterable
+from dataclasses import dataclass, field, fields, replace
+from statistics import fmean, stdev
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks.harness import Row, write
+from benchmarks.methods_page import write_page
+from uadray import files
+from uadray.config import BASELINES, OTHERS, Experiment, Learned, experiment, with_fit
+from uadray.evaluate.distributed import EvaluateConfig, evaluate_all
+from uadray.prepare.ingest import prepare_cohort
+from uadray.prepare.layouts import phantom
+from uadray.prepare.splits import SplitConfig
+from uadray.prepare.steps import PrepareConfig
+from uadray.progress import Progress
+from uadray.store import Cohort
+from uadray.train.distributed import fit, format_metrics
+from uadray.train.run import Run
+
+LESIONED = ("tumour", "stroke")
+
+LEARNED = ("None", "Cube-n", *OTHERS)
+"""Methods that are fitted in 2D and in 3D, by the name behind the dimension."""
+
+FIGURES = {"dice_d": "Dice_D", "dice_s_mean": "Dice_S", "auprc": "AUPRC"}
+
+RATE = 1e-3
+"""Learning rate of every reconstruction here."""
+
+HURRIED: dict[str, Any] = {
+    "adversarial_rate": 5e-4,
+    "encoder_rate": 5e-4,
+}
+"""Settings of methods, where they have them, that few epochs ask for."""
+
+
+PAPER_SIZE = {"dVAE": 256, "VAE-restoration": 128, "GMVAE-restoration": 128}
+"""Side of the slices in a method's paper; 64 of all others, and of volumes."""
+
+
+def both(names: Iterable[str]) -> tuple[str, ...]:
+    """Names in 2D and in 3D."""
+    in_2d = {"None": "2D-None", "Cube-n": "2D-Patch-n"}
+    return tuple(n for name in names for n in (in_2d.get(name, name), f"3D-{name}"))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Study:
+    """How large the study is."""
+
+    names: tuple[str, ...] = field(default_factory=lambda: (*BASELINES, *both(LEARNED)))
+    """Experiments."""
+    out: str = "runs/methods"
+    """Folder of the cohorts and runs."""
+    size: int = 32
+    """Voxels along each axis."""
+    healthy: int = 96
+    """Healthy phantoms; a tenth of them validates."""
+    lesioned: int = 40
+    """Phantoms with a tumour, and as many with a stroke; 40 % fit the threshold."""
+    epochs: int = 20
+    """Of each method that learns by gradient, over all its phases."""
+    seeds: int = 1
+    """Fits of each method that has a seed."""
+    resamples: int = 1000
+    """Of the subjects, for the intervals."""
+
+    def experiment(self, name: str, seed: int) -> Experiment:
+        """The experiment of that name at the study's size."""
+        wanted = experiment(name)
+        method = wanted.method
+        if not isinstance(method, Learned):
+            return wanted
+        have = {f.name for f in fields(method)}
+        changes = {key: value for key, value in HURRIED.items() if key in have}
+        if "widths" in have:
+            changes["widths"] = tuple(max(8, w // 2) for w in method.widths)  # type: ignore[attr-defined]
+        if "kl_weight" in have and getattr(method, "latent", "dense") == "dense":
+            # The L1 term is a sum over voxels and a dense latent has the same units at any size:
+            # the same weight would be stronger on smaller samples.
+            paper = PAPER_SIZE.get(method.label, 64)
+            share = (self.size / paper) ** 2 if method.ndim == 2 else (self.size / 64) ** 3
+            changes["kl_weight"] = method.kl_weight * share  # type: ignore[attr-defined]
+        return with_fit(
+            replace(wanted, method=replace(method, **changes)),
+            epochs=self.epochs,
+            batch_size=4 if method.ndim == 3 else 16,
+            learning_rate=max(RATE, wanted.fit.learning_rate),
+            patience=0,
+            checkpoint_every=2,
+            seed=seed,
+        )
+
+    def cohort(self, kind: str, count: int) -> Cohort:
+        """Phantoms of one kind, made once."""
+        return prepare_cohort(
+            phantom(kind, count, 0),
+            files.join(self.out, f"{kind}.zarr"),
+            config=PrepareConfig(shape=(self.size,) * 3),
+            split=SplitConfig(),
+        )
+
+
+def measure(study: Study) -> dict[str, list[dict[str, Any]]]:
+    """Fit and evaluate; for each method the figures of each seed."""
+    healthy = study.cohort("healthy", study.healthy)
+    lesioned = [study.cohort(kind, study.lesioned) for kind in LESIONED]
+    config = EvaluateConfig(num_resamples=study.resamples)
+    runs: list[tuple[str, Run]] = []
+    for seed in range(study.seeds):
+        for name in study.names:
+            wanted = study.experiment(name, seed)
+            if seed and not isinstance(wanted.method, Learned):
+                continue
+            learns = isinstance(wanted.method, Learned)
+            with Progress(
+                total=study.epochs if learns else 1, what=f"epochs of {name}"
+            ) as progress:
+                run = fit(
+                    wanted,
+                    healthy,
+                    files.join(study.out, "fits", f"{name}-{seed}"),
+                    report=lambda m, p=progress: p.reach(m["epoch"], format_metrics(m)),  # type: ignore[misc]
+                )
+            runs.append((name, run))
+    found: dict[str, list[dict[str, Any]]] = {}
+    for name, run in runs:
+        # One at a time, so that the seconds of a volume are not those of two methods at once.
+        with Progress(total=2 * study.lesioned, what=f"volumes scored by {name}") as progress:
+            records = evaluate_all([run], lesioned, config=config, report=progress.advance)
+        found.setdefault(name, []).append(figures(run, [one[0] for one in records]))
+    return found
+
+
+def figures(run: Run, records: list[dict[str, Any]]) -> dict[str, Any]:
+    """The figures of one run: for each the value and, of metrics, the 95 % interval."""
+    summary = run.summary or {}
+    found: dict[str, Any] = {}
+    for kind, record in zip(LESIONED, records, strict=True):
+        for key, title in FIGURES.items():
+            interval = record["intervals"].get(key)
+            found[f"{kind} {title}"] = (record["metrics"][key], interval)
+    seconds = [r["seconds_per_volume"] for r in records if r["seconds_per_volume"] is not None]
+    if seconds:
+        found["seconds per volume"] = (fmean(seconds), None)
+    if summary.get("fit_seconds"):
+        found["fit minutes"] = (summary["fit_seconds"] / 60, None)
+    if summary.get("validation/reconstruction") is not None:
+        found["healthy L1"] = (summary["validation/reconstruction"], None)
+    found["parameters"] = (summary["num_parameters"], None)
+    return found
+
+
+UNITS = {
+    "seconds per volume": "s",
+    "fit minutes": "min",
+    "healthy L1": "intensity",
+    "parameters": "numbers",
+}
+
+
+def rows_of(found: dict[str, list[dict[str, Any]]], study: Study) -> list[Row]:
+    """Means over seeds; in words the interval over subjects of one seed, or the spread of seeds."""
+    rows = []
+    for name, runs in found.items():
+        for column in runs[0]:
+            values = [run[column][0] for run in runs if run[column][0] is not None]
+            if not values:
+                continue
+            words = ""
+            if len(values) > 1:
+                words = f"standard deviation over {len(values)} seeds {stdev(values):.2g}"
+            elif (interval := runs[0][column][1]) is not None and None not in interval:
+                words = f"95 % over subjects: {interval[0]:.3f} to {interval[1]:.3f}"
+            rows.append(
+                Row(
+                    measure=f"{name}: {column}",
+                    value=fmean(values),
+                    unit=UNITS.get(column, "ratio"),
+                    detail=words,
+                )
+            )
+    rows.append(
+        Row(
+            measure="size of the study",
+            value=study.healthy,
+            unit="healthy phantoms",
+            detail=f"{study.size}^3, {study.lesioned} phantoms of each lesion, thresholds fitted "
+            f"on 40 %, figures of the rest; {study.epochs} epochs of batches of 16 slices or 4 "
+            f"volumes, {study.seeds} seeds; widths halved, learning rate {RATE:g}, adversarial "
+            f"rates {HURRIED['adversarial_rate']:g}, KL weights times the voxels' share of the "
+            "paper's",
+        )
+    )
+    return rows
+
+
+def table_of(found: dict[str, list[dict[str, Any]]]) -> Table:
+    """Means over the seeds."""
+    table = Table(title="every method on phantoms")
+    columns = list(dict.fromkeys(column for runs in found.values() for column in runs[0]))
+    table.add_column("method")
+    for column in columns:
+        table.add_column(column, justify="right")
+    for name, runs in found.items():
+        cells = []
+        for column in columns:
+            values = [run[column][0] for run in runs if column in run]
+            value = fmean(values) if values else math.nan
+            digits = 0 if column == "parameters" else 3
+            cells.append("" if math.isnan(value) else f"{value:.{digits}f}")
+        table.add_row(name, *cells)
+    return table
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--quick", action="store_true", help="small, to see that it runs")
+    parser.add_argument("--page", action="store_true", help="write docs/methods.md and no more")
+    parser.add_argument("--names", nargs="+", help="experiments; all methods by default")
+    parser.add_argument("--seeds", type=int, default=1, help="fits of each method")
+    parser.add_argument("--epochs", type=int, default=Study.epochs, help="of each fit")
+    parser.add_argument("--out", default=Study.out, help="folder of the cohorts and runs")
+    args = parser.parse_args()
+    if args.page:
+        write_page()
+        return
+    torch.set_num_threads(1)
+    study = Study(out=args.out, seeds=args.seeds, epochs=args.epochs)
+    if args.names:
+        study = replace(study, names=tuple(args.names))
+    if not args.quick:
+        found = measure(study)
+        Console(width=200).print(table_of(found))
+        if not args.names:
+            write("methods", rows_of(found, study))
+            write_page()
+        return
+    folder = tempfile.mkdtemp()
+    try:
+        small = replace(study, out=folder, healthy=20, lesioned=10, epochs=2, seeds=1, resamples=20)
+        found = measure(small)
+    finally:
+        shutil.rmtree(folder)
+    Console(width=200).print(table_of(found))
+
+
+if __name__ == "__main__":
+    main()

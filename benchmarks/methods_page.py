@@ -1,0 +1,179 @@
+"""docs/methods.md: every method's source, equation, settings, size and measured figures."""
+
+import json
+import re
+from collections.abc import Iterable
+from dataclasses import MISSING, fields, is_dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from benchmarks.harness import RESULTS
+from uadray.config import BASELINES, NAMED, Experiment, Learned, experiment
+from uadray.detectors import GradientDetector, build
+
+PAGE = RESULTS.parents[1] / "docs" / "methods.md"
+
+SIZE = 64
+"""Side of the volumes that sizes are told of: the grid of Bengs 2021."""
+
+_HEAD = """# Methods
+
+Made from the registry and `benchmarks/results/methods.json` by `python -m benchmarks.methods
+--page`; edits here are lost.
+
+Every method is an experiment: `python jobs/train.py NAME --cohort HEALTHY.zarr --out RUN`. Methods
+that learn by gradient take axial slices by default and volumes as `3D-NAME`, and may learn from
+erased input: `sVAE-Patch-n`, `3D-sVAE-Cube-n`. Those of Bengs 2021 name their dimension:
+`2D-None`, `3D-None`, `3D-Cube-n`.
+"""
+
+_EQUATIONS = (
+    "x is the image, s its score in each voxel, E an encoder, D a decoder, e and z standard "
+    "normal; sums are over voxels."
+)
+
+
+def write_page() -> Path:
+    """Write it anew."""
+    results = RESULTS / "methods.json"
+    kept = json.loads(results.read_text()) if results.exists() else None
+    PAGE.write_text(page(kept))
+    print("docs/methods.md")
+    return PAGE
+
+
+def page(results: dict[str, Any] | None) -> str:
+    """The page's text.
+
+    Args:
+        results: What the study left, or None.
+    """
+    learned = [n for n in NAMED if isinstance(NAMED[n].method, Learned)]
+    parts = [_HEAD, "## At a glance\n", _sizes(learned)]
+    if results:
+        parts += ["## Measured on phantoms\n", _measured(results)]
+    parts += ["## One by one\n", _EQUATIONS + "\n"]
+    parts += [_method(name) for name in (*learned, *BASELINES)]
+    return "\n".join(parts).rstrip() + "\n"
+
+
+def _sizes(names: Iterable[str]) -> str:
+    rows = []
+    for name in names:
+        both = [name] if name[1:3] == "D-" else [name, f"3D-{name}"]
+        cells = {experiment(n).method.ndim: _size(experiment(n)) for n in both}  # type: ignore[union-attr]
+        numbers = [x for d in (2, 3) for x in cells.get(d, ("", ""))]
+        rows.append([_link(name), NAMED[name].source, *numbers])
+    head = ["experiment", "source", "parameters", "GFLOP", "in 3D: parameters", "GFLOP"]
+    told = (
+        "\nParameters, and the floating point operations of convolutions and products that score "
+        f"a volume of {SIZE}^3 at the default settings; of methods that search or restore, those of "
+        "one step.\n"
+    )
+    return _table(head, rows) + told
+
+
+def _size(what: Experiment) -> tuple[str, str]:
+    """Parameters, and GFLOP that score a volume; more than once where it searches."""
+    detector = build(what.method, (SIZE,) * 3)
+    assert isinstance(detector, GradientDetector)
+    num = sum(p.numel() for p in detector.parameters())
+    return f"{num / 1e6:.2f} M", _gflop(what)
+
+
+def _gflop(what: Experiment) -> str:
+    """Of one volume, every slice of which holds brain; of one step where it searches by steps."""
+    method: Any = what.method
+    each = ""
+    if hasattr(method, "restore"):
+        method = replace(method, restore=replace(method.restore, steps=1))
+        each = " a step"
+    if hasattr(method, "search_steps"):
+        method = replace(method, search_steps=1)
+        each = " a step"
+    detector = build(method, (SIZE,) * 3).eval()
+    x = torch.rand(1, 1, *(SIZE,) * 3)
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        detector.anomaly_map(x, x[:, 0] > 0)
+    return f"{counter.get_total_flops() / 1e9:.1f}{each}"
+
+
+def _measured(results: dict[str, Any]) -> str:
+    found: dict[str, dict[str, tuple[float, str]]] = {}
+    told = ""
+    for row in results["rows"]:
+        name, _, column = row["measure"].rpartition(": ")
+        if not name:
+            told = row["detail"]
+            continue
+        found.setdefault(name, {})[column] = (row["value"], row["detail"])
+    columns = list(dict.fromkeys(c for cells in found.values() for c in cells))
+    shown = [c for c in columns if c != "parameters"]
+    rows = [
+        [name, *(_cell(column, cells.get(column)) for column in shown)]
+        for name, cells in found.items()
+    ]
+    machine = results["machine"]
+    where = f"{told}. Measured on {results['date']} on {machine['cpu']}, one thread a fit."
+    words = (
+        "Under a figure its 95 % interval over subjects, or the deviation over seeds. Ranks on "
+        "phantoms, after few epochs, say nothing of ranks on patients."
+    )
+    return f"{where}\n\n{words}\n\n" + _table(["experiment", *shown], rows)
+
+
+def _cell(column: str, cell: tuple[float, str] | None) -> str:
+    if cell is None:
+        return ""
+    value, words = cell
+    digits = {"fit minutes": 1, "seconds per volume": 3, "healthy L1": 4}.get(column, 3)
+    spread = words.split(": ")[-1] if "subjects" in words else ""
+    if "deviation" in words:
+        spread = "± " + words.rsplit(" ", 1)[-1]
+    return f"{value:.{digits}f}" + (f"<br><small>{spread}</small>" if spread else "")
+
+
+def _method(name: str) -> str:
+    named = NAMED[name]
+    method, fit = experiment(name).method, named.fit
+    lines = [f"### {name}\n", f"{_first_line(type(method))}\n", f"- Source: {named.source}."]
+    lines.append(f"- `{named.equation}`")
+    if named.deviations:
+        lines.append(f"- {named.deviations}")
+    settings = ", ".join(f"`{key}` {value}" for key, value in _settings(method))
+    if settings:
+        lines.append(f"- Defaults: {settings}.")
+    if fit:
+        lines.append("- Fit: " + ", ".join(f"`{k}` {v:g}" for k, v in fit.items()) + ".")
+    return "\n".join(lines) + "\n"
+
+
+def _settings(value: Any, prefix: str = "") -> list[tuple[str, str]]:
+    found = []
+    for one in fields(value):
+        mine = getattr(value, one.name)
+        if is_dataclass(mine):
+            found += _settings(mine, f"{prefix}{one.name}.")
+            continue
+        if one.default is MISSING and one.default_factory is MISSING:
+            continue
+        text = " ".join(map(str, mine)) if isinstance(mine, tuple) else str(mine)
+        found.append((prefix + one.name, text))
+    return found
+
+
+def _first_line(kind: type) -> str:
+    return (kind.__doc__ or "").strip().splitlines()[0]
+
+
+def _link(name: str) -> str:
+    anchor = re.sub(r"[^a-z0-9 -]", "", name.lower()).replace(" ", "-")
+    return f"[{name}](#{anchor})"
+
+
+def _table(head: list[str], rows: list[list[str]]) -> str:
+    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+    return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in rows)]) + "\n"

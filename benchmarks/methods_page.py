@@ -70,8 +70,8 @@ def _sizes(names: Iterable[str]) -> str:
     head = ["experiment", "source", "parameters", "GFLOP", "in 3D: parameters", "GFLOP"]
     told = (
         "\nParameters, and the floating point operations of convolutions and products that score "
-        f"a volume of {SIZE}^3 at the default settings; of methods that search or restore, those of "
-        "one step.\n"
+        f"a volume of {SIZE}^3 at the default settings; of methods that search or restore, those "
+        "of one step.\n"
     )
     return _table(head, rows) + told
 

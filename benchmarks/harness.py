@@ -116,7 +116,9 @@ def now(device: torch.device | None = None) -> float:
 
 def _changes() -> str:
     """What is not committed; results do not decide what is measured."""
-    return _git("status", "-s", "--", ".", ":!results", ":!../docs")
+    return _git(
+        "status", "-s", "--", ":/", ":(top,exclude)benchmarks/results", ":(top,exclude)docs"
+    )
 
 
 def _git(*args: str) -> str:

@@ -153,10 +153,12 @@ def smoothed(x: Tensor, deviation: float) -> Tensor:
 def separable(x: Tensor, kernel: Tensor) -> Tensor:
     """A kernel, (taps,) with odd length, along each spatial axis of (B, 1, *spatial)."""
     ndim, radius = x.ndim - 2, len(kernel) // 2
-    for axis in range(ndim):
-        rows = x.movedim(2 + axis, -1)
-        flat = functional.conv1d(
-            rows.reshape(-1, 1, rows.shape[-1]), kernel.view(1, 1, -1), padding=radius
-        )
-        x = flat.view(rows.shape).movedim(-1, 2 + axis)
+    # What is smoothed may be a target: bfloat16 has too few digits for it.
+    with torch.autocast(x.device.type, enabled=False):
+        for axis in range(ndim):
+            rows = x.movedim(2 + axis, -1)
+            flat = functional.conv1d(
+                rows.reshape(-1, 1, rows.shape[-1]), kernel.view(1, 1, -1), padding=radius
+            )
+            x = flat.view(rows.shape).movedim(-1, 2 + axis)
     return x

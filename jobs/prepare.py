@@ -6,6 +6,7 @@ r"""Turn MRI scans into a cohort: a sealed Zarr store of volumes preprocessed al
     python jobs/prepare.py bids DATA/ds002748 --out runs/tumour.zarr --hold-out 12 --held-out \
         --lesions DATA/masks --lesion-kind tumour --contrast t1-dark --healthy runs/healthy.zarr
     python jobs/prepare.py mslub DATA/mslub --out runs/mslub.zarr
+    python jobs/prepare.py mslub DATA/mslub --out runs/slices.zarr --grid baur2018
     python jobs/prepare.py csv s3://bucket/scans.csv --out s3://bucket/cohort.zarr --size 32
     python jobs/prepare.py brats DATA/brats2019 --out runs/tumour.zarr --preset bengs2021
     python jobs/prepare.py phantom healthy --count 128 --out runs/phantom.zarr --size 32
@@ -33,6 +34,7 @@ import tyro
 from uadray import cli, files
 from uadray.errors import ConfigError
 from uadray.evaluate.calibration import write_calibration
+from uadray.evaluate.protocols import PROTOCOLS
 from uadray.prepare import layouts
 from uadray.prepare.ingest import MAX_FAILURES, Redo, prepare_cohort, summary
 from uadray.prepare.layouts import Scan
@@ -76,6 +78,9 @@ class Files(Job):
     """Such as T1w or FLAIR."""
     size: int | None = None
     """Short for --shape SIZE SIZE SIZE."""
+    grid: Literal["none", "baur2018", "meissen2021-I", "meissen2021-II"] = "none"
+    """The grid of an evaluation protocol: short for its --shape, extent and other flags, of which
+    those that are given beside it hold instead."""
     lesions: str = ""
     """Folder of real lesion masks: healthy scans get semi-synthetic lesions of their shapes, see
     --lesion-kind and --contrast."""
@@ -153,11 +158,25 @@ def spelled_out(args: Sequence[str]) -> list[str]:
     if args[:1] != ["phantom"] and "--size" in args[:-1] and "--shape" not in args:
         # Settings are checked as a whole while they are parsed.
         args += ["--shape", *[args[args.index("--size") + 1]] * 3]
+    if "--grid" in args[:-1] and (protocol := PROTOCOLS.get(args[args.index("--grid") + 1])):
+        args += _beside(args, shlex.split(protocol.prepare))
     return args
 
 
+def _beside(args: Sequence[str], flags: Sequence[str]) -> list[str]:
+    """Those of the flags, with their values, that are not among the arguments."""
+    kept: list[str] = []
+    skip = False
+    for flag in flags:
+        if flag.startswith("--"):
+            skip = flag in args
+        if not skip:
+            kept.append(flag)
+    return kept
+
+
 def _equals(arg: str) -> list[str]:
-    return arg.split("=") if arg.startswith("--size=") else [arg]
+    return arg.split("=") if arg.startswith(("--size=", "--grid=")) else [arg]
 
 
 CONDUCT = ("--out", "--qc", "--healthy", "--redo", "--workers", "--max-failures")

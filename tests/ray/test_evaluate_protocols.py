@@ -251,7 +251,7 @@ def test_what_does_not_fit_together_is_named(
         (ConfigError, "'best_dice' needs lesions", {"healthy": healthy}),
         (StoreError, "no subject in split 'validation'", {"healthy": twin, "config": on,
                                                          "cohorts": cohorts[1:]}),
-        (EvaluationError, r"\(16, 16, 16\); protocol 'baur2018'.*--shape 155 256 256",
+        (EvaluationError, r"\(16, 16, 16\); protocol 'baur2018'.*--shape 20 256 256",
          {"config": EvaluateConfig.of("baur2018")}),
     ]  # fmt: skip
     for kind, told, changes in cases:

@@ -40,11 +40,37 @@ def test_the_default_is_bengs():
 
 def test_baur_takes_20_slices_around_the_middle():
     config = EvaluateConfig.of("baur2018")
-    start, stop = config.fixed.slices
-    assert stop - start == 20
-    assert abs((start + stop) / 2 - 155 / 2) <= 0.5
-    assert config.fixed.grid[1:] == (256, 256)
-    assert config.threshold_rule == "percentile_98"
+    assert config.fixed.grid == (20, 256, 256)
+    assert config.fixed.slices is None
+    assert (config.residual, config.threshold_rule) == ("absolute", "percentile_98")
+    assert config.fixed.metrics == ("dice_s_mean", "dice_s_std", "auprc")
+    # The box is as low as the slices are; each brain lies in its middle and is cut to it.
+    made = prepared(config.fixed.prepare)
+    assert made.extent.voxels(made.spacing_mm) == (256, 256, 20)
+    assert made.max_cut > 0.8
+
+
+@pytest.mark.parametrize(
+    ("shape", "fits"),
+    [
+        ((20, 256, 256), True),
+        ((20, 128, 96), True),
+        ((20, 16, 16), True),
+        ((20, 100, 96), False),
+        ((32, 128, 128), False),
+    ],
+)
+def test_baurs_planes_are_multiples_of_16(shape, fits):
+    protocol = PROTOCOLS["baur2018"]
+    if fits:
+        protocol.check_grid(shape, "c")
+        return
+    with pytest.raises(EvaluationError, match="planes whose sides are multiples of 16"):
+        protocol.check_grid(shape, "c")
+
+
+def prepared(flags):
+    return tyro.cli(PrepareConfig, args=shlex.split(flags), config=(tyro.conf.OmitArgPrefixes,))
 
 
 @pytest.mark.parametrize(
@@ -71,9 +97,7 @@ def test_the_flags_that_an_error_names_make_the_grid(name):
     told = str(error.value)
     for part in ("runs/c.zarr", "(64, 64, 64)", name, str(protocol.grid), protocol.prepare):
         assert part in told
-    made = tyro.cli(
-        PrepareConfig, args=shlex.split(protocol.prepare), config=(tyro.conf.OmitArgPrefixes,)
-    )
+    made = prepared(protocol.prepare)
     assert made.shape == protocol.grid
     protocol.check_grid(made.shape, "c")
 

@@ -54,9 +54,11 @@ def write_cases(
             "prediction": kept[z - start] >= level,
         }
         if detector.has_reconstruction:
+            # Methods on slices need the one that is shown alone, and some of them take long.
+            plane = slice(z, z + 1) if getattr(detector, "ndim", 3) == 2 else slice(None)
             with torch.inference_mode():
-                output = detector.reconstruct(torch.from_numpy(image)[:, None])
-            case["reconstruction"] = output[0, 0, z].numpy() * brain[z]
+                output = detector.reconstruct(torch.from_numpy(image[:, plane])[:, None])
+            case["reconstruction"] = output[0, 0, z - (plane.start or 0)].numpy() * brain[z]
         for key, value in case.items():
             cases.setdefault(key, []).append(value)
     buffer = io.BytesIO()

@@ -43,6 +43,9 @@ class Protocol:
     grid: tuple[int, int, int] | None
     """(Z, Y, X) that a cohort must have, in voxels; None takes any grid."""
 
+    plane_multiple: int = 0
+    """Planes may also be of other sizes, if both sides are multiples of this; 0 refuses them."""
+
     slices: tuple[int, int] | None
     """Axial slices that are evaluated, [first, last), cut out behind the scoring; None takes all.
     They are those of the store's grid, where each brain lies in the middle of its box; the papers
@@ -72,12 +75,18 @@ class Protocol:
         Raises:
             EvaluationError: It is not; the message says how to prepare it.
         """
-        if self.grid is not None and shape != self.grid:
-            raise EvaluationError(
-                f"{url} holds volumes of {shape}; protocol {self.name!r} ({self.source}) is "
-                f"defined on {self.grid}: prepare the cohort with {self.prepare}, or choose "
-                "another --protocol"
-            )
+        if self.grid is None or shape == self.grid:
+            return
+        multiple, others = self.plane_multiple, ""
+        if multiple:
+            if shape[0] == self.grid[0] and not any(n % multiple for n in shape[1:]):
+                return
+            others = f", or on planes whose sides are multiples of {multiple}"
+        raise EvaluationError(
+            f"{url} holds volumes of {shape}; protocol {self.name!r} ({self.source}) is "
+            f"defined on {self.grid}{others}: prepare the cohort with {self.prepare}, or choose "
+            "another --protocol"
+        )
 
 
 def _extent(z: int, y: int, x: int) -> str:
@@ -110,10 +119,12 @@ PROTOCOLS: dict[str, Protocol] = {
     "baur2018": Protocol(
         name="baur2018",
         source="Baur 2018, section 2 (anomaly detection) and section 3",
-        # 20 slices of 256 x 256 around the midline of SRI24, whose 155 slices are of 1 mm.
-        grid=(155, 256, 256),
-        slices=(67, 87),
-        prepare=f"--shape 155 256 256 {_extent(155, 256, 256)}",
+        # 20 slices of 1 mm around the middle of each brain's box: the box is that low, and what of
+        # the brain lies above and below is cut off behind the standardisation.
+        grid=(20, 256, 256),
+        plane_multiple=16,
+        slices=None,
+        prepare=f"--shape 20 256 256 {_extent(20, 256, 256)} --max-cut 0.95",
         residual="absolute",
         # The paper has "a median filter" of no stated size and no erosion; 5 as its later study.
         postprocess=PostprocessConfig(erosion_iterations=0, median_size=5),

@@ -36,52 +36,80 @@ MAX_VOXELS = 2**20
 class Codebook(nn.Module):
     """Replaces each feature by the nearest of a few codes (van den Oord 2017).
 
-    Codes learn by gradient, as the paper's first form has it, not by moving averages: gradients
-    are averaged over workers and micro-batches, so that any number of them learns the same, and
-    the optimiser's state is all that a resumed fit needs. What no feature of a batch chose is
-    drawn to the feature nearest to it; so dead codes revive without a random draw.
+    Codes are moving averages of the features that chose them, in buffers; so they follow the
+    encoder at once, and workers average them as they do all buffers. What hardly any feature
+    chooses begins anew at a feature of the batch, at first all codes: evenly spread over the
+    features, from the worst represented to the best, so that nothing is drawn.
 
     Args:
         num_codes: Codes.
         size: Numbers in a code.
-        revival: Weight of the distance of unused codes.
-        commitment: Weight of the error with respect to the features.
+        commitment: Weight of the distance of a feature to its code.
+        decay: Of the moving averages, a batch.
+        dead_share: A code begins anew whose usage is below this share of the mean usage.
     """
 
-    def __init__(self, num_codes: int, size: int, *, commitment: float, revival: float) -> None:
+    usage: Tensor
+    sums: Tensor
+
+    def __init__(
+        self, num_codes: int, size: int, *, commitment: float, decay: float, dead_share: float
+    ) -> None:
         super().__init__()
-        self.codes = nn.Parameter(torch.randn(num_codes, size))
-        self.commitment, self.revival = commitment, revival
+        self.commitment, self.decay, self.dead_share = commitment, decay, dead_share
+        self.register_buffer("usage", torch.zeros(num_codes))
+        self.register_buffer("sums", torch.randn(num_codes, size))
+
+    @property
+    def codes(self) -> Tensor:
+        """(K, F)."""
+        return self.sums / torch.where(self.usage > 0, self.usage, 1.0)[:, None]
 
     def squared_distances(self, features_NF: Tensor) -> Tensor:
-        """To each code, (N, K)."""
-        features_NF, codes = features_NF.float(), self.codes.float()
-        cross = features_NF @ codes.T
-        return features_NF.square().sum(1, keepdim=True) - 2 * cross + codes.square().sum(1)
+        """To each code, (N, K), float32."""
+        # In bfloat16 other codes than those of scoring would be the nearest.
+        with torch.autocast(features_NF.device.type, enabled=False):
+            features_NF, codes = features_NF.float(), self.codes
+            cross = features_NF @ codes.T
+            return features_NF.square().sum(1, keepdim=True) - 2 * cross + codes.square().sum(1)
 
     def nearest(self, features_NF: Tensor) -> Tensor:
         """Number of the nearest code, (N,)."""
         return self.squared_distances(features_NF).argmin(1)
 
     def forward(self, features_NF: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Quantise.
+        """Quantise; while training, the codes move first.
 
         Returns:
             Codes in place of the features, through which gradients pass unchanged, (N, F); the
-            quantisation error, a scalar; the chosen numbers, (N,).
+            features' part of the quantisation error, a scalar; the chosen numbers, (N,).
         """
         features_NF = features_NF.float()
-        distances = self.squared_distances(features_NF.detach())
-        chosen = distances.argmin(1)
+        if self.training:
+            self._follow(features_NF.detach())
+        chosen = self.nearest(features_NF.detach())
         codes = self.codes[chosen]
-        error = (codes - features_NF.detach()).square().mean()
-        error = error + self.commitment * (features_NF - codes.detach()).square().mean()
-        unused = torch.ones(len(self.codes), device=codes.device)
-        unused[chosen] = 0
-        closest = features_NF.detach()[distances.argmin(0)]
-        apart = (self.codes - closest).square().mean(1)
-        error = error + self.revival * (apart * unused).sum() / len(unused)
+        error = self.commitment * (features_NF - codes).square().mean()
         return features_NF + (codes - features_NF).detach(), error, chosen
+
+    @torch.no_grad()
+    def _follow(self, features_NF: Tensor) -> None:
+        num, num_codes = len(features_NF), len(self.usage)
+        distance, chosen = self.squared_distances(features_NF).min(1)
+        with torch.autocast(features_NF.device.type, enabled=False):
+            # A product, not a scattered sum, so that a GPU adds in the same order every time.
+            whose = functional.one_hot(chosen, num_codes).float()
+            self.usage.lerp_(whose.sum(0) * (self.usage.sum() > 0), 1 - self.decay)
+            self.sums.lerp_(whose.T @ features_NF, 1 - self.decay)
+        mean = self.usage.mean()
+        dead = (self.usage <= self.dead_share * mean).nonzero()[:, 0]
+        if len(dead) == 0:
+            return
+        worst_first = distance.argsort(descending=True, stable=True)
+        places = torch.arange(len(dead), device=dead.device) * num // len(dead)
+        count = torch.where(mean > 0, mean, num * (1 - self.decay) / num_codes)
+        self.usage[dead] = count
+        self.sums[dead] = count * features_NF[worst_first[places]]
 
 
 class _Residual(nn.Module):
@@ -136,7 +164,8 @@ class TransformerDetector(GradientDetector):
             config.num_codes,
             config.code_size,
             commitment=config.commitment,
-            revival=config.revival,
+            decay=config.code_decay,
+            dead_share=config.dead_share,
         )
         decoder: list[nn.Module] = [pointwise(n, config.code_size, last)]
         decoder += [_Residual(n, last) for _ in range(config.num_residual)]
@@ -158,10 +187,10 @@ class TransformerDetector(GradientDetector):
         self.register_buffer("log_threshold", torch.full((config.num_orderings,), -math.inf))
 
     def players(self) -> tuple[Player, ...]:
-        """The VQ-VAE and its codes; all transformers."""
-        vq_vae = (self.encoder, self.codebook, self.decoder)
+        """The VQ-VAE; all transformers."""
+        vq_vae = (*self.encoder.parameters(), *self.decoder.parameters())
         return (
-            Player(name="codes", parameters=tuple(p for m in vq_vae for p in m.parameters())),
+            Player(name="codes", parameters=vq_vae),
             Player(name="prior", parameters=tuple(self.priors.parameters())),
         )
 

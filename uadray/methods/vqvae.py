@@ -24,9 +24,10 @@ class Transformer(Learned):
     """Numbers in a code."""
     commitment: float = 0.25
     """Weight of the encoder's part of the quantisation error (van den Oord 2017)."""
-    revival: float = 0.1
-    """Weight of the distance between a code that a batch does not use and the feature nearest to
-    it, so that no code stays unused."""
+    code_decay: float = 0.99
+    """Decay a batch of the moving averages that the codes are (van den Oord 2017, appendix)."""
+    dead_share: float = 0.03
+    """A code that is used less than this share of the mean begins anew at a feature."""
     model_size: int = 128
     """Numbers that the transformer keeps a token."""
     depth: int = 4
@@ -65,7 +66,8 @@ class Transformer(Learned):
         orderings = self.num_orderings
         check(orderings <= most, "method.num_orderings", f"<= {most}", orderings)
         check(self.commitment >= 0, "method.commitment", ">= 0", self.commitment)
-        check(self.revival >= 0, "method.revival", ">= 0", self.revival)
+        check(0 <= self.code_decay < 1, "method.code_decay", "in [0, 1)", self.code_decay)
+        check(0 <= self.dead_share < 1, "method.dead_share", "in [0, 1)", self.dead_share)
         check(0 < self.phase_share < 1, "method.phase_share", "in (0, 1)", self.phase_share)
         check(0 < self.heal_quantile < 1, "method.heal_quantile", "in (0, 1)", self.heal_quantile)
 
@@ -75,12 +77,13 @@ NAMED: dict[str, Named] = {
         method=Transformer(),
         source="Meissen 2021, table 3 (Pinaya 2021)",
         equation=(
-            "min mean abs(x - D(q)) + (f - sg q)^2 / 4 + (sg f - q)^2, f = E(x), q = code nearest; "
-            "then min - sum log p(q_t | q_1 .. q_t-1); s = m abs(x - D(healed q)), m = unlikely"
+            "min mean abs(x - D(q)) + mean (f - q)^2 / 4, f = E(x), q = its nearest code, a moving "
+            "average of such f; then min - sum log p(q_t | q_1 .. q_t-1); s = abs(x - D(healed "
+            "q)) where q is unlikely"
         ),
         deviations=(
-            "The paper's sizes could not be read: 64 codes, four layers. The codebook learns by "
-            "gradient, codes that a batch does not use are drawn to the nearest feature. Healed "
+            "The paper's sizes could not be read: 64 codes, four layers. Codes hardly used "
+            "begin anew at features spread over the batch, without a draw. Healed "
             "by the most likely code, not by a drawn one, so that scores repeat; what is unlikely "
             "is a quantile of healthy validation. The paper's ensemble of eight orderings is an "
             "option."

@@ -217,6 +217,7 @@ class _Pass:
                 "lesions": lesions,
                 "settings": settings,
                 "seconds_per_volume": spent,
+                "seconds_per_slice": None if spent is None else spent / self.cohort.shape[0],
             }
             level = frozen[n].threshold.level
             write_cases(self.runs[n], self.stores[n], self.cohort, self.config, level)

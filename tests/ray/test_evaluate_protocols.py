@@ -187,7 +187,8 @@ def test_a_frozen_threshold_is_taken_and_never_fitted_again(
     monkeypatch.setattr(distributed, "fit_threshold", refuse)
     (folder / "stroke.json").unlink()
     (again,) = evaluate([run], cohort, config=CONFIG)
-    untimed = {"seconds_per_volume": None}  # nothing was scored, and what it took is forgotten
+    # Nothing was scored, and what it took is forgotten.
+    untimed = {"seconds_per_volume": None, "seconds_per_slice": None}
     assert again == record | untimed
     # More resamples do not concern the threshold either; another rule does.
     evaluate([run], cohort, config=replace(CONFIG, num_resamples=50))
@@ -314,5 +315,5 @@ def test_a_killed_job_goes_on_where_it_was(healthy: Cohort, tmp_path: Path) -> N
     other = fit(experiment("Intensity"), healthy, str(tmp_path / "undisturbed"))
     config = EvaluateConfig(num_resamples=10)
     (expected,) = evaluate([other], cohort, config=config)
-    different = {"seconds_per_volume": None}
+    different = {"seconds_per_volume": None, "seconds_per_slice": None}
     assert record | different == expected | different

@@ -1,8 +1,10 @@
 """A sweep through Ray Tune: more trials than CPUs, one that fails, one that is killed."""
 
 import io
+import itertools
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -12,12 +14,14 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 from safetensors.torch import load_file
-from tiny_cohorts import write_healthy
+from tiny_cohorts import write_healthy, write_lesioned
 
 from uadray.config import FitConfig
 from uadray.errors import ConfigError
+from uadray.evaluate.distributed import evaluate
 from uadray.store import Cohort
 from uadray.train.run import Run
+from uadray.train.track import TrackConfig
 from uadray.tune.space import Space
 from uadray.tune.sweep import Outcome, SweepConfig, sweep
 
@@ -28,6 +32,12 @@ SPACE = Space(
     experiments=("3D-None", "3D-Cube-n"), latent_size=(4, 8), seeds=(0, 1), baselines=False, fit=FIT
 )
 SMALL = SweepConfig(cpus_per_trial=1.0, max_failures=0)
+
+
+KNOBS = Space(
+    experiments=("3D-None",), learning_rate=(1e-5, 3e-3), latent_size=(4,), baselines=False, fit=FIT
+)
+POPULATION = SweepConfig(scheduler="pbt", population=4, interval=1, max_failures=0)
 
 
 @pytest.fixture(scope="module")
@@ -108,56 +118,269 @@ class TestSweep:
             sweep(SPACE, cohort, str(tmp_path), config=SweepConfig(cpus_per_trial=64))
 
 
+@pytest.mark.slow
+@pytest.mark.usefixtures("ray_session")
+class TestSearches:
+    def test_optuna_draws_new_points_and_goes_on_where_it_was(
+        self, cohort: Cohort, tmp_path: Path
+    ) -> None:
+        space = Space(
+            experiments=("3D-None", "3D-Cube-n"),
+            latent_size=(4, 8, 16),
+            learning_rate=(1e-4, 1e-3, 1e-2),
+            baselines=False,
+            fit=FIT,
+        )
+        first = SweepConfig(search="optuna", max_trials=3, max_failures=0)
+        outcomes = sweep(space, cohort, str(tmp_path), config=first)
+        assert len({o.experiment for o in outcomes}) == len(outcomes) == 3
+        assert {o.status for o in outcomes} == {"finished"}
+        assert {o.experiment for o in outcomes} < set(space.trials())
+        kept = {p: p.stat().st_mtime_ns for p in tmp_path.glob("runs/*/summary.json")}
+        # One of them was cut short.
+        cut = Path(outcomes[1].url)
+        (cut / "summary.json").unlink()
+        kept.pop(cut / "summary.json")
+        more = SweepConfig(search="optuna", max_trials=5, max_failures=0)
+        again = sweep(space, cohort, str(tmp_path), config=more)
+        assert [o.experiment for o in again][:3] == [o.experiment for o in outcomes]
+        assert len({o.experiment for o in again}) == len(again) == 5
+        assert {o.status for o in again} == {"finished"}
+        assert all(p.stat().st_mtime_ns == written for p, written in kept.items())
+
+    def test_optuna_ends_where_a_space_has_no_more(self, cohort: Cohort, tmp_path: Path) -> None:
+        space = Space(experiments=("3D-None",), latent_size=(4, 8), baselines=False, fit=FIT)
+        config = SweepConfig(search="optuna", max_trials=9, max_failures=0)
+        outcomes = sweep(space, cohort, str(tmp_path), config=config)
+        assert {o.experiment for o in outcomes} == set(space.trials())
+
+    def test_labels_choose_only_when_asked_and_are_named(
+        self, cohort: Cohort, tmp_path: Path
+    ) -> None:
+        lesioned = write_lesioned(tmp_path)
+        told = io.StringIO()
+        console = Console(file=told, force_terminal=False, width=200)
+        config = SweepConfig(
+            objective="auprc",
+            labelled=lesioned.url,
+            scheduler="asha",
+            grace_epochs=1,
+            max_failures=0,
+        )
+        space = Space(
+            experiments=("3D-None", "Intensity"), latent_size=(4, 8), baselines=False, fit=FIT
+        )
+        out = str(tmp_path / "sweep")
+        outcomes = sweep(space, cohort, out, config=config, console=console)
+        assert all(o.objective is not None for o in outcomes)
+        record = json.loads((tmp_path / "sweep" / "sweep.json").read_text())
+        assert record["objective"]["uses_labels"] is True
+        assert "AUPRC on the threshold part of stroke" in record["objective"]["in_words"]
+        ended = [o for o in outcomes if o.status == "finished"]
+        assert "Intensity" in {o.experiment.name for o in ended}
+        for outcome in ended:
+            summary = Run.open(outcome.url).summary or {}
+            assert summary["objective"]["uses_labels"]
+            assert summary["objective"]["value"] == outcome.objective
+            assert any("uses labels" in warning for warning in summary["warnings"])
+        assert "AUPRC (uses labels)" in told.getvalue()
+        # It is what the evaluation finds on that part, and the evaluation is apart from it.
+        for outcome in ended:
+            assert not (Path(outcome.url) / "evaluation").exists()
+        before = {o.url: o.objective for o in outcomes}
+        again = sweep(space, cohort, out, config=config)
+        assert {o.url: o.objective for o in again} == before
+
+    def test_a_budget_of_hours_ends_a_sweep_that_then_goes_on(
+        self, cohort: Cohort, tmp_path: Path
+    ) -> None:
+        fit = FitConfig(epochs=60, batch_size=18, precision="float32")
+        space = Space(
+            experiments=("3D-None",), latent_size=(4, 8), seeds=(0, 1, 2), baselines=False, fit=fit
+        )
+        short = SweepConfig(max_hours=10 / 3600, max_failures=0)
+        started = time.monotonic()
+        outcomes = sweep(space, cohort, str(tmp_path), config=short)
+        assert time.monotonic() - started < 60
+        assert "unfinished" in {o.status for o in outcomes}
+        assert {o.status for o in outcomes} <= {"unfinished", "finished"}
+        done = {o.url for o in outcomes if o.status == "finished"}
+        epochs = {o.url: len(Run.open(o.url).metrics()) for o in outcomes if Path(o.url).exists()}
+        assert any(0 < n < 60 for n in epochs.values())
+        again = sweep(space, cohort, str(tmp_path), config=SweepConfig(max_failures=0))
+        assert {o.status for o in again} == {"finished"}
+        assert done <= {o.url for o in again}
+
+    def test_epochs_go_to_tensorboard(self, cohort: Cohort, tmp_path: Path) -> None:
+        space = Space(experiments=("3D-None", "PCA-4"), baselines=False, fit=FIT)
+        track = TrackConfig(tensorboard=True)
+        outcomes = sweep(space, cohort, str(tmp_path), config=SMALL, track=track)
+        assert {o.status for o in outcomes} == {"finished"}
+        learned = next(o for o in outcomes if o.experiment.name == "3D-None")
+        assert list(Path(learned.url).glob("tensorboard/events.*"))
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("ray_session")
+def test_a_population_takes_over_and_says_so(cohort: Cohort, tmp_path: Path) -> None:
+    outcomes = sweep(KNOBS, cohort, str(tmp_path), config=POPULATION)
+    assert [o.status for o in outcomes] == ["finished"] * 4
+    assert len({o.url for o in outcomes}) == 4
+    record = json.loads((tmp_path / "sweep.json").read_text())
+    lineages = [trial["lineage"] for trial in record["trials"]]
+    assert all([span["epochs"] for span in line] == [[1, 1], [2, 2], [3, 3]] for line in lineages)
+    taken = [
+        span for line in lineages for span in line[1:] if span["from_member"] != span["member"]
+    ]
+    assert taken
+    for outcome, line in zip(outcomes, lineages, strict=True):
+        run = Run.open(outcome.url)
+        assert [r["epoch"] for r in run.metrics()] == [1, 2, 3]
+        assert run.experiment.fit.learning_rate == line[-1]["settings"]["fit.learning_rate"]
+        assert json.loads((Path(run.url) / "config.json").read_text())["name"] == "3D-None-PBT"
+        # What one went through behind another's state, that one's record tells too.
+        for before, span in itertools.pairwise(line):
+            assert before["member"] == span["from_member"]
+    lesioned = write_lesioned(tmp_path)
+    found = evaluate([Run.open(o.url) for o in outcomes], lesioned)
+    assert all(one["metrics"]["dice_d"] is not None for one in found)
+    written = {p: p.stat().st_mtime_ns for p in tmp_path.glob("*/**/summary.json")}
+    assert len(written) == 4 * 3
+    again = sweep(KNOBS, cohort, str(tmp_path), config=POPULATION)
+    assert again == outcomes
+    assert {p: p.stat().st_mtime_ns for p in tmp_path.glob("*/**/summary.json")} == written
+
+
+NESTED = """
+import sys
+import time
+import ray
+from uadray.store import open_cohort
+from uadray.tune.sweep import sweep
+sys.path.insert(0, {tests!r})
+from test_sweep import nested
+space, config = nested()
+outcomes = sweep(space, open_cohort(sys.argv[1]), sys.argv[2], config=config)
+print("STATUS", sorted(o.status for o in outcomes))
+total = ray.cluster_resources()["CPU"]
+deadline = time.monotonic() + 30
+while ray.available_resources().get("CPU", 0) < total and time.monotonic() < deadline:
+    time.sleep(0.5)
+print("FREE", ray.available_resources().get("CPU", 0) == total)
+"""
+
+
+def nested() -> tuple[Space, SweepConfig]:
+    """More trials of two workers than fit at a time, and ASHA that stops some."""
+    fit = FitConfig(epochs=4, batch_size=12, precision="float32")
+    space = Space(
+        experiments=("3D-None",), learning_rate=(3e-3, 1e-3, 1e-6), baselines=False, fit=fit
+    )
+    config = SweepConfig(
+        scheduler="asha",
+        grace_epochs=1,
+        reduction=2,
+        workers_per_trial=2,
+        cpus_per_trial=0.5,
+        max_failures=0,
+    )
+    return space, config
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.usefixtures("ray_session")
+def test_trials_of_several_workers_stop_and_leave_no_cpu_held(
+    cohort: Cohort, tmp_path: Path
+) -> None:
+    """Beside the session's Ray, so that two of them are on this machine."""
+    done = start(NESTED, cohort, tmp_path / "out", tmp_path)
+    out, _ = done.communicate(timeout=500)
+    assert done.returncode == 0, out
+    assert "FREE True" in out
+    ends = [Run.open(str(p)) for p in (tmp_path / "out" / "runs").iterdir()]
+    assert len(ends) == 3
+    assert {(run.summary or {})["status"] for run in ends} <= {"finished", "stopped"}
+    for run in ends:
+        summary = run.summary or {}
+        assert summary["epochs"] == len(run.metrics()) >= 1
+        assert (summary["epochs"] == 4) >= (summary["status"] == "finished")
+
+
 SCRIPT = """
 import sys
 from uadray.store import open_cohort
 from uadray.tune.sweep import sweep
 sys.path.insert(0, {tests!r})
-from test_sweep import SMALL, SPACE
-sweep(SPACE, open_cohort(sys.argv[1]), sys.argv[2], config=SMALL)
+from test_sweep import KNOBS, POPULATION, SMALL, SPACE
+space, config = (KNOBS, POPULATION) if {population} else (SPACE, SMALL)
+sweep(space, open_cohort(sys.argv[1]), sys.argv[2], config=config)
 """
 
 
-@pytest.mark.slow
-def test_a_killed_sweep_goes_on_and_ends_the_same(cohort: Cohort, tmp_path: Path) -> None:
-    script = tmp_path / "run.py"
-    script.write_text(SCRIPT.format(tests=str(Path(__file__).parent)))
+def start(script: str, cohort: Cohort, out: Path, folder: Path) -> subprocess.Popen[str]:
+    """A sweep in a process of its own, with a Ray of its own."""
+    path = folder / f"run-{out.name}.py"
+    path.write_text(script.replace("{tests!r}", repr(str(Path(__file__).parent))))
     environment = {
         **os.environ,
         "PYTHONPATH": f"{Path(__file__).parents[1]}:{Path(__file__).parents[2]}",
         "OMP_NUM_THREADS": "1",
+        "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
     }
     environment.pop("RAY_ADDRESS", None)
+    return subprocess.Popen(
+        [sys.executable, str(path), cohort.url, str(out)],
+        env=environment,
+        start_new_session=True,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
 
-    def start(out: Path) -> subprocess.Popen[bytes]:
-        return subprocess.Popen(
-            [sys.executable, str(script), cohort.url, str(out)],
-            env=environment,
-            start_new_session=True,
-        )
 
-    undisturbed = start(tmp_path / "whole")
-    assert undisturbed.wait(240) == 0
-    killed = start(tmp_path / "cut")
-    runs = tmp_path / "cut" / "runs"
-    deadline = time.monotonic() + 200
-    while len(list(runs.glob("*/summary.json"))) < 2:
-        assert time.monotonic() < deadline
-        assert killed.poll() is None, "it ended before it could be killed"
-        time.sleep(0.05)
-    killed.send_signal(signal.SIGKILL)
-    killed.wait()
-    done = {p: p.stat().st_mtime_ns for p in runs.glob("*/summary.json")}
-    assert 0 < len(done) < 8
-    assert start(tmp_path / "cut").wait(240) == 0
+def ended(out: Path) -> dict[Path, int]:
+    return {p: p.stat().st_mtime_ns for p in out.glob("*/**/summary.json")}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.usefixtures("ray_session")
+@pytest.mark.parametrize("kind", ["grid", "population"])
+def test_a_killed_sweep_goes_on_and_ends_the_same(
+    cohort: Cohort, tmp_path: Path, kind: str
+) -> None:
+    script = SCRIPT.replace("{population}", str(kind == "population"))
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    assert start(script, cohort, whole, tmp_path).wait(300) == 0
+    total, moments = len(ended(whole)), random.Random()
+    for _ in range(2):
+        before = ended(cut)
+        killed = start(script, cohort, cut, tmp_path)
+        # Behind a finished trial, at whatever moment of the next ones.
+        deadline = time.monotonic() + 200
+        while len(ended(cut)) <= len(before):
+            assert time.monotonic() < deadline
+            assert killed.poll() is None, "it ended before it could be killed"
+            time.sleep(0.02)
+        time.sleep(moments.uniform(0, 1))
+        killed.send_signal(signal.SIGKILL)
+        killed.wait()
+        done = ended(cut)
+        assert all(done[path] == written for path, written in before.items())
+    assert 0 < len(done) < total
+    assert start(script, cohort, cut, tmp_path).wait(300) == 0
+    after = ended(cut)
     for path, written in done.items():
-        assert path.stat().st_mtime_ns == written, f"{path} was finished and was fitted again"
-    names = sorted(p.name for p in runs.iterdir())
-    assert names == sorted(p.name for p in (tmp_path / "whole" / "runs").iterdir())
+        assert after[path] == written, f"{path} was finished and was fitted again"
+    names = sorted(p.name for p in (whole / "runs").iterdir())
+    assert names == sorted(p.name for p in (cut / "runs").iterdir())
+    lesioned = write_lesioned(tmp_path)
     for name in names:
-        first, second = (tmp_path / which / "runs" / name for which in ("whole", "cut"))
+        runs = [Run.open(str(out / "runs" / name)) for out in (whole, cut)]
         weights = [
-            load_file(next((r / "checkpoint").glob("epoch-00003/model.safetensors")))
-            for r in (first, second)
+            load_file(next(Path(r.url).glob("checkpoint/epoch-00003/model.safetensors")))
+            for r in runs
         ]
         assert all((weights[0][key] == weights[1][key]).all() for key in weights[0])
+        figures = [evaluate([run], lesioned)[0]["metrics"] for run in runs]
+        assert figures[0] == figures[1]

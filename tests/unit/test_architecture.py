@@ -15,6 +15,7 @@ RAY_ALLOWED = {
     "uadray.train.group",
     "uadray.evaluate.distributed",
     "uadray.predict.distributed",
+    "uadray.tune.asha",
     "uadray.tune.draws",
     "uadray.tune.sweep",
     "uadray.tune.trial",

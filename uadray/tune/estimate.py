@@ -1,17 +1,19 @@
 """What a sweep would take: steps of each network timed here, times their number."""
 
-import math
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 
-from uadray.config import VAE, Experiment
-from uadray.detectors import GradientDetector, build
+from uadray.batch import Batch
+from uadray.config import Experiment, learns
+from uadray.detectors import GradientDetector
 from uadray.store import Cohort
-from uadray.train.loop import reduced_precision
+from uadray.train.loop import World, reduced_precision
+from uadray.train.steps import Steps, make_optimizers
+from uadray.train.worker import fresh
 
 STEPS = 2
 """Timed steps of each network, after one that warms up."""
@@ -43,19 +45,22 @@ def estimate(trials: Sequence[Experiment], cohort: Cohort, *, threads: int = 1) 
     torch.set_num_threads(threads)
     volumes = len(cohort.rows("train"))
     slices = _slices_with_brain(cohort)
-    rates: dict[tuple[VAE, int], float] = {}
+    rates: dict[Experiment, float] = {}
     try:
         found = []
         for trial in trials:
-            method, fit = trial.method, trial.fit
-            if not isinstance(method, VAE):
+            fit = trial.fit
+            if not learns(trial):
                 found.append(Estimate(experiment=trial, samples=volumes, seconds=0.0))
                 continue
-            each = volumes if method.ndim == 3 else volumes * slices
+            each = volumes if getattr(trial.method, "ndim", 3) == 3 else volumes * slices
             samples = max(1, round(each * fit.data_share))
-            key = (method, min(fit.batch_size, samples))
+            size = min(fit.batch_size, samples)
+            # What a step costs follows from these alone.
+            key = replace(trial, fit=replace(fit, seed=0, batch_size=size, learning_rate=1e-3))
+            key = replace(key, fit=replace(key.fit, data_share=1.0))
             if key not in rates:
-                rates[key] = seconds_per_sample(trial, cohort.shape, key[1])
+                rates[key] = seconds_per_sample(key, cohort.shape)
             seconds = rates[key] * samples * fit.epochs
             found.append(Estimate(experiment=trial, samples=samples, seconds=seconds))
     finally:
@@ -63,34 +68,33 @@ def estimate(trials: Sequence[Experiment], cohort: Cohort, *, threads: int = 1) 
     return found
 
 
-def seconds_per_sample(trial: Experiment, shape: tuple[int, int, int], batch_size: int) -> float:
-    """Seconds of a training step, a sample; on a GPU where there is one."""
+def seconds_per_sample(trial: Experiment, shape: tuple[int, int, int]) -> float:
+    """Seconds of a training step, a sample, over all its phases; on a GPU where there is one."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    detector = build(trial.method, shape)
+    detector = fresh(trial, shape)
     assert isinstance(detector, GradientDetector)
     detector = detector.to(device)
-    optimizer = torch.optim.Adam(detector.parameters(), fused=True)
     spatial = shape if detector.ndim == 3 else shape[1:]
-    x = torch.rand(batch_size, 1, *spatial, device=device)
-    noise = torch.randn(batch_size, detector.num_noise, device=device)
-    bfloat16 = reduced_precision(trial.fit.precision, detector, device)
-    start = math.nan
-    for step in range(1 + STEPS):
-        if step == 1:
-            _wait(device)
-            start = time.perf_counter()
-        with torch.autocast(device.type, torch.bfloat16, enabled=bfloat16):
-            loss = detector(x, x, noise)["loss"]
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        optimizer.step()
-    _wait(device)
-    return (time.perf_counter() - start) / (STEPS * batch_size)
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize()
+    size = trial.fit.batch_size
+    batch = Batch(ids=torch.arange(size), images=torch.rand(size, *spatial).half())
+    steps = Steps(
+        detector=detector,
+        module=detector,
+        optimizers=make_optimizers(detector, trial.fit),
+        experiment=trial,
+        device=device,
+        bfloat16=reduced_precision(trial.fit.precision, detector, device),
+        micro_batch=0,
+        world=World(),
+    )
+    seconds = 0.0
+    for phase in detector.phases():
+        detector.phase = phase.name
+        steps.epoch(iter([batch]), None, 0, phase.players)
+        start = time.perf_counter()
+        steps.epoch(iter([batch] * STEPS), None, 0, phase.players)
+        seconds += phase.share * (time.perf_counter() - start)
+    return seconds / (STEPS * size)
 
 
 def _slices_with_brain(cohort: Cohort) -> float:

@@ -8,10 +8,10 @@ from typing import Any
 from uadray.config import (
     BASELINES,
     BENGS_TABLE_1,
-    VAE,
     Experiment,
     FitConfig,
     experiment,
+    learns,
 )
 from uadray.errors import ConfigError
 
@@ -114,7 +114,7 @@ class Space:
 
 def _plain_fit(trial: Experiment) -> Experiment:
     """A method that learns nothing by gradient depends on few settings of the fit."""
-    if isinstance(trial.method, VAE):
+    if learns(trial):
         return trial
     fit = replace(FitConfig(), data_share=trial.fit.data_share)
     # The seed chooses the subset, and nothing else.
@@ -139,17 +139,16 @@ def with_settings(base: Experiment, settings: dict[str, Any]) -> Experiment:
 def flat(trial: Experiment) -> dict[str, Any]:
     """The settings that a sweep may vary, by path; those that the method lacks are absent."""
     settings: dict[str, Any] = {"experiment": trial.name}
-    if isinstance(trial.method, VAE):
-        settings |= {
-            "method.latent_size": trial.method.latent_size,
-            "method.kl_weight": trial.method.kl_weight,
-            "fit.learning_rate": trial.fit.learning_rate,
-            "fit.epochs": trial.fit.epochs,
-        }
+    if learns(trial):
+        for name in ("latent_size", "kl_weight"):
+            if hasattr(trial.method, name):
+                settings[f"method.{name}"] = getattr(trial.method, name)
+        settings["fit.learning_rate"] = trial.fit.learning_rate
+        settings["fit.epochs"] = trial.fit.epochs
         if trial.erasing.strategy in ("cube", "multi-cube"):
             settings["erasing.max_share"] = trial.erasing.max_share
     settings["fit.data_share"] = trial.fit.data_share
-    if settings["fit.data_share"] < 1 or isinstance(trial.method, VAE):
+    if settings["fit.data_share"] < 1 or learns(trial):
         settings["fit.seed"] = trial.fit.seed
     return settings
 

@@ -9,84 +9,41 @@ import os
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import Any, Literal
+from dataclasses import dataclass, field, replace
+from typing import Any
 
-import numpy as np
 import ray
-import torch
 from ray import tune
 from rich.console import Console
 
 from uadray import cluster, files
-from uadray.config import VAE, Experiment, from_json, to_json
-from uadray.errors import ConfigError, UadrayError
-from uadray.store import Cohort
+from uadray.config import Experiment, learns
+from uadray.errors import ConfigError
+from uadray.store import Cohort, open_cohort
 from uadray.stream import READ_CPUS
-from uadray.train.distributed import ScaleConfig, conclude_facts, fit
+from uadray.train.distributed import TrackConfig, conclude_facts
 from uadray.train.run import Run
-from uadray.tune.space import Space, flat, trial_name
+from uadray.tune import population as pbt
+from uadray.tune.asha import asha
+from uadray.tune.draws import OptunaDraws
+from uadray.tune.settings import RECONSTRUCTION, SweepConfig
+from uadray.tune.space import Space
+from uadray.tune.trial import OBJECTIVE, read_task, run_trial
+from uadray.tune.trials import (
+    ENDED,
+    Outcome,
+    Task,
+    fixed_trials,
+    is_begun,
+    objective_of,
+    outcome,
+    run_url,
+    status,
+    write_record,
+)
 from uadray.tune.watch import Watch
 
-OBJECTIVE = "validation/reconstruction"
-"""What trials are compared by: healthy reconstruction, as the paper chooses (section 2.3)."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class SweepConfig:
-    """How trials are scheduled, and what each takes of the cluster."""
-
-    scheduler: Literal["all", "asha"] = "all"
-    """`all` fits every trial to its last epoch; `asha` stops those early whose healthy
-    reconstruction is behind at the same epoch (Li et al. 2020)."""
-    search: Literal["grid", "random", "optuna"] = "grid"
-    """`grid` takes every combination; the others draw `max_trials` of them, `optuna` by what
-    earlier ones gave (`pip install -e '.[optuna]'`)."""
-    max_trials: int = 0
-    """Most trials, baselines apart; 0 takes all."""
-    max_hours: float = 0
-    """Hours after which no trial goes on; the same command continues. 0 sets no limit."""
-    cpus_per_trial: float = 1.0
-    """Logical CPUs of a trial, its reading included, and with them its threads."""
-    gpus_per_trial: float = 0.0
-    """GPUs of a trial; a fraction shares one."""
-    workers_per_trial: int = 1
-    """More than one fits each trial by DDP under Ray Train, `cpus_per_trial` for each worker."""
-    max_failures: int = 1
-    """How often a failing trial is tried again before it is recorded as failed."""
-    grace_epochs: int = 5
-    """Epochs before ASHA may stop a trial."""
-    reduction: float = 3
-    """ASHA lets about one trial of so many go on at each rung."""
-    seed: int = 0
-    """Of random and Optuna search."""
-
-    def __post_init__(self) -> None:
-        if self.cpus_per_trial < 2 * READ_CPUS:
-            raise ConfigError(
-                f"sweep.cpus_per_trial must be >= {2 * READ_CPUS}, was {self.cpus_per_trial}"
-            )
-        if self.workers_per_trial < 1 or self.max_failures < 0 or self.max_trials < 0:
-            raise ConfigError(
-                "sweep: workers_per_trial must be >= 1, max_failures and max_trials >= 0"
-            )
-        if self.grace_epochs < 1 or self.reduction <= 1 or self.max_hours < 0:
-            raise ConfigError("sweep: grace_epochs must be >= 1, reduction > 1 and max_hours >= 0")
-        if self.search != "grid" and not self.max_trials:
-            raise ConfigError(f"sweep.search {self.search!r} needs --sweep.max-trials")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Outcome:
-    """One trial of a sweep."""
-
-    experiment: Experiment
-    url: str
-    """Its run folder."""
-    status: str
-    """`finished`, `stopped` by the scheduler, `failed`, or `unfinished`: the budget ended."""
-    error: str = ""
-    """Why it failed."""
+__all__ = ["Outcome", "SweepConfig", "fit_trials", "fixed_trials", "run_url", "sweep"]
 
 
 def sweep(
@@ -95,6 +52,7 @@ def sweep(
     url: str,
     *,
     config: SweepConfig | None = None,
+    track: TrackConfig | None = None,
     console: Console | None = None,
 ) -> list[Outcome]:
     """Fit every trial of a space on a healthy cohort.
@@ -106,20 +64,28 @@ def sweep(
         space: What is compared.
         cohort: All trials are fitted on it.
         url: Folder of the sweep, local or any fsspec URL; run folders lie in its `runs/`.
-        config: Scheduling.
+        config: Scheduling, objective, budget.
+        track: TensorBoard and MLflow of the trials that have epochs.
         console: Where the state is shown; standard error by default.
 
     Returns:
-        Every trial, in the order of the space.
+        Every trial, in the order of the space; of a population its members, as they ended.
 
     Raises:
-        ConfigError: the space is empty or does not fit the cluster.
+        ConfigError: the space is empty or does not fit the cluster or the scheduler.
     """
     config = config or SweepConfig()
-    drawn = None if config.search != "optuna" else space
     trials = fixed_trials(space, config)
+    searched = space if config.search == "optuna" or config.scheduler == "pbt" else None
     return fit_trials(
-        trials, cohort, url, config=config, varied=space.varied, drawn=drawn, console=console
+        trials,
+        cohort,
+        url,
+        config=config,
+        varied=space.varied,
+        searched=searched,
+        track=track,
+        console=console,
     )
 
 
@@ -130,73 +96,68 @@ def fit_trials(
     *,
     config: SweepConfig | None = None,
     varied: Sequence[str] = (),
-    drawn: Space | None = None,
+    searched: Space | None = None,
+    track: TrackConfig | None = None,
     console: Console | None = None,
 ) -> list[Outcome]:
-    """Fit given trials, and others that Optuna draws from a space; otherwise as `sweep`.
+    """Fit given trials, and others that Optuna or a population finds; otherwise as `sweep`.
 
     Args:
         trials: What is fitted in any case.
         cohort: All trials are fitted on it.
         url: Folder of the sweep; run folders lie in its `runs/`.
-        config: Scheduling.
+        config: Scheduling, objective, budget.
         varied: Settings that tell the trials apart, as paths into the experiment.
-        drawn: Where Optuna draws `config.max_trials` more from.
+        searched: Where Optuna draws `config.max_trials` from, or what populations search.
+        track: TensorBoard and MLflow.
         console: Where the state is shown; standard error by default.
     """
     config, url = config or SweepConfig(), files.normalise(url)
+    found: list[pbt.Population] = []
+    if searched and config.scheduler == "pbt":
+        found = pbt.populations(searched, config)
+        pbt.check_phases(found, cohort.shape)
+    job = _Job(
+        cohort=cohort,
+        url=url,
+        config=config,
+        varied=tuple(varied),
+        labelled=_open_labelled(config, cohort),
+        track=track or TrackConfig(),
+        console=console,
+    )
     cluster.connect(dashboard=config.workers_per_trial > 1)
-    job = _Job(cohort=cohort, url=url, config=config, varied=tuple(varied), console=console)
-    left = [t for t in trials if _status(run_url(url, t)) not in _ENDED]
+    cluster.check_readable(files.join(cohort.url, "zarr.json"))
+    cluster.check_shared(url)
+    tasks = [Task(experiment=t, url=run_url(url, t)) for t in trials]
+    left = [t for t in tasks if status(t.url) not in ENDED]
     if left and config.scheduler == "asha":
         # It judges by all trials that have epochs; those that have ended only tell it again.
-        learned = [t for t in trials if isinstance(t.method, VAE)]
-        job.fit(learned)
+        learned = [t for t in tasks if learns(t.experiment)]
+        job.fit(learned, stops=True)
         left = [t for t in left if t not in learned]
     if left:
-        replace(job, config=replace(config, scheduler="all")).fit(left)
-    if drawn:
-        trials = list(dict.fromkeys([*job.draw(drawn), *trials]))
-    outcomes = [_outcome(run_url(url, trial), trial) for trial in trials]
-    record = {
-        "varied": list(varied),
-        "config": to_json(config),
-        "cohort": {"url": cohort.url, "name": cohort.name, "fingerprint": cohort.fingerprint},
-        "trials": [
-            {"run": o.url, "settings": flat(o.experiment), "status": o.status, "error": o.error}
-            for o in outcomes
-        ],
-    }
-    files.write_json(files.join(url, "sweep.json"), record)
+        job.fit(left)
+    if searched and config.search == "optuna":
+        drawn = job.draw(searched)
+        tasks = list(dict.fromkeys([*drawn, *tasks]))
+    outcomes = job.evolve(found) if found else []
+    outcomes += [outcome(task.url, task.experiment, config) for task in tasks]
+    write_record(url, outcomes, cohort, config, varied)
     return outcomes
 
 
-def fixed_trials(space: Space, config: SweepConfig) -> list[Experiment]:
-    """The trials that are known beforehand: all of them but those that Optuna draws.
-
-    `max_trials` counts trials that learn by gradient; the plain baselines come beside them.
-
-    Raises:
-        ConfigError: the space is empty.
-    """
-    trials = space.trials()
-    if not trials:
-        raise ConfigError("the space holds no trial: give it experiments and seeds")
-    plain = [t for t in trials if not isinstance(t.method, VAE)]
-    learned = [t for t in trials if isinstance(t.method, VAE)]
-    if config.search == "optuna":
-        learned = []
-    elif config.search == "random":
-        order = np.random.default_rng(config.seed).permutation(len(learned))
-        learned = [learned[i] for i in order]
-    if config.max_trials:
-        learned = learned[: config.max_trials]
-    return learned + plain
-
-
-def run_url(url: str, trial: Experiment) -> str:
-    """The run folder of a trial in the sweep at `url`."""
-    return files.join(url, "runs", trial_name(trial))
+def _open_labelled(config: SweepConfig, cohort: Cohort) -> Cohort | None:
+    if not config.uses_labels:
+        return None
+    labelled = open_cohort(config.labelled)
+    if not labelled.has_lesion or labelled.shape != cohort.shape:
+        raise ConfigError(
+            f"sweep.labelled {labelled.url} must hold lesions, on a grid of {cohort.shape}; it "
+            f"has {'lesions' if labelled.has_lesion else 'none'} on {labelled.shape}"
+        )
+    labelled.rows("threshold")
+    return labelled
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -207,61 +168,161 @@ class _Job:
     url: str
     config: SweepConfig
     varied: tuple[str, ...]
+    labelled: Cohort | None
+    track: TrackConfig
     console: Console | None
+    started: float = field(default_factory=time.monotonic)
 
-    def fit(self, trials: Sequence[Experiment]) -> None:
-        """Fit trials side by side."""
-        space = {"trial": tune.grid_search([to_json(t) for t in trials])}
-        most = max(t.fit.epochs for t in trials)
-        self._run(len(trials), most, None, param_space=space)
+    @property
+    def seconds_left(self) -> float | None:
+        """Of the budget; None where there is none."""
+        if not self.config.max_hours:
+            return None
+        return self.config.max_hours * 3600 - (time.monotonic() - self.started)
 
-    def draw(self, space: Space) -> list[Experiment]:
-        """Let Optuna draw trials; those that it drew before are in their folders, at no cost."""
-        try:
-            import optuna
-            from ray.tune.search.optuna import OptunaSearch
-        except ImportError:
-            raise ConfigError("sweep.search optuna needs: pip install -e '.[optuna]'") from None
-        optuna.logging.set_verbosity(optuna.logging.WARNING)
-        choices: dict[str, optuna.distributions.BaseDistribution] = {
-            path: optuna.distributions.CategoricalDistribution(values)
-            for path, values in space.axes().items()
-        }
-        search = OptunaSearch(choices, metric=OBJECTIVE, mode="min", seed=self.config.seed)
-        number, most = self.config.max_trials, max(t.fit.epochs for t in space.trials())
-        return self._run(number, most, space, search=search, num_samples=number).experiments
+    @property
+    def out_of_time(self) -> bool:
+        """Whether no trial may go on."""
+        left = self.seconds_left
+        return left is not None and left <= 0
+
+    def fit(self, tasks: Sequence[Task], *, stops: bool = False, what: str = "trials") -> None:
+        """Fit tasks side by side."""
+        if self.out_of_time:
+            return
+        space = {"task": tune.grid_search([t.to_json() for t in tasks])}
+        watch = Watch(
+            total=len(tasks), varied=self.varied, config=self.config, what=what,
+            console=self.console,
+        )  # fmt: skip
+        most = max(t.experiment.fit.epochs for t in tasks)
+        scheduler = asha(self.config, most) if stops else None
+        self._run(watch, None, param_space=space, scheduler=scheduler)
+
+    def draw(self, space: Space) -> list[Task]:
+        """Let Optuna draw trials; those that it drew before are taken up first."""
+        place = files.join(self.url, "drawn.json")
+        points: list[dict[str, Any]] = files.read_json(place) if files.exists(place) else []
+        points = points[: self.config.max_trials]
+        tasks = [read_task(point, self.url, space) for point in points]
+        if left := [t for t in tasks if status(t.url) not in ENDED]:
+            self.fit(left)
+        past = []
+        for point, task in zip(points, tasks, strict=True):
+            value = objective_of(Run.open(task.url).summary or {}, self.config)
+            past.append((point, None if value is None else self.config.sign * value))
+        num = self.config.max_trials
+        if len(past) >= num or self.out_of_time:
+            return tasks
+
+        def keep(point: dict[str, Any]) -> None:
+            if point not in points:
+                points.append(point)
+                files.write_json(place, points)
+
+        watch = Watch(
+            total=num - len(past), varied=self.varied, config=self.config, console=self.console
+        )
+        watch.on_point = keep
+        search = OptunaDraws(space, metric=OBJECTIVE, seed=self.config.seed, past=past, num=num)
+        scheduler = None
+        if self.config.scheduler == "asha":
+            most = max(t.fit.epochs for t in space.trials())
+            scheduler = asha(self.config, most)
+        self._run(watch, space, search=search, num_samples=num - len(past), scheduler=scheduler)
+        return [*tasks, *(t for t in watch.tasks if t not in tasks)]
+
+    def evolve(self, found: Sequence[pbt.Population]) -> list[Outcome]:
+        """Take all populations through their generations, side by side."""
+        members = {p.name: pbt.begin(p) for p in found}
+        alive = list(found)
+        for generation in range(max(p.num_generations for p in found)):
+            alive = [p for p in alive if generation < p.num_generations]
+            if generation:
+                alive = [p for p in alive if self._advance(p, members)]
+            tasks = [
+                Task(
+                    experiment=pbt.experiment_of(p, member),
+                    url=pbt.lay(self.url, p, member, self.cohort),
+                )
+                for p in alive
+                for member in members[p.name]
+            ]
+            for p in alive if generation else ():
+                pbt.forget(self.url, p, generation - 1)
+            if left := [t for t in tasks if status(t.url) not in (*ENDED, "failed")]:
+                number = f"{generation + 1} of {max(p.num_generations for p in found)}"
+                self.fit(left, what=f"members of generation {number}")
+            if self.out_of_time or any(status(t.url) == "unfinished" for t in tasks):
+                break
+        return [self._end(p, number) for p in found for number in range(self.config.population)]
+
+    def _advance(self, population: pbt.Population, members: dict[str, list[pbt.Member]]) -> bool:
+        """Put the next generation in the place of the last; whether there is one."""
+        losses: list[float | None] = []
+        for m in members[population.name]:
+            run = Run.open(pbt.folder_of(self.url, population, m.generation, m.number))
+            summary, records = run.summary or {}, run.metrics()
+            value = objective_of(summary, self.config)
+            if records and not self.config.uses_labels:
+                # As it stands, not as it once stood.
+                value = records[-1].get(RECONSTRUCTION)
+            failed = summary.get("status") not in ENDED or value is None
+            losses.append(None if failed or value is None else self.config.sign * value)
+        if all(loss is None for loss in losses):
+            return False
+        members[population.name] = pbt.advance(population, members[population.name], losses)
+        return True
+
+    def _end(self, population: pbt.Population, number: int) -> Outcome:
+        """How a member stands: it has ended where its last generation has."""
+        last = population.num_generations - 1
+        folders = [pbt.folder_of(self.url, population, g, number) for g in range(last + 1)]
+        begun = [folder for folder in folders if is_begun(folder)]
+        experiment = Run.open(begun[-1]).experiment if begun else population.base
+        found = outcome((begun or folders)[-1], experiment, self.config)
+        if found.url != folders[-1] and found.status in ENDED:
+            return replace(found, status="unfinished")
+        return found
 
     def _run(
         self,
-        total: int,
-        most_epochs: int,
+        watch: Watch,
         space: Space | None,
         *,
         param_space: dict[str, Any] | None = None,
         search: Any = None,
         num_samples: int = 1,
-    ) -> Watch:
-        config = self.config
+        scheduler: Any = None,
+    ) -> None:
+        config, left = self.config, self.seconds_left
+        is_group = config.workers_per_trial > 1
         held, concurrent = _room(config)
         trainable = tune.with_parameters(
-            _trial, cohort=self.cohort, url=self.url, settings=config, space=space
+            run_trial,
+            cohort=self.cohort,
+            url=self.url,
+            settings=config,
+            space=space,
+            labelled=self.labelled,
+            track=self.track,
+            # Tune kills what has run out of time; groups of workers are asked to stop instead.
+            deadline=time.time() + left if is_group and left is not None else None,
         )
         _quiet()
-        watch = Watch(total=total, varied=self.varied, console=self.console)
-        watch.reads(lambda point: _experiment(point, space))
-        started = time.monotonic()
+        watch.reads(lambda point: read_task(point, self.url, space))
         # Tune's own records; the run folders hold all that counts, on storage that nodes share.
         with tempfile.TemporaryDirectory(prefix="uadray-tune-") as folder, watch:
             tune.Tuner(
                 tune.with_resources(trainable, held),
                 param_space=param_space,
                 tune_config=tune.TuneConfig(
-                    scheduler=_asha(config, most_epochs) if config.scheduler == "asha" else None,
+                    scheduler=scheduler,
                     search_alg=search,
                     num_samples=num_samples,
                     max_concurrent_trials=concurrent,
-                    reuse_actors=config.workers_per_trial == 1,
-                    time_budget_s=config.max_hours * 3600 or None,
+                    reuse_actors=not is_group,
+                    time_budget_s=None if is_group else left,
                     trial_dirname_creator=lambda trial: trial.trial_id,
                 ),
                 run_config=tune.RunConfig(
@@ -272,10 +333,7 @@ class _Job:
                     failure_config=tune.FailureConfig(max_failures=config.max_failures),
                 ),
             ).fit()
-        took = time.monotonic() - started
-        out_of_time = bool(config.max_hours) and took >= config.max_hours * 3600
-        _record_ends(watch, self.url, stopped=config.scheduler == "asha" and not out_of_time)
-        return watch
+        _record_ends(watch, stopped=scheduler is not None and not self.out_of_time)
 
 
 def _room(config: SweepConfig) -> tuple[dict[str, float], int]:
@@ -300,19 +358,6 @@ def _room(config: SweepConfig) -> tuple[dict[str, float], int]:
     return {"CPU": config.cpus_per_trial - READ_CPUS, "GPU": config.gpus_per_trial}, concurrent
 
 
-def _asha(config: SweepConfig, most_epochs: int) -> tune.schedulers.ASHAScheduler:
-    return tune.schedulers.ASHAScheduler(
-        # The epoch, not the number of reports: a trial that is taken up again reports anew.
-        time_attr="epoch",
-        # One more than there are: at the last epoch the trial itself ends, as finished.
-        max_t=most_epochs + 1,
-        grace_period=config.grace_epochs,
-        reduction_factor=config.reduction,
-        metric=OBJECTIVE,
-        mode="min",
-    )
-
-
 def _quiet() -> None:
     """Leave telling to `Watch`."""
     for name in ("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "TUNE_DISABLE_STRICT_METRIC_CHECKING"):
@@ -323,75 +368,13 @@ def _quiet() -> None:
     logging.getLogger("ray.tune.analysis.experiment_analysis").setLevel(logging.ERROR)
 
 
-def _trial(
-    config: dict[str, Any], *, cohort: Cohort, url: str, settings: SweepConfig, space: Space | None
-) -> None:
-    """What an actor does for one trial."""
-    experiment = _experiment(config, space)
-    folder = run_url(url, experiment)
-    if settings.workers_per_trial == 1:
-        torch.set_num_threads(max(1, int(settings.cpus_per_trial)))
-    ended = _status(folder) in _ENDED
-    # A trial that was begun before tells the scheduler again how it went.
-    for record in Run.open(folder).metrics() if files.exists(folder + "/config.json") else ():
-        tune.report(_told(record, folder))
-    if ended:
-        return
-    scale = ScaleConfig(
-        num_workers=settings.workers_per_trial,
-        cpus_per_worker=settings.cpus_per_trial - READ_CPUS,
-        use_gpu=settings.gpus_per_trial > 0,
-    )
-    told = {"run": folder}
-    try:
-        fit(experiment, cohort, folder, scale=scale, report=lambda r: tune.report(_told(r, folder)))
-    except UadrayError as error:
-        # It would come again each time; its run folder has recorded it.
-        told["error"] = f"{type(error).__name__}: {error}"
-    if told.keys() > {"run"} or not Run.open(folder).metrics():
-        tune.report(told)
-
-
-def _experiment(config: dict[str, Any], space: Space | None) -> Experiment:
-    if space is None:
-        return from_json(Experiment, config["trial"])
-    return space.build(config)
-
-
-def _told(record: dict[str, Any], folder: str) -> dict[str, Any]:
-    return {"epoch": record["epoch"], OBJECTIVE: record[OBJECTIVE], "run": folder}
-
-
-_ENDED = ("finished", "stopped")
-"""States of a run that no sweep goes on with."""
-
-
-def _status(folder: str) -> str:
-    if not files.exists(files.join(folder, "config.json")):
-        return "unfinished"
-    return (Run.open(folder).summary or {}).get("status", "unfinished")
-
-
-def _record_ends(watch: Watch, url: str, *, stopped: bool) -> None:
+def _record_ends(watch: Watch, *, stopped: bool) -> None:
     """Leave a summary where a trial could not: it was stopped, or its process died for good."""
-    for experiment, error in watch.ended.items():
-        folder = run_url(url, experiment)
-        if _status(folder) != "unfinished" or not files.exists(folder + "/config.json"):
+    for task, error in watch.ended.items():
+        if status(task.url) != "unfinished" or not is_begun(task.url):
             continue
-        run = Run.open(folder)
+        run = Run.open(task.url)
         if error:
             run.finish({"status": "failed", "error": error, **conclude_facts(run)})
         elif stopped:
             run.finish({"status": "stopped", **conclude_facts(run)})
-
-
-def _outcome(folder: str, experiment: Experiment) -> Outcome:
-    if not files.exists(files.join(folder, "config.json")):
-        return Outcome(experiment=experiment, url=folder, status="unfinished")
-    summary = Run.open(folder).summary or {}
-    return Outcome(
-        experiment=experiment,
-        url=folder,
-        status=summary.get("status", "unfinished"),
-        error=summary.get("error", ""),
-    )

@@ -1,5 +1,6 @@
 """What a sweep shows while it runs: a live table on a terminal, a line a trial in a log."""
 
+import re
 import time
 from collections.abc import Callable, Sequence
 from types import TracebackType
@@ -10,9 +11,10 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
-from uadray.config import Experiment
 from uadray.progress import clock
+from uadray.tune.settings import RECONSTRUCTION, SweepConfig
 from uadray.tune.space import flat
+from uadray.tune.trials import Task
 
 PLAIN_EVERY_S = 60.0
 """Seconds between lines in a log while no trial ends."""
@@ -22,8 +24,9 @@ class Watch(Callback):
     """Follows trials through Tune's callbacks; use it as a context around the sweep.
 
     Attributes:
-        experiments: All trials seen, in the order of their start.
+        tasks: All trials seen, in the order of their start.
         ended: Trials that left their actor, with the error that ended them or an empty string.
+        on_point: Called with the configuration of each trial that starts.
     """
 
     def __init__(
@@ -31,6 +34,8 @@ class Watch(Callback):
         *,
         total: int,
         varied: Sequence[str] = (),
+        config: SweepConfig | None = None,
+        what: str = "trials",
         console: Console | None = None,
     ) -> None:
         """Begin with nothing done.
@@ -38,25 +43,29 @@ class Watch(Callback):
         Args:
             total: Number of trials.
             varied: Settings that tell trials apart, as paths into the experiment.
+            config: What trials are compared by.
+            what: What they are called.
             console: Where to write; standard error by default.
         """
-        self._total = total
+        self._total, self._what = total, what
+        self._config = config or SweepConfig()
         self._varied = [path for path in varied if path != "experiment"]
         self._console = console or Console(stderr=True, highlight=False)
         self._live: Live | None = None
         self._started = self._shown = time.monotonic()
-        self._running: dict[str, tuple[Experiment, float, dict[str, Any]]] = {}
-        self._best: tuple[float, Experiment] | None = None
-        self._read: Callable[[dict[str, Any]], Experiment] | None = None
-        self.experiments: list[Experiment] = []
-        self.ended: dict[Experiment, str] = {}
+        self._running: dict[str, tuple[Task, float, dict[str, Any]]] = {}
+        self._best: tuple[float, Task] | None = None
+        self._read: Callable[[dict[str, Any]], Task] | None = None
+        self.tasks: list[Task] = []
+        self.ended: dict[Task, str] = {}
+        self.on_point: Callable[[dict[str, Any]], None] = lambda point: None
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Tune keeps a copy of its callbacks for its own restore, which is not used."""
         return _copy, ()
 
-    def reads(self, read: Callable[[dict[str, Any]], Experiment]) -> None:
-        """Say how the experiment is read from a trial's configuration."""
+    def reads(self, read: Callable[[dict[str, Any]], Task]) -> None:
+        """Say how the task is read from a trial's configuration."""
         self._read = read
 
     def __enter__(self) -> Self:
@@ -73,20 +82,22 @@ class Watch(Callback):
             self._live.update(self._table())
             self._live.stop()
 
-    def label(self, experiment: Experiment) -> str:
+    def label(self, task: Task) -> str:
         """A trial's name with the settings that tell it from others, such as `3D-None seed=1`."""
-        settings = flat(experiment)
+        settings = flat(task.experiment)
         parts = [f"{p.split('.')[1]}={settings[p]}" for p in self._varied if p in settings]
-        return " ".join([experiment.name, *parts])
+        member = re.search(r"-(m\d+)$", task.url)
+        return " ".join([task.experiment.name, *([member[1]] if member else []), *parts])
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
         """Tune starts a trial, or starts it again."""
         assert self._read is not None
-        experiment = self._read(trial.config)
-        if experiment not in self.experiments:
-            self.experiments.append(experiment)
-        self.ended.pop(experiment, None)
-        self._running[trial.trial_id] = (experiment, time.monotonic(), {})
+        task = self._read(trial.config)
+        if task not in self.tasks:
+            self.tasks.append(task)
+        self.ended.pop(task, None)
+        self._running[trial.trial_id] = (task, time.monotonic(), {})
+        self.on_point(trial.config)
         self._show()
 
     def on_trial_result(
@@ -97,13 +108,13 @@ class Watch(Callback):
             return
         if "error" in result:
             self._end(trial, str(result["error"]))
-        if "validation/reconstruction" not in result or "error" in result:
+        if RECONSTRUCTION not in result or "error" in result:
             return
-        experiment, since, _ = self._running[trial.trial_id]
-        self._running[trial.trial_id] = (experiment, since, result)
-        value = result["validation/reconstruction"]
-        if self._best is None or value < self._best[0]:
-            self._best = (value, experiment)
+        task, since, _ = self._running[trial.trial_id]
+        self._running[trial.trial_id] = (task, since, result)
+        value = result.get("objective")
+        if value is not None and (self._best is None or value < self._best[0]):
+            self._best = (value, task)
         if time.monotonic() - self._shown >= PLAIN_EVERY_S:
             self._line(self._state())
         self._show()
@@ -120,23 +131,22 @@ class Watch(Callback):
     def _end(self, trial: Any, error: str) -> None:
         if trial.trial_id not in self._running:
             return
-        experiment, since, result = self._running.pop(trial.trial_id)
-        self.ended[experiment] = error
+        task, since, result = self._running.pop(trial.trial_id)
+        self.ended[task] = error
         took = clock(time.monotonic() - since)
         if error:
-            line = f"{self.label(experiment)} FAILED after {took}: {error}"
+            line = f"{self.label(task)} FAILED after {took}: {error}"
         else:
-            told = _figure(result)
-            line = f"{self.label(experiment)} ended in {took}{told}"
-        self._line(f"{len(self.ended)} of {self._total} trials: {line}{self._left()}")
+            line = f"{self.label(task)} ended in {took}{self._figure(result)}"
+        self._line(f"{len(self.ended)} of {self._total} {self._what}: {line}{self._left()}")
         self._show()
 
     def _state(self) -> str:
         running = ", ".join(
-            f"{self.label(experiment)}{_figure(result)}"
-            for experiment, _, result in self._running.values()
+            f"{self.label(task)}{self._figure(result)}"
+            for task, _, result in self._running.values()
         )
-        return f"{len(self.ended)} of {self._total} trials{self._left()}; running: {running}"
+        return f"{len(self.ended)} of {self._total} {self._what}{self._left()}; running: {running}"
 
     def _left(self) -> str:
         done, left = len(self.ended), self._total - len(self.ended)
@@ -155,24 +165,32 @@ class Watch(Callback):
 
     def _table(self) -> Table:
         failed = sum(bool(error) for error in self.ended.values())
-        title = f"{len(self.ended)} of {self._total} trials, {failed} failed{self._left()}"
-        caption = None
+        title = f"{len(self.ended)} of {self._total} {self._what}, {failed} failed{self._left()}"
+        config, caption = self._config, None
         if self._best:
-            caption = f"best healthy L1 {self._best[0]:.4f}: {self.label(self._best[1])}"
+            best = config.sign * self._best[0]
+            caption = f"best {config.head} {best:.4f}: {self.label(self._best[1])}"
         table = Table(title=title, caption=caption)
-        for head, side in (("running", "left"), ("epoch", "right"), ("healthy L1", "right")):
-            table.add_column(head, justify=side)  # type: ignore[arg-type]
-        for experiment, _, result in self._running.values():
-            value = result.get("validation/reconstruction")
-            epoch = f"{result.get('epoch', 0)}/{experiment.fit.epochs}"
-            table.add_row(self.label(experiment), epoch, "" if value is None else f"{value:.4f}")
+        for head in ("running", "epoch", *dict.fromkeys(("healthy L1", config.head))):
+            table.add_column(head, justify="left" if head == "running" else "right")
+        for task, _, result in self._running.values():
+            values = [result.get(RECONSTRUCTION)]
+            if config.uses_labels:
+                value = result.get("objective")
+                values.append(None if value is None else config.sign * value)
+            epoch = f"{result.get('epoch', 0)}/{task.experiment.fit.epochs}"
+            shown = ["" if value is None else f"{value:.4f}" for value in values]
+            table.add_row(self.label(task), epoch, *shown)
         return table
+
+    def _figure(self, result: dict[str, Any]) -> str:
+        config, told = self._config, ""
+        if result.get(RECONSTRUCTION) is not None:
+            told = f", epoch {result['epoch']}, healthy L1 {result[RECONSTRUCTION]:.4f}"
+        if config.uses_labels and result.get("objective") is not None:
+            told += f", {config.head} {config.sign * result['objective']:.4f}"
+        return told
 
 
 def _copy() -> Watch:
     return Watch(total=0)
-
-
-def _figure(result: dict[str, Any]) -> str:
-    value = result.get("validation/reconstruction")
-    return "" if value is None else f", epoch {result['epoch']}, healthy L1 {value:.4f}"

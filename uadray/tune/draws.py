@@ -1,0 +1,96 @@
+"""Optuna's draws, each of an experiment that was not drawn before.
+
+Ray's own adapter may draw one point twice; two trials would then write to one run folder.
+"""
+
+from pathlib import Path
+from typing import Any
+
+from ray.tune.search import Searcher
+
+from uadray.config import Experiment
+from uadray.errors import ConfigError
+from uadray.tune.space import Space
+
+ATTEMPTS = 200
+"""Draws that are tried for one that is new; a space whose points are all drawn has no more."""
+
+
+class OptunaDraws(Searcher):
+    """Draws points of a space by what earlier ones gave (Akiba et al. 2019).
+
+    Args:
+        space: Where points are drawn from.
+        metric: What Tune is told; less is better.
+        seed: The same seed and the same figures in the same order draw the same points.
+        past: Points that were drawn before, with what they gave, where that is known.
+        num: Most points, the past ones included.
+    """
+
+    def __init__(
+        self,
+        space: Space,
+        *,
+        metric: str,
+        seed: int,
+        past: list[tuple[dict[str, Any], float | None]],
+        num: int,
+    ) -> None:
+        super().__init__(metric=metric, mode="min")
+        try:
+            import optuna
+        except ImportError:
+            raise ConfigError("sweep.search optuna needs: pip install -e '.[optuna]'") from None
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        self._optuna, self._space, self._num = optuna, space, num
+        self._choices: dict[str, Any] = {
+            path: optuna.distributions.CategoricalDistribution(values)
+            for path, values in space.axes().items()
+        }
+        # Behind a resumed search it must not draw again what it drew first.
+        sampler = optuna.samplers.TPESampler(seed=seed + len(past))
+        self._study = optuna.create_study(sampler=sampler, direction="minimize")
+        self._asked: dict[str, Any] = {}
+        self._seen: set[Experiment] = set()
+        for point, value in past:
+            self._seen.add(space.build(point))
+            if value is not None:
+                self._study.add_trial(
+                    optuna.trial.create_trial(
+                        params=point, distributions=self._choices, value=value
+                    )
+                )
+
+    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
+        """A point, or Tune's word for none left."""
+        if len(self._seen) >= self._num:
+            return str(Searcher.FINISHED)
+        for _ in range(ATTEMPTS):
+            asked = self._study.ask(self._choices)
+            experiment = self._space.build(asked.params)
+            if experiment not in self._seen:
+                self._seen.add(experiment)
+                self._asked[trial_id] = asked
+                return dict(asked.params)
+            self._study.tell(asked, state=self._optuna.trial.TrialState.FAIL)
+        return str(Searcher.FINISHED)
+
+    def on_trial_complete(
+        self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
+    ) -> None:
+        """Take in what a point gave."""
+        asked = self._asked.pop(trial_id, None)
+        value = (result or {}).get(self.metric)
+        if asked is None:
+            return
+        if value is None or error:
+            self._study.tell(asked, state=self._optuna.trial.TrialState.FAIL)
+        else:
+            self._study.tell(asked, float(value))
+
+    def save(self, checkpoint_path: str) -> None:
+        """Tune's own restore is not used: the run folders hold all that counts."""
+        Path(checkpoint_path).touch()
+
+    def restore(self, checkpoint_path: str) -> None:
+        """See `save`."""

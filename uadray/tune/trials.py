@@ -1,0 +1,159 @@
+"""Which trials a sweep has, and how each stands: all read from run folders, its only state."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from uadray import files
+from uadray.config import Experiment, from_json, learns, to_json
+from uadray.errors import ConfigError
+from uadray.store import Cohort
+from uadray.train.run import Run
+from uadray.tune.settings import USES_LABELS, SweepConfig
+from uadray.tune.space import Space, flat, trial_name
+
+ENDED = ("finished", "stopped")
+"""States of a run that no sweep goes on with."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """One fit: an experiment and its run folder."""
+
+    experiment: Experiment
+    url: str
+
+    def to_json(self) -> dict[str, Any]:
+        """As a trial of Ray Tune is told it."""
+        return {"experiment": to_json(self.experiment), "run": self.url}
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> "Task":
+        """The inverse of `to_json`."""
+        return cls(experiment=from_json(Experiment, value["experiment"]), url=value["run"])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """One trial of a sweep."""
+
+    experiment: Experiment
+    url: str
+    """Its run folder."""
+    status: str
+    """`finished`, `stopped` by the scheduler, `failed`, or `unfinished`: the budget ended."""
+    error: str = ""
+    """Why it failed."""
+    objective: float | None = None
+    """What it was compared by, of the epoch that is kept; None where there is nothing yet."""
+
+
+def fixed_trials(space: Space, config: SweepConfig) -> list[Experiment]:
+    """The trials that are known beforehand: all of them but those that Optuna draws.
+
+    `max_trials` counts trials that learn by gradient; the plain baselines come beside them.
+
+    Raises:
+        ConfigError: the space is empty.
+    """
+    trials = space.trials()
+    if not trials:
+        raise ConfigError("the space holds no trial: give it experiments and seeds")
+    plain = [t for t in trials if not learns(t)]
+    learned = [t for t in trials if learns(t)]
+    if config.search == "optuna" or config.scheduler == "pbt":
+        learned = []
+    elif config.search == "random":
+        order = np.random.default_rng(config.seed).permutation(len(learned))
+        learned = [learned[i] for i in order]
+    if config.max_trials:
+        learned = learned[: config.max_trials]
+    return learned + plain
+
+
+def run_url(url: str, trial: Experiment) -> str:
+    """The run folder of a trial in the sweep at `url`."""
+    return files.join(url, "runs", trial_name(trial))
+
+
+def is_begun(folder: str) -> bool:
+    """Whether there is a run in a folder, ended or not."""
+    return files.exists(files.join(folder, "config.json"))
+
+
+def status(folder: str) -> str:
+    """How a run stands: `finished`, `stopped`, `failed` or `unfinished`."""
+    if not is_begun(folder):
+        return "unfinished"
+    return str((Run.open(folder).summary or {}).get("status", "unfinished"))
+
+
+def objective_of(summary: dict[str, Any], config: SweepConfig) -> float | None:
+    """What a run is compared by, from its summary; None where it has none."""
+    if not config.uses_labels:
+        value = summary.get("validation/reconstruction")
+    else:
+        told = summary.get("objective") or {}
+        value = told.get("value") if told.get("name") == config.objective else None
+    return None if value is None else float(value)
+
+
+def outcome(folder: str, experiment: Experiment, config: SweepConfig) -> Outcome:
+    """How a trial stands."""
+    if not is_begun(folder):
+        return Outcome(experiment=experiment, url=folder, status="unfinished")
+    summary = Run.open(folder).summary or {}
+    return Outcome(
+        experiment=experiment,
+        url=folder,
+        status=summary.get("status", "unfinished"),
+        error=summary.get("error", ""),
+        objective=objective_of(summary, config),
+    )
+
+
+def write_record(
+    url: str,
+    outcomes: Sequence[Outcome],
+    cohort: Cohort,
+    config: SweepConfig,
+    varied: Sequence[str],
+) -> None:
+    """Leave `sweep.json`: what was compared, by what, and how each trial ended."""
+    record = {
+        "varied": list(varied),
+        "config": to_json(config),
+        "objective": {
+            "name": config.objective,
+            "uses_labels": config.uses_labels,
+            "labelled": config.labelled or None,
+            "in_words": config.told(),
+        },
+        "cohort": {"url": cohort.url, "name": cohort.name, "fingerprint": cohort.fingerprint},
+        "trials": [
+            {
+                "run": o.url,
+                "settings": flat(o.experiment),
+                "status": o.status,
+                "error": o.error,
+                "objective": o.objective,
+                "lineage": lineage(o.url),
+            }
+            for o in outcomes
+        ],
+    }
+    files.write_json(files.join(url, "sweep.json"), record)
+
+
+def lineage(folder: str) -> list[dict[str, Any]]:
+    """What a population's member went through, oldest first; empty for every other run."""
+    if not is_begun(folder):
+        return []
+    return list(files.read_json(files.join(folder, "config.json")).get("lineage", []))
+
+
+def label_note(config: SweepConfig) -> str:
+    """What stands in the summary of each run whose sweep compares by labels."""
+    return f"{USES_LABELS}: in this sweep {config.told()}"

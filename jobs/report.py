@@ -1,7 +1,8 @@
 """One HTML page from run folders: `python jobs/report.py RUN... --out report.html`.
 
-A RUN may be a folder of runs. The tables go beside the page as CSV and Markdown, the paired
-comparisons as a CSV of their own.
+A RUN may be a folder of runs, such as the `runs` of a sweep; several that differ in a setting or in
+the seed are reported as a sweep. The tables go beside the page, or to `--export DIR`, as CSV,
+Markdown and LaTeX; the paired comparisons and the effects of settings as CSV files of their own.
 """
 
 from dataclasses import dataclass, field
@@ -25,6 +26,10 @@ class Report:
     """Its head."""
     reference: tuple[str, ...] = ()
     """Methods that all others are held against; by default the best plain baseline and 3D-None."""
+    export: str = ""
+    """Folder for the tables (.csv, .md, .tex); beside the page by default."""
+    healthy: str = ""
+    """A healthy cohort, to show on its first scan what each experiment erases."""
 
     def __post_init__(self) -> None:
         if not self.runs:
@@ -33,9 +38,17 @@ class Report:
 
 def main() -> None:
     job = tyro.cli(Report, description=__doc__)
-    out = write_report(job.runs, job.out, title=job.title, references=job.reference)
+    out = write_report(
+        job.runs,
+        job.out,
+        title=job.title,
+        references=job.reference,
+        erasing_from=job.healthy,
+        tables=job.export,
+    )
     print(f"report: {out}")
-    print("next: open it in a browser; it needs no network, and the tables lie beside it")
+    where = f"in {job.export}" if job.export else "beside it"
+    print(f"next: open it in a browser; it needs no network, and the tables lie {where}")
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
 import io
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from uadray import config, files
+from uadray.evaluate.slicewise import Slices
 
 LEVELS = {
     "3D-None": 0.476,
@@ -42,6 +43,8 @@ def write_run(
     summary: dict[str, Any] | None = None,
     resamples: bool = True,
     max_component: int = 0,
+    slices: bool = True,
+    change: Callable[[config.Experiment], config.Experiment] | None = None,
 ) -> Path:
     """Write one run folder.
 
@@ -59,13 +62,17 @@ def write_run(
         summary: What `summary.json` says instead of a finished fit.
         resamples: Whether the resamples behind the intervals are kept.
         max_component: Largest component that was dropped; 0 is without a filter.
+        slices: Whether the scores of the axial slices are kept.
+        change: Settings that differ from the experiment's defaults.
 
     Returns:
         `folder`.
     """
     made = config.with_fit(config.experiment(experiment), seed=seed, epochs=num_epochs)
+    if change is not None:
+        made = change(made)
     learns = isinstance(made.method, config.VAE)
-    random = np.random.default_rng([seed, *experiment.encode()])
+    random = np.random.default_rng([seed, *made.fingerprint.encode()])
     cohort = {"name": "ixi", "url": "cohorts/ixi", "fingerprint": "a1b2c3d4e5f60718"}
     files.write_json(
         str(folder / "config.json"),
@@ -102,6 +109,9 @@ def write_run(
         if resamples:
             target = str(folder / "evaluation" / f"{cohort_name}-resamples.npz")
             files.write_bytes(target, _resamples(values, random, place))
+        if slices:
+            target = str(folder / "evaluation" / f"{cohort_name}-slices.npz")
+            files.write_bytes(target, _slices(values, random).pack())
         files.write_json(str(folder / "evaluation" / f"{cohort_name}.json"), values)
         arrays = _cases(num_cases, size, values, learns, random, place)
         buffer = io.BytesIO()
@@ -230,6 +240,19 @@ def _resamples(values: dict[str, Any], random: np.random.Generator, place: int) 
     subjects = np.array([subject["id"] for subject in values["subjects"]])
     np.savez_compressed(buffer, allow_pickle=False, subjects=subjects, seed=np.array(0), **arrays)
     return buffer.getvalue()
+
+
+def _slices(values: dict[str, Any], random: np.random.Generator) -> Slices:
+    """Sixteen slices a subject, a third of them with lesion and a little brighter for it."""
+    shape = (len(values["subjects"]), 16)
+    lesion = np.random.default_rng(len(values["cohort"]["name"])).random(shape) < 1 / 3
+    score = 0.1 + 0.03 * random.standard_normal(shape) + 0.06 * values["metrics"]["dice_d"] * lesion
+    return Slices(
+        subjects=tuple(subject["id"] for subject in values["subjects"]),
+        score=np.clip(score, 0, 1).astype(np.float32),
+        lesion=lesion,
+        counted=np.ones(shape, bool),
+    )
 
 
 def _filter(values: dict[str, Any], max_component: int) -> None:

@@ -29,6 +29,7 @@ from uadray.evaluate.protocols import EvaluateConfig
 from uadray.evaluate.record import Measured, check_classes, make_record
 from uadray.evaluate.scores import ScoreStore
 from uadray.evaluate.scoring import Scorer, Work, examine
+from uadray.evaluate.slicewise import Slices
 from uadray.evaluate.thresholds import Threshold, fit_threshold
 from uadray.prepare.geometry import voxel_ml, voxel_sizes
 from uadray.store import CHUNK_VOLUMES, Cohort, Split
@@ -211,7 +212,7 @@ class _Pass:
         lesions = _lesions(self.cohort) if stale else {}
         for n, found in zip(stale, examined, strict=True):
             spent = seconds[n] if seconds[n] is not None else records[n].get("seconds_per_volume")
-            record, resamples = self._measure(n, frozen[n], found)
+            record, kept = self._measure(n, frozen[n], found)
             records[n] = record | {
                 "healthy_cohort": None if healthy is None else _described(healthy),
                 "lesions": lesions,
@@ -221,7 +222,8 @@ class _Pass:
             }
             level = frozen[n].threshold.level
             write_cases(self.runs[n], self.stores[n], self.cohort, self.config, level)
-            files.write_bytes(urls[n].removesuffix(".json") + "-resamples.npz", resamples)
+            for name, content in kept.items():
+                files.write_bytes(f"{urls[n].removesuffix('.json')}-{name}.npz", content)
             files.write_json(urls[n], records[n])
         return records
 
@@ -286,8 +288,8 @@ class _Pass:
 
     def _measure(
         self, n: int, frozen: "_Frozen", examined: Sequence[SubjectLesions]
-    ) -> tuple[dict[str, Any], bytes]:
-        """The record and the resamples of one run, from the counts of its test part."""
+    ) -> tuple[dict[str, Any], dict[str, bytes]]:
+        """The record of one run from the counts of its test part, and what is kept beside it."""
         components = self.config.components
         name, subjects = f"{self.cohort.name}/test", _subjects(self.cohort, "test")
         scores = self.stores[n].counts(subjects, name, TestPart)
@@ -303,7 +305,8 @@ class _Pass:
             num_threshold=frozen.num_subjects,
             lesions=examined,
         )
-        return make_record(self.runs[n], self.cohort, self.config, measured)
+        record, resamples = make_record(self.runs[n], self.cohort, self.config, measured)
+        return record, {"resamples": resamples, "slices": Slices.of(scores).pack()}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -171,7 +171,7 @@ def series_of(group: CohortRows) -> tuple[Series, ...]:
         gathered.setdefault(_without_seed(row.run), []).append(row)
     found = [
         Series(
-            label=rows[0].run.label if len(rows) == 1 else str(rows[0].run.config["name"]),
+            label=rows[0].run.label if len(rows) == 1 else _shared_label(rows[0].run),
             name=str(rows[0].run.config["name"]),
             rows=tuple(sorted(rows, key=lambda row: (row.run.seed or 0, row.run.label))),
         )
@@ -185,6 +185,10 @@ def series_of(group: CohortRows) -> tuple[Series, ...]:
         for one in found
     ]
     return tuple(sorted(found, key=_rank))
+
+
+def _shared_label(run: RunRecord) -> str:
+    return " · ".join(part for part in (str(run.config["name"]), run.variant) if part)
 
 
 def _rank(series: Series) -> tuple[float, str]:

@@ -1,4 +1,4 @@
-"""The tables as CSV and Markdown."""
+"""The tables as CSV, Markdown and LaTeX."""
 
 import csv
 import io
@@ -7,12 +7,61 @@ from typing import Any
 
 import numpy as np
 
+from uadray import files
 from uadray.report import columns, compare
 from uadray.report.columns import COLUMNS, FILTER_COLUMNS, LESION_COLUMNS, Column
+from uadray.report.effects import EFFECT_COLUMNS
+from uadray.report.latex import to_latex
 from uadray.report.rows import CohortRows
+from uadray.report.sweep import Sweep
 from uadray.report.words import Compared
 
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
+
+
+def write_tables(
+    compared: Sequence[Compared], stem: str, *, title: str, sweep: Sweep | None = None
+) -> list[str]:
+    """Write every table of a report.
+
+    Args:
+        compared: The cohorts.
+        stem: Path or URL without its ending: `.csv`, `-paired.csv`, `-sweep.csv` (of a sweep
+            alone), `.md` and `.tex` are put behind it.
+        title: Head of the Markdown and the LaTeX.
+        sweep: Effects of settings, if any.
+
+    Returns:
+        What was written; each file is replaced whole.
+    """
+    texts = {
+        ".csv": to_csv([cohort.group for cohort in compared]),
+        "-paired.csv": to_paired_csv(compared),
+        ".md": to_markdown(compared, title, sweep),
+        ".tex": to_latex(compared, title, sweep),
+    }
+    if sweep is not None:
+        texts["-sweep.csv"] = to_sweep_csv(sweep)
+    for ending, text in texts.items():
+        files.write_bytes(f"{stem}{ending}", text.encode())
+    return [f"{stem}{ending}" for ending in texts]
+
+
+def to_sweep_csv(sweep: Sweep) -> str:
+    """Every point of every effect, unrounded; one line a value of a setting and a line of it."""
+    head = ["cohort", "cohort_fingerprint", "setting", "others", *_heads(EFFECT_COLUMNS)]
+    lines: list[list[object]] = [
+        [
+            effect.group.name,
+            effect.group.fingerprint,
+            effect.setting.path,
+            effect.method,
+            *_cells(EFFECT_COLUMNS, point),
+        ]
+        for effect in sweep.effects
+        for point in effect.points
+    ]
+    return _csv(head, lines)
 
 
 def to_csv(groups: Sequence[CohortRows]) -> str:
@@ -84,9 +133,15 @@ def _guard(cell: object) -> object:
     return cell
 
 
-def to_markdown(compared: Sequence[Compared], title: str) -> str:
+def to_markdown(compared: Sequence[Compared], title: str, sweep: Sweep | None = None) -> str:
     """The tables as GitHub Markdown, with the sentences above each."""
     lines = [f"# {_markdown(title)}", ""]
+    if sweep is not None:
+        lines += ["## Sweep", "", *map(_markdown, sweep.sentences), ""]
+        for effect in sweep.effects:
+            where = f" on {effect.group.name}" if effect.group.name else ""
+            lines += [f"### {_markdown(effect.setting.label.capitalize() + where)}", ""]
+            lines += [_markdown(effect.method), "", *_table(EFFECT_COLUMNS, effect.points), ""]
     for cohort in compared:
         group = cohort.group
         notes = "".join(f" **[{_markdown(note)}]**" for note in group.notes)

@@ -49,16 +49,30 @@ class Palette:
     """Methods that learn."""
     plain: str
     """Plain baselines."""
+    lines: tuple[str, ...]
+    """Six that tell lines of one plot apart; marks and dashes do so too."""
 
 
-_KEYS = Palette(ink="#0a0b01", muted="#0a0b02", accent="#0a0b03", plain="#0a0b04")
-_LIGHT = Palette(ink="#1b1f24", muted="#6b7280", accent="#0b5cad", plain="#a04800")
+_KEYS = Palette(
+    ink="#0a0b01",
+    muted="#0a0b02",
+    accent="#0a0b03",
+    plain="#0a0b04",
+    lines=tuple(f"#0a0b1{n}" for n in range(6)),
+)
+_LIGHT = Palette(
+    ink="#1b1f24",
+    muted="#6b7280",
+    accent="#0b5cad",
+    plain="#a04800",
+    lines=("#0b5cad", "#b34700", "#00795a", "#9a3b84", "#7a6400", "#3d4650"),
+)
 _VARIABLES = {
     _KEYS.ink: "var(--ink)",
     _KEYS.muted: "var(--muted)",
     _KEYS.accent: "var(--accent)",
     _KEYS.plain: "var(--plain)",
-}
+} | {key: f"var(--line-{n})" for n, key in enumerate(_KEYS.lines, start=1)}
 _STYLE: Any = {
     "svg.fonttype": "none",
     "font.family": "sans-serif",
@@ -117,7 +131,8 @@ def _svg(figure: Figure, description: str) -> str:
     return head + body.replace("xlink:href", "href")
 
 
-def _axes(size: tuple[float, float], palette: Palette) -> tuple[Figure, Axes]:
+def axes_of(size: tuple[float, float], palette: Palette) -> tuple[Figure, Axes]:
+    """A figure of (width, height) in inches and its axes, in the colours given."""
     with matplotlib.rc_context(_STYLE):
         # fitting the margins to the labels takes as long as drawing, so small plots share theirs
         figure = Figure(figsize=size, layout=None if size == _SMALL else "constrained")
@@ -138,7 +153,7 @@ def interval_plot(group: CohortRows) -> Markup:
     rows = [(row, value) for row, value in figures if value is not None][:MAX_LINES]
 
     def draw(palette: Palette) -> Figure:
-        figure, axes = _axes((4.4, 0.75 + 0.27 * len(rows)), palette)
+        figure, axes = axes_of((4.4, 0.75 + 0.27 * len(rows)), palette)
         axes.grid(axis="x", color=palette.muted, alpha=0.25, linewidth=0.6)
         for place, (row, value) in enumerate(rows):
             colour = palette.plain if row.run.is_plain else palette.accent
@@ -162,7 +177,7 @@ def difference_plot(table: Comparisons) -> Markup:
     shown = table.comparisons[:MAX_LINES]
 
     def draw(palette: Palette) -> Figure:
-        figure, axes = _axes((4.4, 0.75 + 0.27 * len(shown)), palette)
+        figure, axes = axes_of((4.4, 0.75 + 0.27 * len(shown)), palette)
         axes.grid(axis="x", color=palette.muted, alpha=0.25, linewidth=0.6)
         axes.axvline(0, color=palette.ink, linewidth=1)
         for place, one in enumerate(shown):
@@ -187,13 +202,14 @@ def difference_plot(table: Comparisons) -> Markup:
 
 def has_curves(run: RunRecord) -> bool:
     """Whether the run wrote a reconstruction error by epoch."""
-    return len(run.epochs) > 1 and any(_series(run, key)[1].size > 1 for key in _CURVES)
+    return len(run.epochs) > 1 and any(curve_of(run, key)[1].size > 1 for key in _CURVES)
 
 
 _CURVES = ("train/reconstruction", "validation/reconstruction")
 
 
-def _series(run: RunRecord, key: str) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def curve_of(run: RunRecord, key: str) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Epochs and the figure of each that has it, such as `validation/reconstruction`."""
     pairs = [(e["epoch"], e[key]) for e in run.epochs if e.get(key) is not None]
     return np.array([p[0] for p in pairs], float), np.array([p[1] for p in pairs], float)
 
@@ -208,11 +224,11 @@ def learning_curve(run: RunRecord, limits: tuple[float, float]) -> Markup:
     best = run.summary.get("best_epoch")
 
     def draw(palette: Palette) -> Figure:
-        figure, axes = _axes(_SMALL, palette)
+        figure, axes = axes_of(_SMALL, palette)
         axes.grid(axis="y", color=palette.muted, alpha=0.2, linewidth=0.6)
         styles = ((palette.muted, (0, (4, 2)), "train"), (palette.accent, "-", "validation"))
         for key, (colour, dashes, label) in zip(_CURVES, styles, strict=True):
-            epochs, errors = _series(run, key)
+            epochs, errors = curve_of(run, key)
             axes.plot(epochs, errors, color=colour, linestyle=dashes, linewidth=1.5, label=label)
             marked = epochs == best
             if key.startswith("validation") and marked.any():
@@ -228,7 +244,7 @@ def learning_curve(run: RunRecord, limits: tuple[float, float]) -> Markup:
         axes.legend(frameon=False, labelcolor=palette.ink, fontsize=8)
         return figure
 
-    epochs, errors = _series(run, _CURVES[1])
+    epochs, errors = curve_of(run, _CURVES[1])
     marked = errors[epochs == best]
     said = f", lowest validation error {marked[0]:.4g} at epoch {best}" if marked.size else ""
     return inline(draw, f"Reconstruction error of {run.label} by epoch{said}")
@@ -236,7 +252,7 @@ def learning_curve(run: RunRecord, limits: tuple[float, float]) -> Markup:
 
 def curve_limits(runs: Sequence[RunRecord]) -> tuple[float, float]:
     """Limits of a log axis that holds every curve of `runs`."""
-    values = np.concatenate([_series(run, key)[1] for run in runs for key in _CURVES])
+    values = np.concatenate([curve_of(run, key)[1] for run in runs for key in _CURVES])
     values = values[np.isfinite(values) & (values > 0)]
     if not values.size:
         return 0.001, 1.0
@@ -284,7 +300,7 @@ def _volume_plot(row: Row, fit: _Curve | None, others: Sequence[_Curve]) -> Mark
     volumes, dice = _volumes(row)
 
     def draw(palette: Palette) -> Figure:
-        figure, axes = _axes(_SMALL, palette)
+        figure, axes = axes_of(_SMALL, palette)
         colour = palette.plain if row.run.is_plain else palette.accent
         for other in others:
             axes.plot(*other, color=palette.muted, alpha=0.35, linewidth=0.8)
@@ -342,9 +358,14 @@ def outline_tile(
     return _png(grey, _GREY_PALETTE)
 
 
-def heat_limits(cases: Cases, low: float) -> tuple[float, float]:
-    """The score range's lower end, and the 99.5th percentile of all cases' scores in the brain."""
-    inside = cases.scores[cases.brain]
+def heat_limits(cases: Sequence[Cases], low: float) -> tuple[float, float]:
+    """The score range's lower end, and the 99.5th percentile of all cases' scores in the brain.
+
+    Args:
+        cases: Of the runs that share a scale.
+        low: Lower end of their score range.
+    """
+    inside = np.concatenate([one.scores[one.brain] for one in cases])
     return low, float(np.percentile(inside, 99.5)) if inside.size else low
 
 

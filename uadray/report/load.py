@@ -13,6 +13,8 @@ from numpy.typing import NDArray
 
 from uadray import config, files
 from uadray.errors import RunError
+from uadray.evaluate.slicewise import Slices
+from uadray.report.settings import variants
 
 METRICS = ("dice_d", "dice_s_mean", "dice_s_std", "auprc", "auroc", "upper_bound_dice")
 """What every evaluation holds; a value may be null where it is not defined."""
@@ -79,6 +81,8 @@ class Evaluation:
     """For the montage; None where none were kept."""
     resamples: Resamples | None
     """For paired comparisons; None where none were kept."""
+    slices: Slices | None
+    """Scores and labels of the axial slices; None where none were kept."""
 
     def showing(self, values: Mapping[str, Any]) -> "Evaluation":
         """The same with other `metrics` and `intervals`, such as those before a filter."""
@@ -113,6 +117,8 @@ class RunRecord:
     """Lines of `metrics.jsonl`, one an epoch; empty for methods that have none."""
     evaluations: tuple[Evaluation, ...]
     """One a cohort, sorted by its name; empty for a run that was not evaluated."""
+    variant: str = ""
+    """Settings that part it from runs of its name, the seed apart, such as `latent size 32`."""
 
     @property
     def is_plain(self) -> bool:
@@ -227,6 +233,7 @@ def _load_evaluation(url: str, fingerprint: str) -> Evaluation:
         )
     stem = url.removesuffix(".json")
     cases_url, resamples_url = f"{stem}-cases.npz", f"{stem}-resamples.npz"
+    slices_url = f"{stem}-slices.npz"
     return Evaluation(
         cohort=str(values["cohort"]["name"]),
         cohort_fingerprint=str(values["cohort"].get("fingerprint") or ""),
@@ -234,7 +241,15 @@ def _load_evaluation(url: str, fingerprint: str) -> Evaluation:
         values=values,
         cases=_load_cases(cases_url) if files.exists(cases_url) else None,
         resamples=_load_resamples(resamples_url, values) if files.exists(resamples_url) else None,
+        slices=_load_slices(slices_url) if files.exists(slices_url) else None,
     )
+
+
+def _load_slices(url: str) -> Slices:
+    try:
+        return Slices.unpack(files.read_bytes(url))
+    except _DAMAGED as error:
+        raise RunError(f"{url}: not a file of slices ({error}); evaluate again") from error
 
 
 def _load_resamples(url: str, values: Mapping[str, Any]) -> Resamples:
@@ -295,19 +310,23 @@ def _need(values: Any, keys: Iterable[str], url: str, prefix: str = "") -> None:
 
 
 def _label(runs: list[RunRecord]) -> list[RunRecord]:
-    """Lengthen shared names by the first of seed, fingerprint, folder and URL that parts them."""
+    """Lengthen shared names by the first of their parts that tells the runs apart."""
     parts: tuple[Callable[[RunRecord], str], ...] = (
-        lambda run: f"seed {run.seed}",
+        lambda run: run.variant,
+        lambda run: ", ".join(part for part in (run.variant, f"seed {run.seed}") if part),
         lambda run: str(run.config["fingerprint"])[:8],
         lambda run: run.url.rsplit("/", 1)[-1],
         lambda run: run.url,
     )
-    labels: dict[str, str] = {}
+    made: dict[str, RunRecord] = {}
     for name in {run.label for run in runs}:
         group = [run for run in runs if run.label == name]
-        labels |= {run.url: name for run in group}
+        told = variants([run.config for run in group])
+        group = [replace(run, variant=text) for run, text in zip(group, told, strict=True)]
+        labels = {run.url: name for run in group}
         for part in parts:
-            if len({labels[run.url] for run in group}) == len(group):
+            if len(set(labels.values())) == len(group):
                 break
-            labels |= {run.url: f"{name} · {part(run)}" for run in group}
-    return [replace(run, label=labels[run.url]) for run in runs]
+            labels |= {run.url: f"{name} · {part(run)}" for run in group if part(run)}
+        made |= {run.url: replace(run, label=labels[run.url]) for run in group}
+    return [made[run.url] for run in runs]

@@ -1,14 +1,17 @@
 """Example slices of one cohort as tiles, as in figure 7 of Bengs 2021."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
 
 from uadray.report import figures
 from uadray.report.load import Cases
-from uadray.report.rows import CohortRows, Row
+from uadray.report.rows import CohortRows, Row, spread_rows
 
 MAX_RUNS = 10
-"""Most runs side by side; beyond, the highest by Dice_D and always the best plain baseline."""
+"""Most runs side by side; of more, the best fit of each experiment before second ones."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -17,6 +20,8 @@ class Tiles:
 
     reconstruction: str | None
     """None where the method has none."""
+    difference: str | None
+    """|input - reconstruction| in grey, on the scale of the scores; None without one."""
     scores: str
     """Heat map."""
     outlines: str
@@ -41,6 +46,8 @@ class MontageCase:
     """Outline of the lesion on the input; data URI."""
     tiles: tuple[Tiles | None, ...]
     """One a run; None where the run kept other cases."""
+    viewers: tuple[tuple[str, str], ...]
+    """Label of a run and address of its page on this subject, for those that have one."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,25 +57,39 @@ class Montage:
     rows: tuple[Row, ...]
     """The runs shown, in order of the columns."""
     limits: tuple[tuple[float, float], ...]
-    """Lower and upper end of each run's colour scale, in its score units."""
+    """Lower and upper end of each run's colour scale: one for all methods that reconstruct, whose
+    scores are differences of intensity, and one for each of the others, in its own units."""
     cases: tuple[MontageCase, ...]
     """In the order in which the runs kept them."""
     num_left_out: int
     """Runs with cases that are not shown."""
 
+    @property
+    def has_differences(self) -> bool:
+        """Whether any run reconstructs."""
+        return any(t is not None and t.difference for case in self.cases for t in case.tiles)
 
-def montage(group: CohortRows) -> Montage | None:
-    """The montage of one cohort, or None where no run kept cases."""
+
+Viewers = Mapping[tuple[str, str, str], str]
+"""Addresses of viewer pages, relative to the report, by cohort, subject and run: the name of the
+run's folder or its whole URL."""
+
+
+def montage(group: CohortRows, viewers: Viewers | None = None) -> Montage | None:
+    """The montage of one cohort, or None where no run kept cases.
+
+    Args:
+        group: The evaluations.
+        viewers: Pages that show whole cases.
+    """
     held = [row for row in group.rows if row.evaluation.cases is not None]
     if not held:
         return None
-    shown = _choose(held)
-    limits: list[tuple[float, float]] = []
+    shown = spread_rows(held, MAX_RUNS)
+    limits = _limits(shown)
     places: list[dict[tuple[str, int], int]] = []
     for row in shown:
         held_cases = _cases(row)
-        low = (row.evaluation.values.get("score_range") or (0.0, 1.0))[0]
-        limits.append(figures.heat_limits(held_cases, float(low)))
         keys = zip(held_cases.ids, held_cases.slices, strict=True)
         places.append({key: k for k, key in enumerate(keys)})
     first: dict[tuple[str, int], tuple[Row, int]] = {}
@@ -81,7 +102,12 @@ def montage(group: CohortRows) -> Montage | None:
             _tiles(other, place[key], scale) if key in place else None
             for other, place, scale in zip(shown, places, limits, strict=True)
         )
-        cases.append(_case(row, k, tiles))
+        pages = tuple(
+            (other.run.label, page)
+            for other, place in zip(shown, places, strict=True)
+            if key in place and (page := _viewer(viewers, group.name, key[0], other))
+        )
+        cases.append(_case(row, k, tiles, pages))
     return Montage(
         rows=tuple(shown),
         limits=tuple(limits),
@@ -90,11 +116,26 @@ def montage(group: CohortRows) -> Montage | None:
     )
 
 
-def _choose(held: Sequence[Row]) -> list[Row]:
-    shown = list(held[:MAX_RUNS])
-    if not any(row.run.is_plain for row in shown):
-        shown[-1:] = [next((row for row in held if row.run.is_plain), shown[-1])]
-    return shown
+def _limits(shown: Sequence[Row]) -> list[tuple[float, float]]:
+    """One scale for all residuals of one score range; other scores keep their own."""
+    kinds = [
+        (float(low), float(high)) if _cases(row).reconstruction is not None else row.run.url
+        for row in shown
+        for low, high in [row.evaluation.values.get("score_range") or (0.0, 1.0)]
+    ]
+    limits: dict[object, tuple[float, float]] = {}
+    for kind in dict.fromkeys(kinds):
+        same = [row for row, own in zip(shown, kinds, strict=True) if own == kind]
+        low = (same[0].evaluation.values.get("score_range") or (0.0, 1.0))[0]
+        limits[kind] = figures.heat_limits([_cases(row) for row in same], float(low))
+    return [limits[kind] for kind in kinds]
+
+
+def _viewer(viewers: Viewers | None, cohort: str, subject: str, row: Row) -> str | None:
+    for name in (row.run.url, row.run.url.rsplit("/", 1)[-1]):
+        if page := (viewers or {}).get((cohort, subject, name)):
+            return page
+    return None
 
 
 def _cases(row: Row) -> Cases:
@@ -112,13 +153,26 @@ def _tiles(row: Row, k: int, limits: tuple[float, float]) -> Tiles:
     reconstruction = cases.reconstruction
     return Tiles(
         reconstruction=None if reconstruction is None else figures.grey_tile(reconstruction[k]),
+        difference=None
+        if reconstruction is None
+        else _difference(cases.input[k], reconstruction[k], limits),
         scores=figures.heat_tile(cases.scores[k], *limits),
         outlines=figures.outline_tile(cases.input[k], cases.lesion[k], cases.prediction[k]),
         dice=_subject(row, cases.ids[k], "dice"),
     )
 
 
-def _case(row: Row, k: int, tiles: tuple[Tiles | None, ...]) -> MontageCase:
+def _difference(
+    image: NDArray[np.float32], output: NDArray[np.float32], limits: tuple[float, float]
+) -> str:
+    low, high = limits
+    apart = np.abs(image.astype(np.float32) - output) - low
+    return figures.grey_tile(apart / (high - low if high > low else 1.0))
+
+
+def _case(
+    row: Row, k: int, tiles: tuple[Tiles | None, ...], viewers: tuple[tuple[str, str], ...]
+) -> MontageCase:
     cases = _cases(row)
     return MontageCase(
         subject=cases.ids[k],
@@ -127,4 +181,5 @@ def _case(row: Row, k: int, tiles: tuple[Tiles | None, ...]) -> MontageCase:
         input=figures.grey_tile(cases.input[k]),
         truth=figures.outline_tile(cases.input[k], cases.lesion[k], None),
         tiles=tiles,
+        viewers=viewers,
     )

@@ -1,4 +1,4 @@
-"""The page: one HTML file without any outside part, with its table as CSV and Markdown beside."""
+"""The page: one HTML file without any outside part, with its tables in other forms beside it."""
 
 import base64
 import hashlib
@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from importlib import resources
 from typing import Any
+from urllib.parse import urlsplit
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
@@ -15,12 +16,23 @@ from uadray import __version__, files
 from uadray.errors import ConfigError
 from uadray.report import columns, compare, export, figures
 from uadray.report.load import RunRecord, load_runs
-from uadray.report.montage import montage
-from uadray.report.rows import PublishedFigures, Row, group_by_cohort
+from uadray.report.montage import Viewers, montage
+from uadray.report.rows import PublishedFigures, Row, group_by_cohort, spread_rows
+from uadray.report.sweep import Sweep, find_sweep
+from uadray.report.sweep_page import (
+    curve_context,
+    ended_early,
+    reason,
+    slice_context,
+    sweep_context,
+)
 from uadray.report.words import Compared, hold_together
 
 MAX_PLOTS = 24
-"""Most small plots of one kind: those of the highest Dice_D."""
+"""Most small plots of one kind: the best fit of each experiment, then the highest Dice_D."""
+
+MAX_ERASING = 14
+"""Most experiments whose erasing is shown."""
 
 
 def write_report(
@@ -30,25 +42,33 @@ def write_report(
     title: str = "Unsupervised anomaly detection in brain MRI",
     references: Sequence[str] = (),
     published: PublishedFigures | None = None,
+    viewers: Viewers | None = None,
+    erasing_from: str = "",
+    tables: str = "",
     made: datetime | None = None,
 ) -> str:
-    """Write the report of some runs: the page, and its tables as CSV and Markdown beside it.
+    """Write the report of some runs: the page, and its tables as CSV, Markdown and LaTeX.
 
     Args:
         urls: Run folders, or folders of runs; local paths or fsspec URLs.
-        out: Where the page goes, ending in `.html`; `.csv`, `-paired.csv` and `.md` stand beside
-            it.
+        out: Where the page goes, ending in `.html`; the tables stand beside it, see
+            `export.write_tables`.
         title: Head of the page.
         references: Experiments or labels that all others are held against; where none is named,
             the best plain baseline and `compare.REFERENCE`.
         published: Figures that a paper printed for the same cohort and experiment, if any.
+        viewers: Pages of single cases that the montage links to; see `montage.Viewers`.
+        erasing_from: A healthy cohort, to show on its first scan what each experiment erases.
+        tables: Folder of the tables, where they shall not stand beside the page.
         made: Date of making, now where None.
 
     Returns:
-        The page's absolute path or URL. All four files are replaced whole.
+        The page's absolute path or URL. All files are replaced whole.
 
     Raises:
-        ConfigError: `out` does not end in `.html`, or no run is called like a reference.
+        ConfigError: `out` does not end in `.html`, no run is called like a reference, or a
+            viewer's address is not a relative one.
+        StoreError: `erasing_from` holds no sealed cohort.
         RunError: a folder holds no run, or a file in it is absent or damaged.
     """
     out = files.normalise(out)
@@ -59,18 +79,65 @@ def write_report(
     known = {name for run in runs for name in (run.label, str(run.config["name"]))}
     if unknown := [name for name in references if name not in known]:
         raise ConfigError(f"no run is called {unknown[0]!r}; there are {sorted(known)}")
+    check_viewers(viewers or {})
     cohorts = [hold_together(group, references) for group in groups]
-    page = render(runs, cohorts, title=title, made=made or datetime.now(UTC))
+    sweep = find_sweep(runs, cohorts)
+    page = render(
+        runs,
+        cohorts,
+        sweep=sweep,
+        title=title,
+        viewers=viewers,
+        erasing=_erasing(runs, erasing_from) if erasing_from else None,
+        made=made or datetime.now(UTC),
+    )
     stem = out.removesuffix(".html")
-    files.write_bytes(f"{stem}.csv", export.to_csv(groups).encode())
-    files.write_bytes(f"{stem}-paired.csv", export.to_paired_csv(cohorts).encode())
-    files.write_bytes(f"{stem}.md", export.to_markdown(cohorts, title).encode())
+    if tables:
+        stem = files.join(files.normalise(tables), stem.rsplit("/", 1)[-1])
+    export.write_tables(cohorts, stem, title=title, sweep=sweep)
     files.write_bytes(out, page.encode())
     return out
 
 
+def check_viewers(viewers: Viewers) -> None:
+    """Refuse addresses that lead anywhere but to files near the report.
+
+    Raises:
+        ConfigError: an address has a scheme or a host, or starts at a root.
+    """
+    for address in viewers.values():
+        parts = urlsplit(address)
+        if parts.scheme or parts.netloc or address.startswith(("/", "\\")) or not address.strip():
+            raise ConfigError(f"a viewer's address must be relative to the report, was {address!r}")
+
+
+def _erasing(runs: Sequence[RunRecord], url: str) -> Markup | None:
+    """What the experiments erase of a cohort's first scan, the first seed of each name."""
+    # They bring torch, which no other part of the report needs.
+    from uadray.config import Experiment, from_json
+    from uadray.report.erasing_page import erasing_figure
+    from uadray.store import open_cohort
+
+    found: dict[str, Experiment] = {}
+    for run in runs:
+        if (run.config["experiment"].get("erasing") or {}).get("strategy", "none") != "none":
+            name = str(run.config["name"])
+            found.setdefault(name, from_json(Experiment, run.config["experiment"]))
+    if not found:
+        return None
+    volume = open_cohort(url).read("image", 0, 1)[0]
+    return erasing_figure(list(found.values())[:MAX_ERASING], volume, row=0, num_draws=2)
+
+
 def render(
-    runs: Sequence[RunRecord], cohorts: Sequence[Compared], *, title: str, made: datetime
+    runs: Sequence[RunRecord],
+    cohorts: Sequence[Compared],
+    *,
+    title: str,
+    made: datetime,
+    sweep: Sweep | None = None,
+    viewers: Viewers | None = None,
+    erasing: Markup | None = None,
 ) -> str:
     """The page as text; every string from a run folder is escaped on its way in."""
     environment = Environment(
@@ -81,11 +148,10 @@ def render(
         lstrip_blocks=True,
     )
     environment.filters |= {"number": columns.number, "short": columns.short, "sub": _subscripts}
+    environment.filters |= {"svgsub": _svg_subscripts, "reason": reason}
     script = _asset("report.js")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     notes = {cohort.group.name: cohort.group.notes for cohort in cohorts}
-    curves = [run for run in _by_dice(runs, cohorts) if figures.has_curves(run)]
-    limits = figures.curve_limits(curves) if curves else (0.0, 1.0)
     return environment.get_template("report.html.j2").render(
         title=title,
         made=made,
@@ -99,11 +165,13 @@ def render(
         filter_columns=columns.FILTER_COLUMNS,
         seed_columns=compare.SEED_COLUMNS,
         comparison_columns=compare.COMPARISON_COLUMNS,
-        cohorts=[_cohort(cohort, cohorts) for cohort in cohorts],
+        cohorts=[_cohort(cohort, cohorts, viewers) for cohort in cohorts],
+        sweep=sweep_context(sweep, cohorts),
+        slices=slice_context(cohorts),
         lesions=_lesion_statistics(cohorts),
-        curves=[(run, figures.learning_curve(run, limits)) for run in curves[:MAX_PLOTS]],
-        curves_left_out=[run.label for run in curves[MAX_PLOTS:]],
-        unevaluated=[run for run in runs if not run.evaluations],
+        curves=curve_context(_by_dice(runs, cohorts)),
+        erasing=erasing,
+        unevaluated=ended_early(runs),
         provenance=[_provenance(run, notes) for run in runs],
     )
 
@@ -113,6 +181,14 @@ def _subscripts(text: str) -> Markup:
     escaped = escape(text)
     for kind in "DS":
         escaped = Markup(str(escaped).replace(f"Dice_{kind}", f"Dice<sub>{kind}</sub>"))
+    return escaped
+
+
+def _svg_subscripts(text: str) -> Markup:
+    escaped = escape(text)
+    for kind in "DS":
+        mark = f'Dice<tspan class="sub" dy="3">{kind}</tspan><tspan dy="-3">\u200b</tspan>'
+        escaped = Markup(str(escaped).replace(f"Dice_{kind}", mark))
     return escaped
 
 
@@ -126,10 +202,13 @@ def _by_dice(runs: Sequence[RunRecord], cohorts: Sequence[Compared]) -> list[Run
     return list((ordered | {run.url: run for run in runs}).values())
 
 
-def _cohort(cohort: Compared, cohorts: Sequence[Compared]) -> dict[str, Any]:
+def _cohort(
+    cohort: Compared, cohorts: Sequence[Compared], viewers: Viewers | None
+) -> dict[str, Any]:
     group = cohort.group
     first = group.rows[0]
-    sized = [row for row in group.rows if row.evaluation.values["subjects"]][:MAX_PLOTS]
+    sized = [row for row in group.rows if row.evaluation.values["subjects"]]
+    sized = spread_rows(sized, MAX_PLOTS) if sized else []
     return {
         "group": group,
         "anchor": f"cohort-{list(cohorts).index(cohort) + 1}",
@@ -152,7 +231,7 @@ def _cohort(cohort: Compared, cohorts: Sequence[Compared]) -> dict[str, Any]:
         "has_fit": any(figures.cubic_fit(row) is not None for row in sized),
         "min_fit": figures.MIN_FIT_SUBJECTS,
         "max_lines": figures.MAX_LINES,
-        "montage": montage(group),
+        "montage": montage(group, viewers),
     }
 
 

@@ -100,6 +100,29 @@ def _rank(row: Row) -> tuple[float, str]:
     return (float("inf") if value is None else -value, row.run.label)
 
 
+def spread_rows(rows: Sequence[Row], most: int) -> list[Row]:
+    """Rows for pictures: of many, the best fit of each experiment before second ones.
+
+    Args:
+        rows: The highest Dice_D first.
+        most: How many there may be.
+
+    Returns:
+        In the order of `rows`; the best plain baseline is always among them.
+    """
+    seen: set[str] = set()
+    first, rest = [], []
+    for row in rows:
+        name = str(row.run.config["name"])
+        (rest if name in seen else first).append(row)
+        seen.add(name)
+    shown = (first + rest)[:most]
+    if not any(row.is_plain for row in shown):
+        shown[-1:] = [next((row for row in rows if row.is_plain), shown[-1])]
+    kept = {id(row) for row in shown}
+    return [row for row in rows if id(row) in kept]
+
+
 def _differences(rows: Sequence[Row]) -> tuple[str, ...]:
     values = [row.evaluation.values for row in rows]
 

@@ -55,8 +55,8 @@ def in_words(group: CohortRows, wanted: Sequence[str] = ()) -> list[str]:
     top, *others = series
     kind = " (a plain baseline)" if top.is_plain else ""
     if not others:
-        return [f"{top.label}{kind} is the only method, with Dice_D {_figure(top)}."]
-    sentences = [f"{top.label}{kind} has the highest Dice_D: {_figure(top)}."]
+        return [f"{top.label}{kind} is the only method, with Dice_D {figure_in_words(top)}."]
+    sentences = [f"{top.label}{kind} has the highest Dice_D: {figure_in_words(top)}."]
     rivals = [one for one in others if one.is_plain != top.is_plain]
     if rivals:
         what = "method that is not a plain baseline" if top.is_plain else "plain baseline"
@@ -73,36 +73,41 @@ def in_words(group: CohortRows, wanted: Sequence[str] = ()) -> list[str]:
     return sentences + _count(top, others)
 
 
-def _figure(series: Series) -> str:
-    """`0.476 [0.410, 0.540]`, with the number of fits where there are several."""
+def figure_in_words(series: Series, *, spread: bool = True) -> str:
+    """`0.476 [0.410, 0.540]`, with the number and the range of fits where there are several.
+
+    Args:
+        series: One that has a Dice_D.
+        spread: Whether the fits are told.
+    """
     figure = series.figure("dice_d")
     assert figure is not None
     text = f"{number(figure.value)} {brackets(figure.bounds)}".rstrip()
-    if len(series.rows) == 1:
+    if len(series.rows) == 1 or not spread:
         return text
     values = series.each("dice_d")
-    spread = f"{number(min(values))} to {number(max(values))}"
-    return f"{text} (mean of {series.count}, which range from {spread})"
+    ends = f"{number(min(values))} to {number(max(values))}"
+    return f"{text} (mean of {series.count}, which range from {ends})"
 
 
 def _against(top: Series, rival: Series) -> str:
     """The rest of a sentence that holds `top` against `rival`."""
-    head = f"{rival.label} with {_figure(rival)}: "
+    head = f"{rival.label} with {figure_in_words(rival)}: "
     found = compare(top, rival)
     if found is None:
         return head + _overlap(top, rival)
-    return head + _difference(found)
+    return f"{head}{difference_in_words(found)}."
 
 
-def _difference(found: Comparison) -> str:
+def difference_in_words(found: Comparison, *, subjects: bool = True) -> str:
     """The paired difference, its interval, on how many subjects, and what that allows to say."""
     difference = found.differences["dice_d"]
     text = f"{signed(difference.value)} {brackets(difference.bounds, signed)}".rstrip()
-    subjects = f"the same {found.num_subjects} test subjects"
+    told = f" on the same {found.num_subjects} test subjects" if subjects else ""
     if found.verdict == "not compared":
-        return f"paired difference {text} on {subjects}; its interval is not defined."
+        return f"paired difference {text}{told}; its interval is not defined"
     said = ", not distinguishable" if found.verdict == "not distinguishable" else ""
-    return f"paired difference {text} on {subjects}{said}."
+    return f"paired difference {text}{told}{said}"
 
 
 def _overlap(top: Series, rival: Series) -> str:

@@ -1,0 +1,102 @@
+"""Which axial slices hold a lesion: their scores and labels, kept so that cohorts can be pooled."""
+
+import io
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from uadray.evaluate.counts import TestPart
+from uadray.evaluate.histograms import Histograms
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Slices:
+    """The axial slices of N test subjects, scored by one run."""
+
+    subjects: tuple[str, ...]
+    """(N,) ids."""
+    score: NDArray[np.float32]
+    """(N, Z) mean over the slice's brain, as a fraction of the method's score range; in [0, 1]."""
+    lesion: NDArray[np.bool_]
+    """(N, Z) whether a voxel of the slice is annotated (Bengs 2021, section 2.3)."""
+    counted: NDArray[np.bool_]
+    """(N, Z) slices that count: those that hold brain or lesion."""
+
+    @classmethod
+    def of(cls, test: TestPart) -> "Slices":
+        """The slices of a test part."""
+        return cls(
+            subjects=test.subjects,
+            score=test.slice_score,
+            lesion=test.slice_lesion,
+            counted=test.slice_brain | test.slice_lesion,
+        )
+
+    def pack(self) -> bytes:
+        """An npz file; the inverse of `unpack`."""
+        buffer = io.BytesIO()
+        arrays: Any = {
+            "subjects": np.array(self.subjects, np.str_),
+            "score": self.score.astype(np.float32),
+            "lesion": self.lesion,
+            "counted": self.counted,
+        }
+        np.savez_compressed(buffer, allow_pickle=False, **arrays)
+        return buffer.getvalue()
+
+    @classmethod
+    def unpack(cls, content: bytes) -> "Slices":
+        """Read what `pack` gave.
+
+        Raises:
+            ValueError: It is not such a file, or its arrays do not go together.
+        """
+        with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
+            held = {name: arrays[name] for name in arrays.files}
+        missing = {"subjects", "score", "lesion", "counted"} - set(held)
+        if missing:
+            raise ValueError(f"{', '.join(sorted(missing))} missing")
+        shapes = {held[name].shape for name in ("score", "lesion", "counted")}
+        if (
+            len(shapes) != 1
+            or held["score"].ndim != 2
+            or len(held["subjects"]) != len(held["score"])
+        ):
+            raise ValueError(f"expected (N, Z) arrays for N subjects, got {sorted(shapes)}")
+        subjects = tuple(str(subject) for subject in held.pop("subjects"))
+        return cls(subjects=subjects, **{n: held[n] for n in ("score", "lesion", "counted")})
+
+    def flat(self, weights: NDArray[np.int64] | None = None) -> tuple[NDArray, NDArray, NDArray]:
+        """The slices that count, one after another.
+
+        Args:
+            weights: (R, N), how often each subject counts in each resample; once each by default.
+
+        Returns:
+            (S,) scores, (S,) labels and (R, S) weights; R is 1 by default.
+        """
+        if weights is None:
+            weights = np.ones((1, len(self.subjects)), np.int64)
+        rows = np.nonzero(self.counted)[0]
+        return self.score[self.counted], self.lesion[self.counted], weights[:, rows]
+
+
+def histograms(scores: NDArray, lesion: NDArray, weights: NDArray) -> Histograms:
+    """Slices pooled over subjects: counts over their distinct scores, one line a resample.
+
+    Args:
+        scores: (S,).
+        lesion: (S,) labels.
+        weights: (R, S).
+    """
+    levels, place = np.unique(scores, return_inverse=True)
+    order = np.argsort(place, kind="stable")
+    starts = np.searchsorted(place[order], np.arange(len(levels)))
+    sick, well = weights * lesion, weights * ~lesion
+    return Histograms.whole(
+        levels,
+        healthy=np.add.reduceat(well[:, order], starts, axis=1),
+        lesion=np.add.reduceat(sick[:, order], starts, axis=1),
+    )

@@ -1,0 +1,162 @@
+"""The tables as LaTeX with booktabs, one `longtable` each, to be taken into a paper as they are."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from uadray.report import columns, compare
+from uadray.report.columns import ABSENT, COLUMNS, LESION_COLUMNS, METHOD, Column
+from uadray.report.effects import EFFECT_COLUMNS
+from uadray.report.rows import Row
+from uadray.report.sweep import Sweep
+from uadray.report.words import Compared
+
+_MAIN = ("dice_d", "dice_s_mean", "auprc", "slice_auprc", "upper_bound_dice")
+"""Columns that fit a page; the CSV holds all."""
+
+_MARKS = {
+    "\\": r"\textbackslash{}",
+    "&": r"\&",
+    "%": r"\%",
+    "$": r"\$",
+    "#": r"\#",
+    "_": r"\_",
+    "{": r"\{",
+    "}": r"\}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+    "|": r"\textbar{}",
+    '"': r"\textquotedbl{}",
+    "\N{MINUS SIGN}": r"$-$",
+    "\N{PLUS-MINUS SIGN}": r"$\pm$",
+    "\N{EN DASH}": "--",
+    "\N{MIDDLE DOT}": r"$\cdot$",
+    "\N{RIGHTWARDS ARROW}": r"$\rightarrow$",
+    "\N{MULTIPLICATION SIGN}": r"$\times$",
+}
+_TERMS = {"Dice_D": r"Dice\textsubscript{D}", "Dice_S": r"Dice\textsubscript{S}"}
+
+
+def to_latex(compared: Sequence[Compared], title: str, sweep: Sweep | None = None) -> str:
+    """All tables, each with the cohort's notes in its caption.
+
+    Args:
+        compared: The cohorts.
+        title: Stands on top as a comment.
+        sweep: Effects of settings, if any.
+
+    Returns:
+        LaTeX that needs `booktabs`, `longtable`, and an engine or `inputenc` for UTF-8 names.
+    """
+    parts = [
+        f"% {' '.join(title.split())}",
+        r"% \usepackage{booktabs,longtable}; square brackets: 95 % bootstrap intervals over",
+        "% test subjects, and nothing about the choice of the seed.",
+        "",
+    ]
+    shown = [METHOD, *(column for column in COLUMNS if column.key in _MAIN)]
+    for n, cohort in enumerate(compared, start=1):
+        group = cohort.group
+        where = f"on {group.name}" + "".join(f" [{note}]" for note in group.notes)
+        size = f"{group.rows[0].evaluation.values['num_test']} test subjects"
+        printed = _published_columns(group.rows)
+        caption = f"Results {where}: {size}. Best figure of each column in bold."
+        label = f"tab:results-{n}"
+        parts += _table([*shown, *printed], group.rows, caption, label, bold=True)
+        if columns.has_lesions(group.rows):
+            caption = f"Lesion by lesion {where}: {size}."
+            parts += _table(LESION_COLUMNS, group.rows, caption, f"tab:lesions-{n}")
+        for k, table in enumerate(cohort.comparisons, start=1):
+            if table.comparisons:
+                caption = (
+                    f"Paired differences from {table.reference.label} {where}; p of Wilcoxon's "
+                    "signed-rank test on Dice_S, in brackets corrected for all comparisons (Holm)."
+                )
+                columns_shown = compare.COMPARISON_COLUMNS
+                parts += _table(columns_shown, table.comparisons, caption, f"tab:paired-{n}-{k}")
+        for k, effect in enumerate(e for e in (sweep.effects if sweep else ()) if e.group is group):
+            caption = f"Effect of {effect.setting.label} {where}. {effect.method}"
+            parts += _table(EFFECT_COLUMNS, effect.points, caption, f"tab:effect-{n}-{k + 1}")
+    return "\n".join(parts)
+
+
+def _published_columns(rows: Sequence[Row]) -> list[Column[Row]]:
+    """Ours and the paper's side by side: a column for each figure that it prints."""
+    heads = {column.key: column.head for column in COLUMNS}
+    keys = [key for key in heads if any(key in row.published for row in rows)]
+    return [_published(key, heads[key]) for key in keys]
+
+
+def _published(key: str, head: str) -> Column[Row]:
+    def text(row: Row) -> str:
+        figure = row.published.get(key)
+        if figure is None:
+            return ABSENT
+        spread = "" if figure.deviation is None else f" ± {figure.deviation:.3f}"
+        return f"{figure.value:.3f}{spread}"
+
+    return Column(
+        key=f"{key}_published",
+        head=f"{head}, published",
+        value=lambda row: row.published[key].value if key in row.published else None,
+        text=text,
+    )
+
+
+def _table(
+    shown: Sequence[Column[Any]],
+    items: Sequence[Any],
+    caption: str,
+    label: str,
+    *,
+    bold: bool = False,
+) -> list[str]:
+    best = {c.key: _best(c, items) for c in shown[1:]} if bold else {}
+    head = " & ".join(rf"\textbf{{{escape(column.head)}}}" for column in shown) + r" \\"
+    notes = " & ".join(escape(column.note) for column in shown) + r" \\"
+    lines = [
+        r"\begin{longtable}{l" + "r" * (len(shown) - 1) + "}",
+        rf"\caption{{{escape(caption)}}}\label{{{label}}}\\",
+        r"\toprule",
+        head,
+        *([notes] if any(column.note for column in shown) else []),
+        r"\midrule",
+        r"\endhead",
+        r"\bottomrule",
+        r"\endfoot",
+    ]
+    for item in items:
+        cells = [_cell(column, item, best) for column in shown]
+        cells[0] += " (plain)" if item.is_plain else ""
+        # A bracket or a star behind a line break would be taken for its argument.
+        guard = "{}" if cells[0].startswith(("[", "*")) else ""
+        lines.append(guard + " & ".join(cells) + r" \\")
+    return [*lines, r"\end{longtable}", ""]
+
+
+def _best(column: Column[Any], items: Sequence[Any]) -> Any:
+    values = [value for item in items if (value := column.value(item)) is not None]
+    if column.first != "descending" or len(values) < 2 or column.key.endswith("published"):
+        return None
+    return max(values)
+
+
+def _cell(column: Column[Any], item: Any, best: dict[str, Any]) -> str:
+    text, detail = column.text(item), column.detail(item)
+    # What a paper printed has a column of its own here.
+    detail = detail.partition("published")[0].strip()
+    shown = escape(text)
+    if best.get(column.key) is not None and column.value(item) == best[column.key]:
+        shown = rf"\textbf{{{shown}}}"
+    if not detail:
+        return shown
+    return rf"{shown} {{\small {escape(detail)}}}"
+
+
+def escape(text: str) -> str:
+    """`text` as LaTeX shows it, the papers' terms with their subscripts."""
+    for term, mark in _TERMS.items():
+        if term in text:
+            return mark.join(escape(part) for part in text.split(term))
+    return "".join(_MARKS.get(c, " " if c.isspace() else c) for c in text)

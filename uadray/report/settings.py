@@ -1,0 +1,134 @@
+"""Which settings tell runs apart, read from their configurations alone."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+EXPERIMENT = "experiment"
+"""Path of the experiment's name: method, erasing strategy and fill in one."""
+
+_LABELS = {
+    EXPERIMENT: "experiment",
+    "method.latent_size": "latent size",
+    "method.kl_weight": "KL weight",
+    "erasing.max_share": "largest erased share",
+    "erasing.min_share": "smallest erased share",
+    "erasing.probability": "share of erased samples",
+    "fit.data_share": "training data",
+    "fit.learning_rate": "learning rate",
+    "fit.epochs": "epochs",
+}
+_NO_RESULT = {f"fit.{name}" for name in ("seed", "residency", "deterministic", "compile")}
+"""Settings that are no comparison: repeats, and where or how fast the work was done."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setting:
+    """One setting that differs between runs."""
+
+    path: str
+    """Into the experiment, such as `method.latent_size`."""
+    values: tuple[Any, ...]
+    """Distinct values: numbers ascending, others in order of appearance."""
+
+    @property
+    def label(self) -> str:
+        """How a reader calls it."""
+        return label(self.path)
+
+    @property
+    def is_numeric(self) -> bool:
+        """Whether the values lie on an axis."""
+        return all(is_number(value) for value in self.values)
+
+    def text(self, value: Any) -> str:
+        """A value as shown."""
+        return text(self.path, value)
+
+
+def label(path: str) -> str:
+    """How a reader calls a setting."""
+    return _LABELS.get(path) or path.partition(".")[2].replace("_", " ")
+
+
+def text(path: str, value: Any) -> str:
+    """A value of a setting as shown; shares as percent."""
+    if is_number(value):
+        return f"{100 * value:g} %" if path.endswith("share") else f"{value:g}"
+    if isinstance(value, tuple):
+        return "-".join(str(part) for part in value)
+    return str(value)
+
+
+def is_number(value: Any) -> bool:
+    """Whether a setting's value is a number; True and False are none."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def flat(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of one run by path, its name among them; the seed is left out.
+
+    Args:
+        config: `config.json`.
+    """
+    found: dict[str, Any] = {EXPERIMENT: str(config["name"])}
+    for group, values in config["experiment"].items():
+        if isinstance(values, Mapping):
+            found |= {f"{group}.{name}": _value(value) for name, value in values.items()}
+    return {path: value for path, value in found.items() if path not in _NO_RESULT}
+
+
+def _value(value: Any) -> Any:
+    if isinstance(value, list):
+        return tuple(_value(part) for part in value)
+    return str(value) if isinstance(value, Mapping) else value
+
+
+def varied(configs: Sequence[Mapping[str, Any]]) -> tuple[Setting, ...]:
+    """The settings that are compared: those of which one experiment has several values.
+
+    That two experiments differ in their defaults (2D and 3D have latent sizes of their own) is no
+    comparison of that setting.
+
+    Args:
+        configs: `config.json` of each run.
+
+    Returns:
+        In the order of the experiment's fields; the experiment's name first where there are
+        several.
+    """
+    groups: dict[str, list[dict[str, Any]]] = {}
+    for config in configs:
+        groups.setdefault(str(config["name"]), []).append(flat(config))
+    paths: dict[str, None] = {EXPERIMENT: None} if len(groups) > 1 else {}
+    for runs in groups.values():
+        for path in runs[0]:
+            if len({run.get(path) for run in runs}) > 1:
+                paths[path] = None
+    values = {
+        path: _ordered(run[path] for runs in groups.values() for run in runs if path in run)
+        for path in paths
+    }
+    return tuple(Setting(path=path, values=found) for path, found in values.items())
+
+
+def _ordered(values: Iterable[Any]) -> tuple[Any, ...]:
+    distinct = list(dict.fromkeys(values))
+    return tuple(sorted(distinct) if all(map(is_number, distinct)) else distinct)
+
+
+def variants(configs: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What parts each run from the others of its name, such as `latent size 32`.
+
+    Args:
+        configs: `config.json` of all runs of one name.
+
+    Returns:
+        One a run, in order; empty where nothing but the seed parts it.
+    """
+    parts = varied(configs)
+    held = [flat(config) for config in configs]
+    return [
+        ", ".join(f"{one.label} {one.text(run[one.path])}" for one in parts if one.path in run)
+        for run in held
+    ]

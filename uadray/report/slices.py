@@ -1,0 +1,172 @@
+"""Which axial slices hold a lesion, per cohort and pooled over cohorts (Bengs 2021, figure 6)."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from uadray.evaluate.metrics import auprc
+from uadray.evaluate.slicewise import Slices, histograms
+from uadray.evaluate.statistics import interval, resampling_weights
+from uadray.report.columns import brackets, number
+from uadray.report.compare import Figure, Series
+from uadray.report.load import Evaluation
+from uadray.report.words import Compared
+
+MAX_METHODS = 6
+"""Most methods in one plot: the highest by slice-wise AUPRC, always with the best plain one."""
+
+NUM_RESAMPLES = 200
+"""Of the subjects of pooled cohorts; those of one cohort keep the intervals of its evaluation."""
+
+_MOST_POINTS = 200
+
+
+@dataclass(frozen=True, kw_only=True)
+class SliceCurve:
+    """One method's precision and recall over slices."""
+
+    series: Series
+    """Its fits."""
+    lines: tuple[tuple[NDArray[np.float64], NDArray[np.float64]], ...]
+    """Recall and precision of each fit, from the highest threshold on."""
+    figure: Figure
+    """AUPRC over slices: mean over the fits, interval over subjects."""
+
+    @property
+    def text(self) -> str:
+        """`0.712 [0.650, 0.770]`."""
+        return f"{number(self.figure.value)} {brackets(self.figure.bounds)}".rstrip()
+
+
+@dataclass(frozen=True, kw_only=True)
+class SlicePlot:
+    """The curves of one cohort, or of several pooled."""
+
+    names: tuple[str, ...]
+    """Cohorts."""
+    notes: tuple[str, ...]
+    """Distinct notes of the cohorts, such as `semi-synthetic`."""
+    curves: tuple[SliceCurve, ...]
+    """The highest AUPRC first."""
+    chance: float
+    """Share of slices with lesion."""
+    num_slices: int
+    """Slices that count."""
+    num_left_out: int
+    """Methods that are not shown."""
+
+
+def slice_plots(cohorts: Sequence[Compared]) -> list[SlicePlot]:
+    """One plot a cohort whose runs kept their slices, and one of all of them together."""
+    found = [plot for cohort in cohorts if (plot := _of_one(cohort)) is not None]
+    pooled = _pooled([cohort for cohort in cohorts if _kept(cohort)])
+    return ([pooled] if pooled else []) + found
+
+
+def _kept(cohort: Compared) -> list[Series]:
+    return [one for one in cohort.series if all(row.evaluation.slices for row in one.rows)]
+
+
+def _of_one(cohort: Compared) -> SlicePlot | None:
+    made = []
+    for series in _kept(cohort):
+        figure = series.figure("slice_auprc")
+        if figure is not None:
+            parts = [[_slices(row.evaluation)] for row in series.rows]
+            made.append((series, parts, figure))
+    shown = _choose(made)
+    if not shown:
+        return None
+    return _plot([cohort], shown, len(made))
+
+
+def _pooled(cohorts: Sequence[Compared]) -> SlicePlot | None:
+    """Runs that every cohort has; the score of a run is on one scale on all of them."""
+    if len(cohorts) < 2:
+        return None
+    places = [
+        {row.run.url: row.evaluation for row in cohort.group.rows if row.evaluation.slices}
+        for cohort in cohorts
+    ]
+    made = []
+    for series in _kept(cohorts[0]):
+        urls = [row.run.url for row in series.rows]
+        if not all(url in place for place in places for url in urls):
+            continue
+        parts = [[_slices(place[url]) for place in places] for url in urls]
+        made.append((series, parts, Figure(value=_mean_auprc(parts), bounds=None)))
+    # Intervals take long, so only those that are shown get one.
+    shown = [(series, parts, _bounded(parts, figure)) for series, parts, figure in _choose(made)]
+    if not shown:
+        return None
+    return _plot(cohorts, shown, len(made))
+
+
+_Made = tuple[Series, list[list[Slices]], Figure]
+"""A method, the slices of its fits by cohort, and its AUPRC."""
+
+
+def _choose(made: Sequence[_Made]) -> list[_Made]:
+    ordered = sorted(made, key=lambda one: -one[2].value)
+    shown = ordered[:MAX_METHODS]
+    if shown and not any(one[0].is_plain for one in shown):
+        shown[-1:] = [next((one for one in ordered if one[0].is_plain), shown[-1])]
+    return shown
+
+
+def _plot(cohorts: Sequence[Compared], shown: Sequence[_Made], num: int) -> SlicePlot:
+    curves = [
+        SliceCurve(series=series, lines=tuple(_curve(fit) for fit in parts), figure=figure)
+        for series, parts, figure in shown
+    ]
+    _, lesion, _ = _joined(shown[0][1][0])
+    return SlicePlot(
+        names=tuple(cohort.group.name for cohort in cohorts),
+        notes=tuple(dict.fromkeys(n for cohort in cohorts for n in cohort.group.notes)),
+        curves=tuple(curves),
+        chance=float(lesion.mean()),
+        num_slices=len(lesion),
+        num_left_out=num - len(shown),
+    )
+
+
+def _slices(evaluation: Evaluation) -> Slices:
+    assert evaluation.slices is not None
+    return evaluation.slices
+
+
+def _joined(
+    parts: Sequence[Slices], weights: Sequence[NDArray[np.int64]] | None = None
+) -> tuple[NDArray, NDArray, NDArray]:
+    flat = [part.flat(None if weights is None else weights[n]) for n, part in enumerate(parts)]
+    scores, lesion, counts = zip(*flat, strict=True)
+    return np.concatenate(scores), np.concatenate(lesion), np.concatenate(counts, axis=1)
+
+
+def _mean_auprc(fits: Sequence[Sequence[Slices]]) -> float:
+    return float(np.mean([auprc(histograms(*_joined(parts)))[0] for parts in fits]))
+
+
+def _bounded(fits: Sequence[Sequence[Slices]], figure: Figure) -> Figure:
+    """The interval over the subjects of all cohorts, each resampled for itself."""
+    weights = [
+        resampling_weights(len(part.subjects), NUM_RESAMPLES, seed=n)
+        for n, part in enumerate(fits[0])
+    ]
+    drawn = np.mean([auprc(histograms(*_joined(parts, weights))) for parts in fits], axis=0)
+    bounds = interval(figure.value, drawn)
+    defined = not np.isnan(bounds.low)
+    return Figure(value=figure.value, bounds=(bounds.low, bounds.high) if defined else None)
+
+
+def _curve(parts: Sequence[Slices]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    held = histograms(*_joined(parts))
+    above, false = held.true_positives[0][::-1], held.false_positives[0][::-1]
+    recall = above / max(float(held.num_lesion[0]), 1.0)
+    precision = above / np.maximum(above + false, 1)
+    if len(recall) > _MOST_POINTS:
+        kept = np.unique(np.linspace(0, len(recall) - 1, _MOST_POINTS).round().astype(int))
+        recall, precision = recall[kept], precision[kept]
+    return np.concatenate([[0.0], recall]), np.concatenate([precision[:1], precision])

@@ -21,6 +21,7 @@ from importlib import resources
 from typing import Any
 from urllib.parse import quote
 
+import fsspec
 import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
@@ -83,8 +84,8 @@ class CasePage:
     """PNG."""
     num_bytes: int
     """Size of the page."""
-    shape: tuple[int, int, int]
-    """Voxels (X, Y, Z) on the page."""
+    shape: tuple[int, int, int] | None
+    """Voxels (X, Y, Z) on the page; None where it was not made just now."""
 
 
 def write_case(
@@ -179,8 +180,8 @@ def open_case(url: str, summary: Mapping[str, Any], name: str | None = None) -> 
         name=title,
         summary=dict(summary),
         thumbnail=files.read_bytes(url[:-5] + ".png"),
-        num_bytes=len(files.read_bytes(url)),
-        shape=(0, 0, 0),
+        num_bytes=_size(url),
+        shape=None,
     )
 
 
@@ -356,6 +357,11 @@ def _link(page: str, target: str) -> str:
         return target
     here, there = (url.split("://", 1)[-1] for url in (page, target))
     return quote(os.path.relpath(there, os.path.dirname(here)))
+
+
+def _size(url: str) -> int:
+    fs, path = fsspec.core.url_to_fs(url)
+    return int(fs.size(path) or 0)
 
 
 def _html(url: str) -> str:

@@ -33,7 +33,7 @@ SMALL = PrepareConfig(
 RADII = np.array([10.0, 12.0, 11.0])
 """Of the brains, in mm, along left-right, posterior-anterior and inferior-superior."""
 
-LESION, LESION_MM = np.array([3.0, -2.0, 2.0]), 5.0
+LESION, LESION_MM = np.array([2.0, -2.0, 1.0]), 6.0
 """Where the bright ball of a lesioned head lies, and its radius, in the scanner's mm."""
 
 

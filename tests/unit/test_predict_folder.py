@@ -30,7 +30,7 @@ def cohort(tmp_path_factory: pytest.TempPathFactory) -> Cohort:
 @pytest.fixture(scope="module")
 def run(cohort: Cohort) -> Run:
     run = finished_run(Path(cohort.url).parent / "run", cohort, "Intensity")
-    freeze_threshold(run, 0.95)
+    freeze_threshold(run, 0.8)
     return run
 
 
@@ -145,7 +145,7 @@ class TestWhoseFolder:
         items = items_of(three(tmp_path)[:1])
         out = str(tmp_path / "out")
         predict_items(model, items, out)
-        with pytest.raises(PredictError, match=r"other settings \(threshold: 0.95 there, 0.5 here"):
+        with pytest.raises(PredictError, match=r"other settings \(threshold: 0.8 there, 0.5 here"):
             predict_items(model, items, out, PredictConfig(threshold=0.5))
 
     def test_something_else(self, tmp_path: Path, model: Model) -> None:

@@ -1,0 +1,176 @@
+"""Seconds from a scan's file to its maps, against preparation alone; a folder with two workers.
+
+python -m benchmarks.predict            needs ds002748; about 4 minutes on 2 cores
+python -m benchmarks.predict --quick    few scans, to see that it runs; keeps nothing
+
+The model is 3D-None at 64^3 with the weights that it begins with: how long it takes does not depend
+on what it has learned. The scans are those of OpenNeuro ds002748 in the folder that
+UADRAY_REAL_DATA names, or in ../shared/data.
+"""
+
+import argparse
+import statistics
+import tempfile
+import time
+from collections import defaultdict
+from collections.abc import Callable
+from pathlib import Path
+
+import SimpleITK as sitk
+import torch
+
+from benchmarks.harness import PeakMemory, Row, in_turns, publish
+from benchmarks.prepare import find_scans
+from uadray import cluster, files
+from uadray.config import experiment
+from uadray.predict import outputs
+from uadray.predict.inputs import find_items
+from uadray.predict.job import PredictJob
+from uadray.predict.scan import PredictConfig, predict_scan
+from uadray.prepare.ingest import prepare_cohort
+from uadray.prepare.layouts import Scan
+from uadray.prepare.splits import SplitConfig
+from uadray.prepare.steps import PrepareConfig, prepare_scan
+from uadray.share import open_model
+from uadray.train.checkpoint import CheckpointStore
+from uadray.train.run import Run
+from uadray.train.worker import fresh, identity
+
+THRESHOLD = 0.2
+"""Of residuals; the model is not fitted, so that none is frozen."""
+
+MAPS = PredictConfig(threshold=THRESHOLD)
+
+
+def make_run(folder: Path, scans: list[Scan]) -> Run:
+    """A finished run of 3D-None on a cohort of a few scans."""
+    cohort = prepare_cohort(
+        scans, str(folder / "healthy.zarr"), config=PrepareConfig(), split=SplitConfig()
+    )
+    chosen = experiment("3D-None")
+    run = Run.create(str(folder / "run"), chosen, cohort)
+    CheckpointStore(run.url, identity(run)).save(1, fresh(chosen, cohort.shape), None, 1.0)
+    run.finish({"status": "finished", "epochs": 1, "best_epoch": 1})
+    return run
+
+
+def one_by_one(run: Run, scans: list[Scan], folder: Path, rounds: int) -> list[Row]:
+    """Preparation alone, prediction, and prediction with its files and page, one thread."""
+    torch.set_num_threads(1)
+    sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(1)
+    start = time.perf_counter()
+    open_model(run.url)
+    first = time.perf_counter() - start
+    start = time.perf_counter()
+    model = open_model(run.url)
+    again = time.perf_counter() - start
+    items = find_items([scan.image for scan in scans], "T1w").items
+    spent: dict[str, list[float]] = defaultdict(list)
+    steps: dict[str, list[float]] = defaultdict(list)
+
+    def written(viewer: bool) -> Callable[[int], object]:
+        def side(k: int) -> object:
+            summary = outputs.write(
+                str(folder / f"one-{viewer}"),
+                items[k],
+                predict_scan(model, items[k].scan, MAPS),
+                viewer=viewer,
+            )
+            if not viewer:
+                for name, seconds in summary["seconds"].items():
+                    steps[name].append(seconds)
+            return summary
+
+        return side
+
+    sides: dict[str, Callable[[int], object]] = {
+        "prepare": lambda k: prepare_scan(items[k].scan, PrepareConfig()),
+        "predict": lambda k: predict_scan(model, items[k].scan, MAPS),
+        "predict and write": written(False),
+        "predict, write and page": written(True),
+    }
+    for k in range(len(items)):
+        bound = {name: lambda side=side, k=k: side(k) for name, side in sides.items()}
+        for name, seconds in in_turns(bound, rounds).items():
+            spent[name] += seconds
+    median = {name: statistics.median(values) for name, values in spent.items()}
+    count = f"median of {len(items)} scans, one thread, 64^3, stripped input"
+    rows = [
+        Row(measure=f"{name}, a scan", value=value, unit="s", detail=count)
+        for name, value in median.items()
+    ]
+    rows.append(
+        Row(
+            measure="predict and write, over preparation",
+            value=median["predict and write"] / median["prepare"],
+            unit="ratio",
+            against="prepare alone",
+            detail=count,
+        )
+    )
+    rows += [
+        Row(measure=f"step: {name}", value=statistics.median(values), unit="s")
+        for name, values in steps.items()
+    ]
+    rows.append(Row(measure="open a run, its cohort measured", value=first, unit="s"))
+    rows.append(Row(measure="open a run again", value=again, unit="s"))
+    return rows + _sizes(folder / "one-True", len(items))
+
+
+def _sizes(folder: Path, count: int) -> list[Row]:
+    """What one scan leaves on the disk."""
+    sizes: dict[str, int] = defaultdict(int)
+    for path in folder.rglob("*"):
+        if path.is_file():
+            kind = "page" if path.suffix in (".html", ".png") else "maps"
+            sizes[kind] += path.stat().st_size
+    return [
+        Row(measure=f"{kind} of a scan", value=size / count / 1e6, unit="MB", detail="mean")
+        for kind, size in sorted(sizes.items())
+    ]
+
+
+def a_folder(run: Run, scans: list[Scan], folder: Path, workers: int) -> list[Row]:
+    """All scans on Ray, with the start of the workers and all pages; then the same call again."""
+    job = PredictJob(
+        model=run.url,
+        scans=tuple(scan.image for scan in scans),
+        out=str(folder / "many"),
+        workers=workers,
+        config=MAPS,
+    )
+    with PeakMemory() as memory:
+        start = time.perf_counter()
+        done = job.run()
+        seconds = time.perf_counter() - start
+    assert len(done.summaries) == len(scans), done.failures
+    start = time.perf_counter()
+    assert job.run().num_kept == len(scans)
+    again = time.perf_counter() - start
+    what = f"{len(scans)} scans, {workers} workers, with pages"
+    return [
+        Row(measure="a folder", value=seconds, unit="s", detail=what),
+        Row(measure="a folder, a scan", value=seconds / len(scans), unit="s", detail=what),
+        Row(measure="a folder, peak memory", value=memory.gib, unit="GiB", detail="PSS, with Ray"),
+        Row(measure="the same folder again", value=again, unit="s", detail="nothing to do"),
+    ]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="few scans, to see that it runs")
+    quick = parser.parse_args().quick
+    scans = find_scans()
+    few, many, rounds = (scans[:2], scans[:4], 1) if quick else (scans[:8], scans, 2)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        cluster.connect()
+        run = make_run(folder, scans[:4] if quick else scans[:12])
+        rows = one_by_one(run, few, folder, rounds)
+        rows += a_folder(run, many, folder, workers=2)
+        files.remove(str(folder / "many"))
+    publish("predict", rows, keep=not quick)
+
+
+if __name__ == "__main__":
+    main()

@@ -43,8 +43,10 @@ def is_equal(cell: Cell, cells: Mapping[tuple[str, str], Cell]) -> bool:
 
 def lost(cell: Cell, cells: Mapping[tuple[str, str], Cell]) -> float:
     """Seconds longer than undisturbed; negative where noise is larger than the loss."""
-    against = "none-disk" if cell["fault"] == "disk" else "none"
-    return float(cell["seconds"] - cells[cell["stage"], against]["seconds"])
+    alone = cells[cell["stage"], "none"]
+    if cell["fault"] == "disk":
+        alone = cells.get((cell["stage"], "none-disk"), alone)
+    return float(cell["seconds"] - alone["seconds"])
 
 
 def rows(measured: Sequence[Cell]) -> list[dict[str, Any]]:

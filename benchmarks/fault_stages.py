@@ -16,8 +16,8 @@ from typing import Any
 
 import numpy as np
 
-NUM_SCANS, NUM_HEALTHY, NUM_LESIONED, SIZE = 64, 40, 96, 16
-EPOCHS, TUNE_EPOCHS = 40, 10
+NUM_SCANS, NUM_HEALTHY, NUM_LESIONED, SIZE = 64, 40, 48, 16
+EPOCHS, TUNE_EPOCHS = 24, 6
 
 INPUTS = "s3://data/inputs"
 

@@ -14,6 +14,7 @@ import argparse
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -43,17 +44,20 @@ CACHE = REPOSITORY / "runs" / "faults"
 FILE = RESULTS / "faults.json"
 
 UNDISTURBED = ("none", "none-disk")
-FAULTS = ("worker", "raylet", "driver", "head", "s3", "disk", "cut")
-"""In the order of the table; `none-disk` is what `disk` is timed against."""
+FAULTS = ("driver", "worker", "cut", "raylet", "s3", "disk", "head")
+"""`none-disk` is what `disk` is timed against."""
+
+CELLS = [f"{stage}:{fault}" for fault in ("none", *FAULTS, "none-disk") for stage in STAGES]
+"""In the order in which they are measured."""
 
 CUT_S, FULL_S, NEW_NODE_S = 20.0, 20.0, 5.0
 """Seconds that a node is cut off, that the disk is full, and until a lost node is replaced."""
 
-SLOW_S = 2.0
+SLOW_S = 1.0
 """Seconds that every other hit request takes."""
 
-GIVE_UP_S = 200.0
-"""Seconds after a fault until a job that says nothing more is killed, as an operator would."""
+GIVE_UP_S = 150.0
+"""Seconds after which a job that writes nothing is killed, as an operator would."""
 
 
 @dataclass(kw_only=True)
@@ -146,21 +150,24 @@ class Attempt:
         """Where it runs."""
         return self.bench.net
 
-    def progress(self) -> int:
-        """How far the job is."""
+    def written(self) -> list[str]:
+        """Paths that the job has written below its output, each as often as it is known."""
         if "://" not in self.out:
-            root = self.net.disk_from_outside
             # Names come and go while they are listed.
-            for folder, _, names in os.walk(root):
+            for folder, _, names in os.walk(self.net.disk_from_outside):
                 self.seen |= {f"{folder}/{name}" for name in names}
-            return self.stage.progress(self.seen)
+            return list(self.seen)
         prefix = self.out.removeprefix("s3:/")
         lines = (line.split() for line in self.net.requests()[self.since_line :])
-        return self.stage.progress(
+        return [
             path
             for _, _, method, path, status, *_ in lines
             if method == "PUT" and status.startswith("2") and path.startswith(prefix)
-        )
+        ]
+
+    def progress(self) -> int:
+        """How far the job is."""
+        return self.stage.progress(self.written())
 
     def start(self) -> None:
         """Start the job, always by the same command."""
@@ -185,11 +192,16 @@ class Attempt:
         """Do something later."""
         self.timers.append((time.monotonic() + seconds, do))
 
-    def end(self, limit: float) -> None:
+    def end(self) -> None:
         """Wait for the job's end, note how it was, and let the fault pass before going on."""
         assert self.job is not None
-        if not self.wait(lambda: False, limit):
-            self.notes.append(f"killed after {limit:.0f} s without an end")
+        before, num_written = -1, len(self.written())
+        while self.job.process.poll() is None and before < num_written:
+            before = num_written
+            self.wait(lambda: False, GIVE_UP_S)
+            num_written = len(self.written())
+        if self.job.process.poll() is None:
+            self.notes.append(f"killed after it had written nothing for {GIVE_UP_S:.0f} s")
             self.job.kill()
             self.codes.append("hung")
         else:
@@ -282,7 +294,7 @@ def measure(made: Bench, stage: Stage, fault: str, undisturbed: dict[str, Any]) 
         struck, reached = strike(cell, fault)
         if fault != "driver" and cell.wait(lambda: cell.progress() > reached, GIVE_UP_S):
             back = time.monotonic() - struck
-    cell.end(GIVE_UP_S)
+    cell.end()
     while cell.codes[-1] != 0 and len(cell.codes) < 4 and fault not in UNDISTURBED:
         before = time.monotonic()
         net.fail_s3(S3Faults())
@@ -294,7 +306,7 @@ def measure(made: Bench, stage: Stage, fault: str, undisturbed: dict[str, Any]) 
         if struck is not None:
             cell.wait(lambda left=left: cell.progress() > left, GIVE_UP_S)
             back = time.monotonic() - struck - checking
-        cell.end(GIVE_UP_S)
+        cell.end()
     lines = net.requests()[cell.since_line :]
     net.fail_s3(S3Faults())
     whole = made.ask("whole", stage.name, out)
@@ -347,8 +359,7 @@ def read() -> dict[str, dict[str, Any]]:
 
 def keep(cells: dict[str, dict[str, Any]]) -> None:
     """Write what is measured so far."""
-    order = [f"{s}:{f}" for s in STAGES for f in (*UNDISTURBED, *FAULTS)]
-    content = circumstances("faults") | {"cells": [cells[k] for k in order if k in cells]}
+    content = circumstances("faults") | {"cells": [cells[k] for k in CELLS if k in cells]}
     content["rows"] = fault_page.rows(content["cells"])
     aside = FILE.with_suffix(".new")
     aside.write_text(json.dumps(content, indent=2) + "\n")
@@ -356,6 +367,8 @@ def keep(cells: dict[str, dict[str, Any]]) -> None:
 
 
 def main() -> None:
+    # So that what was started is taken down.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--only", nargs="*", default=[], help="cells, such as fit:worker")
     parser.add_argument("--again", action="store_true", help="measure what is measured anew")
@@ -372,7 +385,7 @@ def main() -> None:
 def run(only: list[str], again: bool, minutes: float) -> None:
     """Measure what is asked for, and first what it is held against."""
     started, cells = time.monotonic(), read()
-    wanted = [f"{s}:{f}" for s in STAGES for f in (*UNDISTURBED, *FAULTS)]
+    wanted = CELLS
     if only:
         needed = {f"{cell.split(':')[0]}:none" for cell in only} - cells.keys()
         wanted = [cell for cell in wanted if cell in only or cell in needed]

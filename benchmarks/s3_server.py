@@ -51,7 +51,7 @@ class FaultyS3:
         self._app, self._folder = app, folder
         self._log = (folder / "requests.log").open("a", buffering=1)
         self._lock, self._requests, self._hits = threading.Lock(), 0, 0
-        self._faults, self._seen = S3Faults(), 0
+        self._faults, self._seen, self._turn = S3Faults(), 0, threading.Lock()
 
     def __call__(self, environ: dict[str, Any], start: Callable[..., Any]) -> Iterable[bytes]:
         """Answer one request."""
@@ -73,7 +73,9 @@ class FaultyS3:
             self._note(what, status.split()[0] + (" slow" if slow else ""))
             return start(status, *rest)
 
-        return self._app(environ, begin)
+        # moto's dictionaries do not bear two requests at a time.
+        with self._turn:
+            return self._app(environ, begin)
 
     def _next(self) -> tuple[S3Faults, int]:
         """The faults as they are now, and the number of this hit; 0 where it is none."""

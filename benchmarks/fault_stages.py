@@ -139,7 +139,8 @@ class Agent:
         """Put the inputs on S3; make them first where `cache` does not hold them yet."""
         folder = Path(cache)
         if not (folder / "ready").exists():
-            _write_scans(folder / "scans")
+            if not (folder / "scans" / "scans.csv").exists():
+                _write_scans(folder / "scans")
             for kind, count in (("healthy", NUM_HEALTHY), ("tumour", NUM_LESIONED)):
                 out = ("--out", folder / f"{kind}.zarr", "--count", count, "--size", SIZE)
                 _run("jobs/prepare.py", "phantom", kind, *out)
@@ -288,7 +289,7 @@ def _write_scans(folder: Path) -> None:
 
     shape = np.array((80, 92, 86))
     grid = np.indices(shape).transpose(1, 2, 3, 0) - (shape - 1) / 2
-    folder.mkdir(parents=True)
+    folder.mkdir(parents=True, exist_ok=True)
     for number in range(NUM_SCANS):
         rng = np.random.default_rng(number)
         inside = ((grid / (shape * rng.uniform(0.36, 0.44, 3))) ** 2).sum(-1) <= 1

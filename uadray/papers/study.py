@@ -1,6 +1,6 @@
 """What a table or a figure of a paper is made of."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from uadray.config import Experiment
@@ -119,6 +119,20 @@ class Paper:
     studies: tuple[Study, ...]
     """Its tables and figures."""
 
+    def select(self, tables: Sequence[str] = (), figures: Sequence[str] = ()) -> list[Study]:
+        """Tables and figures by their numbers, in the paper's order; all where none is named.
+
+        `4` names table 4 with all its parts, `4-I` one of them.
+
+        Raises:
+            ConfigError: there is none of a number.
+        """
+        wanted = [f"table-{n}" for n in tables] + [f"figure-{n}" for n in figures]
+        keys = [study.key for study in self.studies]
+        if unknown := [w for w in wanted if not any(_names(w, key) for key in keys)]:
+            raise ConfigError(f"{self.key} has no {unknown[0]}; known are {', '.join(keys)}")
+        return [s for s in self.studies if not wanted or any(_names(w, s.key) for w in wanted)]
+
     def study(self, key: str) -> Study:
         """One of them.
 
@@ -130,3 +144,7 @@ class Paper:
                 return study
         known = ", ".join(study.key for study in self.studies)
         raise ConfigError(f"{self.key} has no {key!r}; known are {known}")
+
+
+def _names(wanted: str, key: str) -> bool:
+    return key == wanted or key.startswith(f"{wanted}-")

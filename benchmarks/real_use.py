@@ -1,0 +1,248 @@
+"""What a sweep that was really run supports of the claims of Bengs 2021.
+
+    python -m benchmarks.real_use runs/erasing --name erasing-phantom --told "phantoms at 32^3 ..."
+
+Reads the run folders of an evaluated sweep and writes `results/real-NAME.json`: every experiment
+with its seeds and intervals, and the paired differences that the paper's claims are about. Nothing
+is fitted here.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import tyro
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks import harness
+from uadray.config import BENGS_TABLE_1
+from uadray.evaluate.statistics import holm
+from uadray.report.compare import Comparison, Series, compare, series_of
+from uadray.report.load import RunRecord, load_runs
+from uadray.report.rows import CohortRows, group_by_cohort
+from uadray.report.settings import flat
+
+FIGURES = ("dice_d", "dice_s_mean", "auprc")
+"""Figures that are kept of each experiment."""
+
+_AS_3D = {"Patch": "Cube", "Multi-Patch": "Multi-Cube", "Half-Slice": "Half-Volume"}
+"""Names of the erasing strategies in 2D, and in 3D."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RealUse:
+    """Which sweep, and under which name it is kept."""
+
+    sweep: tyro.conf.Positional[str]
+    """Folder of the sweep."""
+    name: str
+    """Of the result."""
+    told: str
+    """Data and settings, in words."""
+    keep: bool = True
+    """Write the result; otherwise it is only printed."""
+
+
+def main() -> None:
+    job = tyro.cli(RealUse, description=__doc__)
+    runs = load_runs([f"{job.sweep.rstrip('/')}/runs"])
+    groups = group_by_cohort(runs)
+    found = [cohort_result(group) for group in groups]
+    for one in found:
+        show(one)
+    if job.keep:
+        content = harness.circumstances("real_use") | provenance(runs)
+        path = harness.RESULTS / f"real-{job.name}.json"
+        path.write_text(json.dumps(content | {"told": job.told, "cohorts": found}, indent=1) + "\n")
+        print(f"benchmarks/results/{path.name}")
+
+
+def cohort_result(group: CohortRows) -> dict[str, Any]:
+    """Every experiment on one cohort, and the paired differences of the claims."""
+    series = series_of(group)
+    learned = [one for one in series if not one.is_plain]
+    plain = [one for one in series if one.is_plain]
+    first = group.rows[0].evaluation.values
+    pairs = {
+        "erasing against none, same dimension": _pairs(learned, _without_erasing),
+        "3D against 2D, same erasing": _pairs(learned, _in_2d),
+        f"each against the best plain baseline, {plain[0].label}" if plain else "": [
+            found for one in learned if plain and (found := compare(one, plain[0])) is not None
+        ],
+        "latent size against the largest": _spans(learned, "method.latent_size"),
+    }
+    return {
+        "cohort": group.name,
+        "fingerprint": group.fingerprint,
+        "notes": list(group.notes),
+        "num_threshold": first["num_threshold"],
+        "num_test": first["num_test"],
+        "experiments": [_described(one) for one in series],
+        "differences": {head: _differences(found) for head, found in pairs.items() if found},
+    }
+
+
+def _described(one: Series) -> dict[str, Any]:
+    config = one.rows[0].run.config
+    figures = {name: one.figure(name) for name in FIGURES}
+    seconds = [row.run.summary.get("fit_seconds") for row in one.rows]
+    return {
+        "name": one.name,
+        "is_plain": one.is_plain,
+        "latent_size": flat(config).get("method.latent_size"),
+        "epochs": flat(config)["fit.epochs"] if not one.is_plain else None,
+        "seeds": [row.run.seed for row in one.rows],
+        "figures": {
+            name: None
+            if figure is None
+            else {
+                "mean": figure.value,
+                "interval_over_subjects": None if figure.bounds is None else list(figure.bounds),
+                "each_seed": one.each(name),
+            }
+            for name, figure in figures.items()
+        },
+        "healthy_l1_each_seed": [
+            row.run.summary.get("validation/reconstruction") for row in one.rows
+        ],
+        "best_epochs": [row.run.summary.get("best_epoch") for row in one.rows],
+        "fit_seconds": seconds,
+    }
+
+
+def _differences(found: Sequence[Comparison]) -> list[dict[str, Any]]:
+    corrected = holm([one.p for one in found])
+    return [
+        {
+            "of": _label(one.series),
+            "against": _label(one.reference),
+            "num_subjects": one.num_subjects,
+            "differences": {
+                name: {
+                    "value": figure.value,
+                    "interval": None if figure.bounds is None else list(figure.bounds),
+                }
+                for name, figure in one.differences.items()
+            },
+            "wilcoxon_p": _number(one.p),
+            "holm_p": _number(float(p)),
+            "over_seeds_dice_d": None if one.over_seeds is None else list(one.over_seeds),
+            "verdict": one.verdict,
+        }
+        for one, p in zip(found, corrected, strict=True)
+    ]
+
+
+def _pairs(learned: Sequence[Series], other: Any) -> list[Comparison]:
+    found = []
+    for one in learned:
+        for reference in learned:
+            fits = reference.name == other(one.name) and _latent(one, reference)
+            if fits and (made := compare(one, reference)) is not None:
+                found.append(made)
+    return found
+
+
+def _latent(one: Series, other: Series) -> bool:
+    """Whether both have the latent of the paper, or the same one."""
+    sizes = [flat(series.rows[0].run.config).get("method.latent_size") for series in (one, other)]
+    return sizes[0] == sizes[1] or set(sizes) == {128, 512}
+
+
+def _spans(learned: Sequence[Series], path: str) -> list[Comparison]:
+    by_name: dict[str, dict[Any, Series]] = {}
+    for one in learned:
+        value = flat(one.rows[0].run.config).get(path)
+        if value is not None:
+            by_name.setdefault(one.name, {})[value] = one
+    found = []
+    for values in by_name.values():
+        largest = max(values)
+        for value in sorted(values):
+            if value != largest and (made := compare(values[value], values[largest])) is not None:
+                found.append(made)
+    return found
+
+
+def _without_erasing(name: str) -> str | None:
+    if name not in BENGS_TABLE_1 or name.endswith("None"):
+        return None
+    return f"{name[:2]}-None"
+
+
+def _in_2d(name: str) -> str | None:
+    if name not in BENGS_TABLE_1 or not name.startswith("3D"):
+        return None
+    strategy = name.removeprefix("3D-")
+    for flat_name, solid in _AS_3D.items():
+        if strategy.startswith(f"{solid}-"):
+            return f"2D-{flat_name}-{strategy.rsplit('-', 1)[1]}"
+    return "2D-None"
+
+
+def _label(series: Series) -> str:
+    latent = flat(series.rows[0].run.config).get("method.latent_size")
+    return series.name if latent is None else f"{series.name}, z {latent}"
+
+
+def _number(p: float) -> float | None:
+    return None if p != p else p
+
+
+def provenance(runs: Sequence[RunRecord]) -> dict[str, Any]:
+    """What the figures were made from."""
+    config = runs[0].config
+    learned = [run for run in runs if not run.is_plain]
+    fit = dict(learned[0].config["experiment"]["fit"]) if learned else {}
+    return {
+        "fitted_on": {key: config["cohort"][key] for key in ("name", "fingerprint", "shape")},
+        "fit": {key: value for key, value in fit.items() if key != "seed"},
+        "runs": len(runs),
+        "ended": {
+            status: sum(run.summary["status"] == status for run in runs)
+            for status in sorted({str(run.summary["status"]) for run in runs})
+        },
+        "fit_minutes": sum(run.summary.get("fit_seconds") or 0 for run in runs) / 60,
+        "versions": config["versions"],
+        "hardware": config["hardware"],
+    }
+
+
+def show(found: dict[str, Any]) -> None:
+    """Print one cohort's differences."""
+    console = Console(width=140)
+    table = Table(title=f"{found['cohort']}: {found['num_test']} test subjects")
+    for head in ("experiment", "latent", "seeds", *FIGURES):
+        table.add_column(head)
+    for one in found["experiments"]:
+        cells = []
+        for name in FIGURES:
+            figure = one["figures"][name]
+            bounds = figure and figure["interval_over_subjects"]
+            spread = f" [{bounds[0]:.3f}, {bounds[1]:.3f}]" if bounds else ""
+            cells.append(f"{figure['mean']:.3f}{spread}" if figure else "")
+        table.add_row(one["name"], str(one["latent_size"] or ""), str(len(one["seeds"])), *cells)
+    console.print(table)
+    for head, differences in found["differences"].items():
+        table = Table(title=head)
+        for column in ("of", "against", "Dice_D difference", "p (Holm)", "seeds", "Dice_D is"):
+            table.add_column(column)
+        for one in differences:
+            figure = one["differences"]["dice_d"]
+            low, high = figure["interval"] or (float("nan"),) * 2
+            seeds = one["over_seeds_dice_d"]
+            table.add_row(
+                one["of"],
+                one["against"],
+                f"{figure['value']:+.3f} [{low:+.3f}, {high:+.3f}]",
+                f"{one['wilcoxon_p'] or float('nan'):.3f} ({one['holm_p'] or float('nan'):.3f})",
+                f"{seeds[0]:+.3f} to {seeds[1]:+.3f}" if seeds else "",
+                one["verdict"],
+            )
+        console.print(table)
+
+
+if __name__ == "__main__":
+    main()

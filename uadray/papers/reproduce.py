@@ -1,0 +1,365 @@
+"""A table or figure of a paper made again: what is there, what is missing, ours beside theirs.
+
+All runs of a paper's protocol lie in one sweep folder, so that figures share the runs of tables.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import numpy as np
+
+from uadray import files
+from uadray.config import BASELINES, Experiment, HistEq, Intensity, experiment, learns, to_json
+from uadray.errors import ConfigError
+from uadray.evaluate.distributed import evaluate_all
+from uadray.evaluate.metrics import auprc
+from uadray.evaluate.protocols import PROTOCOLS, EvaluateConfig
+from uadray.evaluate.slicewise import Slices, histograms
+from uadray.papers.provenance import differences, healthy_differences
+from uadray.papers.study import CohortNeed, Entry, Paper, Published, Study
+from uadray.store import Cohort
+from uadray.train.run import Run
+from uadray.tune.sweep import Outcome, SweepConfig, fit_trials, run_url
+from uadray.tune.trials import is_begun, status
+
+ScaleName = Literal["smoke", "phantom", "full"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scale:
+    """How much of a paper is made again."""
+
+    name: ScaleName
+    """Its key in `SCALES`."""
+    told: str
+    """What it is for."""
+    size: int = 0
+    """Voxels along each axis of phantoms; 0 where cohorts must be given."""
+    healthy: int = 0
+    """Healthy phantoms."""
+    lesioned: tuple[tuple[str, int], ...] = ()
+    """Phantoms of each kind."""
+    changes: tuple[tuple[str, Any], ...] = ()
+    """Fields of every experiment's fit that are replaced."""
+    batch_size_3d: int = 0
+    """Volumes in a step of 3D methods; 0 leaves it as it is."""
+
+
+SCALES: dict[ScaleName, Scale] = {
+    "smoke": Scale(
+        name="smoke",
+        told="a few phantoms at 32^3 and three epochs: whether all parts work, on a laptop; the "
+        "figures mean nothing",
+        size=32,
+        healthy=20,
+        lesioned=(("tumour", 6), ("stroke", 6)),
+        changes=(("epochs", 3),),
+        batch_size_3d=4,
+    ),
+    "phantom": Scale(
+        name="phantom",
+        told="phantoms in the numbers of Bengs 2021 at 64^3, all other settings the papers': for a "
+        "GPU",
+        size=64,
+        healthy=2008,
+        lesioned=(("tumour", 335), ("stroke", 304)),
+    ),
+    "full": Scale(name="full", told="the papers' settings on cohorts that are given"),
+}
+"""The scales by name."""
+
+PHANTOM_OF = {
+    "tumour": "tumour",
+    "stroke": "stroke",
+    "ms": "stroke",
+    "mslub": "stroke",
+    "wmh": "stroke",
+    "msseg2015": "stroke",
+}
+"""Kind of the phantoms that stand in for a role; there are none of contrast-enhanced T1."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reproduction:
+    """One table or figure, with what there is to make it from."""
+
+    paper: Paper
+    study: Study
+    scale: Scale
+    out: str
+    """Folder of all reproductions."""
+    healthy: Cohort | None
+    """What methods are fitted on."""
+    cohorts: Mapping[str, Cohort]
+    """By role."""
+    seeds: tuple[int, ...] = (0,)
+    """Of the fits."""
+    baselines: bool = True
+    """Whether the plain baselines stand beside the paper's methods, where it trains any."""
+    to_make: frozenset[str] = frozenset()
+    """Roles, and `healthy`, whose phantoms will be made before anything is run."""
+
+    @property
+    def url(self) -> str:
+        """The sweep folder."""
+        return files.join(files.normalise(self.out), self.study.protocol)
+
+    @property
+    def roles(self) -> list[str]:
+        """Roles of the study that have a cohort on a usable grid."""
+        return [
+            n.role
+            for n in self.study.cohorts
+            if n.role in self.to_make or (n.role in self.cohorts and self.fits(n))
+        ]
+
+    @property
+    def has_healthy(self) -> bool:
+        """Whether there is something to fit on, now or before anything is run."""
+        return self.healthy is not None or "healthy" in self.to_make
+
+    def fits(self, need: CohortNeed) -> bool:
+        """Whether a role's cohort is on the grid that the protocol asks for, or a phantom's."""
+        grid = PROTOCOLS[self.study.protocol].grid  # type: ignore[index]
+        shape = self.cohorts[need.role].shape
+        return self.scale.size > 0 or grid is None or grid == shape
+
+    def entries(self) -> list[Entry]:
+        """Rows and points that can be made: the method is built, and their cohorts are there."""
+        every = len(self.roles) == len(self.study.cohorts)
+        return [
+            e
+            for e in self.study.entries
+            if e.experiment is not None and (e.role in self.roles if e.role else every)
+        ]
+
+    def experiments(self) -> list[Experiment]:
+        """What has to be fitted, at this scale and with every seed."""
+        found = [self.at_scale(e.experiment) for e in self.entries() if e.experiment is not None]
+        if self.baselines and found and self.has_healthy and any(map(learns, found)):
+            found += [experiment(name) for name in BASELINES]
+        if not self.has_healthy:
+            found = [e for e in found if _needs_nothing(e)]
+        made = []
+        for one in dict.fromkeys(found):
+            seeds = self.seeds if learns(one) or one.fit.data_share < 1 else (0,)
+            made += [replace(one, fit=replace(one.fit, seed=seed)) for seed in seeds]
+        return list(dict.fromkeys(made))
+
+    def at_scale(self, one: Experiment) -> Experiment:
+        """An experiment of the paper with the settings of this scale."""
+        if not learns(one):
+            return one
+        changes = dict(self.scale.changes)
+        if self.scale.batch_size_3d and getattr(one.method, "ndim", 3) == 3:
+            changes["batch_size"] = self.scale.batch_size_3d
+        return replace(one, fit=replace(one.fit, **changes))
+
+    def fitted_on(self) -> Cohort:
+        """The healthy cohort; for methods that learn nothing any cohort, for its grid alone.
+
+        Raises:
+            ConfigError: there is none.
+        """
+        if self.healthy is not None:
+            return self.healthy
+        if not self.roles:
+            raise ConfigError(f"{self.study.key}: no cohort is given; see --cohorts and --healthy")
+        return self.cohorts[self.roles[0]]
+
+    def evaluation(self) -> EvaluateConfig:
+        """The protocol; phantoms keep all its rules but grid and slices, as recorded changes."""
+        fixed = PROTOCOLS[self.study.protocol]  # type: ignore[index]
+        shapes = {self.cohorts[role].shape for role in self.roles}
+        if fixed.grid is None or shapes <= {fixed.grid}:
+            return EvaluateConfig.of(fixed.name)
+        return EvaluateConfig.of(
+            "bengs2021",
+            residual=fixed.residual,
+            postprocess=fixed.postprocess,
+            components=fixed.components,
+            threshold_rule=fixed.threshold_rule,
+        )
+
+    def run(self, config: SweepConfig | None = None) -> list[Outcome]:
+        """Fit and evaluate what is missing; the same again goes on where it was cut short."""
+        trials = self.experiments()
+        if not trials:
+            return []
+        outcomes = fit_trials(
+            trials,
+            self.fitted_on(),
+            self.url,
+            config=config,
+            varied=("experiment", "fit.data_share", "fit.seed"),
+        )
+        runs = [Run.open(o.url) for o in outcomes if o.status == "finished"]
+        cohorts = [self.cohorts[role] for role in self.roles]
+        if runs and cohorts:
+            evaluate_all(runs, cohorts, config=self.evaluation())
+        return outcomes
+
+    def published(self) -> dict[tuple[str, str], Mapping[str, Published]]:
+        """Printed figures by the names of our cohort and experiment, as the report takes them."""
+        return {
+            (self.cohorts[e.role].name, e.experiment.name): e.published
+            for e in self.entries()
+            if e.role and e.published and e.experiment is not None
+        }
+
+    def caveats(self) -> list[str]:
+        """Where our data is not theirs, in words; never empty where anything was measured."""
+        told = []
+        if self.scale.changes:
+            changed = ", ".join(f"{name} = {value}" for name, value in self.scale.changes)
+            told.append(f"Scale {self.scale.name!r}: {self.scale.told}. Changed: {changed}.")
+        told += healthy_differences(self.study, self.healthy)
+        for need in self.study.cohorts:
+            if need.role in self.cohorts:
+                told += differences(need, self.cohorts[need.role])
+        fixed = PROTOCOLS[self.study.protocol]  # type: ignore[index]
+        if not self.to_make and self.roles and self.evaluation().protocol != fixed.name:
+            told.append(
+                f"Evaluated on the phantoms' own grid and on all slices; {fixed.name} is defined "
+                f"on {fixed.grid} and slices {fixed.slices}. Its post-processing, component filter "
+                "and threshold rule were kept."
+            )
+        return told
+
+    def missing(self) -> list[str]:
+        """What cannot be made, and why, in words."""
+        told = []
+        for need in self.study.cohorts:
+            what = f"{need.role}: {need.data}, {need.modality}"
+            if need.role in self.to_make:
+                continue
+            if need.role not in self.cohorts:
+                told.append(f"cohort {what}: not given")
+            elif not self.fits(need):
+                fixed = PROTOCOLS[self.study.protocol]  # type: ignore[index]
+                told.append(
+                    f"cohort {what}: on a grid of {self.cohorts[need.role].shape}, the protocol "
+                    f"asks for {fixed.grid}; prepare it with {fixed.prepare}"
+                )
+        told += [f"method {name}: not built" for name in self.study.missing_methods()]
+        if not self.has_healthy:
+            learned = [e for e in self.study.experiments() if not _needs_nothing(e)]
+            if learned:
+                told.append(f"healthy cohort: not given; {len(learned)} methods are fitted on one")
+        return told
+
+    def states(self) -> list[tuple[Experiment, str, str]]:
+        """Each run with its folder and how it stands."""
+        found = []
+        for one in self.experiments():
+            folder = run_url(self.url, one)
+            state = status(folder)
+            if state == "unfinished" and not is_begun(folder):
+                state = "missing"
+            elif state == "finished":
+                here = [role for role in self.roles if role in self.cohorts]
+                lacks = [r for r in here if _record(folder, self.cohorts[r]) is None]
+                state = f"finished, to evaluate on {', '.join(lacks)}" if lacks else "evaluated"
+            found.append((one, folder, state))
+        return found
+
+    def rows(self) -> list[dict[str, Any]]:
+        """Ours beside theirs: one record an entry and figure, as JSON values."""
+        return [row for entry in self.entries() for row in self._rows(entry)]
+
+    def _rows(self, entry: Entry) -> list[dict[str, Any]]:
+        assert entry.experiment is not None
+        wanted = self.at_scale(entry.experiment)
+        seeds = self.seeds if learns(wanted) else (0,)
+        folders = [
+            run_url(self.url, replace(wanted, fit=replace(wanted.fit, seed=s))) for s in seeds
+        ]
+        metrics = list(entry.published) or list(PROTOCOLS[self.study.protocol].metrics)  # type: ignore[index]
+        rows = []
+        for metric in metrics:
+            found = [self._measured(folder, entry, metric) for folder in folders]
+            each = [value for value, _ in found if value is not None]
+            printed = entry.published.get(metric)
+            rows.append(
+                {
+                    "study": self.study.key,
+                    "label": entry.label,
+                    "role": entry.role or "all",
+                    "metric": metric,
+                    "ours": float(np.mean(each)) if each else None,
+                    "ours_each_seed": each,
+                    "interval": found[0][1] if len(found) == 1 else None,
+                    "published": None if printed is None else printed.value,
+                    "published_deviation": None if printed is None else printed.deviation,
+                }
+            )
+        return rows
+
+    def _measured(
+        self, folder: str, entry: Entry, metric: str
+    ) -> tuple[float | None, list[float] | None]:
+        roles = [entry.role] if entry.role else self.roles
+        records = [_record(folder, self.cohorts[role]) for role in roles]
+        if not records or any(r is None for r in records):
+            return None, None
+        held = [r for r in records if r is not None]
+        if metric == "seconds_per_slice":
+            depth = self.cohorts[roles[0]].shape[0]
+            spent = held[0].get("seconds_per_volume")
+            return (None if spent is None else spent / depth), None
+        if len(held) == 1:
+            return held[0]["metrics"].get(metric), held[0]["intervals"].get(metric)
+        if metric == "slice_auprc":
+            return pooled_slice_auprc([self._slices(folder, role) for role in roles]), None
+        values = [r["metrics"].get(metric) for r in held]
+        return (None if None in values else float(np.mean(values))), None
+
+    def _slices(self, folder: str, role: str) -> Slices:
+        name = self.cohorts[role].name
+        return Slices.unpack(files.read_bytes(f"{folder}/evaluation/{name}-slices.npz"))
+
+    def record(self) -> dict[str, Any]:
+        """All of it as a JSON value, for `<study>.json`."""
+        return {
+            "paper": self.paper.key,
+            "citation": self.paper.citation,
+            "study": self.study.key,
+            "title": self.study.title,
+            "scale": to_json(self.scale),
+            "seeds": list(self.seeds),
+            "caveats": self.caveats(),
+            "missing": self.missing(),
+            "cohorts": {
+                role: {"name": c.name, "fingerprint": c.fingerprint, "shape": list(c.shape)}
+                for role, c in self.cohorts.items()
+                if role in {need.role for need in self.study.cohorts}
+            },
+            "runs": [
+                {"experiment": one.name, "run": folder, "state": state}
+                for one, folder, state in self.states()
+            ],
+            "rows": self.rows(),
+        }
+
+
+def pooled_slice_auprc(parts: Sequence[Slices]) -> float:
+    """AUPRC of telling axial slices with a lesion, over several cohorts together (figure 6)."""
+    flat = [part.flat() for part in parts]
+    scores, lesion = (np.concatenate([one[k] for one in flat]) for k in (0, 1))
+    weights = np.concatenate([one[2] for one in flat], axis=1)
+    return float(np.squeeze(auprc(histograms(scores, lesion, weights))))
+
+
+def _record(folder: str, cohort: Cohort) -> dict[str, Any] | None:
+    """The evaluation of a run on a cohort, or None where there is none of this cohort."""
+    url = files.join(folder, "evaluation", f"{cohort.name}.json")
+    if not files.exists(url):
+        return None
+    record = dict(files.read_json(url))
+    return record if record["cohort"]["fingerprint"] == cohort.fingerprint else None
+
+
+def _needs_nothing(one: Experiment) -> bool:
+    """Whether a method scores without healthy volumes."""
+    return isinstance(one.method, (HistEq, Intensity))

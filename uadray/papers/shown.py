@@ -1,0 +1,135 @@
+"""What the reproduction of a table or figure prints: what is there, and ours beside theirs."""
+
+import numpy as np
+from rich.table import Table
+from rich.text import Text
+
+from uadray.evaluate.lesionwise import LesionTruth, component_sizes, lesion_statistics
+from uadray.papers.provenance import kind
+from uadray.papers.reproduce import Reproduction
+from uadray.prepare.geometry import voxel_ml
+from uadray.store import Cohort
+
+_OF_KIND = {
+    "phantom": "phantoms",
+    "semi-synthetic": "semi-synthetic lesions",
+    "scans": "scans",
+}
+
+
+def state_table(one: Reproduction) -> Table:
+    """Cohorts, methods and runs of a study: what is there and what is missing."""
+    table = Table(title=f"{one.paper.key} {one.study.key}: {one.study.title}", title_justify="left")
+    for head in ("what", "the paper's", "ours"):
+        table.add_column(head, overflow="fold")
+    if one.study.experiments():
+        table.add_row("healthy cohort", one.study.training, _cohort(one, "healthy", one.healthy))
+    for need in one.study.cohorts:
+        wanted = f"{need.data}, {need.modality}"
+        if need.num_test is not None:
+            wanted += f", {need.num_threshold or 'no'} + {need.num_test} subjects"
+        ours = _cohort(one, need.role, one.cohorts.get(need.role))
+        if need.role in one.cohorts and not one.fits(need):
+            ours += "; on another grid than the protocol's"
+        table.add_row(f"cohort {need.role}", wanted, ours)
+    for name in one.study.missing_methods():
+        table.add_row(f"method {name}", "", "not built")
+    states = one.states()
+    counts = {s: [r[2] for r in states].count(s) for s in dict.fromkeys(r[2] for r in states)}
+    if states:
+        told = ", ".join(f"{n} {state}" for state, n in counts.items())
+        table.add_row(f"{len(states)} runs", f"{len(one.study.experiments())} fits", told)
+    return table
+
+
+def caveats_text(one: Reproduction) -> Text:
+    """Where our data is not theirs, and what cannot be made."""
+    text = Text()
+    for line in one.caveats():
+        text.append(f"note: {line}\n")
+    for line in one.missing():
+        text.append(f"missing: {line}\n")
+    return text
+
+
+def figures_table(one: Reproduction) -> Table:
+    """Ours beside theirs."""
+    table = Table(title=f"{one.paper.key} {one.study.key}, ours beside the paper's")
+    for head in ("method", "cohort", "figure", "ours", "95 % or seeds", "paper's", "±"):
+        right = head in ("ours", "95 % or seeds", "paper's", "±")
+        table.add_column(head, justify="right" if right else "left")
+    for row in one.rows():
+        table.add_row(
+            row["label"],
+            row["role"],
+            row["metric"],
+            _number(row["ours"]),
+            _spread(row["interval"], row["ours_each_seed"]),
+            _number(row["published"]),
+            _number(row["published_deviation"]),
+        )
+    return table
+
+
+def statistics_table(one: Reproduction) -> Table:
+    """Lesion statistics of the cohorts that are given, beside the published ones.
+
+    The paper counts voxels of 1 mm; ours are mm^3, so that they compare on any grid.
+    """
+    table = Table(title=f"{one.paper.key} {one.study.key}: lesion components, 26-connected")
+    for head in ("cohort", "components a scan", "the paper's", "mm^3 a component", "the paper's"):
+        table.add_column(head, justify="left" if head == "cohort" else "right")
+    for statistic in one.study.statistics:
+        ours = ("", "")
+        if statistic.role in one.cohorts:
+            found = describe_lesions(one.cohorts[statistic.role])
+            size = found["mean_size_ml"]
+            per_subject = found["components_per_subject"]
+            ours = (
+                "" if per_subject is None else f"{per_subject:.1f}",
+                "" if size is None else f"{1000 * float(size):.0f}",  # type: ignore[arg-type]
+            )
+        table.add_row(
+            statistic.role,
+            ours[0],
+            f"{statistic.components_per_scan:g}",
+            ours[1],
+            f"{statistic.voxels_per_component:g}",
+        )
+    return table
+
+
+def describe_lesions(cohort: Cohort) -> dict[str, object]:
+    """The true lesions of a cohort, one volume in memory at a time."""
+    return lesion_statistics(
+        LesionTruth(
+            id=subject.id,
+            split=subject.split,
+            sizes=component_sizes(
+                cohort.read("lesion", subject.row, subject.row + 1)[0].astype(bool)
+            ),
+            voxel_ml=voxel_ml(np.array(subject.affine)),
+        )
+        for subject in cohort.subjects.itertuples()
+    )
+
+
+def _cohort(one: Reproduction, role: str, cohort: Cohort | None) -> str:
+    if cohort is None:
+        return "phantoms, to be made" if role in one.to_make else "missing"
+    splits = cohort.subjects["split"].value_counts()
+    counts = ", ".join(f"{number} {split}" for split, number in splits.items())
+    z, y, x = cohort.shape
+    return f"{cohort.name}: {_OF_KIND[kind(cohort)]}, {counts}; {z} x {y} x {x}"
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.3f}"
+
+
+def _spread(interval: list[float] | None, seeds: list[float]) -> str:
+    if len(seeds) > 1:
+        return f"{min(seeds):.3f} to {max(seeds):.3f}"
+    if interval is None or None in interval:
+        return ""
+    return f"[{interval[0]:.3f}, {interval[1]:.3f}]"

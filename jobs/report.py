@@ -12,6 +12,7 @@ import tyro
 from uadray import cli
 from uadray.errors import ConfigError
 from uadray.report import write_report
+from uadray.report.viewer_runs import write_viewers
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,6 +31,9 @@ class Report:
     """Folder for the tables (.csv, .md, .tex); beside the page by default."""
     healthy: str = ""
     """A healthy cohort, to show on its first scan what each experiment erases."""
+    viewer: int = 0
+    """So many runs of each cohort, the highest by Dice_D, get a page for each case that the report
+    shows: three planes and a rendering, 1.4 MB a case of 64 voxels a side. They need the cohort."""
 
     def __post_init__(self) -> None:
         if not self.runs:
@@ -38,15 +42,19 @@ class Report:
 
 def main() -> None:
     job = tyro.cli(Report, description=__doc__)
+    viewers = write_viewers(job.runs, job.out, num_runs=job.viewer) if job.viewer else None
     out = write_report(
         job.runs,
         job.out,
         title=job.title,
         references=job.reference,
+        viewers=viewers,
         erasing_from=job.healthy,
         tables=job.export,
     )
     print(f"report: {out}")
+    if viewers:
+        print(f"{len(viewers)} cases to look at in {out.removesuffix('.html')}-cases/index.html")
     where = f"in {job.export}" if job.export else "beside it"
     print(f"next: open it in a browser; it needs no network, and the tables lie {where}")
 

@@ -1,0 +1,141 @@
+"""Viewer pages for the examples of a report: evaluated cases on their cohort's grid."""
+
+from collections.abc import Iterable
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+from numpy.typing import NDArray
+
+from uadray import files
+from uadray.errors import ConfigError, RunError
+from uadray.report.load import Evaluation, RunRecord, load_runs
+from uadray.report.rows import group_by_cohort
+from uadray.report.viewer import CasePage, write_case, write_index
+
+
+def write_viewers(
+    urls: Iterable[str], report: str, *, num_runs: int
+) -> dict[tuple[str, str, str], str]:
+    """Write pages for the cases that a report shows, of the runs with the highest Dice_D.
+
+    Args:
+        urls: As for `write_report`.
+        report: The report's place, ending in `.html`; the pages go into a folder beside it, called
+            like it with `-cases` for the ending.
+        num_runs: How many runs of each cohort.
+
+    Returns:
+        Addresses relative to the report, by cohort, subject and URL of the run, as `write_report`
+        takes them.
+
+    Raises:
+        ConfigError: `report` does not end in `.html`.
+        RunError: a run's scores or cohort are not where the evaluation left them.
+        UadrayError: they are damaged.
+    """
+    report = files.normalise(report)
+    if not report.endswith(".html"):
+        raise ConfigError(f"out must end in .html, was {report!r}")
+    folder = report.removesuffix(".html") + "-cases"
+    index = files.join(folder, "index.html")
+    pages: list[CasePage] = []
+    found: dict[tuple[str, str, str], str] = {}
+    for group in group_by_cohort(load_runs(urls), None):
+        for row in [row for row in group.rows if row.evaluation.cases is not None][:num_runs]:
+            for page, subject in _run_pages(row.run, row.evaluation, folder, index):
+                pages.append(page)
+                address = page.url.removeprefix(report.rsplit("/", 1)[0] + "/")
+                found[group.name, subject, row.run.url] = address
+    if pages:
+        write_index(index, pages, title="Cases of the report, the highest score first")
+    return found
+
+
+def _run_pages(
+    run: RunRecord, evaluation: Evaluation, folder: str, index: str
+) -> Iterable[tuple[CasePage, str]]:
+    # They bring torch, which no other part of a report needs.
+    from uadray.evaluate.components import open_components
+    from uadray.evaluate.postprocess import dequantise
+    from uadray.evaluate.scores import ScoreStore
+    from uadray.store import open_cohort
+    from uadray.train.distributed import load_detector
+    from uadray.train.run import Run
+
+    values, cases = evaluation.values, evaluation.cases
+    assert cases is not None
+    cohort = open_cohort(str(values["cohort"]["url"]))
+    if cohort.fingerprint != evaluation.cohort_fingerprint:
+        raise RunError(
+            f"{cohort.url} is not the cohort that {run.url} was evaluated on "
+            f"({cohort.fingerprint}, not {evaluation.cohort_fingerprint}): evaluate the run again"
+        )
+    low, high = (float(end) for end in values["score_range"])
+    store = ScoreStore(
+        url=files.join(run.url, "scores", f"{evaluation.cohort}.zarr"), score_range=(low, high)
+    )
+    table = cohort.subjects.set_index("id")
+    start, stop = values.get("slices") or (0, cohort.shape[0])
+    components = values.get("components") or {}
+    level = int(values["threshold"]["level"])
+    detector = load_detector(Run.open(run.url))
+    for subject in dict.fromkeys(cases.ids):
+        row = int(table.loc[subject, "row"])
+        affine = np.asarray(table.loc[subject, "affine"], np.float64)
+        image, brain, lesion = (
+            cohort.read(name, row, row + 1)[0]  # type: ignore[arg-type]
+            for name in ("image", "brain", "lesion")
+        )
+        levels = store.checked_levels(row, subject)
+        opened = open_components(
+            levels, int(components.get("max_size") or 0), components.get("connectivity") or 26
+        )
+        scores, proposal = np.zeros(cohort.shape), np.zeros(cohort.shape, bool)
+        scores[start:stop] = dequantise(levels, store.score_range)
+        proposal[start:stop] = opened >= level
+        page = write_case(
+            files.join(
+                folder, _name(evaluation.cohort), _name(run.label), f"{_name(subject)}.html"
+            ),
+            scan=_image(image, affine),
+            anomaly=_image(scores * brain, affine),
+            proposal=_image(proposal, affine),
+            truth=_image(lesion, affine),
+            brain=_image(brain, affine),
+            reconstruction=_reconstruction(detector, image, brain, affine),
+            name=f"{subject}: {run.label} on {evaluation.cohort}",
+            summary={
+                "threshold": float(values["threshold"]["value"]),
+                "threshold_fitted_on": str(values["threshold"]["fitted_on"]),
+                "method": run.label,
+                "fingerprint": str(run.config["fingerprint"]),
+                "warnings": list(evaluation.notes),
+            },
+            index=index,
+        )
+        yield page, subject
+
+
+def _reconstruction(
+    detector: Any, image: NDArray[Any], brain: NDArray[np.bool_], affine: NDArray[np.float64]
+) -> Any:
+    import torch
+
+    if not detector.has_reconstruction:
+        return None
+    with torch.inference_mode():
+        output = detector.reconstruct(torch.from_numpy(image.astype(np.float32))[None, None])
+    return _image(output[0, 0].float().numpy().clip(0, 1) * brain, affine)
+
+
+def _image(array: NDArray[Any], affine: NDArray[np.float64]) -> Any:
+    """(Z, Y, X) of a cohort as an image."""
+    kept = array.astype(np.uint8 if array.dtype == bool else np.float32)
+    return nib.Nifti1Image(np.ascontiguousarray(kept.T), affine)
+
+
+def _name(text: str) -> str:
+    """A text as the name of a file or folder."""
+    kept = "".join(c if c.isalnum() or c in "-_.+" else "-" for c in text).strip(".")
+    return kept or "-"

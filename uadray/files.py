@@ -155,9 +155,17 @@ def read_json(url: str) -> Any:
     return json.loads(read_bytes(url))
 
 
-def write_json(url: str, value: Any) -> None:
-    """Write a JSON file, whole or not at all; NaN is refused, since JSON has none."""
-    write_bytes(url, (json.dumps(value, indent=2, allow_nan=False) + "\n").encode())
+def write_json(url: str, value: Any, *, compact: bool = False) -> None:
+    """Write a JSON file, whole or not at all; NaN is refused, since JSON has none.
+
+    Args:
+        url: The file.
+        value: What to write.
+        compact: Without indentation: a tenth of the time and half of the bytes, for large values
+            that nobody reads.
+    """
+    indent = None if compact else 2
+    write_bytes(url, (json.dumps(value, indent=indent, allow_nan=False) + "\n").encode())
 
 
 def remove(url: str) -> None:

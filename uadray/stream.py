@@ -20,7 +20,7 @@ from uadray import cluster
 from uadray.batch import Batch
 from uadray.errors import StoreError
 from uadray.memory import keep_freed_memory
-from uadray.order import batch_share, epoch_groups, rank_rows, slice_order, subset_rows
+from uadray.order import batch_share, epoch_groups, rank_rows, same_block, slice_order, subset_rows
 from uadray.store import CHUNK_VOLUMES, Cohort
 
 READ_CPUS = 0.25
@@ -33,7 +33,9 @@ Block = dict[str, np.ndarray]
 def train_rows(cohort: Cohort, *, share: float, seed: int) -> np.ndarray:
     """Rows of the training part, or of a share of its subjects (see `subset_rows`)."""
     rows = cohort.rows("train")
-    table = cohort.subjects.set_index("row").loc[rows]
+    if share == 1:
+        return rows
+    table = cohort.columns("row", "subject", "scanner").set_index("row").loc[rows]
     return subset_rows(rows, list(table["subject"]), list(table["scanner"]), share=share, seed=seed)
 
 
@@ -154,7 +156,7 @@ def volumes(
 
     Blocks are inner chunks of the store, so that the memory of a consumer stays flat.
     """
-    groups = [rows[rows // CHUNK_VOLUMES == chunk] for chunk in np.unique(rows // CHUNK_VOLUMES)]
+    groups = [rows[places] for places in same_block(rows, CHUNK_VOLUMES)]
     return _dataset(VolumeSource(cohort, groups, arrays), len(groups))
 
 

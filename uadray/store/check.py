@@ -18,7 +18,7 @@ from uadray.store.layout import (
     read_attributes,
     small_files,
 )
-from uadray.store.parts import Arrays, Part, read_part, read_rows, summary
+from uadray.store.parts import Arrays, Part, Summary, read_part, read_rows
 
 ML_TOLERANCE = 1e-6
 """Relative, between a volume in the table and its mask's voxels: rounding alone."""
@@ -59,7 +59,7 @@ def verify(url: str) -> list[Problem]:
     """
     url = files.normalise(url)
     cohort = Cohort(url=url, attributes=read_attributes(url))
-    num_rows, parts = int(cohort.attributes["num_rows"]), []
+    num_rows, content = int(cohort.attributes["num_rows"]), Summary()
     problems, unwritten = [], []
     present = set(files.list_names(files.join(url, "parts")))
     for shard in range(-(-num_rows // cohort.shard)):
@@ -72,13 +72,13 @@ def verify(url: str) -> list[Problem]:
         except StoreError as error:
             problems.append(Problem(what=str(error), rows=tuple(rows), ids=_ids(cohort, rows)))
             continue
-        parts.append(part)
+        content.add(part)
         problems += _check_rows(cohort, shard, part, rows)
     if unwritten:
         what = f"{len(unwritten)} of {num_rows} rows are not written"
         ids = _ids(cohort, unwritten)
         problems.append(Problem(what=what, rows=tuple(unwritten), ids=ids, unfinished=True))
-    return [*_check_frame(cohort, None if problems else parts), *problems]
+    return [*_check_frame(cohort, None if problems else content), *problems]
 
 
 def _ids(cohort: Cohort, rows: range | list[int]) -> tuple[str, ...]:
@@ -89,7 +89,7 @@ def _ids(cohort: Cohort, rows: range | list[int]) -> tuple[str, ...]:
     )
 
 
-def _check_frame(cohort: Cohort, parts: list[Part] | None) -> Iterator[Problem]:
+def _check_frame(cohort: Cohort, content: Summary | None) -> Iterator[Problem]:
     """The seal, and the files that it vouches for."""
     attributes = dict(cohort.attributes)
     seal: dict[str, Any] | None = attributes.pop("seal", None)
@@ -102,7 +102,7 @@ def _check_frame(cohort: Cohort, parts: list[Part] | None) -> Iterator[Problem]:
             yield Problem(what="zarr.json: its attributes differ from what was sealed")
         elif set(documents) != set(small_files(attributes)):
             yield Problem(what="zarr.json: the seal does not name the cohort's files")
-        elif parts is not None and not summary(attributes, parts).items() <= seal.items():
+        elif content is not None and not content.of(attributes).items() <= seal.items():
             yield Problem(what="zarr.json: the fingerprint or a count does not fit the content")
     for path, digest in documents.items():
         try:

@@ -25,10 +25,11 @@ from uadray.store.layout import (
 
 @dataclass(frozen=True, kw_only=True)
 class Cohort:
-    """A sealed cohort, read only. Pickles as its URL and attributes; arrays open on first use."""
+    """A sealed cohort, read only; arrays open on first use. Pickles small, for tasks."""
 
     url: str
     attributes: dict[str, Any]
+    """What `zarr.json` says, without the plan's list of scans."""
 
     @property
     def name(self) -> str:
@@ -59,10 +60,18 @@ class Cohort:
     @cached_property
     def subjects(self) -> pd.DataFrame:
         """The table of subjects in row order, with the columns of `Subject`."""
-        buffer = io.BytesIO(files.read_bytes(files.join(self.url, SUBJECTS)))
-        table = pd.read_parquet(buffer)
+        table = self.columns()
         table["affine"] = [json.loads(a) for a in table["affine"]]
-        return table.sort_values("row").reset_index(drop=True)
+        return table
+
+    def columns(self, *names: str) -> pd.DataFrame:
+        """Some columns of the table of subjects in row order, as they are stored; all by default.
+
+        With a million subjects the affines alone take a gigabyte: read what is asked for.
+        """
+        buffer = io.BytesIO(files.read_bytes(files.join(self.url, SUBJECTS)))
+        table = pd.read_parquet(buffer, columns=list(names) or None)
+        return table.sort_values("row").reset_index(drop=True) if "row" in table else table
 
     @property
     def quarantine(self) -> list[dict[str, Any]]:
@@ -76,11 +85,16 @@ class Cohort:
         Raises:
             StoreError: the cohort has no subject of that split.
         """
-        rows = self.subjects.loc[self.subjects["split"] == split, "row"].to_numpy(np.int64)
+        table = self._splits
+        rows = table.loc[table["split"] == split, "row"].to_numpy(np.int64)
         if len(rows) == 0:
-            has = sorted(self.subjects["split"].unique())
+            has = sorted(table["split"].unique())
             raise StoreError(f"{self.url}: no subject in split {split!r}; it has {has}")
         return rows
+
+    @cached_property
+    def _splits(self) -> pd.DataFrame:
+        return self.columns("row", "split")
 
     @cached_property
     def _group(self) -> zarr.Group:
@@ -91,7 +105,12 @@ class Cohort:
         return np.asarray(array_of(self._group, array)[start:stop])
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"url": self.url, "attributes": self.attributes}
+        # A task needs no digests of files, of which there are as many as shards; each of as many
+        # tasks would carry them.
+        attributes = dict(self.attributes)
+        if "seal" in attributes:
+            attributes["seal"] = {k: v for k, v in attributes["seal"].items() if k != "files"}
+        return {"url": self.url, "attributes": attributes}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
@@ -105,7 +124,7 @@ def open_cohort(url: str) -> Cohort:
         StoreNotSealedError: its prepare job did not finish.
     """
     url = files.normalise(url)
-    attributes = read_attributes(url)
+    attributes = read_attributes(url, scans=False)
     if "seal" not in attributes:
         raise StoreNotSealedError(
             f"{url} is not sealed: its prepare job did not finish; run the same job again, it "

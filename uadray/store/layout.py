@@ -28,6 +28,9 @@ CHUNK_VOLUMES = 8
 MAX_SHARD_VOLUMES = 64
 """Volumes in a shard of a large cohort."""
 
+MAX_READABLE = 10_000
+"""The attributes of a larger cohort are written without indentation."""
+
 SUBJECTS, QUARANTINE = "subjects.parquet", "quarantine.jsonl"
 """Names of the gathered tables."""
 
@@ -173,14 +176,19 @@ def small_files(attributes: dict[str, Any]) -> list[str]:
     ]
 
 
-def read_attributes(url: str) -> dict[str, Any]:
+def read_attributes(url: str, *, scans: bool = True) -> dict[str, Any]:
     """The attributes of the cohort at `url`, sealed or not.
+
+    Args:
+        url: Of the cohort.
+        scans: Whether the plan's list of scans is wanted: of a million scans it fills a gigabyte.
 
     Raises:
         StoreError: there is none.
     """
     try:
-        document = files.read_json(files.join(url, "zarr.json"))
+        content = files.read_bytes(files.join(url, "zarr.json"))
+        document = json.loads(content, object_hook=None if scans else _without_scan)
     except FileNotFoundError:
         raise StoreError(f"{url}: no cohort there; make one with jobs/prepare.py") from None
     except ValueError as error:  # no JSON, or no UTF-8
@@ -188,13 +196,22 @@ def read_attributes(url: str) -> dict[str, Any]:
     attributes = document.get("attributes", {}).get("uadray")
     if attributes is None or attributes.get("format") != FORMAT:
         raise StoreError(f"{url}: a Zarr group, but not a uadray cohort of format {FORMAT}")
-    return dict(attributes)
+    attributes = dict(attributes)
+    if not scans:
+        attributes["plan"] = {k: v for k, v in attributes["plan"].items() if k != "scans"}
+    return attributes
+
+
+def _without_scan(value: dict[str, Any]) -> dict[str, Any] | None:
+    """Lets go of a scan of the plan as soon as it is read."""
+    return None if {"id", "image", "split"} <= value.keys() else value
 
 
 def write_attributes(url: str, attributes: dict[str, Any]) -> None:
     """Replace the attributes, whole or not at all."""
     document = {"zarr_format": 3, "node_type": "group", "attributes": {"uadray": attributes}}
-    files.write_json(files.join(url, "zarr.json"), document)
+    compact = attributes["num_rows"] > MAX_READABLE
+    files.write_json(files.join(url, "zarr.json"), document, compact=compact)
 
 
 def software_versions() -> dict[str, str]:

@@ -1,5 +1,7 @@
 """The record of one shard, and its rows read back with proof that they are as they were written."""
 
+import hashlib
+import json
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -14,7 +16,6 @@ from uadray.store.layout import (
     Failure,
     Subject,
     array_names,
-    document_digest,
     part_url,
     row_digest,
     shard_url,
@@ -44,7 +45,7 @@ class Part:
 
 def write_part(url: str, shard: int, part: Part) -> None:
     """Write a shard's record, whole or not at all."""
-    files.write_json(part_url(url, shard), asdict(part))
+    files.write_json(part_url(url, shard), asdict(part), compact=True)
 
 
 def read_part(url: str, shard: int, rows: range) -> Part:
@@ -71,23 +72,46 @@ def read_part(url: str, shard: int, rows: range) -> Part:
     return part
 
 
-def summary(attributes: dict[str, Any], parts: list[Part]) -> dict[str, Any]:
+class Summary:
     """What a seal says of the content: how many scans, and the fingerprint.
 
-    The fingerprint is 16 hexadecimal digits over the plan, the voxels and the table of subjects.
+    The fingerprint is the beginning of a SHA-256 over the plan, the voxels and the table of
+    subjects, as one JSON value with sorted keys. It is made part by part, since a large cohort's
+    parts together would fill gigabytes.
     """
-    subjects = [subject for part in parts for subject in part.subjects]
-    content = {
-        "plan": attributes["plan"],
-        "shape": attributes["shape"],
-        "digests": [digest for part in parts for digest in part.digests],
-        "subjects": [(s.row, s.id, s.split) for s in subjects],
-    }
-    return {
-        "fingerprint": document_digest(content)[:16],
-        "num_subjects": len(subjects),
-        "num_quarantined": sum(len(part.failures) for part in parts),
-    }
+
+    def __init__(self) -> None:
+        self._sha = hashlib.sha256(b'{"digests": [')
+        self._subjects = bytearray()
+        self._num_rows = self._num_subjects = self._num_quarantined = 0
+
+    def add(self, part: Part) -> None:
+        """Take the next part, in the order of the shards."""
+        for digest in part.digests:
+            self._sha.update(_item(digest, first=self._num_rows == 0))
+            self._num_rows += 1
+        for subject in part.subjects:
+            entry = (subject.row, subject.id, subject.split)
+            self._subjects += _item(entry, first=self._num_subjects == 0)
+            self._num_subjects += 1
+        self._num_quarantined += len(part.failures)
+
+    def of(self, attributes: dict[str, Any]) -> dict[str, Any]:
+        """The summary of a cohort with these attributes, once all its parts are added."""
+        sha = self._sha.copy()
+        for key in ("plan", "shape"):
+            value = json.dumps(attributes[key], sort_keys=True)
+            sha.update(f'{"]" if key == "plan" else ""}, "{key}": {value}'.encode())
+        sha.update(b', "subjects": [' + self._subjects + b"]}")
+        return {
+            "fingerprint": sha.hexdigest()[:16],
+            "num_subjects": self._num_subjects,
+            "num_quarantined": self._num_quarantined,
+        }
+
+
+def _item(value: Any, *, first: bool) -> bytes:
+    return (("" if first else ", ") + json.dumps(value)).encode()
 
 
 def read_rows(cohort: Cohort, shard: int, digests: tuple[str, ...]) -> Iterator[Arrays | str]:

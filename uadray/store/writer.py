@@ -1,13 +1,13 @@
 """A cohort that is being made: rows come in one by one, become shards, and are sealed."""
 
-import io
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any, Self
 
 import numpy as np
-import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import zarr
 
 from uadray import files
@@ -35,7 +35,7 @@ from uadray.store.layout import (
     write_attributes,
     zarr_store,
 )
-from uadray.store.parts import Part, read_part, read_rows, summary, write_part
+from uadray.store.parts import Part, Summary, read_part, read_rows, write_part
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,8 +136,11 @@ class CohortWriter:
         """
         missing = set(self.missing_shards())
         asked = range(self.num_shards) if shards is None else shards
+        return [self._part(shard) for shard in asked if shard not in missing]
+
+    def _part(self, shard: int) -> Part:
         try:
-            return [read_part(self.url, k, self.rows_of(k)) for k in asked if k not in missing]
+            return read_part(self.url, shard, self.rows_of(shard))
         except StoreError as error:
             raise StoreError(f"{error}; run the same command with --redo damaged") from None
 
@@ -297,33 +300,49 @@ class CohortWriter:
         missing = self.missing_shards()
         if missing:
             raise StoreError(f"{self.url}: shards {missing} are not written; cannot seal")
-        parts = self.written_parts()
-        subjects = [subject for part in parts for subject in part.subjects]
-        failures = [failure for part in parts for failure in part.failures]
-        if not subjects:
+        # Part by part: the subjects of a large cohort together would fill gigabytes.
+        content, failures = Summary(), list[Failure]()
+        tables: list[pa.Table] = []
+        for shard in range(self.num_shards):
+            part = self._part(shard)
+            content.add(part)
+            failures += part.failures
+            tables += [_table(part.subjects)] if part.subjects else []
+        if not tables:
             raise StoreError(
                 f"{self.url}: none of {self.num_rows} scans could be used; the first reason: "
                 f"{failures[0].id}: {failures[0].reason}"
             )
         spool.clear(self.url)
         files.remove_drafts(self.url)
-        table = pd.DataFrame([asdict(s) for s in subjects])
-        table["affine"] = [json.dumps(a) for a in table["affine"]]
-        buffer = io.BytesIO()
-        table.to_parquet(buffer, index=False)
-        files.write_bytes(files.join(self.url, SUBJECTS), buffer.getvalue())
+        with files.replacing(files.join(self.url, SUBJECTS)) as file:
+            pq.write_table(pa.concat_tables(tables), file)
         self.list_failures(failures)
         attributes = read_attributes(self.url)
         digests = {
             path: file_digest(files.read_bytes(files.join(self.url, path)))
             for path in small_files(attributes)
         }
-        seal = summary(attributes, parts) | {
+        seal = content.of(attributes) | {
             "attributes": document_digest(attributes),
             "files": digests,
         }
         write_attributes(self.url, attributes | {"seal": seal})
         return open_cohort(self.url)
+
+
+def _table(subjects: Sequence[Subject]) -> pa.Table:
+    """Lines of the table of subjects; an affine is text there."""
+    lines = [{**vars(s), "affine": json.dumps(s.affine)} for s in subjects]
+    return pa.Table.from_pylist(lines, schema=_SCHEMA)
+
+
+_SCHEMA = pa.schema(
+    [
+        (field.name, {int: pa.int64(), float: pa.float64()}.get(field.type, pa.string()))
+        for field in fields(Subject)
+    ]
+)
 
 
 def _differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:

@@ -1,5 +1,6 @@
 """What all jobs do around their one call: named errors without a traceback, and exit codes."""
 
+import signal
 import sys
 from collections.abc import Callable
 from typing import NoReturn
@@ -15,7 +16,8 @@ def run(main: Callable[[], int | None]) -> NoReturn:
     """Call a job's main function and end the process with its exit code (None is 0).
 
     An error of ours is a message to the user and is printed as one; any other is a defect and
-    keeps its traceback.
+    keeps its traceback. A job that is asked to end, by a key or by `ray job stop`, says how to go
+    on, and ends with 128 and the signal's number, as shells have it.
     """
     try:
         sys.exit(main() or OK)
@@ -23,5 +25,14 @@ def run(main: Callable[[], int | None]) -> NoReturn:
         print(f"error: {files.without_secrets(str(error))}", file=sys.stderr)
         sys.exit(FAILED)
     except KeyboardInterrupt:
-        print("interrupted; run the same command again to go on", file=sys.stderr)
-        sys.exit(130)
+        _end_on(signal.SIGINT)
+    except SystemExit as ended:
+        # What Ray makes of SIGTERM in a process that has joined a cluster.
+        if ended.code == signal.SIGTERM:
+            _end_on(signal.SIGTERM)
+        raise
+
+
+def _end_on(number: signal.Signals) -> NoReturn:
+    print("interrupted; run the same command again to go on", file=sys.stderr)
+    sys.exit(128 + number)

@@ -1,0 +1,193 @@
+"""What one volume costs: bytes, requests, decoding, multiplications. Inputs of docs/scaling.md.
+
+Part of `python -m benchmarks.scaling`. Every figure comes from the package itself: stores are
+written and read, a real S3 server counts requests, a network is counted on torch's `meta` device.
+"""
+
+import os
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import fsspec
+import numpy as np
+import torch
+from moto.server import DomainDispatcherApplication, create_backend_app
+from torch.utils.flop_counter import FlopCounterMode
+from werkzeug.serving import WSGIRequestHandler, make_server
+
+from benchmarks.harness import Row
+from benchmarks.s3_server import ENVIRONMENT, FaultyS3
+from benchmarks.step import phantoms
+from uadray import files
+from uadray.config import experiment
+from uadray.detectors import GradientDetector, num_parameters
+from uadray.store import CohortWriter, Subject, kept_name, open_cohort
+from uadray.stream import read_rows
+from uadray.train.worker import fresh
+
+NAME = "3D-Cube-n"
+"""The network that is counted."""
+
+FINE = 160
+"""Edge of the cube whose store stands for 1 mm; the network wants multiples of 8."""
+
+
+def rows(folder: Path, *, quick: bool = False) -> list[Row]:
+    """All of it."""
+    fine = 32 if quick else FINE
+    found = [*_store(folder, 16 if quick else 64, 64), *_store(folder, 8, fine)]
+    return [*found, *_requests(folder), *_network(64), *_network(fine)]
+
+
+def _store(folder: Path, count: int, size: int) -> list[Row]:
+    """Bytes on disk of a volume of phantoms, and volumes that one thread decodes a second."""
+    url = str(folder / f"store-{size}.zarr")
+    images = phantoms(count, size, originals=1 if size > 64 else 4).numpy()
+    writer = _write(url, images)
+    stored = sum(p.stat().st_size for p in Path(url).rglob("*") if p.is_file())
+    cohort, seconds = open_cohort(url), []
+    for _ in range(4):
+        start = time.perf_counter()
+        read_rows(cohort, "image", np.arange(count))
+        seconds.append(time.perf_counter() - start)
+    voxels = size**3
+    return [
+        Row(measure=f"stored bytes of a voxel, {size}^3", value=stored / count / voxels,
+            unit="bytes", detail=f"{count} phantoms, image and brain mask, {writer.shard} a shard"),
+        Row(measure=f"decoding, {size}^3", value=count / min(seconds[1:]), unit="volumes/s",
+            detail="one thread, from the page cache, least of 3"),
+    ]  # fmt: skip
+
+
+def _write(url: str, images: np.ndarray) -> CohortWriter:
+    writer = CohortWriter.create(
+        url,
+        num_rows=len(images),
+        shape=images.shape[1:],
+        has_lesion=False,
+        plan={"made": len(images)},
+    )
+    for shard in range(writer.num_shards):
+        members = writer.rows_of(shard)
+        part = images[members.start : members.stop]
+        lines = [_subject(row) for row in members]
+        writer.write_shard(
+            shard, image=part, brain=part > 0, lesion=None, subjects=lines, failures=[]
+        )
+    writer.seal()
+    return writer
+
+
+def _subject(row: int) -> Subject:
+    return Subject(
+        row=row,
+        id=f"sub-{row}",
+        subject=f"sub-{row}",
+        scanner="",
+        split="train",
+        modality="T1w",
+        affine=tuple(map(tuple, np.eye(4).tolist())),
+        source="benchmarks",
+        brain_ml=1.0,
+        lesion_ml=0.0,
+    )
+
+
+@contextmanager
+def _storage(folder: Path) -> Iterator[Counter[str]]:
+    """An S3 server in this process; yields how often each method was asked for, from now on."""
+    counted: Counter[str] = Counter()
+    app = FaultyS3(DomainDispatcherApplication(create_backend_app), folder)
+
+    def count(environ: dict[str, object], start: object) -> object:
+        counted[str(environ["REQUEST_METHOD"])] += 1
+        return app(environ, start)  # type: ignore[arg-type]
+
+    class Quiet(WSGIRequestHandler):
+        def log_request(self, *_: object) -> None:
+            """Say nothing."""
+
+    server = make_server("127.0.0.1", 0, count, threaded=True, request_handler=Quiet)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    known = ENVIRONMENT | {"AWS_ENDPOINT_URL": f"http://127.0.0.1:{server.server_port}"}
+    before = {name: os.environ.get(name) for name in known}
+    os.environ.update(known)
+    fsspec.get_filesystem_class("s3").clear_instance_cache()
+    try:
+        fsspec.filesystem("s3").mkdir("data")
+        yield counted
+    finally:
+        fsspec.get_filesystem_class("s3").clear_instance_cache()
+        for name, value in before.items():
+            os.environ.pop(name) if value is None else os.environ.update({name: value})
+        server.shutdown()
+
+
+def _requests(folder: Path) -> list[Row]:
+    """Requests that a preparation and an epoch make, for each volume and each shard."""
+    num, images = 128, np.zeros((128, 8, 8, 8), np.float16)
+    images[:, 2:6, 2:6, 2:6] = 0.5
+    kinds: dict[str, tuple[Counter[str], int]] = {}
+    with _storage(folder) as counted:
+
+        def since(name: str, per: int) -> None:
+            kinds[name] = Counter(counted), per
+            counted.clear()
+
+        writer = CohortWriter.create(
+            "s3://data/c.zarr", num_rows=num, shape=(8, 8, 8), has_lesion=False, plan={}
+        )
+        counted.clear()
+        for row in range(num):
+            writer.begin_row(row)
+            writer.put_row(_subject(row), {"image": images[row], "brain": images[row] > 0})
+            writer.end_row(row)
+        since("a volume prepared and kept", num)
+        for shard in range(writer.num_shards):
+            names = [kept_name(row, 0) for row in writer.rows_of(shard)]
+            writer.write_kept(shard, names, [])
+        since("a volume moved into its shard", num)
+        writer.seal()
+        since("a shard sealed", writer.num_shards)
+        cohort = open_cohort("s3://data/c.zarr")
+        cohort.read("image", 0, 1)
+        counted.clear()
+        for shard in range(writer.num_shards):
+            cohort.read("image", *(writer.rows_of(shard).start, writer.rows_of(shard).stop))
+        since("a shard streamed in an epoch", writer.num_shards)
+        cohort.read("image", 0, 8)
+        cohort.read("brain", 0, 8)
+        since("eight volumes read for evaluation", 1)
+        files.remove("s3://data/c.zarr")
+    found = []
+    for name, (methods, per) in kinds.items():
+        listed = ", ".join(f"{n / per:.2g} {m}" for m, n in sorted(methods.items()))
+        writes = sum(methods[m] for m in ("PUT", "POST")) / per
+        reads = sum(methods[m] for m in ("GET", "HEAD")) / per
+        found += [
+            Row(measure=f"writing requests: {name}", value=writes, unit="requests", detail=listed),
+            Row(measure=f"reading requests: {name}", value=reads, unit="requests", detail=listed),
+        ]
+    return found
+
+
+def _network(size: int) -> list[Row]:
+    """Parameters and operations of a training step, by volume, without computing any."""
+    with torch.device("meta"):
+        detector = fresh(experiment(NAME), (size, size, size))
+        assert isinstance(detector, GradientDetector)
+        x = torch.empty(2, 1, size, size, size)
+        noise = torch.empty(2, detector.num_noise)
+    with FlopCounterMode(display=False) as counter:
+        detector(x, x, noise)["loss"].backward()
+    return [
+        Row(measure=f"operations of a training step, {size}^3",
+            value=counter.get_total_flops() / 2 / 1e9, unit="GFLOP/volume",
+            detail=f"{NAME}, forward and backward"),
+        Row(measure=f"parameters, {size}^3", value=num_parameters(detector) / 1e6, unit="million",
+            detail=NAME),
+    ]  # fmt: skip

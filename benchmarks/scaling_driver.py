@@ -1,0 +1,177 @@
+"""What a cohort of a million scans takes of the driver: seconds and memory, without any voxel.
+
+Part of `python -m benchmarks.scaling`. Plan and shard records are written as a preparation leaves
+them; then each step runs in a process of its own, whose highest memory is what counts.
+
+    python -m benchmarks.scaling_driver STEP URL     one step, as JSON
+"""
+
+import json
+import pickle
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.harness import Row
+from uadray import files
+from uadray.order import epoch_groups
+from uadray.prepare.layouts import Scan
+from uadray.prepare.plan import make_plan
+from uadray.prepare.splits import SplitConfig, split_scans
+from uadray.prepare.steps import PrepareConfig
+from uadray.store import CohortWriter, open_cohort
+from uadray.store.layout import part_url
+from uadray.stream import train_rows
+
+NUM_SCANNERS = 22
+"""As many as UK Biobank's imaging would have with all sites' machines, and as Bengs' phantoms."""
+
+
+def rows(folder: Path, counts: tuple[int, ...]) -> list[Row]:
+    """Seal and open cohorts of `counts` scans, the largest last."""
+    found, peaks = [], {}
+    for count in counts:
+        url = str(folder / f"of-{count}.zarr")
+        lay_out(url, count)
+        for step, what in STEPS.items():
+            seconds, mib, base = _alone(step, url)
+            peaks[step, count] = mib
+            found.append(
+                Row(measure=f"{_name(what)}, {count} scans", value=seconds, unit="s",
+                    detail=f"{mib:.0f} MiB at most, of which {base:.0f} are imports"),
+            )  # fmt: skip
+        files.remove(url)
+    few, many = counts[0], counts[-1]
+    for step, what in STEPS.items():
+        found.append(
+            Row(measure=f"driver's memory: {_name(what)}", value=peaks[step, many], unit="MiB",
+                against=f"{few} scans: {peaks[step, few]:.0f}", goal="<= 2048",
+                detail=f"{many} scans"),
+        )  # fmt: skip
+    return found
+
+
+def lay_out(url: str, count: int) -> None:
+    """Plan and shard records of a cohort whose voxels were never written."""
+    scans = [
+        Scan(
+            id=f"sub-{k:07d}",
+            subject=f"sub-{k:07d}",
+            image=f"/data/bids/sub-{k:07d}/anat/sub-{k:07d}_T1w.nii.gz",
+            modality="T1w",
+            scanner=f"scanner-{k % NUM_SCANNERS:02d}",
+        )
+        for k in range(count)
+    ]
+    config, split = PrepareConfig(), SplitConfig()
+    planned = split_scans(scans, split, seed=0)
+    writer = CohortWriter.create(
+        url,
+        num_rows=count,
+        shape=config.shape,
+        has_lesion=False,
+        plan=make_plan(planned, config, split, seed=0),
+    )
+    affine = np.diag([2.47, 2.98, 2.55, 1]).tolist()
+    for shard in range(writer.num_shards):
+        lines = [_line(row, *planned[row], affine) for row in writer.rows_of(shard)]
+        digests = [f"{row:064x}" for row in writer.rows_of(shard)]
+        part = {"digests": digests, "subjects": lines, "failures": []}
+        files.write_json(part_url(url, shard), part, compact=True)
+
+
+def _line(row: int, scan: Scan, split: str, affine: list[list[float]]) -> dict[str, Any]:
+    """A line of the table of subjects as a shard's record holds it."""
+    return {
+        "row": row,
+        "id": scan.id,
+        "subject": scan.subject,
+        "scanner": scan.scanner,
+        "split": split,
+        "modality": scan.modality,
+        "affine": affine,
+        "source": scan.image,
+        "source_bytes": 2_000_000,
+        "brain_ml": 1234.5,
+        "lesion_ml": 0.0,
+        "notes": "",
+    }
+
+
+def seal(url: str) -> None:
+    """Seal."""
+    writer = CohortWriter(
+        url=url, num_rows=_num_rows(url), shape=(64, 64, 64), shard=64, has_lesion=False
+    )
+    writer.seal()
+
+
+def reopen(url: str) -> None:
+    """Open."""
+    open_cohort(url)
+
+
+def begin_fit(url: str) -> None:
+    """Open, choose the training rows, order an epoch."""
+    cohort = open_cohort(url)
+    rows = train_rows(cohort, share=1.0, seed=0)
+    cohort.rows("validation")
+    groups = epoch_groups(rows, cohort.shard, seed=0, epoch=0)
+    assert sum(map(len, groups)) == len(rows)
+
+
+def begin_fit_on_half(url: str) -> None:
+    """Open, choose half of the subjects of each scanner."""
+    cohort = open_cohort(url)
+    assert len(train_rows(cohort, share=0.5, seed=0)) > 0
+
+
+def ship(url: str) -> None:
+    """Open, pack for a task."""
+    packed = pickle.dumps(open_cohort(url))
+    assert len(packed) < 100_000, "a task must not carry what grows with the cohort"
+
+
+STEPS: dict[str, Callable[[str], None]] = {
+    function.__name__: function for function in (seal, reopen, begin_fit, begin_fit_on_half, ship)
+}
+"""In this order: what is not sealed cannot be opened."""
+
+
+def _name(step: Callable[[str], None]) -> str:
+    return (step.__doc__ or "").rstrip(".")
+
+
+def _num_rows(url: str) -> int:
+    shards = len(files.list_names(files.join(url, "parts")))
+    last = files.read_json(part_url(url, shards - 1))
+    return int(last["subjects"][-1]["row"]) + 1
+
+
+def _alone(step: str, url: str) -> tuple[float, float, float]:
+    """Seconds, highest MiB and MiB of the imports alone, of one step in a process of its own."""
+    command = [sys.executable, "-m", "benchmarks.scaling_driver", step, url]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    seconds, mib, base = json.loads(done.stdout.splitlines()[-1])
+    return seconds, mib, base
+
+
+def main() -> None:
+    step, url = sys.argv[1:]
+    # Linux counts in KiB.
+    base = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    start = time.perf_counter()
+    STEPS[step](url)
+    seconds = time.perf_counter() - start
+    print(json.dumps([seconds, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, base]))
+
+
+if __name__ == "__main__":
+    main()

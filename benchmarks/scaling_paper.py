@@ -1,0 +1,398 @@
+"""docs/scaling.md: what 2 000, 50 000 and 1 000 000 volumes take, from measured costs.
+
+Arithmetic alone; the measured figures come from benchmarks/results, the sizes from the package, and
+what neither knows (prices, what hardware can do) stands in `ASSUMED`, each with its source.
+"""
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.harness import RESULTS
+from benchmarks.scaling_costs import FINE, NAME
+from uadray.config import FitConfig
+from uadray.order import MIX_SHARDS
+from uadray.prepare.geometry import Extent
+from uadray.store import CHUNK_VOLUMES, MAX_SHARD_VOLUMES
+
+COUNTS = (2_000, 50_000, 1_000_000)
+"""Bengs' cohort and more; UK Biobank's imaging; what does not exist yet."""
+
+GPUS = (8, 64, 512)
+"""One machine, a rack, a small supercomputer."""
+
+
+@dataclass(frozen=True)
+class Assumed:
+    """A figure that is not measured here."""
+
+    value: float
+    source: str
+
+
+ASSUMED = {
+    "peak TFLOP/s of a GPU": Assumed(989, "H100 or H200, bfloat16 without sparsity, data sheet"),
+    "share of it that a fit reaches": Assumed(0.2, "between 10 and 35 % is usual for 3D CNNs"),
+    "GPU memory, GB": Assumed(141, "H200, data sheet"),
+    "GPUs of a machine": Assumed(8, "usual"),
+    "CPU cores beside a GPU": Assumed(24, "192 virtual CPUs beside 8 GPUs, as clouds sell them"),
+    "GB/s from an object store to a machine": Assumed(12.5, "100 Gbit/s"),
+    "GB/s between machines, each": Assumed(50, "400 Gbit/s"),
+    "object-store reads a second": Assumed(5500, "AWS S3, for each prefix"),
+    "$ for 1000 writes": Assumed(0.005, "AWS S3 Standard, us-east-1"),
+    "$ for 1000 reads": Assumed(0.0004, "AWS S3 Standard, us-east-1"),
+    "$ for a GB a month": Assumed(0.023, "AWS S3 Standard, us-east-1"),
+    "$ for a CPU core an hour": Assumed(0.05, "general-purpose instances on demand"),
+    "$ for a GPU an hour": Assumed(4.0, "H100 on demand; spot is about half"),
+}
+"""What to change for another place; `python -m benchmarks.scaling --paper` writes the page anew."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Costs:
+    """Of one volume of one grid, measured."""
+
+    grid: str
+    shape: tuple[int, int, int]
+    stored: float
+    """Bytes in the store."""
+    decoded: float
+    """Volumes that one core decodes a second."""
+    gflop: float
+    """Of a training step."""
+    parameters: float
+    """Million."""
+    prepare_s: float
+    """Core seconds of the default pipeline."""
+    evaluate_s: float
+    """Core seconds behind the network: post-processing, counting, keeping."""
+
+    @property
+    def raw(self) -> float:
+        """Bytes of the float16 image."""
+        return 2.0 * math.prod(self.shape)
+
+
+def assumed(name: str) -> float:
+    return ASSUMED[name].value
+
+
+def measured(name: str) -> dict[str, dict[str, Any]]:
+    """The rows of one results file by what they measure; empty where there is none."""
+    path = RESULTS / f"{name}.json"
+    if not path.exists():
+        return {}
+    return {row["measure"]: row for row in json.loads(path.read_text())["rows"]}
+
+
+def costs(found: Mapping[str, Mapping[str, Any]]) -> tuple[Costs, Costs]:
+    """At 64^3 and at 1 mm."""
+    whole = measured("prepare")["whole pipeline"]["value"]
+    steps = measured("prepare")
+    down = steps["step: downsample"]["value"]
+    evaluated = measured("evaluate")["whole evaluation, 1 worker"]["value"]
+    small = Costs(
+        grid="64^3",
+        shape=(64, 64, 64),
+        stored=found["stored bytes of a voxel, 64^3"]["value"] * 64**3,
+        decoded=found["decoding, 64^3"]["value"],
+        gflop=found["operations of a training step, 64^3"]["value"],
+        parameters=found["parameters, 64^3"]["value"],
+        prepare_s=60 / whole,
+        evaluate_s=1 / evaluated,
+    )
+    x, y, z = Extent().voxels(1.0)
+    voxels, cube = x * y * z, FINE**3
+    fine = Costs(
+        grid="1 mm",
+        shape=(z, y, x),
+        stored=found[f"stored bytes of a voxel, {FINE}^3"]["value"] * voxels,
+        decoded=found[f"decoding, {FINE}^3"]["value"] * cube / voxels,
+        gflop=found[f"operations of a training step, {FINE}^3"]["value"] * voxels / cube,
+        parameters=found[f"parameters, {FINE}^3"]["value"],
+        # All steps but the last work at 1 mm already.
+        prepare_s=60 / whole - 60 / down,
+        evaluate_s=small.evaluate_s * voxels / 64**3,
+    )
+    return small, fine
+
+
+def requests(found: Mapping[str, Mapping[str, Any]], kind: str, what: str) -> float:
+    return float(found[f"{kind} requests: {what}"]["value"])
+
+
+def cohort_table(found: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:
+    """What a cohort takes: bytes, shards, objects, requests, hours, money."""
+    lines = []
+    for cost in costs(found):
+        for count in COUNTS:
+            shards = math.ceil(count / MAX_SHARD_VOLUMES)
+            writes, reads = (
+                count * requests(found, kind, "a volume prepared and kept")
+                + count * requests(found, kind, "a volume moved into its shard")
+                + shards * requests(found, kind, "a shard sealed")
+                for kind in ("writing", "reading")
+            )
+            core_hours = count * cost.prepare_s / 3600
+            stored = count * cost.stored
+            dollars = (
+                writes / 1000 * assumed("$ for 1000 writes")
+                + reads / 1000 * assumed("$ for 1000 reads")
+                + core_hours * assumed("$ for a CPU core an hour")
+            )
+            lines.append(
+                [
+                    cost.grid,
+                    f"{count:,}",
+                    _bytes(count * cost.raw * 1.5),
+                    _bytes(stored),
+                    f"{shards:,}",
+                    # An image, a mask and a record a shard; the tables and the metadata.
+                    f"{3 * shards + 5:,}",
+                    _number(writes),
+                    _number(reads),
+                    _number(core_hours),
+                    _money(dollars),
+                    _money(stored / 1e9 * assumed("$ for a GB a month")),
+                ]
+            )
+    return lines
+
+
+COHORT_HEAD = (
+    "grid", "volumes", "raw", "stored", "shards", "objects", "writes", "reads", "core hours",
+    "once", "a month",
+)  # fmt: skip
+
+
+def fit_table(found: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:
+    """What a fit and an evaluation take."""
+    lines, epochs = [], FitConfig().epochs
+    rate = assumed("peak TFLOP/s of a GPU") * assumed("share of it that a fit reaches") * 1e3
+    for cost in costs(found):
+        for count in COUNTS:
+            gpu_hours = count * cost.gflop * epochs / rate / 3600
+            evaluate_hours = count * cost.evaluate_s / 3600
+            lines.append(
+                [
+                    cost.grid,
+                    f"{count:,}",
+                    _number(count * cost.gflop * 1e9 * epochs),
+                    _number(gpu_hours),
+                    _money(gpu_hours * assumed("$ for a GPU an hour")),
+                    _number(evaluate_hours),
+                    _money(evaluate_hours * assumed("$ for a CPU core an hour")),
+                ]
+            )
+    return lines
+
+
+FIT_HEAD = (
+    "grid", "volumes", "FLOP of a fit", "GPU hours", "", "core hours of an evaluation", "",
+)  # fmt: skip
+
+
+def limits(cost: Costs, count: int, gpus: int, found: Mapping[str, Any]) -> dict[str, float]:
+    """Demand over supply of each resource while all GPUs compute; above 1 they wait for it."""
+    rate = assumed("peak TFLOP/s of a GPU") * assumed("share of it that a fit reaches") * 1e3
+    each = rate / cost.gflop
+    machines = math.ceil(gpus / assumed("GPUs of a machine"))
+    steps = each / FitConfig().batch_size
+    read = requests(found, "reading", "a shard streamed in an epoch")
+    image = cost.stored * 2 / 3
+    # A ring moves each gradient twice, and a machine's GPUs share its way out.
+    moved = 2 * cost.parameters * 1e6 * 4 * steps if machines > 1 else 0.0
+    return {
+        "decoding on the CPUs": each / cost.decoded / assumed("CPU cores beside a GPU"),
+        "bytes from the store": (
+            each * assumed("GPUs of a machine") * image / 1e9
+            / assumed("GB/s from an object store to a machine")
+        ),
+        "reads of the store": (
+            gpus * each / MAX_SHARD_VOLUMES * read / assumed("object-store reads a second")
+        ),
+        "gradients between machines": moved / 1e9 / assumed("GB/s between machines, each"),
+        "volumes for a step": FitConfig().batch_size * gpus / count,
+    }  # fmt: skip
+
+
+def limit_table(found: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:
+    """What GPUs wait for first, when each epoch is streamed and when it is held in their memory."""
+    lines = []
+    for cost in costs(found):
+        for count in COUNTS:
+            for gpus in GPUS:
+                found_limits = limits(cost, count, gpus, found)
+                # A quarter of what is free, as `--fit.residency auto` has it.
+                held = count * cost.raw / gpus <= assumed("GPU memory, GB") * 1e9 / 4
+                inner = ("gradients between machines", "volumes for a step")
+                counted = {k: v for k, v in found_limits.items() if not held or k in inner}
+                first = max(counted, key=lambda name: counted[name])
+                rate = assumed("peak TFLOP/s of a GPU") * 1e3
+                each = rate * assumed("share of it that a fit reaches") / cost.gflop
+                epoch = count / gpus / each * max(1.0, counted[first])
+                lines.append(
+                    [
+                        cost.grid,
+                        f"{count:,}",
+                        str(gpus),
+                        f"{each * gpus:,.0f}",
+                        "held" if held else "streamed",
+                        f"{first} ({counted[first]:.2g} of what there is)",
+                        f"{epoch:.2g} s",
+                    ]
+                )
+    return lines
+
+
+LIMIT_HEAD = (
+    "grid", "volumes", "GPUs", "volumes/s", "data", "saturates first", "an epoch",
+)  # fmt: skip
+
+
+def page(found: Mapping[str, Mapping[str, Any]], head: Mapping[str, Any]) -> str:
+    """docs/scaling.md."""
+    small, fine = costs(found)
+    held = [_bytes(MIX_SHARDS * MAX_SHARD_VOLUMES * cost.raw) for cost in (small, fine)]
+    return f"""# Scaling
+
+Written by `python -m benchmarks.scaling` from measured costs (`benchmarks/results/`); `--paper`
+writes it anew from these without measuring. No figure here is typed by hand but those under
+[What is assumed](#what-is-assumed). Measured at commit {head["commit"]} on {head["date"]},
+{head["machine"]["cpus"]} cores of {head["machine"]["cpu"]}.
+
+## What a volume costs
+
+{_table(("", small.grid, fine.grid), _cost_lines(small, fine))}
+
+1 mm stands for {" x ".join(map(str, fine.shape))} voxels (axial planes, rows, columns), Bengs' box
+without the last step; its bytes, decoding and operations are measured on a cube of {FINE}^3 and
+scaled by voxels. The network is {NAME} at its published widths; at 1 mm nearly all parameters lie
+in the dense layers around the latent.
+
+## A cohort
+
+A shard holds {MAX_SHARD_VOLUMES} volumes in chunks of {CHUNK_VOLUMES}. Requests are those of a
+preparation with its output on an object store: a note that a scan is begun, the scan itself, its
+shard, the seal. `once` is requests and cores, `a month` the storage.
+
+{_table(COHORT_HEAD, cohort_table(found))}
+
+Preparing is bound by cores at every size: it takes as many as there are, a scan each. A task that
+streams holds {MIX_SHARDS} shards: {held[0]} at 64^3, {held[1]} at 1 mm, where nodes want that much
+memory for each read task.
+
+## A fit and an evaluation
+
+{FitConfig().epochs} epochs; an evaluation is one pass of one method, behind the network.
+
+{_table(FIT_HEAD, fit_table(found))}
+
+## What saturates first
+
+Each GPU takes a batch of {FitConfig().batch_size}. `held` is where a GPU's part of the cohort fits
+into a quarter of its memory, so that only the first epoch is read; else each epoch is streamed.
+What stands in brackets is demand over supply: above 1 GPUs wait for it, and an epoch takes that
+much longer.
+
+{_table(LIMIT_HEAD, limit_table(found))}
+
+`volumes for a step` above 1: there are fewer volumes than a step of all GPUs wants, so that fewer
+GPUs, or smaller batches, do as well.
+
+## The driver at a million scans
+
+{_measured(found, "driver's memory", "Seal,", "Open")}
+
+A task is sent the cohort without its list of scans and its digests; what is read of the table of
+subjects is the columns that are asked for.
+
+## A job's start
+
+{_measured(found, "a job's start")}
+
+## Weak scaling, measured
+
+{_weak(found)}
+
+## What is assumed
+
+{_table(("what", "value", "source"), [[k, f"{v.value:g}", v.source] for k, v in ASSUMED.items()])}
+"""
+
+
+def _cost_lines(small: Costs, fine: Costs) -> list[list[str]]:
+    def line(name: str, of: Any) -> list[str]:
+        return [name, of(small), of(fine)]
+
+    return [
+        line("image, float16", lambda c: _bytes(c.raw)),
+        line("stored with its brain mask", lambda c: _bytes(c.stored)),
+        line("decoded by a core in a second", lambda c: f"{c.decoded:,.0f} volumes"),
+        line("operations of a training step", lambda c: f"{c.gflop:,.0f} GFLOP"),
+        line("parameters of the network", lambda c: f"{c.parameters:,.1f} million"),
+        line("prepared by a core in", lambda c: f"{c.prepare_s:.2f} s"),
+        line("evaluated by a core in", lambda c: f"{c.evaluate_s * 1e3:,.0f} ms"),
+    ]
+
+
+def _measured(found: Mapping[str, Mapping[str, Any]], *starts: str) -> str:
+    kept = [row for name, row in found.items() if name.startswith(starts)]
+    if not kept:
+        return "Not measured yet."
+    lines = [
+        [r["measure"], f"{r['value']:,.3g} {r['unit']}", r["against"], r["detail"]] for r in kept
+    ]
+    return _table(("what", "measured", "against", "how"), lines)
+
+
+def _weak(found: Mapping[str, Mapping[str, Any]]) -> str:
+    kept = [row for name, row in found.items() if " nodes" in name or name.startswith("weak")]
+    if not kept:
+        return "Not measured yet: it takes Linux, root and a writable CPU controller."
+    lines = [
+        [r["measure"], f"{r['value']:.3g} {r['unit']}", str(r["goal"]), r["detail"]] for r in kept
+    ]
+    return (
+        "Nodes are network namespaces of one machine, each allowed a share of a CPU, beside a head "
+        "without work\nand a real S3 server; scans are tiny, all else is as it is "
+        "(`benchmarks/scaling_weak.py`). The machine's\ncores bound how many such nodes there can "
+        "be, and all of them share the server.\n\n"
+        + _table(("what", "measured", "goal", "how"), lines)
+    )
+
+
+def _table(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    rule = ["---"] + ["--:"] * (len(head) - 1)
+    return "\n".join("| " + " | ".join(line) + " |" for line in (head, rule, *lines))
+
+
+def _bytes(value: float) -> str:
+    for unit in ("B", "kB", "MB", "GB", "TB"):
+        if value < 999.5:
+            return f"{value:.3g} {unit}"
+        value /= 1000
+    return f"{value:.3g} PB"
+
+
+def _number(value: float) -> str:
+    if value >= 1e6:
+        power = int(np.floor(np.log10(value)))
+        return f"{value / 10**power:.1f}e{power}"
+    return f"{value:,.0f}" if value >= 10 else f"{value:.2g}"
+
+
+def _money(value: float) -> str:
+    return f"${value:,.0f}" if value >= 10 else f"${value:.2f}"
+
+
+def write(path: Path) -> None:
+    """Write the page from what is measured."""
+    head = json.loads((RESULTS / "scaling.json").read_text())
+    path.write_text(page(measured("scaling"), head))
+    print(path.relative_to(path.parents[1]))

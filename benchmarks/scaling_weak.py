@@ -1,0 +1,209 @@
+"""Weak scaling of prepare and evaluate over 1, 2 and 4 nodes, with stand-in compute and real I/O.
+
+Part of `python -m benchmarks.scaling`. Nodes are network namespaces of this machine, each with a
+raylet that may use a small share of a CPU, so that more of them are more computers than one, also
+where there are two cores; the head runs no tasks, as in the recipes. Scans are tiny, the pipeline
+is the real one, and all is read from and written to a real S3 server in a namespace of its own.
+The jobs are those of jobs/. It takes Linux, root and a writable CPU controller.
+"""
+
+import csv
+import io
+import re
+import time
+import uuid
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+
+from benchmarks import nodes
+from benchmarks.harness import Row
+from benchmarks.nodes import BIN, BUCKET, HEAD, S3_HOST, S3_PORT, Network
+
+CGROUP = Path("/sys/fs/cgroup/cpu")
+"""Of version 1 of the controllers."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Weak:
+    """How large the simulation is."""
+
+    nodes: tuple[int, ...] = (1, 2, 4)
+    """Numbers of nodes that work."""
+    scans: int = 120
+    """Scans that each node prepares."""
+    volumes: int = 120
+    """Volumes that each node evaluates."""
+    share: float = 0.3
+    """CPUs that a node may use."""
+
+
+def why_not() -> str:
+    """Empty where it can run, else what is missing."""
+    if missing := nodes.why_not():
+        return missing
+    probe = CGROUP / f"uadray-{uuid.uuid4().hex}"
+    try:
+        probe.mkdir()
+        probe.rmdir()
+    except OSError as error:
+        return f"no CPU controller at {CGROUP}: {error}"
+    return ""
+
+
+def rows(size: Weak) -> list[Row]:
+    """Prepare and evaluate a cohort that grows with the nodes."""
+    rates: dict[tuple[str, int], float] = {}
+    details: dict[tuple[str, int], str] = {}
+    for count in size.nodes:
+        with _limited(count, size.share) as groups, nodes.network(count + 1, s3=True) as net:
+            _start(net, groups)
+            for job, rate, detail in (_prepare(net, count, size), _evaluate(net, count, size)):
+                rates[job, count], details[job, count] = rate, detail
+    found = []
+    for job in ("prepare", "evaluate"):
+        one = rates[job, size.nodes[0]]
+        for count in size.nodes:
+            found.append(
+                Row(measure=f"{job} on {count} nodes", value=rates[job, count], unit="volumes/s",
+                    detail=details[job, count]),
+            )  # fmt: skip
+        most = size.nodes[-1]
+        found.append(
+            Row(measure=f"weak scaling of {job}", value=rates[job, most] / one / most,
+                unit="of ideal", against=f"{size.nodes[0]} node", goal=">= 0.8",
+                detail=f"{most} nodes of {size.share:g} CPUs each"),
+        )  # fmt: skip
+    return found
+
+
+@contextmanager
+def _limited(count: int, share: float) -> Iterator[list[Path]]:
+    """A control group for each node, with so much of a CPU."""
+    name = uuid.uuid4().hex[:8]
+    groups = [CGROUP / f"uadray-{name}-{k}" for k in range(count)]
+    try:
+        for group in groups:
+            group.mkdir()
+            period = int((group / "cpu.cfs_period_us").read_text())
+            (group / "cpu.cfs_quota_us").write_text(str(int(share * period)))
+        yield groups
+    finally:
+        for group in groups:
+            _remove(group)
+
+
+def _remove(group: Path) -> None:
+    """Its processes have ended, or are about to."""
+    for _ in range(100):
+        try:
+            group.rmdir()
+            return
+        except OSError:
+            time.sleep(0.1)
+
+
+def _start(net: Network, groups: Sequence[Path]) -> None:
+    """A head without work, and a node of one logical CPU in each group."""
+    net.head(0)
+    nodes.wait_until(lambda: "yes" in _asked(net, 0), 120, "the head of the cluster")
+    for k, group in enumerate(groups, 1):
+        join = (
+            f"echo 0 > {group}/tasks && exec {BIN}/ray start --block --num-cpus=1 "
+            f"--address={HEAD}:6379 --node-ip-address={net.address(k)} "
+            "--object-store-memory=100000000"
+        )
+        net.start("sh", "-c", join, node=k)
+    nodes.wait_until(lambda: "yes" in _asked(net, len(groups)), 300, "all nodes")
+
+
+def _asked(net: Network, cpus: int) -> str:
+    code = (
+        "import ray; ray.init(logging_level='ERROR');"
+        f"print('yes' if ray.cluster_resources().get('CPU', 0) == {cpus} else 'no')"
+    )
+    started = net.start("python", "-c", code, **net.joined)
+    started.process.wait(120)
+    return started.log.read_text()
+
+
+def _prepare(net: Network, count: int, size: Weak) -> tuple[str, float, str]:
+    """`jobs/prepare.py csv` on tiny scans in the bucket."""
+    num = size.scans * count
+    net.must("python", "-c", _UPLOAD, str(num), node=0)
+    seconds = _job(
+        *(net, "prepare", "csv", f"s3://{BUCKET}/scans.csv", "--out", f"s3://{BUCKET}/made.zarr"),
+        *("--min-brain-ml", 0.1, "--shape", 13, 14, 12),
+        *("--left-right", 24, "--posterior-anterior", 28),
+        *("--inferior-superior", 26),
+    )
+    return _rate(net, r"PUT /data/made\.zarr/rows/\d+-\d+\.npz 200", num, seconds, "prepare")
+
+
+def _evaluate(net: Network, count: int, size: Weak) -> tuple[str, float, str]:
+    """`jobs/evaluate.py` with a method that costs next to nothing."""
+    num = size.volumes * count
+    net.must("python", "-c", _STORE, str(num), node=0)
+    run = f"s3://{BUCKET}/run"
+    _job(net, "train", "Intensity", "--cohort", f"s3://{BUCKET}/healthy.zarr", "--out", run)
+    seconds = _job(
+        *(net, "evaluate", run, "--cohort", f"s3://{BUCKET}/stroke.zarr", "--num-resamples", 20),
+    )
+    pattern = r"PUT /data/run/scores/stroke\.zarr/scores/\S+ 200"
+    return _rate(net, pattern, num, seconds, "evaluate")
+
+
+def _job(net: Network, name: str, *args: object) -> float:
+    start = time.perf_counter()
+    net.start("python", f"jobs/{name}.py", *args, **net.joined).must(600)
+    return time.perf_counter() - start
+
+
+def _rate(net: Network, pattern: str, num: int, seconds: float, job: str) -> tuple[str, float, str]:
+    """Volumes a second between the tenth and the ninetieth of a hundred that reach the store.
+
+    Before lies the start of the workers' processes, behind it the wait for the last of them.
+    """
+    times = [float(line.split()[0]) for line in net.requests() if re.search(pattern, line)]
+    assert times, f"nothing like {pattern} among {len(net.requests())} requests"
+    begin, end = (int(share * (len(times) - 1)) for share in (0.1, 0.9))
+    done = (end - begin) / len(times) * num
+    rate = done / (times[end] - times[begin])
+    return job, rate, f"{num} in {seconds:.0f} s, start and end included"
+
+
+_UPLOAD = f"""
+import sys
+from benchmarks.scaling_weak import upload
+upload(int(sys.argv[1]), "http://{S3_HOST}:{S3_PORT}")
+"""
+
+
+def upload(num: int, endpoint: str) -> None:
+    """Put tiny scans and their table into the bucket."""
+    import boto3
+
+    client = boto3.client("s3", endpoint_url=endpoint)
+    inside = np.indices((22, 26, 24)).transpose(1, 2, 3, 0) - np.array([10.5, 12.5, 11.5])
+    brain = ((inside / np.array([9.2, 10.9, 10.1])) ** 2).sum(-1) <= 1
+    table = io.StringIO()
+    lines = csv.writer(table)
+    lines.writerow(["image", "id"])
+    for k in range(num):
+        noise = np.random.default_rng(k).normal(100, 20, brain.shape)
+        image = nib.Nifti1Image((np.maximum(1, noise) * brain).astype(np.float32), np.eye(4))
+        client.put_object(Bucket=BUCKET, Key=f"scans/{k}.nii", Body=image.to_bytes())
+        lines.writerow([f"scans/{k}.nii", f"sub-{k:05d}"])
+    client.put_object(Bucket=BUCKET, Key="scans.csv", Body=table.getvalue().encode())
+
+
+_STORE = f"""
+import sys
+from benchmarks.evaluate_on_ray import store
+store("s3://{BUCKET}/healthy.zarr", 8, 32, lesioned=False)
+store("s3://{BUCKET}/stroke.zarr", int(sys.argv[1]), 32, lesioned=True)
+"""

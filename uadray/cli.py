@@ -1,5 +1,6 @@
 """What all jobs do around their one call: named errors without a traceback, and exit codes."""
 
+import errno
 import signal
 import sys
 from collections.abc import Callable
@@ -31,6 +32,30 @@ def run(main: Callable[[], int | None]) -> NoReturn:
         if ended.code == signal.SIGTERM:
             _end_on(signal.SIGTERM)
         raise
+    except Exception as error:
+        if (full := _full_disk(error)) is None:
+            raise
+        where = f"{full.filename}: " if full.filename else ""
+        print(
+            f"error: {where}no space is left on the device; free some and run the same command "
+            "again: it goes on where it stopped, nothing half-written counts",
+            file=sys.stderr,
+        )
+        sys.exit(FAILED)
+
+
+def _full_disk(error: BaseException) -> OSError | None:
+    """What a full disk raised, however deep Ray has wrapped it; None where none did."""
+    found = [error]
+    for each in found:
+        if isinstance(each, OSError) and each.errno in (errno.ENOSPC, errno.EDQUOT):
+            return each
+        within = (each.__cause__, each.__context__, getattr(each, "cause", None))
+        failures = getattr(each, "worker_failures", None) or {}
+        for other in (*within, *failures.values()):
+            if isinstance(other, BaseException) and not any(other is known for known in found):
+                found.append(other)
+    return None
 
 
 def _end_on(number: signal.Signals) -> NoReturn:

@@ -3,6 +3,7 @@
 import os
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -73,7 +74,9 @@ def fit(
         return run
     except Exception as error:
         told = f"{type(error).__name__}: {error}"
-        run.finish({"status": "failed", "error": told[:2000], **conclude_facts(run)})
+        # A folder that cannot be written to cannot be told so; the error still reaches the user.
+        with suppress(OSError):
+            run.finish({"status": "failed", "error": told[:2000], **conclude_facts(run)})
         raise
     outcome = conclude_facts(run)
     if outcome["epochs"] == 0:

@@ -1,0 +1,67 @@
+"""How a job ends that meets a full disk."""
+
+import errno
+
+import pytest
+
+from uadray import cli
+
+
+class Wrapped(Exception):
+    """As Ray does it: the error of a task as `cause`, those of workers by rank."""
+
+    def __init__(self, cause: BaseException | None = None, failures: dict | None = None) -> None:
+        super().__init__("wrapped")
+        self.cause, self.worker_failures = cause, failures
+
+
+FULL = OSError(errno.ENOSPC, "No space left on device", "runs/here/model.safetensors")
+
+
+def chained(error: BaseException) -> BaseException:
+    try:
+        try:
+            raise error
+        except BaseException as inner:
+            raise RuntimeError("outer") from inner
+    except RuntimeError as outer:
+        return outer
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        FULL,
+        Wrapped(FULL),
+        Wrapped(failures={1: Wrapped(FULL)}),
+        chained(FULL),
+        chained(Wrapped(FULL)),
+    ],
+)
+def test_a_full_disk_is_told_in_words(error, capsys):
+    def main() -> None:
+        raise error
+
+    with pytest.raises(SystemExit) as ended:
+        cli.run(main)
+    assert ended.value.code == cli.FAILED
+    told = capsys.readouterr().err
+    assert told.startswith("error: runs/here/model.safetensors: no space is left")
+    assert "run the same command again" in told
+
+
+def test_any_other_error_keeps_its_traceback():
+    for error in (OSError(errno.EIO, "io"), Wrapped(ValueError("no"))):
+
+        def main(error: Exception = error) -> None:
+            raise error
+
+        with pytest.raises(type(error)):
+            cli.run(main)
+
+
+def test_errors_that_know_each_other_come_to_an_end():
+    one, two = Wrapped(), Wrapped()
+    one.cause, two.cause = two, one
+    with pytest.raises(Wrapped):
+        cli.run(lambda: (_ for _ in ()).throw(one))

@@ -1,14 +1,17 @@
 """Headless Chromium for the pages, and a report made from plausible runs."""
 
+import itertools
 import os
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from fake_runs import LEVELS, write_run
 
+from uadray.config import Experiment
 from uadray.report import write_report
 
 NASTY = "<script>alert(1)</script>"
@@ -57,3 +60,26 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_run(root / "failed", "3D-Multi-Cube-n", cohorts=(), summary=failed)
     write_run(root / "nasty", "ZScore", name=NASTY, notes=(NASTY,))
     return Path(write_report([str(root)], str(root / "report.html")))
+
+
+@pytest.fixture(scope="session")
+def sweep_report(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A page of a sweep: two settings, two seeds, a baseline, and trials that did not finish."""
+    root = tmp_path_factory.mktemp("sweep")
+    for name, size, share, seed in itertools.product(
+        ("3D-None", "3D-Cube-n"), (64, 512), (0.2, 1.0), (0, 1)
+    ):
+
+        def change(made: Experiment, size: int = size, share: float = share) -> Experiment:
+            method = replace(made.method, latent_size=size)  # type: ignore[call-arg]
+            return replace(made, method=method, fit=replace(made.fit, data_share=share))
+
+        folder = root / f"{name}-{size}-{share}-{seed}"
+        write_run(folder, name, cohorts=("stroke", "tumour"), seed=seed, change=change, num_cases=1)
+    write_run(root / "pca", "PCA-16", cohorts=("stroke", "tumour"), num_cases=1)
+    failed = {"status": "failed", "error": f"NotFiniteError: {NASTY}"}
+    write_run(root / "failed", "3D-None", name=NASTY, cohorts=(), summary=failed)
+    stopped = {"status": "stopped", "epochs": 3, "validation/reconstruction": 0.06}
+    write_run(root / "stopped", "3D-None", seed=7, cohorts=(), summary=stopped)
+    viewers = {("stroke", "stroke-0000", "pca"): "viewers/pca.html"}
+    return Path(write_report([str(root)], str(root / "report.html"), viewers=viewers))

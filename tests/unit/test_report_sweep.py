@@ -218,7 +218,7 @@ class TestWords:
             "15 trials of 2 experiments over latent size (32, 128, 512) with 5 seeds, beside 1 of "
             "plain baselines."
         )
-        assert sweep.sentences[1] == "Of these, 13 finished, 1 failed, 1 stopped, 1 unfinished."
+        assert sweep.sentences[1] == "Of all 16, 13 finished, 1 failed, 1 stopped, 1 unfinished."
         assert sweep.endings["finished"] == 13
 
     def test_choices_name_the_use_of_labels(

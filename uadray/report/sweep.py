@@ -9,13 +9,16 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from uadray.report.columns import number
+from uadray.report.columns import number, signed
 from uadray.report.compare import Comparison, Series, compare
-from uadray.report.effects import Effect, effects, healthy_error
+from uadray.report.effects import Effect, Line, effects, healthy_error
 from uadray.report.load import Evaluation, RunRecord
 from uadray.report.rows import CohortRows, Row
 from uadray.report.settings import EXPERIMENT, Setting, varied
 from uadray.report.words import Compared, difference_in_words, figure_in_words
+
+MAX_TOLD = 3
+"""Most lines of an effect that are told one by one; of more, how many go up and down."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,7 +114,7 @@ def _endings(runs: Sequence[RunRecord]) -> str:
     ends = _count_endings(runs)
     if set(ends) == {"finished"}:
         return "All have finished."
-    return f"Of these, {', '.join(f'{count} {end}' for end, count in ends.items())}."
+    return f"Of all {len(runs)}, {', '.join(f'{count} {end}' for end, count in ends.items())}."
 
 
 def _count_endings(runs: Sequence[RunRecord]) -> dict[str, int]:
@@ -131,17 +134,16 @@ def _choices(cohort: Compared) -> list[str]:
         )
         best = scored[0]
         name = cohort.group.name
+        also = "; it is also the best by Dice_D on the test part" if best is chosen else ""
         sentences.append(
             f"On {name}, the best by reconstruction of healthy volumes, which uses no label, is "
             f"{chosen.label} (healthy L1 {number(healthy[chosen.label], 4)}) with Dice_D "
-            f"{figure_in_words(chosen)}."
+            f"{figure_in_words(chosen)}{also}."
         )
-        if best is chosen:
-            sentences.append("It is also the best by Dice_D on the test part.")
-        else:
+        if best is not chosen:
             sentences.append(
-                f"The best by Dice_D on the test part, a choice that uses its labels and is "
-                f"therefore optimistic, is {best.label} with {figure_in_words(best)}"
+                f"The best by Dice_D on the test part of {name}, a choice that uses its labels and "
+                f"is therefore optimistic, is {best.label} with {figure_in_words(best)}"
                 f"{_tail(compare(best, chosen))}."
             )
     return sentences + _above_plain(cohort, scored)
@@ -160,7 +162,7 @@ def _above_plain(cohort: Compared, scored: Sequence[Series]) -> list[str]:
         return []
     higher, lower = verdicts.count("higher"), verdicts.count("lower")
     return [
-        f"Of {len(verdicts)} experiments with their settings, {higher} "
+        f"On {cohort.group.name}, of {len(verdicts)} experiments with their settings, {higher} "
         f"{'has' if higher == 1 else 'have'} a higher Dice_D than the best plain baseline, "
         f"{plain.label} ({figure_in_words(plain)}), and {lower} a lower one, by a paired interval "
         f"that excludes 0; {verdicts.count('not distinguishable')} "
@@ -179,27 +181,31 @@ def _spans(made: Sequence[Effect]) -> list[str]:
     """The last value of each setting against the first: fixed before looking, not picked."""
     sentences = []
     for effect in made:
-        parts = []
-        for line in effect.lines:
-            first, last = line.points[0], line.points[-1]
-            ends = [point.figure("dice_d") for point in (first, last)]
-            found = line.span()
-            if found is None or None in ends:
-                continue
-            parts.append(
-                f"{line.label} {figure_in_words(first.series, spread=False)} to "
-                f"{figure_in_words(last.series, spread=False)}, "
-                f"{difference_in_words(found, subjects=False)}"
-            )
-        if parts:
-            values = effect.setting.values
-            ends_text = f"{effect.setting.text(values[0])} to {effect.setting.text(values[-1])}"
-            mean = "" if effect.is_held else f" ({effect.method[:1].lower()}{effect.method[1:-1]})"
-            sentences.append(
-                f"From {effect.setting.label} {ends_text} on {effect.group.name}{mean}, Dice_D "
-                f"goes as follows: {'; '.join(parts)}."
-            )
+        found = [(line, span) for line in effect.lines if (span := line.span()) is not None]
+        if not found:
+            continue
+        setting = effect.setting
+        first, last = setting.text(setting.values[0]), setting.text(setting.values[-1])
+        head = f"From {setting.label} {first} to {last} on {effect.group.name}"
+        if len(found) <= MAX_TOLD:
+            told = "; ".join(_span(line, span) for line, span in found)
+            sentences.append(f"{head}, Dice_D goes as follows: {told}.")
+            continue
+        verdicts = [span.verdict for _, span in found]
+        differences = [span.differences["dice_d"].value for _, span in found]
+        sentences.append(
+            f"{head}, Dice_D is higher in {verdicts.count('higher')} of {len(found)} lines, lower "
+            f"in {verdicts.count('lower')} and not distinguishable in "
+            f"{verdicts.count('not distinguishable')}; the paired differences range from "
+            f"{signed(min(differences))} to {signed(max(differences))}."
+        )
     return sentences
+
+
+def _span(line: Line, found: Comparison) -> str:
+    first, last = line.points[0].series, line.points[-1].series
+    ends = " to ".join(figure_in_words(one, spread=False) for one in (first, last))
+    return f"{line.label} {ends}, {difference_in_words(found, subjects=False)}"
 
 
 def _s(items: object) -> str:

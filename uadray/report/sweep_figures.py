@@ -82,7 +82,7 @@ def _over(setting: Setting, lines: list[_Drawn], head: str, spoken: str) -> Mark
     place = _places(setting)
 
     def draw(palette: Palette) -> Figure:
-        figure, axes = axes_of((_SIZE[0], _SIZE[1] + 0.17 * max(0, len(shown) - 2)), palette)
+        figure, axes = axes_of((_SIZE[0], _height_for([label for label, _ in shown])), palette)
         axes.grid(axis="y", color=palette.muted, alpha=0.2, linewidth=0.6)
         span = max(place.values()) - min(place.values())
         for n, (label, points) in enumerate(shown):
@@ -145,14 +145,25 @@ def _short(label: str) -> str:
     return label.replace("$", r"\$")
 
 
+def _legend_columns(labels: Sequence[str]) -> int:
+    return 2 if len(labels) > 3 and max(map(len, labels)) <= 22 else 1
+
+
+def _height_for(labels: Sequence[str]) -> float:
+    """Height in inches of a plot with a legend above it."""
+    return _SIZE[1] + 0.17 * max(0, len(labels) / _legend_columns(labels) - 2)
+
+
 def _legend(figure: Figure, axes: Axes, palette: Palette) -> None:
+    handles, labels = axes.get_legend_handles_labels()
     figure.legend(
-        *axes.get_legend_handles_labels(),
+        handles,
+        labels,
         loc="outside upper left",
         frameon=False,
         labelcolor=palette.ink,
         fontsize=8,
-        ncols=1 if len(axes.get_legend_handles_labels()[1]) < 4 else 2,
+        ncols=_legend_columns(labels),
         handlelength=2.6,
         borderaxespad=0.1,
     )
@@ -217,7 +228,7 @@ def slice_plot(curves: Sequence[SliceCurve], chance: float, spoken: str) -> Mark
     """
 
     def draw(palette: Palette) -> Figure:
-        figure, axes = axes_of((_SIZE[0], _SIZE[1] + 0.17 * max(0, len(curves) - 2)), palette)
+        figure, axes = axes_of((_SIZE[0], _height_for(["long" * 9] * len(curves))), palette)
         axes.grid(color=palette.muted, alpha=0.2, linewidth=0.6)
         axes.axhline(chance, color=palette.muted, linewidth=1, linestyle=(0, (1, 2)))
         for n, curve in enumerate(curves):

@@ -1,0 +1,264 @@
+"""What a sweep costs beside its fits, and what its report costs.
+
+python -m benchmarks.sweep            about 5 minutes on 2 cores
+python -m benchmarks.sweep --quick    small, to see that it runs; keeps nothing
+
+A trial's end is when its summary was written, so that the time between two ends on one actor is a
+whole trial: what its epochs took is fitting, the rest is overhead.
+"""
+
+import argparse
+import contextlib
+import logging
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import ray
+import ray.tune
+from rich.console import Console
+
+from benchmarks.harness import Row, publish
+from benchmarks.made_sweep import made_cohort, write_sweep
+from uadray import cluster
+from uadray.config import FitConfig
+from uadray.store import Cohort
+from uadray.train.run import Run
+from uadray.tune.space import Space
+from uadray.tune.sweep import Outcome, SweepConfig, sweep
+
+REPOSITORY = Path(__file__).parents[1]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sizes:
+    """How much is run."""
+
+    short_trials: int = 10
+    """Trials of one epoch, one after another, on reused actors."""
+    fresh_trials: int = 5
+    """The same with an actor each."""
+    nested_trials: int = 4
+    """The same with a group of two workers each."""
+    trial_seconds: float = 30.0
+    """Of the longer trials; a minute's would only raise the share of fitting."""
+    waves: int = 2
+    """Longer trials on each slot."""
+    report_trials: tuple[int, ...] = (20, 200)
+    """Sizes of the reported sweeps."""
+    num_resamples: int = 1000
+    """Behind the intervals of the reported sweeps."""
+
+
+QUICK = Sizes(
+    short_trials=3,
+    fresh_trials=2,
+    nested_trials=2,
+    trial_seconds=3.0,
+    waves=1,
+    report_trials=(20,),
+    num_resamples=50,
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Timed:
+    """A sweep and when its trials began and ended, in the order of their ends."""
+
+    began: tuple[float, ...]
+    ended: tuple[float, ...]
+    fitting: tuple[float, ...]
+    """Seconds of a trial's epochs."""
+    call: float
+    """Seconds of the whole call."""
+
+    @property
+    def overheads(self) -> list[float]:
+        """Of trials that follow another one on a single slot."""
+        pairs = zip(self.ended, self.ended[1:], self.fitting[1:], strict=False)
+        return [end - before - fitting for before, end, fitting in pairs]
+
+    def share(self, slots: int) -> float:
+        """Part of the slots' time, from the first trial's beginning to the last one's end."""
+        return sum(self.fitting) / (slots * (max(self.ended) - min(self.began)))
+
+
+def timed(cohort: Cohort, folder: str, *, seeds: int, epochs: int, config: SweepConfig) -> Timed:
+    """Run a sweep of `seeds` trials and read their times from the run folders."""
+    space = Space(
+        experiments=("3D-None",),
+        latent_size=(32,),
+        seeds=tuple(range(seeds)),
+        baselines=False,
+        fit=FitConfig(epochs=epochs, batch_size=8, precision="float32"),
+    )
+    with open(os.devnull, "w", encoding="utf-8") as nowhere:
+        start = time.perf_counter()
+        outcomes = sweep(space, cohort, folder, config=config, console=Console(file=nowhere))
+        call = time.perf_counter() - start
+    if bad := [o for o in outcomes if o.status != "finished"]:
+        raise SystemExit(f"{bad[0].url}: {bad[0].status}: {bad[0].error}")
+    found = sorted(map(_times, outcomes), key=lambda times: times[1])
+    began, ended, fitting = zip(*found, strict=True)
+    return Timed(began=began, ended=ended, fitting=fitting, call=call)
+
+
+def _times(outcome: Outcome) -> tuple[float, float, float]:
+    folder = Path(outcome.url)
+    fitting = sum(record["seconds"] for record in Run.open(outcome.url).metrics())
+    return _stamp(folder / "config.json"), _stamp(folder / "summary.json"), fitting
+
+
+def _stamp(path: Path) -> float:
+    return path.stat().st_mtime
+
+
+@contextlib.contextmanager
+def fresh_actors() -> Iterator[None]:
+    """Let Tune start an actor for each trial."""
+    config = ray.tune.TuneConfig
+
+    def without_reuse(**settings: Any) -> Any:
+        return config(**settings | {"reuse_actors": False})
+
+    with mock.patch.object(ray.tune, "TuneConfig", without_reuse):
+        yield
+
+
+def overheads(cohort: Cohort, folder: str, sizes: Sizes) -> list[Row]:
+    """Seconds of a trial beside its epochs: reused actors, fresh ones, groups of workers."""
+    cpus = int(ray.cluster_resources()["CPU"])
+    alone = SweepConfig(cpus_per_trial=float(cpus))
+    nested = SweepConfig(cpus_per_trial=cpus / 2, workers_per_trial=2)
+    made = {
+        "reused": timed(
+            cohort, f"{folder}/reused", seeds=sizes.short_trials, epochs=1, config=alone
+        )
+    }
+    with fresh_actors():
+        made["fresh"] = timed(
+            cohort, f"{folder}/fresh", seeds=sizes.fresh_trials, epochs=1, config=alone
+        )
+    made["nested"] = timed(
+        cohort, f"{folder}/nested", seeds=sizes.nested_trials, epochs=1, config=nested
+    )
+    middle = {name: statistics.median(found.overheads) for name, found in made.items()}
+    detail = "median over {} trials after the first, one at a time"
+    return [
+        Row(
+            measure="overhead of a trial after the first",
+            value=middle["reused"],
+            unit="s",
+            goal="<= 1",
+            detail=detail.format(len(made["reused"].overheads)),
+        ),
+        Row(
+            measure="the same, the slowest",
+            value=max(made["reused"].overheads),
+            unit="s",
+        ),
+        Row(
+            measure="overhead of a trial on an actor of its own",
+            value=middle["fresh"],
+            unit="s",
+            detail=detail.format(len(made["fresh"].overheads)),
+        ),
+        Row(
+            measure="overhead of a fresh actor over a reused one",
+            value=middle["fresh"] / middle["reused"],
+            unit="ratio",
+            against="reused actors",
+        ),
+        Row(
+            measure="overhead of a trial of two workers under Ray Train",
+            value=middle["nested"],
+            unit="s",
+            detail=detail.format(len(made["nested"].overheads)),
+        ),
+        Row(
+            measure="overhead of a nested trial over one in the actor",
+            value=middle["nested"] / middle["reused"],
+            unit="ratio",
+            against="one worker in the trial's actor",
+        ),
+    ]
+
+
+def shares(cohort: Cohort, folder: str, sizes: Sizes) -> list[Row]:
+    """How much of the slots' time goes into epochs, with trials side by side."""
+    slots = int(ray.cluster_resources()["CPU"])
+    config = SweepConfig(cpus_per_trial=1.0)
+    probe = timed(cohort, f"{folder}/probe", seeds=slots, epochs=4, config=config)
+    epoch = sum(probe.fitting) / (4 * slots)
+    epochs = max(2, round(sizes.trial_seconds / epoch))
+    found = timed(cohort, f"{folder}/long", seeds=slots * sizes.waves, epochs=epochs, config=config)
+    took = statistics.mean(found.fitting)
+    detail = f"{len(found.fitting)} trials of {took:.0f} s, {epochs} epochs, {slots} at a time"
+    whole = sum(found.fitting) / (slots * found.call)
+    return [
+        Row(
+            measure="share of the time in which workers fit",
+            value=found.share(slots),
+            unit="ratio",
+            goal=">= 0.9",
+            detail=detail,
+        ),
+        Row(measure="the same, of the whole call of the sweep", value=whole, unit="ratio"),
+    ]
+
+
+def reports(folder: str, sizes: Sizes) -> list[Row]:
+    """Seconds and size of a report, as `jobs/report.py` makes it in a process of its own."""
+    rows = []
+    for number in sizes.report_trials:
+        runs = write_sweep(f"{folder}/made-{number}", number, num_resamples=sizes.num_resamples)
+        out = Path(folder) / f"report-{number}.html"
+        command = [sys.executable, "jobs/report.py", runs, "--out", str(out)]
+        start = time.perf_counter()
+        subprocess.run(command, cwd=REPOSITORY, check=True, stdout=subprocess.DEVNULL)
+        seconds = time.perf_counter() - start
+        largest = number == 200
+        rows += [
+            Row(
+                measure=f"report of {number} trials",
+                value=seconds,
+                unit="s",
+                goal="<= 20" if largest else "",
+                detail="the job from start to end, two cohorts",
+            ),
+            Row(
+                measure=f"report of {number} trials, size",
+                value=out.stat().st_size / 1e6,
+                unit="MB",
+                goal="<= 15" if largest else "",
+            ),
+        ]
+    return rows
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="small, to see that it runs")
+    quick = parser.parse_args(arguments).quick
+    sizes = QUICK if quick else Sizes()
+    logging.getLogger("ray").setLevel(logging.WARNING)
+    with tempfile.TemporaryDirectory() as folder:
+        rows = reports(folder, sizes)
+        cluster.connect()
+        cohort = made_cohort(f"{folder}/healthy.zarr")
+        # The first trial of all starts workers and reads libraries.
+        timed(cohort, f"{folder}/first", seeds=1, epochs=1, config=SweepConfig())
+        rows = overheads(cohort, folder, sizes) + shares(cohort, folder, sizes) + rows
+    publish("sweep", rows, keep=not quick)
+
+
+if __name__ == "__main__":
+    main()

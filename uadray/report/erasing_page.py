@@ -13,7 +13,7 @@ from markupsafe import Markup
 from numpy.typing import NDArray
 
 from uadray import __version__, files
-from uadray.config import VAE, Experiment
+from uadray.config import Experiment, Learned
 from uadray.erasing import erase, erased_mask, sample_erasing
 from uadray.errors import ConfigError
 from uadray.report import figures
@@ -80,7 +80,7 @@ def _sample(one: Experiment, volume: NDArray[Any], row: int, plane: int) -> tupl
 
 
 def _ndim(one: Experiment) -> int:
-    if not isinstance(one.method, VAE):
+    if not isinstance(one.method, Learned):
         raise ConfigError(f"{one.name} learns nothing by gradient, so that there is no erasing")
     return one.method.ndim
 

@@ -93,6 +93,10 @@ class GMVAEDetector(RestorationMixin, VAEDetector):
         self.to_cluster_log_sigma = nn.Linear(config.prior_width, outputs)
         self.init_restoration(config.restore)
 
+    def decode(self, z: Tensor) -> Tensor:
+        """(B, 1, *spatial) of z, (B, latent_size), behind which w may stand; not clamped."""
+        return super().decode(z[:, : self.settings.latent_size])
+
     def clusters(self, w: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and log deviation of z in each cluster, each (B, clusters, latent_size)."""
         features = self.from_w(w)

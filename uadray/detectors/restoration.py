@@ -123,6 +123,8 @@ class RestorationMixin(_Base):
             total: Sum over the workers.
         """
         candidates = torch.tensor(self.restore_config.tv_weights, device=self.tv_weight.device)
+        if len(candidates) == 1:
+            return
         sums = torch.zeros(len(candidates) + 1, dtype=torch.float64)
         for x in volumes:
             brain = x > 0

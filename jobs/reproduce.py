@@ -25,7 +25,14 @@ from uadray import cli, files
 from uadray.errors import ConfigError
 from uadray.papers import PAPERS
 from uadray.papers.reproduce import SCALES, Reproduction, ScaleName
-from uadray.papers.shown import caveats_text, figures_table, state_table, statistics_table
+from uadray.papers.shown import (
+    caveats_text,
+    figures_table,
+    state_table,
+    statistics_table,
+    title,
+    to_markdown,
+)
 from uadray.papers.stand_ins import make_phantoms
 from uadray.report import write_report
 from uadray.store import Cohort, open_cohort
@@ -125,10 +132,10 @@ def show(one: Reproduction, runs: list[str], console: Console) -> bool:
     if one.study.entries:
         console.print(figures_table(one))
     files.write_json(f"{stem}.json", one.record())
-    print(f"figures: {stem}.json")
+    files.write_bytes(f"{stem}-beside.md", to_markdown(one).encode())
+    print(f"ours beside theirs: {stem}-beside.md and {stem}.json")
     if runs:
-        title = f"{one.paper.key}, {one.study.key}: {one.study.title}. {' '.join(one.caveats())}"
-        page = write_report(runs, f"{stem}.html", title=title, published=one.published())
+        page = write_report(runs, f"{stem}.html", title=title(one), published=one.published())
         print(f"report: {page}")
     return not one.missing()
 

@@ -84,7 +84,10 @@ def test_a_figure_of_bengs_is_made_again_on_phantoms(tmp_path: Path) -> None:
     rows = {row["label"]: row for row in record["rows"] if row["metric"] == "slice_auprc"}
     assert rows["3D-Cube-n"]["published"] == 0.712
     assert 0 < rows["3D-Cube-n"]["ours"] < 1
-    assert "phantoms" in (tmp_path / "out/bengs2021-figure-6.html").read_text()
+    assert "made again on phantoms" in (tmp_path / "out/bengs2021-figure-6.html").read_text()
+    beside = (tmp_path / "out/bengs2021-figure-6-beside.md").read_text()
+    assert "- Note: tumour: the paper has BraTS 2019 (T1); these are phantoms" in beside
+    assert "| 3D-Cube-n | all | slice_auprc | 0." in beside
     kept = {p: p.stat().st_mtime_ns for p in tmp_path.glob("out/bengs2021/runs/*/*.json")}
     again = shell.run(*command, "--no-baselines").must()
     assert "4 evaluated" in again.out

@@ -99,6 +99,34 @@ def statistics_table(one: Reproduction) -> Table:
     return table
 
 
+def title(one: Reproduction) -> str:
+    """Head of the report: what is made again, and on what kind of data."""
+    kinds = sorted({_OF_KIND[kind(one.cohorts[role])] for role in one.roles if role in one.cohorts})
+    return (
+        f"{one.paper.key} {one.study.key} made again on {' and '.join(kinds) or 'no cohort'}, "
+        f"scale {one.scale.name}; the paper's figures are of other data"
+    )
+
+
+def to_markdown(one: Reproduction) -> str:
+    """Ours beside theirs with all that must be said of it, as Markdown."""
+    lines = [f"# {title(one)}", "", f"{one.paper.citation}: {one.study.title}.", ""]
+    lines += [f"- Note: {line}" for line in one.caveats()]
+    lines += [f"- Missing: {line}" for line in one.missing()]
+    if rows := one.rows():
+        lines += ["", "| method | cohort | figure | ours | 95 % or seeds | the paper's |"]
+        lines += ["|---|---|---|---|---|---|"]
+    for row in rows:
+        printed = _number(row["published"])
+        if row["published_deviation"] is not None:
+            printed += f" ± {_number(row['published_deviation'])}"
+        spread = _spread(row["interval"], row["ours_each_seed"])
+        ours = _number(row["ours"])
+        cells = (row["label"], row["role"], row["metric"], ours, spread, printed)
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join([*lines, ""])
+
+
 def describe_lesions(cohort: Cohort) -> dict[str, object]:
     """The true lesions of a cohort, one volume in memory at a time."""
     return lesion_statistics(

@@ -110,8 +110,17 @@ def outcome(folder: str, experiment: Experiment, config: SweepConfig) -> Outcome
         url=folder,
         status=summary.get("status", "unfinished"),
         error=summary.get("error", ""),
-        objective=objective_of(summary, config),
+        objective=_objective(folder, summary, config),
     )
+
+
+def _objective(folder: str, summary: dict[str, Any], config: SweepConfig) -> float | None:
+    """Its objective; of a run that was stopped before it could conclude, the last measured."""
+    value, url = objective_of(summary, config), files.join(folder, "objective.json")
+    if value is not None or not config.uses_labels or not files.exists(url):
+        return value
+    measured = files.read_json(url)["measured"]
+    return float(measured[-1][config.objective]) if measured else None
 
 
 def write_record(

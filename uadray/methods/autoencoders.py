@@ -209,6 +209,7 @@ _LAYERS = (
     "number of halvings stays."
 )
 _LAMBDAS = " The paper names no weights: 1 for KL beside summed L1, 0.01 for the adversarial term."
+_CLIPPED = "Gradients are clipped, as in all methods; a patience of 5 ends the fit, as there."
 _GAN = "; min over Dis of -log Dis(x) - log(1 - Dis(x'))"
 
 NAMED: dict[str, Named] = {
@@ -259,14 +260,14 @@ NAMED: dict[str, Named] = {
         method=StudyAE(latent="dense"),
         source="comparative study of Baur et al., as in Meissen 2021, table 2",
         equation=_AE,
-        deviations="None known; epochs are ended by a patience of 5, as there.",
+        deviations=_CLIPPED,
         fit=_STUDY,
     ),
     "AE-spatial": Named(
         method=StudyAE(),
         source="comparative study of Baur et al., as in Meissen 2021, table 2",
         equation=_AE,
-        deviations="None known; epochs are ended by a patience of 5, as there.",
+        deviations=_CLIPPED,
         fit=_STUDY,
     ),
     "ceVAE": Named(

@@ -184,7 +184,7 @@ def by_samples(function: Callable[[Tensor], Tensor], x_BCZYX: Tensor, ndim: int)
     """A function of samples applied to volumes: to their axial slices where `ndim` is 2."""
     if ndim == 3:
         return function(x_BCZYX)
-    return batch_as_slices(function(slices_as_batch(x_BCZYX)), len(x_BCZYX))
+    return batch_as_slices(function(slices_as_batch(x_BCZYX)), x_BCZYX.shape[0])
 
 
 def in_pieces(

@@ -94,4 +94,4 @@ class VAEDetector(GradientDetector):
         """Decoded mu, clamped to [0, 1]; 2D slice by slice."""
         x = slices_as_batch(x_BCZYX) if self.ndim == 2 else x_BCZYX
         output = self.decode(self.encode(x)[0].float()).float().clamp(0, 1)
-        return batch_as_slices(output, len(x_BCZYX)) if self.ndim == 2 else output
+        return batch_as_slices(output, x_BCZYX.shape[0]) if self.ndim == 2 else output

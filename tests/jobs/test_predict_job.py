@@ -18,7 +18,9 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_export_then_predict_as_it_says(home: Path) -> None:
     shell = Shell(folder=home)
-    exported = shell.run("export", "run", "--out", "model", "--licence", "CC0-1.0").must()
+    exported = shell.run(
+        "export", "run", "--out", "model", "--licence", "CC0-1.0", "--no-onnx"
+    ).must()
     assert "MODEL_CARD.md" in exported.out
     path = write_head(home / "p_T1w.nii.gz", 3, lesion=True)
     done = shell.run_printed(exported.next, {"scan.nii.gz": path}).must()

@@ -63,7 +63,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
 def test_predict_takes_runs_models_and_places(run: Run, tmp_path: Path) -> None:
     path = write_head(tmp_path / "p_T1w.nii.gz", 3, lesion=True)
     first = uadray.predict(run, path, out=tmp_path / "out")
-    model = uadray.export(run, tmp_path / "model")
+    model = uadray.export(run, tmp_path / "model", onnx=False)
     for given in (run.url, Path(run.url), model, tmp_path / "model"):
         (again,) = uadray.predict(given, [path], out=tmp_path / "out")
         assert np.array_equal(again.anomaly, first.anomaly)

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from nibabel import orientations
 from nibabel.processing import resample_to_output
 from scipy.interpolate import RegularGridInterpolator
+from tiny_cohorts import tiny_vae
 from tiny_models import (
     LESION,
     SMALL,
@@ -112,9 +113,8 @@ def test_the_same_scores_as_the_evaluation(home: Path, run: Run, model: Model) -
         for k, n in enumerate(names)
     ]
     cohort = write_cohort(home / "scored.zarr", scans, ["test"] * 3)
-    for method in ("Intensity", "MeanImage", "3D-None"):
-        chosen = experiment(method)
-        one = run if method == "Intensity" else finished_run(home / method, _fitted_on(run), chosen)
+    for chosen in (experiment("Intensity"), experiment("MeanImage"), tiny_vae(3)):
+        one = finished_run(home / f"same-{chosen.name}", _fitted_on(run), chosen)
         opened = open_model(one.url)
         config = EvaluateConfig()
         store = ScoreStore.create(
@@ -211,6 +211,17 @@ def test_a_reconstruction_lies_on_the_scan(tmp_path: Path, run: Run) -> None:
     assert healthy.max() > 0.5
     expected, inside = by_another_interpolator(healthy, found)
     assert np.abs(found.reconstruction - expected)[inside].max() < 1e-4
+
+
+def test_a_reconstruction_is_searched_for_once(tmp_path, run, monkeypatch) -> None:
+    model = open_model(finished_run(tmp_path / "mean", _fitted_on(run), "MeanImage").url)
+    calls, kind = [], type(model.detector)
+    plain = kind.reconstruct
+    monkeypatch.setattr(kind, "reconstruct", lambda self, x: calls.append(1) or plain(self, x))
+    path = write_head(tmp_path / "a_T1w.nii.gz", 41)
+    for _ in range(2):
+        predict_scan(model, scan_of(path), PredictConfig(map_only=True))
+    assert len(calls) == 2
 
 
 def test_postprocessing_and_filter_are_those_of_the_threshold(home: Path, run: Run) -> None:

@@ -1,16 +1,19 @@
 """Cohort, run folder, checkpoints and scores on a real S3 server."""
 
+import gzip
 import json
 from collections.abc import Iterator
 from pathlib import Path
 
 import boto3
 import fsspec
+import nibabel as nib
 import numpy as np
 import pytest
 import torch
 from moto.server import ThreadedMotoServer
 from tiny_cohorts import write_lesioned
+from tiny_models import finished_run, freeze_threshold, healthy_cohort, scan_of, write_head
 
 from uadray import files
 from uadray.config import experiment
@@ -18,7 +21,10 @@ from uadray.errors import CheckpointError, StoreError
 from uadray.evaluate.counts import count_subject
 from uadray.evaluate.protocols import EvaluateConfig
 from uadray.evaluate.scores import ScoreStore
+from uadray.predict.job import PredictJob
+from uadray.predict.scan import predict_scan
 from uadray.report.qc import write_quality_page
+from uadray.share import export_model, open_model
 from uadray.store import open_cohort, verify
 from uadray.train.checkpoint import CheckpointStore
 from uadray.train.run import Run
@@ -110,3 +116,20 @@ def test_run_checkpoint_and_scores_live_on_s3(bucket: str, cohort_url: str) -> N
     other = scoring | {"median_size": 3}
     assert ScoreStore.create(run, cohort, (0.0, 1.0), other).done() == set()
     json.dumps(files.read_json(f"{run.url}/config.json"), allow_nan=False)
+
+
+def test_a_model_is_shared_and_predicts_on_s3(bucket: str, tmp_path: Path) -> None:
+    run = finished_run(tmp_path / "run", healthy_cohort(tmp_path, 8), "MeanImage")
+    freeze_threshold(run, 0.2)
+    exported, _ = export_model(run.url, f"{bucket}/models/mean", onnx=False)
+    model = open_model(f"{bucket}/models/mean")
+    assert model.identity == exported.identity == open_model(run.url).identity
+    path = write_head(tmp_path / "p_T1w.nii.gz", 3, lesion=True)
+    fsspec.filesystem("s3").put_file(path, f"{bucket}/in/p_T1w.nii.gz")
+    job = PredictJob(model=model.url, scans=(f"{bucket}/in",), out=f"{bucket}/out", viewer=False)
+    (summary,) = job.run().summaries
+    expected = predict_scan(model, scan_of(path))
+    content = gzip.decompress(files.read_bytes(f"{bucket}/out/p_T1w/anomaly.nii.gz"))
+    assert np.array_equal(nib.Nifti1Image.from_bytes(content).get_fdata(), expected.anomaly)
+    assert summary["proposal"]["volume_ml"] > 0
+    assert job.run().num_kept == 1

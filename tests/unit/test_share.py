@@ -34,7 +34,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
 
 @pytest.fixture
 def model_url(run: Run, tmp_path: Path) -> str:
-    export_model(run.url, str(tmp_path / "model"), licence="CC-BY-4.0")
+    export_model(run.url, str(tmp_path / "model"), licence="CC-BY-4.0", onnx=False)
     return str(tmp_path / "model")
 
 
@@ -44,7 +44,7 @@ def test_predicts_from_the_folder_alone(tmp_path: Path) -> None:
     freeze_threshold(run, 0.2)
     path = write_head(tmp_path / "p_T1w.nii.gz", 3, lesion=True)
     expected = predict_scan(open_model(run.url), scan_of(path))
-    export_model(run.url, str(tmp_path / "model"))
+    export_model(run.url, str(tmp_path / "model"), onnx=False)
     shutil.rmtree(tmp_path / "lab")
     alone = open_model(str(tmp_path / "model"))
     found = predict_scan(alone, scan_of(path))
@@ -66,15 +66,15 @@ def test_nothing_in_it_names_the_makers_machine(run: Run, model_url: str) -> Non
 @pytest.mark.parametrize("place", ["memory://models/mean", "file"])
 def test_any_url(run: Run, tmp_path: Path, place: str) -> None:
     url = f"file://{tmp_path}/m" if place == "file" else place
-    exported, _ = export_model(run.url, url)
+    exported, _ = export_model(run.url, url, onnx=False)
     assert open_model(url).identity == exported.identity == open_model(run.url).identity
 
 
 def test_again_is_the_same_model_with_later_evaluations(run: Run, tmp_path: Path) -> None:
     mine = Path(shutil.copytree(run.url, tmp_path / "run"))
-    first, _ = export_model(str(mine), str(tmp_path / "model"))
+    first, _ = export_model(str(mine), str(tmp_path / "model"), onnx=False)
     freeze_threshold(Run.open(str(mine)), 0.3, cohort="tumour")
-    again, _ = export_model(str(mine), str(tmp_path / "model"))
+    again, _ = export_model(str(mine), str(tmp_path / "model"), onnx=False)
     assert first.identity == again.identity
     assert [t.name for t in again.thresholds] == ["stroke", "tumour"]
 
@@ -94,7 +94,7 @@ class TestCard:
     def test_of_a_run_that_was_never_evaluated(self, run: Run, tmp_path: Path) -> None:
         bare = Path(shutil.copytree(run.url, tmp_path / "run"))
         shutil.rmtree(bare / "evaluation")
-        export_model(str(bare), str(tmp_path / "model"))
+        export_model(str(bare), str(tmp_path / "model"), onnx=False)
         card = (tmp_path / "model/MODEL_CARD.md").read_text()
         assert "nothing is known of its use" in card
         assert "No threshold was fitted" in card
@@ -119,10 +119,10 @@ class TestRefused:
         with monkeypatch.context() as patch:
             patch.setattr("uadray.files.write_bytes", killed)
             with pytest.raises(KeyboardInterrupt):
-                export_model(run.url, model_url)
+                export_model(run.url, model_url, onnx=False)
         with pytest.raises(ModelError, match="cut short"):
             open_model(model_url)
-        export_model(run.url, model_url)
+        export_model(run.url, model_url, onnx=False)
         assert open_model(model_url)
 
     @pytest.mark.parametrize(
@@ -180,10 +180,10 @@ class TestRefused:
     def test_over_something_else(self, run: Run, tmp_path: Path, model_url: str) -> None:
         (tmp_path / "notes.txt").write_text("mine")
         with pytest.raises(ModelError, match=r"holds other files, first model: choose another"):
-            export_model(run.url, str(tmp_path))
+            export_model(run.url, str(tmp_path), onnx=False)
         other = finished_run(tmp_path / "other", _cohort(run), "ZScore")
         with pytest.raises(ModelError, match=r"holds another model \(MeanImage"):
-            export_model(other.url, model_url)
+            export_model(other.url, model_url, onnx=False)
 
     def test_a_version_that_made_it_is_told(self, model_url: str) -> None:
         manifest = Path(model_url) / "manifest.json"

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import fsspec
 
@@ -171,7 +171,7 @@ def _in_folder(url: str, modality: str, ignore_names: bool) -> tuple[list[Scan],
 
 
 def _with_brain(scan: Scan, brain: str) -> Scan:
-    return Scan(**{**vars(scan), "brain": files.normalise(brain)})
+    return replace(scan, brain=files.normalise(brain))
 
 
 def _named(scans: Iterable[Scan]) -> list[Item]:
@@ -210,4 +210,6 @@ def _add(items: dict[str, Item], item: Item) -> None:
             f"the results of {item.scan.image} and {other.scan.image} would both be "
             f"{item.summary}: predict them into folders of their own"
         )
-    items[item.name if item.name not in items else item.summary] = item
+    if item.name in items:
+        item = replace(item, name=f"{item.name} ({item.folder})")
+    items[item.name] = item

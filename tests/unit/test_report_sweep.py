@@ -259,6 +259,16 @@ class TestWords:
         assert "after epoch 4, healthy L1 0.0512 at best" in found["stopped"]
         assert "run it again to resume it" in found["unfinished"]
 
+    def test_an_objective_that_used_labels_is_told(self, tmp_path: Path, sweep: Sweep) -> None:
+        for size in (8, 16):
+            run = write_run(tmp_path / str(size), "3D-None", cohorts=(), change=latent(size))
+            objective = {"name": "dice", "value": 0.3, "uses_labels": True}
+            edit(run / "summary.json", lambda v, held=objective: v.update(objective=held))
+        found = find_sweep(load_runs([str(tmp_path)]), [])
+        assert found is not None
+        assert any("compared its trials by dice of a threshold part" in s for s in found.sentences)
+        assert not any("compared its trials by" in s for s in sweep.sentences)
+
     def test_without_any_evaluation(self, tmp_path: Path) -> None:
         for size in (8, 16):
             write_run(tmp_path / str(size), "3D-None", cohorts=(), change=latent(size))

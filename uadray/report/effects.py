@@ -145,7 +145,7 @@ def _effect(group: CohortRows, setting: Setting, others: Sequence[Setting]) -> E
     if len(contexts) <= MAX_LINES:
         made = {
             (name, key): _line(_held_label(name, key, others, told), setting, values)
-            for (name, key), values in sorted(contexts.items(), key=str)
+            for (name, key), values in sorted(contexts.items(), key=lambda item: str(item[0]))
         }
         balanced, left_out, lines = True, 0, list(made.values())
     else:

@@ -81,7 +81,7 @@ def _in_words(
     cohorts: Sequence[Compared],
     made: Sequence[Effect],
 ) -> list[str]:
-    sentences = [_extent(runs, settings), _endings(runs)]
+    sentences = [_extent(runs, settings), _endings(runs), _objective(runs)]
     for cohort in cohorts:
         sentences += _choices(cohort)
         sentences += _spans([effect for effect in made if effect.group is cohort.group])
@@ -115,6 +115,18 @@ def _endings(runs: Sequence[RunRecord]) -> str:
     if set(ends) == {"finished"}:
         return "All have finished."
     return f"Of all {len(runs)}, {', '.join(f'{count} {end}' for end, count in ends.items())}."
+
+
+def _objective(runs: Sequence[RunRecord]) -> str:
+    """What the scheduler compared trials by, where that used labels."""
+    told = [run.summary.get("objective") or {} for run in runs]
+    names = sorted({str(one.get("name")) for one in told if one.get("uses_labels")})
+    if not names:
+        return ""
+    return (
+        f"The sweep compared its trials by {' and '.join(names)} of a threshold part: which of "
+        "them went on, or were drawn, has used labels."
+    )
 
 
 def _count_endings(runs: Sequence[RunRecord]) -> dict[str, int]:

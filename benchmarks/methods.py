@@ -1,6 +1,6 @@
 """Every method on phantoms, fitted and evaluated alike, and the page that tells what each one is.
 
-python -m benchmarks.methods             all methods, one seed: under 40 minutes of one core
+python -m benchmarks.methods             all methods, one seed: about 40 minutes of one core
 python -m benchmarks.methods --seeds 3   three seeds; goes on from what is there
 python -m benchmarks.methods --names sVAE 3D-sVAE f-AnoGAN
 python -m benchmarks.methods --page      docs/methods.md alone, from the registry and kept figures
@@ -16,7 +16,6 @@ import argparse
 import math
 import shutil
 import tempfile
-from collections.abc import Iterable
 from dataclasses import dataclass, field, fields, replace
 from statistics import fmean, stdev
 from typing import Any
@@ -41,36 +40,38 @@ from uadray.train.run import Run
 
 LESIONED = ("tumour", "stroke")
 
-LEARNED = ("None", "Cube-n", *OTHERS)
-"""Methods that are fitted in 2D and in 3D, by the name behind the dimension."""
+IN_2D = ("2D-None", "2D-Patch-n", *OTHERS)
+"""All methods that learn by gradient, on slices."""
+
+IN_3D = (
+    "3D-None",
+    "3D-Cube-n",
+    *(f"3D-{n}" for n in ("dVAE", "sVAE", "sVAE-GAN", "SSAE", "f-AnoGAN", "VAE-restoration")),
+    "3D-Transformer",
+)
+"""One or two of each family on volumes; `--names` takes the others."""
 
 FIGURES = {"dice_d": "Dice_D", "dice_s_mean": "Dice_S", "auprc": "AUPRC"}
 
 RATE = 1e-3
 """Learning rate of every reconstruction here."""
 
-HURRIED: dict[str, Any] = {
-    "adversarial_rate": 5e-4,
-    "encoder_rate": 5e-4,
-}
-"""Settings of methods, where they have them, that few epochs ask for."""
+HURRIED: dict[str, Any] = {"adversarial_rate": 5e-4, "encoder_rate": 5e-4, "search_steps": 50}
+"""Settings of methods, where they have them, that little time asks for."""
+
+RESTORE_STEPS = 60
+"""Steps of restorations."""
 
 
 PAPER_SIZE = {"dVAE": 256, "VAE-restoration": 128, "GMVAE-restoration": 128}
 """Side of the slices in a method's paper; 64 of all others, and of volumes."""
 
 
-def both(names: Iterable[str]) -> tuple[str, ...]:
-    """Names in 2D and in 3D."""
-    in_2d = {"None": "2D-None", "Cube-n": "2D-Patch-n"}
-    return tuple(n for name in names for n in (in_2d.get(name, name), f"3D-{name}"))
-
-
 @dataclass(frozen=True, kw_only=True)
 class Study:
     """How large the study is."""
 
-    names: tuple[str, ...] = field(default_factory=lambda: (*BASELINES, *both(LEARNED)))
+    names: tuple[str, ...] = field(default_factory=lambda: (*BASELINES, *IN_2D, *IN_3D))
     """Experiments."""
     out: str = "runs/methods"
     """Folder of the cohorts and runs."""
@@ -78,10 +79,12 @@ class Study:
     """Voxels along each axis."""
     healthy: int = 96
     """Healthy phantoms; a tenth of them validates."""
-    lesioned: int = 40
+    lesioned: int = 30
     """Phantoms with a tumour, and as many with a stroke; 40 % fit the threshold."""
-    epochs: int = 20
-    """Of each method that learns by gradient, over all its phases."""
+    epochs: int = 10
+    """Of each method that learns by gradient on slices, over all its phases."""
+    epochs_3d: int = 25
+    """The same on volumes, which give fewer steps an epoch."""
     seeds: int = 1
     """Fits of each method that has a seed."""
     resamples: int = 1000
@@ -97,6 +100,8 @@ class Study:
         changes = {key: value for key, value in HURRIED.items() if key in have}
         if "widths" in have:
             changes["widths"] = tuple(max(8, w // 2) for w in method.widths)  # type: ignore[attr-defined]
+        if "restore" in have:
+            changes["restore"] = replace(method.restore, steps=RESTORE_STEPS)  # type: ignore[attr-defined]
         if "kl_weight" in have and getattr(method, "latent", "dense") == "dense":
             # The L1 term is a sum over voxels and a dense latent has the same units at any size:
             # the same weight would be stronger on smaller samples.
@@ -105,7 +110,7 @@ class Study:
             changes["kl_weight"] = method.kl_weight * share  # type: ignore[attr-defined]
         return with_fit(
             replace(wanted, method=replace(method, **changes)),
-            epochs=self.epochs,
+            epochs=self.epochs if method.ndim == 2 else self.epochs_3d,
             batch_size=4 if method.ndim == 3 else 16,
             learning_rate=max(RATE, wanted.fit.learning_rate),
             patience=0,
@@ -210,10 +215,11 @@ def rows_of(found: dict[str, list[dict[str, Any]]], study: Study) -> list[Row]:
             value=study.healthy,
             unit="healthy phantoms",
             detail=f"{study.size}^3, {study.lesioned} phantoms of each lesion, thresholds fitted "
-            f"on 40 %, figures of the rest; {study.epochs} epochs of batches of 16 slices or 4 "
-            f"volumes, {study.seeds} seeds; widths halved, learning rate {RATE:g}, adversarial "
-            f"rates {HURRIED['adversarial_rate']:g}, KL weights times the voxels' share of the "
-            "paper's",
+            f"on 40 %, figures of the rest; {study.epochs} epochs of batches of 16 slices, or "
+            f"{study.epochs_3d} of 4 volumes; widths halved, learning rate {RATE:g}, adversarial "
+            f"rates {HURRIED['adversarial_rate']:g}, {RESTORE_STEPS} steps of restorations and "
+            f"{HURRIED['search_steps']} of searches; KL weights of dense latents times the voxels' "
+            "share of the paper's",
         )
     )
     return rows
@@ -245,14 +251,13 @@ def main() -> None:
     parser.add_argument("--page", action="store_true", help="write docs/methods.md and no more")
     parser.add_argument("--names", nargs="+", help="experiments; all methods by default")
     parser.add_argument("--seeds", type=int, default=1, help="fits of each method")
-    parser.add_argument("--epochs", type=int, default=Study.epochs, help="of each fit")
     parser.add_argument("--out", default=Study.out, help="folder of the cohorts and runs")
     args = parser.parse_args()
     if args.page:
         write_page()
         return
     torch.set_num_threads(1)
-    study = Study(out=args.out, seeds=args.seeds, epochs=args.epochs)
+    study = Study(out=args.out, seeds=args.seeds)
     if args.names:
         study = replace(study, names=tuple(args.names))
     if not args.quick:

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from benchmarks import methods_page
-from benchmarks.methods import LESIONED, Study, both, rows_of
+from benchmarks.methods import IN_3D, LESIONED, Study, rows_of
 from uadray.config import BASELINES, NAMED, OTHERS, Learned
 from uadray.detectors import build
 
@@ -28,13 +28,14 @@ def test_a_method_is_told_with_its_defaults() -> None:
 
 def test_every_experiment_of_the_study_builds_at_its_size() -> None:
     study = Study()
-    assert set(study.names) >= {*BASELINES, *both(OTHERS), "2D-Patch-n", "3D-Cube-n"}
+    assert set(study.names) == {*BASELINES, *OTHERS, "2D-None", "2D-Patch-n", *IN_3D}
     for name in study.names:
         what = study.experiment(name, seed=3)
         assert what.name == name
         build(what.method, (study.size,) * 3)
         if isinstance(what.method, Learned):
-            assert (what.fit.seed, what.fit.epochs) == (3, study.epochs)
+            epochs = study.epochs if what.method.ndim == 2 else study.epochs_3d
+            assert (what.fit.seed, what.fit.epochs) == (3, epochs)
 
 
 def test_figures_become_rows_and_rows_become_cells() -> None:

@@ -1,7 +1,7 @@
 """One HTML page from run folders: `python jobs/report.py RUN... --out report.html`.
 
-A RUN may be a folder of runs, such as the `runs` of a sweep; several that differ in a setting or in
-the seed are reported as a sweep. The tables go beside the page, or to `--export DIR`, as CSV,
+A RUN may be a folder of runs or of a sweep; several runs that differ in a setting or in the seed
+are reported as a sweep. The tables go beside the page, or to `--export DIR`, as CSV,
 Markdown and LaTeX; the paired comparisons and the effects of settings as CSV files of their own.
 """
 

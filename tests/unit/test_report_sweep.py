@@ -109,6 +109,14 @@ class TestSettings:
         assert "3D-None · latent size 32, seed 1" in labels
         assert "PCA-16" in labels
 
+    def test_the_folder_of_a_sweep_means_its_runs(self, tmp_path: Path) -> None:
+        for size in (8, 16):
+            write_run(tmp_path / "runs" / str(size), "3D-None", cohorts=(), change=latent(size))
+        (tmp_path / "population" / "member").mkdir(parents=True)
+        (tmp_path / "sweep.json").write_text("{}")
+        labels = {run.label for run in load_runs([str(tmp_path)])}
+        assert labels == {"3D-None · latent size 8", "3D-None · latent size 16"}
+
     def test_labels_without_seeds(self, tmp_path: Path) -> None:
         for part in (0.1, 1.0):
             write_run(tmp_path / str(part), "3D-None", cohorts=(), change=share(part))

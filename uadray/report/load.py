@@ -135,8 +135,8 @@ def load_runs(urls: Iterable[str]) -> list[RunRecord]:
     """Read run folders.
 
     Args:
-        urls: Local paths or fsspec URLs of run folders, or of folders whose folders are runs. One
-            named twice is read once.
+        urls: Local paths or fsspec URLs of run folders, of folders whose folders are runs, or of
+            sweeps. One named twice is read once.
 
     Returns:
         The runs in the order given, with labels that tell them apart. Runs that failed, did not
@@ -159,6 +159,8 @@ def _run_folders(url: str) -> list[str]:
         return [url]
     if not names:
         raise RunError(f"{url}: no such folder, or an empty one; pass a run or a folder of runs")
+    if {"sweep.json", "runs"} <= set(names):
+        return _run_folders(files.join(url, "runs"))
     if {"summary.json", "metrics.jsonl", "evaluation"} & set(names):
         raise RunError(f"{url}: config.json is missing from this run; fit it again")
     inside = {name: files.list_names(files.join(url, name)) for name in names if name[0] != "."}

@@ -19,13 +19,19 @@ AFFINE = tuple(tuple(row) for row in np.diag([4.0, 4.0, 4.0, 1.0]).tolist())
 """Voxels of 4 mm: 0.064 mL each."""
 
 
-def write_healthy(folder: Path | str, *, name: str = "healthy", seed: int = 0) -> Cohort:
+def write_healthy(
+    folder: Path | str,
+    *,
+    name: str = "healthy",
+    seed: int = 0,
+    shape: tuple[int, int, int] = SHAPE,
+) -> Cohort:
     """Forty healthy brains in five shards; the split is spread over all of them."""
     rng = np.random.default_rng(seed)
     num = NUM_TRAIN + NUM_VALIDATION
     validation = set(rng.choice(num, NUM_VALIDATION, replace=False).tolist())
     splits: list[Split] = ["validation" if k in validation else "train" for k in range(num)]
-    volumes = [_brain(rng, SHAPE) for _ in range(num)]
+    volumes = [_brain(rng, shape) for _ in range(num)]
     return _write(files.join(str(folder), f"{name}.zarr"), splits, volumes, lesions=None, seed=seed)
 
 

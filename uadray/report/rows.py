@@ -111,7 +111,8 @@ def spread_rows(rows: Sequence[Row], most: int) -> list[Row]:
         In the order of `rows`; the best plain baseline is always among them.
     """
     seen: set[str] = set()
-    first, rest = [], []
+    first: list[Row] = []
+    rest: list[Row] = []
     for row in rows:
         name = str(row.run.config["name"])
         (rest if name in seen else first).append(row)

@@ -90,8 +90,15 @@ def _over(setting: Setting, lines: list[_Drawn], head: str, spoken: str) -> Mark
             nudge = (n - (len(shown) - 1) / 2) * 0.014 * span
             x = np.array([place[value] for value, _, _ in points]) + nudge
             for at, (_, each, one) in zip(x, points, strict=True):
-                marks = {"markersize": 3.2, "alpha": 0.55, "mew": 0}
-                axes.plot([at] * len(each), each, _MARKERS[n % 6], color=colour, **marks)
+                axes.plot(
+                    [at] * len(each),
+                    each,
+                    _MARKERS[n % 6],
+                    color=colour,
+                    markersize=3.2,
+                    alpha=0.55,
+                    mew=0,
+                )
                 if one is not None and one.bounds is not None:
                     axes.plot([at, at], one.bounds, color=colour, linewidth=1.1)
             means = [one.value for _, _, one in points if one is not None]

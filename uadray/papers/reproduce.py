@@ -121,7 +121,7 @@ class Reproduction:
 
     def fits(self, need: CohortNeed) -> bool:
         """Whether a role's cohort is on the grid that the protocol asks for, or a phantom's."""
-        grid = PROTOCOLS[self.study.protocol].grid  # type: ignore[index]
+        grid = PROTOCOLS[self.study.protocol].grid
         shape = self.cohorts[need.role].shape
         return self.scale.size > 0 or grid is None or grid == shape
 
@@ -170,7 +170,7 @@ class Reproduction:
 
     def evaluation(self) -> EvaluateConfig:
         """The protocol; phantoms keep all its rules but grid and slices, as recorded changes."""
-        fixed = PROTOCOLS[self.study.protocol]  # type: ignore[index]
+        fixed = PROTOCOLS[self.study.protocol]
         shapes = {self.cohorts[role].shape for role in self.roles}
         if fixed.grid is None or shapes <= {fixed.grid}:
             return EvaluateConfig.of(fixed.name)
@@ -218,7 +218,7 @@ class Reproduction:
         for need in self.study.cohorts:
             if need.role in self.cohorts:
                 told += differences(need, self.cohorts[need.role])
-        fixed = PROTOCOLS[self.study.protocol]  # type: ignore[index]
+        fixed = PROTOCOLS[self.study.protocol]
         if not self.to_make and self.roles and self.evaluation().protocol != fixed.name:
             told.append(
                 f"Evaluated on the phantoms' own grid and on all slices; {fixed.name} is defined "
@@ -237,7 +237,7 @@ class Reproduction:
             if need.role not in self.cohorts:
                 told.append(f"cohort {what}: not given")
             elif not self.fits(need):
-                fixed = PROTOCOLS[self.study.protocol]  # type: ignore[index]
+                fixed = PROTOCOLS[self.study.protocol]
                 told.append(
                     f"cohort {what}: on a grid of {self.cohorts[need.role].shape}, the protocol "
                     f"asks for {fixed.grid}; prepare it with {fixed.prepare}"
@@ -275,7 +275,7 @@ class Reproduction:
         folders = [
             run_url(self.url, replace(wanted, fit=replace(wanted.fit, seed=s))) for s in seeds
         ]
-        metrics = list(entry.published) or list(PROTOCOLS[self.study.protocol].metrics)  # type: ignore[index]
+        metrics = list(entry.published) or list(PROTOCOLS[self.study.protocol].metrics)
         rows = []
         for metric in metrics:
             found = [self._measured(folder, entry, metric) for folder in folders]

@@ -61,7 +61,7 @@ class OptunaDraws(Searcher):
                     )
                 )
 
-    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
+    def suggest(self, trial_id: str) -> Any:
         """A point, or Tune's word for none left."""
         if len(self._seen) >= self._num:
             return str(Searcher.FINISHED)

@@ -102,7 +102,7 @@ def populations(space: Space, config: SweepConfig) -> list[Population]:
         raise ConfigError(
             f"sweep.scheduler pbt needs two values, smallest and largest, of one of {wanted}"
         )
-    fixed = {KNOBS[path]: (min(given[path]),) for path in ranges}
+    fixed: dict[str, Any] = {KNOBS[path]: (min(given[path]),) for path in ranges}
     found = []
     for base in replace(space, **fixed, baselines=False).trials():
         own = {path: bounds for path, bounds in ranges.items() if path in flat(base)}

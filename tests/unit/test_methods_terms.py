@@ -86,7 +86,8 @@ def test_both_sides_of_the_discriminator_are_cross_entropies(name: str) -> None:
     torch.testing.assert_close(loss, cross(real, one) + cross(fake, zero))
     terms = detector(x, x, noise, player="autoencoder")
     torch.testing.assert_close(terms["adversarial"], cross(fake, one))
-    rest = terms["reconstruction"] + terms.get("kl", torch.zeros(())) / math.prod(x.shape[1:])
+    kl = detector.config.kl_weight * terms.get("kl", torch.zeros(()))
+    rest = terms["reconstruction"] + kl / math.prod(x.shape[1:])
     torch.testing.assert_close(terms["loss"], rest + 0.7 * cross(fake, one))
 
 

@@ -93,21 +93,21 @@ class Study:
     def experiment(self, name: str, seed: int) -> Experiment:
         """The experiment of that name at the study's size."""
         wanted = experiment(name)
-        method = wanted.method
-        if not isinstance(method, Learned):
+        method: Any = wanted.method
+        if not isinstance(wanted.method, Learned):
             return wanted
         have = {f.name for f in fields(method)}
         changes = {key: value for key, value in HURRIED.items() if key in have}
         if "widths" in have:
-            changes["widths"] = tuple(max(8, w // 2) for w in method.widths)  # type: ignore[attr-defined]
+            changes["widths"] = tuple(max(8, w // 2) for w in method.widths)
         if "restore" in have:
-            changes["restore"] = replace(method.restore, steps=RESTORE_STEPS)  # type: ignore[attr-defined]
+            changes["restore"] = replace(method.restore, steps=RESTORE_STEPS)
         if "kl_weight" in have and getattr(method, "latent", "dense") == "dense":
             # The L1 term is a sum over voxels and a dense latent has the same units at any size:
             # the same weight would be stronger on smaller samples.
             paper = PAPER_SIZE.get(method.label, 64)
             share = (self.size / paper) ** 2 if method.ndim == 2 else (self.size / 64) ** 3
-            changes["kl_weight"] = method.kl_weight * share  # type: ignore[attr-defined]
+            changes["kl_weight"] = method.kl_weight * share
         return with_fit(
             replace(wanted, method=replace(method, **changes)),
             epochs=self.epochs if method.ndim == 2 else self.epochs_3d,

@@ -77,7 +77,9 @@ class VAEDetector(GradientDetector):
         out: Tensor = self.decoder(features)
         return out.float().sigmoid() if self.config.output == "sigmoid" else out
 
-    def forward(self, x_in: Tensor, target: Tensor, noise: Tensor) -> dict[str, Tensor]:
+    def forward(
+        self, x_in: Tensor, target: Tensor, noise: Tensor, player: str = ""
+    ) -> dict[str, Tensor]:
         """L1 + kl_weight * KL, the L1 term per voxel (section 2.3)."""
         mu, log_sigma = (t.float() for t in self.encode(x_in))
         output = self.decode(mu + log_sigma.exp() * noise).float()

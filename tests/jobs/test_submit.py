@@ -25,6 +25,7 @@ import psutil
 import pytest
 from moto.server import ThreadedMotoServer
 from tiny_cohorts import write_healthy, write_lesioned
+from tiny_scans import brain_image, write
 
 from uadray import files
 from uadray.progress import PLAIN_EVERY_S
@@ -305,6 +306,13 @@ class TestOtherWays:
         job("report", runs, "--out", f"{bucket}/report.html")
         job("preview", healthy, "--out", f"{bucket}/erasing.html", "--epochs", 1)
         job("export", f"{runs}/3D", "--out", f"{bucket}/model")
+        with tempfile.NamedTemporaryFile(suffix=".nii.gz") as scan:
+            write(Path(scan.name), brain_image((116, 136, 116)))
+            files.write_bytes(f"{bucket}/one.nii.gz", Path(scan.name).read_bytes())
+        predicted = ("--out", f"{bucket}/predicted", "--no-viewer")
+        job("predict", f"{bucket}/model", f"{bucket}/one.nii.gz", *predicted)
+        plan = ("--table", 1, "--scale", "smoke", "--dry-run")
+        job("reproduce", "bengs2021", *plan, "--out", f"{bucket}/bengs")
         job("tune", "smoke", *fit, f"{bucket}/sweep", "--space.fit.epochs", 1, "--dry-run")
         for name in ("report.html", "erasing.html"):
             page = files.read_bytes(f"{bucket}/{name}")

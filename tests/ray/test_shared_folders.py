@@ -25,20 +25,20 @@ def net() -> Iterator[Network]:
         private = made.folder / "private"
         private.mkdir()
         made.head(2)
-        nodes.wait_until(lambda: made.cpus()[0] == 2, 120, "the head of the cluster")
+        nodes.wait_until(lambda: made.cpus()[0] == 2, 300, "the head of the cluster")
         join = (
             f"mount -t tmpfs tmpfs {private} && exec {BIN}/ray start --block --num-cpus=2 "
             f"--address={HEAD}:6379 --node-ip-address={made.address(1)} "
             "--object-store-memory=100000000"
         )
         made.start("unshare", "--mount", "sh", "-c", join, node=1)
-        nodes.wait_until(lambda: made.cpus()[0] == 4, 120, "the second node")
+        nodes.wait_until(lambda: made.cpus()[0] == 4, 300, "the second node")
         yield made
 
 
 def run(net: Network, job: str, *args: object) -> tuple[int, str]:
     started = net.start("python", f"jobs/{job}.py", *args, **net.joined)
-    return started.process.wait(180), started.log.read_text()
+    return started.process.wait(300), started.log.read_text()
 
 
 def test_a_private_cohort_is_refused(net: Network) -> None:

@@ -69,7 +69,7 @@ def sbatch(
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        timeout=240,
+        timeout=500,
         check=False,
     )
 

@@ -141,7 +141,8 @@ def _writer(folder: Path, num_rows: int = 1) -> CohortWriter:
 @pytest.fixture(scope="module")
 def nasty(tmp_path_factory: pytest.TempPathFactory) -> Cohort:
     """A cohort of scans with such names, two of them quarantined, each kept in a file first."""
-    folder = tmp_path_factory.mktemp("inside")
+    folder = tmp_path_factory.mktemp("around") / "inside"
+    folder.mkdir()
     writer = _writer(folder, len(NASTY))
     good, bad = NASTY[:-2], NASTY[-2:]
     image, brain = np.full((8, 8, 8), 0.5, np.float16), np.ones((8, 8, 8), bool)

@@ -38,6 +38,7 @@ from uadray.tune.trials import (
     objective_of,
     outcome,
     run_url,
+    settled,
     status,
     write_record,
 )
@@ -130,7 +131,7 @@ def fit_trials(
     cluster.check_readable(files.join(cohort.url, "zarr.json"))
     cluster.check_shared(url)
     tasks = [Task(experiment=t, url=run_url(url, t)) for t in trials]
-    left = [t for t in tasks if status(t.url) not in ENDED]
+    left = [t for t in tasks if not settled(t.url, config)]
     if left and config.scheduler == "asha":
         # It judges by all trials that have epochs; those that have ended only tell it again.
         learned = [t for t in tasks if learns(t.experiment)]
@@ -205,7 +206,7 @@ class _Job:
         points: list[dict[str, Any]] = files.read_json(place) if files.exists(place) else []
         points = points[: self.config.max_trials]
         tasks = [read_task(point, self.url, space) for point in points]
-        if left := [t for t in tasks if status(t.url) not in ENDED]:
+        if left := [t for t in tasks if not settled(t.url, self.config)]:
             self.fit(left)
         past = []
         for point, task in zip(points, tasks, strict=True):
@@ -250,7 +251,8 @@ class _Job:
             ]
             for p in alive if generation else ():
                 pbt.forget(self.url, p, generation - 1)
-            if left := [t for t in tasks if status(t.url) not in (*ENDED, "failed")]:
+            failed = [t for t in tasks if status(t.url) == "failed"]
+            if left := [t for t in tasks if t not in failed and not settled(t.url, self.config)]:
                 number = f"{generation + 1} of {max(p.num_generations for p in found)}"
                 self.fit(left, what=f"members of generation {number}")
             if self.out_of_time or any(status(t.url) == "unfinished" for t in tasks):

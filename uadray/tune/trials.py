@@ -90,6 +90,14 @@ def status(folder: str) -> str:
     return str((Run.open(folder).summary or {}).get("status", "unfinished"))
 
 
+def settled(folder: str, config: SweepConfig) -> bool:
+    """Whether a trial has ended and been measured: nothing is left to do for it."""
+    ended = status(folder)
+    if ended == "finished" and config.uses_labels:
+        return objective_of(Run.open(folder).summary or {}, config) is not None
+    return ended in ENDED
+
+
 def objective_of(summary: dict[str, Any], config: SweepConfig) -> float | None:
     """What a run is compared by, from its summary; None where it has none."""
     if not config.uses_labels:

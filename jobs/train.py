@@ -75,6 +75,9 @@ def main() -> None:
             f"  best epoch {summary['best_epoch'] or '-'}, validation L1 inside the brain "
             f"{summary['validation/reconstruction']:.4f}, fitted in {summary['fit_seconds']:.0f} s"
         )
+    elif summary.get("fit_seconds"):
+        kept = f"epoch {summary['best_epoch']} is kept, " if summary["best_epoch"] else ""
+        print(f"  {kept}fitted in {summary['fit_seconds']:.0f} s")
     for warning in summary.get("warnings", []):
         print(f"  warning: {warning}")
     print(f"  next: python jobs/evaluate.py {shlex.quote(run.url)} --cohort LESIONED.zarr")

@@ -181,13 +181,16 @@ def conclude_facts(run: Run) -> dict[str, Any]:
 def _warnings(run: Run, records: list[Metrics], best: int) -> list[str]:
     """What a reader of the figures must know about the fit."""
     kept = next((record for record in records if record["epoch"] == best), {})
-    active, size = kept.get("train/active_units"), getattr(run.experiment.method, "latent_size", 0)
+    active, method = kept.get("train/active_units"), run.experiment.method
+    # How many units a spatial latent has follows from the volumes' shape.
+    spatial = getattr(method, "latent", "dense") == "spatial"
+    size = 0 if spatial else getattr(method, "latent_size", 0)
     if active is None or active > size * COLLAPSED_SHARE:
         return []
+    of_all = f"{active} latent units carry" if spatial else f"{active} of {size} latent units carry"
     return [
-        f"posterior collapse: {active} of {size} latent units carry information in epoch {best}, "
-        "which is kept, so that all reconstructions are nearly the same: lower "
-        "--method.kl-weight or fit longer"
+        f"posterior collapse: {of_all} information in epoch {best}, which is kept, so that all "
+        "reconstructions are nearly the same: lower --method.kl-weight or fit longer"
     ]
 
 

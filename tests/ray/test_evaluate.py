@@ -21,6 +21,7 @@ from uadray.evaluate.distributed import evaluate
 from uadray.evaluate.postprocess import PostprocessConfig
 from uadray.evaluate.protocols import EvaluateConfig
 from uadray.evaluate.scores import ScoreStore
+from uadray.evaluate.slicewise import Slices
 from uadray.store import Cohort
 from uadray.train.checkpoint import CheckpointStore
 from uadray.train.distributed import fit, load_detector
@@ -191,6 +192,17 @@ def test_resamples_behind_the_intervals_are_kept(
         defined = kept[key][~np.isnan(kept[key])]
         assert kept[key].shape == (record["num_resamples"],)
         assert np.percentile(defined, [2.5, 97.5]) == pytest.approx([low, high])
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_slices_behind_their_auprc_are_kept(
+    runs: dict[str, Run], evaluated: Evaluated, name: str
+) -> None:
+    record = evaluated[0][name]
+    kept = Slices.unpack(files.read_bytes(f"{runs[name].url}/evaluation/stroke-slices.npz"))
+    assert list(kept.subjects) == [subject["id"] for subject in record["subjects"]]
+    found = average_precision_score(kept.lesion[kept.counted], kept.score[kept.counted])
+    assert found == pytest.approx(record["metrics"]["slice_auprc"])
 
 
 def test_each_subject_is_scored_once(

@@ -73,9 +73,9 @@ def evaluate_all(
     """Evaluate finished runs on lesioned cohorts, all runs in one pass over a cohort's volumes.
 
     Leaves `scores/` in each run folder, and in `evaluation/` the files `<cohort>.json`,
-    `<cohort>-threshold.json`, `<cohort>-cases.npz` and `<cohort>-resamples.npz`. What is there
-    already is not made again: every subject is scored once, however often the job was killed, and
-    a threshold fitted once.
+    `<cohort>-threshold.json`, `<cohort>-cases.npz`, `<cohort>-resamples.npz` and
+    `<cohort>-slices.npz`. What is there already is not made again: every subject is scored once,
+    however often the job was killed, and a threshold fitted once.
 
     Args:
         runs: Finished runs, fitted on volumes of the cohorts' shape.

@@ -140,12 +140,10 @@ def test_a_killed_fit_ends_as_the_undisturbed_one(
         CheckpointStore(str(tmp_path / n), what.fingerprint).state() for n in ("whole", "cut")
     ]
     assert states[0] == states[1]
-    # Every parameter had a step; what starts at zero may stay there for one.
     start = fresh(what).state_dict()
-    moved = [not torch.equal(start[k], first[k]) for k, _ in whole.named_parameters()]
-    assert all(moved), [
-        k for (k, _), m in zip(whole.named_parameters(), moved, strict=True) if not m
-    ]
+    unmoved = {k for k, _ in whole.named_parameters() if torch.equal(start[k], first[k])}
+    # A constant added to all scores of a Wasserstein critic changes nothing.
+    assert unmoved <= ({"critic.score.bias"} if name.endswith("f-AnoGAN") else set())
 
 
 @pytest.mark.parametrize("name", EVERY)

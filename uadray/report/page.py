@@ -28,7 +28,7 @@ from uadray.report.sweep_page import (
 )
 from uadray.report.words import Compared, hold_together
 
-MAX_PLOTS = 24
+MAX_PLOTS = 16
 """Most small plots of one kind: the best fit of each experiment, then the highest Dice_D."""
 
 MAX_ERASING = 14

@@ -103,7 +103,7 @@ def _gflop(what: Experiment) -> str:
 
 
 class _Flops(TorchDispatchMode):
-    """Counts by torch's formulas; its own counter cannot follow gradients that a method asks for."""
+    """Counts by torch's formulas; its own counter cannot follow gradients inside a method."""
 
     total = 0
 

@@ -101,19 +101,23 @@ def without_times(records: list[Metrics]) -> list[Metrics]:
     return [{k: v for k, v in r.items() if "second" not in k} for r in records]
 
 
-IN_3D = ("3D-None", "3D-sVAE-GAN", "3D-SSAE", "3D-f-AnoGAN", "3D-ceVAE")
-"""Those of each family that are tested in 3D by default."""
+IN_3D = ("3D-sVAE-GAN", "3D-SSAE", "3D-f-AnoGAN", "3D-Transformer")
+"""Those that are tested in 3D by default."""
+
+ONE_EACH = ("dAE", "AE-dense", "ceVAE", "AAE", "BayesianAE", "f-AnoGAN", "Transformer")
+"""One of each way to learn: by itself, with batches' norm, squares, players, dropout, phases."""
 
 
-def quickly(names: Iterable[str]) -> list[Any]:
-    """Names, of which most in 3D are left to `-m slow`: they share their code with 2D."""
-    return [
-        pytest.param(n, marks=pytest.mark.slow) if n[:2] == "3D" and n not in IN_3D else n
-        for n in names
-    ]
+def quickly(names: Iterable[str], chosen: Iterable[str]) -> list[Any]:
+    """Names, of which all but the chosen are left to `-m slow`: they share their code."""
+    kept = set(chosen)
+    return [n if n in kept else pytest.param(n, marks=pytest.mark.slow) for n in names]
 
 
-@pytest.mark.parametrize("name", quickly(EVERY))
+MOST = [n for n in EVERY if n[:2] != "3D" or n in IN_3D]
+
+
+@pytest.mark.parametrize("name", quickly(EVERY, (*ONE_EACH, *IN_3D[:1])))
 def test_a_killed_fit_ends_as_the_undisturbed_one(
     images: Tensor, tmp_path: Path, name: str
 ) -> None:
@@ -146,7 +150,7 @@ def test_a_killed_fit_ends_as_the_undisturbed_one(
     assert unmoved <= ({"critic.score.bias"} if name.endswith("f-AnoGAN") else set())
 
 
-@pytest.mark.parametrize("name", EVERY)
+@pytest.mark.parametrize("name", quickly(EVERY, MOST))
 def test_scores_have_their_shape_and_range_and_repeat(images: Tensor, name: str) -> None:
     detector = calibrated(tiny(name), images)
     x = images[:2].float()[:, None]
@@ -162,7 +166,7 @@ def test_scores_have_their_shape_and_range_and_repeat(images: Tensor, name: str)
     assert torch.equal(scores, again)
 
 
-@pytest.mark.parametrize("name", EVERY)
+@pytest.mark.parametrize("name", quickly(EVERY, MOST))
 def test_one_file_holds_all_that_scores(images: Tensor, name: str) -> None:
     what = tiny(name)
     detector = calibrated(what, images)
@@ -192,16 +196,7 @@ RECONSTRUCTING = [n for n in EVERY if not n.endswith(("AnoGAN", "Transformer", "
 """Whose players, taken by themselves for a short while, reconstruct what they saw."""
 
 
-LEARNED_BY_DEFAULT = ("dAE", "sVAE-GAN", "ceVAE", "BayesianAE", "SSAE")
-
-
-@pytest.mark.parametrize(
-    "name",
-    [
-        n if n in LEARNED_BY_DEFAULT else pytest.param(n, marks=pytest.mark.slow)
-        for n in RECONSTRUCTING
-    ],
-)
+@pytest.mark.parametrize("name", quickly(RECONSTRUCTING, ("dAE", "sVAE-GAN", "ceVAE", "SSAE")))
 def test_four_volumes_are_learned_and_a_lesion_stands_out(name: str) -> None:
     what = tiny(name)
     if hasattr(what.method, "kl_weight"):

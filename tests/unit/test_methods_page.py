@@ -26,6 +26,7 @@ def test_a_method_is_told_with_its_defaults() -> None:
     assert "`restore.steps` 150" in methods_page._method("VAE-restoration")
 
 
+@pytest.mark.slow
 def test_every_experiment_of_the_study_builds_at_its_size() -> None:
     study = Study()
     assert set(study.names) == {*BASELINES, *OTHERS, "2D-None", "2D-Patch-n", *IN_3D}

@@ -119,6 +119,7 @@ class TestSweep:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 @pytest.mark.usefixtures("ray_session")
 class TestSearches:
     def test_optuna_draws_new_points_and_goes_on_where_it_was(
@@ -221,6 +222,7 @@ class TestSearches:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 @pytest.mark.usefixtures("ray_session")
 def test_a_population_takes_over_and_says_so(cohort: Cohort, tmp_path: Path) -> None:
     outcomes = sweep(KNOBS, cohort, str(tmp_path), config=POPULATION)
@@ -241,9 +243,6 @@ def test_a_population_takes_over_and_says_so(cohort: Cohort, tmp_path: Path) -> 
         # What one went through behind another's state, that one's record tells too.
         for before, span in itertools.pairwise(line):
             assert before["member"] == span["from_member"]
-    lesioned = write_lesioned(tmp_path)
-    found = evaluate([Run.open(o.url) for o in outcomes], lesioned)
-    assert all(one["metrics"]["dice_d"] is not None for one in found)
     written = {p: p.stat().st_mtime_ns for p in tmp_path.glob("*/**/summary.json")}
     assert len(written) == 4 * 3
     again = sweep(KNOBS, cohort, str(tmp_path), config=POPULATION)

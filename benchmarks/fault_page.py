@@ -100,7 +100,7 @@ def text(measured: Sequence[Cell]) -> str:
         shown = [_shown(cells.get((stage, fault)), cells) for stage in STAGES]
         lines.append(f"| {head} | " + " | ".join(shown) + " |")
     exceptions = _exceptions(cells)
-    lines += ["", "### What does not hold", ""]
+    lines += ["", "### What does not hold, or is not known", ""]
     lines += exceptions or ["Every cell that was measured holds."]
     return "\n".join(lines)
 
@@ -121,13 +121,16 @@ def _exceptions(cells: Mapping[tuple[str, str], Cell]) -> list[str]:
     """A line for whatever falls short of the promise."""
     lines = []
     for stage in STAGES:
+        known = (stage, "none") in cells
+        missing = [head for f, head in HEADS.items() if not known or (stage, f) not in cells]
+        if missing:
+            which = "nothing" if len(missing) == len(HEADS) else f"not {', not '.join(missing)}"
+            lines.append(f"- {stage}: {which} is measured yet.")
         for fault, head in HEADS.items():
             cell = cells.get((stage, fault))
-            name = f"{stage}, {head}"
-            if cell is None or (stage, "none") not in cells:
-                lines.append(f"- {name}: not measured.")
+            if cell is None or not known:
                 continue
-            what = []
+            name, what = f"{stage}, {head}", []
             if cell["codes"][-1] != 0:
                 what.append(f"did not come back, exit codes {cell['codes']}")
             elif "hung" in cell["codes"]:

@@ -70,7 +70,10 @@ def test_nothing_that_falls_short_is_left_out() -> None:
         assert ("It said: `error: why`" in text) == ("said" in short)
         assert any(row["holds"] is False for row in fault_page.rows(cells)), short
     missing = [c for c in sound if c["fault"] != "s3"]
-    assert fault_page.text(missing).count(": not measured.") == len(fault_page.STAGES)
+    lines = [f"- {s}: not {fault_page.HEADS['s3']} is measured yet." for s in fault_page.STAGES]
+    assert all(line in fault_page.text(missing) for line in lines)
+    alone = [c for c in sound if c["stage"] == "fit"]
+    assert "- tune: nothing is measured yet." in fault_page.text(alone)
     assert "**not equal**" in fault_page.text(
         [c | (changed if c["fault"] == "cut" else {}) for c in sound]
     )
@@ -78,7 +81,7 @@ def test_nothing_that_falls_short_is_left_out() -> None:
 
 def test_the_rest_of_the_page_is_not_touched(tmp_path, monkeypatch) -> None:
     page = tmp_path / "page.md"
-    text = f"before\n{fault_page.BEGIN}\nold\n{fault_page.END}\nafter\n"
+    text = f"before\n{fault_page.BEGIN}\nstale\n{fault_page.END}\nafter\n"
     page.write_text(text)
     monkeypatch.setattr(fault_page, "PAGE", page)
     monkeypatch.setattr(fault_page, "REPOSITORY", tmp_path)
@@ -86,5 +89,5 @@ def test_the_rest_of_the_page_is_not_touched(tmp_path, monkeypatch) -> None:
     first, last = page.read_text().split(fault_page.BEGIN)[0], page.read_text()
     assert first == "before\n"
     assert last.endswith(f"{fault_page.END}\nafter\n")
-    assert "old" not in last
+    assert "stale" not in last
     assert "| undisturbed | not measured | 40 s |" in last

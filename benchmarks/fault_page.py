@@ -124,8 +124,8 @@ def _exceptions(cells: Mapping[tuple[str, str], Cell]) -> list[str]:
         known = (stage, "none") in cells
         missing = [head for f, head in HEADS.items() if not known or (stage, f) not in cells]
         if missing:
-            which = "nothing" if len(missing) == len(HEADS) else f"not {', not '.join(missing)}"
-            lines.append(f"- {stage}: {which} is measured yet.")
+            which = "" if len(missing) == len(HEADS) else f": {'; '.join(missing)}"
+            lines.append(f"- {stage}, not measured yet{which}.")
         for fault, head in HEADS.items():
             cell = cells.get((stage, fault))
             if cell is None or not known:

@@ -70,10 +70,10 @@ def test_nothing_that_falls_short_is_left_out() -> None:
         assert ("It said: `error: why`" in text) == ("said" in short)
         assert any(row["holds"] is False for row in fault_page.rows(cells)), short
     missing = [c for c in sound if c["fault"] != "s3"]
-    lines = [f"- {s}: not {fault_page.HEADS['s3']} is measured yet." for s in fault_page.STAGES]
+    lines = [f"- {s}, not measured yet: {fault_page.HEADS['s3']}." for s in fault_page.STAGES]
     assert all(line in fault_page.text(missing) for line in lines)
     alone = [c for c in sound if c["stage"] == "fit"]
-    assert "- tune: nothing is measured yet." in fault_page.text(alone)
+    assert "- tune, not measured yet." in fault_page.text(alone)
     assert "**not equal**" in fault_page.text(
         [c | (changed if c["fault"] == "cut" else {}) for c in sound]
     )

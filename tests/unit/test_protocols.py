@@ -1,8 +1,11 @@
 """The papers' protocols: the numbers of their sections, and grids that fit or are refused."""
 
+import importlib.util
 import re
 import shlex
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import tyro
@@ -139,3 +142,24 @@ def test_settings_are_json():
 def test_an_unknown_protocol_lists_the_known(make):
     with pytest.raises(ConfigError, match=r"baur2018.*was 'ours'"):
         make("ours")
+
+
+@pytest.mark.parametrize("name", WITH_GRID)
+def test_one_flag_of_the_preparation_takes_a_grid(name, monkeypatch):
+    path = Path(__file__).resolve().parents[2] / "jobs" / "prepare.py"
+    spec = importlib.util.spec_from_file_location("prepare_job", path)
+    job = importlib.util.module_from_spec(spec)
+    # The parser of the arguments asks where the classes come from.
+    monkeypatch.setitem(sys.modules, "prepare_job", job)
+    spec.loader.exec_module(job)
+    given = ["mslub", "DATA", "--out", "c.zarr", f"--grid={name}"]
+
+    def config(*flags):
+        args = job.spelled_out([*given, *flags])
+        made = tyro.cli(job.commands(), args=args, config=(tyro.conf.OmitArgPrefixes,))
+        return made.config
+
+    assert config() == prepared(PROTOCOLS[name].prepare)
+    z = PROTOCOLS[name].grid[0]
+    smaller = config("--shape", str(z), "64", "64")
+    assert smaller == replace(config(), shape=(z, 64, 64))

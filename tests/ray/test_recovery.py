@@ -9,20 +9,28 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 import torch
-from namespaces import HEAD, REPOSITORY, Namespace, Started, can_unshare, namespace, wait_until
 from safetensors.torch import load_file
 from tiny_cohorts import NUM_TRAIN, write_healthy
 
+from benchmarks.nodes import (
+    HEAD,
+    QUICK_TO_GIVE_UP,
+    REPOSITORY,
+    Network,
+    Started,
+    network,
+    wait_until,
+    why_not,
+)
 from uadray.store import Cohort
 
 pytestmark = [
     pytest.mark.ray,
     pytest.mark.slow,
     pytest.mark.timeout(900),
-    pytest.mark.skipif(bool(can_unshare()), reason=can_unshare()),
+    pytest.mark.skipif(bool(why_not()), reason=why_not()),
 ]
 
 EPOCHS = 60
@@ -37,7 +45,7 @@ def cohort(tmp_path_factory: pytest.TempPathFactory) -> Cohort:
 
 
 def train(
-    place: Namespace, cohort: Cohort, run: Path, *flags: object, batch_size: int = 8, **env: str
+    place: Network, cohort: Cohort, run: Path, *flags: object, batch_size: int = 8, **env: str
 ) -> Started:
     """Start the job, always with the same settings."""
     return place.start(
@@ -107,7 +115,7 @@ def told(record_property: Any, what: str, run: Path, epoch: int, seconds: float)
 def test_a_killed_process_goes_on_by_the_same_command(
     cohort: Cohort, tmp_path: Path, record_property: Any
 ) -> None:
-    with namespace() as place:
+    with network(1, environment=QUICK_TO_GIVE_UP) as place:
         train(place, cohort, tmp_path / "whole").must(240)
         run = tmp_path / "killed"
         started = train(place, cohort, run)
@@ -127,16 +135,16 @@ def test_a_killed_process_goes_on_by_the_same_command(
 
 
 @pytest.fixture(scope="module")
-def place() -> Iterator[Namespace]:
+def place() -> Iterator[Network]:
     """A cluster of one node, which outlives the jobs that join it."""
-    with namespace() as made:
+    with network(1, environment=QUICK_TO_GIVE_UP) as made:
         made.head(4)
         wait_until(lambda: made.cpus()[0] == 4, 120, "the cluster")
         yield made
 
 
 @pytest.fixture(scope="module")
-def whole(place: Namespace, cohort: Cohort, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def whole(place: Network, cohort: Cohort, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What three undisturbed workers fit."""
     run = tmp_path_factory.mktemp("runs") / "three"
     train(place, cohort, run, *THREE, **JOINED).must(300)
@@ -144,7 +152,7 @@ def whole(place: Namespace, cohort: Cohort, tmp_path_factory: pytest.TempPathFac
 
 
 def test_a_killed_worker_of_three_comes_back_by_itself(
-    place: Namespace, cohort: Cohort, whole: Path, tmp_path: Path, record_property: Any
+    place: Network, cohort: Cohort, whole: Path, tmp_path: Path, record_property: Any
 ) -> None:
     run = tmp_path / "run"
     started = train(place, cohort, run, *THREE, **JOINED)
@@ -163,7 +171,7 @@ def test_a_killed_worker_of_three_comes_back_by_itself(
 
 
 def test_a_killed_driver_leaves_nothing_and_goes_on_by_the_same_command(
-    place: Namespace, cohort: Cohort, whole: Path, tmp_path: Path, record_property: Any
+    place: Network, cohort: Cohort, whole: Path, tmp_path: Path, record_property: Any
 ) -> None:
     run = tmp_path / "run"
     started = train(place, cohort, run, *THREE, **JOINED)
@@ -186,7 +194,7 @@ def test_a_killed_driver_leaves_nothing_and_goes_on_by_the_same_command(
 
 
 def test_another_number_of_workers_goes_on_from_the_same_checkpoint(
-    place: Namespace, cohort: Cohort, tmp_path: Path
+    place: Network, cohort: Cohort, tmp_path: Path
 ) -> None:
     """One step an epoch over all volumes, so that all numbers of workers do the same."""
     run, batch = tmp_path / "run", NUM_TRAIN
@@ -211,45 +219,36 @@ TWO = ("--scale.num-workers", 2, "--scale.cpus-per-worker", 0.75)
 
 
 @pytest.fixture
-def nodes() -> Iterator[Namespace]:
+def nodes() -> Iterator[Network]:
     """Two nodes of one CPU each: a worker of 0.75 CPUs fits once on either."""
-    with namespace() as made:
-        made.head(1)
-        wait_until(lambda: made.cpus()[0] == 1, 120, "the cluster")
-        made.second(1)
-        wait_until(lambda: made.cpus()[0] == 2, 120, "the second node")
+    with network(2, environment=QUICK_TO_GIVE_UP) as made:
+        made.cluster([1, 1])
         yield made
 
 
-def kill_second(nodes: Namespace) -> None:
-    (raylet,) = nodes.processes("raylet/raylet", "10.77.0.2")
-    raylet.kill()
-    psutil.wait_procs([raylet], 10)
-
-
 def test_a_lost_node_is_replaced_and_the_group_goes_on(
-    nodes: Namespace, cohort: Cohort, tmp_path: Path, record_property: Any
+    nodes: Network, cohort: Cohort, tmp_path: Path, record_property: Any
 ) -> None:
     train(nodes, cohort, tmp_path / "whole", *TWO, **JOINED).must(300)
     run = tmp_path / "run"
     started = train(nodes, cohort, run, *TWO, **JOINED)
     reach_the_middle(run, 20, started)
-    kill_second(nodes)
+    nodes.kill_raylet(1)
     since = time.monotonic()
     epoch = cut_at(run, since)
-    nodes.second(1)
+    nodes.join(1, 1)
     told(record_property, "a node", run, epoch, back_after(run, epoch, since))
     started.must(300)
     assert_same_fit(run, tmp_path / "whole")
 
 
 def test_a_group_shrinks_to_the_nodes_that_are_left(
-    nodes: Namespace, cohort: Cohort, tmp_path: Path, record_property: Any
+    nodes: Network, cohort: Cohort, tmp_path: Path, record_property: Any
 ) -> None:
     run = tmp_path / "run"
     started = train(nodes, cohort, run, *TWO, "--scale.min-workers", 1, **JOINED)
     reach_the_middle(run, 20, started)
-    kill_second(nodes)
+    nodes.kill_raylet(1)
     since = time.monotonic()
     epoch = cut_at(run, since)
     told(record_property, "a node, for good", run, epoch, back_after(run, epoch, since))

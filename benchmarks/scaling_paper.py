@@ -37,7 +37,7 @@ class Assumed:
 
 ASSUMED = {
     "peak TFLOP/s of a GPU": Assumed(989, "H100 or H200, bfloat16 without sparsity, data sheet"),
-    "share of it that a fit reaches": Assumed(0.2, "between 10 and 35 % is usual for 3D CNNs"),
+    "share of it that a fit reaches": Assumed(0.2, "a guess; 0.33 was measured on a CPU"),
     "GPU memory, GB": Assumed(141, "H200, data sheet"),
     "GPUs of a machine": Assumed(8, "usual"),
     "CPU cores beside a GPU": Assumed(24, "192 virtual CPUs beside 8 GPUs, as clouds sell them"),
@@ -244,7 +244,7 @@ def limit_table(found: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:
                         f"{each * gpus:,.0f}",
                         "held" if held else "streamed",
                         f"{first} ({counted[first]:.2g} of what there is)",
-                        f"{epoch:.2g} s",
+                        f"{epoch:,.0f} s" if epoch >= 100 else f"{epoch:.2g} s",
                     ]
                 )
     return lines
@@ -303,7 +303,9 @@ much longer.
 {_table(LIMIT_HEAD, limit_table(found))}
 
 `volumes for a step` above 1: there are fewer volumes than a step of all GPUs wants, so that fewer
-GPUs, or smaller batches, do as well.
+GPUs, or smaller batches, do as well. It is arithmetic on bytes, requests and operations: what Ray
+takes for a task, of which there is one for {MIX_SHARDS * MAX_SHARD_VOLUMES} volumes, and what a step
+launches on a GPU is not in it.
 
 ## The driver at a million scans
 

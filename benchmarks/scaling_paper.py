@@ -303,9 +303,9 @@ much longer.
 {_table(LIMIT_HEAD, limit_table(found))}
 
 `volumes for a step` above 1: there are fewer volumes than a step of all GPUs wants, so that fewer
-GPUs, or smaller batches, do as well. It is arithmetic on bytes, requests and operations: what Ray
-takes for a task, of which there is one for {MIX_SHARDS * MAX_SHARD_VOLUMES} volumes, and what a step
-launches on a GPU is not in it.
+GPUs, or smaller batches, do as well. It is arithmetic on bytes, requests and operations: what a
+step launches on a GPU is not in it, nor what Ray takes for a task, of which there is one for
+{MIX_SHARDS * MAX_SHARD_VOLUMES} volumes.
 
 ## The driver at a million scans
 

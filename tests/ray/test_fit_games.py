@@ -30,7 +30,7 @@ def last_weights(run: Run) -> dict[str, torch.Tensor]:
 def test_two_workers_play_the_game_of_one(tmp_path: Path) -> None:
     """A Wasserstein GAN with its penalty, and then the encoder; one step an epoch over all."""
     cohort = write_healthy(tmp_path)
-    what = tiny("3D-f-AnoGAN", epochs=6, batch_size=NUM_TRAIN)
+    what = tiny("3D-f-AnoGAN", epochs=4, batch_size=NUM_TRAIN)
     one = fit(what, cohort, str(tmp_path / "one"))
     two = fit(
         what,
@@ -43,7 +43,7 @@ def test_two_workers_play_the_game_of_one(tmp_path: Path) -> None:
         for key in a:
             if "second" not in key:
                 assert b[key] == pytest.approx(a[key], rel=1e-3, abs=1e-5), key
-    assert [r["phase"] for r in two.metrics()] == [1, 1, 1, 1, 2, 2]
+    assert [r["phase"] for r in two.metrics()] == [1, 1, 2, 2]
     detector = build(what.method, SHAPE).eval()
     assert isinstance(detector, GradientDetector)
     rows = cohort.rows("validation")

@@ -110,13 +110,14 @@ class RestorationMixin(_Base):
         return torch.stack([error[brain].double().sum(), brain.double().sum()])
 
     def calibrate(self, volumes: Iterable[Tensor], total: Callable[[Tensor], Tensor]) -> None:
-        """Choose the weight of the total variation by healthy volumes (section 2.3 there).
+        """Choose the weight of the total variation by healthy volumes.
 
         The original takes the weight whose restorations of healthy images change least, of 20
         between 0 and 3.8. The larger the weight, the less anything changes, lesions included,
-        until the descent's own zigzag outweighs that: its least is the end of a plateau. So the
-        smallest weight is taken here whose change exceeds the least by at most `tolerance` of the
-        span between the most and the least.
+        until the descent's own zigzag outweighs that: where the change is least, lesions hardly
+        change either. So the smallest weight is taken here whose change exceeds the least by at
+        most `tolerance` of the span between the most and the least. One weight alone is taken as
+        it is.
 
         Args:
             volumes: Healthy (B, 1, Z, Y, X) of this worker.

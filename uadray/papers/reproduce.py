@@ -213,6 +213,8 @@ class Reproduction:
         told = []
         if self.scale.changes:
             changed = ", ".join(f"{name} = {value}" for name, value in self.scale.changes)
+            if self.scale.batch_size_3d:
+                changed += f", batches of {self.scale.batch_size_3d} volumes in 3D"
             told.append(f"Scale {self.scale.name!r}: {self.scale.told}. Changed: {changed}.")
         told += healthy_differences(self.study, self.healthy)
         for need in self.study.cohorts:

@@ -98,7 +98,7 @@ def test_a_figure_of_bengs_is_made_again_on_phantoms(tmp_path: Path) -> None:
         "--no-baselines",
     )
     assert more.code == 3
-    assert "1 evaluated" in more.out
+    assert "2 evaluated" in more.out
     assert "tumour-t1ce" in more.out
 
 

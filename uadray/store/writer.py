@@ -337,12 +337,8 @@ def _table(subjects: Sequence[Subject]) -> pa.Table:
     return pa.Table.from_pylist(lines, schema=_SCHEMA)
 
 
-_SCHEMA = pa.schema(
-    [
-        (field.name, {int: pa.int64(), float: pa.float64()}.get(field.type, pa.string()))
-        for field in fields(Subject)
-    ]
-)
+_KINDS: dict[Any, Any] = {int: pa.int64(), float: pa.float64()}
+_SCHEMA = pa.schema([(f.name, _KINDS.get(f.type, pa.string())) for f in fields(Subject)])
 
 
 def _differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:

@@ -269,7 +269,9 @@ def thumbnail(volumes: CaseVolumes, threshold: float | None) -> bytes:
             mask = (large & bit) > 0
             picture[mask & ~ndimage.binary_erosion(mask)] = colour
     buffer = io.BytesIO()
-    Image.fromarray(picture).quantize(96).save(buffer, format="PNG", optimize=True)
+    # Few voxels have a colour: the usual way to choose a palette would leave them out.
+    palette = Image.fromarray(picture).quantize(192, method=Image.Quantize.MAXCOVERAGE)
+    palette.save(buffer, format="PNG", optimize=True)
     return buffer.getvalue()
 
 

@@ -198,7 +198,9 @@ def _spans(made: Sequence[Effect]) -> list[str]:
             continue
         setting = effect.setting
         first, last = setting.text(setting.values[0]), setting.text(setting.values[-1])
-        head = f"From {setting.label} {first} to {last} on {effect.group.name}"
+        others = " and ".join(other.label for other in effect.others)
+        mean = "" if effect.is_held else f", as means over {others}"
+        head = f"From {setting.label} {first} to {last} on {effect.group.name}{mean}"
         if len(found) <= MAX_TOLD:
             told = "; ".join(_span(line, span) for line, span in found)
             sentences.append(f"{head}, Dice_D goes as follows: {told}.")

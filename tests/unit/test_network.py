@@ -66,7 +66,7 @@ def test_a_full_disk_takes_nothing_and_keeps_what_it_has(net: Network) -> None:
     write = ("sh", "-c", f"echo something > {net.disk}/$0")
     net.must(*write, "before")
     net.fill_disk()
-    with pytest.raises(AssertionError, match="I/O error|No space left"):
+    with pytest.raises(AssertionError, match=r"I/O error|No space left"):
         net.must(*write, "full", node=1)
     net.empty_disk()
     net.must(*write, "after", node=1)

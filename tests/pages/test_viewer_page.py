@@ -105,7 +105,8 @@ def press(page: Any, *keys: str) -> None:
     page.find_element(By.TAG_NAME, "body").send_keys(*keys)
 
 
-def test_it_opens_from_a_file_without_error_or_request(page: Any, made: CasePage) -> None:
+def test_it_opens_from_a_file_without_error_or_request(loaded: Any, made: CasePage) -> None:
+    page = loaded
     # Chromium remarks on drawing in software, and on pictures that are read back.
     assert [entry for entry in page.get_log("browser") if entry["source"] != "rendering"] == []
     events = [json.loads(entry["message"])["message"] for entry in page.get_log("performance")]
@@ -119,7 +120,8 @@ def test_it_opens_from_a_file_without_error_or_request(page: Any, made: CasePage
     assert made.num_bytes < 1_500_000
 
 
-def test_the_policy_refuses_requests_and_other_scripts(page: Any) -> None:
+def test_the_policy_refuses_requests_and_other_scripts(loaded: Any) -> None:
+    page = loaded
     message = page.execute_async_script(
         "const done = arguments[0]; fetch('http://127.0.0.1:9/').then(() => done('sent'))"
         ".catch(error => done(String(error)));"
@@ -133,7 +135,8 @@ def test_the_policy_refuses_requests_and_other_scripts(page: Any) -> None:
     page.get_log("browser")
 
 
-def test_four_views_are_drawn(page: Any) -> None:
+def test_four_views_are_drawn(loaded: Any) -> None:
+    page = loaded
     shown = picture(page)
     rows, columns = (n // 2 for n in shown.shape[:2])
     for part in (shown[:rows], shown[rows:]):
@@ -143,6 +146,7 @@ def test_four_views_are_drawn(page: Any) -> None:
     assert coloured(shown) > 500
 
 
+@pytest.mark.slow
 def test_opacity_and_threshold_change_the_picture(page: Any) -> None:
     for name in ("proposal", "truth", "crosshair"):
         put(page, name, False)
@@ -176,7 +180,8 @@ def test_the_frozen_threshold_is_where_it_starts(page: Any) -> None:
     assert page.find_element(By.ID, "threshold-text").text == text
 
 
-def test_a_click_on_the_strip_moves_the_slice(page: Any) -> None:
+def test_a_click_on_the_strip_moves_the_slice(loaded: Any) -> None:
+    page = loaded
     before, start = picture(page), axial(page)
     strip = page.find_element(By.ID, "strip")
     total = int(strip.get_attribute("aria-valuemax"))
@@ -299,7 +304,8 @@ def test_the_reconstruction_takes_the_scans_place(page: Any) -> None:
     assert np.abs(picture(page) - scan).max() < 3
 
 
-def test_names_that_are_markup_stay_text(page: Any) -> None:
+def test_names_that_are_markup_stay_text(loaded: Any) -> None:
+    page = loaded
     assert page.find_element(By.TAG_NAME, "h1").text == MARKUP
     assert MARKUP in page.find_element(By.CSS_SELECTOR, "header .warning").text
     assert page.execute_script("return [...document.scripts].filter(s => !s.type).length") == 2

@@ -84,8 +84,7 @@ def _run_pages(
         row = int(table.loc[subject, "row"])
         affine = np.asarray(table.loc[subject, "affine"], np.float64)
         image, brain, lesion = (
-            cohort.read(name, row, row + 1)[0]  # type: ignore[arg-type]
-            for name in ("image", "brain", "lesion")
+            cohort.read(name, row, row + 1)[0] for name in ("image", "brain", "lesion")
         )
         levels = store.checked_levels(row, subject)
         opened = open_components(

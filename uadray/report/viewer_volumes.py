@@ -131,7 +131,8 @@ def load_volumes(
         }.items()
         if source is not None
     }
-    head, arrays = images["scan"][0], {}
+    head: Any = images["scan"][0]
+    arrays: dict[str, NDArray[Any]] = {}
     for name, (image, _) in images.items():
         if image.shape != head.shape or not np.allclose(image.affine, head.affine, atol=1e-2):
             raise ConfigError(

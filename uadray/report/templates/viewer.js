@@ -45,16 +45,21 @@
   const top = Math.max(...data.slices);
 
   // ---- NiiVue
+  const crosshair = 0.5;
   const view = new Niivue({
     logLevel: "error",
     loadingText: "",
     dragAndDropEnabled: false,
     multiplanarShowRender: 1,
+    multiplanarLayout: 2,
     multiplanarPadPixels: 6,
+    showAllOrientationMarkers: true,
     backColor: [0, 0, 0, 1],
     fontColor: [0.85, 0.87, 0.9, 1],
     crosshairColor: [0.45, 0.85, 0.6, 0.7],
-    crosshairWidth: 1,
+    crosshairWidth: crosshair,
+    crosshairWidthUnit: "mm",
+    crosshairGap: 5,
     clipPlaneColor: [1, 1, 1, 0],
     isForceMouseClickToVoxelCenters: true,
     fontMinPx: 12,
@@ -278,7 +283,7 @@
     reconstruction: applyImage,
     proposal: draw,
     truth: draw,
-    crosshair: () => view.setCrosshairWidth(field("crosshair").checked ? 1 : 0),
+    crosshair: () => view.setCrosshairWidth(field("crosshair").checked ? crosshair : 0),
     radiological: () => view.setRadiologicalConvention(field("radiological").checked),
     cut: () => view.setClipPlane(field("cut").checked ? [0.1, 0, 90] : [2, 0, 0]),
     view: () => view.setSliceType([3, 0, 1, 2, 4][Number(field("view").value)]),

@@ -63,7 +63,7 @@ def _tune(out: str) -> list[object]:
     return [
         *("jobs/tune.py", "smoke", "--cohort", f"{INPUTS}/healthy.zarr", "--out", f"{out}/s"),
         *("--space.experiments", "2D-None", "2D-Patch-n", "--space.latent-size", 8, 16),
-        *("--space.fit.epochs", TUNE_EPOCHS, "--space.fit.batch-size", 64, "--no-space.baselines"),
+        *("--space.fit.epochs", TUNE_EPOCHS, "--space.fit.batch-size", 64, "--space.no-baselines"),
         *("--space.fit.precision", "float32"),
     ]
 

@@ -106,12 +106,12 @@ def _check_frame(cohort: Cohort, content: Summary | None) -> Iterator[Problem]:
             yield Problem(what="zarr.json: the fingerprint or a count does not fit the content")
     for path, digest in documents.items():
         try:
-            content = files.read_bytes(files.join(cohort.url, path))
+            found = files.read_bytes(files.join(cohort.url, path))
         except FileNotFoundError:
             if not path.startswith("parts/"):  # named with its rows
                 yield Problem(what=f"{path} is missing")
             continue
-        if file_digest(content) != digest:
+        if file_digest(found) != digest:
             yield Problem(what=f"{path} differs from what was written")
 
 

@@ -14,6 +14,7 @@ import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import SimpleITK as sitk
@@ -90,7 +91,9 @@ def one_by_one(run: Run, scans: list[Scan], folder: Path, rounds: int) -> list[R
         "predict, write and page": written(True),
     }
     for k in range(len(items)):
-        bound = {name: lambda side=side, k=k: side(k) for name, side in sides.items()}
+        bound: dict[str, Callable[[], object]] = {
+            name: partial(side, k) for name, side in sides.items()
+        }
         for name, seconds in in_turns(bound, rounds).items():
             spent[name] += seconds
     median = {name: statistics.median(values) for name, values in spent.items()}

@@ -13,6 +13,7 @@ same model anew, with the evaluations that have come since.
 
 import shlex
 from dataclasses import dataclass
+from typing import Literal
 
 import tyro
 
@@ -33,15 +34,19 @@ class Export:
     given."""
     cohort: str = ""
     """Where the run's cohort lies now, if it has moved since the fit."""
-    onnx: bool | None = None
-    """Write the reconstruction as ONNX; by default where the method has one and the packages are
+    onnx: Literal["auto", "yes", "no"] = "auto"
+    """Write the reconstruction as ONNX; `auto` does where the method has one and the packages are
     there."""
 
 
 def main() -> None:
     job = tyro.cli(Export, description=__doc__)
     model, notes = export_model(
-        job.run, job.out, cohort=job.cohort, licence=job.licence, onnx=job.onnx
+        job.run,
+        job.out,
+        cohort=job.cohort,
+        licence=job.licence,
+        onnx={"auto": None, "yes": True, "no": False}[job.onnx],
     )
     print(f"{model.experiment.name}: model {model.identity} at {model.url}")
     for name in files.list_names(model.url):

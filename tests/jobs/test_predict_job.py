@@ -19,7 +19,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_export_then_predict_as_it_says(home: Path) -> None:
     shell = Shell(folder=home)
     exported = shell.run(
-        "export", "run", "--out", "model", "--licence", "CC0-1.0", "--no-onnx"
+        "export", "run", "--out", "model", "--licence", "CC0-1.0", "--onnx", "no"
     ).must()
     assert "MODEL_CARD.md" in exported.out
     path = write_head(home / "p_T1w.nii.gz", 3, lesion=True)
@@ -33,6 +33,7 @@ def test_export_then_predict_as_it_says(home: Path) -> None:
         assert (home / "predicted/p_T1w" / name).exists()
 
 
+@pytest.mark.slow
 def test_exit_codes_and_messages(home: Path) -> None:
     """One bad among good ones is 3, nothing usable is 1, and a wrong call is told in a line."""
     shell = Shell(folder=home)

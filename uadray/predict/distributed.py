@@ -48,7 +48,7 @@ class OnRay:
         packed = [{"item": cloudpickle.dumps(item)} for item in items]
         dataset = ray.data.from_items(packed, override_num_blocks=min(len(items), MAX_TASKS))
         predicted = dataset.map(
-            _Predictor,
+            _Predictor,  # type: ignore[arg-type]  # an actor's class
             fn_constructor_args=(self,),
             num_cpus=min(1, cpus),
             num_gpus=self.gpus or None,

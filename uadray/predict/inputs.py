@@ -162,7 +162,8 @@ def _in_folder(url: str, modality: str, ignore_names: bool) -> tuple[list[Scan],
         layout = ""
     if layout and not ignore_names:
         return list(LAYOUTS[layout](url, modality.split(", ")[0])), []
-    kept, left_out = [], []
+    kept: list[str] = []
+    left_out: list[str] = []
     for name in names:
         named = set() if ignore_names else named_modalities(stem(name))
         other = bool(named) and not named & set(modality.split(", "))

@@ -316,7 +316,7 @@ def _last_reconstruction(detector: Detector) -> Iterator[dict[str, Any]]:
         held["last"] = (x, output)
         return output
 
-    detector.reconstruct = watched  # type: ignore[method-assign]
+    detector.reconstruct = watched  # type: ignore[method-assign, assignment]
     try:
         yield held
     finally:
@@ -361,7 +361,7 @@ def _nifti_header(path: str) -> Any:
         with gzip.open(io.BytesIO(content)) as packed:
             content = packed.read(1024)
     for kind, size in ((nib.Nifti1Header, 348), (nib.Nifti2Header, 540)):
-        if size in {int.from_bytes(content[:4], order) for order in ("little", "big")}:  # type: ignore[arg-type]
+        if size in {int.from_bytes(content[:4], order) for order in ("little", "big")}:
             header: Any = kind.from_fileobj(io.BytesIO(content), check=False)
             return header
     return None

@@ -148,7 +148,9 @@ class Healthy:
             TypeError: one is missing.
         """
         ranges = tuple(from_json(HealthyRange, one) for one in value["measures"])
-        plain = {k: tuple(v) if isinstance(v, list) else v for k, v in value.items()}
+        plain: dict[str, Any] = {
+            k: tuple(v) if isinstance(v, list) else v for k, v in value.items()
+        }
         return cls(**{**plain, "measures": ranges})
 
 
@@ -190,7 +192,7 @@ def measure_healthy(cohort: Cohort, detector: Detector, device: torch.device) ->
         mean_score=median,
         # Scores that do not differ at all (ranks, for instance) must not flag each rounding.
         score_spread=max(MAD_TO_SD * mad, MIN_SCORE_SPREAD * median, 1e-6),
-        voxel_mm=_source_voxels(_thinned(table["source"].to_numpy(), MAX_HEADERS)),
+        voxel_mm=_source_voxels(_thinned(table["source"].to_numpy(), MAX_HEADERS).tolist()),
     )
 
 

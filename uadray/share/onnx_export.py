@@ -68,7 +68,7 @@ def reconstruction_onnx(detector: Detector, shape: tuple[int, int, int]) -> byte
                 verbose=False,
             )
             assert program is not None
-            program.save(buffer)
+            program.save(buffer)  # type: ignore[arg-type]  # it takes streams as well
     except Exception as error:  # whatever an operator without a counterpart raises
         reason = " ".join(str(error).split())[:200]
         raise ConfigError(

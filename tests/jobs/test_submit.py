@@ -224,7 +224,7 @@ def test_a_failure_is_an_exit_code(head: Head, tmp_path: Path) -> None:
     assert head.jobs()[-1]["status"] == "FAILED"
 
 
-@pytest.mark.parametrize("token", ["", secrets.token_hex(32)])
+@pytest.mark.parametrize("token", ["", secrets.token_hex(32)], ids=["none", "another"])
 def test_without_the_token_nothing_is_answered(head: Head, token: str) -> None:
     headers = {"Authorization": f"Bearer {token}"} if token else {}
     with pytest.raises(urllib.error.HTTPError) as caught:

@@ -214,7 +214,8 @@ def _seal(model: Path) -> None:
 
 
 class TestOnnx:
-    @pytest.mark.parametrize("ndim", [pytest.param(2, marks=pytest.mark.slow), 3])
+    @pytest.mark.slow  # loading the exporter takes longest
+    @pytest.mark.parametrize("ndim", [2, 3])
     def test_reconstructs_as_torch(self, run: Run, tmp_path: Path, ndim: int) -> None:
         pytest.importorskip("onnxscript")
         runtime = pytest.importorskip("onnxruntime")

@@ -43,7 +43,7 @@ class TestFlow:
             assert verify(str(url)) == []
             assert f"at {url}" in done.out
             assert cohort.fingerprint in done.out
-            assert plain(done)[-1].startswith(f"{count} of {count} scans in 0:")
+            assert plain(done)[-1].startswith(f"{count} of {count} scans in ")
 
     @pytest.mark.parametrize("name", ["3D-Cube-n", "PCA-4"])
     def test_train(self, flow: Flow, name: str) -> None:

@@ -14,6 +14,7 @@ from uadray.report.viewer_runs import write_viewers
 from uadray.store import open_cohort
 
 
+@pytest.mark.slow
 def test_examples_get_pages_to_which_the_report_links(flow: Flow, tmp_path: Path) -> None:
     runs = [str(flow.shell.folder / "runs" / name) for name in ("3D-Cube-n", "PCA-4")]
     report = tmp_path / "report.html"
@@ -38,6 +39,7 @@ def test_examples_get_pages_to_which_the_report_links(flow: Flow, tmp_path: Path
     assert (tmp_path / "report-cases" / "index.html").exists()
 
 
+@pytest.mark.slow
 def test_a_cohort_that_changed_is_refused(flow: Flow, tmp_path: Path) -> None:
     run = tmp_path / "run"
     shutil.copytree(flow.shell.folder / "runs" / "PCA-4", run)

@@ -190,6 +190,7 @@ def kill_one_worker(run: Path, after: int, told: dict[str, Any]) -> None:
         time.sleep(0.01)
 
 
+@pytest.mark.slow
 def test_a_killed_worker_costs_time_and_nothing_else(
     cohort: Cohort, undisturbed: Run, tmp_path: Path
 ) -> None:

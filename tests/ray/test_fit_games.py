@@ -15,6 +15,7 @@ from uadray.train.distributed import ScaleConfig, fit, load_detector
 from uadray.train.run import Run
 
 pytestmark = [
+    pytest.mark.slow,
     pytest.mark.ray,
     pytest.mark.usefixtures("ray_session"),
     pytest.mark.timeout(300),

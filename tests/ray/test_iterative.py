@@ -23,6 +23,7 @@ from uadray.train.run import Run
 from uadray.train.worker import identity
 
 pytestmark = [
+    pytest.mark.slow,
     pytest.mark.ray,
     pytest.mark.usefixtures("ray_session"),
     pytest.mark.timeout(300),

@@ -9,7 +9,7 @@ from tiny_models import finished_run, freeze_threshold, healthy_cohort, write_he
 from uadray.errors import PredictError
 from uadray.predict.job import PredictJob
 
-pytestmark = pytest.mark.ray
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
 
 def test_a_folder_with_a_bad_scan(ray_session: None, tmp_path: Path) -> None:

@@ -84,6 +84,7 @@ class TestSweep:
         assert [t["status"] for t in record["trials"]] == [o.status for o in outcomes]
         assert record["varied"] == ["experiment", "fit.learning_rate", "fit.seed"]
 
+    @pytest.mark.slow
     def test_asha_stops_some_and_says_so(self, cohort: Cohort, tmp_path: Path) -> None:
         space = Space(
             experiments=("3D-None",),
@@ -104,6 +105,7 @@ class TestSweep:
         again = sweep(space, cohort, str(tmp_path), config=config)
         assert {o.url: o.status for o in again} == before
 
+    @pytest.mark.slow
     def test_random_search_is_a_seeded_part_of_the_grid(
         self, cohort: Cohort, tmp_path: Path
     ) -> None:

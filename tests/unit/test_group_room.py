@@ -63,7 +63,7 @@ def test_cases_that_hang_without_an_error(
         ({"num_workers": 0}, "num_workers must be >= 1"),
         ({"cpus_per_worker": 0}, "cpus_per_worker > 0"),
         ({"num_workers": 2, "min_workers": 3}, r"min_workers must be in \[0, num_workers\], was 3"),
-        ({"micro_batch": -1}, "micro_batch and scale.max_failures must be >= 0"),
+        ({"micro_batch": -1}, "scale.wait_minutes must be >= 0"),
     ],
 )
 def test_settings_are_checked(options: dict[str, int], told: str) -> None:

@@ -243,6 +243,7 @@ def averaged_gradients(cohort: Cohort, what: Experiment, world: int) -> tuple[di
     return detector.state_dict(), num_steps
 
 
+@pytest.mark.slow
 def test_workers_of_unequal_parts_take_the_steps_of_all_samples(
     cohort: Cohort, tmp_path: Path
 ) -> None:
@@ -328,6 +329,7 @@ class TestErrorsThatComeBack:
         counted = Counted(url=cohort.url, attributes=cohort.attributes)
         return counted, lambda: len(log.read_text().splitlines())
 
+    @pytest.mark.slow
     def test_a_loss_that_explodes(self, cohort: Cohort, tmp_path: Path) -> None:
         counted, asked = self.counted(cohort, tmp_path)
         what = with_fit(GROUP, learning_rate=1e30)

@@ -44,6 +44,7 @@ def prepare(root: str | Path, url: str | Path, **options) -> Cohort:
     return prepare_cohort(scans, str(url), config=TINY, split=SplitConfig(), **options)
 
 
+@pytest.mark.slow
 def test_source_and_target_behind_a_flaky_server(server, root, tmp_path):
     local = prepare(root, tmp_path / "c.zarr")
     server.fail_every, server.refused = 25, 0

@@ -7,7 +7,7 @@ import pytest
 
 EXAMPLE = Path(__file__).resolve().parents[2] / "docs/examples/first_run.md"
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow]
+pytestmark = pytest.mark.ray
 
 
 def test_first_run(

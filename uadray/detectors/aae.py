@@ -26,24 +26,8 @@ class AAEDetector(GradientDetector):
         super().__init__()
         self.config, self.ndim, self.num_noise = config, config.ndim, config.latent_size
         self.grid = coarse_grid(shape, config.ndim, len(config.widths), config.label)
-        self.encoder = Encoder(
-            config.ndim,
-            self.grid,
-            config.widths,
-            latent_size=config.latent_size,
-            bottleneck=config.bottleneck,
-            norm_kind=config.norm,
-            slope=config.slope,
-        )
-        self.decoder = Decoder(
-            config.ndim,
-            self.grid,
-            config.widths,
-            latent_size=config.latent_size,
-            bottleneck=config.bottleneck,
-            norm_kind=config.norm,
-            slope=config.slope,
-        )
+        self.encoder = Encoder.dense(config, self.grid)
+        self.decoder = Decoder.dense(config, self.grid)
         width = config.critic_width
         self.critic = nn.Sequential(
             nn.Linear(config.latent_size, width),

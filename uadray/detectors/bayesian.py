@@ -28,24 +28,8 @@ class BayesianAEDetector(GradientDetector):
         super().__init__()
         self.config, self.ndim = config, config.ndim
         self.grid = coarse_grid(shape, config.ndim, len(config.widths), config.label)
-        self.encoder = Encoder(
-            config.ndim,
-            self.grid,
-            config.widths,
-            latent_size=config.latent_size,
-            bottleneck=config.bottleneck,
-            norm_kind=config.norm,
-            slope=config.slope,
-        )
-        self.decoder = Decoder(
-            config.ndim,
-            self.grid,
-            config.widths,
-            latent_size=config.latent_size,
-            bottleneck=config.bottleneck,
-            norm_kind=config.norm,
-            slope=config.slope,
-        )
+        self.encoder = Encoder.dense(config, self.grid)
+        self.decoder = Decoder.dense(config, self.grid)
         # Behind each convolution but the last two, whose maps are the image's own pixels.
         self._widths = (*config.widths, *reversed(config.widths))
         self.num_noise = sum(self._widths)

@@ -30,25 +30,8 @@ class CeVAEDetector(GradientDetector):
         super().__init__()
         self.config, self.ndim = config, config.ndim
         self.grid = coarse_grid(shape, config.ndim, len(config.widths), config.label)
-        self.encoder = Encoder(
-            config.ndim,
-            self.grid,
-            config.widths,
-            latent_size=config.latent_size,
-            bottleneck=config.bottleneck,
-            heads=2,
-            norm_kind=config.norm,
-            slope=config.slope,
-        )
-        self.decoder = Decoder(
-            config.ndim,
-            self.grid,
-            config.widths,
-            latent_size=config.latent_size,
-            bottleneck=config.bottleneck,
-            norm_kind=config.norm,
-            slope=config.slope,
-        )
+        self.encoder = Encoder.dense(config, self.grid, heads=2)
+        self.decoder = Decoder.dense(config, self.grid)
         # The latent's; how many squares; and of each its side, its value and its corner.
         self.num_noise = config.latent_size + 1 + config.max_squares * (2 + config.ndim)
 

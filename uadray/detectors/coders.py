@@ -7,7 +7,7 @@ convolutions back, and a 1x1 convolution to one channel.
 
 import math
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, Protocol, Self
 
 import torch
 from torch import Tensor, nn
@@ -33,6 +33,23 @@ def coarse_grid(
             "prepare the cohort with another --size, or give fewer --method.widths"
         )
     return tuple(n // factor for n in spatial)
+
+
+class Dense(Protocol):
+    """Settings of a method with a dense latent, as encoder and decoder take them."""
+
+    @property
+    def ndim(self) -> Literal[2, 3]: ...  # noqa: D102
+    @property
+    def widths(self) -> tuple[int, ...]: ...  # noqa: D102
+    @property
+    def latent_size(self) -> int: ...  # noqa: D102
+    @property
+    def bottleneck(self) -> int: ...  # noqa: D102
+    @property
+    def norm(self) -> Norm: ...  # noqa: D102
+    @property
+    def slope(self) -> float: ...  # noqa: D102
 
 
 class Encoder(nn.Module):
@@ -84,7 +101,21 @@ class Encoder(nn.Module):
             else:
                 made.append(nn.Identity())
         self.heads = nn.ModuleList(made)
-        _lay_out(self, ndim)
+        lay_out(self, ndim)
+
+    @classmethod
+    def dense(cls, config: Dense, grid: Sequence[int], *, heads: int = 1) -> Self:
+        """Onto the dense latent of a method's settings."""
+        return cls(
+            config.ndim,
+            grid,
+            config.widths,
+            latent_size=config.latent_size,
+            bottleneck=config.bottleneck,
+            heads=heads,
+            norm_kind=config.norm,
+            slope=config.slope,
+        )
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         """(B, 1, *spatial) to the output of each head, (B, units) or (B, maps, *grid)."""
@@ -133,7 +164,23 @@ class Decoder(nn.Module):
         )
         self.last = pointwise(ndim, widths[0], 1)
         self.sigmoid = output == "sigmoid"
-        _lay_out(self, ndim)
+        lay_out(self, ndim)
+
+    @classmethod
+    def dense(
+        cls, config: Dense, grid: Sequence[int], *, output: Literal["linear", "sigmoid"] = "linear"
+    ) -> Self:
+        """Of the dense latent of a method's settings."""
+        return cls(
+            config.ndim,
+            grid,
+            config.widths,
+            latent_size=config.latent_size,
+            bottleneck=config.bottleneck,
+            norm_kind=config.norm,
+            slope=config.slope,
+            output=output,
+        )
 
     def forward(self, z: Tensor) -> Tensor:
         """The latent to (B, 1, *spatial) float32, not clamped."""
@@ -163,7 +210,7 @@ class Critic(nn.Module):
             nn.Flatten(),
         )
         self.score = nn.Linear(widths[-1] * math.prod(grid), 1)
-        _lay_out(self, ndim)
+        lay_out(self, ndim)
 
     def features(self, x: Tensor) -> Tensor:
         """What the score is a linear function of, (B, units)."""
@@ -176,7 +223,7 @@ class Critic(nn.Module):
         return score.float()[:, 0]
 
 
-def _lay_out(module: nn.Module, ndim: int) -> None:
+def lay_out(module: nn.Module, ndim: int) -> None:
     """Let convolutions keep their weights as they are fastest."""
     for layer in module.modules():
         if isinstance(layer, nn.modules.conv._ConvNd) and 1 not in layer.weight.shape[:2]:
@@ -209,5 +256,9 @@ MAX_LOG_SIGMA = 4.0
 
 
 def bounded(log_sigma: Tensor) -> Tensor:
-    """Log sigma within a smooth bound, float32: a bad step may not let exp overflow for good."""
+    """Log sigma within a bound, float32.
+
+    One bad step may throw it so far that exp overflows. A hard clamp would have no gradient there
+    and never come back; this bound is smooth.
+    """
     return MAX_LOG_SIGMA * torch.tanh(log_sigma.float() / MAX_LOG_SIGMA)

@@ -27,16 +27,7 @@ class GANDetector(GradientDetector):
         super().__init__()
         self.adversarial, self.ndim = config, config.ndim
         self.grid = coarse_grid(shape, config.ndim, len(config.widths), config.label)
-        self.generator = Decoder(
-            config.ndim,
-            self.grid,
-            config.widths,
-            latent_size=config.latent_size,
-            bottleneck=config.bottleneck,
-            norm_kind=config.norm,
-            slope=config.slope,
-            output="sigmoid",
-        )
+        self.generator = Decoder.dense(config, self.grid, output="sigmoid")
         self.critic = Critic(config.ndim, self.grid, config.widths)
         # The latent's, and one that chooses a point between an image and a generated one.
         self.num_noise = config.latent_size + 1
@@ -117,15 +108,7 @@ class FAnoGANDetector(GANDetector):
     def __init__(self, config: FAnoGAN, shape: tuple[int, int, int]) -> None:
         super().__init__(config, shape)
         self.config = config
-        self.encoder = Encoder(
-            config.ndim,
-            self.grid,
-            config.widths,
-            latent_size=config.latent_size,
-            bottleneck=config.bottleneck,
-            norm_kind=config.norm,
-            slope=config.slope,
-        )
+        self.encoder = Encoder.dense(config, self.grid)
 
     def players(self) -> tuple[Player, ...]:
         """Critic and generator, and the encoder."""

@@ -2,16 +2,12 @@
 
 import math
 
-import torch
 from torch import Tensor, nn
 
 from uadray.config import VAE
-from uadray.detectors.base import GradientDetector, batch_as_slices, slices_as_batch
-from uadray.detectors.blocks import channels_last, down, norm, pointwise, up
-from uadray.errors import ConfigError
-
-MAX_LOG_SIGMA = 4.0
-"""Bound of |log sigma|: sigma lies between 0.018 and 55; the prior's is 1."""
+from uadray.detectors.base import GradientDetector, by_samples
+from uadray.detectors.blocks import down, norm, pointwise, up
+from uadray.detectors.coders import bounded, coarse_grid, divergence, lay_out
 
 
 class VAEDetector(GradientDetector):
@@ -34,14 +30,7 @@ class VAEDetector(GradientDetector):
     def __init__(self, config: VAE, shape: tuple[int, int, int]) -> None:
         super().__init__()
         self.config, self.ndim, self.num_noise = config, config.ndim, config.latent_size
-        spatial = shape[3 - config.ndim :]
-        factor = 2 ** len(config.widths)
-        if any(n % factor for n in spatial):
-            raise ConfigError(
-                f"volumes of {shape} do not fit the VAE: sides must be divisible by {factor}; "
-                "prepare the cohort with another --size"
-            )
-        self.grid: tuple[int, ...] = tuple(n // factor for n in spatial)
+        self.grid = coarse_grid(shape, config.ndim, len(config.widths), "the VAE")
         n, widths, dense = config.ndim, config.widths, config.bottleneck * math.prod(self.grid)
         encoder: list[nn.Module] = []
         for width_in, width_out in zip((1, *widths), widths, strict=False):
@@ -59,17 +48,12 @@ class VAEDetector(GradientDetector):
             if width_out != 1:
                 decoder += [*norm(config.norm, n, width_out), nn.LeakyReLU(config.slope)]
         self.decoder = nn.Sequential(*decoder)
-        for layer in self.modules():
-            if isinstance(layer, (nn.modules.conv._ConvNd)) and 1 not in layer.weight.shape[:2]:
-                layer.to(memory_format=channels_last(n))  # type: ignore[call-overload]
+        lay_out(self, n)
 
     def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Mu and log sigma, each (B, latent_size), of (B, 1, *spatial)."""
         features = self.encoder(x).flatten(1)
-        # One bad step may throw log sigma so far that exp overflows. A hard clamp would have no
-        # gradient there and never come back; this bound is smooth.
-        log_sigma = MAX_LOG_SIGMA * torch.tanh(self.to_log_sigma(features).float() / MAX_LOG_SIGMA)
-        return self.to_mu(features), log_sigma
+        return self.to_mu(features), bounded(self.to_log_sigma(features))
 
     def decode(self, z: Tensor) -> Tensor:
         """(B, 1, *spatial) of (B, latent_size), not clamped."""
@@ -86,14 +70,16 @@ class VAEDetector(GradientDetector):
         summed = self.config.reduction == "sum"
         elements = math.prod(target.shape[1:]) if summed else self.config.latent_size
         reconstruction = (output - target).abs().mean()
-        units = 0.5 * (mu.square() + (2 * log_sigma).exp() - 1 - 2 * log_sigma)
-        divergence = units.sum(1).mean()
-        loss = reconstruction + self.config.kl_weight * divergence / elements
-        parts = {"reconstruction": reconstruction, "kl": divergence}
+        units = divergence(mu, log_sigma)
+        kl = units.sum(1).mean()
+        loss = reconstruction + self.config.kl_weight * kl / elements
+        parts = {"reconstruction": reconstruction, "kl": kl}
         return {"loss": loss, **parts, "kl_units": units.detach().mean(0)}
 
     def reconstruct(self, x_BCZYX: Tensor) -> Tensor:
         """Decoded mu, clamped to [0, 1]; 2D slice by slice."""
-        x = slices_as_batch(x_BCZYX) if self.ndim == 2 else x_BCZYX
-        output = self.decode(self.encode(x)[0].float()).float().clamp(0, 1)
-        return batch_as_slices(output, x_BCZYX.shape[0]) if self.ndim == 2 else output
+
+        def run(x: Tensor) -> Tensor:
+            return self.decode(self.encode(x)[0].float()).float().clamp(0, 1)
+
+        return by_samples(run, x_BCZYX, self.ndim)

@@ -11,13 +11,14 @@ import pytest
 import torch
 from team import Team
 from tiny_cohorts import SHAPE, tiny_vae
+from tiny_fits import cut, fit_arrays, fresh, made_images
 from tiny_methods import tiny
 from torch import Tensor, nn
 
 from uadray import counter
 from uadray.batch import Batch
 from uadray.config import Experiment, FitConfig
-from uadray.detectors import GradientDetector, build
+from uadray.detectors import GradientDetector
 from uadray.detectors.base import Phase, Player
 from uadray.errors import ConfigError
 from uadray.order import batch_share, step_sizes
@@ -40,41 +41,7 @@ def _one_thread() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def images() -> Tensor:
-    generator = torch.Generator().manual_seed(4)
-    images = torch.rand(NUM, *SHAPE, generator=generator) * 0.6 + 0.2
-    images[:, :3] = 0
-    return images.half()
-
-
-def fresh(what: Experiment) -> GradientDetector:
-    torch.manual_seed(what.fit.seed)
-    detector = build(what.method, SHAPE)
-    assert isinstance(detector, GradientDetector)
-    return detector
-
-
-def cut(images: Tensor, ids: list[int], size: int) -> list[Batch]:
-    parts = torch.tensor(ids).split(size)
-    return [Batch(ids=part, images=images[part]) for part in parts]
-
-
-def fit(
-    what: Experiment, images: Tensor, folder: Path, *, batches: Any = None, **options: Any
-) -> tuple[GradientDetector, list[Metrics]]:
-    detector = options.pop("detector", None) or fresh(what)
-    whole = cut(images, list(range(NUM)), what.fit.batch_size)
-    records = fit_gradient(
-        detector,
-        what,
-        train=batches or (lambda epoch: whole),
-        validation=[Batch(ids=torch.arange(2), images=images[:2])],
-        checkpoints=CheckpointStore(str(folder), what.fingerprint),
-        report=lambda record: None,
-        past=options.pop("past", []),
-        device=CPU,
-        **options,
-    )
-    return detector, records
+    return made_images(NUM)
 
 
 def weights(detector: nn.Module) -> Tensor:
@@ -85,7 +52,7 @@ def test_one_player_takes_the_steps_of_a_plain_loop_bit_for_bit(
     images: Tensor, tmp_path: Path
 ) -> None:
     what = tiny_vae(3, epochs=3, learning_rate=1e-2)
-    fitted, _ = fit(what, images, tmp_path)
+    fitted, _ = fit_arrays(what, images, tmp_path)
     plain = fresh(what).train()
     optimizer = torch.optim.Adam(plain.parameters(), lr=1e-2, fused=True)
     for epoch in range(3):
@@ -144,7 +111,7 @@ def game(**fit: Any) -> Experiment:
 
 def test_players_take_turns_on_each_batch(images: Tensor, tmp_path: Path) -> None:
     detector = Game()
-    _, records = fit(game(epochs=1, batch_size=6), images, tmp_path, detector=detector)
+    _, records = fit_arrays(game(epochs=1, batch_size=6), images, tmp_path, detector=detector)
     assert [t[0] for t in detector.turns] == ["first", "first", "first", "second"] * 2
     first = [t[1] for t in detector.turns]
     second = [t[2] for t in detector.turns]
@@ -174,12 +141,12 @@ def test_a_loss_of_any_player_that_is_not_finite_is_named(
     images: Tensor, tmp_path: Path, spoil: str
 ) -> None:
     with pytest.raises(NotFiniteError, match="not finite in epoch 1"):
-        fit(game(), images, tmp_path, detector=Game(spoil))
+        fit_arrays(game(), images, tmp_path, detector=Game(spoil))
 
 
 def test_several_players_are_not_compiled(images: Tensor, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"fit.compile is for methods with one optimiser"):
-        fit(game(compile=True), images, tmp_path, detector=Game())
+        fit_arrays(game(compile=True), images, tmp_path, detector=Game())
 
 
 class Phased(Game):
@@ -251,10 +218,10 @@ def test_phases_share_the_epochs_and_the_best_is_of_the_last(
 def test_patience_waits_for_the_last_phase(images: Tensor, tmp_path: Path) -> None:
     what = game(epochs=12, patience=2)
     detector = Phased([0.5, 0.3, 0.4, 0.4, 0.1, 0.1])
-    _, records = fit(what, images, tmp_path, detector=detector)
+    _, records = fit_arrays(what, images, tmp_path, detector=detector)
     assert len(records) == 6 + 4
     again = Phased([])
-    _, same = fit(what, images, tmp_path, detector=again, past=records)
+    _, same = fit_arrays(what, images, tmp_path, detector=again, past=records)
     assert same == records
     assert again.seen == []
 
@@ -272,7 +239,7 @@ def test_each_phase_has_an_epoch_at_least(share: float, epochs: int, begin: int)
 
 def test_fewer_epochs_than_phases_are_refused(images: Tensor, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"fit.epochs is 1, but Phased learns in 2 phases"):
-        fit(game(epochs=1), images, tmp_path, detector=Phased([]))
+        fit_arrays(game(epochs=1), images, tmp_path, detector=Phased([]))
 
 
 def still(name: str, **fit: object) -> Experiment:
@@ -305,8 +272,8 @@ def test_micro_batches_change_nothing_but_the_rounding(
     images: Tensor, tmp_path: Path, name: str
 ) -> None:
     what = still(name) if name != "3D-f-AnoGAN" else replace_epochs(still(name), 2)
-    whole, records = fit(what, images, tmp_path / "whole")
-    parts, part_records = fit(what, images, tmp_path / "parts", micro_batch=3)
+    whole, records = fit_arrays(what, images, tmp_path / "whole")
+    parts, part_records = fit_arrays(what, images, tmp_path / "parts", micro_batch=3)
     assert_agree(whole, parts)
     for a, b in zip(records, part_records, strict=True):
         for key in a:
@@ -336,7 +303,7 @@ def test_workers_take_the_step_of_all_samples(
 
     def work(rank: int) -> None:
         try:
-            _, records[rank] = fit(
+            _, records[rank] = fit_arrays(
                 what,
                 images,
                 tmp_path / "team",
@@ -362,7 +329,7 @@ def test_workers_take_the_step_of_all_samples(
         )
         for k in range(len(sizes))
     ]
-    alone, lone = fit(what, images, tmp_path / "alone", batches=lambda epoch: joined)
+    alone, lone = fit_arrays(what, images, tmp_path / "alone", batches=lambda epoch: joined)
     for detector in made:
         assert_agree(detector, alone)
     for a, b in zip(records[1], lone, strict=True):
@@ -379,7 +346,7 @@ def test_running_means_are_those_of_all_workers(images: Tensor, tmp_path: Path) 
 
     def work(rank: int) -> None:
         try:
-            fit(
+            fit_arrays(
                 what,
                 images,
                 tmp_path,

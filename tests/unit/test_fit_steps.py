@@ -2,25 +2,25 @@
 
 import math
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from team import Team
 from tiny_cohorts import SHAPE, tiny_vae
+from tiny_fits import cut, fit_arrays, fresh, made_images
 from torch import Tensor, nn
 
 from uadray.batch import Batch
 from uadray.config import Experiment
-from uadray.detectors import GradientDetector, build
+from uadray.detectors import GradientDetector
 from uadray.order import batch_share, step_sizes
 from uadray.train.checkpoint import CheckpointStore
 from uadray.train.distributed import conclude_facts, format_metrics
-from uadray.train.loop import Metrics, fit_gradient, numerics
+from uadray.train.loop import fit_gradient, numerics
 from uadray.train.run import Run
 
 CPU = torch.device("cpu")
@@ -38,47 +38,7 @@ def _one_thread() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def images() -> Tensor:
-    generator = torch.Generator().manual_seed(4)
-    images = torch.rand(NUM, *SHAPE, generator=generator) * 0.6 + 0.2
-    images[:, :3] = 0
-    return images.half()
-
-
-def fresh(experiment: Experiment) -> GradientDetector:
-    torch.manual_seed(experiment.fit.seed)
-    detector = build(experiment.method, SHAPE)
-    assert isinstance(detector, GradientDetector)
-    return detector
-
-
-def cut(images: Tensor, ids: list[int], size: int) -> list[Batch]:
-    """Samples of a worker in the order given, in batches."""
-    parts = torch.tensor(ids).split(size)
-    return [Batch(ids=part, images=images[part]) for part in parts]
-
-
-def fit(
-    experiment: Experiment,
-    images: Tensor,
-    folder: Path,
-    *,
-    batches: Callable[[int], list[Batch]] | None = None,
-    **options: Any,
-) -> tuple[GradientDetector, list[Metrics]]:
-    detector = options.pop("detector", None) or fresh(experiment)
-    whole = cut(images, list(range(NUM)), experiment.fit.batch_size)
-    records = fit_gradient(
-        detector,
-        experiment,
-        train=batches or (lambda epoch: whole),
-        validation=[Batch(ids=torch.arange(4), images=images[:4])],
-        checkpoints=CheckpointStore(str(folder), experiment.fingerprint),
-        report=lambda record: None,
-        past=[],
-        device=CPU,
-        **options,
-    )
-    return detector, records
+    return made_images(NUM)
 
 
 def gradients_agree(a: GradientDetector, b: GradientDetector) -> bool:
@@ -102,11 +62,11 @@ def test_micro_batches_change_nothing_but_the_rounding(
     images: Tensor, tmp_path: Path, micro_batch: int
 ) -> None:
     experiment = still(strategy="cube")
-    whole, records = fit(experiment, images, tmp_path / "whole")
+    whole, records = fit_arrays(experiment, images, tmp_path / "whole")
     seen: list[int] = []
     detector = fresh(experiment)
     detector.register_forward_pre_hook(lambda _, args: seen.append(len(args[0])))
-    cut_up, cut_records = fit(
+    cut_up, cut_records = fit_arrays(
         experiment, images, tmp_path / "cut", micro_batch=micro_batch, detector=detector
     )
     assert max(seen) == micro_batch
@@ -120,8 +80,8 @@ def test_micro_batches_change_nothing_but_the_rounding(
 
 def test_a_batch_that_is_no_larger_is_left_whole(images: Tensor, tmp_path: Path) -> None:
     experiment = tiny_vae(3, epochs=2)
-    whole, _ = fit(experiment, images, tmp_path / "whole")
-    same, _ = fit(experiment, images, tmp_path / "same", micro_batch=8)
+    whole, _ = fit_arrays(experiment, images, tmp_path / "whole")
+    same, _ = fit_arrays(experiment, images, tmp_path / "same", micro_batch=8)
     first, second = whole.state_dict(), same.state_dict()
     assert all(torch.equal(first[key], second[key]) for key in first)
 
@@ -146,7 +106,7 @@ def test_workers_of_any_parts_take_the_step_of_all_samples(
 
     def work(rank: int) -> None:
         try:
-            detectors[rank], _ = fit(
+            detectors[rank], _ = fit_arrays(
                 experiment,
                 images,
                 tmp_path / "team",
@@ -174,7 +134,7 @@ def test_workers_of_any_parts_take_the_step_of_all_samples(
         for k in range(len(sizes))
     ]
     assert [len(b.ids) for b in joined] == sizes
-    alone, _ = fit(experiment, images, tmp_path / "alone", batches=lambda epoch: joined)
+    alone, _ = fit_arrays(experiment, images, tmp_path / "alone", batches=lambda epoch: joined)
     for detector in detectors.values():
         assert gradients_agree(detector, alone)
 
@@ -191,7 +151,7 @@ def test_units_of_the_latent_are_counted(images: Tensor, tmp_path: Path) -> None
                 parameter.register_hook(
                     lambda g: g * (torch.arange(len(g)) > 2).view(-1, *[1] * (g.ndim - 1))
                 )
-    _, records = fit(experiment, images, tmp_path, detector=detector)
+    _, records = fit_arrays(experiment, images, tmp_path, detector=detector)
     assert [r["train/active_units"] for r in records] == [5, 5]
 
 
@@ -245,7 +205,7 @@ def test_waiting_for_data_is_told_apart(images: Tensor, tmp_path: Path) -> None:
             threading.Event().wait(0.1)
             yield batch
 
-    _, (record,) = fit(experiment, images, tmp_path, batches=slow)
+    _, (record,) = fit_arrays(experiment, images, tmp_path, batches=slow)
     assert 0.3 <= record["seconds/data"] < record["seconds"]
     assert math.isfinite(record["samples_per_second"])
 
@@ -280,11 +240,11 @@ def test_a_gpu_is_told_how_to_compute_and_left_as_it_was() -> None:
 def test_a_compiled_network_learns_the_same(
     images: Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    plain, _ = fit(still(), images, tmp_path / "plain")
+    plain, _ = fit_arrays(still(), images, tmp_path / "plain")
     # Generating code for a CPU takes minutes; the graph that it would be made of takes seconds.
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
     experiment = still(compile=True)
-    compiled, _ = fit(experiment, images, tmp_path / "compiled")
+    compiled, _ = fit_arrays(experiment, images, tmp_path / "compiled")
     assert gradients_agree(plain, compiled)
     assert set(compiled.state_dict()) == set(plain.state_dict())
     reloaded = fresh(experiment)

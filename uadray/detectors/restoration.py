@@ -8,6 +8,7 @@ table 2. The posterior of the healthy image y given the image x is taken as
 so that y keeps to what the network knows, and differs from x by patches rather than by speckle.
 """
 
+from abc import abstractmethod
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
@@ -87,9 +88,9 @@ class RestorationMixin(_Base):
         self.restore_config, self.calibration_volumes = config, config.search_volumes
         self.register_buffer("tv_weight", torch.tensor(float(config.tv_weights[0])))
 
+    @abstractmethod
     def energy(self, image: Tensor) -> Tensor:
         """The negative ELBO of each sample with its noise at the mean, (B,)."""
-        raise NotImplementedError
 
     def reconstruct(self, x_BCZYX: Tensor) -> Tensor:
         """The restoration, 2D slice by slice."""

@@ -1,0 +1,62 @@
+"""Fits of small networks on arrays, in this process and without Ray."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from tiny_cohorts import SHAPE
+from torch import Tensor
+
+from uadray.batch import Batch
+from uadray.config import Experiment
+from uadray.detectors import GradientDetector, build
+from uadray.train.checkpoint import CheckpointStore
+from uadray.train.loop import Metrics, fit_gradient
+
+
+def made_images(num: int) -> Tensor:
+    """Volumes with air below, (num, *SHAPE) float16."""
+    generator = torch.Generator().manual_seed(4)
+    images = torch.rand(num, *SHAPE, generator=generator) * 0.6 + 0.2
+    images[:, :3] = 0
+    return images.half()
+
+
+def fresh(what: Experiment) -> GradientDetector:
+    """The network of an experiment as its fit begins."""
+    torch.manual_seed(what.fit.seed)
+    detector = build(what.method, SHAPE)
+    assert isinstance(detector, GradientDetector)
+    return detector
+
+
+def cut(images: Tensor, ids: list[int], size: int) -> list[Batch]:
+    """Samples of a worker in the order given, in batches."""
+    parts = torch.tensor(ids).split(size)
+    return [Batch(ids=part, images=images[part]) for part in parts]
+
+
+def fit_arrays(
+    what: Experiment,
+    images: Tensor,
+    folder: Path,
+    *,
+    batches: Callable[[int], list[Batch]] | None = None,
+    **options: Any,
+) -> tuple[GradientDetector, list[Metrics]]:
+    """The network and its records; every epoch goes over all images in order by default."""
+    detector = options.pop("detector", None) or fresh(what)
+    whole = cut(images, list(range(len(images))), what.fit.batch_size)
+    records = fit_gradient(
+        detector,
+        what,
+        train=batches or (lambda epoch: whole),
+        validation=[Batch(ids=torch.arange(4), images=images[:4])],
+        checkpoints=CheckpointStore(str(folder), what.fingerprint),
+        report=lambda record: None,
+        past=options.pop("past", []),
+        device=torch.device("cpu"),
+        **options,
+    )
+    return detector, records

@@ -3,6 +3,8 @@
 python -m benchmarks.methods             all methods, one seed: about 40 minutes of one core
 python -m benchmarks.methods --seeds 3   three seeds; goes on from what is there
 python -m benchmarks.methods --names sVAE 3D-sVAE f-AnoGAN
+python -m benchmarks.methods --cohorts HEALTHY.zarr STROKE.zarr --told "44 scans of ..." \
+    --out runs/methods-real              on prepared cohorts, kept as methods-real.json
 python -m benchmarks.methods --page      docs/methods.md alone, from the registry and kept figures
 python -m benchmarks.methods --quick     small, to see that it runs; keeps nothing
 
@@ -89,6 +91,19 @@ class Study:
     """Fits of each method that has a seed."""
     resamples: int = 1000
     """Of the subjects, for the intervals."""
+    cohorts: tuple[str, ...] = ()
+    """A healthy cohort and those with lesions, where it is not phantoms; of `size`."""
+    told: str = ""
+    """What they are, in words."""
+
+    def stores(self) -> tuple[Cohort, list[Cohort]]:
+        """The healthy cohort and those with lesions."""
+        if self.cohorts:
+            healthy, *lesioned = (Cohort.open(url) for url in self.cohorts)
+            return healthy, lesioned
+        return self.cohort("healthy", self.healthy), [
+            self.cohort(kind, self.lesioned) for kind in LESIONED
+        ]
 
     def experiment(self, name: str, seed: int) -> Experiment:
         """The experiment of that name at the study's size."""
@@ -130,8 +145,7 @@ class Study:
 
 def measure(study: Study) -> dict[str, list[dict[str, Any]]]:
     """Fit and evaluate; for each method the figures of each seed."""
-    healthy = study.cohort("healthy", study.healthy)
-    lesioned = [study.cohort(kind, study.lesioned) for kind in LESIONED]
+    healthy, lesioned = study.stores()
     config = EvaluateConfig(num_resamples=study.resamples)
     runs: list[tuple[str, Run]] = []
     for seed in range(study.seeds):
@@ -139,10 +153,8 @@ def measure(study: Study) -> dict[str, list[dict[str, Any]]]:
             wanted = study.experiment(name, seed)
             if seed and not isinstance(wanted.method, Learned):
                 continue
-            learns = isinstance(wanted.method, Learned)
-            with Progress(
-                total=study.epochs if learns else 1, what=f"epochs of {name}"
-            ) as progress:
+            epochs = wanted.fit.epochs if isinstance(wanted.method, Learned) else 1
+            with Progress(total=epochs, what=f"epochs of {name}") as progress:
                 run = fit(
                     wanted,
                     healthy,
@@ -151,7 +163,8 @@ def measure(study: Study) -> dict[str, list[dict[str, Any]]]:
                 )
             runs.append((name, run))
     # All in one pass; each one's seconds are counted apart.
-    with Progress(total=2 * study.lesioned, what="volumes scored by all") as progress:
+    total = sum(len(one.rows("threshold")) + len(one.rows("test")) for one in lesioned)
+    with Progress(total=total, what="volumes scored by all") as progress:
         records = evaluate_all(
             [run for _, run in runs], lesioned, config=config, report=progress.advance
         )
@@ -165,7 +178,8 @@ def figures(run: Run, records: list[dict[str, Any]]) -> dict[str, Any]:
     """The figures of one run: for each the value and, of metrics, the 95 % interval."""
     summary = run.summary or {}
     found: dict[str, Any] = {}
-    for kind, record in zip(LESIONED, records, strict=True):
+    for record in records:
+        kind = record["cohort"]["name"]
         for key, title in FIGURES.items():
             interval = record["intervals"].get(key)
             found[f"{kind} {title}"] = (record["metrics"][key], interval)
@@ -209,13 +223,16 @@ def rows_of(found: dict[str, list[dict[str, Any]]], study: Study) -> list[Row]:
                     detail=words,
                 )
             )
+    told = study.told or (
+        f"{study.healthy} healthy phantoms of {study.size}^3, a tenth of which validates, and "
+        f"{study.lesioned} of each lesion, thresholds fitted on 40 %, figures of the rest"
+    )
     rows.append(
         Row(
             measure="size of the study",
-            value=study.healthy,
-            unit="healthy phantoms",
-            detail=f"{study.size}^3, {study.lesioned} phantoms of each lesion, thresholds fitted "
-            f"on 40 %, figures of the rest; {study.epochs} epochs of batches of 16 slices, or "
+            value=study.seeds,
+            unit="seeds",
+            detail=f"{told}; {study.epochs} epochs of batches of 16 slices, or "
             f"{study.epochs_3d} of 4 volumes; widths halved, learning rate {RATE:g}, adversarial "
             f"rates {HURRIED['adversarial_rate']:g}, {RESTORE_STEPS} steps of restorations and "
             f"{HURRIED['search_steps']} of searches; KL weights of dense latents times the voxels' "
@@ -227,7 +244,7 @@ def rows_of(found: dict[str, list[dict[str, Any]]], study: Study) -> list[Row]:
 
 def table_of(found: dict[str, list[dict[str, Any]]]) -> Table:
     """Means over the seeds."""
-    table = Table(title="every method on phantoms")
+    table = Table(title="every method")
     columns = list(dict.fromkeys(column for runs in found.values() for column in runs[0]))
     table.add_column("method")
     for column in columns:
@@ -252,19 +269,30 @@ def main() -> None:
     parser.add_argument("--names", nargs="+", help="experiments; all methods by default")
     parser.add_argument("--seeds", type=int, default=1, help="fits of each method")
     parser.add_argument("--out", default=Study.out, help="folder of the cohorts and runs")
+    parser.add_argument("--cohorts", nargs="+", default=(), help="healthy, then with lesions")
+    parser.add_argument("--told", default="", help="what the cohorts are, in words")
+    parser.add_argument("--epochs", type=int, default=Study.epochs, help="of slices")
+    parser.add_argument("--epochs-3d", type=int, default=Study.epochs_3d, help="of volumes")
     args = parser.parse_args()
     if args.page:
         write_page()
         return
     torch.set_num_threads(1)
-    study = Study(out=args.out, seeds=args.seeds)
+    study = Study(
+        out=args.out,
+        seeds=args.seeds,
+        epochs=args.epochs,
+        epochs_3d=args.epochs_3d,
+        cohorts=tuple(args.cohorts),
+        told=args.told,
+    )
     if args.names:
         study = replace(study, names=tuple(args.names))
     if not args.quick:
         found = measure(study)
         Console(width=200).print(table_of(found))
         if not args.names:
-            write("methods", rows_of(found, study))
+            write("methods-real" if study.cohorts else "methods", rows_of(found, study))
             write_page()
         return
     folder = tempfile.mkdtemp()

@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import MISSING, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,9 +20,12 @@ PAGE = RESULTS.parents[1] / "docs" / "methods.md"
 SIZE = 64
 """Side of the volumes that sizes are told of: the grid of Bengs 2021."""
 
+STUDIES = {"methods": "Measured on phantoms", "methods-real": "Measured on real anatomy"}
+"""Title of each study on the page."""
+
 _HEAD = """# Methods
 
-Made from the registry and `benchmarks/results/methods.json` by `python -m benchmarks.methods
+Made from the registry and `benchmarks/results/methods*.json` by `python -m benchmarks.methods
 --page`; edits here are lost.
 
 Every method is an experiment: `python jobs/train.py NAME --cohort HEALTHY.zarr --out RUN`. Methods
@@ -39,23 +42,26 @@ _EQUATIONS = (
 
 def write_page() -> Path:
     """Write it anew."""
-    results = RESULTS / "methods.json"
-    kept = json.loads(results.read_text()) if results.exists() else None
+    kept = {}
+    for name, title in STUDIES.items():
+        results = RESULTS / f"{name}.json"
+        if results.exists():
+            kept[title] = json.loads(results.read_text())
     PAGE.write_text(page(kept))
     print("docs/methods.md")
     return PAGE
 
 
-def page(results: dict[str, Any] | None) -> str:
+def page(results: Mapping[str, dict[str, Any]]) -> str:
     """The page's text.
 
     Args:
-        results: What the study left, or None.
+        results: What the studies left, by their title.
     """
     learned = [n for n in NAMED if isinstance(NAMED[n].method, Learned)]
     parts = [_HEAD, "## At a glance\n", _sizes(learned)]
-    if results:
-        parts += ["## Measured on phantoms\n", _measured(results)]
+    for title, kept in results.items():
+        parts += [f"## {title}\n", _measured(kept)]
     parts += ["## One by one\n", _EQUATIONS + "\n"]
     parts += [_method(name) for name in (*learned, *BASELINES)]
     return "\n".join(parts).rstrip() + "\n"
@@ -135,8 +141,9 @@ def _measured(results: dict[str, Any]) -> str:
     machine = results["machine"]
     where = f"{told}. Measured on {results['date']} on {machine['cpu']}, one thread a fit."
     words = (
-        "Under a figure its 95 % interval over subjects, or the deviation over seeds. Ranks on "
-        "phantoms, after few epochs, say nothing of ranks on patients."
+        "Under a figure its 95 % interval over subjects, or the deviation over seeds. Ranks after "
+        "so few epochs of small networks say nothing of ranks at the papers' sizes, nor on "
+        "patients."
     )
     return f"{where}\n\n{words}\n\n" + _table(["experiment", *shown], rows)
 

@@ -36,7 +36,7 @@ from uadray.prepare.layouts import phantom
 from uadray.prepare.splits import SplitConfig
 from uadray.prepare.steps import PrepareConfig
 from uadray.progress import Progress
-from uadray.store import Cohort
+from uadray.store import Cohort, open_cohort
 from uadray.train.distributed import fit, format_metrics
 from uadray.train.run import Run
 
@@ -99,7 +99,7 @@ class Study:
     def stores(self) -> tuple[Cohort, list[Cohort]]:
         """The healthy cohort and those with lesions."""
         if self.cohorts:
-            healthy, *lesioned = (Cohort.open(url) for url in self.cohorts)
+            healthy, *lesioned = (open_cohort(url) for url in self.cohorts)
             return healthy, lesioned
         return self.cohort("healthy", self.healthy), [
             self.cohort(kind, self.lesioned) for kind in LESIONED

@@ -64,16 +64,26 @@ def join(url: str, *parts: str) -> str:
     return "/".join([url.rstrip("/"), *parts])
 
 
+def located(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
+    """The filesystem of `url` and the path in it, as it is now.
+
+    Without the cache of listings that fsspec keeps for each folder that it was asked for: another
+    process may have written since, and its files would count as absent.
+    """
+    options = {"use_listings_cache": False} if is_remote(url) else {}
+    fs, path = fsspec.core.url_to_fs(url, **options)
+    return fs, path
+
+
 def exists(url: str) -> bool:
     """Whether there is a file or folder at `url`."""
-    fs, path = fsspec.core.url_to_fs(url)
+    fs, path = located(url)
     return bool(fs.exists(path))
 
 
 def list_names(url: str) -> list[str]:
     """Sorted names of the files and folders in the folder `url`; empty where it is absent."""
-    fs, path = fsspec.core.url_to_fs(url)
-    fs.invalidate_cache(path)
+    fs, path = located(url)
     if not fs.exists(path):
         return []
     return sorted(Path(name).name for name in fs.ls(path, detail=False))
@@ -85,7 +95,7 @@ def read_bytes(url: str) -> bytes:
     Raises:
         FileNotFoundError: there is no such file.
     """
-    fs, path = fsspec.core.url_to_fs(url)
+    fs, path = located(url)
     return bytes(fs.cat_file(path))
 
 
@@ -95,7 +105,7 @@ def write_bytes(url: str, content: bytes) -> None:
     An object store puts an object whole. A local file is written aside, flushed and renamed.
     """
     if is_remote(url):
-        fs, path = fsspec.core.url_to_fs(url)
+        fs, path = located(url)
         fs.pipe_file(path, content)
         return
     with replacing(url) as file:
@@ -109,7 +119,7 @@ def replacing(url: str) -> Iterator[BinaryIO]:
     Nothing changes at `url` where the block raises. What goes to an object store is gathered in a
     temporary file, so that it need not fit into memory.
     """
-    fs, path = fsspec.core.url_to_fs(url)
+    fs, path = located(url)
     if is_remote(url):
         with tempfile.NamedTemporaryFile() as gathered:
             yield cast(BinaryIO, gathered)
@@ -133,7 +143,7 @@ def flush(url: str) -> None:
     """See to it that a file written by others is on the disk; an object store needs none of it."""
     if is_remote(url) or not exists(url):
         return
-    _, path = fsspec.core.url_to_fs(url)
+    _, path = located(url)
     with Path(path).open("rb") as file:
         os.fsync(file.fileno())
 
@@ -170,6 +180,6 @@ def write_json(url: str, value: Any, *, compact: bool = False) -> None:
 
 def remove(url: str) -> None:
     """Remove a file or a folder with all in it; nothing happens where there is none."""
-    fs, path = fsspec.core.url_to_fs(url)
+    fs, path = located(url)
     if fs.exists(path):
         fs.rm(path, recursive=True)

@@ -118,6 +118,16 @@ def test_run_checkpoint_and_scores_live_on_s3(bucket: str, cohort_url: str) -> N
     json.dumps(files.read_json(f"{run.url}/config.json"), allow_nan=False)
 
 
+def test_what_others_write_behind_a_listing_is_there(bucket: str) -> None:
+    folder = f"{bucket}/shared"
+    files.write_bytes(f"{folder}/first", b"1")
+    assert files.list_names(folder) == ["first"]
+    boto3.client("s3").put_object(Bucket="scans", Key="shared/second", Body=b"2")
+    assert files.exists(f"{folder}/second")
+    assert files.read_bytes(f"{folder}/second") == b"2"
+    assert files.list_names(folder) == ["first", "second"]
+
+
 def test_a_model_is_shared_and_predicts_on_s3(bucket: str, tmp_path: Path) -> None:
     run = finished_run(tmp_path / "run", healthy_cohort(tmp_path, 8), "MeanImage")
     freeze_threshold(run, 0.2)

@@ -10,7 +10,6 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-import fsspec
 import nibabel as nib
 import numpy as np
 from numpy.typing import NDArray
@@ -218,7 +217,7 @@ def source_bytes(item: Item) -> int:
     total = 0
     for path in (item.scan.image, item.scan.brain):
         if path:
-            fs, inner = fsspec.core.url_to_fs(path)
+            fs, inner = files.located(path)
             with_size = fs.exists(inner)
             total += int(fs.size(inner) or 0) if with_size else 0
     return total

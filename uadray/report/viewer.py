@@ -21,7 +21,6 @@ from importlib import resources
 from typing import Any
 from urllib.parse import quote
 
-import fsspec
 import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
@@ -360,7 +359,7 @@ def _link(page: str, target: str) -> str:
 
 
 def _size(url: str) -> int:
-    fs, path = fsspec.core.url_to_fs(url)
+    fs, path = files.located(url)
     return int(fs.size(path) or 0)
 
 

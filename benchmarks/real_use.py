@@ -2,9 +2,11 @@
 
     python -m benchmarks.real_use runs/erasing --name erasing-phantom --told "phantoms at 32^3 ..."
 
-Reads the run folders of an evaluated sweep and writes `results/real-NAME.json`: every experiment
-with its seeds and intervals, and the paired differences that the paper's claims are about. Nothing
-is fitted here.
+    python -m benchmarks.real_use --page     only docs/results.md anew, from what is kept
+
+Reads the run folders of an evaluated sweep and writes `results/real-NAME.json` and docs/results.md:
+every experiment with its seeds and intervals, and the paired differences that the paper's claims
+are about. Nothing is fitted here.
 """
 
 import json
@@ -17,6 +19,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks import harness
+from benchmarks.results_page import write_page
 from uadray.config import BENGS_TABLE_1
 from uadray.evaluate.statistics import holm
 from uadray.report.compare import Comparison, Series, compare, series_of
@@ -35,18 +38,25 @@ _AS_3D = {"Patch": "Cube", "Multi-Patch": "Multi-Cube", "Half-Slice": "Half-Volu
 class RealUse:
     """Which sweep, and under which name it is kept."""
 
-    sweep: tyro.conf.Positional[str]
+    sweep: tyro.conf.Positional[str] = ""
     """Folder of the sweep."""
-    name: str
+    name: str = ""
     """Of the result."""
-    told: str
-    """Data and settings, in words."""
+    told: str = ""
+    """What it was run on, a colon, and sizes and settings in words."""
+    page: bool = False
+    """Only write the page from what is kept."""
     keep: bool = True
     """Write the result; otherwise it is only printed."""
 
 
 def main() -> None:
     job = tyro.cli(RealUse, description=__doc__)
+    if job.page:
+        write_page()
+        return
+    if not (job.sweep and job.name and job.told):
+        raise SystemExit("give the sweep's folder, --name and --told, or --page")
     runs = load_runs([f"{job.sweep.rstrip('/')}/runs"])
     groups = group_by_cohort(runs)
     found = [cohort_result(group) for group in groups]
@@ -57,6 +67,7 @@ def main() -> None:
         path = harness.RESULTS / f"real-{job.name}.json"
         path.write_text(json.dumps(content | {"told": job.told, "cohorts": found}, indent=1) + "\n")
         print(f"benchmarks/results/{path.name}")
+        write_page()
 
 
 def cohort_result(group: CohortRows) -> dict[str, Any]:

@@ -1,0 +1,108 @@
+"""docs/results.md: the sweeps that were really run, from benchmarks/results/real-*.json."""
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from benchmarks.harness import RESULTS
+
+PAGE = RESULTS.parents[1] / "docs" / "results.md"
+
+_HEAD = """# Sweeps that were run
+
+Made from `benchmarks/results/real-*.json` by `python -m benchmarks.real_use --page`; edits here are
+lost. What these figures support of the paper's claims, and what they do not, is said in the README.
+
+Every figure is a mean over seeds; in brackets is its 95 % interval over the test subjects (paired
+for differences), which covers the subjects and not the seeds; what each seed gives stands beside
+it. p is of a Wilcoxon signed-rank test over subjects, corrected by Holm within its table.
+"""
+
+_FIGURES = {"dice_d": "Dice_D", "dice_s_mean": "Dice_S", "auprc": "AUPRC"}
+
+
+def write_page() -> None:
+    """Write it anew."""
+    kept = [json.loads(path.read_text()) for path in sorted(RESULTS.glob("real-*.json"))]
+    PAGE.write_text(page(kept))
+    print("docs/results.md")
+
+
+def page(results: Sequence[dict[str, Any]]) -> str:
+    """The page's text.
+
+    Args:
+        results: What `benchmarks.real_use` kept of each sweep.
+    """
+    parts = [_HEAD]
+    for one in results:
+        ended = ", ".join(f"{number} {status}" for status, number in one["ended"].items())
+        fitted = one["fitted_on"]
+        parts.append(f"## {one['told'].partition(':')[0].capitalize()}\n")
+        parts.append(
+            f"{one['told'].partition(':')[2].strip().capitalize()}. {one['runs']} runs ({ended}), "
+            f"{one['fit_minutes']:.0f} minutes of fitting on {one['machine']['cpu']}, cohort "
+            f"`{fitted['fingerprint']}`, commit {one['commit']}, {one['date']}.\n"
+        )
+        for cohort in one["cohorts"]:
+            parts += _cohort(cohort)
+    return "\n".join(parts).rstrip() + "\n"
+
+
+def _cohort(found: dict[str, Any]) -> list[str]:
+    parts = [
+        f"### {found['cohort']}\n",
+        f"{found['num_threshold']} subjects fit the thresholds, {found['num_test']} test.\n",
+    ]
+    rows = []
+    for one in found["experiments"]:
+        cells = [_figure(one["figures"][name]) for name in _FIGURES]
+        dice = one["figures"]["dice_d"]
+        each = (
+            " ".join(f"{x:.3f}" for x in dice["each_seed"]) if dice and not one["is_plain"] else ""
+        )
+        rows.append([one["name"], str(one["latent_size"] or ""), *cells, each])
+    head = ["experiment", "latent size", *_FIGURES.values(), "Dice_D of each seed"]
+    parts.append(_table(head, rows))
+    for head_line, differences in found["differences"].items():
+        parts.append(f"**{head_line[0].upper()}{head_line[1:]}**\n")
+        rows = [
+            [
+                one["of"],
+                one["against"],
+                _difference(one["differences"].get("dice_d")),
+                _difference(one["differences"].get("auprc")),
+                "" if one["holm_p"] is None else f"{one['holm_p']:.3f}",
+                _span(one["over_seeds_dice_d"]),
+                one["verdict"],
+            ]
+            for one in differences
+        ]
+        head = ["of", "against", "Dice_D", "AUPRC", "p (Holm)", "Dice_D over seeds", "Dice_D is"]
+        parts.append(_table(head, rows))
+    return parts
+
+
+def _figure(figure: dict[str, Any] | None) -> str:
+    if figure is None:
+        return ""
+    bounds = figure["interval_over_subjects"]
+    spread = f" [{bounds[0]:.3f}, {bounds[1]:.3f}]" if bounds else ""
+    return f"{figure['mean']:.3f}{spread}"
+
+
+def _difference(figure: dict[str, Any] | None) -> str:
+    if figure is None:
+        return ""
+    bounds = figure["interval"]
+    spread = f" [{bounds[0]:+.3f}, {bounds[1]:+.3f}]" if bounds else ""
+    return f"{figure['value']:+.3f}{spread}"
+
+
+def _span(bounds: Sequence[float] | None) -> str:
+    return f"{bounds[0]:+.3f} to {bounds[1]:+.3f}" if bounds else ""
+
+
+def _table(head: list[str], rows: list[list[str]]) -> str:
+    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+    return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in rows)]) + "\n"

@@ -143,7 +143,7 @@ def _measured(results: dict[str, Any]) -> str:
     words = (
         "Under a figure its 95 % interval over subjects, or the deviation over seeds. Ranks after "
         "so few epochs of small networks say nothing of ranks at the papers' sizes, nor on "
-        "patients."
+        "patients. Other work ran on the same cores: minutes and seconds are sizes, not speeds."
     )
     return f"{where}\n\n{words}\n\n" + _table(["experiment", *shown], rows)
 

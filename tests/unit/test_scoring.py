@@ -14,6 +14,7 @@ from uadray.config import experiment
 from uadray.detectors import build
 from uadray.detectors.base import Detector, ReconstructionDetector
 from uadray.errors import EvaluationError
+from uadray.evaluate import scoring
 from uadray.evaluate.cases import write_cases
 from uadray.evaluate.components import ComponentConfig
 from uadray.evaluate.counts import CohortCounts, TestPart
@@ -140,6 +141,19 @@ class TestScorer:
         assert counts.num_lesion.tolist() == [lesion[cut].sum()]
         assert counts.slice_lesion.tolist() == [lesion[cut].any((1, 2)).tolist()]
 
+    def test_scores_do_not_depend_on_what_else_is_scored(
+        self, cohort: Cohort, run: Run, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """As of one who rounds by where a volume is, among how many, as products of matrices do."""
+        monkeypatch.setattr(scoring, "load_detector", lambda _: ByPlace())
+        rows = list(range(8))
+        store = score(run, cohort, rows)
+        whole = {row: store.levels(row) for row in rows}
+        assert len({int(levels.max()) for levels in whole.values()}) == CONFIG.batch_size
+        for alone in ([2], [7, 1, 5], [4, 5, 6], [3, 4]):
+            store = score(run, cohort, alone)
+            assert all(np.array_equal(store.levels(row), whole[row]) for row in alone)
+
     def test_a_lesion_outside_the_brain_is_named(self, cohort: Cohort, run: Run) -> None:
         store = ScoreStore.create(run, cohort, (0.0, 1.0), CONFIG.scoring(cohort.shape))
         work = Work(run=run, store=store, to_score=frozenset([0, 4]), to_filter=frozenset())
@@ -159,6 +173,14 @@ class TestScorer:
         counts = store.counts([(0, "a")], "c", CohortCounts)
         assert counts.num_lesion.tolist() == [0]
         assert counts.merged("brain").num_healthy == held["brain"].sum()
+
+
+class ByPlace(Detector):
+    """Scores a volume by its place in the batch and by their number."""
+
+    def anomaly_map(self, x_BCZYX: Tensor, brain_BZYX: Tensor) -> Tensor:
+        places = torch.arange(len(x_BCZYX)) + 1
+        return brain_BZYX * (places / 10 / len(places)).reshape(-1, 1, 1, 1)
 
 
 class Half(ReconstructionDetector):

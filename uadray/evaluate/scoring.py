@@ -1,5 +1,6 @@
 """What a worker does with a batch of volumes: score and count it, or examine its kept scores."""
 
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import astuple, dataclass
@@ -17,6 +18,7 @@ from uadray.evaluate.lesionwise import compare_lesions
 from uadray.evaluate.postprocess import erode_brain, postprocess
 from uadray.evaluate.protocols import EvaluateConfig, Residual
 from uadray.evaluate.scores import ScoreStore
+from uadray.store import CHUNK_VOLUMES
 from uadray.train.distributed import load_detector
 from uadray.train.run import Run
 
@@ -65,16 +67,38 @@ class Scorer:
             todo = [i for i, row in enumerate(rows) if row in work.to_score]
             if todo and detector is not None:
                 start = time.perf_counter()
-                scores = score_volumes(
-                    detector, images[todo], brain[todo], self._device, self._config.residual
-                )
-                for i, score in zip(todo, scores, strict=True):
-                    self._keep(work.store, rows[i], score, brain[i], lesion[i])
+                for group in self._groups(rows, todo):
+                    # Filled up with a volume of its own, which no method minds.
+                    filled = [
+                        group.get(place, next(iter(group.values()))) for place in self._places
+                    ]
+                    scores = score_volumes(
+                        detector, images[filled], brain[filled], self._device, self._config.residual
+                    )
+                    for place, i in group.items():
+                        self._keep(work.store, rows[i], scores[place], brain[i], lesion[i])
                 seconds[todo, number] = (time.perf_counter() - start) / len(todo)
             for i, row in enumerate(rows):
                 if row in work.to_filter:
                     self._filter(work.store, row, brain[i], lesion[i])
         return {"id": batch["id"], "seconds": seconds}
+
+    @property
+    def _places(self) -> range:
+        """Places of the volumes that are scored at once; a chunk of the cohort is whole groups."""
+        return range(math.gcd(self._config.batch_size, CHUNK_VOLUMES))
+
+    def _groups(self, rows: Sequence[int], todo: Sequence[int]) -> list[dict[int, int]]:
+        """Which of a batch to score at once: for each group its members by their place.
+
+        A product of matrices rounds otherwise with another number of rows. So that scores do not
+        depend on what else was still to be scored, every volume has one place in one group.
+        """
+        groups: dict[int, dict[int, int]] = {}
+        for i in todo:
+            group, place = divmod(rows[i], len(self._places))
+            groups.setdefault(group, {})[place] = i
+        return list(groups.values())
 
     def _keep(
         self, store: ScoreStore, row: int, score: NDArray, brain: NDArray, lesion: NDArray

@@ -35,7 +35,9 @@ def run(main: Callable[[], int | None]) -> NoReturn:
     except Exception as error:
         if (full := _full_disk(error)) is None:
             raise
-        where = f"{full.filename}: " if full.filename else ""
+        # Ray Data puts advice on retries behind an error's arguments, where the name of a file is.
+        named = full.filename and "\n" not in str(full.filename)
+        where = f"{full.filename}: " if named else ""
         print(
             f"error: {where}no space is left on the device; free some and run the same command "
             "again: it goes on where it stopped, nothing half-written counts",

@@ -205,6 +205,15 @@ def wait_for_room(
     return fits()
 
 
+def _without_advice(error: UadrayError) -> UadrayError:
+    """The error without the lines on retries that Ray Data puts behind its message."""
+    if error.args and isinstance(error.args[0], str):
+        message, _, advice = error.args[0].partition("\nFailed to apply ")
+        if advice:
+            error.args = (message, *error.args[1:])
+    return error
+
+
 @contextmanager
 def plain_errors() -> Iterator[None]:
     """Raise a named error of ours from inside Ray's wrapping of failed tasks and actors."""
@@ -219,6 +228,6 @@ def plain_errors() -> Iterator[None]:
             inner = getattr(cause, "cause", None)
             for found in (inner, cause):
                 if isinstance(found, UadrayError):
-                    raise found from None
+                    raise _without_advice(found) from None
             cause = inner if isinstance(inner, BaseException) else cause.__cause__
         raise

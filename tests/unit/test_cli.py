@@ -50,6 +50,17 @@ def test_a_full_disk_is_told_in_words(error, capsys):
     assert "run the same command again" in told
 
 
+def test_the_advice_of_ray_is_no_name_of_a_file(capsys):
+    advice = "Failed to apply UDF transform after 1/1 attempts.\nTo change retry attempts, ..."
+
+    def main() -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", advice)
+
+    with pytest.raises(SystemExit):
+        cli.run(main)
+    assert capsys.readouterr().err.startswith("error: no space is left on the device; free some")
+
+
 def test_any_other_error_keeps_its_traceback():
     for error in (OSError(errno.EIO, "io"), Wrapped(ValueError("no"))):
 

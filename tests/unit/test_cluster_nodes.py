@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from uadray import cluster
+from uadray.errors import StoreError
 
 
 def no_nodes() -> list[dict[str, object]]:
@@ -84,3 +85,14 @@ class TestRoom:
         assert wishes == [bundles, []]
         assert not cluster.wait_for_room(bundles, lambda: False, 1e-6)
         assert wishes[2:] == [bundles, []]
+
+
+def test_an_error_of_ours_comes_out_of_rays_wrapping_without_its_advice() -> None:
+    class OfATask(Exception):
+        cause = StoreError(
+            "/x: no space\nFailed to apply UDF transform after 1/1 attempts.\nTo ..."
+        )
+
+    with pytest.raises(StoreError) as raised, cluster.plain_errors():
+        raise OfATask
+    assert str(raised.value) == "/x: no space"

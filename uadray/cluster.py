@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from uadray import files
-from uadray.errors import ConfigError, UadrayError
+from uadray.errors import ConfigError, StartError, UadrayError
 
 _QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -38,6 +38,9 @@ def connect(*, dashboard: bool = False) -> None:
     Args:
         dashboard: Start the dashboard with a Ray of our own. Tune needs it: the worker groups of
             stopped trials are freed through its State API.
+
+    Raises:
+        StartError: Ray did not start in time.
     """
     for name, value in _QUIET.items():
         os.environ.setdefault(name, value)
@@ -50,12 +53,21 @@ def connect(*, dashboard: bool = False) -> None:
     if not ray.is_initialized():
         # Never "auto": that searches the machine's processes and may find another one's Ray.
         address = os.environ.get("RAY_ADDRESS") or "local"
-        ray.init(
-            address=address,
-            logging_level=logging.WARNING,
-            # A cluster that is joined has its own dashboard, and refuses to be told.
-            include_dashboard=dashboard if address == "local" else None,
-        )
+        try:
+            ray.init(
+                address=address,
+                logging_level=logging.WARNING,
+                # A cluster that is joined has its own dashboard, and refuses to be told.
+                include_dashboard=dashboard if address == "local" else None,
+            )
+        except Exception as error:  # Ray raises no more than that, behind 30 s that no one can set
+            if "timed out during startup" not in str(error):
+                raise
+            raise StartError(
+                "Ray did not start within its 30 s, as on a machine that is busy with other work: "
+                "run the same command again, it goes on where it stopped; or start Ray apart "
+                "(`ray start --head`) and set RAY_ADDRESS"
+            ) from error
     context = DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False

@@ -37,6 +37,10 @@ class RunError(UadrayError, ValueError):
     """A run folder lacks what the next stage needs."""
 
 
+class StartError(UadrayError, RuntimeError):
+    """Ray did not start in its time."""
+
+
 class StoppedError(UadrayError, RuntimeError):
     """A fit ended behind an epoch because it was asked to; its checkpoint counts."""
 

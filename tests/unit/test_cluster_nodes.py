@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from uadray import cluster
-from uadray.errors import StoreError
+from uadray.errors import StartError, StoreError
 
 
 def no_nodes() -> list[dict[str, object]]:
@@ -96,3 +96,15 @@ def test_an_error_of_ours_comes_out_of_rays_wrapping_without_its_advice() -> Non
     with pytest.raises(StoreError) as raised, cluster.plain_errors():
         raise OfATask
     assert str(raised.value) == "/x: no space"
+
+
+def test_a_ray_that_does_not_start_in_time_is_told_in_words(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def init(**_: object) -> None:
+        raise Exception("The current node timed out during startup. This could happen because")
+
+    monkeypatch.setattr("ray.is_initialized", lambda: False)
+    monkeypatch.setattr("ray.init", init)
+    with pytest.raises(StartError, match="busy with other work: run the same command again"):
+        cluster.connect()

@@ -16,6 +16,11 @@ lost. What these figures support of the paper's claims, and what they do not, is
 Every figure is a mean over seeds; in brackets is its 95 % interval over the test subjects (paired
 for differences), which covers the subjects and not the seeds; what each seed gives stands beside
 it. p is of a Wilcoxon signed-rank test over subjects, corrected by Holm within its table.
+
+![The top of the report of the sweep on phantoms](sweep-report.png)
+
+*The top of the report of the sweep on phantoms: what it says in words, parallel coordinates, the
+effect of the latent size, and the first rows of a table.*
 """
 
 _FIGURES = {"dice_d": "Dice_D", "dice_s_mean": "Dice_S", "auprc": "AUPRC"}

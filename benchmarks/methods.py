@@ -2,7 +2,7 @@
 
 python -m benchmarks.methods             all methods, one seed: about 40 minutes of one core
 python -m benchmarks.methods --seeds 3   three seeds; goes on from what is there
-python -m benchmarks.methods --names sVAE 3D-sVAE f-AnoGAN
+python -m benchmarks.methods --names sVAE 3D-sVAE f-AnoGAN      only printed
 python -m benchmarks.methods --cohorts HEALTHY.zarr STROKE.zarr --told "44 scans of ..." \
     --out runs/methods-real              on prepared cohorts, kept as methods-real.json
 python -m benchmarks.methods --page      docs/methods.md alone, from the registry and kept figures
@@ -291,7 +291,7 @@ def main() -> None:
     if not args.quick:
         found = measure(study)
         Console(width=200).print(table_of(found))
-        if not args.names:
+        if study.cohorts or not args.names:
             write("methods-real" if study.cohorts else "methods", rows_of(found, study))
             write_page()
         return

@@ -43,9 +43,10 @@ def page(results: Sequence[dict[str, Any]]) -> str:
     for one in results:
         ended = ", ".join(f"{number} {status}" for status, number in one["ended"].items())
         fitted = one["fitted_on"]
-        parts.append(f"## {one['told'].partition(':')[0].capitalize()}\n")
+        data, _, settings = one["told"].partition(":")
+        parts.append(f"## {_opened(data)}\n")
         parts.append(
-            f"{one['told'].partition(':')[2].strip().capitalize()}. {one['runs']} runs ({ended}), "
+            f"{_opened(settings.strip())}. {one['runs']} runs ({ended}), "
             f"{one['fit_minutes']:.0f} minutes of fitting on {one['machine']['cpu']}, cohort "
             f"`{fitted['fingerprint']}`, commit {one['commit']}, {one['date']}.\n"
         )
@@ -70,7 +71,7 @@ def _cohort(found: dict[str, Any]) -> list[str]:
     head = ["experiment", "latent size", *_FIGURES.values(), "Dice_D of each seed"]
     parts.append(_table(head, rows))
     for head_line, differences in found["differences"].items():
-        parts.append(f"**{head_line[0].upper()}{head_line[1:]}**\n")
+        parts.append(f"**{_opened(head_line)}**\n")
         rows = [
             [
                 one["of"],
@@ -86,6 +87,11 @@ def _cohort(found: dict[str, Any]) -> list[str]:
         head = ["of", "against", "Dice_D", "AUPRC", "p (Holm)", "Dice_D over seeds", "Dice_D is"]
         parts.append(_table(head, rows))
     return parts
+
+
+def _opened(text: str) -> str:
+    """With a capital first letter, as a sentence begins."""
+    return text[:1].upper() + text[1:]
 
 
 def _figure(figure: dict[str, Any] | None) -> str:

@@ -323,7 +323,12 @@ def measure(made: Bench, stage: Stage, fault: str, undisturbed: dict[str, Any]) 
         "whole": whole,
         "false_whole": cell.false_whole,
         "notes": cell.notes,
-        "said": [_last_words(log) for log, code in zip(cell.logs, cell.codes, strict=True) if code],
+        # Without the folder of this network, which is of no machine but this one.
+        "said": [
+            _last_words(log).replace(str(cell.bench.net.folder), "")
+            for log, code in zip(cell.logs, cell.codes, strict=True)
+            if code
+        ],
     }
 
 

@@ -26,10 +26,14 @@ effect of the latent size, and the first rows of a table.*
 _FIGURES = {"dice_d": "Dice_D", "dice_s_mean": "Dice_S", "auprc": "AUPRC"}
 
 
+def kept() -> list[dict[str, Any]]:
+    """What is kept of each sweep."""
+    return [json.loads(path.read_text()) for path in sorted(RESULTS.glob("real-*.json"))]
+
+
 def write_page() -> None:
     """Write it anew."""
-    kept = [json.loads(path.read_text()) for path in sorted(RESULTS.glob("real-*.json"))]
-    PAGE.write_text(page(kept))
+    PAGE.write_text(page(kept()))
     print("docs/results.md")
 
 
@@ -95,19 +99,16 @@ def _opened(text: str) -> str:
 
 
 def _figure(figure: dict[str, Any] | None) -> str:
-    if figure is None:
-        return ""
-    bounds = figure["interval_over_subjects"]
-    spread = f" [{bounds[0]:.3f}, {bounds[1]:.3f}]" if bounds else ""
-    return f"{figure['mean']:.3f}{spread}"
+    return _with_bounds(figure and figure["mean"], figure and figure["interval_over_subjects"], "")
 
 
 def _difference(figure: dict[str, Any] | None) -> str:
-    if figure is None:
-        return ""
-    bounds = figure["interval"]
-    spread = f" [{bounds[0]:+.3f}, {bounds[1]:+.3f}]" if bounds else ""
-    return f"{figure['value']:+.3f}{spread}"
+    return _with_bounds(figure and figure["value"], figure and figure["interval"], "+")
+
+
+def _with_bounds(value: float | None, bounds: Sequence[float] | None, sign: str) -> str:
+    spread = f" [{bounds[0]:{sign}.3f}, {bounds[1]:{sign}.3f}]" if bounds else ""
+    return "" if value is None else f"{value:{sign}.3f}{spread}"
 
 
 def _span(bounds: Sequence[float] | None) -> str:

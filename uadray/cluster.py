@@ -7,6 +7,7 @@ its own on this machine, for as long as the process lives.
 import hashlib
 import logging
 import os
+import re
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -217,12 +218,13 @@ def wait_for_room(
     return fits()
 
 
+_ADVICE = re.compile(r"\nFailed to [^\n]+ after \d+/\d+ attempts")
+"""Where Ray Data's lines on retries begin, which it puts behind an error's message."""
+
+
 def _without_advice(error: UadrayError) -> UadrayError:
-    """The error without the lines on retries that Ray Data puts behind its message."""
     if error.args and isinstance(error.args[0], str):
-        message, _, advice = error.args[0].partition("\nFailed to apply ")
-        if advice:
-            error.args = (message, *error.args[1:])
+        error.args = (_ADVICE.split(error.args[0])[0], *error.args[1:])
     return error
 
 

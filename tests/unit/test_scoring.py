@@ -154,6 +154,23 @@ class TestScorer:
             store = score(run, cohort, alone)
             assert all(np.array_equal(store.levels(row), whole[row]) for row in alone)
 
+    def test_volumes_that_lie_scattered_are_scored_at_once(
+        self, cohort: Cohort, run: Run, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Such as the validation volumes of a healthy cohort: a group is not filled up for each."""
+        detector, rows = ByPlace(), [0, 3, 7, 10]
+        calls: list[int] = []
+        monkeypatch.setattr(
+            detector, "anomaly_map", lambda x, brain: calls.append(len(x)) or brain * 0.5
+        )
+        monkeypatch.setattr(scoring, "load_detector", lambda _: detector)
+        store = ScoreStore.create(run, cohort, (0.0, 1.0), CONFIG.scoring(cohort.shape))
+        work = Work(run=run, store=store, to_score=frozenset(rows), to_filter=frozenset())
+        some = {row: name for row, name in names(cohort).items() if row in rows}
+        Scorer([work], some, CONFIG)(batch(cohort, rows))
+        assert store.done() == set(rows)
+        assert calls == [CONFIG.batch_size]
+
     def test_a_lesion_outside_the_brain_is_named(self, cohort: Cohort, run: Run) -> None:
         store = ScoreStore.create(run, cohort, (0.0, 1.0), CONFIG.scoring(cohort.shape))
         work = Work(run=run, store=store, to_score=frozenset([0, 4]), to_filter=frozenset())

@@ -7,7 +7,7 @@ convolutions back, and a 1x1 convolution to one channel.
 
 import math
 from collections.abc import Sequence
-from typing import Literal, Protocol, Self
+from typing import Any, Literal, Protocol, Self
 
 import torch
 from torch import Tensor, nn
@@ -50,6 +50,18 @@ class Dense(Protocol):
     def norm(self) -> Norm: ...  # noqa: D102
     @property
     def slope(self) -> float: ...  # noqa: D102
+
+
+def _dense_settings(config: Dense, grid: Sequence[int]) -> dict[str, Any]:
+    return {
+        "ndim": config.ndim,
+        "grid": grid,
+        "widths": config.widths,
+        "latent_size": config.latent_size,
+        "bottleneck": config.bottleneck,
+        "norm_kind": config.norm,
+        "slope": config.slope,
+    }
 
 
 class Encoder(nn.Module):
@@ -106,16 +118,7 @@ class Encoder(nn.Module):
     @classmethod
     def dense(cls, config: Dense, grid: Sequence[int], *, heads: int = 1) -> Self:
         """Onto the dense latent of a method's settings."""
-        return cls(
-            config.ndim,
-            grid,
-            config.widths,
-            latent_size=config.latent_size,
-            bottleneck=config.bottleneck,
-            heads=heads,
-            norm_kind=config.norm,
-            slope=config.slope,
-        )
+        return cls(heads=heads, **_dense_settings(config, grid))
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         """(B, 1, *spatial) to the output of each head, (B, units) or (B, maps, *grid)."""
@@ -171,16 +174,7 @@ class Decoder(nn.Module):
         cls, config: Dense, grid: Sequence[int], *, output: Literal["linear", "sigmoid"] = "linear"
     ) -> Self:
         """Of the dense latent of a method's settings."""
-        return cls(
-            config.ndim,
-            grid,
-            config.widths,
-            latent_size=config.latent_size,
-            bottleneck=config.bottleneck,
-            norm_kind=config.norm,
-            slope=config.slope,
-            output=output,
-        )
+        return cls(output=output, **_dense_settings(config, grid))
 
     def forward(self, z: Tensor) -> Tensor:
         """The latent to (B, 1, *spatial) float32, not clamped."""

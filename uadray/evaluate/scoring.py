@@ -50,6 +50,7 @@ class Scorer:
         if self._device.type == "cpu":
             torch.set_num_threads(1)
         self._work, self._names, self._config = work, names, config
+        self._ranks = {row: rank for rank, row in enumerate(sorted(names))}
         self._detectors = [
             load_detector(one.run).to(self._device) if one.to_score else None for one in work
         ]
@@ -85,18 +86,19 @@ class Scorer:
 
     @property
     def _places(self) -> range:
-        """Places of the volumes that are scored at once; a chunk of the cohort is whole groups."""
+        """Places of the volumes that are scored at once; whole groups make a chunk of a cohort."""
         return range(math.gcd(self._config.batch_size, CHUNK_VOLUMES))
 
     def _groups(self, rows: Sequence[int], todo: Sequence[int]) -> list[dict[int, int]]:
         """Which of a batch to score at once: for each group its members by their place.
 
         A product of matrices rounds otherwise with another number of rows. So that scores do not
-        depend on what else was still to be scored, every volume has one place in one group.
+        depend on what else was still to be scored, every volume has one place in one group, by its
+        rank among all that are evaluated: such as lie scattered in a cohort fill their groups.
         """
         groups: dict[int, dict[int, int]] = {}
         for i in todo:
-            group, place = divmod(rows[i], len(self._places))
+            group, place = divmod(self._ranks[rows[i]], len(self._places))
             groups.setdefault(group, {})[place] = i
         return list(groups.values())
 

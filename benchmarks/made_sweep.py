@@ -111,9 +111,9 @@ def write_sweep(folder: str, number: int = 200, *, num_resamples: int = 1000) ->
     return f"{folder}/runs"
 
 
-def made_cohort(url: str) -> Cohort:
-    """A healthy cohort of 16 volumes to fit on and 8 to validate, on a grid of 32."""
-    return _store(url, seed=0, lesioned=False).cohort
+def made_cohort(url: str, number: int) -> Cohort:
+    """A healthy cohort of 8 volumes to validate and the others to fit on, on a grid of 32."""
+    return _store(url, seed=0, lesioned=False, number=number).cohort
 
 
 def _skill(trial: Experiment, random: np.random.Generator) -> float:
@@ -268,8 +268,9 @@ def _brains(seed: int, number: int) -> Iterator[tuple[NDArray, NDArray, NDArray]
         yield image.astype(np.float32) * brain, brain, lesion
 
 
-def _store(url: str, *, seed: int, lesioned: bool = True) -> Lesioned:
-    number = NUM_THRESHOLD + NUM_TEST
+def _store(
+    url: str, *, seed: int, lesioned: bool = True, number: int = NUM_THRESHOLD + NUM_TEST
+) -> Lesioned:
     image, brain, lesion = (np.stack(part) for part in zip(*_brains(seed, number), strict=True))
     if lesioned:
         image = np.where(lesion, 0.6 * image, image)
@@ -316,7 +317,7 @@ def _store(url: str, *, seed: int, lesioned: bool = True) -> Lesioned:
 def _split(row: int, lesioned: bool) -> Any:
     if lesioned:
         return "threshold" if row < NUM_THRESHOLD else "test"
-    return "train" if row < NUM_TEST else "validation"
+    return "validation" if row < NUM_THRESHOLD else "train"
 
 
 def main() -> None:

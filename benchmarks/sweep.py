@@ -1,6 +1,6 @@
 """What a sweep costs beside its fits, and what its report costs.
 
-python -m benchmarks.sweep            about 5 minutes on 2 cores
+python -m benchmarks.sweep            about 8 minutes on 2 cores
 python -m benchmarks.sweep --quick    small, to see that it runs; keeps nothing
 
 A trial's end is when its summary was written, so that the time between two ends on one actor is a
@@ -48,8 +48,10 @@ class Sizes:
     """The same with an actor each."""
     nested_trials: int = 4
     """The same with a group of two workers each."""
-    trial_seconds: float = 30.0
-    """Of the longer trials; a minute's would only raise the share of fitting."""
+    trial_seconds: float = 60.0
+    """Of the longer trials."""
+    volumes: int = 72
+    """Healthy, 8 of them to validate: the longer trials' epochs take about two seconds."""
     waves: int = 2
     """Longer trials on each slot."""
     report_trials: tuple[int, ...] = (20, 200)
@@ -63,6 +65,7 @@ QUICK = Sizes(
     fresh_trials=2,
     nested_trials=2,
     trial_seconds=3.0,
+    volumes=24,
     waves=1,
     report_trials=(20,),
     num_resamples=50,
@@ -77,6 +80,8 @@ class Timed:
     ended: tuple[float, ...]
     fitting: tuple[float, ...]
     """Seconds of a trial's epochs."""
+    epoch: float
+    """Seconds of an epoch behind the first, the median."""
     call: float
     """Seconds of the whole call."""
 
@@ -107,14 +112,20 @@ def timed(cohort: Cohort, folder: str, *, seeds: int, epochs: int, config: Sweep
     if bad := [o for o in outcomes if o.status != "finished"]:
         raise SystemExit(f"{bad[0].url}: {bad[0].status}: {bad[0].error}")
     found = sorted(map(_times, outcomes), key=lambda times: times[1])
-    began, ended, fitting = zip(*found, strict=True)
-    return Timed(began=began, ended=ended, fitting=fitting, call=call)
+    began, ended, seconds = zip(*found, strict=True)
+    return Timed(
+        began=began,
+        ended=ended,
+        fitting=tuple(map(sum, seconds)),
+        epoch=statistics.median(second for each in seconds for second in each[1:] or each),
+        call=call,
+    )
 
 
-def _times(outcome: Outcome) -> tuple[float, float, float]:
+def _times(outcome: Outcome) -> tuple[float, float, list[float]]:
     folder = Path(outcome.url)
-    fitting = sum(record["seconds"] for record in Run.open(outcome.url).metrics())
-    return _stamp(folder / "config.json"), _stamp(folder / "summary.json"), fitting
+    seconds = [record["seconds"] for record in Run.open(outcome.url).metrics()]
+    return _stamp(folder / "config.json"), _stamp(folder / "summary.json"), seconds
 
 
 def _stamp(path: Path) -> float:
@@ -197,7 +208,7 @@ def shares(cohort: Cohort, folder: str, sizes: Sizes) -> list[Row]:
     slots = int(ray.cluster_resources()["CPU"])
     config = SweepConfig(cpus_per_trial=1.0)
     probe = timed(cohort, f"{folder}/probe", seeds=slots, epochs=4, config=config)
-    epoch = sum(probe.fitting) / (4 * slots)
+    epoch = probe.epoch
     epochs = max(2, round(sizes.trial_seconds / epoch))
     found = timed(cohort, f"{folder}/long", seeds=slots * sizes.waves, epochs=epochs, config=config)
     took = statistics.mean(found.fitting)
@@ -252,8 +263,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     logging.getLogger("ray").setLevel(logging.WARNING)
     with tempfile.TemporaryDirectory() as folder:
         rows = reports(folder, sizes)
-        cluster.connect()
-        cohort = made_cohort(f"{folder}/healthy.zarr")
+        # As for a sweep whose trials have several workers: the nested ones here need it.
+        cluster.connect(dashboard=True)
+        cohort = made_cohort(f"{folder}/healthy.zarr", sizes.volumes)
         # The first trial of all starts workers and reads libraries.
         timed(cohort, f"{folder}/first", seeds=1, epochs=1, config=SweepConfig())
         rows = overheads(cohort, folder, sizes) + shares(cohort, folder, sizes) + rows

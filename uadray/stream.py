@@ -8,6 +8,7 @@ again whenever a group of workers does: the fit loop names the epoch.
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import psutil
@@ -196,7 +197,7 @@ class TrainingStream:
         self.rows = rank_rows(rows, rank, world, batch_size)
         self._resident: torch.Tensor | None = None
         if resident:
-            self._resident = _load(cohort, self.rows).to(device)
+            self._resident = _load(cohort, self.rows, "train", device)
             self._has_brain = self._resident.flatten(2).any(2).cpu().numpy()
 
     def num_samples(self) -> int:
@@ -253,8 +254,57 @@ def _batches(dataset: ray.data.Dataset, batch_size: int) -> Iterator[Batch]:
             )
 
 
-def _load(cohort: Cohort, rows: np.ndarray) -> torch.Tensor:
-    return torch.cat([b.images for b in _batches(volumes(cohort, rows), 64)])
+class _Kept:
+    """Volumes that outlive their fit: of each part the last that was read, none unless asked."""
+
+    def __init__(self) -> None:
+        self.wanted = False
+        self._parts: dict[str, tuple[Any, torch.Tensor]] = {}
+
+    def get(self, part: str, key: Any, read: Callable[[], torch.Tensor]) -> torch.Tensor:
+        """What `read` gives, or gave for the same key; another key's makes room before that."""
+        if self._parts.get(part, (None,))[0] != key:
+            self._parts.pop(part, None)
+            images = read()
+            if not self.wanted:
+                return images
+            self._parts[part] = (key, images)
+        return self._parts[part][1]
+
+    def nbytes(self, device: str) -> int:
+        """Bytes kept on that device, which the next fit takes over or frees."""
+        on = torch.device(device).type
+        return sum(v.nbytes for _, v in self._parts.values() if v.device.type == on)
+
+    def forget(self) -> None:
+        """Free all, and keep no more."""
+        self.wanted = False
+        self._parts.clear()
+
+
+_kept = _Kept()
+
+
+def keep_volumes() -> None:
+    """Keep resident volumes for later fits of this process, as an actor does that fits many trials.
+
+    Reading a cohort anew takes Ray Data seconds; the next trial mostly fits on the same one.
+    """
+    _kept.wanted = True
+
+
+def forget_volumes() -> None:
+    """Free what `keep_volumes` kept, and keep no more."""
+    _kept.forget()
+
+
+def _load(cohort: Cohort, rows: np.ndarray, part: str, device: str = "cpu") -> torch.Tensor:
+    def read() -> torch.Tensor:
+        batches = _batches(volumes(cohort, rows), 64)
+        return torch.cat([batch.images for batch in batches]).to(device)
+
+    key = (cohort.url, cohort.fingerprint, rows.tobytes(), device)
+    return _kept.get(part, key, read)
 
 
 class ValidationStream:
@@ -281,7 +331,10 @@ class ValidationStream:
     ) -> None:
         self._cohort, self._batch_size = cohort, batch_size
         self.rows = rows[rank::world]
-        self._resident = list(self._read()) if resident else None
+        self._resident = None
+        if resident:
+            none = torch.empty(0)
+            self._resident = _load(cohort, self.rows, "validation") if len(self.rows) else none
 
     def _read(self) -> Iterator[Batch]:
         if len(self.rows) == 0:
@@ -290,17 +343,25 @@ class ValidationStream:
 
     def __iter__(self) -> Iterator[Batch]:
         """Batches of whole volumes in row order."""
-        return self._read() if self._resident is None else iter(self._resident)
+        return self._read() if self._resident is None else self._from_memory(self._resident)
+
+    def _from_memory(self, images: torch.Tensor) -> Iterator[Batch]:
+        ids = torch.from_numpy(self.rows)
+        for start in range(0, len(ids), self._batch_size):
+            cut = slice(start, start + self._batch_size)
+            yield Batch(ids=ids[cut], images=images[cut])
 
 
 def fits_in_memory(cohort: Cohort, num_volumes: int, world: int, device: str) -> bool:
     """Whether a worker's part of so many volumes takes at most a quarter of its device's memory.
 
-    Counted is what is free now; workers without a device of their own share the node's.
+    Counted is what is free now, and what `keep_volumes` keeps, which gives way; workers without a
+    device of their own share the node's.
     """
     needed = -(-num_volumes // world) * int(np.prod(cohort.shape)) * 2
     if device.startswith("cuda"):
         free = torch.cuda.mem_get_info()[0]
     else:
         free = psutil.virtual_memory().available // world
+    free += _kept.nbytes(device)
     return needed <= free // 4

@@ -1,6 +1,7 @@
 """A real cohort through Ray Data: the same batches whatever the way, and every row once."""
 
 import shutil
+from collections.abc import Iterator
 from itertools import zip_longest
 from pathlib import Path
 
@@ -19,6 +20,8 @@ from uadray.stream import (
     TrainingStream,
     ValidationStream,
     fits_in_memory,
+    forget_volumes,
+    keep_volumes,
     read_rows,
     train_rows,
     volumes,
@@ -116,6 +119,40 @@ def test_workers_share_an_epoch_out(cohort: Cohort, ndim: int) -> None:
     assert resident.num_samples() == len(ids[1])
     sizes = step_sizes([len(part) for part in ids], batch_size)
     assert sizes == [sum(len(b.ids) for b in step if b is not None) for step in zip_longest(*parts)]
+
+
+@pytest.fixture
+def kept() -> Iterator[None]:
+    keep_volumes()
+    yield
+    forget_volumes()
+
+
+@pytest.mark.usefixtures("kept")
+def test_an_actor_reads_a_cohort_once(cohort: Cohort, tmp_path: Path) -> None:
+    alone = TrainingStream(cohort, cohort.rows("train")[:5], ndim=3, batch_size=8, seed=3)
+    expected = joined(list(alone.epoch(1)))
+    held_back = ValidationStream(cohort, cohort.rows("validation"))
+    validated = joined(list(held_back))
+    # The store is gone: what comes was kept.
+    moved = shutil.copytree(cohort.url, tmp_path / "moved.zarr")
+    gone = open_cohort(str(moved))
+    first = joined(list(stream(gone, 3).epoch(0)))
+    ValidationStream(gone, gone.rows("validation"))
+    shutil.rmtree(moved)
+    again = joined(list(stream(gone, 3).epoch(0)))
+    for was, came in zip(first, again, strict=True):
+        np.testing.assert_array_equal(was, came)
+    for was, came in zip(
+        validated, joined(list(ValidationStream(gone, gone.rows("validation")))), strict=True
+    ):
+        np.testing.assert_array_equal(was, came)
+    # Other rows, and another store, are read.
+    share = TrainingStream(cohort, cohort.rows("train")[:5], ndim=3, batch_size=8, seed=3)
+    for was, came in zip(expected, joined(list(share.epoch(1))), strict=True):
+        np.testing.assert_array_equal(was, came)
+    with pytest.raises((StoreError, FileNotFoundError)):
+        stream(gone, 3)
 
 
 def test_a_sample_is_erased_alike_on_any_worker(cohort: Cohort) -> None:

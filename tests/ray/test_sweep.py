@@ -115,6 +115,29 @@ class TestSweep:
         assert {o.experiment for o in outcomes} < set(SPACE.trials())
         assert {o.status for o in outcomes} == {"finished"}
 
+    @pytest.mark.slow
+    def test_trials_side_by_side_are_told_to_mlflow_and_tensorboard(
+        self, cohort: Cohort, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        mlflow = pytest.importorskip("mlflow")
+        pytest.importorskip("sqlalchemy")
+        monkeypatch.setenv("MLFLOW_DISABLE_TELEMETRY", "true")
+        monkeypatch.chdir(tmp_path)
+        track = TrackConfig(tensorboard=True, mlflow="sqlite:///mlflow.db", mlflow_experiment="e")
+        space = Space(experiments=("3D-None",), seeds=(0, 1), baselines=True, fit=FIT)
+        outcomes = sweep(space, cohort, str(tmp_path / "out"), config=SMALL, track=track)
+        assert {o.status for o in outcomes} == {"finished"}
+        learned = [o for o in outcomes if o.experiment.name == "3D-None"]
+        assert len(outcomes) > len(learned) == 2
+        client = mlflow.MlflowClient(tracking_uri=f"sqlite:///{tmp_path}/mlflow.db")
+        runs = client.search_runs([client.get_experiment_by_name("e").experiment_id])
+        assert sorted(r.data.params["fit.seed"] for r in runs) == ["0", "1"]
+        for run in runs:
+            history = client.get_metric_history(run.info.run_id, "validation/reconstruction")
+            assert [point.step for point in history] == [1, 2, 3]
+            assert run.info.status == "FINISHED"
+        assert all(list(Path(o.url, "tensorboard").iterdir()) for o in learned)
+
     def test_what_does_not_fit_the_cluster_is_refused(self, cohort: Cohort, tmp_path: Path) -> None:
         with pytest.raises(ConfigError, match="64 CPUs"):
             sweep(SPACE, cohort, str(tmp_path), config=SweepConfig(cpus_per_trial=64))

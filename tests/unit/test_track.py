@@ -3,6 +3,7 @@
 import os
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from tiny_cohorts import SHAPE, tiny_vae
 
 from uadray.errors import ConfigError
 from uadray.train.run import Run
-from uadray.train.track import TrackConfig, tracked
+from uadray.train.track import TrackConfig, prepared, tracked
 
 EXPERIMENT = tiny_vae(3, strategy="cube", seed=4)
 
@@ -85,6 +86,19 @@ def client(tmp_path: Path) -> Any:
     mlflow = pytest.importorskip("mlflow")
     pytest.importorskip("sqlalchemy")
     return mlflow.MlflowClient(tracking_uri=f"sqlite:///{tmp_path}/mlflow.db")
+
+
+def test_a_relative_file_is_named_in_full_and_the_experiment_is_there(
+    tmp_path: Path, client: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    given = TrackConfig(mlflow="sqlite:///mlflow.db", mlflow_experiment="erasing")
+    config = prepared(given)
+    assert config == replace(given, mlflow=f"sqlite:///{tmp_path}/mlflow.db")
+    number = client.get_experiment_by_name("erasing").experiment_id
+    assert prepared(config) == config
+    assert client.get_experiment_by_name("erasing").experiment_id == number
+    assert prepared(TrackConfig(tensorboard=True)) == TrackConfig(tensorboard=True)
 
 
 def test_mlflow_keeps_settings_and_epochs_of_a_resumed_fit_in_one_run(

@@ -18,7 +18,7 @@ from uadray.train.checkpoint import CheckpointStore
 from uadray.train.group import ScaleConfig, fit_group
 from uadray.train.loop import Metrics, World, fit_stream, healthy_reconstruction
 from uadray.train.run import Run
-from uadray.train.track import TrackConfig
+from uadray.train.track import TrackConfig, prepared
 from uadray.train.worker import fit_worker, fresh, identity
 
 __all__ = [
@@ -59,7 +59,7 @@ def fit(
         CheckpointError: the folder holds a run of something else.
         NotFiniteError: the loss is not finite.
     """
-    scale, track = scale or ScaleConfig(), track or TrackConfig()
+    scale, track = scale or ScaleConfig(), prepared(track or TrackConfig())
     run = Run.create(url, experiment, cohort)
     if run.finished:
         return run

@@ -5,7 +5,7 @@ import types
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,23 @@ class TrackConfig:
     empty for none."""
     mlflow_experiment: str = "uadray"
     """Name of the MLflow experiment that the run belongs to."""
+
+
+def prepared(config: TrackConfig) -> TrackConfig:
+    """What every worker of a job can be given: a file named in full, and an experiment that exists.
+
+    Workers have other working directories, and several would make the experiment at a time.
+
+    Raises:
+        ConfigError: MLflow is not installed.
+    """
+    if not config.mlflow:
+        return config
+    scheme, colon, path = config.mlflow.partition(":///")
+    if scheme.startswith("sqlite") and colon:
+        config = replace(config, mlflow=f"{scheme}:///{Path(path).absolute()}")
+    _experiment(_client(config), config.mlflow_experiment)
+    return config
 
 
 @contextmanager
@@ -92,7 +109,7 @@ def _tensorboard(run: Run) -> Iterator[Follow]:
 
 @contextmanager
 def _mlflow(run: Run, config: TrackConfig) -> Iterator[Follow]:
-    client = _extra("mlflow").MlflowClient(tracking_uri=config.mlflow)
+    client = _client(config)
     url = files.join(run.url, "mlflow.json")
     if files.exists(url) and files.read_json(url)["uri"] == config.mlflow:
         run_id = files.read_json(url)["run_id"]
@@ -114,10 +131,19 @@ def _mlflow(run: Run, config: TrackConfig) -> Iterator[Follow]:
     client.set_terminated(run_id, status="FINISHED")
 
 
+def _client(config: TrackConfig) -> Any:
+    return _extra("mlflow").MlflowClient(tracking_uri=config.mlflow)
+
+
+def _experiment(client: Any, name: str) -> str:
+    """The number of an experiment, which is made if there is none."""
+    found = client.get_experiment_by_name(name)
+    return str(found.experiment_id if found else client.create_experiment(name))
+
+
 def _begin(client: Any, run: Run, experiment: str) -> str:
     """A new MLflow run with all settings as its parameters."""
-    found = client.get_experiment_by_name(experiment)
-    number = found.experiment_id if found else client.create_experiment(experiment)
+    number = _experiment(client, experiment)
     tags = {"cohort": run.cohort_fingerprint, "fingerprint": run.experiment.fingerprint}
     begun = client.create_run(number, run_name=run.experiment.name, tags=tags)
     for group, fields in to_json(run.experiment).items():

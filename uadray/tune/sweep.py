@@ -23,6 +23,7 @@ from uadray.store import Cohort, open_cohort
 from uadray.stream import READ_CPUS
 from uadray.train.distributed import TrackConfig, conclude_facts
 from uadray.train.run import Run
+from uadray.train.track import prepared
 from uadray.tune import population as pbt
 from uadray.tune.asha import asha
 from uadray.tune.draws import OptunaDraws
@@ -124,7 +125,7 @@ def fit_trials(
         config=config,
         varied=tuple(varied),
         labelled=_open_labelled(config, cohort),
-        track=track or TrackConfig(),
+        track=prepared(track or TrackConfig()),
         console=console,
     )
     cluster.connect(dashboard=config.workers_per_trial > 1)

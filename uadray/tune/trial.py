@@ -9,7 +9,7 @@ from ray import tune
 from uadray.config import learns
 from uadray.errors import UadrayError
 from uadray.store import Cohort
-from uadray.stream import READ_CPUS
+from uadray.stream import READ_CPUS, keep_volumes
 from uadray.train.checkpoint import CheckpointStore
 from uadray.train.distributed import ScaleConfig, TrackConfig, fit
 from uadray.train.run import Run
@@ -58,6 +58,8 @@ def run_trial(
     task = read_task(config, url, space)
     if settings.workers_per_trial == 1:
         torch.set_num_threads(max(1, int(settings.cpus_per_trial)))
+        # The actor's next trial mostly fits on the same volumes.
+        keep_volumes()
     trial = _Trial(task, settings, labelled, deadline)
     ended = status(task.url) in ENDED
     if is_begun(task.url):

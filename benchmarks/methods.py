@@ -15,11 +15,11 @@ epochs need: the ranks on phantoms say nothing of ranks on patients.
 """
 
 import argparse
-import math
 import shutil
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
-from statistics import fmean, stdev
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -36,6 +36,9 @@ from uadray.prepare.layouts import phantom
 from uadray.prepare.splits import SplitConfig
 from uadray.prepare.steps import PrepareConfig
 from uadray.progress import Progress
+from uadray.report.compare import Series, compare, series_of
+from uadray.report.load import load_runs
+from uadray.report.rows import group_by_cohort
 from uadray.store import Cohort, open_cohort
 from uadray.train.distributed import fit, format_metrics
 from uadray.train.run import Run
@@ -54,6 +57,9 @@ IN_3D = (
 """One or two of each family on volumes; `--names` takes the others."""
 
 FIGURES = {"dice_d": "Dice_D", "dice_s_mean": "Dice_S", "auprc": "AUPRC"}
+
+REFERENCE = "PCA-16"
+"""The plain baseline that every method is held against."""
 
 RATE = 1e-3
 """Learning rate of every reconstruction here."""
@@ -143,54 +149,114 @@ class Study:
         )
 
 
-def measure(study: Study) -> dict[str, list[dict[str, Any]]]:
-    """Fit and evaluate; for each method the figures of each seed."""
+@dataclass(frozen=True)
+class Cell:
+    """One figure of a method: the mean over its seeds."""
+
+    value: float
+    bounds: tuple[float, float] | None = None
+    """The 95 % interval over subjects of that mean."""
+    deviation: float | None = None
+    """Standard deviation over the seeds."""
+
+    @property
+    def words(self) -> str:
+        """Interval and deviation, where there are any."""
+        told = []
+        if self.bounds is not None:
+            told.append("95 % over subjects: {:.3f} to {:.3f}".format(*self.bounds))
+        if self.deviation is not None:
+            told.append(f"deviation over seeds: {self.deviation:.3f}")
+        return "; ".join(told)
+
+
+Cells = dict[str, Cell]
+"""By column."""
+
+
+def measure(study: Study) -> dict[str, Cells]:
+    """Fit and evaluate; for each method its figures."""
     healthy, lesioned = study.stores()
     config = EvaluateConfig(num_resamples=study.resamples)
-    runs: list[tuple[str, Run]] = []
+    runs: dict[str, list[Run]] = {}
     for seed in range(study.seeds):
         for name in study.names:
             wanted = study.experiment(name, seed)
             if seed and not isinstance(wanted.method, Learned):
                 continue
             epochs = wanted.fit.epochs if isinstance(wanted.method, Learned) else 1
-            with Progress(total=epochs, what=f"epochs of {name}") as progress:
+            with Progress(total=epochs, what=f"epochs of {name}, seed {seed}") as progress:
                 run = fit(
                     wanted,
                     healthy,
                     files.join(study.out, "fits", f"{name}-{seed}"),
                     report=lambda m, p=progress: p.reach(m["epoch"], format_metrics(m)),  # type: ignore[misc]
                 )
-            runs.append((name, run))
+            runs.setdefault(name, []).append(run)
     # All in one pass; each one's seconds are counted apart.
     total = sum(len(one.rows("threshold")) + len(one.rows("test")) for one in lesioned)
+    fitted = [run for each in runs.values() for run in each]
     with Progress(total=total, what="volumes scored by all") as progress:
-        records = evaluate_all(
-            [run for _, run in runs], lesioned, config=config, report=progress.advance
-        )
-    found: dict[str, list[dict[str, Any]]] = {}
-    for number, (name, run) in enumerate(runs):
-        found.setdefault(name, []).append(figures(run, [one[number] for one in records]))
+        evaluate_all(fitted, lesioned, config=config, report=progress.advance)
+    series = {
+        group.name: {one.rows[0].run.url: one for one in series_of(group)}
+        for group in group_by_cohort(load_runs([run.url for run in fitted]))
+    }
+    reference = runs[REFERENCE][0].url if REFERENCE in runs else ""
+    return {
+        name: {
+            **figures([series[one.name][each[0].url] for one in lesioned]),
+            **above([(one[each[0].url], one.get(reference)) for one in series.values()]),
+            **told([run.summary or {} for run in each]),
+        }
+        for name, each in runs.items()
+    }
+
+
+def figures(cohorts: Sequence[Series]) -> Cells:
+    """What the evaluation says of a method on each cohort."""
+    found: Cells = {}
+    seconds = []
+    for one in cohorts:
+        values = one.rows[0].evaluation.values
+        for key, title in FIGURES.items():
+            figure = one.figure(key)
+            if figure is not None:
+                name = f"{values['cohort']['name']} {title}"
+                found[name] = Cell(figure.value, figure.bounds, one.deviation(key))
+        seconds += [row.evaluation.values["seconds_per_volume"] for row in one.rows]
+    if known := [value for value in seconds if value is not None]:
+        found["seconds per volume"] = Cell(fmean(known))
     return found
 
 
-def figures(run: Run, records: list[dict[str, Any]]) -> dict[str, Any]:
-    """The figures of one run: for each the value and, of metrics, the 95 % interval."""
-    summary = run.summary or {}
-    found: dict[str, Any] = {}
-    for record in records:
-        kind = record["cohort"]["name"]
-        for key, title in FIGURES.items():
-            interval = record["intervals"].get(key)
-            found[f"{kind} {title}"] = (record["metrics"][key], interval)
-    seconds = [r["seconds_per_volume"] for r in records if r["seconds_per_volume"] is not None]
-    if seconds:
-        found["seconds per volume"] = (fmean(seconds), None)
-    if summary.get("fit_seconds"):
-        found["fit minutes"] = (summary["fit_seconds"] / 60, None)
-    if summary.get("validation/reconstruction") is not None:
-        found["healthy L1"] = (summary["validation/reconstruction"], None)
-    found["parameters"] = (summary["num_parameters"], None)
+def above(pairs: Sequence[tuple[Series, Series | None]]) -> Cells:
+    """How far Dice_D lies above that of the reference, on the same subjects."""
+    found: Cells = {}
+    for one, reference in pairs:
+        if reference is None or one is reference:
+            continue
+        made = compare(one, reference)
+        if made is not None and "dice_d" in made.differences:
+            difference = made.differences["dice_d"]
+            name = one.rows[0].evaluation.cohort
+            found[f"{name} Dice_D above {REFERENCE}"] = Cell(difference.value, difference.bounds)
+    return found
+
+
+def told(summaries: Sequence[dict[str, Any]]) -> Cells:
+    """What the fits tell: minutes, reconstruction of healthy volumes, parameters."""
+    columns = {
+        "fit minutes": ("fit_seconds", 1 / 60),
+        "healthy L1": ("validation/reconstruction", 1.0),
+        "parameters": ("num_parameters", 1.0),
+    }
+    found: Cells = {}
+    for column, (key, factor) in columns.items():
+        values = [summary[key] * factor for summary in summaries if summary.get(key) is not None]
+        # Methods that know their answer take no minutes.
+        if values and (any(values) or column == "parameters"):
+            found[column] = Cell(fmean(values))
     return found
 
 
@@ -202,28 +268,19 @@ UNITS = {
 }
 
 
-def rows_of(found: dict[str, list[dict[str, Any]]], study: Study) -> list[Row]:
-    """Means over seeds; in words the interval over subjects of one seed, or the spread of seeds."""
-    rows = []
-    for name, runs in found.items():
-        for column in runs[0]:
-            values = [run[column][0] for run in runs if run[column][0] is not None]
-            if not values:
-                continue
-            words = ""
-            if len(values) > 1:
-                words = f"standard deviation over {len(values)} seeds {stdev(values):.2g}"
-            elif (interval := runs[0][column][1]) is not None and None not in interval:
-                words = f"95 % over subjects: {interval[0]:.3f} to {interval[1]:.3f}"
-            rows.append(
-                Row(
-                    measure=f"{name}: {column}",
-                    value=fmean(values),
-                    unit=UNITS.get(column, "ratio"),
-                    detail=words,
-                )
-            )
-    told = study.told or (
+def rows_of(found: dict[str, Cells], study: Study) -> list[Row]:
+    """Means over seeds; in words their interval over subjects, and how far the seeds differ."""
+    rows = [
+        Row(
+            measure=f"{name}: {column}",
+            value=cell.value,
+            unit=UNITS.get(column, "ratio"),
+            detail=cell.words,
+        )
+        for name, cells in found.items()
+        for column, cell in cells.items()
+    ]
+    cohorts = study.told or (
         f"{study.healthy} healthy phantoms of {study.size}^3, a tenth of which validates, and "
         f"{study.lesioned} of each lesion, thresholds fitted on 40 %, figures of the rest"
     )
@@ -232,7 +289,7 @@ def rows_of(found: dict[str, list[dict[str, Any]]], study: Study) -> list[Row]:
             measure="size of the study",
             value=study.seeds,
             unit="seeds",
-            detail=f"{told}; {study.epochs} epochs of batches of 16 slices, or "
+            detail=f"{cohorts}; {study.epochs} epochs of batches of 16 slices, or "
             f"{study.epochs_3d} of 4 volumes; widths halved, learning rate {RATE:g}, adversarial "
             f"rates {HURRIED['adversarial_rate']:g}, {RESTORE_STEPS} steps of restorations and "
             f"{HURRIED['search_steps']} of searches; KL weights of dense latents times the voxels' "
@@ -242,21 +299,19 @@ def rows_of(found: dict[str, list[dict[str, Any]]], study: Study) -> list[Row]:
     return rows
 
 
-def table_of(found: dict[str, list[dict[str, Any]]]) -> Table:
+def table_of(found: dict[str, Cells]) -> Table:
     """Means over the seeds."""
     table = Table(title="every method")
-    columns = list(dict.fromkeys(column for runs in found.values() for column in runs[0]))
+    columns = list(dict.fromkeys(column for cells in found.values() for column in cells))
     table.add_column("method")
     for column in columns:
         table.add_column(column, justify="right")
-    for name, runs in found.items():
-        cells = []
+    for name, cells in found.items():
+        shown = []
         for column in columns:
-            values = [run[column][0] for run in runs if column in run]
-            value = fmean(values) if values else math.nan
             digits = 0 if column == "parameters" else 3
-            cells.append("" if math.isnan(value) else f"{value:.{digits}f}")
-        table.add_row(name, *cells)
+            shown.append(f"{cells[column].value:.{digits}f}" if column in cells else "")
+        table.add_row(name, *shown)
     return table
 
 

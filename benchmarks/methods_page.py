@@ -141,9 +141,10 @@ def _measured(results: dict[str, Any]) -> str:
     machine = results["machine"]
     where = f"{told}. Measured on {results['date']} on {machine['cpu']}, one thread a fit."
     words = (
-        "Under a figure its 95 % interval over subjects, or the deviation over seeds. Ranks after "
-        "so few epochs of small networks say nothing of ranks at the papers' sizes, nor on "
-        "patients. Other work ran on the same cores: minutes and seconds are sizes, not speeds."
+        "Figures are means over the seeds; under them the 95 % interval over subjects and, behind "
+        "a ±, the deviation over seeds. Ranks after so few epochs of small networks say nothing of "
+        "ranks at the papers' sizes, nor on patients. Other work ran on the same cores: minutes "
+        "and seconds are sizes, not speeds."
     )
     return f"{where}\n\n{words}\n\n" + _table(["experiment", *shown], rows)
 
@@ -153,10 +154,11 @@ def _cell(column: str, cell: tuple[float, str] | None) -> str:
         return ""
     value, words = cell
     digits = {"fit minutes": 1, "seconds per volume": 3, "healthy L1": 4}.get(column, 3)
-    spread = words.split(": ")[-1] if "subjects" in words else ""
-    if "deviation" in words:
-        spread = "± " + words.rsplit(" ", 1)[-1]
-    return f"{value:.{digits}f}" + (f"<br><small>{spread}</small>" if spread else "")
+    spreads = []
+    for part in words.split("; ") if words else ():
+        what, _, spread = part.partition(": ")
+        spreads.append(f"± {spread}" if "seeds" in what else spread)
+    return "<br>".join([f"{value:.{digits}f}", *(f"<small>{one}</small>" for one in spreads)])
 
 
 def _method(name: str) -> str:

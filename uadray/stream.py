@@ -346,7 +346,7 @@ class ValidationStream:
         return self._read() if self._resident is None else self._from_memory(self._resident)
 
     def _from_memory(self, images: torch.Tensor) -> Iterator[Batch]:
-        ids = torch.from_numpy(self.rows)
+        ids = torch.tensor(self.rows)
         for start in range(0, len(ids), self._batch_size):
             cut = slice(start, start + self._batch_size)
             yield Batch(ids=ids[cut], images=images[cut])

@@ -1,13 +1,17 @@
 """The page of methods, and the study behind its figures."""
 
-from typing import Any
+from pathlib import Path
 
 import pytest
 
 from benchmarks import methods_page
-from benchmarks.methods import IN_3D, LESIONED, Study, rows_of
+from benchmarks.made_sweep import write_sweep
+from benchmarks.methods import IN_3D, Cell, Study, above, figures, rows_of
 from uadray.config import BASELINES, NAMED, OTHERS, Learned
 from uadray.detectors import build
+from uadray.report.compare import series_of
+from uadray.report.load import load_runs
+from uadray.report.rows import group_by_cohort
 
 
 def test_the_page_tells_of_every_method() -> None:
@@ -40,27 +44,41 @@ def test_every_experiment_of_the_study_builds_at_its_size() -> None:
 
 
 def test_figures_become_rows_and_rows_become_cells() -> None:
-    def run(shift: float) -> dict[str, Any]:
-        found: dict[str, Any] = {
-            f"{kind} Dice_D": (0.3 + shift, [0.25, 0.375]) for kind in LESIONED
+    found = {
+        "sVAE": {
+            "tumour Dice_D": Cell(0.35, (0.25, 0.375), 0.0711),
+            "stroke Dice_D": Cell(0.3, (0.25, 0.375)),
+            "fit minutes": Cell(1.25),
+            "parameters": Cell(1000),
         }
-        return found | {"fit minutes": (1.25, None), "parameters": (1000, None)}
-
-    one = rows_of({"sVAE": [run(0)]}, Study())
-    cells = {row.measure: (row.value, row.detail) for row in one}
-    assert cells["sVAE: tumour Dice_D"] == (0.3, "95 % over subjects: 0.250 to 0.375")
-    two = rows_of({"sVAE": [run(0), run(0.1)]}, Study(seeds=2))
-    value, words = next((r.value, r.detail) for r in two if r.measure == "sVAE: stroke Dice_D")
-    assert value == pytest.approx(0.35)
-    assert words == "standard deviation over 2 seeds 0.071"
+    }
+    rows = rows_of(found, Study(seeds=2))
+    cells = {row.measure: (row.value, row.detail) for row in rows}
+    both = "95 % over subjects: 0.250 to 0.375; deviation over seeds: 0.071"
+    assert cells["sVAE: tumour Dice_D"] == (0.35, both)
+    assert cells["sVAE: stroke Dice_D"] == (0.3, "95 % over subjects: 0.250 to 0.375")
+    assert cells["size of the study"][0] == 2
     results = {
-        "rows": [vars(row) for row in one],
+        "rows": [vars(row) for row in rows],
         "date": "2026-01-01",
         "machine": {"cpu": "a processor"},
     }
     text = methods_page._measured(results)
-    assert "| sVAE | 0.300<br><small>0.250 to 0.375</small> |" in text
-    assert "| 1.2 |" in text
-    assert "2 seeds" not in text
+    assert "| sVAE | 0.350<br><small>0.250 to 0.375</small><br><small>± 0.071</small> |" in text
+    assert "| 0.300<br><small>0.250 to 0.375</small> | 1.2 |" in text
     assert "a processor" in text
-    assert "± 0.071" in methods_page._cell("stroke Dice_D", (value, words))
+
+
+def test_a_method_is_held_against_the_reference_on_the_same_subjects(tmp_path: Path) -> None:
+    runs = load_runs([write_sweep(str(tmp_path), 12, num_resamples=50)])
+    for group in group_by_cohort(runs):
+        for one in (all_series := series_of(group)):
+            (column,) = figures([one]).keys() & {f"{group.name} Dice_D"}
+            assert figures([one])[column].value == one.mean("dice_d")
+        one, other = all_series[:2]
+        found = above([(one, other), (other, other)])
+        (cell,) = found.values()
+        assert list(found) == [f"{group.name} Dice_D above PCA-16"]
+        means = [each.mean("dice_d") or 0.0 for each in (one, other)]
+        assert cell.value == pytest.approx(means[0] - means[1])
+        assert cell.bounds is not None

@@ -10,7 +10,7 @@ are about. Nothing is fitted here.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -80,9 +80,15 @@ def cohort_result(group: CohortRows) -> dict[str, Any]:
         "erasing against none, same dimension": _pairs(learned, _without_erasing),
         "3D against 2D, same erasing": _pairs(learned, _in_2d),
         f"each against the best plain baseline, {plain[0].label}" if plain else "": [
-            found for one in learned if plain and (found := compare(one, plain[0])) is not None
+            found
+            for one in _on_all(learned)
+            if plain and (found := compare(one, plain[0])) is not None
         ],
-        "latent size against the largest": _spans(learned, "method.latent_size"),
+        "latent size against the largest": _spans(_on_all(learned), "method.latent_size"),
+        "erasing on a part of the data against none on all of it": _of_less(
+            learned, _without_erasing
+        ),
+        "a part of the data against all of it": _of_less(learned, lambda name: name),
     }
     return {
         "cohort": group.name,
@@ -103,6 +109,7 @@ def _described(one: Series) -> dict[str, Any]:
         "name": one.name,
         "is_plain": one.is_plain,
         "latent_size": flat(config).get("method.latent_size"),
+        "data_share": _share(one),
         "epochs": flat(config)["fit.epochs"] if not one.is_plain else None,
         "seeds": [row.run.seed for row in one.rows],
         "figures": {
@@ -146,14 +153,35 @@ def _differences(found: Sequence[Comparison]) -> list[dict[str, Any]]:
     ]
 
 
-def _pairs(learned: Sequence[Series], other: Any) -> list[Comparison]:
+def _pairs(learned: Sequence[Series], other: Callable[[str], str | None]) -> list[Comparison]:
     found = []
     for one in learned:
         for reference in learned:
             fits = reference.name == other(one.name) and _latent(one, reference)
+            fits = fits and _share(one) == _share(reference)
             if fits and (made := compare(one, reference)) is not None:
                 found.append(made)
     return found
+
+
+def _of_less(learned: Sequence[Series], other: Callable[[str], str | None]) -> list[Comparison]:
+    """Of each fit on a part of the data against `other` on all of it."""
+    found = []
+    for one in learned:
+        for reference in _on_all(learned):
+            fits = _share(one) < 1 and reference.name == other(one.name) and _latent(one, reference)
+            if fits and (made := compare(one, reference)) is not None:
+                found.append(made)
+    return found
+
+
+def _on_all(learned: Sequence[Series]) -> list[Series]:
+    return [one for one in learned if _share(one) == 1]
+
+
+def _share(series: Series) -> float:
+    """Of the training data."""
+    return float(flat(series.rows[0].run.config).get("fit.data_share", 1.0))
 
 
 def _latent(one: Series, other: Series) -> bool:
@@ -195,8 +223,9 @@ def _in_2d(name: str) -> str | None:
 
 
 def _label(series: Series) -> str:
-    latent = flat(series.rows[0].run.config).get("method.latent_size")
-    return series.name if latent is None else f"{series.name}, z {latent}"
+    latent, share = flat(series.rows[0].run.config).get("method.latent_size"), _share(series)
+    told = series.name if latent is None else f"{series.name}, z {latent}"
+    return told if share == 1 else f"{told}, {share:.0%} of the data"
 
 
 def _number(p: float) -> float | None:

@@ -71,7 +71,9 @@ def _cohort(found: dict[str, Any]) -> list[str]:
         each = (
             " ".join(f"{x:.3f}" for x in dice["each_seed"]) if dice and not one["is_plain"] else ""
         )
-        rows.append([one["name"], str(one["latent_size"] or ""), *cells, each])
+        share = one.get("data_share", 1.0)
+        name = one["name"] if share == 1 else f"{one['name']}, {share:.0%} of the data"
+        rows.append([name, str(one["latent_size"] or ""), *cells, each])
     head = ["experiment", "latent size", *_FIGURES.values(), "Dice_D of each seed"]
     parts.append(_table(head, rows))
     for head_line, differences in found["differences"].items():
@@ -99,16 +101,16 @@ def _opened(text: str) -> str:
 
 
 def _figure(figure: dict[str, Any] | None) -> str:
-    return _with_bounds(figure and figure["mean"], figure and figure["interval_over_subjects"], "")
+    return _with_bounds(figure["mean"], figure["interval_over_subjects"], "") if figure else ""
 
 
 def _difference(figure: dict[str, Any] | None) -> str:
-    return _with_bounds(figure and figure["value"], figure and figure["interval"], "+")
+    return _with_bounds(figure["value"], figure["interval"], "+") if figure else ""
 
 
-def _with_bounds(value: float | None, bounds: Sequence[float] | None, sign: str) -> str:
+def _with_bounds(value: float, bounds: Sequence[float] | None, sign: str) -> str:
     spread = f" [{bounds[0]:{sign}.3f}, {bounds[1]:{sign}.3f}]" if bounds else ""
-    return "" if value is None else f"{value:{sign}.3f}{spread}"
+    return f"{value:{sign}.3f}{spread}"
 
 
 def _span(bounds: Sequence[float] | None) -> str:

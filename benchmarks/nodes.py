@@ -183,7 +183,9 @@ class Network:
         wait_until(lambda: self.cpus()[0] == cpus[0], 120, "the head of the cluster")
         for node in range(1, len(cpus)):
             self.join(node, cpus[node])
-        wait_until(lambda: self.cpus()[0] == sum(cpus), 120, "all nodes of the cluster")
+            # One after another: Ray gives a node 30 s to start, and few cores start them all.
+            so_far = sum(cpus[: node + 1])
+            wait_until(lambda n=so_far: self.cpus()[0] == n, 120, f"node {node} of the cluster")  # type: ignore[misc]
 
     def head(self, num_cpus: float) -> Started:
         """Start a cluster's head on node 0."""

@@ -7,6 +7,7 @@ is the real one, and all is read from and written to a real S3 server in a names
 The jobs are those of jobs/. It takes Linux, root and a writable CPU controller.
 """
 
+import contextlib
 import csv
 import io
 import re
@@ -19,10 +20,11 @@ from pathlib import Path
 
 import nibabel as nib
 import numpy as np
+import psutil
 
 from benchmarks import nodes
 from benchmarks.harness import Row
-from benchmarks.nodes import BIN, BUCKET, HEAD, S3_HOST, S3_PORT, Network
+from benchmarks.nodes import BUCKET, S3_HOST, S3_PORT, Network
 
 CGROUP = Path("/sys/fs/cgroup/cpu")
 """Of version 1 of the controllers."""
@@ -112,13 +114,13 @@ def _start(net: Network, groups: Sequence[Path]) -> None:
     net.head(0)
     nodes.wait_until(lambda: "yes" in _asked(net, 0), 120, "the head of the cluster")
     for k, group in enumerate(groups, 1):
-        join = (
-            f"echo 0 > {group}/tasks && exec {BIN}/ray start --block --num-cpus=1 "
-            f"--address={HEAD}:6379 --node-ip-address={net.address(k)} "
-            "--object-store-memory=100000000"
-        )
-        net.start("sh", "-c", join, node=k)
-    nodes.wait_until(lambda: "yes" in _asked(net, len(groups)), 300, "all nodes")
+        join = net.join(k, 1)
+        nodes.wait_until(lambda n=k: "yes" in _asked(net, n), 120, f"node {k}")  # type: ignore[misc]
+        # Not before: Ray gives a node 30 s to start. What the raylet starts later is limited too.
+        for process in (top := psutil.Process(join.process.pid)).children(recursive=True):
+            with contextlib.suppress(OSError):  # it has ended
+                (group / "cgroup.procs").write_text(str(process.pid))
+        assert any("raylet" in child.name() for child in top.children(recursive=True))
 
 
 def _asked(net: Network, cpus: int) -> str:

@@ -206,10 +206,7 @@ def layer_flops(layer: nn.Module, x: Tensor, out: Tensor) -> int:
 
 @dataclass(frozen=True, kw_only=True)
 class LayerCost:
-    """Seconds of one layer alone for a batch, at the input that it has in the net.
-
-    Where the net takes a batch in parts, it is one part's, times the parts.
-    """
+    """Seconds of one layer alone, at the input that it has in the net."""
 
     name: str
     forward: float
@@ -245,17 +242,13 @@ def layer_costs(detector: VAEDetector, x: Tensor, bfloat16: bool, rounds: int) -
     for hook in hooks:
         hook.remove()
     return [
-        _layer_cost(
-            f"{name} {type(layer).__name__}", layer, inputs[layer], bfloat16, rounds, len(x)
-        )
+        _layer_cost(f"{name} {type(layer).__name__}", layer, inputs[layer], bfloat16, rounds)
         for name, layer in layers.items()
     ]
 
 
-def _layer_cost(
-    name: str, layer: nn.Module, x: Tensor, bfloat16: bool, rounds: int, batch: int
-) -> LayerCost:
-    first, parts = x.shape[1] == 1, batch / len(x)
+def _layer_cost(name: str, layer: nn.Module, x: Tensor, bfloat16: bool, rounds: int) -> LayerCost:
+    first = x.shape[1] == 1
     times: list[tuple[float, float]] = []
     for _ in range(rounds + 1):
         leaf = x.clone().requires_grad_(not first)
@@ -269,11 +262,11 @@ def _layer_cost(
         begin = now(x.device)
         torch.autograd.grad(out, wanted, grad)
         times.append((middle - start, now(x.device) - begin))
-    flops = round(parts * layer_flops(layer, x, out))
+    flops = layer_flops(layer, x, out)
     return LayerCost(
         name=name,
-        forward=parts * median(t[0] for t in times[1:]),
-        backward=parts * median(t[1] for t in times[1:]),
+        forward=median(t[0] for t in times[1:]),
+        backward=median(t[1] for t in times[1:]),
         flops_forward=flops,
         flops_backward=flops * (1 if first else 2),
     )

@@ -70,8 +70,6 @@ def naive_port(detector: VAEDetector) -> VAEDetector:
         for place, layer in enumerate(stack):
             if isinstance(layer, (EntryConv, ExitConv)):
                 stack[place] = layer.conv
-    # A batch is taken as it is.
-    port.parts["whole"] = True
     return port.to(memory_format=torch.contiguous_format)
 
 

@@ -13,7 +13,6 @@ from uadray.config import BASELINES, BENGS_TABLE_1, VAE, experiment
 from uadray.detectors import REGISTRY, build
 from uadray.detectors.base import batch_as_slices, slices_as_batch
 from uadray.detectors.blocks import EntryConv, ExitConv, depth_to_space, space_to_depth
-from uadray.detectors.coders import Decoder, Encoder
 from uadray.detectors.vae import VAEDetector
 from uadray.errors import ConfigError
 
@@ -63,40 +62,6 @@ def test_the_plain_net_of_the_benchmark_is_the_same_function(ndim: int) -> None:
     noise = torch.randn(2, 6, dtype=torch.float64)
     # Losses are computed in float32.
     torch.testing.assert_close(port(x, x, noise)["loss"], detector(x, x, noise)["loss"])
-
-
-@pytest.mark.parametrize("norm_kind", ["none", "group", "batch"])
-@pytest.mark.parametrize("ndim", [2, 3])
-def test_a_batch_in_parts_is_the_same_function(
-    ndim: int, norm_kind: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    torch.manual_seed(0)
-    method = VAE(ndim=ndim, latent_size=6, widths=(8, 16), norm=norm_kind)  # type: ignore[arg-type]
-    ours = VAEDetector(method, SHAPE).double()
-    grid = tuple(n // 4 for n in SHAPE[3 - ndim :])
-    settings = {"latent_size": 6, "norm_kind": norm_kind}
-    encoder = Encoder(ndim, grid, (8, 16), **settings).double()  # type: ignore[arg-type]
-    decoder = Decoder(ndim, grid, (8, 16), **settings).double()  # type: ignore[arg-type]
-    x = torch.rand(5, 1, *SHAPE[3 - ndim :], dtype=torch.float64)
-    noise = torch.randn(5, 6, dtype=torch.float64)
-
-    def found() -> list[torch.Tensor]:
-        sizes.clear()
-        losses = [ours(x, x, noise)["loss"].double(), decoder(encoder(x)[0]).square().mean()]
-        parameters = [p for module in (ours, encoder, decoder) for p in module.parameters()]
-        return [*losses, *torch.autograd.grad(sum(losses), parameters)]
-
-    sizes: list[int] = []
-    first = ours.encoder[0]
-    first.register_forward_hook(lambda layer, given, made: sizes.append(len(made)))
-    expected = found()
-    assert sizes == [5]
-    # Twice as many voxels as a sample has.
-    monkeypatch.setattr("uadray.detectors.blocks.PART_VOXELS", 2 * math.prod(SHAPE[3 - ndim :]))
-    in_parts = found()
-    assert sizes == ([5] if norm_kind == "batch" else [2, 2, 1])
-    # Losses and images are float32.
-    torch.testing.assert_close(in_parts, expected, rtol=1e-4, atol=1e-7)
 
 
 def test_slices_and_volumes_convert_back() -> None:

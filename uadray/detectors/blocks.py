@@ -5,7 +5,6 @@ hardware. Both have stride 2, so they equal a stride-1 convolution with kernel 3
 of the image (space to depth), with the same parameters.
 """
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -123,29 +122,6 @@ class ExitConv(nn.Module):
         bias = self.conv.bias.expand(2**self.ndim)
         out: Tensor = _CONV_FUNCTION[self.ndim](x, weight, bias, padding=1)
         return depth_to_space(out, self.ndim)
-
-
-PART_VOXELS = 2**20
-"""Voxels of images that a CPU takes through a network at a time: four volumes of 64^3."""
-
-
-def in_parts(
-    run: Callable[[Tensor], Tensor], x: Tensor, *, voxels: int, whole: bool = False
-) -> Tensor:
-    """`run(x)`, on a CPU a few samples at a time, so that their maps stay in its cache.
-
-    At 64^3 a training step of 32 volumes takes about a tenth less. A GPU takes the batch as it is.
-
-    Args:
-        run: Takes samples independently of each other.
-        x: (B, ...).
-        voxels: Of a sample's image.
-        whole: Take the batch as it is everywhere, as batch normalisation must.
-    """
-    size = max(1, PART_VOXELS // voxels)
-    if whole or x.device.type != "cpu" or len(x) <= size:
-        return run(x)
-    return torch.cat([run(part) for part in x.split(size)])
 
 
 def channels_last(ndim: int) -> torch.memory_format:

@@ -12,7 +12,7 @@ from typing import Any, Literal, Protocol, Self
 import torch
 from torch import Tensor, nn
 
-from uadray.detectors.blocks import channels_last, down, in_parts, norm, pointwise, up
+from uadray.detectors.blocks import channels_last, down, norm, pointwise, up
 from uadray.errors import ConfigError
 
 Norm = Literal["none", "batch", "group"]
@@ -64,12 +64,6 @@ def _dense_settings(config: Dense, grid: Sequence[int]) -> dict[str, Any]:
     }
 
 
-def _parts(ndim: int, grid: Sequence[int], widths: Sequence[int], norm_kind: Norm) -> Any:
-    """How `in_parts` cuts the batches of an encoder or decoder."""
-    voxels = math.prod(grid) * 2 ** (ndim * len(widths))
-    return {"voxels": voxels, "whole": norm_kind == "batch"}
-
-
 class Encoder(nn.Module):
     """Convolutions with stride 2, then one or more heads onto the latent.
 
@@ -119,7 +113,6 @@ class Encoder(nn.Module):
             else:
                 made.append(nn.Identity())
         self.heads = nn.ModuleList(made)
-        self.parts = _parts(ndim, grid, widths, norm_kind)
         lay_out(self, ndim)
 
     @classmethod
@@ -129,7 +122,7 @@ class Encoder(nn.Module):
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         """(B, 1, *spatial) to the output of each head, (B, units) or (B, maps, *grid)."""
-        features = in_parts(lambda part: self.squeeze(self.blocks(part)), x, **self.parts)
+        features = self.squeeze(self.blocks(x))
         return tuple(head(features) for head in self.heads)
 
 
@@ -174,7 +167,6 @@ class Decoder(nn.Module):
         )
         self.last = pointwise(ndim, widths[0], 1)
         self.sigmoid = output == "sigmoid"
-        self.parts = _parts(ndim, grid, widths, norm_kind)
         lay_out(self, ndim)
 
     @classmethod
@@ -186,7 +178,7 @@ class Decoder(nn.Module):
 
     def forward(self, z: Tensor) -> Tensor:
         """The latent to (B, 1, *spatial) float32, not clamped."""
-        return in_parts(lambda part: self.finish(self.blocks(part)), self.expand(z), **self.parts)
+        return self.finish(self.blocks(self.expand(z)))
 
     def finish(self, features: Tensor) -> Tensor:
         """The last maps to the image."""

@@ -1,13 +1,12 @@
 """Bengs' variational autoencoder in 2D and 3D (Bengs 2021, section 2.2, figure 2)."""
 
 import math
-from typing import Any
 
 from torch import Tensor, nn
 
 from uadray.config import VAE
 from uadray.detectors.base import GradientDetector, by_samples
-from uadray.detectors.blocks import down, in_parts, norm, pointwise, up
+from uadray.detectors.blocks import down, norm, pointwise, up
 from uadray.detectors.coders import bounded, coarse_grid, divergence, lay_out
 
 
@@ -32,10 +31,6 @@ class VAEDetector(GradientDetector):
         super().__init__()
         self.config, self.ndim, self.num_noise = config, config.ndim, config.latent_size
         self.grid = coarse_grid(shape, config.ndim, len(config.widths), "the VAE")
-        self.parts: dict[str, Any] = {
-            "voxels": math.prod(shape[3 - config.ndim :]),
-            "whole": config.norm == "batch",
-        }
         n, widths, dense = config.ndim, config.widths, config.bottleneck * math.prod(self.grid)
         encoder: list[nn.Module] = []
         for width_in, width_out in zip((1, *widths), widths, strict=False):
@@ -57,13 +52,13 @@ class VAEDetector(GradientDetector):
 
     def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Mu and log sigma, each (B, latent_size), of (B, 1, *spatial)."""
-        features = in_parts(self.encoder, x, **self.parts).flatten(1)
+        features = self.encoder(x).flatten(1)
         return self.to_mu(features), bounded(self.to_log_sigma(features))
 
     def decode(self, z: Tensor) -> Tensor:
         """(B, 1, *spatial) of (B, latent_size), not clamped."""
         features = self.from_z(z).unflatten(1, (self.config.bottleneck, *self.grid))
-        out = in_parts(self.decoder, features, **self.parts)
+        out: Tensor = self.decoder(features)
         return out.float().sigmoid() if self.config.output == "sigmoid" else out
 
     def forward(

@@ -35,12 +35,14 @@ def _measure(*, quick: bool) -> None:
     with tempfile.TemporaryDirectory() as folder:
         rows += scaling_driver.rows(Path(folder), (200, 2_000) if quick else (10_000, 1_000_000))
     rows += scaling_jobs.rows(rounds=1 if quick else 3)
+    # Kept before the nodes are simulated, the longest part and the one that may fail.
+    publish("scaling", rows, keep=not quick)
     missing = scaling_weak.why_not()
     if missing:
         print(f"weak scaling is left out: {missing}")
-    else:
-        small = scaling_weak.Weak(nodes=(1, 2), scans=12, volumes=12)
-        rows += scaling_weak.rows(small if quick else scaling_weak.Weak())
+        return
+    small = scaling_weak.Weak(nodes=(1, 2), scans=12, volumes=12)
+    rows += scaling_weak.rows(small if quick else scaling_weak.Weak())
     publish("scaling", rows, keep=not quick)
 
 

@@ -36,9 +36,9 @@ class Weak:
 
     nodes: tuple[int, ...] = (1, 2, 4)
     """Numbers of nodes that work."""
-    scans: int = 120
+    scans: int = 60
     """Scans that each node prepares."""
-    volumes: int = 120
+    volumes: int = 60
     """Volumes that each node evaluates."""
     share: float = 0.3
     """CPUs that a node may use."""

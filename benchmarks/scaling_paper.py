@@ -348,9 +348,14 @@ def _measured(found: Mapping[str, Mapping[str, Any]], *starts: str) -> str:
     if not kept:
         return "Not measured yet."
     lines = [
-        [r["measure"], f"{r['value']:,.3g} {r['unit']}", r["against"], r["detail"]] for r in kept
+        [r["measure"], f"{_rounded(r['value'])} {r['unit']}", r["against"], r["detail"]]
+        for r in kept
     ]
     return _table(("what", "measured", "against", "how"), lines)
+
+
+def _rounded(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def _weak(found: Mapping[str, Mapping[str, Any]]) -> str:

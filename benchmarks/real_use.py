@@ -85,10 +85,10 @@ def cohort_result(group: CohortRows) -> dict[str, Any]:
             if plain and (found := compare(one, plain[0])) is not None
         ],
         "latent size against the largest": _spans(_on_all(learned), "method.latent_size"),
-        "erasing on a part of the data against none on all of it": _of_less(
-            learned, _without_erasing
+        "erasing on a part of the data against none on all of it": _pairs(
+            learned, _without_erasing, of_less=True
         ),
-        "a part of the data against all of it": _of_less(learned, lambda name: name),
+        "a part of the data against all of it": _pairs(learned, lambda name: name, of_less=True),
     }
     return {
         "cohort": group.name,
@@ -153,23 +153,16 @@ def _differences(found: Sequence[Comparison]) -> list[dict[str, Any]]:
     ]
 
 
-def _pairs(learned: Sequence[Series], other: Callable[[str], str | None]) -> list[Comparison]:
+def _pairs(
+    learned: Sequence[Series], other: Callable[[str], str | None], *, of_less: bool = False
+) -> list[Comparison]:
+    """Each against its other: both on as much data, or one on a part and its other on all."""
     found = []
     for one in learned:
         for reference in learned:
             fits = reference.name == other(one.name) and _latent(one, reference)
-            fits = fits and _share(one) == _share(reference)
-            if fits and (made := compare(one, reference)) is not None:
-                found.append(made)
-    return found
-
-
-def _of_less(learned: Sequence[Series], other: Callable[[str], str | None]) -> list[Comparison]:
-    """Of each fit on a part of the data against `other` on all of it."""
-    found = []
-    for one in learned:
-        for reference in _on_all(learned):
-            fits = _share(one) < 1 and reference.name == other(one.name) and _latent(one, reference)
+            share, whole = _share(one), _share(reference)
+            fits = fits and (share < whole == 1 if of_less else share == whole)
             if fits and (made := compare(one, reference)) is not None:
                 found.append(made)
     return found

@@ -347,30 +347,30 @@ def _measured(found: Mapping[str, Mapping[str, Any]], *starts: str) -> str:
     kept = [row for name, row in found.items() if name.startswith(starts)]
     if not kept:
         return "Not measured yet."
-    lines = [
-        [r["measure"], f"{_rounded(r['value'])} {r['unit']}", r["against"], r["detail"]]
-        for r in kept
-    ]
-    return _table(("what", "measured", "against", "how"), lines)
+    return _result_table(kept)
 
 
-def _rounded(value: float) -> str:
-    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+def _result_table(rows: Sequence[Mapping[str, Any]]) -> str:
+    lines = []
+    for row in rows:
+        value = row["value"]
+        shown = f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+        goal = f"{row['goal']} (missed)" if row["holds"] is False else row["goal"]
+        lines.append(
+            [row["measure"], f"{shown} {row['unit']}", goal, row["against"], row["detail"]]
+        )
+    return _table(("what", "measured", "goal", "against", "how"), lines)
 
 
 def _weak(found: Mapping[str, Mapping[str, Any]]) -> str:
     kept = [row for name, row in found.items() if " nodes" in name or name.startswith("weak")]
     if not kept:
         return "Not measured yet: it takes Linux, root and a writable CPU controller."
-    lines = [
-        [r["measure"], f"{r['value']:.3g} {r['unit']}", str(r["goal"]), r["detail"]] for r in kept
-    ]
     return (
         "Nodes are network namespaces of one machine, each allowed a share of a CPU, beside a head "
         "without work\nand a real S3 server; scans are tiny, all else is as it is "
         "(`benchmarks/scaling_weak.py`). The machine's\ncores bound how many such nodes there can "
-        "be, and all of them share the server.\n\n"
-        + _table(("what", "measured", "goal", "how"), lines)
+        "be, and all of them share the server.\n\n" + _result_table(kept)
     )
 
 

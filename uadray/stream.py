@@ -276,11 +276,6 @@ class _Kept:
         on = torch.device(device).type
         return sum(v.nbytes for _, v in self._parts.values() if v.device.type == on)
 
-    def forget(self) -> None:
-        """Free all, and keep no more."""
-        self.wanted = False
-        self._parts.clear()
-
 
 _kept = _Kept()
 
@@ -291,11 +286,6 @@ def keep_volumes() -> None:
     Reading a cohort anew takes Ray Data seconds; the next trial mostly fits on the same one.
     """
     _kept.wanted = True
-
-
-def forget_volumes() -> None:
-    """Free what `keep_volumes` kept, and keep no more."""
-    _kept.forget()
 
 
 def _load(cohort: Cohort, rows: np.ndarray, part: str, device: str = "cpu") -> torch.Tensor:
@@ -331,10 +321,9 @@ class ValidationStream:
     ) -> None:
         self._cohort, self._batch_size = cohort, batch_size
         self.rows = rows[rank::world]
-        self._resident = None
-        if resident:
-            none = torch.empty(0)
-            self._resident = _load(cohort, self.rows, "validation") if len(self.rows) else none
+        self._resident: torch.Tensor | None = None
+        if resident and len(self.rows):
+            self._resident = _load(cohort, self.rows, "validation")
 
     def _read(self) -> Iterator[Batch]:
         if len(self.rows) == 0:

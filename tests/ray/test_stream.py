@@ -1,7 +1,6 @@
 """A real cohort through Ray Data: the same batches whatever the way, and every row once."""
 
 import shutil
-from collections.abc import Iterator
 from itertools import zip_longest
 from pathlib import Path
 
@@ -19,8 +18,8 @@ from uadray.store import Cohort, open_cohort
 from uadray.stream import (
     TrainingStream,
     ValidationStream,
+    _Kept,
     fits_in_memory,
-    forget_volumes,
     keep_volumes,
     read_rows,
     train_rows,
@@ -121,24 +120,21 @@ def test_workers_share_an_epoch_out(cohort: Cohort, ndim: int) -> None:
     assert sizes == [sum(len(b.ids) for b in step if b is not None) for step in zip_longest(*parts)]
 
 
-@pytest.fixture
-def kept() -> Iterator[None]:
+def test_an_actor_reads_a_cohort_once(
+    cohort: Cohort, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Of this test alone.
+    monkeypatch.setattr("uadray.stream._kept", _Kept())
     keep_volumes()
-    yield
-    forget_volumes()
-
-
-@pytest.mark.usefixtures("kept")
-def test_an_actor_reads_a_cohort_once(cohort: Cohort, tmp_path: Path) -> None:
     alone = TrainingStream(cohort, cohort.rows("train")[:5], ndim=3, batch_size=8, seed=3)
     expected = joined(list(alone.epoch(1)))
     held_back = ValidationStream(cohort, cohort.rows("validation"))
     validated = joined(list(held_back))
-    # The store is gone: what comes was kept.
     moved = shutil.copytree(cohort.url, tmp_path / "moved.zarr")
     gone = open_cohort(str(moved))
     first = joined(list(stream(gone, 3).epoch(0)))
     ValidationStream(gone, gone.rows("validation"))
+    # The store is gone: what comes was kept.
     shutil.rmtree(moved)
     again = joined(list(stream(gone, 3).epoch(0)))
     for was, came in zip(first, again, strict=True):

@@ -22,7 +22,7 @@ from benchmarks.harness import Row
 from uadray import files
 from uadray.order import epoch_groups
 from uadray.prepare.layouts import Scan
-from uadray.prepare.plan import make_plan
+from uadray.prepare.plan import make_plan, planned_scans
 from uadray.prepare.splits import SplitConfig, split_scans
 from uadray.prepare.steps import PrepareConfig
 from uadray.store import CohortWriter, open_cohort
@@ -77,6 +77,7 @@ def lay_out(url: str, count: int) -> None:
         shape=config.shape,
         has_lesion=False,
         plan=make_plan(planned, config, split, seed=0),
+        scans=planned_scans(planned),
     )
     affine = np.diag([2.47, 2.98, 2.55, 1]).tolist()
     for shard in range(writer.num_shards):

@@ -14,7 +14,7 @@ from uadray.detectors import StreamDetector
 from uadray.evaluate.protocols import EvaluateConfig
 from uadray.prepare.geometry import Extent
 from uadray.prepare.layouts import Scan
-from uadray.prepare.plan import make_plan, subject_of
+from uadray.prepare.plan import make_plan, planned_scans, subject_of
 from uadray.prepare.splits import SplitConfig
 from uadray.prepare.steps import PrepareConfig, prepare_scan
 from uadray.store import Cohort, CohortWriter, Split
@@ -107,6 +107,7 @@ def write_cohort(
         shape=config.shape,
         has_lesion=False,
         plan=make_plan(rows, config, SplitConfig(), seed=0),
+        scans=planned_scans(rows),
     )
     for shard in range(writer.num_shards):
         mine = list(writer.rows_of(shard))

@@ -99,6 +99,17 @@ def read_bytes(url: str) -> bytes:
     return bytes(fs.cat_file(path))
 
 
+def read_lines(url: str) -> Iterator[bytes]:
+    """The lines of one file with their ends, without reading it whole.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+    """
+    fs, path = located(url)
+    with fs.open(path, "rb") as file:
+        yield from file
+
+
 def write_bytes(url: str, content: bytes) -> None:
     """Write one file so that a reader sees the old content, the new one, or none; never a part.
 

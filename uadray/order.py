@@ -8,6 +8,7 @@ import math
 from collections.abc import Hashable, Sequence
 
 import numpy as np
+import pandas as pd
 
 from uadray.errors import ConfigError
 
@@ -40,22 +41,20 @@ def subset_rows(
     """
     if share == 1:
         return rows
-    first: dict[Hashable, str] = {}
-    for subject, scanner in zip(subjects, scanners, strict=True):
-        first.setdefault(subject, scanner)
-    rng = np.random.default_rng([seed, len(first), _SUBSET])
-    places: list[tuple[float, float, Hashable]] = []
-    for scanner in sorted(set(first.values())):
-        members = [subject for subject in first if first[subject] == scanner]
-        offset = rng.random()
+    codes, names = pd.factorize(np.asarray(subjects, object))
+    _, first = np.unique(codes, return_index=True)
+    scanner_of = np.asarray(scanners, object)[first]
+    rng = np.random.default_rng([seed, len(names), _SUBSET])
+    place, tie = np.empty(len(names)), np.empty(len(names))
+    for scanner in sorted(set(scanner_of)):
+        members = np.flatnonzero(scanner_of == scanner)
         # Evenly spread over [0, 1): any beginning of the order holds each scanner's share.
-        places += [
-            ((place + offset) / len(members), rng.random(), members[drawn])
-            for place, drawn in enumerate(rng.permutation(len(members)))
-        ]
-    places.sort(key=lambda entry: entry[:2])
-    kept = {subject for *_, subject in places[: max(1, round(share * len(places)))]}
-    return rows[[subject in kept for subject in subjects]]
+        spread = (rng.random() + np.arange(len(members))) / len(members)
+        drawn = members[rng.permutation(len(members))]
+        place[drawn], tie[drawn] = spread, rng.random(len(members))
+    kept = np.zeros(len(names), bool)
+    kept[np.lexsort((tie, place))[: max(1, round(share * len(names)))]] = True
+    return rows[kept[codes]]
 
 
 _SUBSET = 0x5B5E7

@@ -36,8 +36,10 @@ def train_rows(cohort: Cohort, *, share: float, seed: int) -> np.ndarray:
     rows = cohort.rows("train")
     if share == 1:
         return rows
-    table = cohort.columns("row", "subject", "scanner").set_index("row").loc[rows]
-    return subset_rows(rows, list(table["subject"]), list(table["scanner"]), share=share, seed=seed)
+    table = cohort.columns("row", "subject", "scanner")
+    table = table[table["row"].isin(rows)]
+    subjects, scanners = (table[name].to_numpy(object) for name in ("subject", "scanner"))
+    return subset_rows(rows, subjects, scanners, share=share, seed=seed)
 
 
 def read_rows(cohort: Cohort, array: str, rows: np.ndarray) -> np.ndarray:

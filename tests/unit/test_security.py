@@ -18,7 +18,7 @@ from uadray import files
 from uadray.config import experiment
 from uadray.errors import ConfigError
 from uadray.prepare.layouts import LAYOUTS
-from uadray.prepare.plan import make_plan
+from uadray.prepare.plan import make_plan, planned_scans
 from uadray.prepare.splits import SplitConfig, split_scans
 from uadray.prepare.steps import PrepareConfig
 from uadray.report.qc import write_quality_page
@@ -230,12 +230,11 @@ class TestSecrets:
         rows = [f"https://host/get/{k}.nii.gz?sig=hunter{k},s{k}" for k in range(8)]
         table.write_text("image,id\n" + "\n".join(rows))
         scans = LAYOUTS["csv"](str(table), "T1w")
-        split = SplitConfig()
-        plan = make_plan(split_scans(scans, split, seed=0), PrepareConfig(), split, seed=0)
-        assert "hunter" not in json.dumps(plan)
-        assert sorted(scan["image"] for scan in plan["scans"]) == [
-            f"{k}.nii.gz?..." for k in range(8)
-        ]
+        rows, split = split_scans(scans, SplitConfig(), seed=0), SplitConfig()
+        planned = list(planned_scans(rows))
+        assert "hunter" not in json.dumps(planned)
+        assert "hunter" not in json.dumps(make_plan(rows, PrepareConfig(), split, seed=0))
+        assert sorted(scan["image"] for scan in planned) == [f"{k}.nii.gz?..." for k in range(8)]
 
     def test_no_record_takes_the_environment(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

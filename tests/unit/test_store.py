@@ -1,4 +1,5 @@
 import errno
+import hashlib
 import json
 import pickle
 from dataclasses import replace
@@ -7,6 +8,7 @@ from pathlib import Path
 import botocore.exceptions
 import fsspec
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 
 from uadray import files
@@ -28,12 +30,13 @@ SHAPE = (4, 5, 6)
 NUM_ROWS = 20
 FAILED_ROW = 9
 VOXEL_ML = 0.008
-PLAN = {"scans": [{"id": f"s{k}"} for k in range(NUM_ROWS)], "steps": [{"step": "none"}]}
+PLAN = {"steps": [{"step": "none"}], "seed": 3}
+SCANS = [{"id": f"s{k}"} for k in range(NUM_ROWS)]
 
 
-def create(url: Path | str, plan: dict = PLAN, **changes) -> CohortWriter:
-    options = {"num_rows": NUM_ROWS, "shape": SHAPE, "has_lesion": True, "plan": plan}
-    return CohortWriter.create(str(url), **(options | changes))
+def create(url: Path | str, **changes) -> CohortWriter:
+    options = {"num_rows": NUM_ROWS, "shape": SHAPE, "has_lesion": True}
+    return CohortWriter.create(str(url), **(options | {"plan": PLAN, "scans": SCANS} | changes))
 
 
 def arrays(rows: range) -> dict[str, np.ndarray]:
@@ -143,11 +146,44 @@ def test_resume_writes_what_is_missing_and_ends_the_same(tmp_path, sealed):
     assert again.seal().fingerprint == open_cohort(str(sealed)).fingerprint
 
 
-def test_another_plan_or_shape_is_refused(sealed):
-    for change in ({"plan": PLAN | {"steps": []}}, {"shape": (4, 5, 5)}, {"num_rows": 19}):
-        with pytest.raises(StoreError, match="holds a cohort of another plan"):
-            create(sealed, **change)
+@pytest.mark.parametrize(
+    ("change", "what"),
+    [
+        ({"plan": PLAN | {"steps": []}}, "other steps"),
+        ({"plan": PLAN | {"seed": 4}}, "seed: 3 there, 4 here"),
+        ({"shape": (4, 5, 5)}, "another size"),
+        ({"num_rows": 19}, "another size"),
+        ({"scans": [*SCANS[1:], {"id": "x"}, {"id": "y"}]}, "scans: 1 only there, 2 only here"),
+        ({"scans": SCANS[::-1]}, "scans: 0 only there, 0 only here, in another order"),
+    ],
+)
+def test_another_plan_or_shape_is_refused(sealed, change, what):
+    before = hashes(sealed)
+    with pytest.raises(StoreError, match="holds a cohort of another plan") as caught:
+        create(sealed, **change)
+    assert what in str(caught.value)
     create(sealed)
+    assert hashes(sealed) == before
+
+
+def test_the_fingerprint_is_that_of_one_value(sealed):
+    parts = [read_part(str(sealed), k, range(8 * k, min(20, 8 * k + 8))) for k in range(3)]
+    value = {
+        "plan": {**PLAN, "scans": SCANS},
+        "shape": SHAPE,
+        "digests": [digest for part in parts for digest in part.digests],
+        "subjects": [(s.row, s.id, s.split) for part in parts for s in part.subjects],
+    }
+    expected = hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
+    assert open_cohort(str(sealed)).fingerprint == expected
+
+
+def test_the_table_of_a_large_cohort_is_written_in_groups(tmp_path, sealed, monkeypatch):
+    monkeypatch.setattr("uadray.store.writer.GROUP_ROWS", 6)
+    cohort = fill(tmp_path / "r.zarr").seal()
+    assert pq.ParquetFile(tmp_path / "r.zarr/subjects.parquet").num_row_groups == 3
+    assert cohort.subjects.equals(open_cohort(str(sealed)).subjects)
+    assert verify(cohort.url) == []
 
 
 def test_a_foreign_folder_is_left_alone(tmp_path):
@@ -167,6 +203,10 @@ def test_a_damaged_or_foreign_group_is_refused(sealed):
     document["attributes"] = {}
     (sealed / "zarr.json").write_text(json.dumps(document))
     with pytest.raises(StoreError, match="not a uadray cohort"):
+        open_cohort(str(sealed))
+    document["attributes"] = {"uadray": {"format": 1}}
+    (sealed / "zarr.json").write_text(json.dumps(document))
+    with pytest.raises(StoreError, match="of format 1, this version of uadray reads 2: prepare"):
         open_cohort(str(sealed))
     (sealed / "zarr.json").write_text("{")
     with pytest.raises(StoreError, match="is damaged"):
@@ -193,7 +233,7 @@ class TestVerify:
 
     def test_a_flipped_bit_in_any_small_file(self, sealed):
         small = [p for p in sealed.rglob("*") if p.is_file() and "/c/" not in str(p)]
-        assert len(small) == 9
+        assert len(small) == 10
         for path in small:
             whole = path.read_bytes()
             for place in (0.05, 0.35, 0.65, 0.95):
@@ -232,6 +272,22 @@ class TestVerify:
         # Damage in what is written is found as well.
         flip(tmp_path / "c.zarr/image/c/1/0/0/0", 0.5)
         assert verify(writer.url)[1].rows == tuple(range(8, 16))
+
+    @pytest.mark.parametrize("content", [b"", b"\xff\n", b'["s0"]\n', None])
+    def test_a_list_of_scans_that_cannot_be_read(self, sealed, content):
+        """It names no scan then, and the command that made the cohort mends it."""
+        path = sealed / "scans.jsonl"
+        whole = path.read_bytes()
+        (sealed / "parts/00002.json").unlink()
+        path.unlink()
+        if content is not None:
+            path.write_bytes(content)
+        scans, record = verify(str(sealed))
+        missing = "is missing" if content is None else "differs from what was written"
+        assert str(scans) == f"scans.jsonl {missing}"
+        assert str(record) == "4 of 20 rows are not written"
+        create(sealed)
+        assert path.read_bytes() == whole
 
     def test_another_subject_s_voxels_in_its_place(self, sealed):
         for name in ("image", "brain", "lesion"):
@@ -387,6 +443,12 @@ class TestInterrupted:
         (url / f".zarr.json.{'0' * 32}").write_text("{")
         self.finish(url)
         assert hashes(url) == hashes(sealed)
+
+    def test_before_the_list_of_scans(self, tmp_path, sealed):
+        create(tmp_path / "r.zarr")
+        (tmp_path / "r.zarr/scans.jsonl").unlink()
+        self.finish(tmp_path / "r.zarr")
+        assert hashes(tmp_path / "r.zarr") == hashes(sealed)
 
     def test_between_the_arrays_metadata(self, tmp_path, sealed):
         create(tmp_path / "r.zarr")

@@ -25,7 +25,7 @@ from uadray.errors import (
     UadrayError,
 )
 from uadray.prepare.layouts import Scan
-from uadray.prepare.plan import Rows, make_plan, source_bytes, subject_of
+from uadray.prepare.plan import Rows, make_plan, planned_scans, source_bytes, subject_of
 from uadray.prepare.splits import SplitConfig, split_scans
 from uadray.prepare.steps import PrepareConfig, PreparedVolume, prepare_scan
 from uadray.progress import Progress
@@ -102,6 +102,7 @@ def prepare_cohort(
             shape=config.shape,
             has_lesion=rows[0][0].lesioned,
             plan=make_plan(rows, config, split, seed=seed),
+            scans=planned_scans(rows),
             command=command,
         )
         again = _rows_to_redo(writer, sizes, redo)
@@ -123,13 +124,13 @@ def _rows_to_redo(
     if writer.is_sealed():
         rows |= {row for shard in writer.missing_shards() for row in writer.rows_of(shard)}
     sound = [k for k in range(writer.num_shards) if not rows & set(writer.rows_of(k))]
-    parts = writer.written_parts(sound)
-    failures = {f.row: f for part in parts for f in part.failures}
+    failures, changed = set[int](), dict[int, str]()
+    for part in writer.written_parts(sound):
+        failures |= {failure.row for failure in part.failures}
+        records: list[Subject | Failure] = [*part.subjects, *part.failures]
+        changed |= {r.row: r.id for r in records if r.source_bytes != sizes[r.row]}
     if "quarantined" in redo:
-        rows |= set(failures)
-    records: list[Subject | Failure] = [s for part in parts for s in part.subjects]
-    records += failures.values()
-    changed = {r.row: r.id for r in records if r.source_bytes != sizes[r.row]}
+        rows |= failures
     if "changed" in redo or not writer.is_sealed():
         rows |= set(changed)
     elif good := [name for row, name in changed.items() if row not in failures]:

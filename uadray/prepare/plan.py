@@ -1,7 +1,8 @@
 """What decides a cohort's content, and the lines of its tables."""
 
+import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from typing import Any
@@ -22,27 +23,7 @@ Rows = Sequence[tuple[Scan, Split]]
 def make_plan(
     rows: Rows, config: PrepareConfig, split: SplitConfig, *, seed: int
 ) -> dict[str, Any]:
-    """What decides a cohort's content, as a JSON value.
-
-    Paths stand relative to their common folder, so that a cohort is the same wherever its scans
-    lie, and without what is secret in signed URLs.
-    """
-    prefix = _common_folder([path for scan, _ in rows for path in _paths(scan)])
-
-    def shown(path: str) -> str:
-        return files.without_secrets(path).removeprefix(files.without_secrets(prefix))
-
-    scans = []
-    for scan, part in rows:
-        fields = {key: value for key, value in asdict(scan).items() if value}
-        for key in ("image", "brain", "lesion"):
-            if key in fields:
-                fields[key] = shown(fields[key])
-        if scan.more_lesions:
-            fields["more_lesions"] = list(map(shown, scan.more_lesions))
-        if scan.synthetic_lesion:
-            fields["synthetic_lesion"] = scan.synthetic_lesion.rsplit("/", 1)[-1]
-        scans.append({**fields, "split": part})
+    """What decides a cohort's content besides `planned_scans`, as a JSON value."""
     phantom = rows[0][0].image.startswith(PHANTOM_SCHEME)
     lesions = any(scan.synthetic_lesion for scan, _ in rows)
     steps = [{"step": "make_subject"}] if phantom else record(config, lesions=lesions)
@@ -60,8 +41,30 @@ def make_plan(
             "stratified_by": "scanner",
             "subjects": dict(Counter(part for _, part in sorted(subjects))),
         },
-        "scans": scans,
     }
+
+
+def planned_scans(rows: Rows) -> Iterator[dict[str, Any]]:
+    """What a cohort's list of scans says of each, as JSON values.
+
+    Paths stand relative to their common folder, so that a cohort is the same wherever its scans
+    lie, and without what is secret in signed URLs.
+    """
+    prefix = _common_folder([path for scan, _ in rows for path in _paths(scan)])
+
+    def shown(path: str) -> str:
+        return files.without_secrets(path).removeprefix(files.without_secrets(prefix))
+
+    for scan, part in rows:
+        fields = {key: value for key, value in asdict(scan).items() if value}
+        for key in ("image", "brain", "lesion"):
+            if key in fields:
+                fields[key] = shown(fields[key])
+        if scan.more_lesions:
+            fields["more_lesions"] = list(map(shown, scan.more_lesions))
+        if scan.synthetic_lesion:
+            fields["synthetic_lesion"] = scan.synthetic_lesion.rsplit("/", 1)[-1]
+        yield {**fields, "split": part}
 
 
 def source_bytes(rows: Rows) -> list[int]:
@@ -109,10 +112,5 @@ def _size(path: str) -> int:
 
 
 def _common_folder(paths: Sequence[str]) -> str:
-    parts = [path.split("/")[:-1] for path in paths]
-    common = []
-    for level in zip(*parts, strict=False):
-        if len(set(level)) > 1:
-            break
-        common.append(level[0])
-    return "/".join(common) + "/" if common else ""
+    prefix = os.path.commonprefix(paths)  # noqa: RUF071 (it is cut to whole folders below)
+    return prefix[: prefix.rfind("/") + 1]

@@ -2,8 +2,9 @@
 
 A cohort is a folder on a local path or any fsspec URL:
 
-- `zarr.json`, whose attributes hold the plan (what the cohort is to hold) and, last of all, the
-  seal;
+- `zarr.json`, whose attributes hold the plan (what is done to each scan) and, last of all, the
+  seal; each task reads it, so that it does not grow with the scans;
+- `scans.jsonl`, a line for each scan that the cohort is to hold, in row order;
 - `image` (N, Z, Y, X) float16 in [0, 1], background exactly 0; `brain` and, in cohorts with
   lesions, `lesion`, both bool of the same shape;
 - `rows/`, while it is being made: one file for each scan that is prepared and not yet in a shard;

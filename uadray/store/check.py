@@ -1,8 +1,10 @@
 """Is a cohort what was written, and does it hold what a cohort promises?"""
 
+import json
 import shlex
 from collections.abc import Iterator
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -11,11 +13,14 @@ from uadray import files
 from uadray.errors import StoreError
 from uadray.store.cohort import Cohort
 from uadray.store.layout import (
+    SCANS,
     Subject,
     array_documents,
     document_digest,
     file_digest,
+    lines_digest,
     read_attributes,
+    scans_of,
     small_files,
 )
 from uadray.store.parts import Arrays, Part, Summary, read_part, read_rows
@@ -70,29 +75,36 @@ def verify(url: str) -> list[Problem]:
         try:
             part = read_part(url, shard, rows)
         except StoreError as error:
-            problems.append(Problem(what=str(error), rows=tuple(rows), ids=_ids(cohort, rows)))
+            problems.append(Problem(what=str(error), rows=tuple(rows)))
             continue
         content.add(part)
         problems += _check_rows(cohort, shard, part, rows)
     if unwritten:
         what = f"{len(unwritten)} of {num_rows} rows are not written"
-        ids = _ids(cohort, unwritten)
-        problems.append(Problem(what=what, rows=tuple(unwritten), ids=ids, unfinished=True))
-    return [*_check_frame(cohort, None if problems else content), *problems]
+        problems.append(Problem(what=what, rows=tuple(unwritten), unfinished=True))
+    return [*_check_frame(cohort, None if problems else content), *_named(url, problems)]
 
 
-def _ids(cohort: Cohort, rows: range | list[int]) -> tuple[str, ...]:
-    """Names from the plan, where it holds any."""
-    scans = cohort.attributes["plan"].get("scans", [])
-    return tuple(
-        str(scans[row]["id"]) for row in rows if row < len(scans) and isinstance(scans[row], dict)
-    )
+def _named(url: str, problems: list[Problem]) -> list[Problem]:
+    """The problems, with their scans' names from the list of scans where no record told them."""
+    nameless = {row for problem in problems if not problem.ids for row in problem.rows}
+    names: dict[int, str] = {}
+    with suppress(FileNotFoundError, ValueError, KeyError, TypeError):  # absent or damaged
+        for row, line in enumerate(scans_of(url) if nameless else ()):
+            if row in nameless:
+                names[row] = str(json.loads(line)["id"])
+    return [
+        replace(p, ids=p.ids or tuple(names[row] for row in p.rows if row in names))
+        for p in problems
+    ]
 
 
 def _check_frame(cohort: Cohort, content: Summary | None) -> Iterator[Problem]:
     """The seal, and the files that it vouches for."""
     attributes = dict(cohort.attributes)
     seal: dict[str, Any] | None = attributes.pop("seal", None)
+    scans = _check_scans(cohort)
+    yield from scans
     if seal is None:
         yield Problem(what="not sealed: the job that makes it did not finish", unfinished=True)
         documents = {p: file_digest(c) for p, c in array_documents(attributes).items()}
@@ -102,7 +114,11 @@ def _check_frame(cohort: Cohort, content: Summary | None) -> Iterator[Problem]:
             yield Problem(what="zarr.json: its attributes differ from what was sealed")
         elif set(documents) != set(small_files(attributes)):
             yield Problem(what="zarr.json: the seal does not name the cohort's files")
-        elif content is not None and not content.of(attributes).items() <= seal.items():
+        elif (
+            content is not None
+            and not scans
+            and not content.of(attributes, scans_of(cohort.url)).items() <= seal.items()
+        ):
             yield Problem(what="zarr.json: the fingerprint or a count does not fit the content")
     for path, digest in documents.items():
         try:
@@ -113,6 +129,15 @@ def _check_frame(cohort: Cohort, content: Summary | None) -> Iterator[Problem]:
             continue
         if file_digest(found) != digest:
             yield Problem(what=f"{path} differs from what was written")
+
+
+def _check_scans(cohort: Cohort) -> list[Problem]:
+    """The list of scans, of which the attributes hold the digest."""
+    try:
+        differs = lines_digest(scans_of(cohort.url)) != cohort.attributes["scans_digest"]
+    except FileNotFoundError:
+        return [Problem(what=f"{SCANS} is missing")]
+    return [Problem(what=f"{SCANS} differs from what was written")] if differs else []
 
 
 def _check_rows(cohort: Cohort, shard: int, part: Part, rows: range) -> list[Problem]:

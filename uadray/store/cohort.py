@@ -29,7 +29,7 @@ class Cohort:
 
     url: str
     attributes: dict[str, Any]
-    """What `zarr.json` says, without the plan's list of scans."""
+    """What `zarr.json` says."""
 
     @property
     def name(self) -> str:
@@ -124,7 +124,7 @@ def open_cohort(url: str) -> Cohort:
         StoreNotSealedError: its prepare job did not finish.
     """
     url = files.normalise(url)
-    attributes = read_attributes(url, scans=False)
+    attributes = read_attributes(url)
     if "seal" not in attributes:
         raise StoreNotSealedError(
             f"{url} is not sealed: its prepare job did not finish; run the same job again, it "

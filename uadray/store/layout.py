@@ -4,7 +4,7 @@ import errno
 import hashlib
 import json
 import platform
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -19,7 +19,7 @@ import uadray
 from uadray import files
 from uadray.errors import StoreError, UadrayError
 
-FORMAT = 1
+FORMAT = 2
 """Version of this layout; a store of another one is refused."""
 
 CHUNK_VOLUMES = 8
@@ -28,8 +28,8 @@ CHUNK_VOLUMES = 8
 MAX_SHARD_VOLUMES = 64
 """Volumes in a shard of a large cohort."""
 
-MAX_READABLE = 10_000
-"""The attributes of a larger cohort are written without indentation."""
+SCANS = "scans.jsonl"
+"""Name of the list of the scans that a cohort is to hold, in row order."""
 
 SUBJECTS, QUARANTINE = "subjects.parquet", "quarantine.jsonl"
 """Names of the gathered tables."""
@@ -150,6 +150,28 @@ def file_digest(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
+def scan_line(scan: Mapping[str, Any]) -> bytes:
+    """A scan's line in the list of scans, with its end."""
+    return json.dumps(scan, sort_keys=True).encode() + b"\n"
+
+
+def scans_of(url: str) -> Iterator[bytes]:
+    """The lines of a cohort's list of scans, one at a time: of a million they fill gigabytes.
+
+    Raises:
+        FileNotFoundError: there is none.
+    """
+    return files.read_lines(files.join(url, SCANS))
+
+
+def lines_digest(lines: Iterable[bytes]) -> str:
+    """SHA-256 of a file that has these lines."""
+    sha = hashlib.sha256()
+    for line in lines:
+        sha.update(line)
+    return sha.hexdigest()
+
+
 def row_digest(image: np.ndarray, brain: np.ndarray, lesion: np.ndarray | None) -> str:
     """SHA-256 of the voxels of one row, as 64 hexadecimal digits."""
     sha = hashlib.sha256()
@@ -165,7 +187,10 @@ def document_digest(value: Any) -> str:
 
 
 def small_files(attributes: dict[str, Any]) -> list[str]:
-    """Relative paths of all files of a sealed cohort but the attributes and the shards."""
+    """Relative paths of the files that a seal vouches for.
+
+    That is all but the attributes, the list of scans, whose digest stands in them, and the shards.
+    """
     num_shards = -(-attributes["num_rows"] // attributes["shard_volumes"])
     arrays = array_names(has_lesion=attributes["has_lesion"])
     return [
@@ -176,42 +201,33 @@ def small_files(attributes: dict[str, Any]) -> list[str]:
     ]
 
 
-def read_attributes(url: str, *, scans: bool = True) -> dict[str, Any]:
+def read_attributes(url: str) -> dict[str, Any]:
     """The attributes of the cohort at `url`, sealed or not.
-
-    Args:
-        url: Of the cohort.
-        scans: Whether the plan's list of scans is wanted: of a million scans it fills a gigabyte.
 
     Raises:
         StoreError: there is none.
     """
     try:
-        content = files.read_bytes(files.join(url, "zarr.json"))
-        document = json.loads(content, object_hook=None if scans else _without_scan)
+        document = files.read_json(files.join(url, "zarr.json"))
     except FileNotFoundError:
         raise StoreError(f"{url}: no cohort there; make one with jobs/prepare.py") from None
     except ValueError as error:  # no JSON, or no UTF-8
         raise StoreError(f"{url}/zarr.json is damaged: {error}; prepare it anew") from None
     attributes = document.get("attributes", {}).get("uadray")
-    if attributes is None or attributes.get("format") != FORMAT:
-        raise StoreError(f"{url}: a Zarr group, but not a uadray cohort of format {FORMAT}")
-    attributes = dict(attributes)
-    if not scans:
-        attributes["plan"] = {k: v for k, v in attributes["plan"].items() if k != "scans"}
-    return attributes
-
-
-def _without_scan(value: dict[str, Any]) -> dict[str, Any] | None:
-    """Lets go of a scan of the plan as soon as it is read."""
-    return None if {"id", "image", "split"} <= value.keys() else value
+    if attributes is None:
+        raise StoreError(f"{url}: a Zarr group, but not a uadray cohort")
+    if (found := attributes.get("format")) != FORMAT:
+        raise StoreError(
+            f"{url}: a cohort of format {found}, this version of uadray reads {FORMAT}: prepare "
+            "it anew, in another folder"
+        )
+    return dict(attributes)
 
 
 def write_attributes(url: str, attributes: dict[str, Any]) -> None:
     """Replace the attributes, whole or not at all."""
     document = {"zarr_format": 3, "node_type": "group", "attributes": {"uadray": attributes}}
-    compact = attributes["num_rows"] > MAX_READABLE
-    files.write_json(files.join(url, "zarr.json"), document, compact=compact)
+    files.write_json(files.join(url, "zarr.json"), document)
 
 
 def software_versions() -> dict[str, str]:

@@ -2,7 +2,8 @@
 
 import hashlib
 import json
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -82,8 +83,10 @@ class Summary:
 
     def __init__(self) -> None:
         self._sha = hashlib.sha256(b'{"digests": [')
-        self._subjects = bytearray()
-        self._num_rows = self._num_subjects = self._num_quarantined = 0
+        # It comes last in the value; a large cohort's lies on the disk until then.
+        self._subjects = tempfile.SpooledTemporaryFile(max_size=2**20)  # noqa: SIM115 (`of` closes it)
+        self._num_rows = self._num_quarantined = 0
+        self.num_subjects = 0
 
     def add(self, part: Part) -> None:
         """Take the next part, in the order of the shards."""
@@ -92,20 +95,37 @@ class Summary:
             self._num_rows += 1
         for subject in part.subjects:
             entry = (subject.row, subject.id, subject.split)
-            self._subjects += _item(entry, first=self._num_subjects == 0)
-            self._num_subjects += 1
+            self._subjects.write(_item(entry, first=self.num_subjects == 0))
+            self.num_subjects += 1
         self._num_quarantined += len(part.failures)
 
-    def of(self, attributes: dict[str, Any]) -> dict[str, Any]:
-        """The summary of a cohort with these attributes, once all its parts are added."""
-        sha = self._sha.copy()
-        for key in ("plan", "shape"):
-            value = json.dumps(attributes[key], sort_keys=True)
-            sha.update(f'{"]" if key == "plan" else ""}, "{key}": {value}'.encode())
-        sha.update(b', "subjects": [' + self._subjects + b"]}")
+    def of(self, attributes: dict[str, Any], scans: Iterable[bytes]) -> dict[str, Any]:
+        """The summary of a cohort, once all its parts are added; call it once.
+
+        Args:
+            attributes: Of the cohort.
+            scans: Lines of its list of scans.
+        """
+        sha = self._sha
+        sha.update(b'], "plan": {')
+        for k, key in enumerate(sorted({*attributes["plan"], "scans"})):
+            sha.update(f"{', ' if k else ''}{json.dumps(key)}: ".encode())
+            if key == "scans":
+                sha.update(b"[")
+                for n, line in enumerate(scans):
+                    sha.update((b", " if n else b"") + line.rstrip(b"\n"))
+                sha.update(b"]")
+            else:
+                sha.update(json.dumps(attributes["plan"][key], sort_keys=True).encode())
+        sha.update(f'}}, "shape": {json.dumps(attributes["shape"])}, "subjects": ['.encode())
+        with self._subjects as file:
+            file.seek(0)
+            while block := file.read(2**20):
+                sha.update(block)
+        sha.update(b"]}")
         return {
             "fingerprint": sha.hexdigest()[:16],
-            "num_subjects": self._num_subjects,
+            "num_subjects": self.num_subjects,
             "num_quarantined": self._num_quarantined,
         }
 

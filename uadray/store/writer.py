@@ -1,9 +1,12 @@
 """A cohort that is being made: rows come in one by one, become shards, and are sealed."""
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+import shutil
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
-from typing import Any, Self
+from typing import IO, Any, Self
 
 import numpy as np
 import pyarrow as pa
@@ -17,6 +20,7 @@ from uadray.store.cohort import Cohort, open_cohort
 from uadray.store.layout import (
     FORMAT,
     QUARANTINE,
+    SCANS,
     SUBJECTS,
     Failure,
     Subject,
@@ -25,9 +29,12 @@ from uadray.store.layout import (
     array_of,
     document_digest,
     file_digest,
+    lines_digest,
     part_url,
     read_attributes,
     row_digest,
+    scan_line,
+    scans_of,
     shard_url,
     shard_volumes,
     small_files,
@@ -36,6 +43,9 @@ from uadray.store.layout import (
     zarr_store,
 )
 from uadray.store.parts import Part, Summary, read_part, read_rows, write_part
+
+GROUP_ROWS = 16_384
+"""Rows of the table of subjects that are gathered before they are written."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,6 +67,7 @@ class CohortWriter:
         shape: tuple[int, int, int],
         has_lesion: bool,
         plan: dict[str, Any],
+        scans: Iterable[Mapping[str, Any]] = (),
         command: str = "",
     ) -> Self:
         """Lay out a cohort, or take up one that was begun from the same plan.
@@ -66,8 +77,10 @@ class CohortWriter:
             num_rows: Scans in the plan, quarantined ones included.
             shape: (Z, Y, X) of a volume.
             has_lesion: Whether lesion masks are stored.
-            plan: JSON value that decides the content: scans in row order with their split, steps
-                and parameters. Two calls with the same plan write the same cohort.
+            plan: JSON value that, with `scans`, decides the content: steps and parameters. Two
+                calls with the same plan and scans write the same cohort.
+            scans: JSON values with an `id` each, in row order: what is known of each scan, and its
+                split. Taken one by one.
             command: What makes it, without its URL, for the advice of `verify`.
 
         Raises:
@@ -76,32 +89,47 @@ class CohortWriter:
         url = files.normalise(url)
         shard = shard_volumes(num_rows)
         writer = cls(url=url, num_rows=num_rows, shape=shape, shard=shard, has_lesion=has_lesion)
-        attributes = {
-            "format": FORMAT,
-            "num_rows": num_rows,
-            "shape": list(shape),
-            "shard_volumes": shard,
-            "has_lesion": has_lesion,
-            "plan": plan,
-            "versions": software_versions(),
-            "command": command,
-        }
-        if files.exists(files.join(url, "zarr.json")):
-            old = read_attributes(url)
-            new = json.loads(json.dumps(attributes))
-            if any(old.get(k) != new[k] for k in new if k not in ("versions", "command")):
-                raise StoreError(
-                    f"{url} holds a cohort of another plan ({_differences(old, new)}): "
-                    "choose another folder or remove that one"
-                )
-        # A write that was cut short leaves its draft.
-        elif not all(files.is_draft(name) for name in files.list_names(url)):
-            raise StoreError(f"{url} is not empty and holds no cohort: choose another folder")
-        else:
-            write_attributes(url, attributes)
+        with tempfile.TemporaryFile() as lines:
+            lines.writelines(map(scan_line, scans))
+            writer._begin(lines, plan, command)
         if not writer.is_sealed():
             writer._lay_out()
         return writer
+
+    def _begin(self, lines: IO[bytes], plan: dict[str, Any], command: str) -> None:
+        """Write attributes and list of scans, or see that those that are there ask for the same."""
+        lines.seek(0)
+        attributes = {
+            "format": FORMAT,
+            "num_rows": self.num_rows,
+            "shape": list(self.shape),
+            "shard_volumes": self.shard,
+            "has_lesion": self.has_lesion,
+            "plan": plan,
+            "scans_digest": lines_digest(lines),
+            "versions": software_versions(),
+            "command": command,
+        }
+        lines.seek(0)
+        if files.exists(files.join(self.url, "zarr.json")):
+            old = read_attributes(self.url)
+            new = json.loads(json.dumps(attributes))
+            if any(old.get(k) != new[k] for k in new if k not in ("versions", "command")):
+                raise StoreError(
+                    f"{self.url} holds a cohort of another plan "
+                    f"({_differences(old, new, self.url, lines)}): "
+                    "choose another folder or remove that one"
+                )
+        # A write that was cut short leaves its draft.
+        elif not all(files.is_draft(name) for name in files.list_names(self.url)):
+            raise StoreError(f"{self.url} is not empty and holds no cohort: choose another folder")
+        else:
+            write_attributes(self.url, attributes)
+        with suppress(FileNotFoundError):
+            if lines_digest(scans_of(self.url)) == attributes["scans_digest"]:
+                return
+        with files.replacing(files.join(self.url, SCANS)) as file:
+            shutil.copyfileobj(lines, file)
 
     def _lay_out(self) -> None:
         """Write the arrays' metadata where it is missing or damaged."""
@@ -128,15 +156,17 @@ class CohortWriter:
         written = set(files.list_names(files.join(self.url, "parts")))
         return [k for k in range(self.num_shards) if f"{k:05d}.json" not in written]
 
-    def written_parts(self, shards: Iterable[int] | None = None) -> list[Part]:
+    def written_parts(self, shards: Iterable[int] | None = None) -> Iterator[Part]:
         """What stands in those of some shards that are written, in order; None asks for all.
+
+        One at a time: a large cohort's together would fill gigabytes.
 
         Raises:
             StoreError: a record is damaged.
         """
         missing = set(self.missing_shards())
         asked = range(self.num_shards) if shards is None else shards
-        return [self._part(shard) for shard in asked if shard not in missing]
+        return (self._part(shard) for shard in asked if shard not in missing)
 
     def _part(self, shard: int) -> Part:
         try:
@@ -300,30 +330,33 @@ class CohortWriter:
         missing = self.missing_shards()
         if missing:
             raise StoreError(f"{self.url}: shards {missing} are not written; cannot seal")
-        # Part by part: the subjects of a large cohort together would fill gigabytes.
-        content, failures = Summary(), list[Failure]()
-        tables: list[pa.Table] = []
-        for shard in range(self.num_shards):
-            part = self._part(shard)
-            content.add(part)
-            failures += part.failures
-            tables += [_table(part.subjects)] if part.subjects else []
-        if not tables:
-            raise StoreError(
-                f"{self.url}: none of {self.num_rows} scans could be used; the first reason: "
-                f"{failures[0].id}: {failures[0].reason}"
-            )
+        # Part by part: those of a large cohort together would fill gigabytes.
+        content, failures, group = Summary(), list[Failure](), list[Subject]()
+        table = files.join(self.url, SUBJECTS)
+        with files.replacing(table) as file, pq.ParquetWriter(file, _SCHEMA) as lines:
+            for part in self.written_parts():
+                content.add(part)
+                failures += part.failures
+                group += part.subjects
+                if len(group) >= GROUP_ROWS:
+                    lines.write_table(_table(group))
+                    group = []
+            if group:
+                lines.write_table(_table(group))
+            if content.num_subjects == 0:
+                raise StoreError(
+                    f"{self.url}: none of {self.num_rows} scans could be used; the first reason: "
+                    f"{failures[0].id}: {failures[0].reason}"
+                )
         spool.clear(self.url)
         files.remove_drafts(self.url)
-        with files.replacing(files.join(self.url, SUBJECTS)) as file:
-            pq.write_table(pa.concat_tables(tables), file)
         self.list_failures(failures)
         attributes = read_attributes(self.url)
         digests = {
             path: file_digest(files.read_bytes(files.join(self.url, path)))
             for path in small_files(attributes)
         }
-        seal = content.of(attributes) | {
+        seal = content.of(attributes, scans_of(self.url)) | {
             "attributes": document_digest(attributes),
             "files": digests,
         }
@@ -341,8 +374,10 @@ _KINDS: dict[Any, Any] = {int: pa.int64(), float: pa.float64()}
 _SCHEMA = pa.schema([(f.name, _KINDS.get(f.type, pa.string())) for f in fields(Subject)])
 
 
-def _differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
-    """In a few words, what two cohorts' attributes ask for that is not the same."""
+def _differences(
+    old: Mapping[str, Any], new: Mapping[str, Any], url: str, lines: Iterable[bytes]
+) -> str:
+    """In a few words, what two cohorts ask for that is not the same; `lines` are the new scans."""
 
     def flat(value: Any, prefix: str = "") -> dict[str, Any]:
         if not isinstance(value, Mapping):
@@ -351,9 +386,12 @@ def _differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
 
     a, b = (flat(attributes["plan"]) for attributes in (old, new))
     changed = [k for k in sorted(a.keys() | b.keys()) if a.get(k) != b.get(k)]
-    lists = (".scans", ".steps")
-    found = [f"{k[1:]}: {a.get(k)} there, {b.get(k)} here" for k in changed if k not in lists]
-    if ".scans" in changed:
-        there, here = ({str(scan) for scan in x.get(".scans", ())} for x in (a, b))
-        found.append(f"scans: {len(there - here)} only there, {len(here - there)} only here")
+    found = [f"{k[1:]}: {a.get(k)} there, {b.get(k)} here" for k in changed if k != ".steps"]
+    if old["scans_digest"] != new["scans_digest"]:
+        there = set[bytes]()
+        with suppress(FileNotFoundError):
+            there = set(scans_of(url))
+        here = set(lines)
+        order = ", in another order" if there == here else ""
+        found.append(f"scans: {len(there - here)} only there, {len(here - there)} only here{order}")
     return "; ".join(found) or "other steps or another size"

@@ -246,11 +246,9 @@ def _fitted(urls: Mapping[str, str]) -> dict[str, Any]:
 
 def _levels(url: str) -> str:
     """Digest of all kept scores."""
-    import zarr
+    from uadray.store import open_array
 
-    from uadray.store import zarr_store
-
-    levels: Any = zarr.open_group(zarr_store(url, read_only=True), mode="r")["scores"]
+    levels: Any = open_array(url, "scores")
     return hashlib.sha256(np.ascontiguousarray(levels[:]).tobytes()).hexdigest()
 
 

@@ -71,8 +71,17 @@ def located(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
     process may have written since, and its files would count as absent.
     """
     options = {"use_listings_cache": False} if is_remote(url) else {}
-    fs, path = fsspec.core.url_to_fs(url, **options)
+    fs, path = fsspec.core.url_to_fs(url, **options, **one_request(url))
     return fs, path
+
+
+def one_request(url: str) -> dict[str, Any]:
+    """Options under which a filesystem reads an object by one request.
+
+    S3's asks for the size first, to read in parts what has over 50 MB, and lists the folder where
+    there is no such object: two to three requests for each small file.
+    """
+    return {"max_concurrency": 1} if url.startswith(("s3://", "s3a://")) else {}
 
 
 def exists(url: str) -> bool:

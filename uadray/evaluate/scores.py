@@ -7,8 +7,10 @@ other filters. Every metric that speaks of voxels or slices can be computed from
 """
 
 import io
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cached_property, partial
 from typing import Any, Self, TypeVar
 
 import numpy as np
@@ -19,8 +21,11 @@ from uadray import files
 from uadray.errors import EvaluationError
 from uadray.evaluate.components import ComponentConfig
 from uadray.evaluate.counts import NUM_LEVELS, CohortCounts, SubjectCounts
-from uadray.store import Cohort, zarr_store
+from uadray.store import Cohort, open_array, zarr_store
 from uadray.train.run import Run
+
+_READERS = 16
+"""Files of counts that are asked for at a time: an object store takes a while to answer."""
 
 Part = TypeVar("Part", bound=CohortCounts)
 
@@ -74,7 +79,7 @@ class ScoreStore:
             if old == attributes:
                 return cls(url=url, score_range=score_range)
         files.remove(url)
-        group = zarr.create_group(zarr_store(url, read_only=False), zarr_format=3)
+        group = zarr.create_group(zarr_store(url, read_only=False, small=True), zarr_format=3)
         group.create_array(
             "scores",
             shape=(int(cohort.attributes["num_rows"]), stop - start, *plane),
@@ -93,7 +98,7 @@ class ScoreStore:
 
     def write(self, row: int, levels: np.ndarray, counts: SubjectCounts) -> None:
         """Keep one subject's levels (Z, Y, X) uint16 and counts."""
-        self._array("r+")[row] = levels
+        self._array[row] = levels
         self.write_counts(row, counts)
 
     def write_counts(
@@ -106,7 +111,7 @@ class ScoreStore:
 
     def levels(self, row: int) -> np.ndarray:
         """One subject's kept levels, (Z, Y, X) uint16, unchecked."""
-        return np.asarray(self._array("r")[row])
+        return np.asarray(self._array[row])
 
     def checked_levels(self, row: int, subject: str) -> np.ndarray:
         """One subject's kept levels, (Z, Y, X) uint16, held against its counts.
@@ -148,10 +153,19 @@ class ScoreStore:
             EvaluationError: one is not scored yet, or its file is damaged.
         """
         return kind.from_subjects(
-            ((subject, self._read(row, subject, components)) for row, subject in subjects),
-            name=name,
-            score_range=self.score_range,
+            self._read_all(list(subjects), components), name=name, score_range=self.score_range
         )
+
+    def _read_all(
+        self, subjects: list[tuple[int, str]], components: ComponentConfig | None
+    ) -> Iterator[tuple[str, SubjectCounts]]:
+        read = partial(self._read, components=components)
+        # Not all at once: a subject's counts fill a megabyte until they are stacked.
+        with ThreadPoolExecutor(_READERS) as pool:
+            for start in range(0, len(subjects), _READERS):
+                some = subjects[start : start + _READERS]
+                rows, names = zip(*some, strict=True)
+                yield from zip(names, pool.map(read, rows, names), strict=True)
 
     def _read(self, row: int, subject: str, components: ComponentConfig | None) -> SubjectCounts:
         url = self._counts_url(row, components)
@@ -175,10 +189,15 @@ class ScoreStore:
     def _counts_url(self, row: int, components: ComponentConfig | None) -> str:
         return files.join(self.url, _folder(components), f"{row:07d}.npz")
 
-    def _array(self, mode: Any) -> zarr.Array:
-        array = zarr.open_group(zarr_store(self.url, read_only=mode == "r"), mode=mode)["scores"]
-        assert isinstance(array, zarr.Array)
-        return array
+    @cached_property
+    def _array(self) -> zarr.Array:
+        return open_array(self.url, "scores", mode="r+", small=True)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"url": self.url, "score_range": self.score_range}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
 
 
 def _folder(components: ComponentConfig | None) -> str:

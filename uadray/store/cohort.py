@@ -17,9 +17,8 @@ from uadray.store.layout import (
     SUBJECTS,
     ArrayName,
     Split,
-    array_of,
+    open_array,
     read_attributes,
-    zarr_store,
 )
 
 
@@ -97,12 +96,14 @@ class Cohort:
         return self.columns("row", "split")
 
     @cached_property
-    def _group(self) -> zarr.Group:
-        return zarr.open_group(zarr_store(self.url, read_only=True), mode="r")
+    def _opened(self) -> dict[str, zarr.Array]:
+        return {}
 
     def read(self, array: ArrayName, start: int, stop: int) -> np.ndarray:
         """Rows [start, stop) of one array, (stop - start, Z, Y, X)."""
-        return np.asarray(array_of(self._group, array)[start:stop])
+        if array not in self._opened:
+            self._opened[array] = open_array(self.url, array)
+        return np.asarray(self._opened[array][start:stop])
 
     def __getstate__(self) -> dict[str, Any]:
         # A task needs no digests of files, of which there are as many as shards; each of as many

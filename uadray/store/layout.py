@@ -121,18 +121,27 @@ def array_documents(attributes: dict[str, Any]) -> dict[str, bytes]:
     return {path: data.to_bytes() for path, data in documents.items() if "/" in path}
 
 
-def zarr_store(url: str, *, read_only: bool) -> LocalStore | FsspecStore:
-    """The Zarr store at a local path or URL."""
+def zarr_store(url: str, *, read_only: bool, small: bool = False) -> LocalStore | FsspecStore:
+    """The Zarr store at a local path or URL.
+
+    Args:
+        url: Of the group or array.
+        read_only: Whether nothing is to be written.
+        small: Its objects are a few megabytes, so that each is read by one request, as in
+            `files.located`.
+    """
     if files.is_remote(url):
-        return FsspecStore.from_url(url, read_only=read_only)
+        options = files.one_request(url) if small else {}
+        return FsspecStore.from_url(url, storage_options=options, read_only=read_only)
     return LocalStore(url, read_only=read_only)
 
 
-def array_of(group: zarr.Group, name: str) -> zarr.Array:
-    """One array of a group."""
-    array = group[name]
-    assert isinstance(array, zarr.Array)
-    return array
+def open_array(
+    url: str, name: str, *, mode: Literal["r", "r+"] = "r", small: bool = False
+) -> zarr.Array:
+    """One array of the group at `url`; no other object is asked for than that array's metadata."""
+    store = zarr_store(files.join(url, name), read_only=mode == "r", small=small)
+    return zarr.open_array(store, mode=mode, zarr_format=3)
 
 
 def part_url(url: str, shard: int) -> str:

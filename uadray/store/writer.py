@@ -11,7 +11,6 @@ from typing import IO, Any, Self
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-import zarr
 
 from uadray import files
 from uadray.errors import StoreError
@@ -26,10 +25,10 @@ from uadray.store.layout import (
     Subject,
     array_documents,
     array_names,
-    array_of,
     document_digest,
     file_digest,
     lines_digest,
+    open_array,
     part_url,
     read_attributes,
     row_digest,
@@ -40,7 +39,6 @@ from uadray.store.layout import (
     small_files,
     software_versions,
     write_attributes,
-    zarr_store,
 )
 from uadray.store.parts import Part, Summary, read_part, read_rows, write_part
 
@@ -270,11 +268,10 @@ class CohortWriter:
         image = arrays["image"] = image.astype(np.float16)
         if not (image.min() >= 0 and image.max() <= 1):
             raise StoreError(f"shard {shard}: intensities outside [0, 1]")
-        group = zarr.open_group(zarr_store(self.url, read_only=False), mode="r+")
         for name, array in arrays.items():
             # What an interrupted or damaged shard left would be merged into one at the end.
             files.remove(shard_url(self.url, name, shard))
-            array_of(group, name)[rows.start : rows.stop] = array
+            open_array(self.url, name, mode="r+")[rows.start : rows.stop] = array
             files.flush(shard_url(self.url, name, shard))
         digests = [
             row_digest(image[k], brain[k], None if lesion is None else lesion[k])

@@ -11,12 +11,14 @@ import contextlib
 import csv
 import io
 import re
+import threading
 import time
 import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Self
 
 import nibabel as nib
 import numpy as np
@@ -137,13 +139,15 @@ def _prepare(net: Network, count: int, size: Weak) -> tuple[str, float, str]:
     """`jobs/prepare.py csv` on tiny scans in the bucket."""
     num = size.scans * count
     net.must("python", "-c", _UPLOAD, str(num), node=0)
-    seconds = _job(
+    seconds, load = _job(
         *(net, "prepare", "csv", f"s3://{BUCKET}/scans.csv", "--out", f"s3://{BUCKET}/made.zarr"),
         *("--min-brain-ml", 0.1, "--shape", 13, 14, 12),
         *("--left-right", 24, "--posterior-anterior", 28),
         *("--inferior-superior", 26),
     )
-    return _rate(net, r"PUT /data/made\.zarr/rows/\d+-\d+\.npz 200", num, seconds, "prepare")
+    pattern = r"PUT /data/made\.zarr/rows/\d+-\d+\.npz 200"
+    rate, busy = _rate(net, pattern, num, load)
+    return "prepare", rate, f"{num} in {seconds:.0f} s, start and end included; {busy}"
 
 
 def _evaluate(net: Network, count: int, size: Weak) -> tuple[str, float, str]:
@@ -152,30 +156,70 @@ def _evaluate(net: Network, count: int, size: Weak) -> tuple[str, float, str]:
     net.must("python", "-c", _STORE, str(num), node=0)
     run = f"s3://{BUCKET}/run"
     _job(net, "train", "Intensity", "--cohort", f"s3://{BUCKET}/healthy.zarr", "--out", run)
-    seconds = _job(
+    seconds, load = _job(
         *(net, "evaluate", run, "--cohort", f"s3://{BUCKET}/stroke.zarr", "--num-resamples", 20),
     )
     pattern = r"PUT /data/run/scores/stroke\.zarr/scores/\S+ 200"
-    return _rate(net, pattern, num, seconds, "evaluate")
+    rate, busy = _rate(net, pattern, num, load)
+    return "evaluate", rate, f"{num} in {seconds:.0f} s, start and end included; {busy}"
 
 
-def _job(net: Network, name: str, *args: object) -> float:
+def _job(net: Network, name: str, *args: object) -> tuple[float, "_Load"]:
     start = time.perf_counter()
-    net.start("python", f"jobs/{name}.py", *args, **net.joined).must(600)
-    return time.perf_counter() - start
+    with _Load(net) as load:
+        net.start("python", f"jobs/{name}.py", *args, **net.joined).must(600)
+    return time.perf_counter() - start, load
 
 
-def _rate(net: Network, pattern: str, num: int, seconds: float, job: str) -> tuple[str, float, str]:
+def _rate(net: Network, pattern: str, num: int, load: "_Load") -> tuple[float, str]:
     """Volumes a second between the tenth and the ninetieth of a hundred that reach the store.
 
     Before lies the start of the workers' processes, behind it the wait for the last of them.
+    Beside it in words, how busy in between was what the nodes share.
     """
     times = [float(line.split()[0]) for line in net.requests() if re.search(pattern, line)]
     assert times, f"nothing like {pattern} among {len(net.requests())} requests"
     begin, end = (int(share * (len(times) - 1)) for share in (0.1, 0.9))
     done = (end - begin) / len(times) * num
     rate = done / (times[end] - times[begin])
-    return job, rate, f"{num} in {seconds:.0f} s, start and end included"
+    return rate, load.between(times[begin], times[end])
+
+
+class _Load:
+    """How busy are this machine's cores, and the S3 server's one, while a job runs."""
+
+    def __init__(self, net: Network) -> None:
+        found = net.processes("benchmarks.s3_server")
+        self._server = max(found, key=lambda process: sum(process.cpu_times()[:2]))
+        self._samples: list[tuple[float, float, float]] = []
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._watch)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ended.set()
+        self._thread.join()
+
+    def _watch(self) -> None:
+        while not self._ended.wait(0.25):
+            cores = psutil.cpu_times()
+            busy = cores.user + cores.system + cores.softirq + cores.irq + cores.nice + cores.steal
+            self._samples.append((time.time(), busy, sum(self._server.cpu_times()[:2])))
+
+    def between(self, begin: float, end: float) -> str:
+        """In words, between two times in seconds since 1970."""
+        at, *used = np.array(self._samples).T
+        cores, server = (
+            (np.interp(end, at, one) - np.interp(begin, at, one)) / (end - begin) for one in used
+        )
+        count = psutil.cpu_count()
+        return (
+            f"between the tenth and the ninetieth of a hundred {cores:.2f} of {count} cores busy, "
+            f"{server:.2f} by the S3 server"
+        )
 
 
 _UPLOAD = f"""

@@ -116,6 +116,15 @@ def check_readable(*paths: str) -> None:
         _refuse_blind(others, local, " and ".join(local), "lacks it, or has another version")
 
 
+def room() -> tuple[list[float], list[float]]:
+    """Logical CPUs and GPUs of each node."""
+    import ray
+
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    cpus, gpus = ([float(node.get(kind, 0)) for node in nodes] for kind in ("CPU", "GPU"))
+    return cpus, gpus
+
+
 MAX_CHECKED_NODES = 16
 """More are not asked: folders are missing on one node, or on all but one."""
 

@@ -157,9 +157,10 @@ class _Pass:
         cluster.connect()
         cluster.check_readable(files.join(self.cohort.url, "zarr.json"))
         cluster.check_shared(*(run.url for run in self.runs))
-        cpus = ray.cluster_resources().get("CPU", 1)
-        blocks = len(np.unique(rows // CHUNK_VOLUMES))
-        actors = min(blocks, max(1, int((cpus - READ_CPUS) // ACTOR_CPUS)))
+        cpus, _ = cluster.room()
+        # An actor that fits on no node would be waited for.
+        fit = sum(max(0, int((n - READ_CPUS) // ACTOR_CPUS)) for n in cpus)
+        actors = min(len(np.unique(rows // CHUNK_VOLUMES)), max(1, fit))
         busy = [n for n, work in enumerate(works) if work.to_score or work.to_filter]
         arrays = ("image", "brain", *(("lesion",) if self.cohort.has_lesion else ()))
         dataset = volumes(self.cohort, rows, arrays).map_batches(
@@ -167,7 +168,7 @@ class _Pass:
             fn_constructor_args=([works[n] for n in busy], self.names, self.config),
             batch_size=self.config.batch_size,
             compute=ray.data.ActorPoolStrategy(size=actors),
-            num_cpus=min(ACTOR_CPUS, cpus),
+            num_cpus=min(ACTOR_CPUS, max(cpus)),
             num_gpus=self.config.gpus_per_actor,
         )
         spent: list[np.ndarray] = []
@@ -276,7 +277,7 @@ class _Pass:
                 config=self.config,
             ),
             batch_size=self.config.batch_size,
-            num_cpus=min(ACTOR_CPUS, ray.cluster_resources().get("CPU", 1)),
+            num_cpus=min(ACTOR_CPUS, max(cluster.room()[0])),
         )
         found: dict[int, np.ndarray] = {}
         with cluster.plain_errors():

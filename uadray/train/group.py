@@ -168,13 +168,13 @@ def _check_room(scale: ScaleConfig) -> None:
     bundles = [bundle] * scale.num_workers + [{"CPU": READ_CPUS}]
 
     def fits() -> bool:
-        cpus, gpus = _room()
+        cpus, gpus = cluster.room()
         has_gpus = not scale.use_gpu or sum(gpus) >= fewest
         return has_gpus and can_run(cpus, fewest, scale.cpus_per_worker)
 
     if cluster.wait_for_room(bundles, fits, scale.wait_minutes):
         return
-    cpus, gpus = _room()
+    cpus, gpus = cluster.room()
     if not can_run(cpus, fewest, scale.cpus_per_worker):
         raise ConfigError(
             f"{fewest} workers of {scale.cpus_per_worker} CPUs and a read task of {READ_CPUS} do "
@@ -186,13 +186,6 @@ def _check_room(scale: ScaleConfig) -> None:
         f"{fewest} workers need as many GPUs; the cluster has {sum(gpus):g}: lower "
         "--scale.num-workers or drop --scale.use-gpu"
     )
-
-
-def _room() -> tuple[list[float], list[float]]:
-    """Logical CPUs and GPUs of each node."""
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    cpus, gpus = ([float(node.get(kind, 0)) for node in nodes] for kind in ("CPU", "GPU"))
-    return cpus, gpus
 
 
 @contextmanager

@@ -6,7 +6,7 @@ import re
 import tempfile
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
@@ -196,6 +196,13 @@ def write_json(url: str, value: Any, *, compact: bool = False) -> None:
     """
     indent = None if compact else 2
     write_bytes(url, (json.dumps(value, indent=indent, allow_nan=False) + "\n").encode())
+
+
+def remove_file(url: str) -> None:
+    """Remove one file, by one request; nothing happens where there is none."""
+    fs, path = located(url)
+    with suppress(FileNotFoundError):
+        fs.rm_file(path)
 
 
 def remove(url: str) -> None:

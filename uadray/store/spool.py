@@ -9,6 +9,7 @@ import json
 import zipfile
 import zlib
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict
 
 import numpy as np
@@ -51,7 +52,7 @@ def get(url: str, name: str) -> tuple[Subject, dict[str, np.ndarray]]:
             arrays = {key: archive[key] for key in archive.files}
         return Subject(**json.loads(arrays.pop("subject").tobytes())), arrays
     except (ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        files.remove(place)
+        files.remove_file(place)
         raise StoreError(
             f"{place} was damaged ({error}) and is removed: run the same command again"
         ) from None
@@ -68,21 +69,23 @@ def begin(url: str, row: int) -> int:
     The note stays where the process dies before `end`.
     """
     note = _note(url, row)
-    before = files.read_bytes(note) if files.exists(note) else b""
+    before = b""
+    with suppress(FileNotFoundError):
+        before = files.read_bytes(note)
     files.write_bytes(note, before + b".")
     return len(before)
 
 
 def end(url: str, row: int) -> None:
     """Note that the preparation has come to an end, good or bad."""
-    files.remove(_note(url, row))
+    files.remove_file(_note(url, row))
 
 
 def forget_begun(url: str) -> None:
     """Remove the notes of an earlier job."""
     for name in files.list_names(files.join(url, FOLDER)):
         if name.endswith(_BEGUN):
-            files.remove(files.join(url, FOLDER, name))
+            files.remove_file(files.join(url, FOLDER, name))
 
 
 def _note(url: str, row: int) -> str:
@@ -91,7 +94,7 @@ def _note(url: str, row: int) -> str:
 
 def drop(url: str, name: str) -> None:
     """Remove one scan."""
-    files.remove(files.join(url, FOLDER, name))
+    files.remove_file(files.join(url, FOLDER, name))
 
 
 def clear(url: str) -> None:

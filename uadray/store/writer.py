@@ -270,7 +270,7 @@ class CohortWriter:
             raise StoreError(f"shard {shard}: intensities outside [0, 1]")
         for name, array in arrays.items():
             # What an interrupted or damaged shard left would be merged into one at the end.
-            files.remove(shard_url(self.url, name, shard))
+            files.remove_file(shard_url(self.url, name, shard))
             open_array(self.url, name, mode="r+")[rows.start : rows.stop] = array
             files.flush(shard_url(self.url, name, shard))
         digests = [
@@ -297,7 +297,7 @@ class CohortWriter:
         rows = set(rows)
         for shard in sorted({row // self.shard for row in rows} - set(self.missing_shards())):
             self._take_apart(shard, rows)
-            files.remove(part_url(self.url, shard))
+            files.remove_file(part_url(self.url, shard))
 
     def _take_apart(self, shard: int, without: set[int]) -> None:
         try:

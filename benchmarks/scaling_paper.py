@@ -153,7 +153,7 @@ def cohort_table(found: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:
                     _bytes(stored),
                     f"{shards:,}",
                     # An image, a mask and a record a shard; the tables and the metadata.
-                    f"{3 * shards + 5:,}",
+                    f"{3 * shards + 6:,}",
                     _number(writes),
                     _number(reads),
                     _number(core_hours),
@@ -178,6 +178,12 @@ def fit_table(found: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:
         for count in COUNTS:
             gpu_hours = count * cost.gflop * epochs / rate / 3600
             evaluate_hours = count * cost.evaluate_s / 3600
+            writes, reads = (
+                count * requests(found, kind, "a volume evaluated")
+                for kind in ("writing", "reading")
+            )
+            asked = writes / 1000 * assumed("$ for 1000 writes")
+            asked += reads / 1000 * assumed("$ for 1000 reads")
             lines.append(
                 [
                     cost.grid,
@@ -186,14 +192,17 @@ def fit_table(found: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:
                     _number(gpu_hours),
                     _money(gpu_hours * assumed("$ for a GPU an hour")),
                     _number(evaluate_hours),
-                    _money(evaluate_hours * assumed("$ for a CPU core an hour")),
+                    _number(writes),
+                    _number(reads),
+                    _money(evaluate_hours * assumed("$ for a CPU core an hour") + asked),
                 ]
             )
     return lines
 
 
 FIT_HEAD = (
-    "grid", "volumes", "FLOP of a fit", "GPU hours", "", "core hours of an evaluation", "",
+    "grid", "volumes", "FLOP of a fit", "GPU hours", "", "core hours of an evaluation", "writes",
+    "reads", "",
 )  # fmt: skip
 
 

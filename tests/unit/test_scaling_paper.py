@@ -16,6 +16,7 @@ KINDS = (
     "a volume moved into its shard",
     "a shard sealed",
     "a shard streamed in an epoch",
+    "a volume evaluated",
 )
 
 
@@ -41,11 +42,11 @@ def test_objects_are_counted_as_a_store_has_them(tmp_path: Path, found: dict) ->
     cohort = write_healthy(tmp_path)
     files = [p for p in Path(cohort.url).rglob("*") if p.is_file()]
     shards = math.ceil(len(cohort.subjects) / cohort.shard)
-    assert len(files) == 3 * shards + 5
+    assert len(files) == 3 * shards + 6
     lines = {(line[0], line[1]): line for line in paper.cohort_table(found)}
     line = lines["64^3", "1,000,000"]
     assert line[4] == f"{math.ceil(1e6 / MAX_SHARD_VOLUMES):,}"
-    assert line[5] == f"{3 * math.ceil(1e6 / MAX_SHARD_VOLUMES) + 5:,}"
+    assert line[5] == f"{3 * math.ceil(1e6 / MAX_SHARD_VOLUMES) + 6:,}"
     assert line[3] == "131 GB"
     # Two writes for each volume prepared, two for moving it, two for each shard.
     assert line[6] == "4.0e6"

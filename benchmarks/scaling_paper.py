@@ -264,8 +264,18 @@ LIMIT_HEAD = (
 )  # fmt: skip
 
 
-def page(found: Mapping[str, Mapping[str, Any]], head: Mapping[str, Any]) -> str:
-    """docs/scaling.md."""
+def page(
+    found: Mapping[str, Mapping[str, Any]],
+    head: Mapping[str, Any],
+    weak: Mapping[str, Any] | None = None,
+) -> str:
+    """docs/scaling.md.
+
+    Args:
+        found: Rows of the costs, by what they measure.
+        head: Under which circumstances they were measured.
+        weak: What `--nodes` kept; None where it was not measured.
+    """
     small, fine = costs(found)
     held = [_bytes(MIX_SHARDS * MAX_SHARD_VOLUMES * cost.raw) for cost in (small, fine)]
     return f"""# Scaling
@@ -329,7 +339,7 @@ subjects is the columns that are asked for.
 
 ## Weak scaling, measured
 
-{_weak(found)}
+{_weak(weak)}
 
 ## What is assumed
 
@@ -371,15 +381,16 @@ def _result_table(rows: Sequence[Mapping[str, Any]]) -> str:
     return _table(("what", "measured", "goal", "against", "how"), lines)
 
 
-def _weak(found: Mapping[str, Mapping[str, Any]]) -> str:
-    kept = [row for name, row in found.items() if " nodes" in name or name.startswith("weak")]
-    if not kept:
-        return "Not measured yet: it takes Linux, root and a writable CPU controller."
+def _weak(kept: Mapping[str, Any] | None) -> str:
+    if kept is None:
+        return "Not measured yet: `python -m benchmarks.scaling --nodes` takes Linux and root."
     return (
-        "Nodes are network namespaces of one machine, each allowed a share of a CPU, beside a head "
-        "without work\nand a real S3 server; scans are tiny, all else is as it is "
-        "(`benchmarks/scaling_weak.py`). The machine's\ncores bound how many such nodes there can "
-        "be, and all of them share the server.\n\n" + _result_table(kept)
+        "By `python -m benchmarks.scaling --nodes` at commit "
+        f"{kept['commit']} on {kept['date']}. Nodes are network\nnamespaces of one machine, each "
+        "allowed a share of a CPU, beside a head without work and a real S3\nserver; scans are "
+        "tiny, all else is as it is (`benchmarks/scaling_weak.py`). The machine's cores bound "
+        "how\nmany such nodes there can be, and all of them share the server.\n\n"
+        + _result_table(kept["rows"])
     )
 
 
@@ -410,5 +421,7 @@ def _money(value: float) -> str:
 def write(path: Path) -> None:
     """Write the page from what is measured."""
     head = json.loads((RESULTS / "scaling.json").read_text())
-    path.write_text(page(measured("scaling"), head))
+    weak = RESULTS / "scaling-nodes.json"
+    kept = json.loads(weak.read_text()) if weak.exists() else None
+    path.write_text(page(measured("scaling"), head, kept))
     print(path.relative_to(path.parents[1]))

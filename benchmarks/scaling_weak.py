@@ -38,9 +38,9 @@ class Weak:
 
     nodes: tuple[int, ...] = (1, 2, 4)
     """Numbers of nodes that work."""
-    scans: int = 60
+    scans: int = 240
     """Scans that each node prepares."""
-    volumes: int = 60
+    volumes: int = 480
     """Volumes that each node evaluates."""
     share: float = 0.3
     """CPUs that a node may use."""
@@ -145,9 +145,8 @@ def _prepare(net: Network, count: int, size: Weak) -> tuple[str, float, str]:
         *("--left-right", 24, "--posterior-anterior", 28),
         *("--inferior-superior", 26),
     )
-    pattern = r"PUT /data/made\.zarr/rows/\d+-\d+\.npz 200"
-    rate, busy = _rate(net, pattern, num, load)
-    return "prepare", rate, f"{num} in {seconds:.0f} s, start and end included; {busy}"
+    rate, how = _rate(net, r"PUT /data/made\.zarr/rows/\d+-\d+\.npz 200", count, load)
+    return "prepare", rate, f"{how}; {num} in {seconds:.0f} s, start and end included"
 
 
 def _evaluate(net: Network, count: int, size: Weak) -> tuple[str, float, str]:
@@ -159,9 +158,8 @@ def _evaluate(net: Network, count: int, size: Weak) -> tuple[str, float, str]:
     seconds, load = _job(
         *(net, "evaluate", run, "--cohort", f"s3://{BUCKET}/stroke.zarr", "--num-resamples", 20),
     )
-    pattern = r"PUT /data/run/scores/stroke\.zarr/scores/\S+ 200"
-    rate, busy = _rate(net, pattern, num, load)
-    return "evaluate", rate, f"{num} in {seconds:.0f} s, start and end included; {busy}"
+    rate, how = _rate(net, r"PUT /data/run/scores/stroke\.zarr/scores/c/\S+ 200", count, load)
+    return "evaluate", rate, f"{how}; {num} in {seconds:.0f} s, start and end included"
 
 
 def _job(net: Network, name: str, *args: object) -> tuple[float, "_Load"]:
@@ -171,18 +169,23 @@ def _job(net: Network, name: str, *args: object) -> tuple[float, "_Load"]:
     return time.perf_counter() - start, load
 
 
-def _rate(net: Network, pattern: str, num: int, load: "_Load") -> tuple[float, str]:
-    """Volumes a second between the tenth and the ninetieth of a hundred that reach the store.
+def _rate(net: Network, pattern: str, count: int, load: "_Load") -> tuple[float, str]:
+    """Volumes a second that reach the store while all nodes work.
 
-    Before lies the start of the workers' processes, behind it the wait for the last of them.
+    Before, the processes of some nodes are still starting; behind it the last ones finish alone.
     Beside it in words, how busy in between was what the nodes share.
     """
-    times = [float(line.split()[0]) for line in net.requests() if re.search(pattern, line)]
-    assert times, f"nothing like {pattern} among {len(net.requests())} requests"
-    begin, end = (int(share * (len(times) - 1)) for share in (0.1, 0.9))
-    done = (end - begin) / len(times) * num
-    rate = done / (times[end] - times[begin])
-    return rate, load.between(times[begin], times[end])
+    times: dict[str, list[float]] = {}
+    for line in net.requests():
+        if re.search(pattern, line):
+            when, address = line.split()[:2]
+            times.setdefault(address, []).append(float(when))
+    assert len(times) == count, f"{count} nodes were to put {pattern}, {sorted(times)} did"
+    begin, end = max(map(min, times.values())), min(map(max, times.values()))
+    done = sum(begin < when <= end for one in times.values() for when in one)
+    assert done, "the nodes did not work at the same time"
+    how = f"{done} in {end - begin:.0f} s while all nodes work, {load.between(begin, end)}"
+    return done / (end - begin), how
 
 
 class _Load:
@@ -216,10 +219,7 @@ class _Load:
             (np.interp(end, at, one) - np.interp(begin, at, one)) / (end - begin) for one in used
         )
         count = psutil.cpu_count()
-        return (
-            f"between the tenth and the ninetieth of a hundred {cores:.2f} of {count} cores busy, "
-            f"{server:.2f} by the S3 server"
-        )
+        return f"with {cores:.2f} of {count} cores busy, {server:.2f} by the S3 server"
 
 
 _UPLOAD = f"""

@@ -16,6 +16,7 @@ from typing import Any
 
 from uadray import files
 from uadray.errors import ConfigError, StartError, UadrayError
+from uadray.memory import ONE_ARENA
 
 _QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -43,7 +44,8 @@ def connect(*, dashboard: bool = False) -> None:
     Raises:
         StartError: Ray did not start in time.
     """
-    for name, value in _QUIET.items():
+    # The workers of a Ray that is started here inherit them.
+    for name, value in (_QUIET | ONE_ARENA).items():
         os.environ.setdefault(name, value)
     for name in _CHATTY:
         logging.getLogger(name).setLevel(logging.ERROR)

@@ -20,6 +20,7 @@ from ray.train.torch import TorchTrainer, prepare_model
 from uadray import cluster, files
 from uadray.detectors import GradientDetector
 from uadray.errors import ConfigError, StoppedError, UadrayError
+from uadray.memory import ONE_ARENA
 from uadray.store import Cohort
 from uadray.stream import READ_CPUS
 from uadray.train.loop import Metrics, World
@@ -135,6 +136,7 @@ def fit_group(
                 controller_failure_limit=scale.max_failures,  # type: ignore[call-arg]
             ),
             callbacks=callbacks,
+            worker_runtime_env={"env_vars": ONE_ARENA},
         ),
     )
     try:

@@ -19,8 +19,8 @@ it. p is of a Wilcoxon signed-rank test over subjects, corrected by Holm within 
 
 ![The top of the report of the sweep on phantoms](sweep-report.png)
 
-*The top of the report of the sweep on phantoms: what it says in words, parallel coordinates, and the
-effect of the latent size.*
+*The top of the report of the sweep on phantoms: what it says in words, parallel coordinates, and
+the effect of the latent size.*
 """
 
 _FIGURES = {"dice_d": "Dice_D", "dice_s_mean": "Dice_S", "auprc": "AUPRC"}

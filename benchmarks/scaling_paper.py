@@ -385,8 +385,8 @@ def _weak(kept: Mapping[str, Any] | None) -> str:
     if kept is None:
         return "Not measured yet: `python -m benchmarks.scaling --nodes` takes Linux and root."
     return (
-        "By `python -m benchmarks.scaling --nodes` at commit "
-        f"{kept['commit']} on {kept['date']}. Nodes are network\nnamespaces of one machine, each "
+        f"By `{kept['command']}` at commit {kept['commit']} on {kept['date']}. "
+        "Nodes are network\nnamespaces of one machine, each "
         "allowed a share of a CPU, beside a head without work and a real S3\nserver; scans are "
         "tiny, all else is as it is (`benchmarks/scaling_weak.py`). The machine's cores bound "
         "how\nmany such nodes there can be, and all of them share the server.\n\n"

@@ -8,6 +8,7 @@ from types import ModuleType
 import pytest
 
 from uadray.evaluate.components import ComponentConfig
+from uadray.evaluate.distributed import actors_for
 from uadray.evaluate.protocols import PROTOCOLS, EvaluateConfig
 
 JOB = Path(__file__).resolve().parents[2] / "jobs" / "evaluate.py"
@@ -66,3 +67,18 @@ def test_what_makes_no_sense_is_refused_at_once(job, args, told, capsys):
     assert stop.value.code == 2
     said = capsys.readouterr()
     assert told in said.out + said.err
+
+
+@pytest.mark.parametrize(
+    ("nodes", "expected"),
+    [
+        ([2.0], (2, 0.75)),
+        ([1.0, 1.0, 1.0, 1.0], (4, 0.75)),
+        ([0.0, 16.0], (21, 0.75)),
+        ([0.5], (1, 0.5)),
+        ([0.0], (1, 0.75)),
+    ],
+    ids=["a laptop", "four small nodes", "a head without work", "little", "nodes to come"],
+)
+def test_scoring_actors_find_room_on_nodes(nodes, expected):
+    assert actors_for(nodes) == expected

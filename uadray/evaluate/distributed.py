@@ -102,6 +102,19 @@ def evaluate_all(
     ]
 
 
+def actors_for(nodes: Sequence[float]) -> tuple[int, float]:
+    """Scoring actors that find room on nodes beside a read task, and the logical CPUs of each.
+
+    Where no node has any CPUs, as with a head whose workers an autoscaler is still to start, it is
+    one actor that waits for them.
+
+    Args:
+        nodes: Logical CPUs of each node.
+    """
+    fit = sum(max(0, int((node - READ_CPUS) // ACTOR_CPUS)) for node in nodes)
+    return max(1, fit), min(ACTOR_CPUS, max(nodes) or 1.0)
+
+
 def num_volumes(cohorts: Sequence[Cohort], healthy: Cohort | None = None) -> int:
     """Volumes that `evaluate_all` scores."""
     num = sum(len(cohort.subjects) for cohort in cohorts)
@@ -157,10 +170,8 @@ class _Pass:
         cluster.connect()
         cluster.check_readable(files.join(self.cohort.url, "zarr.json"))
         cluster.check_shared(*(run.url for run in self.runs))
-        cpus, _ = cluster.room()
-        # An actor that fits on no node would be waited for.
-        fit = sum(max(0, int((n - READ_CPUS) // ACTOR_CPUS)) for n in cpus)
-        actors = min(len(np.unique(rows // CHUNK_VOLUMES)), max(1, fit))
+        fit, cpus = actors_for(cluster.room()[0])
+        actors = min(len(np.unique(rows // CHUNK_VOLUMES)), fit)
         busy = [n for n, work in enumerate(works) if work.to_score or work.to_filter]
         arrays = ("image", "brain", *(("lesion",) if self.cohort.has_lesion else ()))
         dataset = volumes(self.cohort, rows, arrays).map_batches(
@@ -168,7 +179,7 @@ class _Pass:
             fn_constructor_args=([works[n] for n in busy], self.names, self.config),
             batch_size=self.config.batch_size,
             compute=ray.data.ActorPoolStrategy(size=actors),
-            num_cpus=min(ACTOR_CPUS, max(cpus)),
+            num_cpus=cpus,
             num_gpus=self.config.gpus_per_actor,
         )
         spent: list[np.ndarray] = []
@@ -277,7 +288,7 @@ class _Pass:
                 config=self.config,
             ),
             batch_size=self.config.batch_size,
-            num_cpus=min(ACTOR_CPUS, max(cluster.room()[0])),
+            num_cpus=actors_for(cluster.room()[0])[1],
         )
         found: dict[int, np.ndarray] = {}
         with cluster.plain_errors():

@@ -109,8 +109,8 @@ def _check_frame(cohort: Cohort, content: Summary | None) -> Iterator[Problem]:
         yield Problem(what="not sealed: the job that makes it did not finish", unfinished=True)
         documents = {p: file_digest(c) for p, c in array_documents(attributes).items()}
     else:
-        documents = seal["files"]
-        if document_digest(attributes) != seal["attributes"]:
+        documents = seal.get("files", {})
+        if document_digest(attributes) != seal.get("attributes"):
             yield Problem(what="zarr.json: its attributes differ from what was sealed")
         elif set(documents) != set(small_files(attributes)):
             yield Problem(what="zarr.json: the seal does not name the cohort's files")

@@ -230,12 +230,24 @@ def read_attributes(url: str) -> dict[str, Any]:
             f"{url}: a cohort of format {found}, this version of uadray reads {FORMAT}: prepare "
             "it anew, in another folder"
         )
+    if not _GROUP.items() <= document.items():
+        raise StoreError(f"{url}/zarr.json is damaged: no group of Zarr v3; prepare it anew")
+    if lacking := _REQUIRED - attributes.keys():
+        names = ", ".join(sorted(lacking))
+        raise StoreError(f"{url}/zarr.json is damaged: it lacks {names}; prepare it anew")
     return dict(attributes)
+
+
+_GROUP = {"zarr_format": 3, "node_type": "group"}
+"""What Zarr wants to read beside the attributes."""
+
+_REQUIRED = {"num_rows", "shape", "shard_volumes", "has_lesion", "plan", "scans_digest"}
+"""Attributes of every cohort, sealed or not."""
 
 
 def write_attributes(url: str, attributes: dict[str, Any]) -> None:
     """Replace the attributes, whole or not at all."""
-    document = {"zarr_format": 3, "node_type": "group", "attributes": {"uadray": attributes}}
+    document = {**_GROUP, "attributes": {"uadray": attributes}}
     files.write_json(files.join(url, "zarr.json"), document)
 
 

@@ -29,6 +29,7 @@ import psutil
 
 from benchmarks import s3_server
 from benchmarks.s3_server import S3Faults
+from uadray.cluster import KEEP_WORKERS
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 BIN = Path(sys.executable).parent
@@ -46,6 +47,7 @@ ENVIRONMENT = {
     # Ray Train looks after its workers so often that a group starts and ends seconds sooner.
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
     "GLOO_SOCKET_IFNAME": INTERFACE,
+    **KEEP_WORKERS,
 }
 
 QUICK_TO_GIVE_UP = {

@@ -26,6 +26,13 @@ _QUIET = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
 }
 
+KEEP_WORKERS = {"RAY_idle_worker_killing_time_threshold_ms": "60000"}
+"""Environment of each node of a cluster.
+
+A node with more worker processes than CPUs, as where tasks that read stand beside actors that
+compute, ends those that have had nothing to do for a second. The next volumes then wait for a new
+one, which takes some five CPU seconds to start.
+"""
 
 _CHATTY = (
     "ray._private.authentication.authentication_token_setup",
@@ -44,8 +51,8 @@ def connect(*, dashboard: bool = False) -> None:
     Raises:
         StartError: Ray did not start in time.
     """
-    # The workers of a Ray that is started here inherit them.
-    for name, value in (_QUIET | ONE_ARENA).items():
+    # A Ray that is started here inherits them, and so do its workers.
+    for name, value in (_QUIET | ONE_ARENA | KEEP_WORKERS).items():
         os.environ.setdefault(name, value)
     for name in _CHATTY:
         logging.getLogger(name).setLevel(logging.ERROR)

@@ -141,26 +141,44 @@ def _has_brain(images: np.ndarray) -> np.ndarray:
     return np.asarray(images.any((2, 3)))
 
 
-def _dataset(source: VolumeSource, num_tasks: int) -> ray.data.Dataset:
+def _dataset(source: VolumeSource, num_tasks: int, num_cpus: float = READ_CPUS) -> ray.data.Dataset:
     # More tasks at a time than there are CPUs would not read faster, but Ray gives each a process,
-    # which takes seconds to start, and ends those beyond the CPUs between two epochs.
+    # which takes seconds to start.
     most = max(1, min(num_tasks, int(ray.cluster_resources().get("CPU", 1))))
     dataset = ray.data.read_datasource(
-        source, override_num_blocks=num_tasks, num_cpus=READ_CPUS, concurrency=most
+        source, override_num_blocks=num_tasks, num_cpus=num_cpus, concurrency=most
     )
     dataset.context.execution_options.preserve_order = True
     return dataset
 
 
 def volumes(
-    cohort: Cohort, rows: np.ndarray, arrays: Sequence[str] = ("image",)
+    cohort: Cohort,
+    rows: np.ndarray,
+    arrays: Sequence[str] = ("image",),
+    *,
+    change: Callable[[Block], Block] | None = None,
+    num_cpus: float = READ_CPUS,
 ) -> ray.data.Dataset:
     """Rows in ascending order, each once, as a Ray dataset with `id` and one column an array.
 
     Blocks are inner chunks of the store, so that the memory of a consumer stays flat.
+
+    Args:
+        cohort: A sealed cohort.
+        rows: Which ones, ascending.
+        arrays: Arrays to read: `image`, `brain`, `lesion`.
+        change: Makes such a block one of another kind, in the task that reads it.
+        num_cpus: Logical CPUs of such a task.
     """
     groups = [rows[places] for places in same_block(rows, CHUNK_VOLUMES)]
-    return _dataset(VolumeSource(cohort, groups, arrays), len(groups))
+
+    def changed(block: Block, ids: np.ndarray, number: int) -> Block:
+        assert change is not None
+        return change({**block, "id": ids})
+
+    source = VolumeSource(cohort, groups, arrays, None if change is None else changed)
+    return _dataset(source, len(groups), num_cpus)
 
 
 class TrainingStream:

@@ -12,6 +12,8 @@ python -c "import uadray" || {
 }
 
 export RAY_AUTH_MODE=token RAY_USAGE_STATS_ENABLED=0
+# Else nodes with more processes than CPUs end those that wait for a second; see docs/cluster.md.
+export RAY_idle_worker_killing_time_threshold_ms=60000
 # For the owner alone: who reads the token owns the cluster.
 (umask 077 && ray get-auth-token --generate >/dev/null)
 ray start --head --dashboard-host=127.0.0.1 "$@"

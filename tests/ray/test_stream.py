@@ -1,5 +1,6 @@
 """A real cohort through Ray Data: the same batches whatever the way, and every row once."""
 
+import os
 import shutil
 from itertools import zip_longest
 from pathlib import Path
@@ -179,6 +180,22 @@ def test_volumes_come_in_row_order_with_their_masks(lesioned: Cohort) -> None:
         expected = np.concatenate([lesioned.read(name, r, r + 1) for r in rows])  # type: ignore[arg-type]
         assert np.array_equal(got, expected)
     assert np.concatenate([b["lesion"] for b in batches]).any((1, 2, 3)).all()
+
+
+def test_volumes_are_changed_where_they_are_read(lesioned: Cohort) -> None:
+    rows = np.array([0, 2, 3, 7, 8, 11])
+
+    def change(block: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        assert list(block) == ["lesion", "id"]
+        sums = block["lesion"].sum((1, 2, 3))
+        return {"id": block["id"], "sum": sums, "worker": np.full(len(sums), os.getpid())}
+
+    dataset = volumes(lesioned, rows, ("lesion",), change=change, num_cpus=0.5)
+    got = list(dataset.iter_batches(batch_size=None, batch_format="numpy"))
+    assert np.concatenate([b["id"] for b in got]).tolist() == rows.tolist()
+    expected = [lesioned.read("lesion", r, r + 1).sum() for r in rows]
+    assert np.concatenate([b["sum"] for b in got]).tolist() == expected
+    assert os.getpid() not in np.concatenate([b["worker"] for b in got])
 
 
 @pytest.mark.parametrize("resident", [True, False])

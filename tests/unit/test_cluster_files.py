@@ -21,6 +21,8 @@ import jsonschema
 import pytest
 import yaml
 
+from uadray.cluster import KEEP_WORKERS
+
 REPOSITORY = Path(__file__).resolve().parents[2]
 CLUSTER = REPOSITORY / "cluster"
 FACTS = Path(__file__).with_name("kuberay_facts.json")
@@ -65,6 +67,13 @@ class TestFolders:
         assert not re.search(r"RAY_AUTH_MODE=(?!token\b)", text)
         # The page of the dashboard, and with it the Jobs API, is for this machine's users.
         assert "--dashboard-host=0" not in text
+
+    @pytest.mark.parametrize("path", [*RAY_UP, *SCRIPTS, CLUSTER / "Dockerfile"], ids=name)
+    def test_nodes_keep_their_worker_processes(self, path: Path) -> None:
+        text = re.sub(r"^\s*#.*|^- ray stop", "", path.read_text(), flags=re.MULTILINE)
+        starts = len(re.findall(r"ray (?:start|symmetric-run)\b", text)) or 1
+        for variable, value in KEEP_WORKERS.items():
+            assert text.count(f"{variable}={value}") == starts
 
 
 class TestRayUp:

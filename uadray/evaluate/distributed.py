@@ -278,18 +278,18 @@ class _Pass:
         table = self.cohort.subjects[self.cohort.subjects["split"] == "test"]
         rows = table["row"].to_numpy(np.int64)
         sizes = (voxel_sizes(np.array(affine))[::-1].tolist() for affine in table["affine"])
-        dataset = volumes(self.cohort, rows, ("lesion",)).map_batches(
-            partial(
-                examine,
-                stores=[self.stores[n] for n in chosen],
-                levels=list(levels),
-                names=self.names,
-                spacings=dict(zip(rows.tolist(), map(tuple, sizes), strict=True)),
-                config=self.config,
-            ),
-            batch_size=self.config.batch_size,
-            num_cpus=actors_for(cluster.room()[0])[1],
+        compare = partial(
+            examine,
+            stores=[self.stores[n] for n in chosen],
+            levels=list(levels),
+            names=self.names,
+            spacings=dict(zip(rows.tolist(), map(tuple, sizes), strict=True)),
+            config=self.config,
         )
+        # In the tasks that read: as tasks of their own they would take turns with those, and on a
+        # node whose CPUs they fill Ray ends the process of whoever has had to wait for a second.
+        cpus = actors_for(cluster.room()[0])[1]
+        dataset = volumes(self.cohort, rows, ("lesion",), change=compare, num_cpus=cpus)
         found: dict[int, np.ndarray] = {}
         with cluster.plain_errors():
             for batch in dataset.iter_batches(batch_size=None, batch_format="numpy"):

@@ -3,6 +3,7 @@
 import datetime
 import json
 import platform
+import shlex
 import subprocess
 import sys
 import threading
@@ -73,8 +74,11 @@ def write(name: str, rows: list[Row]) -> None:
 
 def circumstances(name: str) -> dict[str, Any]:
     """When, where and by which command something is measured."""
+    module = getattr(sys.modules["__main__"].__spec__, "name", "")
+    if not module.startswith("benchmarks."):
+        module = f"benchmarks.{name}"
     return {
-        "command": f"python -m benchmarks.{name} {' '.join(sys.argv[1:])}".strip(),
+        "command": f"python -m {module} {shlex.join(sys.argv[1:])}".strip(),
         "commit": _git("rev-parse", "--short", "HEAD") + ("+" if _changes() else ""),
         "date": datetime.date.today().isoformat(),
         "machine": {

@@ -236,7 +236,8 @@ class Network:
     def cpus(self) -> tuple[float, float]:
         """Logical CPUs of the cluster, all and free; zeros while it does not answer."""
         code = (
-            "import ray; ray.init(logging_level='ERROR');"
+            # What workers of other jobs print is not to stand between the figures.
+            "import ray; ray.init(logging_level='ERROR', log_to_driver=False);"
             "print(ray.cluster_resources().get('CPU', 0), ray.available_resources().get('CPU', 0))"
         )
         try:

@@ -1,6 +1,6 @@
 """How fast a fit is, against what one would write without us and against the hardware.
 
-python -m benchmarks.fit            about 12 minutes on 2 quiet cores
+python -m benchmarks.fit            about 22 minutes on 2 quiet cores
 python -m benchmarks.fit --workers  two workers against one, apart: about 4 minutes
 python -m benchmarks.fit --quick    small, to see that it runs; keeps nothing
 

@@ -1,7 +1,7 @@
 """What large cohorts and many GPUs take: measured costs, weak scaling, and docs/scaling.md.
 
 python -m benchmarks.scaling            about 8 minutes on 2 cores
-python -m benchmarks.scaling --nodes    weak scaling alone: about half an hour, Linux and root
+python -m benchmarks.scaling --nodes    weak scaling alone: about 10 minutes, Linux and root
 python -m benchmarks.scaling --quick    both, small, to see that they run; keeps nothing
 python -m benchmarks.scaling --paper    docs/scaling.md anew from what is measured
 """

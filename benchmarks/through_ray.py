@@ -211,7 +211,7 @@ def overhead(folder: str, url: str, epochs: int, rounds: int) -> list[Row]:
     on_all = fits_in_turn(sides, folder, url, threads=threads, **size)
     rows = [_against_bare(name, on_all, "") for name in ("in process", "under Ray Train")]
     if threads > 1:
-        # Ray's processes wake up some hundred times a second, and a thread that makes room for one
+        # Ray's processes wake up hundreds of times a second, and a thread that makes room for one
         # of them holds up those that compute with it: unless a core is free.
         two = {name: sides[name] for name in ("bare loop", "under Ray Train")}
         spare = fits_in_turn(two, folder, url, threads=threads - 1, **size)

@@ -71,8 +71,7 @@ class VolumeSource(Datasource):
         cohort: A sealed cohort.
         groups: Rows of each group, in order.
         arrays: Arrays to read: `image`, `brain`, `lesion`.
-        change: Makes what is read, which rows it is, and the group's number a block of another
-            kind, inside the read task.
+        change: Makes a block, with the group's number, one of another kind, inside the read task.
     """
 
     def __init__(
@@ -80,7 +79,7 @@ class VolumeSource(Datasource):
         cohort: Cohort,
         groups: Sequence[np.ndarray],
         arrays: Sequence[str] = ("image",),
-        change: Callable[[Block, np.ndarray, int], Block] | None = None,
+        change: Callable[[Block, int], Block] | None = None,
     ) -> None:
         super().__init__()
         self._cohort, self._groups, self._arrays, self._change = cohort, groups, arrays, change
@@ -107,9 +106,8 @@ class VolumeSource(Datasource):
         def task(number: int, rows: np.ndarray) -> ReadTask:
             def read() -> Iterator[object]:
                 keep_freed_memory()
-                block = {name: read_rows(cohort, name, rows) for name in arrays}
-                block = {**block, "id": rows} if change is None else change(block, rows, number)
-                yield BlockAccessor.batch_to_block(block)
+                block = {name: read_rows(cohort, name, rows) for name in arrays} | {"id": rows}
+                yield BlockAccessor.batch_to_block(change(block, number) if change else block)
 
             metadata = BlockMetadata(
                 num_rows=len(rows) if change is None else None,
@@ -122,9 +120,9 @@ class VolumeSource(Datasource):
         return [task(i, rows) for i, rows in enumerate(self._groups)]
 
 
-def _as_slices(seed: int, epoch: int) -> Callable[[Block, np.ndarray, int], Block]:
-    def cut(block: Block, rows: np.ndarray, group: int) -> Block:
-        images = block["image"]
+def _as_slices(seed: int, epoch: int) -> Callable[[Block, int], Block]:
+    def cut(block: Block, group: int) -> Block:
+        images, rows = block["image"], block["id"]
         order = slice_order(_has_brain(images), seed=seed, epoch=epoch, group=group)
         volume, z = order[:, 0], order[:, 1]
         return {"id": rows[volume] * images.shape[1] + z, "image": images[volume, z]}
@@ -132,8 +130,8 @@ def _as_slices(seed: int, epoch: int) -> Callable[[Block, np.ndarray, int], Bloc
     return cut
 
 
-def _count_slices(block: Block, rows: np.ndarray, group: int) -> Block:
-    return {"id": rows, "slices": _has_brain(block["image"]).sum(1)}
+def _count_slices(block: Block, group: int) -> Block:
+    return {"id": block["id"], "slices": _has_brain(block["image"]).sum(1)}
 
 
 def _has_brain(images: np.ndarray) -> np.ndarray:
@@ -157,7 +155,7 @@ def volumes(
     rows: np.ndarray,
     arrays: Sequence[str] = ("image",),
     *,
-    change: Callable[[Block], Block] | None = None,
+    change: Callable[[Block, int], Block] | None = None,
     num_cpus: float = READ_CPUS,
 ) -> ray.data.Dataset:
     """Rows in ascending order, each once, as a Ray dataset with `id` and one column an array.
@@ -168,16 +166,12 @@ def volumes(
         cohort: A sealed cohort.
         rows: Which ones, ascending.
         arrays: Arrays to read: `image`, `brain`, `lesion`.
-        change: Makes such a block one of another kind, in the task that reads it.
+        change: As in `VolumeSource`.
         num_cpus: Logical CPUs of such a task.
     """
     groups = [rows[places] for places in same_block(rows, CHUNK_VOLUMES)]
 
-    def changed(block: Block, ids: np.ndarray, number: int) -> Block:
-        assert change is not None
-        return change({**block, "id": ids})
-
-    source = VolumeSource(cohort, groups, arrays, None if change is None else changed)
+    source = VolumeSource(cohort, groups, arrays, change)
     return _dataset(source, len(groups), num_cpus)
 
 

@@ -185,7 +185,7 @@ def test_volumes_come_in_row_order_with_their_masks(lesioned: Cohort) -> None:
 def test_volumes_are_changed_where_they_are_read(lesioned: Cohort) -> None:
     rows = np.array([0, 2, 3, 7, 8, 11])
 
-    def change(block: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    def change(block: dict[str, np.ndarray], number: int) -> dict[str, np.ndarray]:
         assert list(block) == ["lesion", "id"]
         sums = block["lesion"].sum((1, 2, 3))
         return {"id": block["id"], "sum": sums, "worker": np.full(len(sums), os.getpid())}

@@ -289,7 +289,9 @@ class _Pass:
         # In the tasks that read: as tasks of their own they would take turns with those, and on a
         # node whose CPUs they fill Ray ends the process of whoever has had to wait for a second.
         cpus = actors_for(cluster.room()[0])[1]
-        dataset = volumes(self.cohort, rows, ("lesion",), change=compare, num_cpus=cpus)
+        dataset = volumes(
+            self.cohort, rows, ("lesion",), change=lambda block, _: compare(block), num_cpus=cpus
+        )
         found: dict[int, np.ndarray] = {}
         with cluster.plain_errors():
             for batch in dataset.iter_batches(batch_size=None, batch_format="numpy"):

@@ -23,6 +23,15 @@ def is_draft(name: str) -> bool:
     return bool(_DRAFT.fullmatch(name))
 
 
+LOCK = ".lock"
+"""Name of the file by which a job keeps others off its output; see `uadray.lock`."""
+
+
+def is_empty(url: str) -> bool:
+    """Whether a folder is absent, or holds nothing but a lock and what killed writers left."""
+    return all(is_draft(name) or name.startswith(LOCK) for name in list_names(url))
+
+
 def is_remote(url: str) -> bool:
     """Whether `url` names a store behind a protocol such as `s3://`, not a local path."""
     return "://" in url and not url.startswith("file://")

@@ -31,6 +31,7 @@ from uadray.evaluate.scores import ScoreStore
 from uadray.evaluate.scoring import Scorer, Work, examine
 from uadray.evaluate.slicewise import Slices
 from uadray.evaluate.thresholds import Threshold, fit_threshold
+from uadray.lock import hold
 from uadray.prepare.geometry import voxel_ml, voxel_sizes
 from uadray.store import CHUNK_VOLUMES, Cohort, Split
 from uadray.stream import READ_CPUS, volumes
@@ -94,12 +95,16 @@ def evaluate_all(
     """
     config = config or EvaluateConfig()
     check_inputs(runs, cohorts, healthy, config)
+    folders = [files.join(run.url, "evaluation") for run in runs]
     if healthy is not None:
-        _Pass.over(healthy, runs, config, ("validation",)).score(report)
-    return [
-        _Pass.over(cohort, runs, config, ("threshold", "test")).evaluate(healthy, report)
-        for cohort in cohorts
-    ]
+        with hold(*folders, name=f"{files.LOCK}-{healthy.name}"):
+            _Pass.over(healthy, runs, config, ("validation",)).score(report)
+    records = []
+    for cohort in cohorts:
+        with hold(*folders, name=f"{files.LOCK}-{cohort.name}"):
+            one = _Pass.over(cohort, runs, config, ("threshold", "test"))
+            records.append(one.evaluate(healthy, report))
+    return records
 
 
 def actors_for(nodes: Sequence[float]) -> tuple[int, float]:

@@ -24,6 +24,7 @@ from uadray.errors import (
     TooManyFailuresError,
     UadrayError,
 )
+from uadray.lock import hold
 from uadray.prepare.layouts import Scan
 from uadray.prepare.plan import Rows, make_plan, planned_scans, source_bytes, subject_of
 from uadray.prepare.splits import SplitConfig, split_scans
@@ -88,13 +89,14 @@ def prepare_cohort(
         ConfigError: see `split_scans`.
         TooManyFailuresError: more scans than `max_failures` allows cannot be used. What is
             prepared is kept.
+        LockedError: another job writes it.
         StoreError: something else is at `url`, it cannot be written, no scan could be used, or
             files of a sealed cohort have changed.
     """
     if not 0 <= max_failures <= 1:
         raise ConfigError(f"max_failures must be in [0, 1], was {max_failures}")
     rows = split_scans(scans, split, seed=seed)
-    with storage_errors(url):
+    with storage_errors(url), hold(url):
         sizes = source_bytes(rows)
         writer = CohortWriter.create(
             url,

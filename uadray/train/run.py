@@ -50,7 +50,7 @@ class Run:
                     f"on {cohort.fingerprint} ({cohort.url}): choose another --out"
                 )
             return run
-        if files.list_names(url):
+        if not files.is_empty(url):
             raise RunError(f"{url} is not empty and holds no run: choose another --out")
         config = {
             "name": experiment.name,

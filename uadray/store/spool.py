@@ -1,6 +1,7 @@
-"""Prepared scans that wait for their shard: `rows/ROW-BYTES.npz`, one file each.
+"""Prepared scans that wait for their shard: `rows/ROW-STAMP-DIGEST.npz`, one file each.
 
-The name holds the size of the scan's files, so that a listing tells which are still as they were.
+The name holds stamp and digest of the scan's files, so that a listing tells which of them are still
+as they were.
 A file is a zip archive of arrays: it has a checksum, and nothing in it is executed.
 """
 
@@ -25,9 +26,19 @@ FOLDER = "rows"
 _BEGUN = ".begun"
 
 
-def kept_name(row: int, source_bytes: int) -> str:
+def kept_name(subject: Subject) -> str:
     """Name of a kept scan's file."""
-    return f"{row:06d}-{source_bytes}.npz"
+    return f"{subject.row:06d}-{subject.source_stamp}-{subject.source_digest}.npz"
+
+
+def parse_name(name: str) -> tuple[int, str, str]:
+    """Row, stamp and digest in the name of a kept scan's file.
+
+    Raises:
+        ValueError: it is none, or of a version that recorded no digest.
+    """
+    row, stamp, digest = name.removesuffix(".npz").split("-")
+    return int(row), stamp, digest
 
 
 def put(url: str, subject: Subject, arrays: Mapping[str, np.ndarray]) -> str:
@@ -35,7 +46,7 @@ def put(url: str, subject: Subject, arrays: Mapping[str, np.ndarray]) -> str:
     line = np.frombuffer(json.dumps(asdict(subject)).encode(), np.uint8)
     buffer = io.BytesIO()
     np.savez_compressed(buffer, allow_pickle=False, subject=line, **arrays)
-    name = kept_name(subject.row, subject.source_bytes)
+    name = kept_name(subject)
     files.write_bytes(files.join(url, FOLDER, name), buffer.getvalue())
     return name
 

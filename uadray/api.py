@@ -194,7 +194,8 @@ def predict(
         raise PredictError(f"{given[0]} holds {len(items)} scans: use uadray.predict_folder")
     if out:
         request = outputs.request_of(opened, chosen)
-        outputs.claim(files.normalise(str(out)), request, bids=any(item.bids for item in items))
+        outputs.claim(files.normalise(str(out)), request, items)
+        items = tuple(outputs.placed(files.normalise(str(out)), items))
     predictions = []
     for item in items:
         found = predict_scan(opened, item.scan, chosen)

@@ -2,8 +2,10 @@
 
 import json
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -11,12 +13,13 @@ import pytest
 from tiny_models import finished_run, freeze_threshold, healthy_cohort, write_head
 
 from uadray import files
-from uadray.errors import NoScanFoundError, PredictError, ScanError
+from uadray.errors import EvaluationError, NoScanFoundError, PredictError, ScanError
 from uadray.predict import folder as folder_module
-from uadray.predict.folder import InProcess, predict_items
+from uadray.predict.folder import predict_items
 from uadray.predict.inputs import Item, find_items
 from uadray.predict.job import PredictJob
-from uadray.predict.scan import PredictConfig
+from uadray.predict.scan import PredictConfig, Prediction
+from uadray.prepare.layouts import Scan
 from uadray.share import Model, open_model
 from uadray.store import Cohort
 from uadray.train.run import Run
@@ -150,7 +153,9 @@ class TestWhoseFolder:
 
     def test_something_else(self, tmp_path: Path, model: Model) -> None:
         items = items_of(three(tmp_path)[:1])
-        with pytest.raises(PredictError, match="not empty and holds no predictions, first in"):
+        with pytest.raises(
+            PredictError, match=r"no predictions, holds scans, such as .*a_T1w"
+        ):
             predict_items(model, items, str(tmp_path))
 
     def test_a_target_that_cannot_be_written(self, tmp_path: Path, model: Model) -> None:
@@ -285,16 +290,29 @@ def test_pages_and_their_index(tmp_path: Path, run: Run) -> None:
     assert "a_T1w/viewer.html" in Path(again.index).read_text()
 
 
-def test_an_error_that_is_not_the_scans_ends_the_call(tmp_path, model, monkeypatch) -> None:
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (ScanError("bad"), "^bad$"),
+        (MemoryError(), "b_T1w.nii.gz: does not fit in memory"),
+        (RuntimeError("CUDA out of memory"), "RuntimeError: CUDA out of memory"),
+        (EvaluationError("scores are NaN"), "b_T1w.nii.gz: scores are NaN"),
+        (IndexError("of a reader"), "IndexError: of a reader"),
+        (PermissionError(13, "Permission denied"), "Permission denied"),
+    ],
+)
+def test_whatever_goes_wrong_with_one_scan_is_its_own(
+    tmp_path, model, monkeypatch, error, reason
+) -> None:
     items = items_of(three(tmp_path))
-    engine = InProcess(model=model, out=str(tmp_path / "out"), config=PredictConfig())
-    monkeypatch.setattr(
-        folder_module, "predict_scan", lambda *a, **k: (_ for _ in ()).throw(MemoryError)
-    )
-    with pytest.raises(MemoryError):
-        predict_items(model, items, str(tmp_path / "out"), engine=engine)
-    monkeypatch.setattr(
-        folder_module, "predict_scan", lambda *a, **k: (_ for _ in ()).throw(ScanError("bad"))
-    )
-    done = predict_items(model, items, str(tmp_path / "out"), engine=engine)
-    assert [f["reason"] for f in done.failures] == ["bad"] * 3
+    predict = folder_module.predict_scan
+
+    def failing(opened: Model, scan: Scan, *args: Any, **kwargs: Any) -> Prediction:
+        if scan.id == "b_T1w":
+            raise error
+        return predict(opened, scan, *args, **kwargs)
+
+    monkeypatch.setattr(folder_module, "predict_scan", failing)
+    done = predict_items(model, items, str(tmp_path / "out"))
+    assert [s["name"] for s in done.summaries] == ["a_T1w", "c_T1w"]
+    assert re.search(reason, done.failures[0]["reason"])

@@ -1,5 +1,6 @@
 """Many scans: those that are done are left alone, bad ones quarantined, the others go on."""
 
+import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -8,12 +9,14 @@ from typing import Any
 import torch
 
 from uadray import files
-from uadray.errors import ScanError
+from uadray.errors import ScanError, UadrayError
 from uadray.predict import outputs, pages
 from uadray.predict.inputs import Item
-from uadray.predict.scan import PredictConfig, predict_scan
+from uadray.predict.scan import PredictConfig, Prediction, predict_scan
 from uadray.share.model import Model
 from uadray.store import storage_errors
+
+_log = logging.getLogger(__name__)
 
 FEW = 8
 """So many scans are predicted in this process; more go through Ray, unless told otherwise."""
@@ -85,7 +88,8 @@ def predict_items(
     config = config or PredictConfig()
     out = files.normalise(out)
     request = outputs.request_of(model, config)
-    outputs.claim(out, request, bids=any(item.bids for item in items))
+    outputs.claim(out, request, items)
+    items = outputs.placed(out, items)
     before = _done(out, items)
     pending = [item for item in items if item.name not in before]
     begin(len(before))
@@ -154,9 +158,11 @@ def predict_item(
 ) -> Outcome:
     """Predict one scan and write its results, unless its process dies each time.
 
+    Whatever goes wrong with the scan is its own: unreadable, too large, of a kind that a library
+    does not expect. It is left out with a reason and the others go on.
+
     Raises:
         OSError: the target cannot be written.
-        UadrayError: an error that is not this scan's.
     """
     deaths = outputs.begin(out, item)
     try:
@@ -165,11 +171,40 @@ def predict_item(
                 f"{item.scan.image}: the process that predicted it died {deaths} times (out of "
                 "memory, or a library crashed); look at the file, or use fewer --workers"
             )
-        with storage_errors(item.scan.image):
-            prediction = predict_scan(model, item.scan, config, device=device)
+        prediction = _predict(model, item, config, device)
         outputs.write(out, item, prediction, viewer=viewer)
     except ScanError as error:
-        return Outcome(name=item.name, reason=str(error))
+        left = files.exists(files.join(out, item.summary))
+        kept = f" (results of what was there before are still in {item.folder})" if left else ""
+        return Outcome(name=item.name, reason=f"{error}{kept}")
     finally:
         outputs.end(out, item)
     return Outcome(name=item.name)
+
+
+def _predict(
+    model: Model, item: Item, config: PredictConfig, device: torch.device | None
+) -> Prediction:
+    """Predict one scan; each error becomes the scan's own.
+
+    Raises:
+        ScanError: it could not be predicted.
+    """
+    try:
+        with storage_errors(item.scan.image):
+            return predict_scan(model, item.scan, config, device=device)
+    except ScanError:
+        raise
+    except UadrayError as error:
+        raise ScanError(f"{item.scan.image}: {error}") from error
+    except MemoryError as error:
+        raise ScanError(
+            f"{item.scan.image}: does not fit in memory; look at the file, or use fewer --workers"
+        ) from error
+    except Exception as error:  # whatever a library raises on a file that it does not expect
+        _log.debug("%s", item.scan.image, exc_info=True)
+        text = " ".join(str(error).split())[:300]
+        raise ScanError(
+            f"{item.scan.image}: cannot be predicted ({type(error).__name__}: {text}); look at the "
+            "file"
+        ) from error

@@ -1,13 +1,15 @@
 """Which scans are to be predicted, what they are called, and where their results go."""
 
 import re
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import fsspec
 
 from uadray import files
 from uadray.errors import NoScanFoundError, PredictError, ScanError
+from uadray.naming import file_name, name_key, path_names
 from uadray.prepare.layouts import LAYOUTS, Scan, detect
 from uadray.prepare.layouts.naming import BIDS_RAW
 from uadray.prepare.layouts.scans import IMAGE_ENDINGS, canonical_modality, find_files, stem
@@ -177,40 +179,57 @@ def _with_brain(scan: Scan, brain: str) -> Scan:
 
 def _named(scans: Iterable[Scan]) -> list[Item]:
     """Items with names of their own; files of one name get those of their folders before it."""
-    items: dict[str, Item] = {}
+    items: list[Item] = []
     plain: list[Scan] = []
     for scan in scans:
         place = _bids_place(scan.image)
         if place is None:
             plain.append(scan)
-            continue
-        entities, folder = place
-        _add(items, Item(scan=scan, name=entities, folder=folder, bids=entities))
-    for scan, name in zip(plain, _unique([scan.id for scan in plain], plain), strict=True):
-        _add(items, Item(scan=scan, name=name, folder=name))
-    return sorted(items.values(), key=lambda item: item.name)
+        else:
+            items.append(Item(scan=scan, name=place[0], folder=place[1], bids=place[0]))
+    named = zip(plain, _unique(plain), strict=True)
+    items += [Item(scan=scan, name=name, folder=name) for scan, name in named]
+    return _kept_apart(items)
 
 
-def _unique(names: list[str], scans: Sequence[Scan]) -> list[str]:
-    parts = [re.sub(r"\.(nii|img)(\.gz)?$", "", scan.image).split("/") for scan in scans]
-    for depth in range(2, 1 + max((len(p) for p in parts), default=0)):
-        twice = {name for name in names if names.count(name) > 1}
-        if not twice:
-            break
-        names = [
-            "_".join(p[-depth:]) if name in twice else name
-            for name, p in zip(names, parts, strict=True)
-        ]
-    return [re.sub(r"[^A-Za-z0-9._-]+", "_", name).lstrip(".") for name in names]
+def _kept_apart(items: Sequence[Item]) -> list[Item]:
+    """The items by name, of which there are no two.
+
+    Raises:
+        PredictError: two would leave their results in one file.
+    """
+    places: dict[str, Item] = {}
+    for item in items:
+        other = places.setdefault(name_key(item.summary), item)
+        if other is not item:
+            raise PredictError(
+                f"the results of {item.scan.image} and {other.scan.image} would both be "
+                f"{item.summary}: predict them into folders of their own"
+            )
+    counts = Counter(item.name for item in items)
+    named = [
+        replace(item, name=f"{item.name} ({item.folder})") if counts[item.name] > 1 else item
+        for item in items
+    ]
+    return sorted(named, key=lambda item: item.name)
 
 
-def _add(items: dict[str, Item], item: Item) -> None:
-    if item.summary in {other.summary for other in items.values()}:
-        other = next(o for o in items.values() if o.summary == item.summary)
-        raise PredictError(
-            f"the results of {item.scan.image} and {other.scan.image} would both be "
-            f"{item.summary}: predict them into folders of their own"
-        )
-    if item.name in items:
-        item = replace(item, name=f"{item.name} ({item.folder})")
-    items[item.name] = item
+def names_for(scan: Scan) -> Iterator[str]:
+    """Names that the results of a plain file may have, the one to prefer first."""
+    yield file_name(scan.id)
+    ending = scan.image.rsplit("/", 1)[-1][len(stem(scan.image)) :]
+    yield from path_names(scan.image, ending)
+
+
+def _unique(scans: Sequence[Scan]) -> list[str]:
+    """The first name of each scan that no other one has."""
+    offered = [list(names_for(scan)) for scan in scans]
+    chosen = [0] * len(scans)
+    for _ in range(max(map(len, offered), default=0)):
+        keys = [name_key(names[k]) for names, k in zip(offered, chosen, strict=True)]
+        counts = Counter(keys)
+        for n, key in enumerate(keys):
+            # The last one holds a digest of the path, of which there are no two.
+            if counts[key] > 1 and chosen[n] < len(offered[n]) - 1:
+                chosen[n] += 1
+    return [names[k] for names, k in zip(offered, chosen, strict=True)]

@@ -1,13 +1,17 @@
 """What prediction leaves of each scan: NIfTI files on the scan's grid, and a summary, last of all.
 
-A scan whose summary is there is done. Names follow BIDS derivatives where the scan's do.
+A scan is done whose summary is there and names this very scan: its path, the content of its files
+by their digest, and the settings of its own. Those that all scans share stand in the folder's
+marker. Names follow BIDS derivatives where the scan's do.
 """
 
 import gzip
 import hashlib
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any
 
 import nibabel as nib
@@ -18,9 +22,11 @@ import uadray
 from uadray import files
 from uadray.config import to_json
 from uadray.errors import PredictError
+from uadray.naming import name_key
 from uadray.predict import pages
-from uadray.predict.inputs import Item
-from uadray.predict.scan import Grid, PredictConfig, Prediction, choose_threshold
+from uadray.predict.inputs import Item, names_for
+from uadray.predict.scan import Grid, PredictConfig, Prediction, choose_threshold, reading
+from uadray.prepare.identity import digest_of, is_unchanged, look_at
 from uadray.share.model import Model
 
 MARKER = "predict.json"
@@ -83,29 +89,61 @@ def request_of(model: Model, config: PredictConfig) -> dict[str, Any]:
     }
 
 
-def claim(out: str, request: Mapping[str, Any], *, bids: bool) -> None:
-    """Begin an output folder, or take up one of the same request.
+def claim(out: str, request: Mapping[str, Any], items: Sequence[Item]) -> None:
+    """Begin an output folder, or continue one of the same request.
+
+    Args:
+        out: The folder.
+        request: From `request_of`.
+        items: The scans that are to be predicted into it.
 
     Raises:
         PredictError: it holds predictions of another run or under other settings, or something
-            else, or it cannot be written.
+            else, it lies in a run, model or cohort, or it cannot be written.
     """
     try:
+        if owner := _owner(out):
+            raise PredictError(
+                f"{out} lies in {owner}, which holds other results: choose another --out, outside "
+                "of it"
+            )
         names = files.list_names(out)
         if MARKER in names:
             _check_marker(out, request)
         elif names:
+            inside = next((i for i in items if i.scan.image.startswith(files.join(out, ""))), None)
+            what = f"holds scans, such as {inside.scan.image}" if inside else f"first {names[0]}"
             raise PredictError(
-                f"{out} is not empty and holds no predictions, first {names[0]}: choose another "
-                "--out"
+                f"{out} is not empty and holds no predictions, {what}: choose another --out, such "
+                f"as {files.join(out, 'predicted')}"
             )
         marker = {"format": FORMAT, "request": dict(request), "uadray": uadray.__version__}
         files.write_json(files.join(out, MARKER), marker)
-        if bids:
+        if any(item.bids for item in items):
             files.write_json(files.join(out, "dataset_description.json"), _description(request))
             files.write_bytes(files.join(out, ".bidsignore"), "\n".join(_IGNORED).encode() + b"\n")
     except OSError as error:
         raise unwritable(out, error) from None
+
+
+_RECORDS = {
+    "a run": ("config.json", "checkpoint"),
+    "a model folder": ("manifest.json", "experiment.json"),
+    "a cohort": ("zarr.json", "scans.jsonl"),
+}
+"""What folders of ours hold, by which they are known."""
+
+
+def _owner(out: str) -> str:
+    """The run, model or cohort that a folder is or lies in, in words; empty for none."""
+    top, _, path = out.rpartition("://")
+    parts = path.split("/")
+    for end in range(len(parts), 1, -1):
+        folder = f"{top}://{'/'.join(parts[:end])}" if top else "/".join(parts[:end])
+        for kind, names in _RECORDS.items():
+            if folder and all(files.exists(files.join(folder, name)) for name in names):
+                return f"{kind} ({folder})"
+    return ""
 
 
 def unwritable(out: str, error: OSError) -> PredictError:
@@ -122,7 +160,8 @@ def _check_marker(out: str, request: Mapping[str, Any]) -> None:
         name, identity = held["run"], held["identity"]
     except (ValueError, KeyError, TypeError) as error:
         raise PredictError(
-            f"{out}/{MARKER} is damaged ({error}): choose another --out, or remove the folder"
+            f"{out}/{MARKER} is damaged ({error}), so that it is not known whose predictions these "
+            "are: choose another --out"
         ) from None
     if identity != request["identity"]:
         raise PredictError(
@@ -156,6 +195,9 @@ def _description(request: Mapping[str, Any]) -> dict[str, Any]:
 def write(out: str, item: Item, prediction: Prediction, *, viewer: bool = False) -> dict[str, Any]:
     """Write one scan's results, the summary last.
 
+    Nobody may take the maps for another content of the scan's files than they are of: the summary
+    of an earlier one goes first, and the new one comes last.
+
     Args:
         out: The output folder.
         item: The scan.
@@ -178,6 +220,7 @@ def write(out: str, item: Item, prediction: Prediction, *, viewer: bool = False)
     }
     name = prediction.summary["run"]["name"]
     written: dict[str, str] = {}
+    files.remove_file(files.join(out, item.summary))
     for kind, array in arrays.items():
         if array is not None:
             content = encode(array, prediction.grid, f"uadray {name} {kind}")
@@ -188,7 +231,6 @@ def write(out: str, item: Item, prediction: Prediction, *, viewer: bool = False)
         **prediction.summary,
         "name": item.name,
         "files": {**written, "scan": item.scan.image},
-        "source_bytes": source_bytes(item),
         "page": None,
     }
     if viewer:
@@ -201,26 +243,110 @@ def write(out: str, item: Item, prediction: Prediction, *, viewer: bool = False)
     return summary
 
 
+def placed(out: str, items: Sequence[Item]) -> list[Item]:
+    """The items, each with a place of its own beside what other calls have left in the folder.
+
+    A plain file whose name is taken by another one's results gets those of its folders before it,
+    as do two of one name in one call.
+
+    Args:
+        out: The output folder.
+        items: From `find_items`.
+
+    Raises:
+        PredictError: the place of a BIDS name is taken by another scan, or some cannot be read.
+    """
+    there = {name_key(name): name for name in files.list_names(out)}
+    with ThreadPoolExecutor(16) as pool:
+        holders = list(pool.map(lambda item: _holder(out, item, there), items))
+    taken = {name_key(item.folder) for item in items}
+    found = []
+    for item, holder in zip(items, holders, strict=True):
+        if _is_free_for(item, holder):
+            found.append(_respelled(item, there))
+            continue
+        if item.bids:
+            raise PredictError(
+                f"{out} holds the results of {_source(holder)} as {item.summary}, where those of "
+                f"{item.scan.image} would go: choose another --out for one of the two"
+            )
+        found.append(_elsewhere(out, item, there, taken))
+    return found
+
+
+def _elsewhere(out: str, item: Item, there: Mapping[str, str], taken: set[str]) -> Item:
+    """The item under the first longer name that is free for it; adds it to those taken."""
+    for name in names_for(item.scan):
+        other = replace(item, name=name, folder=name)
+        if name_key(name) not in taken and _is_free_for(other, _holder(out, other, there)):
+            taken.add(name_key(name))
+            return _respelled(other, there)
+    raise PredictError(
+        f"{out} holds the results of another scan under each name that {item.scan.image} could "
+        "have: choose another --out"
+    )
+
+
+def _respelled(item: Item, there: Mapping[str, str]) -> Item:
+    """The item with its folder as it is spelled there: a name may be composed in several ways."""
+    folder = there.get(name_key(item.folder), item.folder)
+    return item if item.bids else replace(item, name=folder, folder=folder)
+
+
+def _holder(out: str, item: Item, there: Mapping[str, str]) -> Mapping[str, Any] | None:
+    """The summary at an item's place: None where there is none, empty where it is damaged."""
+    try:
+        summary = files.read_json(files.join(out, _respelled(item, there).summary))
+        return summary if isinstance(summary, dict) else {}
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except ValueError:
+        return {}
+    except OSError as error:
+        raise unwritable(out, error) from None
+
+
+def _source(summary: Mapping[str, Any] | None) -> str:
+    return str((summary or {}).get("source") or "a scan that its damaged summary does not name")
+
+
+def _is_free_for(item: Item, holder: Mapping[str, Any] | None) -> bool:
+    """Whether results may go where those of `holder` are: there are none, or they are its own."""
+    if holder is None or holder.get("source") == item.scan.image:
+        return True
+    # The files have been moved: the same content, and nothing left where it was.
+    digest, source = holder.get("source_digest"), holder.get("source")
+    return (
+        bool(digest)
+        and isinstance(source, str)
+        and not files.exists(source)
+        and digest == digest_of(item.scan)
+    )
+
+
 def done(out: str, item: Item) -> dict[str, Any] | None:
-    """The summary of a scan that is done and whose file is still of the same size, or None."""
+    """The summary of a scan that is done, if it is of this scan with the content that it has now.
+
+    Its source is the one asked for, its files hold what they held, by digest, it was read in the
+    same way, and all results are there.
+    """
+    scan = item.scan
     try:
         summary: dict[str, Any] = files.read_json(files.join(out, item.summary))
-        if summary["status"] == "done" and summary["source_bytes"] == source_bytes(item):
-            return summary
-    except (FileNotFoundError, NotADirectoryError, ValueError, KeyError, TypeError):
-        pass
-    return None
-
-
-def source_bytes(item: Item) -> int:
-    """Size of a scan's files together; what is absent counts as nothing."""
-    total = 0
-    for path in (item.scan.image, item.scan.brain):
-        if path:
-            fs, inner = files.located(path)
-            with_size = fs.exists(inner)
-            total += int(fs.size(inner) or 0) if with_size else 0
-    return total
+        if (
+            summary["status"] != "done"
+            or summary["source"] != scan.image
+            or summary["source_digest"] == ""
+            or summary["reading"] != reading(scan)
+        ):
+            return None
+        names = {name for kind, name in summary["files"].items() if kind != "scan"}
+        if not names <= set(files.list_names(files.join(out, item.folder))):
+            return None
+        digest, stamp = summary["source_digest"], summary["source_stamp"]
+        return summary if is_unchanged(scan, look_at(scan), digest=digest, stamp=stamp) else None
+    except (FileNotFoundError, NotADirectoryError, ValueError, KeyError, TypeError, AttributeError):
+        return None
 
 
 def begin(out: str, item: Item) -> int:
@@ -237,7 +363,8 @@ def end(out: str, item: Item) -> None:
 
 
 def _attempt(out: str, item: Item) -> str:
-    digest = hashlib.sha256(item.summary.encode()).hexdigest()[:16]
+    which = f"{item.summary}\0{item.scan.image}".encode(errors="surrogatepass")
+    digest = hashlib.sha256(which).hexdigest()[:16]
     return files.join(out, ".begun", f"{digest}.json")
 
 

@@ -59,6 +59,10 @@ def write_page(
         )
     except ConfigError as error:
         return {"notes": [*summary["notes"], f"no page: {error}"]}
+    except OSError:
+        raise
+    except Exception as error:  # a page that cannot be drawn must not cost the maps
+        return {"notes": [*summary["notes"], f"no page: {type(error).__name__}: {error}"]}
     return {"page": {"name": page_name(item), "bytes": page.num_bytes}}
 
 

@@ -22,7 +22,7 @@ from uadray import files
 from uadray.detectors import Detector
 from uadray.errors import PredictError
 from uadray.evaluate.components import neighbours, open_components
-from uadray.evaluate.postprocess import dequantise, postprocess
+from uadray.evaluate.postprocess import dequantise, postprocess, smallest_findable_mm
 from uadray.evaluate.protocols import EvaluateConfig
 from uadray.evaluate.scoring import score_volumes, slices
 from uadray.predict.inputs import check_modality
@@ -34,6 +34,7 @@ from uadray.prepare.geometry import (
     voxel_ml,
     voxel_sizes,
 )
+from uadray.prepare.identity import digest_of, look_at
 from uadray.prepare.layouts import PHANTOM_SCHEME, Scan
 from uadray.prepare.masks import read_share
 from uadray.prepare.nifti import RawImage
@@ -97,9 +98,11 @@ class Prediction:
     """What was found in one scan, on the grid of its file."""
 
     anomaly: NDArray[np.float32]
-    """Post-processed scores in the method's units, in the order of the file's axes; 0 outside."""
+    """What the evaluation compares with its threshold, in the method's units: post-processed
+    scores, without the components that it drops, brought to the file's grid linearly. In the order
+    of the file's axes; 0 outside the brain."""
     proposal: NDArray[np.bool_] | None
-    """What is at or above the threshold; None where none was asked for."""
+    """Where `anomaly` is at or above the threshold; None where none was asked for."""
     reconstruction: NDArray[np.float32] | None
     """The healthy version in [0, 1], as the detector works; None where the method has none."""
     brain: NDArray[np.bool_]
@@ -113,7 +116,7 @@ class Prediction:
     prepared: PreparedVolume
     """The scan on the model's grid."""
     levels: NDArray[np.uint16]
-    """(Z, Y, X) post-processed scores on the model's grid, as levels."""
+    """(Z, Y, X) post-processed scores on the model's grid, as levels, all components in them."""
     summary: dict[str, Any]
     """All that is said of it, as JSON values."""
 
@@ -154,6 +157,29 @@ def predict_scan(
         raise PredictError(f"{scan.image}: a phantom is in no file; write it to one to predict it")
     if not config.ignore_names:
         check_modality(scan, model.origin.modality)
+    source = look_at(scan)
+    with files.digests_of_reads() as read:
+        prediction = _predict(model, scan, config, threshold, device)
+    known = {"source_digest": digest_of(scan, read), "source_stamp": source.stamp}
+    return replace(prediction, summary={**prediction.summary, **known, "reading": reading(scan)})
+
+
+def reading(scan: Scan) -> dict[str, Any]:
+    """What decides how a scan's files are read besides their content, as a JSON value."""
+    return {
+        "modality": scan.modality,
+        "orientation": scan.orientation,
+        "lesion_labels": list(scan.lesion_labels),
+    }
+
+
+def _predict(
+    model: Model,
+    scan: Scan,
+    config: PredictConfig,
+    threshold: FrozenThreshold | None,
+    device: torch.device,
+) -> Prediction:
     clock = _Clock()
     way = _Way(clock)
     # What is known of the lesion is looked at, but decides nothing.
@@ -162,15 +188,19 @@ def predict_scan(
     clock.mark("prepare")
     settings = threshold.config if threshold else model.settings(config.threshold_from)
     level = None if threshold is None else threshold.level
-    scored = _score(model, prepared, settings, level, device, clock, scan.id)
+    scored = _score(model, prepared, settings, device, clock, scan.id)
     grid = _grid_of(scan.image, way.affine, way.shape)
     found = _Mapper(affine=prepared.affine, grid=grid)
-    anomaly = found(dequantise(scored.levels, model.detector.score_range), order=1)
+    brain = to_scanner(way.brain.T, way.brain_affine, grid.affine, grid.shape) >= BRAIN_THRESHOLD
+    scores = found(dequantise(scored.opened, model.detector.score_range), order=1)
+    anomaly = np.where(brain, scores, np.float32(0))
+    proposal = None
+    if threshold is not None:
+        anomaly = clear_of(anomaly, threshold.value)
+        proposal = brain & (anomaly >= threshold.value)
     reconstruction = None
     if scored.reconstruction is not None:
         reconstruction = found(scored.reconstruction * prepared.brain, order=1).clip(0, 1)
-    proposal = None if scored.proposal is None else found(scored.proposal, order=0) > 0.5
-    brain = to_scanner(way.brain.T, way.brain_affine, grid.affine, grid.shape) >= BRAIN_THRESHOLD
     truth = _truth(scan, way)
     clock.mark("map_back")
     return Prediction(
@@ -194,7 +224,11 @@ def predict_scan(
             "model_grid": {
                 "shape": list(prepared.brain.shape),
                 "affine": prepared.affine.tolist(),
-                "proposed_voxels": None if scored.proposal is None else int(scored.proposal.sum()),
+                "proposed_voxels": None if level is None else int((scored.opened >= level).sum()),
+                "median_window_mm": _window(settings, prepared.affine),
+                "smallest_findable_mm": smallest_findable_mm(
+                    voxel_sizes(prepared.affine)[::-1].tolist(), settings.postprocess.median_size
+                ),
             },
             "warnings": _warnings(model, prepared, grid, scored.mean_score),
             "notes": [n for n in prepared.notes.split("; ") if n and not n.startswith(DOUBT)],
@@ -254,7 +288,7 @@ class _Scored:
     """What the detector says of a prepared scan, on its grid."""
 
     levels: NDArray[np.uint16]
-    proposal: NDArray[np.bool_] | None
+    opened: NDArray[np.uint16]
     reconstruction: NDArray[np.float32] | None
     mean_score: float
 
@@ -263,7 +297,6 @@ def _score(
     model: Model,
     prepared: PreparedVolume,
     settings: EvaluateConfig,
-    level: int | None,
     device: torch.device,
     clock: _Clock,
     name: str,
@@ -291,19 +324,38 @@ def _score(
     levels[cut] = postprocess(
         scores[cut], brain[cut], model.detector.score_range, settings.postprocess, subject=name
     )
-    proposal = None
-    if level is not None:
-        kept = settings.components
-        opened = open_components(levels[cut], kept.max_size, kept.connectivity)
-        proposal = np.zeros(brain.shape, bool)
-        proposal[cut] = opened >= level
+    kept, opened = settings.components, np.zeros(brain.shape, np.uint16)
+    opened[cut] = open_components(levels[cut], kept.max_size, kept.connectivity)
     clock.mark("postprocess")
     return _Scored(
         levels=levels,
-        proposal=proposal,
+        opened=opened,
         reconstruction=reconstruction,
         mean_score=mean_inside(scores if residual is None else residual, brain),
     )
+
+
+def clear_of(scores: NDArray[np.float32], threshold: float) -> NDArray[np.float32]:
+    """Scores of which none is within rounding of a threshold and yet below it.
+
+    What equals the threshold but for the last bits of a float32 becomes the next float32 above it,
+    so that comparing the file's values gives the same voxels in single and in double precision.
+
+    Args:
+        scores: Any shape.
+        threshold: In the same units.
+    """
+    above = np.float32(threshold)
+    if float(above) < threshold:
+        above = np.nextafter(above, np.float32(np.inf))
+    near = np.abs(scores - above) <= 4 * np.spacing(above)
+    return np.where(near, above, scores)
+
+
+def _window(settings: EvaluateConfig, affine: NDArray[np.float64]) -> list[float]:
+    """Edges of the median's window along (Z, Y, X), in mm."""
+    edges = voxel_sizes(affine)[::-1] * settings.postprocess.median_size
+    return [round(float(edge), 3) for edge in edges]
 
 
 @contextmanager

@@ -5,6 +5,7 @@ killed prepares no scan twice, shards may be large, and as many scans as the clu
 under way at a time. What a task hands back is a few words; voxels never pass through the driver.
 """
 
+import json
 import logging
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
@@ -310,13 +311,13 @@ class _PrepareTask:
     def __call__(self, packed: dict[str, Any]) -> dict[str, Any]:
         item: _Item = cloudpickle.loads(packed["item"])
         result = {"row": item.row, "name": "", "reason": "", "error": "", "message": ""}
-        result["digest"] = ""
+        result["read"] = "{}"
         try:
             with files.digests_of_reads() as read, storage_errors(item.scan.image):
                 try:
                     return result | {"name": self.keep(item, read)}
                 except ScanError as error:
-                    return result | {"reason": str(error), "digest": digest_of(item.scan, read)}
+                    return result | {"reason": str(error), "read": json.dumps(read)}
         except UadrayError as error:
             # Ray Data drops the cause of a failed task on its way back, so that a named error of
             # ours travels as a value.
@@ -374,7 +375,8 @@ def _prepare(
         if result["error"]:
             raise getattr(errors, result["error"])(result["message"])
         if result["reason"]:
-            yield item.failure(result["reason"], result["digest"])
+            # What it did not come to read is read here: the file may have killed its process.
+            yield item.failure(result["reason"], digest_of(item.scan, json.loads(result["read"])))
         else:
             yield item.row, result["name"]
 

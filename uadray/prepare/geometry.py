@@ -10,9 +10,10 @@ Sampling on a grid along the same axes is a matrix for each axis, so that `resam
 interpolator that visits each voxel, and they compute the same.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -50,6 +51,8 @@ class Volume:
     """float64 (4, 4), from those millimetres to the scanner's."""
     notes: tuple[str, ...] = ()
     """What was assumed or changed when it was read; those that begin with `DOUBT` want a look."""
+    placing: Mapping[str, Any] = field(default_factory=dict)
+    """Of the file that it was read from, see `nifti.RawImage`."""
 
     @property
     def scanner_affine(self) -> np.ndarray:

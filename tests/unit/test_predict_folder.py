@@ -153,9 +153,7 @@ class TestWhoseFolder:
 
     def test_something_else(self, tmp_path: Path, model: Model) -> None:
         items = items_of(three(tmp_path)[:1])
-        with pytest.raises(
-            PredictError, match=r"no predictions, holds scans, such as .*a_T1w"
-        ):
+        with pytest.raises(PredictError, match=r"no predictions, holds scans, such as .*a_T1w"):
             predict_items(model, items, str(tmp_path))
 
     def test_a_target_that_cannot_be_written(self, tmp_path: Path, model: Model) -> None:

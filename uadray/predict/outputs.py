@@ -66,13 +66,22 @@ def encode(array: NDArray[Any], grid: Grid, description: str) -> bytes:
 
     Args:
         array: In the order of the file's axes; bool becomes uint8.
-        grid: Of the scan, whose affine and codes it gets.
+        grid: Of the scan, whose header's placement it gets.
         description: For the header, at most 79 letters.
     """
-    image = nib.Nifti1Image(array.astype(np.uint8) if array.dtype == bool else array, grid.affine)
+    array = array.astype(np.uint8) if array.dtype == bool else array
+    image = nib.Nifti1Image(array, grid.affine)
+    image.set_qform(grid.affine, code=1)
+    image.set_sform(grid.affine, code=1)
     image.header.set_xyzt_units("mm")
-    image.set_sform(grid.affine, code=grid.codes[0])
-    image.set_qform(grid.affine if grid.qform is None else grid.qform, code=grid.codes[1])
+    if grid.placing:
+        for name, value in grid.placing.items():
+            if name == "pixdim":
+                image.header[name][:4] = value
+            else:
+                image.header[name] = value
+        # Without an affine nibabel leaves these fields alone.
+        image = nib.Nifti1Image(array, None, image.header)
     image.header["descrip"] = description.encode()[:79]
     return gzip.compress(image.to_bytes(), COMPRESSION, mtime=0)
 

@@ -4,23 +4,19 @@ The scan goes through the preparation that the model's cohort is recorded with, 
 post-processed by the functions of the evaluation, and the results go back the way it came.
 """
 
-import gzip
-import io
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-import nibabel as nib
 import numpy as np
 import scipy.ndimage as ndi
 import torch
 from numpy.typing import NDArray
 
-from uadray import files
 from uadray.detectors import Detector
-from uadray.errors import PredictError
+from uadray.errors import PredictError, ScanError
 from uadray.evaluate.components import neighbours, open_components
 from uadray.evaluate.postprocess import dequantise, postprocess, smallest_findable_mm
 from uadray.evaluate.protocols import EvaluateConfig
@@ -82,10 +78,9 @@ class Grid:
     """(4, 4), from a voxel's index to the scanner's millimetres."""
     shape: tuple[int, int, int]
     """In the order of the file's axes."""
-    codes: tuple[int, int]
-    """Of sform and qform, as the file has them; 1 and 1 where it has none."""
-    qform: NDArray[np.float64] | None
-    """(4, 4) where the file's qform is another than its affine."""
+    placing: Mapping[str, Any] = field(default_factory=dict)
+    """Fields of the scan's header that lay the results on it for every reader, see `RawImage`;
+    empty where there is none: then the affine does."""
 
     @property
     def axial_axis(self) -> int:
@@ -189,7 +184,7 @@ def _predict(
     settings = threshold.config if threshold else model.settings(config.threshold_from)
     level = None if threshold is None else threshold.level
     scored = _score(model, prepared, settings, device, clock, scan.id)
-    grid = _grid_of(scan.image, way.affine, way.shape)
+    grid = Grid(affine=way.affine, shape=way.shape, placing=way.placing)
     found = _Mapper(affine=prepared.affine, grid=grid)
     brain = to_scanner(way.brain.T, way.brain_affine, grid.affine, grid.shape) >= BRAIN_THRESHOLD
     scores = found(dequantise(scored.opened, model.detector.score_range), order=1)
@@ -201,7 +196,7 @@ def _predict(
     reconstruction = None
     if scored.reconstruction is not None:
         reconstruction = found(scored.reconstruction * prepared.brain, order=1).clip(0, 1)
-    truth = _truth(scan, way)
+    truth, unusable = _truth(scan, way)
     clock.mark("map_back")
     return Prediction(
         anomaly=anomaly,
@@ -230,7 +225,7 @@ def _predict(
                     voxel_sizes(prepared.affine)[::-1].tolist(), settings.postprocess.median_size
                 ),
             },
-            "warnings": _warnings(model, prepared, grid, scored.mean_score),
+            "warnings": [*_warnings(model, prepared, grid, scored.mean_score), *unusable],
             "notes": [n for n in prepared.notes.split("; ") if n and not n.startswith(DOUBT)],
             "run": {
                 "name": model.experiment.name,
@@ -269,18 +264,28 @@ class _Way:
         if name == "read":
             x, y, z = volume.image.shape
             self.image, self.affine, self.shape = volume.image, volume.affine, (x, y, z)
+            self.placing = volume.placing
+            # What records no placement lies on another grid by its voxels alone.
+            codes = [volume.placing.get(name, 0) for name in ("sform_code", "qform_code")]
+            self.oriented = max(codes) > 0
         elif name == "strip":
             self.brain, self.brain_affine = volume.brain, volume.scanner_affine
 
 
-def _truth(scan: Scan, way: _Way) -> NDArray[np.bool_] | None:
-    """What is lesion by any mask that came with the scan, on the scan's grid."""
+def _truth(scan: Scan, way: _Way) -> tuple[NDArray[np.bool_] | None, list[str]]:
+    """What is lesion by any mask that came with the scan, on its grid; or why no mask tells."""
     paths = [path for path in (scan.lesion, *scan.more_lesions) if path]
     if not paths:
-        return None
-    raw = RawImage(voxels=way.image, affine=way.affine, oriented=True, notes=())
-    shares = [read_share(path, raw, scan.image, scan.lesion_labels)[0] for path in paths]
-    return np.asarray(np.max(shares, axis=0) > 0.5)
+        return None, []
+    raw = RawImage(voxels=way.image, affine=way.affine, oriented=way.oriented, notes=())
+    try:
+        shares = [
+            read_share(path, raw, scan.image, scan.lesion_labels, least=BRAIN_THRESHOLD)[0]
+            for path in paths
+        ]
+    except ScanError as error:
+        return None, [f"the lesion mask that came with it cannot be used: {error}"]
+    return np.asarray(np.max(shares, axis=0) > BRAIN_THRESHOLD), []
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -384,39 +389,6 @@ class _Mapper:
 
     def __call__(self, array: NDArray[Any], *, order: int) -> NDArray[np.float32]:
         return to_scanner(array, self.affine, self.grid.affine, self.grid.shape, order)
-
-
-def _grid_of(path: str, affine: NDArray[np.float64], shape: tuple[int, int, int]) -> Grid:
-    """The grid of a scan, with both placements that its header has.
-
-    Readers differ in which of them they believe (ITK prefers the qform, nibabel the sform): results
-    have to have both as the scan has them, or some reader shows them apart.
-    """
-    header = _nifti_header(path)
-    codes, qform = (1, 1), None
-    if header is not None and (header["sform_code"] > 0 or header["qform_code"] > 0):
-        codes = (int(header["sform_code"]), int(header["qform_code"]))
-        if codes[0] > 0 and codes[1] > 0:
-            try:
-                own = np.asarray(header.get_qform(), float)
-            except Exception:  # no rotation; nibabel raises what NumPy raises
-                return Grid(affine=affine, shape=shape, codes=(codes[0], 0), qform=None)
-            if np.allclose(header.get_sform(), affine) and not np.allclose(own, affine, atol=1e-4):
-                qform = own
-    return Grid(affine=affine, shape=shape, codes=codes, qform=qform)
-
-
-def _nifti_header(path: str) -> Any:
-    """The header as nibabel has it, unchecked; None where the file is no single NIfTI."""
-    content = files.read_bytes(path)
-    if content[:2] == b"\x1f\x8b":
-        with gzip.open(io.BytesIO(content)) as packed:
-            content = packed.read(1024)
-    for kind, size in ((nib.Nifti1Header, 348), (nib.Nifti2Header, 540)):
-        if size in {int.from_bytes(content[:4], order) for order in ("little", "big")}:
-            header: Any = kind.from_fileobj(io.BytesIO(content), check=False)
-            return header
-    return None
 
 
 def _figures(

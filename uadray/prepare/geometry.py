@@ -10,9 +10,10 @@ Sampling on a grid along the same axes is a matrix for each axis, so that `resam
 interpolator that visits each voxel, and they compute the same.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -52,6 +53,8 @@ class Volume:
     """What was assumed or changed when it was read; those that begin with `DOUBT` want a look."""
     image_digest: str = ""
     """Of the image's voxels as they were read, see `identity.image_digest`."""
+    placing: Mapping[str, Any] = field(default_factory=dict)
+    """Of the file that it was read from, see `nifti.RawImage`."""
 
     @property
     def scanner_affine(self) -> np.ndarray:

@@ -237,7 +237,10 @@ def read_mask(path: str, placement: Placement) -> LesionMask:
     share, affine = read_nifti(path)
     lesion = share > 0.5
     if not lesion.any():
-        raise ScanError(f"{path}: the lesion mask is empty; choose another one")
+        raise ScanError(
+            f"{path}: no value of the lesion mask is above 0.5, the largest is "
+            f"{float(share.max()):.3g}; save it with 0 and 1, or choose another one"
+        )
     values = np.unique(share[lesion])
     if len(values) > MAX_LABELS and values[-1] > 1:
         raise ScanError(

@@ -1,12 +1,11 @@
 """One axial slice of a few test subjects, the same for every run, for the report's montage."""
 
-import io
 from typing import Any
 
 import numpy as np
 import torch
 
-from uadray import files
+from uadray import files, npz
 from uadray.evaluate.components import open_components
 from uadray.evaluate.postprocess import dequantise
 from uadray.evaluate.protocols import EvaluateConfig
@@ -61,8 +60,5 @@ def write_cases(
             case["reconstruction"] = output[0, 0, z - (plane.start or 0)].numpy() * brain[z]
         for key, value in case.items():
             cases.setdefault(key, []).append(value)
-    buffer = io.BytesIO()
-    arrays: Any = {key: np.array(values) for key, values in cases.items()}
-    np.savez_compressed(buffer, **arrays)
     url = files.join(run.url, "evaluation", f"{cohort.name}-cases.npz")
-    files.write_bytes(url, buffer.getvalue())
+    files.write_bytes(url, npz.pack(**{key: np.array(values) for key, values in cases.items()}))

@@ -62,7 +62,7 @@ class Job:
     """Share of the scans that may be unusable, in [0, 1]; beyond it the job fails."""
     redo: tuple[Redo, ...] = ()
     """Prepare these scans of a sealed cohort again and keep the others: `quarantined`, `changed`
-    (files of another size than then), `damaged` (what --verify finds)."""
+    (files with another content than then), `damaged` (what --verify finds)."""
     workers: int | None = None
     """Scans prepared at a time, each on one CPU; as many as there are CPUs by default."""
     split: SplitConfig = field(default_factory=SplitConfig)

@@ -13,6 +13,7 @@ from uadray.config import Experiment, experiment, to_json
 from uadray.detectors import StreamDetector
 from uadray.evaluate.protocols import EvaluateConfig
 from uadray.prepare.geometry import Extent
+from uadray.prepare.identity import digest_of, look_at
 from uadray.prepare.layouts import Scan
 from uadray.prepare.plan import make_plan, planned_scans, subject_of
 from uadray.prepare.splits import SplitConfig
@@ -118,7 +119,7 @@ def write_cohort(
             brain=np.stack([v.brain for v in volumes]),
             lesion=None,
             subjects=[
-                subject_of(row, *rows[row], volume, 0)
+                subject_of(row, *rows[row], volume, look_at(rows[row][0]), digest_of(rows[row][0]))
                 for row, volume in zip(mine, volumes, strict=True)
             ],
             failures=[],

@@ -50,6 +50,8 @@ class Volume:
     """float64 (4, 4), from those millimetres to the scanner's."""
     notes: tuple[str, ...] = ()
     """What was assumed or changed when it was read; those that begin with `DOUBT` want a look."""
+    image_digest: str = ""
+    """Of the image's voxels as they were read, see `identity.image_digest`."""
 
     @property
     def scanner_affine(self) -> np.ndarray:

@@ -5,6 +5,7 @@ import scipy.ndimage as ndi
 
 from uadray.errors import ScanError
 from uadray.prepare.geometry import DOUBT, Volume, voxel_sizes
+from uadray.prepare.identity import image_digest
 from uadray.prepare.layouts import Scan
 from uadray.prepare.masks import read_share
 from uadray.prepare.nifti import RawImage, read_image
@@ -66,7 +67,14 @@ def load_volume(scan: Scan, *, stripped: bool = True) -> Volume:
         _check_contrast(scan.image, image[brain], "its brain")
         notes += _doubt_contrast(image, brain, raw.affine, scan.modality)
     lesion, more = _read_lesion(scan, raw)
-    return Volume(image=image, brain=brain, lesion=lesion, affine=raw.affine, notes=(*notes, *more))
+    return Volume(
+        image=image,
+        brain=brain,
+        lesion=lesion,
+        affine=raw.affine,
+        notes=(*notes, *more),
+        image_digest=image_digest(raw.voxels, raw.affine),
+    )
 
 
 def read_nifti(path: str) -> tuple[np.ndarray, np.ndarray]:

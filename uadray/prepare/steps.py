@@ -128,6 +128,8 @@ class PreparedVolume:
     """As the layout knew it, or the phantom's."""
     notes: str
     """What a reader must know."""
+    image_digest: str = ""
+    """Of the scan's voxels, see `identity.image_digest`; empty for a phantom."""
 
     @property
     def brain_ml(self) -> float:
@@ -276,6 +278,7 @@ def _finish(scan: Scan, volume: Volume, config: PrepareConfig) -> PreparedVolume
         affine=volume.scanner_affine,
         scanner=scan.scanner,
         notes="; ".join(volume.notes),
+        image_digest=volume.image_digest,
     )
 
 

@@ -32,7 +32,7 @@ from uadray.store.layout import (
     storage_errors,
     zarr_store,
 )
-from uadray.store.spool import kept_name
+from uadray.store.spool import kept_name, parse_name
 from uadray.store.writer import CohortWriter
 
 __all__ = [
@@ -49,6 +49,7 @@ __all__ = [
     "kept_name",
     "open_array",
     "open_cohort",
+    "parse_name",
     "shard_volumes",
     "software_versions",
     "storage_errors",

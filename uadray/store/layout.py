@@ -62,7 +62,15 @@ class Subject:
     source: str
     """Where the scan came from."""
     source_bytes: int = 0
-    """Size of its files together; another one later means another version of them."""
+    """Size of its files together."""
+    source_digest: str = ""
+    """SHA-256 over the content of all its files, 32 hexadecimal digits: another one later means
+    another version of them. Empty for phantoms, and in cohorts that did not record it."""
+    source_stamp: str = ""
+    """Of paths, sizes and times of the files: while it is the same, they need not be read."""
+    image_digest: str = ""
+    """SHA-256 over the voxels of the image, 32 hexadecimal digits: the same scan in another cohort
+    has the same, whatever its name, masks and packing. Empty as above."""
     brain_ml: float
     """Volume of the brain mask in mL."""
     lesion_ml: float
@@ -83,6 +91,10 @@ class Failure:
     """The file that is to blame."""
     source_bytes: int = 0
     """Size of its files together, as in `Subject`."""
+    source_digest: str = ""
+    """As in `Subject`."""
+    source_stamp: str = ""
+    """As in `Subject`."""
     reason: str
     """What was expected and what came."""
 

@@ -1,6 +1,7 @@
-"""Prepared scans that wait for their shard: `rows/ROW-BYTES.npz`, one file each.
+"""Prepared scans that wait for their shard: `rows/ROW-STAMP-DIGEST.npz`, one file each.
 
-The name holds the size of the scan's files, so that a listing tells which are still as they were.
+The name holds stamp and digest of the scan's files, so that a listing tells which of them are still
+as they were.
 A file is a zip archive of arrays: it has a checksum, and nothing in it is executed.
 """
 
@@ -22,15 +23,25 @@ FOLDER = "rows"
 _BEGUN = ".begun"
 
 
-def kept_name(row: int, source_bytes: int) -> str:
+def kept_name(subject: Subject) -> str:
     """Name of a kept scan's file."""
-    return f"{row:06d}-{source_bytes}.npz"
+    return f"{subject.row:06d}-{subject.source_stamp}-{subject.source_digest}.npz"
+
+
+def parse_name(name: str) -> tuple[int, str, str]:
+    """Row, stamp and digest in the name of a kept scan's file.
+
+    Raises:
+        ValueError: it is none, or of a version that recorded no digest.
+    """
+    row, stamp, digest = name.removesuffix(".npz").split("-")
+    return int(row), stamp, digest
 
 
 def put(url: str, subject: Subject, arrays: Mapping[str, np.ndarray]) -> str:
     """Write one scan, whole or not at all; return the file's name."""
     line = np.frombuffer(json.dumps(asdict(subject)).encode(), np.uint8)
-    name = kept_name(subject.row, subject.source_bytes)
+    name = kept_name(subject)
     files.write_bytes(files.join(url, FOLDER, name), npz.pack(subject=line, **arrays))
     return name
 

@@ -41,7 +41,7 @@ def write_cases(
         image = cohort.read("image", row, row + 1).astype(np.float32)
         brain, lesion = (cohort.read(n, row, row + 1)[0] for n in ("brain", "lesion"))
         z = start + int(lesion[start:stop].sum((1, 2)).argmax())
-        levels = store.levels(row)
+        levels = store.checked_levels(row, str(test.loc[place, "id"]))
         kept = open_components(levels, config.components.max_size, config.components.connectivity)
         case = {
             "ids": str(test.loc[place, "id"]),

@@ -19,7 +19,7 @@ from uadray.prepare.plan import make_plan, planned_scans, subject_of
 from uadray.prepare.splits import SplitConfig
 from uadray.prepare.steps import PrepareConfig, prepare_scan
 from uadray.store import Cohort, CohortWriter, Split
-from uadray.train.checkpoint import CheckpointStore
+from uadray.train.checkpoint import CheckpointStore, weights_digest
 from uadray.train.run import Run
 from uadray.train.worker import fresh, identity
 
@@ -169,6 +169,7 @@ def freeze_threshold(
             "notes": ["semi-synthetic lesion"],
         },
         "run_fingerprint": run.experiment.fingerprint,
+        "weights": weights_digest(run),
         "metrics": metrics,
         "intervals": {"dice_d": [0.4, 0.6]},
         "threshold": {

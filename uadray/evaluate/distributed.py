@@ -34,6 +34,7 @@ from uadray.evaluate.thresholds import Threshold, fit_threshold
 from uadray.prepare.geometry import voxel_ml, voxel_sizes
 from uadray.store import CHUNK_VOLUMES, Cohort, Split
 from uadray.stream import READ_CPUS, volumes
+from uadray.train.checkpoint import weights_digest
 from uadray.train.distributed import load_detector
 from uadray.train.run import Run
 
@@ -214,10 +215,13 @@ class _Pass:
         }
         urls = [files.join(r.url, "evaluation", f"{self.cohort.name}.json") for r in self.runs]
         records = [_old_record(url) for url in urls]
+        weights = [weights_digest(run) for run in self.runs]
         stale = [
             n
             for n, record in enumerate(records)
-            if record.get("settings") != settings or seconds[n] is not None
+            if record.get("settings") != settings
+            or record.get("weights") != weights[n]
+            or seconds[n] is not None
         ]
         frozen = {n: self._freeze(n, healthy) for n in stale}
         examined = self._examine(stale, [frozen[n].threshold.level for n in stale])
@@ -229,6 +233,7 @@ class _Pass:
                 "healthy_cohort": None if healthy is None else _described(healthy),
                 "lesions": lesions,
                 "settings": settings,
+                "weights": weights[n],
                 "seconds_per_volume": spent,
                 "seconds_per_slice": None if spent is None else spent / self.cohort.shape[0],
             }
@@ -259,6 +264,7 @@ class _Pass:
         settings = {
             "run": run.experiment.fingerprint,
             "run_cohort": run.cohort_fingerprint,
+            "weights": weights_digest(run),
             "reported_on": self.cohort.fingerprint,
             "fitted_on": cohort.fingerprint,
             "split": split,

@@ -8,15 +8,14 @@ The intervals speak of the test subjects alone: the trained model and the frozen
 taken as given, and the spread over training seeds is not in them.
 """
 
-import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 import scipy.stats
 from numpy.typing import NDArray
 
+from uadray import npz
 from uadray.errors import ConfigError, EvaluationError
 from uadray.evaluate import metrics
 from uadray.evaluate.counts import TestPart
@@ -184,10 +183,7 @@ def pack_resamples(subjects: Sequence[str], resamples: Mapping[str, NDArray[np.f
         subjects: (N,) ids in the order that the draws refer to.
         resamples: (R,) values by the metric's name, of draws with seed 0.
     """
-    buffer = io.BytesIO()
-    arrays: Any = {"subjects": np.array(subjects, np.str_), "seed": np.array(0), **resamples}
-    np.savez_compressed(buffer, allow_pickle=False, **arrays)
-    return buffer.getvalue()
+    return npz.pack(subjects=np.array(subjects, np.str_), seed=np.array(0), **resamples)
 
 
 def wilcoxon_p(a: NDArray[np.float64], b: NDArray[np.float64]) -> float:

@@ -1,9 +1,6 @@
 """Run folders as records: read whole, checked, and refused with the file's name where damaged."""
 
-import io
 import json
-import zipfile
-import zlib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -11,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from uadray import config, files
+from uadray import config, files, npz
 from uadray.errors import RunError
 from uadray.evaluate.slicewise import Slices
 from uadray.report.settings import variants
@@ -23,8 +20,8 @@ _PLAIN = {
     kind.__name__
     for kind in (config.Intensity, config.HistEq, config.MeanImage, config.ZScore, config.PCA)
 }
-_DAMAGED = (ValueError, TypeError, KeyError, OSError, EOFError, zipfile.BadZipFile, zlib.error)
-"""What reading a torn or foreign npz file raises."""
+_UNREADABLE = (ValueError, TypeError, KeyError, OSError)
+"""What reading a torn, foreign or forbidden file raises."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -250,17 +247,16 @@ def _load_evaluation(url: str, fingerprint: str) -> Evaluation:
 def _load_slices(url: str) -> Slices:
     try:
         return Slices.unpack(files.read_bytes(url))
-    except _DAMAGED as error:
+    except _UNREADABLE as error:
         raise RunError(f"{url}: not a file of slices ({error}); evaluate again") from error
 
 
 def _load_resamples(url: str, values: Mapping[str, Any]) -> Resamples:
     try:
-        with np.load(io.BytesIO(files.read_bytes(url)), allow_pickle=False) as arrays:
-            held = {name: arrays[name] for name in arrays.files}
+        held = npz.unpack(files.read_bytes(url))
         subjects = tuple(str(subject) for subject in held.pop("subjects"))
         seed = int(held.pop("seed"))
-    except _DAMAGED as error:
+    except _UNREADABLE as error:
         raise RunError(f"{url}: not a file of resamples ({error}); evaluate again") from error
     expected = [str(subject["id"]) for subject in values["subjects"]]
     sizes = {array.shape for array in held.values()}
@@ -274,15 +270,14 @@ def _load_resamples(url: str, values: Mapping[str, Any]) -> Resamples:
 
 def _load_cases(url: str) -> Cases:
     try:
-        with np.load(io.BytesIO(files.read_bytes(url)), allow_pickle=False) as arrays:
-            held = {name: arrays[name] for name in arrays.files}
+        held = npz.unpack(files.read_bytes(url))
         cases = Cases(
             ids=tuple(str(i) for i in held["ids"]),
             slices=tuple(int(i) for i in held["slice"]),
             reconstruction=held.get("reconstruction"),
             **{n: held[n] for n in ("input", "scores", "brain", "lesion", "prediction")},
         )
-    except _DAMAGED as error:
+    except _UNREADABLE as error:
         raise RunError(f"{url}: not a file of montage cases ({error}); evaluate again") from error
     stacks = (cases.input, cases.scores, cases.brain, cases.lesion, cases.prediction)
     shapes = {s.shape for s in (*stacks, cases.reconstruction) if s is not None}

@@ -2,6 +2,7 @@
 
 import hashlib
 import math
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -24,11 +25,15 @@ from uadray.evaluate.protocols import EvaluateConfig
 from uadray.prepare.steps import PrepareConfig, recorded_config
 from uadray.share.healthy import Healthy, measure_healthy
 from uadray.store import Cohort, open_cohort
+from uadray.train.checkpoint import identity, weights_digest
 from uadray.train.distributed import load_detector
 from uadray.train.run import Run
 
 FORMAT = 1
 """Version of the files that hold a model."""
+
+UNKNOWN_WEIGHTS = "evaluated before weights were recorded: evaluate again to be sure of them"
+"""Note of a threshold whose evaluation does not say which weights it is of."""
 
 KEPT = "predict.json"
 """In a run folder: what prediction needs of the cohort, so that the cohort may go."""
@@ -208,6 +213,7 @@ def model_of_run(run: Run, *, cohort: str = "") -> Model:
         raise RunError(f"{run.url} is not finished: run the same jobs/train.py again")
     detector = load_detector(run)
     kept, notes = _kept(run, detector, cohort)
+    thresholds, others = _thresholds(run)
     settings = files.read_json(files.join(run.url, "config.json"))
     return Model(
         url=run.url,
@@ -217,23 +223,38 @@ def model_of_run(run: Run, *, cohort: str = "") -> Model:
         prepare=from_json(PrepareConfig, kept["preprocessing"]),
         origin=Origin(**{**kept["origin"], "notes": tuple(kept["origin"]["notes"])}),
         healthy=Healthy.from_json(kept["healthy"]),
-        thresholds=tuple(_thresholds(run)),
+        thresholds=tuple(thresholds),
         versions=dict(settings.get("versions", {})),
-        notes=notes,
+        notes=(
+            *notes,
+            *(
+                f"the threshold frozen on {name} is of other weights of this run: evaluate it again"
+                for name in others
+            ),
+        ),
     )
 
 
 def _kept(run: Run, detector: Detector, cohort: str) -> tuple[dict[str, Any], tuple[str, ...]]:
     """What is known of the run's cohort: as kept, or taken from it and kept."""
     url = files.join(run.url, KEPT)
-    if files.exists(url):
-        try:
-            kept = files.read_json(url)
-            if kept["format"] == FORMAT and kept["identity"] == _identity(run):
-                return kept, ()
-        except (ValueError, KeyError, TypeError):
-            pass  # Made anew.
-    opened = _cohort_of(run, cohort)
+    old: dict[str, Any] | None = None
+    # Absent, damaged or unreadable: made again.
+    with suppress(OSError, ValueError, KeyError, TypeError):
+        kept = files.read_json(url)
+        if kept["format"] == FORMAT and kept["identity"] == _identity(run):
+            return kept, ()
+        if kept["format"] == FORMAT and kept["identity"] == _identity_by_epoch(run):
+            old = kept
+    try:
+        opened = _cohort_of(run, cohort)
+    except RunError:
+        if old is None or cohort:
+            raise
+        return old, (
+            f"{url} was written before weights were recorded, and the cohort cannot be opened: "
+            "whether its healthy ranges are of these weights is not known",
+        )
     kept = {
         "format": FORMAT,
         "identity": _identity(run),
@@ -250,8 +271,12 @@ def _kept(run: Run, detector: Detector, cohort: str) -> tuple[dict[str, Any], tu
 
 def _identity(run: Run) -> str:
     """Of the fit, so that a run that is fitted on for longer is measured again."""
-    summary = run.summary or {}
-    return f"{run.experiment.fingerprint}-{run.cohort_fingerprint}-{summary.get('best_epoch')}"
+    return f"{identity(run)}-{weights_digest(run)}"
+
+
+def _identity_by_epoch(run: Run) -> str:
+    """As it was recorded before weights had a digest."""
+    return f"{identity(run)}-{(run.summary or {}).get('best_epoch')}"
 
 
 def _cohort_of(run: Run, given: str) -> Cohort:
@@ -290,10 +315,15 @@ def origin_of(cohort: Cohort) -> Origin:
     )
 
 
-def _thresholds(run: Run) -> list[FrozenThreshold]:
-    """The frozen thresholds that the run's evaluations report with."""
+def _thresholds(run: Run) -> tuple[list[FrozenThreshold], list[str]]:
+    """The frozen thresholds that the run's evaluations report with.
+
+    Returns:
+        Them, and the names of cohorts that the run was evaluated on with other weights: it was
+        fitted on since then, so that their thresholds are of other scores.
+    """
     folder = files.join(run.url, "evaluation")
-    found = []
+    weights, found, others = weights_digest(run), list[FrozenThreshold](), list[str]()
     for name in files.list_names(folder):
         if not name.endswith(".json") or name.endswith(f"{SUFFIX}.json"):
             continue
@@ -302,10 +332,13 @@ def _thresholds(run: Run) -> list[FrozenThreshold]:
             record = files.read_json(url)
             if record["run_fingerprint"] != run.experiment.fingerprint:
                 continue
+            if record.get("weights", weights) != weights:
+                others.append(str(record["cohort"]["name"]))
+                continue
             found.append(_threshold(record))
         except (ValueError, KeyError, TypeError, ConfigError) as error:
             raise RunError(f"{url} is damaged ({error}): evaluate the run again") from None
-    return found
+    return found, others
 
 
 def _threshold(record: dict[str, Any]) -> FrozenThreshold:
@@ -318,7 +351,10 @@ def _threshold(record: dict[str, Any]) -> FrozenThreshold:
         rule=str(threshold["rule"]),
         fitted_on=str(threshold["fitted_on"]),
         fingerprint=str(threshold["fingerprint"]),
-        notes=tuple(str(note) for note in record["cohort"].get("notes", ())),
+        notes=(
+            *(str(note) for note in record["cohort"].get("notes", ())),
+            *(() if "weights" in record else (UNKNOWN_WEIGHTS,)),
+        ),
         config=from_json(EvaluateConfig, settings),
     )
 

@@ -3,17 +3,21 @@
 import errno
 import hashlib
 import json
+import os
 import platform
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import numpy as np
 import zarr
+from zarr.abc.store import ByteRequest
 from zarr.codecs import BloscCodec, Crc32cCodec
-from zarr.storage import FsspecStore, LocalStore, MemoryStore
+from zarr.core.buffer import Buffer, BufferPrototype
+from zarr.storage import FsspecStore, LocalStore, MemoryStore, WrapperStore
 
 import uadray
 from uadray import files
@@ -148,12 +152,84 @@ def zarr_store(url: str, *, read_only: bool, small: bool = False) -> LocalStore 
     return LocalStore(url, read_only=read_only)
 
 
+class _Telling(WrapperStore[LocalStore | FsspecStore]):
+    """A store that tells of each chunk or shard that is read and not there."""
+
+    def __init__(
+        self, store: LocalStore | FsspecStore, absent: Callable[[int], None] = lambda shard: None
+    ) -> None:
+        super().__init__(store)
+        self._absent = absent
+
+    def _with_store(self, store: LocalStore | FsspecStore) -> Self:
+        return type(self)(store, self._absent)
+
+    async def get(
+        self, key: str, prototype: BufferPrototype, byte_range: ByteRequest | None = None
+    ) -> Buffer | None:
+        content = await self._store.get(key, prototype, byte_range)
+        if content is None and key.startswith("c/"):
+            self._absent(int(key.split("/")[1]))
+        return content
+
+
 def open_array(
-    url: str, name: str, *, mode: Literal["r", "r+"] = "r", small: bool = False
+    url: str,
+    name: str,
+    *,
+    mode: Literal["r", "r+"] = "r",
+    small: bool = False,
+    absent: Callable[[int], None] | None = None,
 ) -> zarr.Array:
-    """One array of the group at `url`; no other object is asked for than that array's metadata."""
-    store = zarr_store(files.join(url, name), read_only=mode == "r", small=small)
+    """One array of the group at `url`; no other object is asked for than that array's metadata.
+
+    Args:
+        url: Of the group.
+        name: Of the array.
+        mode: Whether it may be written to.
+        small: As in `zarr_store`.
+        absent: Called with the place along the first axis of each chunk or shard that is read and
+            not there, before it reads as fill values; what it raises ends the reading.
+    """
+    store: Any = zarr_store(files.join(url, name), read_only=mode == "r", small=small)
+    if absent is not None:
+        store = _Telling(store, absent)
     return zarr.open_array(store, mode=mode, zarr_format=3)
+
+
+_LOOKING = 16
+"""Files that are asked for at a time: a file server takes a while to answer."""
+
+
+def present_shards(url: str, name: str, num_shards: int) -> set[int]:
+    """Shards of one array that are there and not empty, by one listing where objects are remote.
+
+    What lies on a web server, which has no listings, counts as there.
+    """
+    if url.startswith(("http://", "https://")):
+        return set(range(num_shards))
+    if not files.is_remote(url):
+
+        def is_there(shard: int) -> bool:
+            try:
+                return os.stat(shard_url(url, name, shard)).st_size > 0
+            except (FileNotFoundError, NotADirectoryError):
+                return False
+
+        with ThreadPoolExecutor(_LOOKING) as pool:
+            found = pool.map(is_there, range(num_shards))
+            return {shard for shard, there in enumerate(found) if there}
+    fs, path = files.located(files.join(url, name, "c"))
+    try:
+        listed = fs.find(path, detail=True)
+    except FileNotFoundError:
+        return set()
+    names = {key.removeprefix(path).strip("/"): value.get("size") for key, value in listed.items()}
+    return {
+        int(place.removesuffix("/0/0/0"))
+        for place, size in names.items()
+        if place.endswith("/0/0/0") and place.removesuffix("/0/0/0").isdecimal() and size != 0
+    }
 
 
 def part_url(url: str, shard: int) -> str:

@@ -10,8 +10,6 @@ import platform
 from dataclasses import dataclass
 from typing import Any, Self
 
-import torch
-
 from uadray import files
 from uadray.config import Experiment, from_json, to_json
 from uadray.errors import CheckpointError, RunError
@@ -136,6 +134,9 @@ class Run:
 
 def hardware() -> dict[str, Any]:
     """What the figures of a run were measured on, without naming the machine."""
+    # Whatever reads run folders alone, such as a report, needs no torch.
+    import torch
+
     return {
         "cpus": os.cpu_count(),
         "machine": platform.machine(),

@@ -12,15 +12,10 @@ from uadray.errors import ConfigError
 from uadray.order import step_sizes
 from uadray.store import Cohort
 from uadray.stream import TrainingStream, ValidationStream, fits_in_memory, train_rows
-from uadray.train.checkpoint import CheckpointStore
+from uadray.train.checkpoint import CheckpointStore, identity
 from uadray.train.loop import Metrics, World, fit_gradient, reduced_precision
 from uadray.train.run import Run
 from uadray.train.track import TrackConfig, tracked
-
-
-def identity(run: Run) -> str:
-    """What the checkpoints of a run are of."""
-    return f"{run.experiment.fingerprint}-{run.cohort_fingerprint}"
 
 
 def fresh(experiment: Experiment, shape: tuple[int, int, int]) -> Detector:

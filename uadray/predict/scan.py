@@ -15,6 +15,7 @@ import scipy.ndimage as ndi
 import torch
 from numpy.typing import NDArray
 
+from uadray import files
 from uadray.detectors import Detector
 from uadray.errors import PredictError, ScanError
 from uadray.evaluate.components import neighbours, open_components

@@ -7,8 +7,6 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from typing import Any
 
-import fsspec
-
 from uadray import files
 from uadray.config import to_json
 from uadray.prepare.layouts import PHANTOM_SCHEME, Scan
@@ -105,9 +103,12 @@ def _total(scan: Scan) -> int:
 
 def _size(path: str) -> int:
     try:
-        fs, inner = fsspec.core.url_to_fs(path)
+        fs, inner = files.located(path)
         return int(fs.size(inner) or 0)
-    except FileNotFoundError:
+    except (OSError, ValueError):
+        # Why it cannot be read is said when it is read; a store that does not answer ends the job.
+        if files.is_remote(path) and files.exists(path):
+            raise
         return 0
 
 

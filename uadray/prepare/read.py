@@ -245,9 +245,7 @@ def _doubt_contrast(
     return notes
 
 
-def _read_lesion(
-    scan: Scan, raw: RawImage, least: float
-) -> tuple[np.ndarray | None, list[str]]:
+def _read_lesion(scan: Scan, raw: RawImage, least: float) -> tuple[np.ndarray | None, list[str]]:
     """The share of each voxel that is lesion by any of the scan's masks."""
     if not scan.lesion:
         return None, []

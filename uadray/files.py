@@ -8,11 +8,16 @@ import tempfile
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+<<<<<<< HEAD
 from contextvars import ContextVar
+=======
+from glob import has_magic
+>>>>>>> kind-a
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 import fsspec
+from fsspec.implementations.local import LocalFileSystem
 
 from uadray.errors import ConfigError
 
@@ -70,10 +75,12 @@ def located(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
     """The filesystem of `url` and the path in it, as it is now.
 
     Without the cache of listings that fsspec keeps for each folder that it was asked for: another
-    process may have written since, and its files would count as absent.
+    process may have written since, and its files would count as absent. A local path is taken as it
+    is: nothing in it is a protocol, a chain of them (`::`) or a home (`~`).
     """
-    options = {"use_listings_cache": False} if is_remote(url) else {}
-    fs, path = fsspec.core.url_to_fs(url, **options, **one_request(url))
+    if not is_remote(url):
+        return LocalFileSystem(), url.removeprefix("file://")
+    fs, path = fsspec.core.url_to_fs(url, use_listings_cache=False, **one_request(url))
     return fs, path
 
 
@@ -241,5 +248,11 @@ def remove_file(url: str) -> None:
 def remove(url: str) -> None:
     """Remove a file or a folder with all in it; nothing happens where there is none."""
     fs, path = located(url)
-    if fs.exists(path):
-        fs.rm(path, recursive=True)
+    if not fs.exists(path):
+        return
+    # With brackets and the like in its name the path would be taken for a pattern.
+    if is_remote(url) and has_magic(path):
+        for name in fs.find(path):
+            fs.rm_file(name)
+        return
+    fs.rm(path, recursive=True)

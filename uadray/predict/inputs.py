@@ -5,8 +5,6 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
-import fsspec
-
 from uadray import files
 from uadray.errors import NoScanFoundError, PredictError, ScanError
 from uadray.naming import file_name, name_key, path_names
@@ -129,7 +127,7 @@ def named_modalities(name: str) -> set[str]:
 
 
 def _is_folder(url: str) -> bool:
-    fs, path = fsspec.core.url_to_fs(url)
+    fs, path = files.located(url)
     if not fs.exists(path):
         raise NoScanFoundError(f"{url}: no such file or folder; look for it")
     if fs.isdir(path):

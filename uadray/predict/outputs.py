@@ -135,23 +135,24 @@ def claim(out: str, request: Mapping[str, Any], items: Sequence[Item]) -> None:
         raise unwritable(out, error) from None
 
 
-_RECORDS = {
-    "a run": ("config.json", "checkpoint"),
-    "a model folder": ("manifest.json", "experiment.json"),
-    "a cohort": ("zarr.json", "scans.jsonl"),
-}
-"""What folders of ours hold, by which they are known."""
-
-
 def _owner(out: str) -> str:
     """The run, model or cohort that a folder is or lies in, in words; empty for none."""
     top, _, path = out.rpartition("://")
     parts = path.split("/")
     for end in range(len(parts), 1, -1):
         folder = f"{top}://{'/'.join(parts[:end])}" if top else "/".join(parts[:end])
-        for kind, names in _RECORDS.items():
-            if folder and all(files.exists(files.join(folder, name)) for name in names):
-                return f"{kind} ({folder})"
+
+        def holds(*names: str, folder: str = folder) -> bool:
+            return all(files.exists(files.join(folder, name)) for name in names)
+
+        if holds("zarr.json"):
+            return f"a cohort ({folder})"
+        if holds("manifest.json", "experiment.json"):
+            return f"a model folder ({folder})"
+        if holds("config.json") and any(
+            map(holds, ("metrics.jsonl", "checkpoint", "summary.json"))
+        ):
+            return f"a run ({folder})"
     return ""
 
 

@@ -197,6 +197,11 @@ def _parse(path: str, content: bytes, header: bytes) -> Any:
     if pair and length == 348 and header[344:347] != b"ni1":
         kind = nib.AnalyzeHeader
     raw = kind(header[:length], check=False)
+    if _is_nifti(raw) and bytes(raw["magic"].tobytes())[:2] not in (b"n+", b"ni"):
+        raise ScanError(
+            f"{path}: expected a NIfTI file, but its header has no magic of NIfTI "
+            f"({raw['magic'].tobytes()!r}); convert it, or fetch it again"
+        )
     _check_shape(path, tuple(int(n) for n in raw["dim"]))
     return raw
 
@@ -324,10 +329,11 @@ def _begin(
     told = float(raw["vox_offset"])
     offset = int(told) if np.isfinite(told) and told >= 0 else -1
     ends = _extension_ends(raw, content, first)
-    fits = len(content) - offset == expected
-    if offset >= first and (fits or not any(offset < end for end in ends)):
-        if first or fits or len(content) != expected:
-            return offset, []
+    single = first > 0
+    fits = offset >= first and len(content) - offset == expected
+    is_free = offset >= first and not any(offset < end for end in ends)
+    if fits or (is_free and (single or len(content) != expected)):
+        return offset, []
     # The file's size leaves one place; older writers have no four bytes on extensions.
     for place in (*ends, first, max(0, first - 4)):
         if len(content) - place == expected:

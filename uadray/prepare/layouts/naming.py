@@ -7,10 +7,11 @@ be the set's own or one above it.
 import re
 from collections.abc import Iterable
 
-_END = r"\.nii(?:\.gz)?$"
+_END = r"(?i:\.nii(?:\.gz)?)$"
+"""In any case, as some converters and file systems write it."""
 
 BIDS_RAW = re.compile(
-    r"^sub-[^/]+/(?:ses-[^/]+/)?anat/(?P<entities>sub-[^/]*)_(?P<what>[A-Za-z0-9]+)" + _END
+    r"^sub-[^/]+/(?:ses-[^/]+/)?(?i:anat)/(?P<entities>sub-[^/]*)_(?P<what>[A-Za-z0-9]+)" + _END
 )
 """`sub-01/ses-1/anat/sub-01_ses-1_run-1_T1w.nii.gz`."""
 
@@ -21,7 +22,7 @@ IXI = re.compile(
 
 OASIS1 = re.compile(
     r"(?:^|/)(?P<id>(?P<subject>OAS1_\d{4})_(?P<session>MR\d))_mpr_n\w_anon_111_t88_masked_gfc"
-    r"\.(?:img|nii)(?:\.gz)?$"
+    r"(?i:\.(?:img|nii)(?:\.gz)?)$"
 )
 """`OAS1_0001_MR1/PROCESSED/MPRAGE/T88_111/OAS1_0001_MR1_mpr_n4_anon_111_t88_masked_gfc.img`."""
 

@@ -8,11 +8,8 @@ import tempfile
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-<<<<<<< HEAD
 from contextvars import ContextVar
-=======
 from glob import has_magic
->>>>>>> kind-a
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 

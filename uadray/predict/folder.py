@@ -105,9 +105,10 @@ def predict_items(
     failures.sort(key=lambda failure: failure["name"])
     ordered = [summaries[item.name] for item in items if item.name in summaries]
     try:
-        outputs.write_tables(out, ordered, failures)
+        everything = [*ordered, *outputs.earlier(out, items)]
+        outputs.write_tables(out, everything, failures, items)
         files.remove(files.join(out, ".begun"))
-        index = pages.write_index_page(out, items, summaries) if viewer else ""
+        index = pages.write_index_page(out, everything) if viewer else ""
     except OSError as error:
         raise outputs.unwritable(out, error) from None
     return Predicted(

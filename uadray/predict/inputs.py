@@ -94,7 +94,7 @@ def find_items(
                 f"--brain is the mask of one scan, but {len(scans)} were given: name scans and "
                 "masks in a table with the columns image and brain"
             )
-        scans = [_with_brain(scans[0], brain)]
+        scans = [_with_brain(scans[0], files.normalise(brain))]
     return Found(items=tuple(_named(scans)), left_out=tuple(left_out))
 
 
@@ -172,7 +172,9 @@ def _in_folder(url: str, modality: str, ignore_names: bool) -> tuple[list[Scan],
 
 
 def _with_brain(scan: Scan, brain: str) -> Scan:
-    return replace(scan, brain=files.normalise(brain))
+    if not files.exists(brain):
+        raise PredictError(f"{brain}: no such file; --brain is the brain mask of the scan")
+    return replace(scan, brain=brain)
 
 
 def _named(scans: Iterable[Scan]) -> list[Item]:

@@ -8,6 +8,7 @@ marker. Names follow BIDS derivatives where the scan's do.
 import gzip
 import hashlib
 import json
+import re
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -27,6 +28,7 @@ from uadray.predict import pages
 from uadray.predict.inputs import Item, names_for
 from uadray.predict.scan import Grid, PredictConfig, Prediction, choose_threshold, reading
 from uadray.prepare.identity import digest_of, is_unchanged, look_at
+from uadray.prepare.layouts.listing import printable
 from uadray.share.model import Model
 
 MARKER = "predict.json"
@@ -34,6 +36,9 @@ MARKER = "predict.json"
 
 FORMAT = 1
 """Version of the output folder."""
+
+TABLE, QUARANTINE = "predictions.tsv", "quarantine.jsonl"
+"""Names of the tables of all scans that are done, and of those that could not be used."""
 
 COMPRESSION = 1
 """Of gzip: maps are mostly zeros, and higher levels take several times as long for a tenth."""
@@ -50,7 +55,7 @@ _BIDS = {
     "reconstruction": "desc-healthy_{modality}.nii.gz",
     "brain_mask": "desc-brain_mask.nii.gz",
 }
-_IGNORED = (MARKER, "predictions.tsv", "quarantine.jsonl", "*_summary.json", "*.html", "*.png")
+_IGNORED = (MARKER, TABLE, QUARANTINE, "*_summary.json", "*.html", "*.png")
 
 
 def file_names(item: Item) -> dict[str, str]:
@@ -240,6 +245,7 @@ def write(out: str, item: Item, prediction: Prediction, *, viewer: bool = False)
         "status": "done",
         **prediction.summary,
         "name": item.name,
+        "folder": item.folder,
         "files": {**written, "scan": item.scan.image},
         "page": None,
     }
@@ -378,16 +384,72 @@ def _attempt(out: str, item: Item) -> str:
     return files.join(out, ".begun", f"{digest}.json")
 
 
-def write_tables(out: str, summaries: list[dict[str, Any]], failures: list[dict[str, str]]) -> None:
-    """Write `predictions.tsv`, the highest score first, and `quarantine.jsonl`."""
+def earlier(out: str, items: Sequence[Item]) -> list[dict[str, Any]]:
+    """Summaries of the scans that other calls have left in the folder, as its table lists them."""
+    try:
+        table = files.read_bytes(files.join(out, TABLE)).decode()
+    except (FileNotFoundError, ValueError):
+        return []
+    own = {name_key(item.name) for item in items} | {name_key(item.folder) for item in items}
+    names = [line.split("\t")[0] for line in table.splitlines()[1:]]
+    with ThreadPoolExecutor(16) as pool:
+        found = pool.map(lambda name: _summary_of(out, name), names)
+        return [one for one in found if one is not None and name_key(one["name"]) not in own]
+
+
+def _summary_of(out: str, name: str) -> dict[str, Any] | None:
+    """The summary of a scan that the table names; None where it is not there any more."""
+    entities = dict(part.split("-", 1) for part in name.split("_") if "-" in part)
+    session = [f"ses-{entities['ses']}"] if "ses" in entities else []
+    folder = "/".join([f"sub-{entities.get('sub')}", *session, "anat"])
+    for place in (f"{name}/summary.json", f"{folder}/{name}_desc-anomaly_summary.json"):
+        try:
+            summary = files.read_json(files.join(out, place))
+            if summary["status"] == "done" and summary["name"] == name and summary["folder"]:
+                return dict(summary)
+        except (OSError, ValueError, KeyError, TypeError):
+            continue
+    return None
+
+
+def write_tables(
+    out: str,
+    summaries: Sequence[Mapping[str, Any]],
+    failures: Sequence[Mapping[str, str]],
+    items: Sequence[Item],
+) -> None:
+    """Write `predictions.tsv`, the highest score first, and `quarantine.jsonl`.
+
+    Args:
+        out: The output folder.
+        summaries: Of all scans that are done.
+        failures: Of this call; those of other scans that are on record stay.
+        items: The scans of this call.
+    """
     heads = ("name", "top_score", "top_slice", "mean_score", "proposal_ml", "components")
-    lines = ["\t".join((*heads, "largest_ml", "brain_ml", "warnings"))]
+    lines = ["\t".join((*heads, "largest_ml", "brain_ml", "warnings", "source"))]
     for one in sorted(summaries, key=lambda one: -float(one["top_score"])):
         proposal = one["proposal"] or {"volume_ml": "n/a", "components": "n/a", "largest_ml": "n/a"}
         cells = [one["name"], one["top_score"], one["top_slice"], one["mean_score"]]
         cells += [proposal["volume_ml"], proposal["components"], proposal["largest_ml"]]
-        cells += [one["brain_ml"], len(one["warnings"])]
+        cells += [one["brain_ml"], len(one["warnings"]), _cell(one["source"])]
         lines.append("\t".join(f"{c:.6g}" if isinstance(c, float) else str(c) for c in cells))
-    files.write_bytes(files.join(out, "predictions.tsv"), ("\n".join(lines) + "\n").encode())
-    text = "".join(json.dumps(failure) + "\n" for failure in failures)
-    files.write_bytes(files.join(out, "quarantine.jsonl"), text.encode())
+    files.write_bytes(files.join(out, TABLE), ("\n".join(lines) + "\n").encode())
+    sources = {item.scan.image for item in items}
+    kept = [one for one in _quarantined(out) if one.get("source") not in sources]
+    text = "".join(json.dumps(failure) + "\n" for failure in (*kept, *failures))
+    files.write_bytes(files.join(out, QUARANTINE), text.encode())
+
+
+def _cell(text: str) -> str:
+    """A text in a table with tabs."""
+    return printable(re.sub(r"[\t\r\n]", " ", text))
+
+
+def _quarantined(out: str) -> list[dict[str, str]]:
+    try:
+        text = files.read_bytes(files.join(out, QUARANTINE)).decode()
+        found = [json.loads(line) for line in text.splitlines()]
+    except (FileNotFoundError, ValueError):
+        return []
+    return [one for one in found if isinstance(one, dict)]

@@ -4,10 +4,11 @@ The scan goes through the preparation that the model's cohort is recorded with, 
 post-processed by the functions of the evaluation, and the results go back the way it came.
 """
 
+import math
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import numpy as np
@@ -17,12 +18,12 @@ from numpy.typing import NDArray
 
 from uadray import files
 from uadray.detectors import Detector
-from uadray.errors import PredictError, ScanError
+from uadray.errors import ConfigError, PredictError, ScanError
 from uadray.evaluate.components import neighbours, open_components
 from uadray.evaluate.postprocess import dequantise, postprocess, smallest_findable_mm
 from uadray.evaluate.protocols import EvaluateConfig
 from uadray.evaluate.scoring import score_volumes, slices
-from uadray.predict.inputs import check_modality
+from uadray.predict.inputs import check_modality, named_modalities
 from uadray.prepare.geometry import (
     BRAIN_THRESHOLD,
     DOUBT,
@@ -33,6 +34,7 @@ from uadray.prepare.geometry import (
 )
 from uadray.prepare.identity import digest_of, look_at
 from uadray.prepare.layouts import PHANTOM_SCHEME, Scan
+from uadray.prepare.layouts.scans import stem
 from uadray.prepare.masks import read_share
 from uadray.prepare.nifti import RawImage
 from uadray.prepare.skull import SkullStrip
@@ -63,6 +65,11 @@ class PredictConfig:
     """As in prepare; as the cohort's by default."""
     ignore_names: bool = False
     """Take a scan for one of the model's modality whatever its file's name says."""
+
+    def __post_init__(self) -> None:
+        """Check the ranges; the model knows those of its scores and of its preparation."""
+        if self.threshold is not None and not math.isfinite(self.threshold):
+            raise ConfigError(f"threshold must be a finite score, was {self.threshold}")
 
     def prepare(self, recorded: PrepareConfig) -> PrepareConfig:
         """The recorded preparation with what is to be otherwise."""
@@ -226,7 +233,11 @@ def _predict(
                     voxel_sizes(prepared.affine)[::-1].tolist(), settings.postprocess.median_size
                 ),
             },
-            "warnings": [*_warnings(model, prepared, grid, scored.mean_score), *unusable],
+            "warnings": [
+                *_unlike_the_fit(model, scan, config, prepared),
+                *_warnings(model, prepared, grid, scored.mean_score),
+                *unusable,
+            ],
             "notes": [n for n in prepared.notes.split("; ") if n and not n.startswith(DOUBT)],
             "run": {
                 "name": model.experiment.name,
@@ -458,3 +469,30 @@ def _warnings(model: Model, prepared: PreparedVolume, grid: Grid, mean_score: fl
         mean_score=mean_score,
     )
     return [*model.notes, *doubts, *unlike]
+
+
+def _unlike_the_fit(
+    model: Model, scan: Scan, config: PredictConfig, prepared: PreparedVolume
+) -> list[str]:
+    """Where model and scan do not go together although somebody insisted, or do all too well."""
+    found = []
+    if prepared.image_digest in model.origin.image_digests:
+        found.append(
+            "the model was fitted on this very scan: what it finds here says nothing about scans "
+            "that it has not seen"
+        )
+    names, known = named_modalities(stem(scan.image)), model.origin.modality.split(", ")
+    if names and not names & set(known):
+        found.append(
+            f"its file is named as {' or '.join(sorted(names))}, but the model was fitted on "
+            f"{model.origin.modality}"
+        )
+    used = config.prepare(model.prepare)
+    for one in fields(used):
+        value, recorded = getattr(used, one.name), getattr(model.prepare, one.name)
+        if value != recorded:
+            found.append(
+                f"prepared otherwise than the scans that the model was fitted on: {one.name} is "
+                f"{value}, there {recorded}"
+            )
+    return found

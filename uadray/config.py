@@ -294,6 +294,9 @@ def _dataclass_from_json(kind: type[Any], value: Any) -> Any:
         raise ConfigError(f"{name} must be an object with fields, was {value!r}")
     if unknown := set(value) - set(known):
         raise ConfigError(f"{name} has no field {sorted(unknown)}")
+    for key, inner in value.items():
+        if dataclasses.is_dataclass(hints[key]) and not isinstance(inner, dict):
+            raise ConfigError(f"{name}: {key} must be an object with fields, was {inner!r}")
     found = {key: from_json(hints[key], inner) for key, inner in value.items()}
     for key, inner in found.items():
         if not _fits(hints[key], inner):
@@ -324,7 +327,9 @@ def _fits(hint: Any, value: Any) -> bool:
         return isinstance(value, dict) and all(_fits(args[1], one) for one in value.values())
     if hint is float:
         return type(value) in (int, float) and math.isfinite(value)
-    return type(value) is hint if hint in (bool, int, str, types.NoneType) else True
+    if hint in (bool, int, str, types.NoneType):
+        return type(value) is hint
+    return isinstance(value, hint) if isinstance(hint, type) else True
 
 
 def with_fit(base: Experiment, **changes: Any) -> Experiment:

@@ -265,9 +265,9 @@ def _naming(url: str, name: str, made_by: str) -> Iterator[None]:
     ) as error:
         what = f"lacks the field {error}" if isinstance(error, KeyError) else str(error)
         raise ModelError(
-            f"{files.join(url, name)}: uadray {made_by} wrote what this one, {uadray.__version__}, "
-            f"cannot build a model of ({what}): install that version, or export the run again with "
-            "this one"
+            f"{files.join(url, name)}: cannot build a model of it ({what}): uadray {made_by} wrote "
+            f"it, this is {uadray.__version__}; copy the model again, install that version, or "
+            "export the run again with this one"
         ) from None
 
 

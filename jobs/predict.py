@@ -27,6 +27,7 @@ from uadray import cli
 from uadray.predict.folder import Predicted
 from uadray.predict.job import PredictJob
 from uadray.predict.scan import PredictConfig
+from uadray.prepare.layouts.listing import left_out_lines
 
 SHOWN = 12
 """Scans that are listed one by one; of more only the highest scores are."""
@@ -80,6 +81,8 @@ def show(done: Predicted) -> None:
         print(f"{len(done.failures)} of {total} scans could not be used:")
         for failure in done.failures:
             print(f"  {failure['name']}: {failure['reason']}")
+    total = len(done.summaries) + len(done.failures)
+    print("\n".join(left_out_lines(total, done.left_out)))
     kept = f", {done.num_kept} of them before" if done.num_kept else ""
     print(f"{len(done.summaries)} scans predicted{kept}: {done.out}")
     if done.index:

@@ -227,9 +227,12 @@ class TestNames:
             write_head(tmp_path / f"{name}.nii.gz")
         found = find_items([str(tmp_path)], "T1w")
         assert [item.name for item in found.items] == ["one", "two_T1"]
-        assert sorted(found.left_out) == [
-            "lesion.nii.gz", "one_mask.nii.gz", "two_FLAIR.nii.gz", "two_gt.nii.gz"
-        ]  # fmt: skip
+        assert {Path(one.path).name: one.reason for one in found.left_out} == {
+            "lesion.nii.gz": "named as a mask (lesion)",
+            "one_mask.nii.gz": "named as a mask (mask)",
+            "two_FLAIR.nii.gz": "named as FLAIR, not T1w",
+            "two_gt.nii.gz": "named as a mask (gt)",
+        }
 
     def test_a_table_brings_masks(self, tmp_path: Path, model: Model) -> None:
         path = Path(write_head(tmp_path / "head.nii.gz"))

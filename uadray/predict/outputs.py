@@ -7,7 +7,7 @@ import gzip
 import hashlib
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import nibabel as nib
@@ -21,6 +21,8 @@ from uadray.errors import PredictError
 from uadray.predict import pages
 from uadray.predict.inputs import Item
 from uadray.predict.scan import Grid, PredictConfig, Prediction, choose_threshold
+from uadray.prepare.layouts import LeftOut
+from uadray.prepare.layouts.listing import printable
 from uadray.share.model import Model
 
 MARKER = "predict.json"
@@ -250,16 +252,43 @@ def _attempt(out: str, item: Item) -> str:
     return files.join(out, ".begun", f"{digest}.json")
 
 
-def write_tables(out: str, summaries: list[dict[str, Any]], failures: list[dict[str, str]]) -> None:
-    """Write `predictions.tsv`, the highest score first, and `quarantine.jsonl`."""
+def write_tables(
+    out: str,
+    summaries: Sequence[Mapping[str, Any]],
+    failures: Sequence[Mapping[str, str]],
+    left_out: Sequence[LeftOut] = (),
+) -> None:
+    """Write `predictions.tsv`, the highest score first, and `quarantine.jsonl`.
+
+    Both also name the files that were left out, so that every file is accounted for.
+    """
+    absent = [
+        *(("quarantined", failure) for failure in failures),
+        *(("left out", _left_out(one)) for one in left_out),
+    ]
     heads = ("name", "top_score", "top_slice", "mean_score", "proposal_ml", "components")
-    lines = ["\t".join((*heads, "largest_ml", "brain_ml", "warnings"))]
+    lines = ["\t".join((*heads, "largest_ml", "brain_ml", "warnings", "status", "reason"))]
     for one in sorted(summaries, key=lambda one: -float(one["top_score"])):
         proposal = one["proposal"] or {"volume_ml": "n/a", "components": "n/a", "largest_ml": "n/a"}
         cells = [one["name"], one["top_score"], one["top_slice"], one["mean_score"]]
         cells += [proposal["volume_ml"], proposal["components"], proposal["largest_ml"]]
-        cells += [one["brain_ml"], len(one["warnings"])]
-        lines.append("\t".join(f"{c:.6g}" if isinstance(c, float) else str(c) for c in cells))
+        cells += [one["brain_ml"], len(one["warnings"]), "done", "n/a"]
+        lines.append("\t".join(map(_cell, cells)))
+    for status, one in absent:
+        cells = [one["name"], *["n/a"] * (len(heads) + 2), status, one["reason"]]
+        lines.append("\t".join(map(_cell, cells)))
     files.write_bytes(files.join(out, "predictions.tsv"), ("\n".join(lines) + "\n").encode())
-    text = "".join(json.dumps(failure) + "\n" for failure in failures)
+    text = "".join(json.dumps(dict(one)) + "\n" for _, one in absent)
     files.write_bytes(files.join(out, "quarantine.jsonl"), text.encode())
+
+
+def _left_out(one: LeftOut) -> dict[str, str]:
+    path = printable(one.path)
+    return {"name": path.rsplit("/", 1)[-1], "source": path, "reason": f"left out: {one.reason}"}
+
+
+def _cell(value: Any) -> str:
+    """A value as a cell of a table; a name may hold tabs and ends of lines."""
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    return " ".join(printable(str(value)).split())

@@ -10,6 +10,7 @@ from typing import Any
 from uadray import files
 from uadray.config import to_json
 from uadray.prepare.layouts import PHANTOM_SCHEME, Scan
+from uadray.prepare.layouts.listing import printable
 from uadray.prepare.splits import SplitConfig
 from uadray.prepare.steps import PrepareConfig, PreparedVolume, record
 from uadray.store import Split, Subject
@@ -48,7 +49,7 @@ def planned_scans(rows: Rows) -> Iterator[dict[str, Any]]:
     Paths stand relative to their common folder, so that a cohort is the same wherever its scans
     lie, and without what is secret in signed URLs.
     """
-    prefix = _common_folder([path for scan, _ in rows for path in _paths(scan)])
+    prefix = _common_folder([path for scan, _ in rows for path in scan.paths])
 
     def shown(path: str) -> str:
         return files.without_secrets(path).removeprefix(files.without_secrets(prefix))
@@ -81,24 +82,17 @@ def subject_of(row: int, scan: Scan, split: Split, volume: PreparedVolume, size:
         split=split,
         modality=scan.modality,
         affine=tuple(tuple(map(float, line)) for line in volume.affine),
-        source=files.without_secrets(scan.image),
+        source=files.without_secrets(printable(scan.image)),
         source_bytes=size,
         brain_ml=volume.brain_ml,
         lesion_ml=volume.lesion_ml,
-        notes=volume.notes,
+        notes=printable(volume.notes),
     )
-
-
-def _paths(scan: Scan) -> list[str]:
-    """The scan's own files."""
-    if scan.image.startswith(PHANTOM_SCHEME):
-        return []
-    return [path for path in (scan.image, scan.brain, scan.lesion, *scan.more_lesions) if path]
 
 
 def _total(scan: Scan) -> int:
     made_from = [scan.synthetic_lesion] if scan.synthetic_lesion else []
-    return sum(map(_size, [*_paths(scan), *made_from]))
+    return sum(map(_size, [*scan.paths, *made_from]))
 
 
 def _size(path: str) -> int:

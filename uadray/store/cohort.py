@@ -13,6 +13,7 @@ import zarr
 from uadray import files
 from uadray.errors import StoreError, StoreNotSealedError
 from uadray.store.layout import (
+    LEFT_OUT,
     QUARANTINE,
     SUBJECTS,
     ArrayName,
@@ -77,6 +78,15 @@ class Cohort:
         """The scans that could not be used, with reasons."""
         text = files.read_bytes(files.join(self.url, QUARANTINE)).decode()
         return [json.loads(line) for line in text.splitlines()]
+
+    @property
+    def left_out(self) -> list[dict[str, Any]]:
+        """Files that were found and are no scans of the cohort, with reasons; may be unrecorded."""
+        try:
+            text = files.read_bytes(files.join(self.url, LEFT_OUT)).decode()
+            return [json.loads(line) for line in text.splitlines()]
+        except (FileNotFoundError, ValueError):
+            return []
 
     def rows(self, split: Split) -> np.ndarray:
         """Rows of one split, ascending, (n,) int64.

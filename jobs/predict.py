@@ -27,6 +27,7 @@ from uadray import cli
 from uadray.predict.folder import Predicted
 from uadray.predict.job import PredictJob
 from uadray.predict.scan import PredictConfig
+from uadray.prepare.layouts.listing import left_out_lines
 
 SHOWN = 12
 """Scans that are listed one by one; of more only the highest scores are."""
@@ -80,6 +81,8 @@ def show(done: Predicted) -> None:
         print(f"{len(done.failures)} of {total} scans could not be used:")
         for failure in done.failures:
             print(f"  {failure['name']}: {failure['reason']}")
+    total = len(done.summaries) + len(done.failures)
+    print("\n".join(left_out_lines(total, done.left_out)))
     grid = ordered[0]["model_grid"] if ordered else {}
     if "smallest_findable_mm" in grid:
         window = " x ".join(f"{mm:.3g}" for mm in grid["median_window_mm"])

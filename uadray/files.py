@@ -73,10 +73,10 @@ def located(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
 
     Without the cache of listings that fsspec keeps for each folder that it was asked for: another
     process may have written since, and its files would count as absent. A local path is taken as it
-    is: nothing in it is a protocol, a chain of them (`::`) or a home (`~`).
+    is: fsspec would read a chain of protocols from `::` in it.
     """
     if not is_remote(url):
-        return LocalFileSystem(), url.removeprefix("file://")
+        return LocalFileSystem(), LocalFileSystem._strip_protocol(url)
     fs, path = fsspec.core.url_to_fs(url, use_listings_cache=False, **one_request(url))
     return fs, path
 

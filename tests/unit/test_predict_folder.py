@@ -1,5 +1,6 @@
 """Folders of scans: names, resumption, quarantine, and whose folder it is."""
 
+import csv
 import gzip
 import json
 import os
@@ -278,8 +279,12 @@ class TestIdentity:
         out = tmp_path / "out"
         for path in paths:
             predict_items(model, items_of([path]), str(out))
-        rows = (out / "predictions.tsv").read_text().splitlines()
-        assert sorted(row.split("\t")[0] for row in rows[1:]) == ["b_T1w", "c_T1w"]
+        table = csv.DictReader((out / "predictions.tsv").open(), delimiter="\t")
+        assert {row["name"]: row["status"] for row in table} == {
+            "a_T1w": "quarantined",
+            "b_T1w": "done",
+            "c_T1w": "done",
+        }
         assert [json.loads(line)["name"] for line in
                 (out / "quarantine.jsonl").read_text().splitlines()] == ["a_T1w"]  # fmt: skip
 
@@ -444,9 +449,12 @@ class TestNames:
             write_head(tmp_path / f"{name}.nii.gz")
         found = find_items([str(tmp_path)], "T1w")
         assert [item.name for item in found.items] == ["one", "two_T1"]
-        assert sorted(found.left_out) == [
-            "lesion.nii.gz", "one_mask.nii.gz", "two_FLAIR.nii.gz", "two_gt.nii.gz"
-        ]  # fmt: skip
+        assert {Path(one.path).name: one.reason for one in found.left_out} == {
+            "lesion.nii.gz": "named as a mask (lesion)",
+            "one_mask.nii.gz": "named as a mask (mask)",
+            "two_FLAIR.nii.gz": "named as FLAIR, not T1w",
+            "two_gt.nii.gz": "named as a mask (gt)",
+        }
 
     def test_a_table_brings_masks(self, tmp_path: Path, model: Model) -> None:
         path = Path(write_head(tmp_path / "head.nii.gz"))

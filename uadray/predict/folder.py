@@ -13,6 +13,8 @@ from uadray.errors import ScanError, UadrayError
 from uadray.predict import outputs, pages
 from uadray.predict.inputs import Item
 from uadray.predict.scan import PredictConfig, Prediction, predict_scan
+from uadray.prepare.layouts import LeftOut
+from uadray.prepare.layouts.listing import printable
 from uadray.share.model import Model
 from uadray.store import storage_errors
 
@@ -47,6 +49,8 @@ class Predicted:
     """How many of them were done before."""
     failures: tuple[dict[str, str], ...]
     """Name, source and reason of those that could not be used."""
+    left_out: tuple[LeftOut, ...] = ()
+    """Files of the folders that were taken for no scans, with the reason."""
     index: str = ""
     """The page that shows them; empty where none was made."""
 
@@ -66,6 +70,7 @@ def predict_items(
     *,
     engine: Engine | None = None,
     viewer: bool = False,
+    left_out: Sequence[LeftOut] = (),
     begin: Callable[[int], None] = lambda kept: None,
     report: Report = lambda outcome: None,
 ) -> Predicted:
@@ -78,6 +83,7 @@ def predict_items(
         config: See `PredictConfig`.
         engine: Who predicts; in this process, one after the other, by default.
         viewer: Whether to make the page that leads to those of the scans.
+        left_out: What was found besides the scans; the tables name it with its reason.
         begin: Called with the number of scans that were done before.
         report: Called as each of the others ends.
 
@@ -100,13 +106,14 @@ def predict_items(
         report(outcome)
         if outcome.reason:
             source = named[outcome.name].scan.image
-            failures.append({"name": outcome.name, "source": source, "reason": outcome.reason})
+            failure = {"name": outcome.name, "source": source, "reason": outcome.reason}
+            failures.append({key: printable(value) for key, value in failure.items()})
     summaries = _done(out, items)
     failures.sort(key=lambda failure: failure["name"])
     ordered = [summaries[item.name] for item in items if item.name in summaries]
     try:
         everything = [*ordered, *outputs.earlier(out, items)]
-        outputs.write_tables(out, everything, failures, items)
+        outputs.write_tables(out, everything, failures, items, left_out)
         files.remove(files.join(out, ".begun"))
         index = pages.write_index_page(out, everything) if viewer else ""
     except OSError as error:
@@ -116,6 +123,7 @@ def predict_items(
         summaries=tuple(ordered),
         num_kept=len(before),
         failures=tuple(failures),
+        left_out=tuple(left_out),
         index=index,
     )
 

@@ -1,5 +1,6 @@
 """Which scans are to be predicted, what they are called, and where their results go."""
 
+import os
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -8,8 +9,9 @@ from dataclasses import dataclass, replace
 from uadray import files
 from uadray.errors import NoScanFoundError, PredictError, ScanError
 from uadray.naming import file_name, name_key, path_names
-from uadray.prepare.layouts import LAYOUTS, Scan, detect
-from uadray.prepare.layouts.naming import BIDS_RAW
+from uadray.prepare.layouts import LAYOUTS, LeftOut, Scan, Scans, detect
+from uadray.prepare.layouts.listing import is_image, left_out_lines, printable
+from uadray.prepare.layouts.naming import BIDS_RAW, mask_word
 from uadray.prepare.layouts.scans import IMAGE_ENDINGS, canonical_modality, find_files, stem
 
 TABLES = (".csv", ".tsv")
@@ -17,7 +19,9 @@ TABLES = (".csv", ".tsv")
 
 _CONTRASTS = ("T1w", "T1ce", "T2w", "FLAIR", "PDw")
 _OTHERS = ("bold", "dwi", "dti", "adc", "swi", "ct", "asl", "pet", "mra", "t2star", "angio", "fmri")
-_MASKS = re.compile(r"mask|seg|roi|lesion|label|(^|[_\-.])gt([_\-.]|$)", re.IGNORECASE)
+_SPOKEN = frozenset(
+    ("t1", "t1w", "t1n", "t1c", "t1ce", "t1gd", "t2", "t2w", "t2f", "flair", "pd", "pdw", "mprage")
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,8 +50,12 @@ class Found:
 
     items: tuple[Item, ...]
     """The scans, by name."""
-    left_out: tuple[str, ...]
-    """Files of plain folders that are named as masks or as other modalities."""
+    left_out: tuple[LeftOut, ...]
+    """Files of the folders and tables that are no scans by their names, each with the reason."""
+
+    def lines(self) -> list[str]:
+        """How many were found and left out, and which; for the terminal."""
+        return left_out_lines(len(self.items), self.left_out)
 
 
 def find_items(
@@ -71,22 +79,24 @@ def find_items(
         PredictError: a brain mask for several scans, or two results of one name.
     """
     scans: list[Scan] = []
-    left_out: list[str] = []
+    left_out: list[LeftOut] = []
     for given in inputs:
         url = files.normalise(given)
-        if url.endswith(TABLES):
-            scans += LAYOUTS["csv"](url, modality.split(", ")[0])
-        elif url.endswith(IMAGE_ENDINGS) or not _is_folder(url):
-            scans.append(_single(url, modality))
+        if url.lower().endswith(TABLES):
+            found = LAYOUTS["csv"](url, modality.split(", ")[0])
+        elif _is_file(url):
+            found = Scans([_single(url, modality)])
         else:
-            found, passed = _in_folder(url, modality, ignore_names)
-            scans += found
-            left_out += passed
+            found = _in_folder(url, modality, ignore_names)
+        scans += found
+        left_out += found.left_out
     scans = list({scan.image: scan for scan in scans}.values())
+    taken = {scan.image for scan in scans}
+    left_out = [one for one in dict.fromkeys(left_out) if one.path not in taken]
     if not scans:
         raise NoScanFoundError(
             f"no scan in {', '.join(inputs)}; give NIfTI files or a folder of them"
-            + (f" ({len(left_out)} files are named as masks or other modalities)" * bool(left_out))
+            + "".join(f"\n{line}" for line in left_out_lines(0, left_out) if left_out)
         )
     if brain:
         if len(scans) > 1:
@@ -126,12 +136,16 @@ def named_modalities(name: str) -> set[str]:
     return found
 
 
-def _is_folder(url: str) -> bool:
+def _is_file(url: str) -> bool:
+    """Whether it is a scan's file, there or not; otherwise it is a folder."""
     fs, path = files.located(url)
+    # A folder may be called x.nii.gz; on an object store asking for each file would take long.
+    if is_image(url) and (files.is_remote(url) or not fs.isdir(path)):
+        return True
     if not fs.exists(path):
         raise NoScanFoundError(f"{url}: no such file or folder; look for it")
     if fs.isdir(path):
-        return True
+        return False
     raise NoScanFoundError(
         f"{url}: expected a NIfTI file ({', '.join(IMAGE_ENDINGS)}), a table or a folder"
     )
@@ -152,23 +166,42 @@ def _bids_place(url: str) -> tuple[str, str] | None:
     return None
 
 
-def _in_folder(url: str, modality: str, ignore_names: bool) -> tuple[list[Scan], list[str]]:
+def _in_folder(url: str, modality: str, ignore_names: bool) -> Scans:
     names = find_files(url)
     if not names:
-        raise NoScanFoundError(f"{url}: no file there ends in {', '.join(IMAGE_ENDINGS)}")
+        there = "".join(f"\n{line}" for line in left_out_lines(0, names.left_out, url)[1:])
+        raise NoScanFoundError(f"{url}: no file there ends in {', '.join(IMAGE_ENDINGS)}{there}")
     try:
         layout = detect(url, LAYOUTS)
     except NoScanFoundError:
         layout = ""
     if layout and not ignore_names:
-        return list(LAYOUTS[layout](url, modality.split(", ")[0])), []
-    kept: list[str] = []
-    left_out: list[str] = []
-    for name in names:
-        named = set() if ignore_names else named_modalities(stem(name))
-        other = bool(named) and not named & set(modality.split(", "))
-        (left_out if other or _MASKS.search(stem(name)) else kept).append(name)
-    return [_single(files.join(url, name), modality) for name in kept], left_out
+        return LAYOUTS[layout](url, modality.split(", ")[0])
+    kept: dict[tuple[str, str], str] = {}
+    left_out = []
+    for name in sorted(names, key=lambda name: (len(name), name)):
+        folder, _, short = files.join(url, name).rpartition("/")
+        # A folder that links lead to as well is listed by each of them.
+        place = (folder if files.is_remote(url) else os.path.realpath(folder), short)
+        reason = _why_no_scan(stem(name), modality, ignore_names)
+        if not reason and place in kept:
+            reason = "another link to a scan that is taken"
+        if reason:
+            left_out.append(LeftOut(path=files.join(url, name), reason=reason))
+        else:
+            kept[place] = name
+    found = [_single(files.join(url, name), modality) for name in sorted(kept.values())]
+    return Scans(found, [*left_out, *names.left_out])
+
+
+def _why_no_scan(name: str, modality: str, ignore_names: bool) -> str:
+    """Why a file of a plain folder is no scan of the modality by its name; empty where it is."""
+    if word := mask_word(name, _SPOKEN):
+        return f"named as a mask ({word})"
+    named = set() if ignore_names else named_modalities(name)
+    if named and not named & set(modality.split(", ")):
+        return f"named as {' or '.join(sorted(named))}, not {modality}"
+    return ""
 
 
 def _with_brain(scan: Scan, brain: str) -> Scan:
@@ -186,7 +219,8 @@ def _named(scans: Iterable[Scan]) -> list[Item]:
         if place is None:
             plain.append(scan)
         else:
-            items.append(Item(scan=scan, name=place[0], folder=place[1], bids=place[0]))
+            entities, folder = map(printable, place)
+            items.append(Item(scan=scan, name=entities, folder=folder, bids=entities))
     named = zip(plain, _unique(plain), strict=True)
     items += [Item(scan=scan, name=name, folder=name) for scan, name in named]
     return _kept_apart(items)

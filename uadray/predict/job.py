@@ -75,6 +75,7 @@ class PredictJob:
                 self.config,
                 engine=self._engine(model, found.items),
                 viewer=self.viewer,
+                left_out=found.left_out,
                 begin=lambda kept: progress.reach(kept) if kept < len(found.items) else None,
                 report=report,
             )

@@ -8,7 +8,6 @@ marker. Names follow BIDS derivatives where the scan's do.
 import gzip
 import hashlib
 import json
-import re
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -28,6 +27,7 @@ from uadray.predict import pages
 from uadray.predict.inputs import Item, names_for
 from uadray.predict.scan import Grid, PredictConfig, Prediction, choose_threshold, reading
 from uadray.prepare.identity import digest_of, is_unchanged, look_at
+from uadray.prepare.layouts import LeftOut
 from uadray.prepare.layouts.listing import printable
 from uadray.share.model import Model
 
@@ -417,39 +417,65 @@ def write_tables(
     summaries: Sequence[Mapping[str, Any]],
     failures: Sequence[Mapping[str, str]],
     items: Sequence[Item],
+    left_out: Sequence[LeftOut] = (),
 ) -> None:
     """Write `predictions.tsv`, the highest score first, and `quarantine.jsonl`.
+
+    Both also name the files that were left out, so that every file is accounted for.
 
     Args:
         out: The output folder.
         summaries: Of all scans that are done.
         failures: Of this call; those of other scans that are on record stay.
         items: The scans of this call.
+        left_out: Of this call; likewise.
     """
+    absent = [*failures, *map(_left_out, left_out)]
+    known = {printable(item.scan.image) for item in items} | {one["source"] for one in absent}
+    absent = [*(one for one in _quarantined(out) if one["source"] not in known), *absent]
     heads = ("name", "top_score", "top_slice", "mean_score", "proposal_ml", "components")
-    lines = ["\t".join((*heads, "largest_ml", "brain_ml", "warnings", "source"))]
+    lines = ["\t".join((*heads, "largest_ml", "brain_ml", "warnings", "status", "reason"))]
     for one in sorted(summaries, key=lambda one: -float(one["top_score"])):
         proposal = one["proposal"] or {"volume_ml": "n/a", "components": "n/a", "largest_ml": "n/a"}
         cells = [one["name"], one["top_score"], one["top_slice"], one["mean_score"]]
         cells += [proposal["volume_ml"], proposal["components"], proposal["largest_ml"]]
-        cells += [one["brain_ml"], len(one["warnings"]), _cell(one["source"])]
-        lines.append("\t".join(f"{c:.6g}" if isinstance(c, float) else str(c) for c in cells))
+        cells += [one["brain_ml"], len(one["warnings"]), "done", "n/a"]
+        lines.append("\t".join(map(_cell, cells)))
+    for one in absent:
+        status = "left out" if one["reason"].startswith(LEFT_OUT) else "quarantined"
+        reason = one["reason"].removeprefix(LEFT_OUT)
+        cells = [one["name"], *["n/a"] * (len(heads) + 2), status, reason]
+        lines.append("\t".join(map(_cell, cells)))
     files.write_bytes(files.join(out, TABLE), ("\n".join(lines) + "\n").encode())
-    sources = {item.scan.image for item in items}
-    kept = [one for one in _quarantined(out) if one.get("source") not in sources]
-    text = "".join(json.dumps(failure) + "\n" for failure in (*kept, *failures))
+    text = "".join(json.dumps(dict(one)) + "\n" for one in absent)
     files.write_bytes(files.join(out, QUARANTINE), text.encode())
 
 
-def _cell(text: str) -> str:
-    """A text in a table with tabs."""
-    return printable(re.sub(r"[\t\r\n]", " ", text))
+LEFT_OUT = "left out: "
+"""How the reason begins of a file that was found and is not among the scans."""
+
+
+def _left_out(one: LeftOut) -> dict[str, str]:
+    path = printable(one.path)
+    return {
+        "name": path.rsplit("/", 1)[-1],
+        "source": path,
+        "reason": f"{LEFT_OUT}{one.reason}",
+    }
 
 
 def _quarantined(out: str) -> list[dict[str, str]]:
+    """What the folder's list of scans that could not be used holds; nothing where it is damaged."""
     try:
         text = files.read_bytes(files.join(out, QUARANTINE)).decode()
         found = [json.loads(line) for line in text.splitlines()]
-    except (FileNotFoundError, ValueError):
+        return [{key: str(one[key]) for key in ("name", "source", "reason")} for one in found]
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
         return []
-    return [one for one in found if isinstance(one, dict)]
+
+
+def _cell(value: Any) -> str:
+    """A value as a cell of a table; a name may hold tabs and ends of lines."""
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    return " ".join(printable(str(value)).split())

@@ -28,7 +28,8 @@ from uadray.errors import (
     UadrayError,
 )
 from uadray.prepare.identity import Source, digest_of, is_unchanged
-from uadray.prepare.layouts import PHANTOM_SCHEME, Scan
+from uadray.prepare.layouts import PHANTOM_SCHEME, LeftOut, Scan
+from uadray.prepare.layouts.listing import printable
 from uadray.prepare.plan import Rows, make_plan, planned_scans, sources, subject_of
 from uadray.prepare.splits import SplitConfig, split_scans
 from uadray.prepare.steps import PrepareConfig, PreparedVolume, prepare_scan
@@ -43,6 +44,7 @@ from uadray.store import (
     parse_name,
     storage_errors,
     verify,
+    write_left_out,
 )
 
 _log = logging.getLogger(__name__)
@@ -74,6 +76,7 @@ def prepare_cohort(
     redo: Sequence[Redo] = (),
     workers: int | None = None,
     command: str = "",
+    left_out: Sequence[LeftOut] = (),
 ) -> Cohort:
     """Prepare all scans and write them as a sealed cohort.
 
@@ -92,9 +95,10 @@ def prepare_cohort(
             names (`damaged`). All others are kept. The fingerprint follows the content.
         workers: Scans prepared at a time; None takes a CPU each, all there are.
         command: What makes the cohort, without its URL, for the advice of `verify`.
+        left_out: What was found besides the scans, which the cohort lists beside its quarantine.
 
     Raises:
-        ConfigError: see `split_scans`.
+        ConfigError: see `split_scans`; or a number is out of its range.
         TooManyFailuresError: more scans than `max_failures` allows cannot be used. What is
             prepared is kept.
         StoreError: something else is at `url`, it cannot be written, no scan could be used, or
@@ -102,6 +106,7 @@ def prepare_cohort(
     """
     if not 0 <= max_failures <= 1:
         raise ConfigError(f"max_failures must be in [0, 1], was {max_failures}")
+    check_numbers(seed=seed, workers=workers)
     rows = split_scans(scans, split, seed=seed)
     with storage_errors(url):
         found = sources(rows)
@@ -118,10 +123,30 @@ def prepare_cohort(
         if again is not None:
             writer.reopen(again)
         elif writer.is_sealed():
-            return open_cohort(writer.url)
+            return _with_left_out(open_cohort(writer.url), left_out)
         limit = _Limit(writer=writer, total=len(rows), share=max_failures)
         _fill(writer, rows, found, config, limit, workers)
-        return writer.seal()
+        return _with_left_out(writer.seal(), left_out)
+
+
+def check_numbers(*, seed: int, workers: int | None) -> None:
+    """Refuse a seed or a number of workers that cannot be.
+
+    Raises:
+        ConfigError: it is out of its range.
+    """
+    if seed < 0:
+        raise ConfigError(f"seed must be >= 0, was {seed}")
+    if workers is not None and workers < 1:
+        raise ConfigError(f"workers must be >= 1, was {workers}; leave it out for all CPUs")
+
+
+def _with_left_out(cohort: Cohort, left_out: Sequence[LeftOut]) -> Cohort:
+    """Write down what was found besides the scans; it decides nothing in the cohort."""
+    rows = [{"path": one.path, "reason": one.reason} for one in left_out]
+    if rows != cohort.left_out:
+        write_left_out(cohort.url, rows)
+    return cohort
 
 
 def _rows_to_redo(
@@ -293,11 +318,11 @@ class _Item:
         return Failure(
             row=self.row,
             id=self.scan.id,
-            source=files.without_secrets(self.scan.image),
+            source=files.without_secrets(printable(self.scan.image)),
             source_bytes=self.source.num_bytes,
             source_digest=digest,
             source_stamp=self.source.stamp,
-            reason=files.without_secrets(reason),
+            reason=files.without_secrets(printable(reason)),
         )
 
 
@@ -317,11 +342,12 @@ class _PrepareTask:
                 try:
                     return result | {"name": self.keep(item, read)}
                 except ScanError as error:
-                    return result | {"reason": str(error), "read": json.dumps(read)}
+                    # Arrow takes no bytes of names that are no UTF-8.
+                    return result | {"reason": printable(str(error)), "read": json.dumps(read)}
         except UadrayError as error:
             # Ray Data drops the cause of a failed task on its way back, so that a named error of
             # ours travels as a value.
-            return result | {"error": type(error).__name__, "message": str(error)}
+            return result | {"error": type(error).__name__, "message": printable(str(error))}
 
     def keep(self, item: _Item, read: Mapping[str, str]) -> str:
         """Prepare one scan and write it aside; return the file's name.

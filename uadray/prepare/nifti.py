@@ -216,7 +216,7 @@ def _mend(raw: Any) -> tuple[Any, list[str]]:
     sizes = np.asarray(raw["pixdim"][1:4])
     if (sizes < 0).any():
         notes.append(
-            f"{DOUBT}voxel sizes below 0 in its header ({_by(sizes)}), taken as positive; some "
+            f"{DOUBT}voxel sizes below 0 in its header ({_by(sizes)}), taken as positive, and some "
             "readers mirror such an axis: compare left and right"
         )
         mended["pixdim"][1:4] = np.abs(sizes)

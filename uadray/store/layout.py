@@ -5,7 +5,7 @@ import hashlib
 import json
 import os
 import platform
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -37,6 +37,9 @@ SCANS = "scans.jsonl"
 
 SUBJECTS, QUARANTINE = "subjects.parquet", "quarantine.jsonl"
 """Names of the gathered tables."""
+
+LEFT_OUT = "left_out.jsonl"
+"""Name of the list of files that were found and are no scans of the cohort; it is under no seal."""
 
 Split = Literal["train", "validation", "threshold", "test"]
 """Healthy cohorts have train and validation, lesioned ones threshold (fitting) and test."""
@@ -259,6 +262,12 @@ def scans_of(url: str) -> Iterator[bytes]:
         FileNotFoundError: there is none.
     """
     return files.read_lines(files.join(url, SCANS))
+
+
+def write_left_out(url: str, rows: Sequence[Mapping[str, str]]) -> None:
+    """List the files that were found besides the scans, each with its path and reason."""
+    content = b"".join(json.dumps(row).encode() + b"\n" for row in rows)
+    files.write_bytes(files.join(url, LEFT_OUT), content)
 
 
 def lines_digest(lines: Iterable[bytes]) -> str:

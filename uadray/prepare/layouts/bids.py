@@ -217,7 +217,7 @@ def _scanners(root: str, names: Sequence[str], scans: Sequence[str]) -> dict[str
         subject = scan.split("/", 1)[0]
         scanner = _scanner(merged) or sites.get(subject, "")
         problems += [why] if why and not scanner else []
-        doubt = "; ".join(problems)
+        doubt = ", ".join(problems)
         scanners[scan] = scanner, f"{doubt}: scanner unknown" if doubt and not scanner else doubt
     return scanners
 

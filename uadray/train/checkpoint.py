@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from uadray import files
 from uadray.errors import CheckpointError
+from uadray.train.run import writing
 from uadray.train.state import (
     AGAIN,
     NO_WEIGHTS,
@@ -75,8 +76,9 @@ class CheckpointStore:
             contents[f"{folder}/optimizer.safetensors"] = save(
                 _optimizer_tensors(_named(optimizer))
             )
-        for path, content in contents.items():
-            files.write_bytes(files.join(self._url, path), content)
+        with writing(self._url):
+            for path, content in contents.items():
+                files.write_bytes(files.join(self._url, path), content)
         digests = {p: hashlib.sha256(c).hexdigest() for p, c in contents.items()}
         # A fit that was cut short behind its checkpoint writes the same epoch once more.
         is_best = old is None or value < old.best_value or old.best == epoch or old.best <= since

@@ -11,7 +11,7 @@ import torch
 from uadray import cluster, files
 from uadray.config import Experiment
 from uadray.detectors import Detector, GradientDetector, StreamDetector, num_parameters
-from uadray.errors import ConfigError, StoppedError
+from uadray.errors import ConfigError, RunError, StoppedError
 from uadray.store import Cohort
 from uadray.stream import ValidationStream, train_rows
 from uadray.train.checkpoint import CheckpointStore
@@ -75,7 +75,7 @@ def fit(
     except Exception as error:
         told = f"{type(error).__name__}: {error}"
         # A folder that cannot be written to cannot be told so; the error still reaches the user.
-        with suppress(OSError):
+        with suppress(OSError, RunError):
             run.finish({"status": "failed", "error": told[:2000], **conclude_facts(run)})
         raise
     outcome = conclude_facts(run)

@@ -89,7 +89,12 @@ def weights_digest(run: Run) -> str:
     Raises:
         CheckpointError: the checkpoint is of another run, or damaged.
     """
-    state = read_state(files.join(run.url, "checkpoint"), identity(run))
+    return checkpoint_weights(run.url, identity(run))
+
+
+def checkpoint_weights(url: str, identity: str) -> str:
+    """`weights_digest` of the run folder at `url`, whose checkpoints are of `identity`."""
+    state = read_state(files.join(url, "checkpoint"), identity)
     return NO_WEIGHTS if state is None else state.digests[state.weights]
 
 

@@ -122,10 +122,15 @@ def claim(out: str, request: Mapping[str, Any], items: Sequence[Item]) -> None:
                 "of it"
             )
         names = files.list_names(out)
+        inside = next((i for i in items if i.scan.image.startswith(files.join(out, ""))), None)
         if MARKER in names:
             _check_marker(out, request)
+            if inside:
+                raise PredictError(
+                    f"{inside.scan.image} lies in {out}, where predictions are: results are no "
+                    "scans; give scans that lie outside of --out"
+                )
         elif names:
-            inside = next((i for i in items if i.scan.image.startswith(files.join(out, ""))), None)
             what = f"holds scans, such as {inside.scan.image}" if inside else f"first {names[0]}"
             raise PredictError(
                 f"{out} is not empty and holds no predictions, {what}: choose another --out, such "

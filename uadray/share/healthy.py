@@ -231,7 +231,7 @@ def _source_voxels(sources: Sequence[str]) -> tuple[float, float] | None:
         try:
             header: Any = nib.load(source).header
             edges.append(np.abs(np.array(header.get_zooms()[:3], float)))
-        except (OSError, ValueError, nib.filebasedimages.ImageFileError):
+        except Exception:  # whatever nibabel raises on a file that has changed since
             continue
     if not edges:
         return None

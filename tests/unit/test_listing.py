@@ -325,7 +325,6 @@ class TestNumbers:
             lambda: PrepareConfig(spacing_mm=float("nan")),
             lambda: PrepareConfig(denoise_time_step=float("nan")),
             lambda: SplitConfig(validation_share=float("nan")),
-            lambda: SplitConfig(split_count=0),
         ],
     )
     def test_settings(self, make):

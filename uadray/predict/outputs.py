@@ -79,16 +79,18 @@ def encode(array: NDArray[Any], grid: Grid, description: str) -> bytes:
     image.set_qform(grid.affine, code=1)
     image.set_sform(grid.affine, code=1)
     image.header.set_xyzt_units("mm")
+    image.header["descrip"] = description.encode()[:79]
+    content = image.to_bytes()
     if grid.placing:
+        # Into the bytes, since nibabel mends some of these fields where it writes them.
+        header = nib.Nifti1Header(content[:348], check=False)
         for name, value in grid.placing.items():
             if name == "pixdim":
-                image.header[name][:4] = value
+                header[name][:4] = value
             else:
-                image.header[name] = value
-        # Without an affine nibabel leaves these fields alone.
-        image = nib.Nifti1Image(array, None, image.header)
-    image.header["descrip"] = description.encode()[:79]
-    return gzip.compress(image.to_bytes(), COMPRESSION, mtime=0)
+                header[name] = value
+        content = header.binaryblock + content[348:]
+    return gzip.compress(content, COMPRESSION, mtime=0)
 
 
 def request_of(model: Model, config: PredictConfig) -> dict[str, Any]:

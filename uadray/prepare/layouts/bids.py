@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from uadray import files
+from uadray.prepare.layouts.listing import MAX_SHOWN
 from uadray.prepare.layouts.naming import BIDS_RAW
 from uadray.prepare.layouts.scans import (
     IMAGE_ENDINGS,
@@ -101,7 +102,12 @@ def bids(root: str, modality: str = "T1w") -> Scans:
     ]
     scanners = _scanners(root, names, [name for name, _ in chosen])
     found = (_scan(root, name, alternatives, masks, scanners) for name, alternatives in chosen)
-    return checked(found, root, names, reasons)
+    scans = checked(found, root, names, reasons)
+    doubts = sorted({doubt for _, doubt in scanners.values() if doubt})
+    more = f" and {len(doubts) - MAX_SHOWN} more" if len(doubts) > MAX_SHOWN else ""
+    scans.remarks = tuple(f"  note: {doubt}" for doubt in doubts[:MAX_SHOWN])
+    scans.remarks += (f"  note:{more}",) if more else ()
+    return scans
 
 
 def _scan(

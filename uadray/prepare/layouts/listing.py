@@ -6,7 +6,7 @@ could be a scan: it is among the names, or among those left out.
 
 import os
 import stat
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -126,15 +126,16 @@ class _Walk:
         above = frozenset(
             _identity(os.path.join(real, *[".."] * k)) for k in range(1, _depth(real))
         )
-        todo = [(root, "", above)]
+        # The nearest first, so that folders that are linked too often are left out far from here.
+        todo = deque([(root, "", above, False)])
         while todo:
-            folder, relative, above = todo.pop()
+            folder, relative, above, linked = todo.popleft()
             here = _identity(folder)
             if here in above:
                 self._leave(folder, "a link to a folder above it")
                 continue
-            self._visits[here] += 1
-            if self._visits[here] > MAX_VISITS:
+            self._visits[here] += linked
+            if linked and self._visits[here] > MAX_VISITS:
                 self._leave(folder, f"a folder that more than {MAX_VISITS} links lead to")
                 continue
             entries = _entries(folder)
@@ -147,7 +148,9 @@ class _Walk:
                 continue
             for entry in entries:
                 if self._is_folder(entry):
-                    todo.append((entry.path, f"{relative}{entry.name}/", above | {here}))
+                    below = f"{relative}{entry.name}/"
+                    through_link = linked or entry.is_symlink()
+                    todo.append((entry.path, below, above | {here}, through_link))
                 else:
                     self._file(entry, relative, entries)
 

@@ -110,10 +110,12 @@ class Scans(list[Scan]):
         super().__init__(scans)
         self.left_out = tuple(left_out)
         """Files that could have been scans, each with the reason why it is none."""
+        self.remarks: tuple[str, ...] = ()
+        """What could not be read besides, such as a table of scanners."""
 
     def lines(self, root: str = "") -> list[str]:
         """How many were found and left out, and which; for the terminal."""
-        return left_out_lines(len(self), self.left_out, root)
+        return [*left_out_lines(len(self), self.left_out, root), *self.remarks]
 
 
 class Layout(Protocol):

@@ -9,13 +9,13 @@ from numpy.typing import NDArray
 
 from uadray import files
 from uadray.errors import ConfigError, RunError
-from uadray.report.load import Evaluation, RunRecord, load_runs
+from uadray.report.load import Broken, Evaluation, RunRecord, load_runs
 from uadray.report.rows import group_by_cohort
 from uadray.report.viewer import CasePage, write_case, write_index
 
 
 def write_viewers(
-    urls: Iterable[str], report: str, *, num_runs: int
+    urls: Iterable[str], report: str, *, num_runs: int, left_out: list[Broken] | None = None
 ) -> dict[tuple[str, str, str], str]:
     """Write pages for the cases that a report shows, of the runs with the highest Dice_D.
 
@@ -24,6 +24,7 @@ def write_viewers(
         report: The report's place, ending in `.html`; the pages go into a folder beside it, called
             like it with `-cases` for the ending.
         num_runs: How many runs of each cohort.
+        left_out: Takes runs that cannot be read; where it is None, the first such error is raised.
 
     Returns:
         Addresses relative to the report, by cohort, subject and URL of the run, as `write_report`
@@ -41,7 +42,7 @@ def write_viewers(
     index = files.join(folder, "index.html")
     pages: list[CasePage] = []
     found: dict[tuple[str, str, str], str] = {}
-    for group in group_by_cohort(load_runs(urls), None):
+    for group in group_by_cohort(load_runs(urls, left_out), None):
         for row in [row for row in group.rows if row.evaluation.cases is not None][:num_runs]:
             for page, subject in _run_pages(row.run, row.evaluation, folder, index):
                 pages.append(page)

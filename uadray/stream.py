@@ -20,7 +20,7 @@ from ray.data.block import BlockAccessor, BlockMetadata
 from uadray import cluster
 from uadray.batch import Batch
 from uadray.memory import keep_freed_memory
-from uadray.order import batch_share, epoch_groups, rank_rows, same_block, slice_order, subset_rows
+from uadray.order import batch_share, epoch_groups, rank_rows, same_block, slice_order
 from uadray.store import CHUNK_VOLUMES, Cohort
 
 READ_CPUS = 0.25
@@ -28,17 +28,6 @@ READ_CPUS = 0.25
 
 Block = dict[str, np.ndarray]
 """Columns of a block of Ray Data, of one length."""
-
-
-def train_rows(cohort: Cohort, *, share: float, seed: int) -> np.ndarray:
-    """Rows of the training part, or of a share of its subjects (see `subset_rows`)."""
-    rows = cohort.rows("train")
-    if share == 1:
-        return rows
-    table = cohort.columns("row", "subject", "scanner")
-    table = table[table["row"].isin(rows)]
-    subjects, scanners = (table[name].to_numpy(object) for name in ("subject", "scanner"))
-    return subset_rows(rows, subjects, scanners, share=share, seed=seed)
 
 
 def read_rows(cohort: Cohort, array: str, rows: np.ndarray) -> np.ndarray:

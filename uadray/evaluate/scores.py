@@ -37,6 +37,9 @@ class ScoreStore:
 
     url: str
     score_range: tuple[float, float]
+    mends: bool = False
+    """Whether damaged counts are dropped, so that the next evaluation makes them again; only what
+    evaluates may do so."""
 
     @classmethod
     def create(
@@ -79,7 +82,7 @@ class ScoreStore:
                     "another name"
                 )
             if old == attributes and files.exists(files.join(url, "scores", "zarr.json")):
-                return cls(url=url, score_range=score_range)
+                return cls(url=url, score_range=score_range, mends=True)
         files.remove(url)
         group = zarr.create_group(zarr_store(url, read_only=False, small=True), zarr_format=3)
         group.create_array(
@@ -91,7 +94,7 @@ class ScoreStore:
             dimension_names=("volume", "z", "y", "x"),
         )
         group.update_attributes({"uadray": attributes})
-        return cls(url=url, score_range=score_range)
+        return cls(url=url, score_range=score_range, mends=True)
 
     def done(self, components: ComponentConfig | None = None) -> set[int]:
         """Rows that are scored and counted, behind a component filter where one is given."""
@@ -196,8 +199,9 @@ class ScoreStore:
         self, row: int, components: ComponentConfig | None, subject: str, found: str
     ) -> EvaluationError:
         """Drop a subject's counts, without which it is not done; returns what is to be raised."""
-        with suppress(OSError):
-            files.remove_file(self._counts_url(row, components))
+        if self.mends:
+            with suppress(OSError):
+                files.remove_file(self._counts_url(row, components))
         return EvaluationError(
             f"the kept scores of subject {subject!r} in {self.url} are cut short or damaged "
             f"({found}): run the same jobs/evaluate.py again, which makes them anew"
@@ -211,7 +215,7 @@ class ScoreStore:
         return open_array(self.url, "scores", mode="r+", small=True)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"url": self.url, "score_range": self.score_range}
+        return {"url": self.url, "score_range": self.score_range, "mends": self.mends}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)

@@ -98,7 +98,11 @@ def bootstrap(
     curves = resampled_curves(test.histograms(), weights)
     slices = resampled_curves(test.slice_histograms(), weights)
     values = _dice_metrics(test, threshold, weights) | curves | {"slice_auprc": slices["auprc"]}
-    return {name: interval(row[0], row[1:], confidence) for name, row in values.items()}
+    num = len(test.subjects)
+    return {
+        name: interval(row[0], row[1:], confidence, num_subjects=num)
+        for name, row in values.items()
+    }
 
 
 def paired_difference(
@@ -137,7 +141,12 @@ def paired_difference(
     ]
     return PairedComparison(
         **{
-            name: interval(a[0] - sides[1][name][0], a[1:] - sides[1][name][1:], confidence)
+            name: interval(
+                a[0] - sides[1][name][0],
+                a[1:] - sides[1][name][1:],
+                confidence,
+                num_subjects=len(test_a.subjects),
+            )
             for name, a in sides[0].items()
         },
         wilcoxon_p=wilcoxon_p(
@@ -147,11 +156,21 @@ def paired_difference(
     )
 
 
-def interval(estimate: float, resamples: NDArray[np.float64], confidence: float = 0.95) -> Interval:
-    """Bound an estimate by the percentiles of its (R,) resamples; NaN among them are left out."""
+def interval(
+    estimate: float,
+    resamples: NDArray[np.float64],
+    confidence: float = 0.95,
+    *,
+    num_subjects: int = 2,
+) -> Interval:
+    """Bound an estimate by the percentiles of its (R,) resamples; NaN among them are left out.
+
+    Of fewer than two subjects every resample is the same, so that there is no interval: NaN.
+    """
     defined = resamples[~np.isnan(resamples)]
-    tail = 50 * (1 - confidence)
-    low, high = np.percentile(defined, [tail, 100 - tail]) if len(defined) > 1 else (np.nan, np.nan)
+    tail, low, high = 50 * (1 - confidence), np.nan, np.nan
+    if len(defined) > 1 and num_subjects > 1:
+        low, high = np.percentile(defined, [tail, 100 - tail])
     return Interval(
         estimate=float(estimate),
         low=float(low),

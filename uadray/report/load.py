@@ -1,5 +1,6 @@
 """Run folders as records: read whole, checked, and refused with the file's name where damaged."""
 
+import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -8,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from uadray import config, files, npz
+from uadray.cli import INCOMPLETE, OK
 from uadray.errors import CheckpointError, RunError
 from uadray.evaluate.slicewise import Slices
 from uadray.report.settings import variants
@@ -15,6 +17,7 @@ from uadray.train.run import (
     CONFIG,
     EPOCHS,
     SUMMARY,
+    Run,
     need,
     read_config,
     read_epochs,
@@ -95,6 +98,11 @@ class Evaluation:
         """The same with other `metrics` and `intervals`, such as those before a filter."""
         return replace(self, values={**self.values, **values})
 
+    @property
+    def has_one_subject(self) -> bool:
+        """Whether there is one test subject alone, so that no interval can be given."""
+        return len(self.values["subjects"]) == 1
+
     def metric(self, name: str) -> float | None:
         """A metric, or None where it is not defined."""
         value = self.values["metrics"].get(name)
@@ -103,7 +111,7 @@ class Evaluation:
     def interval(self, name: str) -> tuple[float, float] | None:
         """The 95 % bootstrap interval of a metric over subjects, or None."""
         pair = self.values["intervals"].get(name)
-        if pair is None or None in pair:
+        if pair is None or None in pair or self.has_one_subject:
             return None
         return float(pair[0]), float(pair[1])
 
@@ -226,6 +234,37 @@ _AGAIN = "restore it from a copy, or fit again into another folder"
 
 def _is_headless(names: list[str]) -> bool:
     return SUMMARY in names and CONFIG not in names
+
+
+def find_runs(urls: Iterable[str]) -> tuple[list[Run], list[Broken]]:
+    """Open run folders, or folders of runs.
+
+    Returns:
+        The runs, and what cannot be read.
+
+    Raises:
+        RunError: nothing is left.
+    """
+    broken: list[Broken] = []
+    runs = []
+    for record in load_runs(urls, broken):
+        try:
+            runs.append(Run.open(record.url))
+        except RunError as error:
+            broken.append(Broken(url=record.url, error=str(error)))
+    if not runs:
+        raise RunError(broken[0].error)
+    # Figures that cannot be read, or are of other weights, are about to be made again.
+    opened = {run.url for run in runs}
+    return runs, [one for one in broken if one.url not in opened]
+
+
+def say_left_out(left_out: Iterable[Broken]) -> int:
+    """Print what was left out and why; returns a job's exit code."""
+    lines = dict.fromkeys(f"left out: {one.name}: {one.error}" for one in left_out)
+    for line in lines:
+        print(files.without_secrets(line), file=sys.stderr)
+    return INCOMPLETE if lines else OK
 
 
 def _load_run(url: str, broken: list[Broken] | None) -> RunRecord:

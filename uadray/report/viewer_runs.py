@@ -11,13 +11,13 @@ from numpy.typing import NDArray
 from uadray import files
 from uadray.errors import ConfigError, RunError
 from uadray.naming import distinct_names
-from uadray.report.load import Evaluation, RunRecord, load_runs
+from uadray.report.load import Broken, Evaluation, RunRecord, load_runs
 from uadray.report.rows import group_by_cohort
 from uadray.report.viewer import CasePage, write_case, write_index
 
 
 def write_viewers(
-    urls: Iterable[str], report: str, *, num_runs: int
+    urls: Iterable[str], report: str, *, num_runs: int, left_out: list[Broken] | None = None
 ) -> dict[tuple[str, str, str], str]:
     """Write pages for the cases that a report shows, of the runs with the highest Dice_D.
 
@@ -26,6 +26,7 @@ def write_viewers(
         report: The report's place, ending in `.html`; the pages go into a folder beside it, called
             like it with `-cases` for the ending.
         num_runs: How many runs of each cohort.
+        left_out: Takes runs that cannot be read; where it is None, the first such error is raised.
 
     Returns:
         Addresses relative to the report, by cohort (its fingerprint where several have its name),
@@ -43,7 +44,7 @@ def write_viewers(
     index = files.join(folder, "index.html")
     pages: list[CasePage] = []
     found: dict[tuple[str, str, str], str] = {}
-    groups = group_by_cohort(load_runs(urls), None)
+    groups = group_by_cohort(load_runs(urls, left_out), None)
     alike = Counter(group.name for group in groups)
     # Of two cohorts of one name each has its own pages.
     cohorts = [g.name if alike[g.name] == 1 else g.fingerprint for g in groups]

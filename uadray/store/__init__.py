@@ -19,7 +19,7 @@ digests of all small files, these hold digests of all voxels: `verify` follows t
 """
 
 from uadray.store.check import Problem, advice, verify
-from uadray.store.cohort import Cohort, open_cohort
+from uadray.store.cohort import Cohort, open_cohort, train_rows
 from uadray.store.layout import (
     CHUNK_VOLUMES,
     FORMAT,
@@ -55,6 +55,7 @@ __all__ = [
     "shard_volumes",
     "software_versions",
     "storage_errors",
+    "train_rows",
     "verify",
     "write_left_out",
     "zarr_store",

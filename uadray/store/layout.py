@@ -318,22 +318,25 @@ def read_attributes(url: str) -> dict[str, Any]:
     except FileNotFoundError:
         raise StoreError(f"{url}: no cohort there; make one with jobs/prepare.py") from None
     except ValueError as error:  # no JSON, or no UTF-8
-        raise StoreError(f"{url}/zarr.json is damaged: {error}; prepare it anew") from None
+        raise StoreError(f"{url}/zarr.json is damaged: {error}; {_AGAIN}") from None
     attributes = document.get("attributes", {}).get("uadray")
     if attributes is None:
         raise StoreError(f"{url}: a Zarr group, but not a uadray cohort")
     if (found := attributes.get("format")) != FORMAT:
         raise StoreError(
             f"{url}: a cohort of format {found}, this version of uadray reads {FORMAT}: prepare "
-            "it anew, in another folder"
+            "its scans again, into another folder"
         )
     if not _GROUP.items() <= document.items():
-        raise StoreError(f"{url}/zarr.json is damaged: no group of Zarr v3; prepare it anew")
+        raise StoreError(f"{url}/zarr.json is damaged: no group of Zarr v3; {_AGAIN}")
     if lacking := _REQUIRED - attributes.keys():
         names = ", ".join(sorted(lacking))
-        raise StoreError(f"{url}/zarr.json is damaged: it lacks {names}; prepare it anew")
+        raise StoreError(f"{url}/zarr.json is damaged: it lacks {names}; {_AGAIN}")
     return dict(attributes)
 
+
+_AGAIN = "restore it from a copy, or prepare the scans again into another folder"
+"""What helps where a cohort does not say what it is; its voxels may be whole."""
 
 _GROUP = {"zarr_format": 3, "node_type": "group"}
 """What Zarr wants to read beside the attributes."""

@@ -12,8 +12,8 @@ from uadray import cluster, files
 from uadray.config import Experiment
 from uadray.detectors import Detector, GradientDetector, StreamDetector, num_parameters
 from uadray.errors import ConfigError, RunError, StoppedError
-from uadray.store import Cohort
-from uadray.stream import ValidationStream, train_rows
+from uadray.store import Cohort, train_rows
+from uadray.stream import ValidationStream
 from uadray.train.checkpoint import CheckpointStore
 from uadray.train.group import ScaleConfig, fit_group
 from uadray.train.loop import Metrics, World, fit_stream, healthy_reconstruction

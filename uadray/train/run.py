@@ -1,7 +1,8 @@
 """The run folder: what a fit writes, what evaluation adds, and all that a report reads.
 
-`config.json`, `metrics.jsonl` (one line an epoch), `summary.json`, `checkpoint/`, then `scores/`
-and `evaluation/`. A folder is taken up again only by the same experiment on the same cohort.
+`config.json`, `people.npz`, `metrics.jsonl` (one line an epoch), `summary.json`, `checkpoint/`,
+then `scores/` and `evaluation/`. A folder is resumed only by the same experiment on the same
+cohort.
 """
 
 import errno
@@ -17,6 +18,7 @@ from uadray import files
 from uadray.config import Experiment, from_json, to_json
 from uadray.errors import CheckpointError, RunError
 from uadray.store import Cohort, software_versions
+from uadray.train.learned import PEOPLE, origin_of, record_people
 
 CONFIG, SUMMARY, EPOCHS = "config.json", "summary.json", "metrics.jsonl"
 """Names of the files that a fit writes."""
@@ -185,7 +187,7 @@ class Run:
                     f"on {cohort.fingerprint} ({cohort.url}): choose another --out"
                 )
             return run
-        if any(not files.is_draft(name) for name in _names(url)):
+        if any(name != PEOPLE and not files.is_draft(name) for name in _names(url)):
             raise RunError(f"{url} is not empty and holds no run: choose another --out")
         config = {
             "name": experiment.name,
@@ -196,11 +198,13 @@ class Run:
                 "url": cohort.url,
                 "fingerprint": cohort.fingerprint,
                 "shape": list(cohort.shape),
+                "origin": origin_of(cohort).to_json(),
             },
             "versions": software_versions(),
             "hardware": hardware(),
         }
         with writing(url):
+            record_people(url, cohort, experiment)
             files.write_json(files.join(url, CONFIG), config)
         return cls.open(url)
 

@@ -10,8 +10,8 @@ from uadray.config import Experiment
 from uadray.detectors import Detector, GradientDetector, build
 from uadray.errors import ConfigError, RunError
 from uadray.order import step_sizes
-from uadray.store import Cohort
-from uadray.stream import TrainingStream, ValidationStream, fits_in_memory, train_rows
+from uadray.store import Cohort, train_rows
+from uadray.stream import TrainingStream, ValidationStream, fits_in_memory
 from uadray.train.checkpoint import CheckpointStore, identity
 from uadray.train.loop import Metrics, World, fit_gradient, reduced_precision
 from uadray.train.run import EPOCHS, Run

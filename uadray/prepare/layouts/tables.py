@@ -65,7 +65,7 @@ def csv(root: str, modality: str = "T1w") -> Scans:
     left_out = []
     for number, row in rows:
         if not row["image"]:
-            raise NoScanFoundError(f"{manifest}: row {number} has no image; fill or remove it")
+            raise NoScanFoundError(f"{manifest}: row {number} has no image; fill in its path")
         if canonical_modality(row.get("modality") or wanted) != wanted:
             others.add(row["modality"])
             reason = f"{row['modality']}, not {modality}"

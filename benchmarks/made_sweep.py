@@ -8,7 +8,6 @@ python -m benchmarks.made_sweep FOLDER [--trials 200]     then: python jobs/repo
 """
 
 import argparse
-import io
 import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -18,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from uadray import files
+from uadray import files, npz
 from uadray.config import BASELINES, VAE, Experiment, experiment, with_fit
 from uadray.evaluate.counts import TestPart as Tested
 from uadray.evaluate.counts import ThresholdPart, count_subject
@@ -241,10 +240,7 @@ def _cases(
             case["reconstruction"] = (np.clip(blurred + change, 0, 1) * brain).astype(np.float32)
         for key, value in case.items():
             arrays.setdefault(key, []).append(value)
-    buffer = io.BytesIO()
-    stacked: Any = {key: np.array(values) for key, values in arrays.items()}
-    np.savez_compressed(buffer, **stacked)
-    return buffer.getvalue()
+    return npz.pack(**{key: np.array(values) for key, values in arrays.items()})
 
 
 def _large(plane: NDArray) -> NDArray[np.float32]:

@@ -152,7 +152,7 @@ def _requests(folder: Path) -> list[Row]:
             writer.end_row(row)
         since("a volume prepared and kept", num)
         for shard in range(writer.num_shards):
-            names = [kept_name(row, 0) for row in writer.rows_of(shard)]
+            names = [kept_name(_subject(row)) for row in writer.rows_of(shard)]
             writer.write_kept(shard, names, [])
         since("a volume moved into its shard", num)
         writer.seal()

@@ -25,9 +25,8 @@ from uadray.prepare.layouts import Scan
 from uadray.prepare.plan import make_plan, planned_scans
 from uadray.prepare.splits import SplitConfig, split_scans
 from uadray.prepare.steps import PrepareConfig
-from uadray.store import CohortWriter, open_cohort
+from uadray.store import CohortWriter, open_cohort, train_rows
 from uadray.store.layout import part_url
-from uadray.stream import train_rows
 
 NUM_SCANNERS = 22
 """As many as UK Biobank's imaging would have with all sites' machines, and as Bengs' phantoms."""

@@ -92,7 +92,8 @@ def evaluate_all(job: Demo, runs: Sequence[Run], cohorts: dict[str, Cohort]) -> 
 def report(job: Demo, runs: Sequence[Run]) -> str:
     """Print the table and write the page."""
     urls = [run.url for run in runs]
-    Console().print(terminal_summary(load_runs(urls)))
+    console = Console()
+    console.print(terminal_summary(load_runs(urls), width=console.width))
     return write_report(urls, files.join(job.out, "report.html"))
 
 

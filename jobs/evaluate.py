@@ -10,6 +10,9 @@ r"""Evaluate finished runs on lesioned cohorts: all runs in one pass over a coho
 The threshold is fitted on the cohort's threshold part, or on healthy validation volumes, and then
 frozen; figures are of the test part. Scores and counts are kept in the run folders: subjects that
 have them are not scored again, and the same settings take the same threshold again.
+
+A run that is damaged or cannot be evaluated is named, and the others go on. Exit code 3: done, but
+some runs were left out.
 """
 
 import argparse
@@ -27,8 +30,9 @@ from uadray.evaluate.distributed import evaluate_all, num_volumes
 from uadray.evaluate.protocols import PROTOCOLS, EvaluateConfig
 from uadray.progress import Progress
 from uadray.report import load_runs, terminal_table
+from uadray.report.load import Broken, find_runs, say_left_out
+from uadray.report.rows import notes_on
 from uadray.store import open_cohort
-from uadray.train.run import Run
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,6 +50,9 @@ class Evaluate:
         default_factory=EvaluateConfig
     )
     """How scores are made and read."""
+    allow_mismatch: bool = False
+    """Evaluate also where a cohort is of another modality or preparation than a run was fitted on,
+    or where ids say that people were learned from. Every table says so."""
 
     def __post_init__(self) -> None:
         for what, given in (("run", self.runs), ("cohort", self.cohort)):
@@ -67,18 +74,32 @@ def parse(args: list[str]) -> Evaluate:
     )
 
 
-def main() -> None:
+def main() -> int:
     job = parse(sys.argv[1:])
     cohorts = [open_cohort(url) for url in job.cohort]
     healthy = open_cohort(job.healthy) if job.healthy else None
-    runs = [Run.open(record.url) for record in load_runs(job.runs)]
+    runs, left_out = find_runs(job.runs)
     with Progress(total=num_volumes(cohorts, healthy), what="volumes") as progress:
-        evaluate_all(runs, cohorts, healthy=healthy, config=job.config, report=progress.advance)
-    records = load_runs([run.url for run in runs])
+        evaluate_all(
+            runs,
+            cohorts,
+            healthy=healthy,
+            config=job.config,
+            report=progress.advance,
+            failed=lambda run, error: left_out.append(Broken(url=run.url, error=str(error))),
+            allow_mismatch=job.allow_mismatch,
+        )
+    failed = {one.url for one in left_out}
+    # Evaluations on other cohorts, which may be damaged, are not asked for here.
+    records = load_runs([run.url for run in runs if run.url not in failed], [])
+    console = Console()
     for cohort in cohorts:
-        Console().print(terminal_table(records, cohort.name))
+        console.print(terminal_table(records, cohort.name, width=console.width))
         print(f"scores and figures are in the run folders, under evaluation/{cohort.name}.json")
+        for note in notes_on(records, cohort.name):
+            print(f"note: {note}")
     print(f"next: python jobs/report.py {shlex.join(job.runs)} --out report.html")
+    return say_left_out(left_out)
 
 
 if __name__ == "__main__":

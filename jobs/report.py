@@ -3,6 +3,9 @@
 A RUN may be a folder of runs or of a sweep; several runs that differ in a setting or in the seed
 are reported as a sweep. The tables go beside the page, or to `--export DIR`, as CSV,
 Markdown and LaTeX; the paired comparisons and the effects of settings as CSV files of their own.
+
+A run that is damaged is named on the page, and the others are reported. Exit code 3: done, but some
+runs were left out.
 """
 
 from dataclasses import dataclass, field
@@ -12,6 +15,7 @@ import tyro
 from uadray import cli
 from uadray.errors import ConfigError
 from uadray.report import write_report
+from uadray.report.load import Broken, say_left_out
 from uadray.report.viewer_runs import write_viewers
 
 
@@ -40,9 +44,12 @@ class Report:
             raise ConfigError("no run named: give run folders, or folders of runs")
 
 
-def main() -> None:
+def main() -> int:
     job = tyro.cli(Report, description=__doc__)
-    viewers = write_viewers(job.runs, job.out, num_runs=job.viewer) if job.viewer else None
+    left_out: list[Broken] = []
+    viewers = None
+    if job.viewer:
+        viewers = write_viewers(job.runs, job.out, num_runs=job.viewer, left_out=left_out)
     out = write_report(
         job.runs,
         job.out,
@@ -51,12 +58,14 @@ def main() -> None:
         viewers=viewers,
         erasing_from=job.healthy,
         tables=job.export,
+        left_out=left_out,
     )
     print(f"report: {out}")
     if viewers:
         print(f"{len(viewers)} cases to look at in {out.removesuffix('.html')}-cases/index.html")
     where = f"in {job.export}" if job.export else "beside it"
     print(f"next: open it in a browser; it needs no network, and the tables lie {where}")
+    return say_left_out(left_out)
 
 
 if __name__ == "__main__":

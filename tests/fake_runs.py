@@ -183,6 +183,7 @@ def _evaluation(
             "fingerprint": f"{place:016x}",
             "notes": list(notes),
         },
+        "compared": {"differences": [], "people": [], "notes": []},
         "run_fingerprint": made.fingerprint,
         "protocol": {"name": "bengs2021", "source": "Bengs 2021", "metrics": ["dice_d"]},
         "residual": "absolute",

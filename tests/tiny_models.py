@@ -13,12 +13,13 @@ from uadray.config import Experiment, experiment, to_json
 from uadray.detectors import StreamDetector
 from uadray.evaluate.protocols import EvaluateConfig
 from uadray.prepare.geometry import Extent
+from uadray.prepare.identity import digest_of, look_at
 from uadray.prepare.layouts import Scan
 from uadray.prepare.plan import make_plan, planned_scans, subject_of
 from uadray.prepare.splits import SplitConfig
 from uadray.prepare.steps import PrepareConfig, prepare_scan
 from uadray.store import Cohort, CohortWriter, Split
-from uadray.train.checkpoint import CheckpointStore
+from uadray.train.checkpoint import CheckpointStore, weights_digest
 from uadray.train.run import Run
 from uadray.train.worker import fresh, identity
 
@@ -118,7 +119,7 @@ def write_cohort(
             brain=np.stack([v.brain for v in volumes]),
             lesion=None,
             subjects=[
-                subject_of(row, *rows[row], volume, 0)
+                subject_of(row, *rows[row], volume, look_at(rows[row][0]), digest_of(rows[row][0]))
                 for row, volume in zip(mine, volumes, strict=True)
             ],
             failures=[],
@@ -168,6 +169,7 @@ def freeze_threshold(
             "notes": ["semi-synthetic lesion"],
         },
         "run_fingerprint": run.experiment.fingerprint,
+        "weights": weights_digest(run),
         "metrics": metrics,
         "intervals": {"dice_d": [0.4, 0.6]},
         "threshold": {

@@ -1,5 +1,6 @@
 """Small files on a local path or any fsspec URL: joined, read, and written whole or not at all."""
 
+import hashlib
 import json
 import os
 import re
@@ -7,10 +8,13 @@ import tempfile
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from contextvars import ContextVar
+from glob import has_magic
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 import fsspec
+from fsspec.implementations.local import LocalFileSystem
 
 from uadray.errors import ConfigError
 
@@ -27,9 +31,14 @@ LOCK = ".lock"
 """Name of the file by which a job keeps others off its output; see `uadray.lock`."""
 
 
+def is_transient(name: str) -> bool:
+    """Whether a file of that name is a lock, or what a killed writer left: no output."""
+    return is_draft(name) or name.startswith(LOCK)
+
+
 def is_empty(url: str) -> bool:
     """Whether a folder is absent, or holds nothing but a lock and what killed writers left."""
-    return all(is_draft(name) or name.startswith(LOCK) for name in list_names(url))
+    return all(map(is_transient, list_names(url)))
 
 
 def is_remote(url: str) -> bool:
@@ -77,10 +86,12 @@ def located(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
     """The filesystem of `url` and the path in it, as it is now.
 
     Without the cache of listings that fsspec keeps for each folder that it was asked for: another
-    process may have written since, and its files would count as absent.
+    process may have written since, and its files would count as absent. A local path is taken as it
+    is: fsspec would read a chain of protocols from `::` in it.
     """
-    options = {"use_listings_cache": False} if is_remote(url) else {}
-    fs, path = fsspec.core.url_to_fs(url, **options, **one_request(url))
+    if not is_remote(url):
+        return LocalFileSystem(), LocalFileSystem._strip_protocol(url)
+    fs, path = fsspec.core.url_to_fs(url, use_listings_cache=False, **one_request(url))
     return fs, path
 
 
@@ -114,7 +125,38 @@ def read_bytes(url: str) -> bytes:
         FileNotFoundError: there is no such file.
     """
     fs, path = located(url)
-    return bytes(fs.cat_file(path))
+    content = bytes(fs.cat_file(path))
+    if (noted := _noted.get()) is not None:
+        noted[url] = hashlib.sha256(content).hexdigest()
+    return content
+
+
+_noted: ContextVar[dict[str, str] | None] = ContextVar("noted", default=None)
+
+
+@contextmanager
+def digests_of_reads() -> Iterator[dict[str, str]]:
+    """URL -> SHA-256 of each file that `read_bytes` gives inside the block, as they come.
+
+    So the digest is that of the very bytes that were worked with, and costs no second read.
+    """
+    noted: dict[str, str] = {}
+    token = _noted.set(noted)
+    try:
+        yield noted
+    finally:
+        _noted.reset(token)
+
+
+def digest(url: str) -> str:
+    """SHA-256 of one file, without holding it whole.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+    """
+    fs, path = located(url)
+    with fs.open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def read_lines(url: str) -> Iterator[bytes]:
@@ -217,5 +259,11 @@ def remove_file(url: str) -> None:
 def remove(url: str) -> None:
     """Remove a file or a folder with all in it; nothing happens where there is none."""
     fs, path = located(url)
-    if fs.exists(path):
-        fs.rm(path, recursive=True)
+    if not fs.exists(path):
+        return
+    # With brackets and the like in its name the path would be taken for a pattern.
+    if is_remote(url) and has_magic(path):
+        for name in fs.find(path):
+            fs.rm_file(name)
+        return
+    fs.rm(path, recursive=True)

@@ -19,9 +19,8 @@ from ray.data.block import BlockAccessor, BlockMetadata
 
 from uadray import cluster
 from uadray.batch import Batch
-from uadray.errors import StoreError
 from uadray.memory import keep_freed_memory
-from uadray.order import batch_share, epoch_groups, rank_rows, same_block, slice_order, subset_rows
+from uadray.order import batch_share, epoch_groups, rank_rows, same_block, slice_order
 from uadray.store import CHUNK_VOLUMES, Cohort
 
 READ_CPUS = 0.25
@@ -31,35 +30,17 @@ Block = dict[str, np.ndarray]
 """Columns of a block of Ray Data, of one length."""
 
 
-def train_rows(cohort: Cohort, *, share: float, seed: int) -> np.ndarray:
-    """Rows of the training part, or of a share of its subjects (see `subset_rows`)."""
-    rows = cohort.rows("train")
-    if share == 1:
-        return rows
-    table = cohort.columns("row", "subject", "scanner")
-    table = table[table["row"].isin(rows)]
-    subjects, scanners = (table[name].to_numpy(object) for name in ("subject", "scanner"))
-    return subset_rows(rows, subjects, scanners, share=share, seed=seed)
-
-
 def read_rows(cohort: Cohort, array: str, rows: np.ndarray) -> np.ndarray:
     """Rows of one array in the order given, reading each shard's span once.
 
     Raises:
-        StoreError: the cohort is damaged there.
+        StoreError: the cohort is damaged there, or a shard of it is gone.
     """
     out = np.empty((len(rows), *cohort.shape), np.float16 if array == "image" else bool)
     for shard in np.unique(rows // cohort.shard):
         here = np.flatnonzero(rows // cohort.shard == shard)
         start, stop = int(rows[here].min()), int(rows[here].max()) + 1
-        try:
-            span = cohort.read(array, start, stop)  # type: ignore[arg-type]
-        except Exception as error:  # whatever the codecs raise on a damaged chunk
-            raise StoreError(
-                f"{cohort.url}: rows {start} to {stop - 1} of {array!r} cannot be read "
-                f"({type(error).__name__}: {error}): uadray.store.verify names the damaged "
-                "shards; prepare the cohort again"
-            ) from None
+        span = cohort.read(array, start, stop)  # type: ignore[arg-type]
         out[here] = span[rows[here] - start]
     return out
 

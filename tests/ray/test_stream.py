@@ -239,7 +239,7 @@ def test_a_damaged_chunk_is_an_error_and_not_garbage(
     content[round(place * len(content))] ^= 0xFF
     chunk.write_bytes(content)
     damaged = open_cohort(str(url))
-    expected = r"damaged\.zarr: rows .* of 'image' cannot be read .*prepare the cohort again"
+    expected = r"damaged\.zarr: rows .* of 'image' are damaged .*restore it from a copy"
     with pytest.raises(StoreError, match=expected):
         list(stream(damaged, 3, resident=False).epoch(0))
     with pytest.raises(StoreError, match=expected):

@@ -120,11 +120,24 @@ def test_one_flipped_bit_is_found(tmp_path: Path, name: str, place: float) -> No
         if name.startswith("model")
         else partial(store.load_optimizer, optimizer, 3)
     )
-    with pytest.raises(CheckpointError, match=rf"{name} is damaged: remove the run and fit again"):
+    with pytest.raises(
+        CheckpointError, match=rf"{name} is damaged: .*fit again into another folder"
+    ):
         load()
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b"\xff\xfe", b"[]", b'{"last": 3}'])
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"{",
+        b"\xff\xfe",
+        b"[]",
+        b'{"last": 3}',
+        b'{"last": "3", "best": 1, "best_value": 0.1, "digests": {}, "identity": ""}',
+        b'{"last": 1, "best": 1, "best_value": 0.1, "digests": {}, "identity": ""}',
+    ],
+)
 def test_a_damaged_state_is_named(tmp_path: Path, content: bytes) -> None:
     store = CheckpointStore(str(tmp_path), IDENTITY)
     store.save(1, trained()[0], None, 0.5)
@@ -138,7 +151,7 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
     model, _ = trained()
     store.save(3, model, None, 0.5)
     (tmp_path / "checkpoint" / "epoch-00003" / "model.safetensors").unlink()
-    expected = r"epoch-00003/model\.safetensors is missing: remove the run and fit again"
+    expected = r"epoch-00003/model\.safetensors is missing: .*fit again into another folder"
     with pytest.raises(CheckpointError, match=expected):
         store.load_model(model, 3)
 

@@ -72,7 +72,7 @@ def test_a_fit_that_fails_freezes_nothing(run):
 def test_a_damaged_file_is_named_and_never_fitted_over(run, content):
     file(run).parent.mkdir(parents=True)
     file(run).write_text(content)
-    with pytest.raises(EvaluationError, match=r"c-threshold\.json is damaged.*remove it"):
+    with pytest.raises(EvaluationError, match=r"c-threshold\.json is damaged.*restore it"):
         freeze(run, "c", SETTINGS, Fit())
     assert file(run).read_text() == content
 

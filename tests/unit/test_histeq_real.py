@@ -22,6 +22,7 @@ from uadray.evaluate.counts import CohortCounts, count_subject
 from uadray.evaluate.metrics import auprc, auroc, dice_d
 from uadray.evaluate.postprocess import MAX_LEVEL, PostprocessConfig, postprocess
 from uadray.evaluate.scoring import score_volumes
+from uadray.prepare.identity import look_at
 from uadray.prepare.layouts import mslub
 from uadray.prepare.plan import subject_of
 from uadray.prepare.splits import SplitConfig, split_scans
@@ -66,7 +67,7 @@ def cohort(real_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Cohort:
     writer = CohortWriter.create(url, num_rows=2, shape=SHAPE, has_lesion=True, plan={})
     volumes = [prepare_scan(scan, config) for scan, _ in rows]
     subjects = [
-        subject_of(row, scan, split, volume, size=0)
+        subject_of(row, scan, split, volume, look_at(scan), digest="")
         for row, ((scan, split), volume) in enumerate(zip(rows, volumes, strict=True))
     ]
     writer.write_shard(

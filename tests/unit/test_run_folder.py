@@ -32,6 +32,8 @@ def test_a_run_says_what_it_is_of(cohort: Cohort, tmp_path: Path) -> None:
     assert config["name"] == "3D-Cube-n"
     assert from_json(ExperimentClass, config["experiment"]) == EXPERIMENT
     assert config["fingerprint"] == EXPERIMENT.fingerprint
+    origin = config["cohort"].pop("origin")
+    assert origin == {"modality": ["T1w"], "steps": None, "voxel_mm": [4.0, 4.0, 4.0]}
     assert config["cohort"] == {
         "name": "healthy",
         "url": cohort.url,

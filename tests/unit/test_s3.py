@@ -26,7 +26,7 @@ from uadray.predict.scan import predict_scan
 from uadray.report.qc import write_quality_page
 from uadray.share import export_model, open_model
 from uadray.store import open_cohort, verify
-from uadray.train.checkpoint import CheckpointStore
+from uadray.train.checkpoint import CheckpointStore, identity
 from uadray.train.run import Run
 
 
@@ -79,6 +79,19 @@ def test_a_damaged_object_is_found(bucket: str) -> None:
     assert verify(cohort.url)
 
 
+@pytest.mark.parametrize("array", ["image", "brain", "lesion"])
+def test_an_object_that_is_gone_is_named_at_once_and_where_it_is_read(
+    bucket: str, array: str
+) -> None:
+    cohort = write_lesioned(bucket, name=f"gone-{array}")
+    files.remove(files.join(cohort.url, array, "c", "1", "0", "0", "0"))
+    with pytest.raises(StoreError, match=rf"shard 1 of '{array}' is gone or empty"):
+        open_cohort(cohort.url)
+    with pytest.raises(StoreError, match=rf"shard 1 of '{array}' is gone"):
+        cohort.read(array, 8, 9)  # type: ignore[arg-type]
+    cohort.read(array, 0, 8)  # type: ignore[arg-type]
+
+
 def test_no_cohort_there_is_said(bucket: str) -> None:
     with pytest.raises(StoreError, match="no cohort"):
         open_cohort(f"{bucket}/nothing.zarr")
@@ -95,13 +108,13 @@ def test_run_checkpoint_and_scores_live_on_s3(bucket: str, cohort_url: str) -> N
     with pytest.raises(CheckpointError):
         Run.create(run.url, experiment("3D-Cube-n"), cohort)
 
-    model, identity = torch.nn.Linear(3, 2), "x"
+    model, name = torch.nn.Linear(3, 2), identity(run)
     for epoch, value in ((1, 0.5), (2, 0.7), (3, 0.6)):
-        CheckpointStore(run.url, identity).save(epoch, model, None, value)
+        CheckpointStore(run.url, name).save(epoch, model, None, value)
     kept = [n for n in files.list_names(f"{run.url}/checkpoint") if n != "state.json"]
     assert kept == ["epoch-00001", "epoch-00003"]
     loaded = torch.nn.Linear(3, 2)
-    CheckpointStore(run.url, identity).load_model(loaded, 1)
+    CheckpointStore(run.url, name).load_model(loaded, 1)
     assert torch.equal(loaded.weight, model.weight)
 
     scoring = EvaluateConfig().scoring(cohort.shape)

@@ -294,10 +294,13 @@ class TestCutShort:
         store = score(run, cohort, [3, 6])
         store.checked_levels(3, "a")
         damage(self, Path(store.url) / "scores" / "c" / "3" / "0" / "0" / "0")
-        told = r"kept scores of subject 'a' .*cut short or damaged.*remove .*0000003\.npz"
+        told = r"kept scores of subject 'a' .*cut short or damaged.*run the same jobs/evaluate\.py"
         with pytest.raises(EvaluationError, match=told):
             # Not one that has read the array's metadata before.
             replace(store).checked_levels(3, "a")
+        # The subject counts as not scored, and another score of it is whole.
+        assert store.done() == {6}
+        score(run, cohort, [3]).checked_levels(3, "a")
 
     def test_a_subject_that_was_not_scored_is_named(self, cohort: Cohort, run: Run) -> None:
         store = score(run, cohort, [3])

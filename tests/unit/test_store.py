@@ -61,6 +61,8 @@ def subject(row: int) -> Subject:
         affine=((2.0, 0, 0, 1), (0, 2.0, 0, 2), (0, 0, 2.0, 3), (0, 0, 0, 1)),
         source=f"/s{row}.nii",
         source_bytes=100 + row,
+        source_digest=f"d{row}",
+        source_stamp=f"s{row}",
         brain_ml=float(content["brain"].sum()) * VOXEL_ML,
         lesion_ml=float(content["lesion"].sum()) * VOXEL_ML,
     )
@@ -380,7 +382,7 @@ class TestRows:
         writer = create(tmp_path / "c.zarr")
         names = self.put(writer, range(8))
         assert writer.kept_rows() == set(names.values())
-        assert names[3] == "000003-103.npz"
+        assert names[3] == "000003-s3-d3.npz"
         flip(tmp_path / "c.zarr/rows" / names[3], 0.4)
         with pytest.raises(StoreError, match=r"was damaged .* run the same command again"):
             writer.write_kept(0, list(names.values()), [])

@@ -1,12 +1,11 @@
 """One axial slice of a few test subjects, the same for every run, for the report's montage."""
 
-import io
 from typing import Any
 
 import numpy as np
 import torch
 
-from uadray import files
+from uadray import files, npz
 from uadray.evaluate.components import open_components
 from uadray.evaluate.postprocess import dequantise
 from uadray.evaluate.protocols import EvaluateConfig
@@ -42,7 +41,7 @@ def write_cases(
         image = cohort.read("image", row, row + 1).astype(np.float32)
         brain, lesion = (cohort.read(n, row, row + 1)[0] for n in ("brain", "lesion"))
         z = start + int(lesion[start:stop].sum((1, 2)).argmax())
-        levels = store.levels(row)
+        levels = store.checked_levels(row, str(test.loc[place, "id"]))
         kept = open_components(levels, config.components.max_size, config.components.connectivity)
         case = {
             "ids": str(test.loc[place, "id"]),
@@ -61,8 +60,5 @@ def write_cases(
             case["reconstruction"] = output[0, 0, z - (plane.start or 0)].numpy() * brain[z]
         for key, value in case.items():
             cases.setdefault(key, []).append(value)
-    buffer = io.BytesIO()
-    arrays: Any = {key: np.array(values) for key, values in cases.items()}
-    np.savez_compressed(buffer, **arrays)
     url = files.join(run.url, "evaluation", f"{cohort.name}-cases.npz")
-    files.write_bytes(url, buffer.getvalue())
+    files.write_bytes(url, npz.pack(**{key: np.array(values) for key, values in cases.items()}))

@@ -5,8 +5,9 @@ without small components; thresholds are fitted on counts and frozen. The second
 of the test part, at the frozen threshold, against the true lesions.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, fields, replace
 from functools import partial
 from typing import Any
 
@@ -15,10 +16,11 @@ import ray
 
 from uadray import cluster, files
 from uadray.config import to_json
+from uadray.errors import CheckpointError, EvaluationError, RunError, UadrayError
 from uadray.evaluate.cases import write_cases
 from uadray.evaluate.counts import TestPart, ThresholdPart
 from uadray.evaluate.frozen import freeze
-from uadray.evaluate.inputs import check_inputs
+from uadray.evaluate.inputs import check_inputs, check_run, compare, refuse
 from uadray.evaluate.lesionwise import (
     LesionTruth,
     SubjectLesions,
@@ -35,8 +37,10 @@ from uadray.lock import hold
 from uadray.prepare.geometry import voxel_ml, voxel_sizes
 from uadray.store import CHUNK_VOLUMES, Cohort, Split
 from uadray.stream import READ_CPUS, volumes
+from uadray.train.checkpoint import weights_digest
 from uadray.train.distributed import load_detector
-from uadray.train.run import Run
+from uadray.train.learned import Match
+from uadray.train.run import Run, writing
 
 ACTOR_CPUS = 0.75
 """Logical CPUs of a scoring actor; the rest of a CPU reads."""
@@ -45,6 +49,9 @@ _ONLY_SPEED = ("batch_size", "gpus_per_actor")
 
 Report = Callable[[int], None]
 """Called with a number of subjects that have just been scored by all runs."""
+
+Failed = Callable[[Run, UadrayError], None]
+"""Called with a run that cannot be evaluated, and why."""
 
 
 def evaluate(
@@ -70,6 +77,8 @@ def evaluate_all(
     healthy: Cohort | None = None,
     config: EvaluateConfig | None = None,
     report: Report = lambda count: None,
+    failed: Failed | None = None,
+    allow_mismatch: bool = False,
 ) -> list[list[dict[str, Any]]]:
     """Evaluate finished runs on lesioned cohorts, all runs in one pass over a cohort's volumes.
 
@@ -85,9 +94,14 @@ def evaluate_all(
             part; only rules that need no lesions can.
         config: Post-processing, component filter, threshold rule, resamples.
         report: Called as subjects are scored; the numbers add up to `num_volumes`.
+        failed: Called with a run that cannot be evaluated, and why; the others go on. Where it is
+            None, the first such error is raised.
+        allow_mismatch: Evaluate runs also on cohorts of another modality or preparation, or with
+            people that were likely learned from; each record says so.
 
     Returns:
-        For each cohort, the content of `evaluation/<cohort>.json` of each run.
+        For each cohort, the content of `evaluation/<cohort>.json` of each run, without those that
+        failed.
 
     Raises:
         EvaluationError: Cohorts and runs do not fit together, or scores are not finite.
@@ -95,16 +109,36 @@ def evaluate_all(
     """
     config = config or EvaluateConfig()
     check_inputs(runs, cohorts, healthy, config)
-    folders = [files.join(run.url, "evaluation") for run in runs]
+    failures = _Failures(failed)
+    matches: dict[tuple[str, str], Match] = {}
+    for run in runs:
+        with failures.of(run):
+            check_run(run)
+            load_detector(run)
+            for cohort in cohorts:
+                matches[run.url, cohort.url] = compare(run, cohort)
+            if healthy is not None:
+                matches[run.url, healthy.url] = compare(run, healthy, people=False)
+    # All of them before anything is scored.
+    for (fitted, tested), match in matches.items():
+        refuse(match, fitted, tested, insist=allow_mismatch)
     if healthy is not None:
-        with hold(*folders, name=f"{files.LOCK}-{healthy.name}"):
-            _Pass.over(healthy, runs, config, ("validation",)).score(report)
+        left = failures.left(runs)
+        with _held(left, healthy):
+            _Pass.over(healthy, left, config, ("validation",), failures).score(report)
     records = []
     for cohort in cohorts:
-        with hold(*folders, name=f"{files.LOCK}-{cohort.name}"):
-            one = _Pass.over(cohort, runs, config, ("threshold", "test"))
+        left = failures.left(runs)
+        with _held(left, cohort):
+            one = _Pass.over(cohort, left, config, ("threshold", "test"), failures, matches)
             records.append(one.evaluate(healthy, report))
     return records
+
+
+def _held(runs: Sequence[Run], cohort: Cohort) -> AbstractContextManager[None]:
+    """Keep off other jobs that evaluate one of the runs on the same cohort."""
+    folders = [files.join(run.url, "evaluation") for run in runs]
+    return hold(*folders, name=f"{files.LOCK}-{cohort.name}")
 
 
 def actors_for(nodes: Sequence[float]) -> tuple[int, float]:
@@ -126,6 +160,45 @@ def num_volumes(cohorts: Sequence[Cohort], healthy: Cohort | None = None) -> int
     return num + (len(healthy.rows("validation")) if healthy is not None else 0)
 
 
+class _Failures:
+    """Runs that are left out, each with its reason."""
+
+    def __init__(self, failed: Failed | None) -> None:
+        self._failed, self._reasons = failed, dict[str, UadrayError]()
+
+    @property
+    def are_noted(self) -> bool:
+        """Whether the others go on."""
+        return self._failed is not None
+
+    @contextmanager
+    def of(self, run: Run) -> Iterator[None]:
+        """What is done for one run; what ends it is noted."""
+        try:
+            with writing(run.url):
+                yield
+        except UadrayError as error:
+            if self._failed is None:
+                raise
+            self._reasons[run.url] = error
+            self._failed(run, error)
+
+    def left(self, runs: Sequence[Run]) -> list[Run]:
+        """Those of some runs that have not failed.
+
+        Raises:
+            UadrayError: all have; the reason of the first.
+        """
+        left = [run for run in runs if run.url not in self._reasons]
+        if not left:
+            raise next(iter(self._reasons.values()))
+        return left
+
+
+_OF_ONE_RUN = (EvaluationError, CheckpointError, RunError)
+"""What one run may raise in a task that works for several."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class _Pass:
     """Several runs over some splits of one cohort."""
@@ -136,6 +209,10 @@ class _Pass:
     stores: Sequence[ScoreStore]
     names: dict[int, str]
     """Subject of each row of the splits."""
+    failures: _Failures
+    """Takes runs that cannot go on."""
+    matches: Mapping[tuple[str, str], Match]
+    """How run and cohort go together, by their URLs."""
 
     @classmethod
     def over(
@@ -144,22 +221,44 @@ class _Pass:
         runs: Sequence[Run],
         config: EvaluateConfig,
         splits: Sequence[Split],
+        failures: _Failures,
+        matches: Mapping[tuple[str, str], Match] | None = None,
     ) -> "_Pass":
-        """Lay out the stores of scores, or take them up."""
+        """Lay out the stores of scores, or resume them."""
         scoring = config.scoring(cohort.shape)
+        stores = {}
+        for run in runs:
+            with failures.of(run):
+                score_range = load_detector(run).score_range
+                stores[run.url] = ScoreStore.create(run, cohort, score_range, scoring)
+        runs = failures.left(runs)
         table = cohort.subjects[cohort.subjects["split"].isin(splits)]
         return cls(
             cohort=cohort,
             runs=runs,
             config=config,
-            stores=[
-                ScoreStore.create(run, cohort, load_detector(run).score_range, scoring)
-                for run in runs
-            ],
+            stores=[stores[run.url] for run in runs],
+            failures=failures,
+            matches=matches or {},
             names=dict(zip(table["row"].astype(int), table["id"], strict=True)),
         )
 
     def score(self, report: Report) -> list[float | None]:
+        """Score what is missing, for all runs at once; where one of them fails, for each alone."""
+        try:
+            return self._score(report)
+        except _OF_ONE_RUN:
+            if len(self.runs) == 1 or not self.failures.are_noted:
+                raise
+        seconds: list[float | None] = [None] * len(self.runs)
+        for n, run in enumerate(self.runs):
+            with self.failures.of(run):
+                alone = replace(self, runs=[run], stores=[self.stores[n]])
+                seconds[n] = alone._score(report)[0]
+        self.failures.left(self.runs)
+        return seconds
+
+    def _score(self, report: Report) -> list[float | None]:
         """Score what is missing.
 
         Returns:
@@ -219,30 +318,42 @@ class _Pass:
         }
         urls = [files.join(r.url, "evaluation", f"{self.cohort.name}.json") for r in self.runs]
         records = [_old_record(url) for url in urls]
+        weights = [weights_digest(run) for run in self.runs]
         stale = [
             n
             for n, record in enumerate(records)
-            if record.get("settings") != settings or seconds[n] is not None
+            if record.get("settings") != settings
+            or record.get("weights") != weights[n]
+            or seconds[n] is not None
         ]
-        frozen = {n: self._freeze(n, healthy) for n in stale}
-        examined = self._examine(stale, [frozen[n].threshold.level for n in stale])
-        lesions = _lesions(self.cohort) if stale else {}
-        for n, found in zip(stale, examined, strict=True):
-            spent = seconds[n] if seconds[n] is not None else records[n].get("seconds_per_volume")
-            record, kept = self._measure(n, frozen[n], found)
-            records[n] = record | {
-                "healthy_cohort": None if healthy is None else _described(healthy),
-                "lesions": lesions,
-                "settings": settings,
-                "seconds_per_volume": spent,
-                "seconds_per_slice": None if spent is None else spent / self.cohort.shape[0],
-            }
-            level = frozen[n].threshold.level
-            write_cases(self.runs[n], self.stores[n], self.cohort, self.config, level)
-            for name, content in kept.items():
-                files.write_bytes(f"{urls[n].removesuffix('.json')}-{name}.npz", content)
-            files.write_json(urls[n], records[n])
-        return records
+        frozen: dict[int, _Frozen] = {}
+        good = {run.url for run in self.failures.left(self.runs)}
+        for n in stale:
+            if self.runs[n].url in good:
+                with self.failures.of(self.runs[n]):
+                    frozen[n] = self._freeze(n, healthy)
+        examined = self._examine(frozen)
+        lesions = _lesions(self.cohort) if examined else {}
+        for n, found in examined.items():
+            with self.failures.of(self.runs[n]):
+                spent = seconds[n] if seconds[n] is not None else _seconds(records[n])
+                record, kept = self._measure(n, frozen[n], found)
+                record |= {
+                    "healthy_cohort": None if healthy is None else _described(healthy),
+                    "lesions": lesions,
+                    "settings": settings,
+                    "weights": weights[n],
+                    "seconds_per_volume": spent,
+                    "seconds_per_slice": None if spent is None else spent / self.cohort.shape[0],
+                }
+                level = frozen[n].threshold.level
+                write_cases(self.runs[n], self.stores[n], self.cohort, self.config, level)
+                for name, content in kept.items():
+                    files.write_bytes(f"{urls[n].removesuffix('.json')}-{name}.npz", content)
+                files.write_json(urls[n], record)
+                records[n] = record
+        good = {run.url for run in self.failures.left(self.runs)}
+        return [record for run, record in zip(self.runs, records, strict=True) if run.url in good]
 
     def _freeze(self, n: int, healthy: Cohort | None) -> "_Frozen":
         """The threshold of one run, fitted now or before; the test part is not opened."""
@@ -264,6 +375,7 @@ class _Pass:
         settings = {
             "run": run.experiment.fingerprint,
             "run_cohort": run.cohort_fingerprint,
+            "weights": weights_digest(run),
             "reported_on": self.cohort.fingerprint,
             "fitted_on": cohort.fingerprint,
             "split": split,
@@ -275,18 +387,34 @@ class _Pass:
         threshold, fingerprint = freeze(run, self.cohort.name, settings, fit)
         return _Frozen(threshold=threshold, fingerprint=fingerprint, num_subjects=len(subjects))
 
-    def _examine(self, chosen: Sequence[int], levels: Sequence[int]) -> list[list[SubjectLesions]]:
-        """Hold kept scores of the test part against the truth, for some of the runs."""
-        if not chosen:
-            return []
+    def _examine(self, frozen: Mapping[int, "_Frozen"]) -> dict[int, list[SubjectLesions]]:
+        """Compare kept scores of the test part with the truth, for all of these runs at once.
+
+        Where one of them fails, it is done for each alone.
+        """
+        levels = {n: one.threshold.level for n, one in frozen.items()}
+        try:
+            return self._examine_at(levels)
+        except _OF_ONE_RUN:
+            if len(levels) == 1 or not self.failures.are_noted:
+                raise
+        found: dict[int, list[SubjectLesions]] = {}
+        for n, level in levels.items():
+            with self.failures.of(self.runs[n]):
+                found |= self._examine_at({n: level})
+        return found
+
+    def _examine_at(self, levels: Mapping[int, int]) -> dict[int, list[SubjectLesions]]:
+        if not levels:
+            return {}
         cluster.connect()
         table = self.cohort.subjects[self.cohort.subjects["split"] == "test"]
         rows = table["row"].to_numpy(np.int64)
         sizes = (voxel_sizes(np.array(affine))[::-1].tolist() for affine in table["affine"])
         compare = partial(
             examine,
-            stores=[self.stores[n] for n in chosen],
-            levels=list(levels),
+            stores=[self.stores[n] for n in levels],
+            levels=list(levels.values()),
             names=self.names,
             spacings=dict(zip(rows.tolist(), map(tuple, sizes), strict=True)),
             config=self.config,
@@ -301,9 +429,10 @@ class _Pass:
         with cluster.plain_errors():
             for batch in dataset.iter_batches(batch_size=None, batch_format="numpy"):
                 found |= dict(zip(batch["id"].tolist(), batch["lesions"], strict=True))
-        return [
-            [_lesions_of(found[row][run]) for row in rows.tolist()] for run in range(len(chosen))
-        ]
+        return {
+            n: [_lesions_of(found[row][place]) for row in rows.tolist()]
+            for place, n in enumerate(levels)
+        }
 
     def _measure(
         self, n: int, frozen: "_Frozen", examined: Sequence[SubjectLesions]
@@ -324,7 +453,8 @@ class _Pass:
             num_threshold=frozen.num_subjects,
             lesions=examined,
         )
-        record, resamples = make_record(self.runs[n], self.cohort, self.config, measured)
+        match = self.matches.get((self.runs[n].url, self.cohort.url), Match())
+        record, resamples = make_record(self.runs[n], self.cohort, self.config, measured, match)
         return record, {"resamples": resamples, "slices": Slices.of(scores).pack()}
 
 
@@ -378,6 +508,10 @@ def _described(cohort: Cohort) -> dict[str, Any]:
         "fingerprint": cohort.fingerprint,
         "num_subjects": len(cohort.rows("validation")),
     }
+
+
+def _seconds(record: dict[str, Any]) -> float | None:
+    return record.get("seconds_per_volume")
 
 
 def _old_record(url: str) -> dict[str, Any]:

@@ -45,7 +45,7 @@ def freeze(
             if entry["settings"] != settings:
                 raise EvaluationError(
                     f"{url}: the threshold {fingerprint} was frozen under other settings than its "
-                    "fingerprint says; the file was edited: remove it and evaluate again"
+                    "fingerprint says; the file was edited: restore it from a copy"
                 )
             return _threshold(entry, url), fingerprint
     found = fit()
@@ -71,8 +71,8 @@ def _read(url: str) -> list[dict[str, Any]]:
     except (ValueError, KeyError, TypeError):
         pass
     raise EvaluationError(
-        f"{url} is damaged: it was to list frozen thresholds with their settings; restore it, or "
-        "remove it to fit them anew"
+        f"{url} is damaged: it was to list frozen thresholds with their settings; restore it from "
+        "a copy, or move it away to have them fitted again"
     )
 
 
@@ -86,6 +86,6 @@ def _threshold(entry: dict[str, Any], url: str) -> Threshold:
         )
     except (KeyError, TypeError, ValueError) as error:
         raise EvaluationError(
-            f"{url}: the threshold {entry['fingerprint']} is damaged ({error}); restore the file, "
-            "or remove it to fit anew"
+            f"{url}: the threshold {entry['fingerprint']} is damaged ({error}); restore the file "
+            "from a copy, or move it away to have it fitted again"
         ) from None

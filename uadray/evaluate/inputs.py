@@ -9,7 +9,8 @@ from uadray.evaluate.frozen import SUFFIX
 from uadray.evaluate.protocols import EvaluateConfig
 from uadray.evaluate.thresholds import WITHOUT_LESIONS
 from uadray.store import Cohort
-from uadray.train.run import Run
+from uadray.train.learned import Match, compare_run
+from uadray.train.run import Run, read_config
 
 
 def check_inputs(
@@ -21,15 +22,12 @@ def check_inputs(
     """Refuse runs and cohorts that do not fit together.
 
     Raises:
-        EvaluationError: There is no run or no cohort, a run is not finished, grids differ, lesions
-            or a split are missing, a person is on both sides, or two cohorts share a name.
+        EvaluationError: There is no run or no cohort, grids differ, lesions or a split are missing,
+            a person is on both sides, or two cohorts share a name.
         ConfigError: The rule needs lesions, and was to be fitted on healthy volumes.
     """
     if not runs or not cohorts:
         raise EvaluationError("nothing to evaluate: name at least one run and one cohort")
-    for run in runs:
-        if (run.summary or {}).get("status") not in ("finished", "stopped"):
-            raise EvaluationError(f"{run.url} is not finished: run the same jobs/train.py again")
     if healthy is not None and config.threshold_rule not in WITHOUT_LESIONS:
         raise ConfigError(
             f"the threshold rule {config.threshold_rule!r} needs lesions, healthy volumes have "
@@ -53,6 +51,61 @@ def check_inputs(
                 )
     if healthy is not None:
         healthy.rows("validation")
+
+
+def check_run(run: Run) -> None:
+    """Refuse a run that cannot be evaluated.
+
+    Raises:
+        EvaluationError: It is not finished.
+        RunError: It is damaged or cannot be read.
+    """
+    if (run.summary or {}).get("status") not in ("finished", "stopped"):
+        raise EvaluationError(f"{run.url} is not finished: run the same jobs/train.py again")
+
+
+def compare(run: Run, cohort: Cohort, *, people: bool = True) -> Match:
+    """Compare a run with a cohort that it is to be evaluated on.
+
+    Args:
+        run: The run.
+        cohort: The cohort.
+        people: Whether to compare people; on healthy volumes thresholds alone are fitted.
+
+    Raises:
+        RunError: What the run records of its people is damaged.
+    """
+    return compare_run(run.url, read_config(run.url), run.experiment, cohort, people=people)
+
+
+def refuse(match: Match, fitted: str, tested: str, *, insist: bool) -> None:
+    """Refuse what does not go together.
+
+    Raises:
+        EvaluationError: It says in what, and which flag insists.
+    """
+    if match.seen:
+        raise EvaluationError(
+            f"{tested} holds scans that {fitted} was learned from, in its training or validation "
+            f"part: {_some(match.seen)}. Figures on them say nothing: prepare the test cohort from "
+            "other people (--hold-out and --held-out set some aside)"
+        )
+    if insist or not (match.differences or match.likely):
+        return
+    what = list(match.differences)
+    if match.likely:
+        what.append(
+            f"scans of people whom {fitted} was learned from, by their ids: {_some(match.likely)}"
+        )
+    raise EvaluationError(
+        f"{tested} does not go with {fitted}: {'; '.join(what)}. Prepare both alike and from "
+        "different people, or insist with --allow-mismatch, which marks every figure"
+    )
+
+
+def _some(names: Sequence[str]) -> str:
+    more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+    return ", ".join(names[:5]) + more
 
 
 def _check_cohort(cohort: Cohort, *, needs_threshold: bool) -> None:

@@ -4,7 +4,8 @@ From counts and examined lesions alone; nothing here reads a voxel.
 """
 
 import math
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,10 +21,18 @@ from uadray.evaluate.protocols import EvaluateConfig
 from uadray.evaluate.statistics import bootstrap, interval, pack_resamples, resampling_weights
 from uadray.evaluate.thresholds import Threshold
 from uadray.store import Cohort
+from uadray.train.learned import Match
 from uadray.train.run import Run
 
 _OF_A_PREDICTION = ("dice_d", "dice_s_mean", "dice_s_std", "upper_bound_dice")
 """Metrics that a component filter is meant to change; the others speak of the scores."""
+
+
+MAX_NOTES = 3
+"""Notes of some scans that are listed one by one."""
+
+_OF_SURFACES = ("hd95_mm_mean", "surface_distance_mm_mean")
+"""Metrics over the subjects alone that have both a lesion and a prediction."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,13 +79,25 @@ def check_classes(test: TestPart, url: str) -> None:
 
 
 def make_record(
-    run: Run, cohort: Cohort, config: EvaluateConfig, measured: Measured
+    run: Run,
+    cohort: Cohort,
+    config: EvaluateConfig,
+    measured: Measured,
+    match: Match | None = None,
 ) -> tuple[dict[str, Any], bytes]:
     """Gather what is reported of one run on one cohort.
+
+    Args:
+        run: The run.
+        cohort: The cohort.
+        config: How scores were made and read.
+        measured: What the figures are computed from.
+        match: How run and cohort go together.
 
     Returns:
         The figures as JSON values, and their resamples as `pack_resamples` leaves them.
     """
+    match = match or Match()
     scores, threshold = measured.scores, measured.threshold
     final = measured.filtered or scores
     table = cohort.subjects.set_index("id")
@@ -92,8 +113,9 @@ def make_record(
             "name": cohort.name,
             "url": cohort.url,
             "fingerprint": cohort.fingerprint,
-            "notes": sorted({_kind_of_note(n) for n in table["notes"] if n}),
+            "notes": [*match.marks, *notes_of(table["notes"])],
         },
+        "compared": match.to_json(),
         "run_fingerprint": run.experiment.fingerprint,
         "protocol": {
             "name": config.protocol,
@@ -177,11 +199,19 @@ def _lesion_figures(lesions: Sequence[SubjectLesions], num_resamples: int) -> _F
     values = lesion_metrics(lesions)
     # The draws of `bootstrap`, so that all figures of one resample are of the same subjects.
     resampled = lesion_metrics(lesions, resampling_weights(len(lesions), num_resamples, seed=0))
-    bounds = {name: interval(float(values[name]), drawn) for name, drawn in resampled.items()}
+    with_surface = sum(not math.isnan(s.hd95_mm) for s in lesions)
+    bounds = {
+        name: interval(
+            float(values[name]),
+            drawn,
+            num_subjects=with_surface if name in _OF_SURFACES else len(lesions),
+        )
+        for name, drawn in resampled.items()
+    }
     counts = {
         "num_lesions": sum(s.num_lesions for s in lesions),
         "num_lesions_detected": sum(s.num_detected for s in lesions),
-        "num_with_surface": sum(not math.isnan(s.hd95_mm) for s in lesions),
+        "num_with_surface": with_surface,
     }
     figures = {
         "metrics": {name: _defined(value) for name, value in values.items()} | counts,
@@ -194,6 +224,17 @@ def _defined(value: Any) -> float | None:
     return None if np.isnan(value) else float(value)
 
 
-def _kind_of_note(note: str) -> str:
-    """A note without the name of the one subject that it is about."""
-    return note.split(" from ")[0]
+def notes_of(notes: Iterable[str]) -> list[str]:
+    """What the notes of a cohort's scans say of the cohort.
+
+    A note of every scan is one of the cohort, without the name of the one subject that it is
+    about; one of some scans says of how many.
+    """
+    each = [{note.split(" from ")[0] for note in str(one).split("; ") if note} for one in notes]
+    counts = Counter(note for one in each for note in one)
+    of_all = sorted(note for note, count in counts.items() if count == len(each))
+    some = sorted((note, count) for note, count in counts.items() if count < len(each))
+    if len(some) > MAX_NOTES:
+        noted = sum(bool(one - set(of_all)) for one in each)
+        return [*of_all, f"{noted} of {len(each)} scans have notes of their own"]
+    return [*of_all, *(f"{note} ({count} of {len(each)} scans)" for note, count in some)]

@@ -6,9 +6,9 @@ Counts of the scores without components of at most 20 voxels lie in `counts-20-2
 other filters. Every metric that speaks of voxels or slices can be computed from counts alone.
 """
 
-import io
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any, Self, TypeVar
@@ -17,11 +17,12 @@ import numpy as np
 import zarr
 from zarr.codecs import BloscCodec
 
-from uadray import files
+from uadray import files, npz
 from uadray.errors import EvaluationError
 from uadray.evaluate.components import ComponentConfig
 from uadray.evaluate.counts import NUM_LEVELS, CohortCounts, SubjectCounts
-from uadray.store import Cohort, open_array, zarr_store
+from uadray.store import Cohort, open_array, storage_errors, zarr_store
+from uadray.train.checkpoint import weights_digest
 from uadray.train.run import Run
 
 _READERS = 16
@@ -36,6 +37,9 @@ class ScoreStore:
 
     url: str
     score_range: tuple[float, float]
+    mends: bool = False
+    """Whether damaged counts are dropped, so that the next evaluation makes them again; only what
+    evaluates may do so."""
 
     @classmethod
     def create(
@@ -45,9 +49,10 @@ class ScoreStore:
         score_range: tuple[float, float],
         scoring: dict[str, Any],
     ) -> Self:
-        """Lay out the store, or take up one of the same run, cohort and scoring.
+        """Lay out the store, or resume one of the same run, weights, cohort and scoring.
 
-        Scores under another scoring are dropped and made anew.
+        Scores of other weights or under another scoring are dropped and made again, and so are
+        those that do not record the weights: nothing tells what they are of.
 
         Args:
             run: Whose scores.
@@ -65,19 +70,19 @@ class ScoreStore:
             "cohort": cohort.fingerprint,
             "run": run.experiment.fingerprint,
             "fitted_on": run.cohort_fingerprint,
+            "weights": weights_digest(run),
             "score_range": list(score_range),
             "scoring": scoring,
         }
-        if files.exists(files.join(url, "zarr.json")):
-            old = files.read_json(files.join(url, "zarr.json"))["attributes"].get("uadray", {})
+        if (old := _attributes(url)) is not None:
             if old.get("cohort", cohort.fingerprint) != cohort.fingerprint:
                 raise EvaluationError(
                     f"{url} holds scores of another cohort named {cohort.name!r} "
-                    f"({old['cohort']}, not {cohort.fingerprint}): rename the cohort's folder or "
-                    "remove those scores"
+                    f"({old['cohort']}, not {cohort.fingerprint}): give the cohort's folder "
+                    "another name"
                 )
-            if old == attributes:
-                return cls(url=url, score_range=score_range)
+            if old == attributes and files.exists(files.join(url, "scores", "zarr.json")):
+                return cls(url=url, score_range=score_range, mends=True)
         files.remove(url)
         group = zarr.create_group(zarr_store(url, read_only=False, small=True), zarr_format=3)
         group.create_array(
@@ -89,7 +94,7 @@ class ScoreStore:
             dimension_names=("volume", "z", "y", "x"),
         )
         group.update_attributes({"uadray": attributes})
-        return cls(url=url, score_range=score_range)
+        return cls(url=url, score_range=score_range, mends=True)
 
     def done(self, components: ComponentConfig | None = None) -> set[int]:
         """Rows that are scored and counted, behind a component filter where one is given."""
@@ -105,33 +110,38 @@ class ScoreStore:
         self, row: int, counts: SubjectCounts, components: ComponentConfig | None = None
     ) -> None:
         """Keep one subject's counts, of the scores as they are or behind a component filter."""
-        buffer = io.BytesIO()
-        np.savez_compressed(buffer, **vars(counts))
-        files.write_bytes(self._counts_url(row, components), buffer.getvalue())
+        files.write_bytes(self._counts_url(row, components), npz.pack(**vars(counts)))
 
     def levels(self, row: int) -> np.ndarray:
         """One subject's kept levels, (Z, Y, X) uint16, unchecked."""
         return np.asarray(self._array[row])
 
     def checked_levels(self, row: int, subject: str) -> np.ndarray:
-        """One subject's kept levels, (Z, Y, X) uint16, held against its counts.
+        """One subject's kept levels, (Z, Y, X) uint16, compared with its counts.
 
         A chunk that is gone reads as zeros and many a damaged one decodes without a word; the
         counts were taken before the levels were written, and tell.
 
         Raises:
-            EvaluationError: the levels are not those that were counted.
+            EvaluationError: the levels are not those that were counted; the counts are dropped, so
+                that the next evaluation scores the subject again.
+            StoreError: the storage cannot be read.
         """
         counted = self._read(row, subject, None)
         expected = counted.healthy.astype(np.int64) + counted.lesion
         try:
             levels = self.levels(row)
-            held = np.bincount(levels.ravel(), minlength=NUM_LEVELS)
-        except Exception as error:  # whatever zarr and its codecs raise
-            raise EvaluationError(self._cut_short(row, subject, str(error))) from None
+        except FileNotFoundError as error:
+            raise self._drop(row, None, subject, str(error)) from None
+        except OSError as error:
+            with storage_errors(self.url):
+                raise error
+        except Exception as error:  # whatever a codec raises on a damaged chunk
+            raise self._drop(row, None, subject, str(error)) from None
+        held = np.bincount(levels.ravel(), minlength=NUM_LEVELS)
         if not np.array_equal(held[1:], expected[1:]):
             found = f"{held[1:].sum()} voxels with a score, {expected[1:].sum()} were counted"
-            raise EvaluationError(self._cut_short(row, subject, found))
+            raise self._drop(row, None, subject, found)
         return levels
 
     def counts(
@@ -150,7 +160,9 @@ class ScoreStore:
             components: The filter that the counts are behind; None for none.
 
         Raises:
-            EvaluationError: one is not scored yet, or its file is damaged.
+            EvaluationError: one is not scored yet, or its file is damaged; that is dropped, so that
+                the next evaluation makes it again.
+            StoreError: the storage cannot be read.
         """
         return kind.from_subjects(
             self._read_all(list(subjects), components), name=name, score_range=self.score_range
@@ -169,21 +181,30 @@ class ScoreStore:
 
     def _read(self, row: int, subject: str, components: ComponentConfig | None) -> SubjectCounts:
         url = self._counts_url(row, components)
+        with storage_errors(url):
+            try:
+                content = files.read_bytes(url)
+            except FileNotFoundError:
+                raise EvaluationError(
+                    f"subject {subject!r} is not scored: run jobs/evaluate.py again"
+                ) from None
         try:
-            with np.load(io.BytesIO(files.read_bytes(url)), allow_pickle=False) as loaded:
-                values: dict[str, Any] = {k: v if v.ndim else v.item() for k, v in loaded.items()}
+            arrays = npz.unpack(content)
+            values: dict[str, Any] = {k: v if v.ndim else v.item() for k, v in arrays.items()}
             return SubjectCounts(**values)
-        except FileNotFoundError:
-            raise EvaluationError(
-                f"subject {subject!r} is not scored: run jobs/evaluate.py again"
-            ) from None
-        except Exception as error:  # a damaged archive raises whatever its parts raise
-            raise EvaluationError(f"{url} is damaged ({error}): remove it and evaluate") from None
+        except (ValueError, TypeError) as error:
+            raise self._drop(row, components, subject, f"{url}: {error}") from None
 
-    def _cut_short(self, row: int, subject: str, found: str) -> str:
-        return (
+    def _drop(
+        self, row: int, components: ComponentConfig | None, subject: str, found: str
+    ) -> EvaluationError:
+        """Drop a subject's counts, without which it is not done; returns what is to be raised."""
+        if self.mends:
+            with suppress(OSError):
+                files.remove_file(self._counts_url(row, components))
+        return EvaluationError(
             f"the kept scores of subject {subject!r} in {self.url} are cut short or damaged "
-            f"({found}): remove {self._counts_url(row, None)} and evaluate again"
+            f"({found}): run the same jobs/evaluate.py again, which makes them anew"
         )
 
     def _counts_url(self, row: int, components: ComponentConfig | None) -> str:
@@ -194,10 +215,19 @@ class ScoreStore:
         return open_array(self.url, "scores", mode="r+", small=True)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"url": self.url, "score_range": self.score_range}
+        return {"url": self.url, "score_range": self.score_range, "mends": self.mends}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
+
+
+def _attributes(url: str) -> dict[str, Any] | None:
+    """What the store at `url` records of its scores; None where there is none that can be read."""
+    with storage_errors(url):
+        try:
+            return dict(files.read_json(files.join(url, "zarr.json"))["attributes"]["uadray"])
+        except (FileNotFoundError, ValueError, KeyError, TypeError):
+            return None  # Cut short where it is there; laid out again.
 
 
 def _folder(components: ComponentConfig | None) -> str:

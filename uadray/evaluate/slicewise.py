@@ -1,12 +1,11 @@
 """Which axial slices hold a lesion: their scores and labels, kept so that cohorts can be pooled."""
 
-import io
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from uadray import npz
 from uadray.evaluate.counts import TestPart
 from uadray.evaluate.histograms import Histograms
 
@@ -36,15 +35,12 @@ class Slices:
 
     def pack(self) -> bytes:
         """An npz file; the inverse of `unpack`."""
-        buffer = io.BytesIO()
-        arrays: Any = {
-            "subjects": np.array(self.subjects, np.str_),
-            "score": self.score.astype(np.float32),
-            "lesion": self.lesion,
-            "counted": self.counted,
-        }
-        np.savez_compressed(buffer, allow_pickle=False, **arrays)
-        return buffer.getvalue()
+        return npz.pack(
+            subjects=np.array(self.subjects, np.str_),
+            score=self.score.astype(np.float32),
+            lesion=self.lesion,
+            counted=self.counted,
+        )
 
     @classmethod
     def unpack(cls, content: bytes) -> "Slices":
@@ -53,8 +49,7 @@ class Slices:
         Raises:
             ValueError: It is not such a file, or its arrays do not go together.
         """
-        with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
-            held = {name: arrays[name] for name in arrays.files}
+        held = npz.unpack(content)
         missing = {"subjects", "score", "lesion", "counted"} - set(held)
         if missing:
             raise ValueError(f"{', '.join(sorted(missing))} missing")

@@ -8,15 +8,14 @@ The intervals speak of the test subjects alone: the trained model and the frozen
 taken as given, and the spread over training seeds is not in them.
 """
 
-import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 import scipy.stats
 from numpy.typing import NDArray
 
+from uadray import npz
 from uadray.errors import ConfigError, EvaluationError
 from uadray.evaluate import metrics
 from uadray.evaluate.counts import TestPart
@@ -99,7 +98,11 @@ def bootstrap(
     curves = resampled_curves(test.histograms(), weights)
     slices = resampled_curves(test.slice_histograms(), weights)
     values = _dice_metrics(test, threshold, weights) | curves | {"slice_auprc": slices["auprc"]}
-    return {name: interval(row[0], row[1:], confidence) for name, row in values.items()}
+    num = len(test.subjects)
+    return {
+        name: interval(row[0], row[1:], confidence, num_subjects=num)
+        for name, row in values.items()
+    }
 
 
 def paired_difference(
@@ -138,7 +141,12 @@ def paired_difference(
     ]
     return PairedComparison(
         **{
-            name: interval(a[0] - sides[1][name][0], a[1:] - sides[1][name][1:], confidence)
+            name: interval(
+                a[0] - sides[1][name][0],
+                a[1:] - sides[1][name][1:],
+                confidence,
+                num_subjects=len(test_a.subjects),
+            )
             for name, a in sides[0].items()
         },
         wilcoxon_p=wilcoxon_p(
@@ -148,11 +156,21 @@ def paired_difference(
     )
 
 
-def interval(estimate: float, resamples: NDArray[np.float64], confidence: float = 0.95) -> Interval:
-    """Bound an estimate by the percentiles of its (R,) resamples; NaN among them are left out."""
+def interval(
+    estimate: float,
+    resamples: NDArray[np.float64],
+    confidence: float = 0.95,
+    *,
+    num_subjects: int = 2,
+) -> Interval:
+    """Bound an estimate by the percentiles of its (R,) resamples; NaN among them are left out.
+
+    Of fewer than two subjects every resample is the same, so that there is no interval: NaN.
+    """
     defined = resamples[~np.isnan(resamples)]
-    tail = 50 * (1 - confidence)
-    low, high = np.percentile(defined, [tail, 100 - tail]) if len(defined) > 1 else (np.nan, np.nan)
+    tail, low, high = 50 * (1 - confidence), np.nan, np.nan
+    if len(defined) > 1 and num_subjects > 1:
+        low, high = np.percentile(defined, [tail, 100 - tail])
     return Interval(
         estimate=float(estimate),
         low=float(low),
@@ -184,10 +202,7 @@ def pack_resamples(subjects: Sequence[str], resamples: Mapping[str, NDArray[np.f
         subjects: (N,) ids in the order that the draws refer to.
         resamples: (R,) values by the metric's name, of draws with seed 0.
     """
-    buffer = io.BytesIO()
-    arrays: Any = {"subjects": np.array(subjects, np.str_), "seed": np.array(0), **resamples}
-    np.savez_compressed(buffer, allow_pickle=False, **arrays)
-    return buffer.getvalue()
+    return npz.pack(subjects=np.array(subjects, np.str_), seed=np.array(0), **resamples)
 
 
 def wilcoxon_p(a: NDArray[np.float64], b: NDArray[np.float64]) -> float:

@@ -5,8 +5,11 @@ killed prepares no scan twice, shards may be large, and as many scans as the clu
 under way at a time. What a task hands back is a few words; voxels never pass through the driver.
 """
 
+import json
+import logging
 import shlex
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -25,8 +28,10 @@ from uadray.errors import (
     UadrayError,
 )
 from uadray.lock import hold
-from uadray.prepare.layouts import Scan
-from uadray.prepare.plan import Rows, make_plan, planned_scans, source_bytes, subject_of
+from uadray.prepare.identity import Source, digest_of, is_unchanged
+from uadray.prepare.layouts import PHANTOM_SCHEME, LeftOut, Scan
+from uadray.prepare.layouts.listing import printable
+from uadray.prepare.plan import Rows, make_plan, planned_scans, sources, subject_of
 from uadray.prepare.splits import SplitConfig, split_scans
 from uadray.prepare.steps import PrepareConfig, PreparedVolume, prepare_scan
 from uadray.progress import Progress
@@ -36,11 +41,14 @@ from uadray.store import (
     Failure,
     Split,
     Subject,
-    kept_name,
     open_cohort,
+    parse_name,
     storage_errors,
     verify,
+    write_left_out,
 )
+
+_log = logging.getLogger(__name__)
 
 Redo = Literal["quarantined", "changed", "damaged"]
 """Which scans of a sealed cohort are prepared again."""
@@ -50,6 +58,9 @@ MAX_FAILURES = 0.25
 
 MAX_TASKS = 10_000
 """A larger cohort has several scans in a task."""
+
+NAMED = 8
+"""Scans that a message names; of more it says how many."""
 
 MAX_DEATHS = 3
 """How often the process that prepares a scan may die before the scan is given up."""
@@ -66,6 +77,7 @@ def prepare_cohort(
     redo: Sequence[Redo] = (),
     workers: int | None = None,
     command: str = "",
+    left_out: Sequence[LeftOut] = (),
 ) -> Cohort:
     """Prepare all scans and write them as a sealed cohort.
 
@@ -80,13 +92,14 @@ def prepare_cohort(
         seed: Decides the parts and the order of the rows.
         max_failures: Share of the scans, in [0, 1], that may be quarantined.
         redo: Scans of a sealed cohort that are prepared again: those that were `quarantined`,
-            those whose files have another size than then (`changed`), or those that `verify`
+            those whose files hold something else than then (`changed`), or those that `verify`
             names (`damaged`). All others are kept. The fingerprint follows the content.
         workers: Scans prepared at a time; None takes a CPU each, all there are.
         command: What makes the cohort, without its URL, for the advice of `verify`.
+        left_out: What was found besides the scans, which the cohort lists beside its quarantine.
 
     Raises:
-        ConfigError: see `split_scans`.
+        ConfigError: see `split_scans`; or a number is out of its range.
         TooManyFailuresError: more scans than `max_failures` allows cannot be used. What is
             prepared is kept.
         LockedError: another job writes it.
@@ -95,9 +108,10 @@ def prepare_cohort(
     """
     if not 0 <= max_failures <= 1:
         raise ConfigError(f"max_failures must be in [0, 1], was {max_failures}")
+    check_numbers(seed=seed, workers=workers)
     rows = split_scans(scans, split, seed=seed)
     with storage_errors(url), hold(url):
-        sizes = source_bytes(rows)
+        found = sources(rows)
         writer = CohortWriter.create(
             url,
             num_rows=len(rows),
@@ -107,40 +121,101 @@ def prepare_cohort(
             scans=planned_scans(rows),
             command=command,
         )
-        again = _rows_to_redo(writer, sizes, redo)
+        again = _rows_to_redo(writer, rows, found, redo)
         if again is not None:
             writer.reopen(again)
         elif writer.is_sealed():
-            return open_cohort(writer.url)
+            return _with_left_out(open_cohort(writer.url), left_out)
         limit = _Limit(writer=writer, total=len(rows), share=max_failures)
-        _fill(writer, rows, sizes, config, limit, workers)
-        return writer.seal()
+        _fill(writer, rows, found, config, limit, workers)
+        return _with_left_out(writer.seal(), left_out)
+
+
+def check_numbers(*, seed: int, workers: int | None) -> None:
+    """Refuse a seed or a number of workers that cannot be.
+
+    Raises:
+        ConfigError: it is out of its range.
+    """
+    if seed < 0:
+        raise ConfigError(f"seed must be >= 0, was {seed}")
+    if workers is not None and workers < 1:
+        raise ConfigError(f"workers must be >= 1, was {workers}; leave it out for all CPUs")
+
+
+def _with_left_out(cohort: Cohort, left_out: Sequence[LeftOut]) -> Cohort:
+    """Write down what was found besides the scans; it decides nothing in the cohort."""
+    rows = [{"path": one.path, "reason": one.reason} for one in left_out]
+    if rows != cohort.left_out:
+        write_left_out(cohort.url, rows)
+    return cohort
 
 
 def _rows_to_redo(
-    writer: CohortWriter, sizes: Sequence[int], redo: Sequence[Redo]
+    writer: CohortWriter, rows: Rows, found: Sequence[Source], redo: Sequence[Redo]
 ) -> set[int] | None:
     """Rows that are written and are to be prepared again; None leaves a sealed cohort sealed."""
     damaged = verify(writer.url) if "damaged" in redo else []
-    rows = {row for problem in damaged for row in problem.rows}
+    again = {row for problem in damaged for row in problem.rows}
     if writer.is_sealed():
-        rows |= {row for shard in writer.missing_shards() for row in writer.rows_of(shard)}
-    sound = [k for k in range(writer.num_shards) if not rows & set(writer.rows_of(k))]
-    failures, changed = set[int](), dict[int, str]()
+        again |= {row for shard in writer.missing_shards() for row in writer.rows_of(shard)}
+    sound = [k for k in range(writer.num_shards) if not again & set(writer.rows_of(k))]
+    failures, touched, unrecorded = set[int](), list[Subject | Failure](), set[int]()
+    changed = set[int]()
     for part in writer.written_parts(sound):
         failures |= {failure.row for failure in part.failures}
         records: list[Subject | Failure] = [*part.subjects, *part.failures]
-        changed |= {r.row: r.id for r in records if r.source_bytes != sizes[r.row]}
+        for record in records:
+            now = found[record.row]
+            if record.source_digest:
+                if record.source_stamp != now.stamp or not now.stamp:
+                    touched.append(record)
+            elif record.source_bytes != now.num_bytes:
+                changed.add(record.row)
+            elif not rows[record.row][0].image.startswith(PHANTOM_SCHEME):
+                unrecorded.add(record.row)
+    changed |= _changed(touched, rows, found)
     if "quarantined" in redo:
-        rows |= failures
-    if "changed" in redo or not writer.is_sealed():
-        rows |= set(changed)
-    elif good := [name for row, name in changed.items() if row not in failures]:
-        raise StoreError(
-            f"{writer.url}: the files of {len(good)} scans have changed since they were prepared, "
-            f"first {good[0]}: prepare them again with --redo changed, or choose another folder"
+        again |= failures
+    if "changed" in redo:
+        # Whether they changed is not known; prepared again, it will be.
+        again |= unrecorded
+    elif unrecorded:
+        _log.warning(
+            "%s: an earlier version recorded no content for %d of its scans: only sizes can be "
+            "compared; --redo changed prepares them again and records it",
+            writer.url,
+            len(unrecorded),
         )
-    return rows if rows or damaged else None
+    if "changed" in redo or not writer.is_sealed():
+        again |= changed
+    elif good := sorted(changed - failures):
+        named = ", ".join(f"{rows[r][0].id} ({_shown(rows[r][0].image)})" for r in good[:NAMED])
+        more = f" and {len(good) - NAMED} more" if len(good) > NAMED else ""
+        raise StoreError(
+            f"{writer.url}: the files of {len(good)} scans have changed since they were prepared: "
+            f"{named}{more}: prepare them again with --redo changed, or choose another folder"
+        )
+    return again if again or damaged else None
+
+
+def _changed(records: Sequence[Subject | Failure], rows: Rows, found: Sequence[Source]) -> set[int]:
+    """Rows whose files hold something else than on record; they are read for it."""
+
+    def differs(record: Subject | Failure) -> bool:
+        return not is_unchanged(
+            rows[record.row][0],
+            found[record.row],
+            digest=record.source_digest,
+            stamp=record.source_stamp,
+        )
+
+    with ThreadPoolExecutor(16) as pool:
+        return {r.row for r, new in zip(records, pool.map(differs, records), strict=True) if new}
+
+
+def _shown(path: str) -> str:
+    return files.without_secrets(path)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -161,15 +236,14 @@ class _Limit:
             f"{len(failures)} of {self.total} scans could not be used, more than the share of "
             f"{self.share:g} that --max-failures allows: {examples}{'; ...' * (len(failures) > 3)}."
             f" Those found so far are listed in {place}, and what is prepared is kept. Mend the "
-            "files and run the same command again (with --redo quarantined where a mended file "
-            "has its old size), or pass a larger --max-failures"
+            "files and run the same command again, or pass a larger --max-failures"
         )
 
 
 def _fill(
     writer: CohortWriter,
     rows: Rows,
-    sizes: Sequence[int],
+    found: Sequence[Source],
     config: PrepareConfig,
     limit: _Limit,
     workers: int | None,
@@ -183,12 +257,11 @@ def _fill(
     cluster.connect()
     cluster.check_shared(writer.url)
     cluster.check_readable(*_own_files(rows[0][0]))
-    kept = writer.kept_rows()
-    names = {r: kept_name(r, sizes[r]) for shard in missing for r in writer.rows_of(shard)}
-    shards = _Shards(writer, missing, {r: name for r, name in names.items() if name in kept})
+    wanted = [row for shard in missing for row in writer.rows_of(shard)]
+    shards = _Shards(writer, missing, _still_good(writer.kept_rows(), wanted, rows, found))
     items = [
-        _Item(row=r, scan=rows[r][0], split=rows[r][1], source_bytes=sizes[r])
-        for r in names
+        _Item(row=r, scan=rows[r][0], split=rows[r][1], source=found[r])
+        for r in wanted
         if r not in shards.names
     ]
     with Progress(total=len(rows), what="scans") as progress:
@@ -203,6 +276,32 @@ def _fill(
         shards.finish()
 
 
+def _still_good(
+    kept: set[str], wanted: Sequence[int], rows: Rows, found: Sequence[Source]
+) -> dict[int, str]:
+    """Row -> file of the kept scans whose own files still are what they were then."""
+    candidates = []
+    for name in kept:
+        try:
+            row, stamp, digest = parse_name(name)
+        except ValueError:
+            continue  # of a version that told files apart by their size
+        candidates.append((row, stamp, digest, name))
+    asked = set(wanted)
+
+    def is_good(one: tuple[int, str, str, str]) -> bool:
+        row, stamp, digest, _ = one
+        if row not in asked:
+            return False
+        if not digest:
+            return rows[row][0].image.startswith(PHANTOM_SCHEME)
+        return is_unchanged(rows[row][0], found[row], digest=digest, stamp=stamp)
+
+    with ThreadPoolExecutor(16) as pool:
+        good = list(pool.map(is_good, candidates))
+    return {one[0]: one[3] for one, is_kept in zip(candidates, good, strict=True) if is_kept}
+
+
 def _own_files(scan: Scan) -> list[str]:
     return [path for path in (scan.image, scan.brain, scan.lesion) if path]
 
@@ -214,16 +313,18 @@ class _Item:
     row: int
     scan: Scan
     split: Split
-    source_bytes: int
+    source: Source
 
-    def failure(self, reason: str) -> Failure:
+    def failure(self, reason: str, digest: str) -> Failure:
         """What the quarantine says of it."""
         return Failure(
             row=self.row,
             id=self.scan.id,
-            source=files.without_secrets(self.scan.image),
-            source_bytes=self.source_bytes,
-            reason=files.without_secrets(reason),
+            source=files.without_secrets(printable(self.scan.image)),
+            source_bytes=self.source.num_bytes,
+            source_digest=digest,
+            source_stamp=self.source.stamp,
+            reason=files.without_secrets(printable(reason)),
         )
 
 
@@ -237,18 +338,26 @@ class _PrepareTask:
     def __call__(self, packed: dict[str, Any]) -> dict[str, Any]:
         item: _Item = cloudpickle.loads(packed["item"])
         result = {"row": item.row, "name": "", "reason": "", "error": "", "message": ""}
+        result["read"] = "{}"
         try:
-            with storage_errors(item.scan.image):
-                return result | {"name": self.keep(item)}
-        except ScanError as error:
-            return result | {"reason": str(error)}
+            with files.digests_of_reads() as read, storage_errors(item.scan.image):
+                try:
+                    return result | {"name": self.keep(item, read)}
+                except ScanError as error:
+                    # Arrow takes no bytes of names that are no UTF-8.
+                    return result | {"reason": printable(str(error)), "read": json.dumps(read)}
         except UadrayError as error:
             # Ray Data drops the cause of a failed task on its way back, so that a named error of
             # ours travels as a value.
-            return result | {"error": type(error).__name__, "message": str(error)}
+            return result | {"error": type(error).__name__, "message": printable(str(error))}
 
-    def keep(self, item: _Item) -> str:
-        """Prepare one scan and write it aside; return the file's name."""
+    def keep(self, item: _Item, read: Mapping[str, str]) -> str:
+        """Prepare one scan and write it aside; return the file's name.
+
+        Args:
+            item: The scan.
+            read: Digests of the files that are read meanwhile, as they come.
+        """
         # Ray grants one CPU; a library that takes all of them only makes the tasks wait.
         torch.set_num_threads(1)
         sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(1)
@@ -258,7 +367,8 @@ class _PrepareTask:
         if self.writer.has_lesion:
             assert volume.lesion is not None, f"{item.scan.id} has no lesion, but its cohort has"
             arrays["lesion"] = volume.lesion
-        subject = subject_of(item.row, item.scan, item.split, volume, item.source_bytes)
+        digest = digest_of(item.scan, read)
+        subject = subject_of(item.row, item.scan, item.split, volume, item.source, digest)
         with storage_errors(self.writer.url):
             return self.writer.put_row(subject, arrays)
 
@@ -293,7 +403,8 @@ def _prepare(
         if result["error"]:
             raise getattr(errors, result["error"])(result["message"])
         if result["reason"]:
-            yield item.failure(result["reason"])
+            # What it did not come to read is read here: the file may have killed its process.
+            yield item.failure(result["reason"], digest_of(item.scan, json.loads(result["read"])))
         else:
             yield item.row, result["name"]
 

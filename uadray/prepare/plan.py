@@ -7,11 +7,11 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from typing import Any
 
-import fsspec
-
 from uadray import files
 from uadray.config import to_json
+from uadray.prepare.identity import Source, look_at
 from uadray.prepare.layouts import PHANTOM_SCHEME, Scan
+from uadray.prepare.layouts.listing import printable
 from uadray.prepare.splits import SplitConfig
 from uadray.prepare.steps import PrepareConfig, PreparedVolume, record
 from uadray.store import Split, Subject
@@ -50,7 +50,7 @@ def planned_scans(rows: Rows) -> Iterator[dict[str, Any]]:
     Paths stand relative to their common folder, so that a cohort is the same wherever its scans
     lie, and without what is secret in signed URLs.
     """
-    prefix = _common_folder([path for scan, _ in rows for path in _paths(scan)])
+    prefix = _common_folder([path for scan, _ in rows for path in scan.paths])
 
     def shown(path: str) -> str:
         return files.without_secrets(path).removeprefix(files.without_secrets(prefix))
@@ -67,14 +67,25 @@ def planned_scans(rows: Rows) -> Iterator[dict[str, Any]]:
         yield {**fields, "split": part}
 
 
-def source_bytes(rows: Rows) -> list[int]:
-    """Size of each scan's files together; what is absent counts as nothing, and so do phantoms."""
+def sources(rows: Rows) -> list[Source]:
+    """Each scan's files as they lie there, not read."""
     with ThreadPoolExecutor(16) as pool:
-        return list(pool.map(lambda row: _total(row[0]), rows))
+        return list(pool.map(lambda row: look_at(row[0]), rows))
 
 
-def subject_of(row: int, scan: Scan, split: Split, volume: PreparedVolume, size: int) -> Subject:
-    """A prepared scan's line in the table of subjects; `size` is that of its files."""
+def subject_of(
+    row: int, scan: Scan, split: Split, volume: PreparedVolume, source: Source, digest: str
+) -> Subject:
+    """A prepared scan's line in the table of subjects.
+
+    Args:
+        row: Of the cohort.
+        scan: What was prepared.
+        split: Its part.
+        volume: What came of it.
+        source: Its files, as they lay there before they were read.
+        digest: Of their content, from `identity.digest_of`.
+    """
     return Subject(
         row=row,
         id=scan.id,
@@ -83,32 +94,15 @@ def subject_of(row: int, scan: Scan, split: Split, volume: PreparedVolume, size:
         split=split,
         modality=scan.modality,
         affine=tuple(tuple(map(float, line)) for line in volume.affine),
-        source=files.without_secrets(scan.image),
-        source_bytes=size,
+        source=files.without_secrets(printable(scan.image)),
+        source_bytes=source.num_bytes,
+        source_digest=digest,
+        source_stamp=source.stamp,
+        image_digest=volume.image_digest,
         brain_ml=volume.brain_ml,
         lesion_ml=volume.lesion_ml,
-        notes=volume.notes,
+        notes=printable(volume.notes),
     )
-
-
-def _paths(scan: Scan) -> list[str]:
-    """The scan's own files."""
-    if scan.image.startswith(PHANTOM_SCHEME):
-        return []
-    return [path for path in (scan.image, scan.brain, scan.lesion, *scan.more_lesions) if path]
-
-
-def _total(scan: Scan) -> int:
-    made_from = [scan.synthetic_lesion] if scan.synthetic_lesion else []
-    return sum(map(_size, [*_paths(scan), *made_from]))
-
-
-def _size(path: str) -> int:
-    try:
-        fs, inner = fsspec.core.url_to_fs(path)
-        return int(fs.size(inner) or 0)
-    except FileNotFoundError:
-        return 0
 
 
 def _common_folder(paths: Sequence[str]) -> str:

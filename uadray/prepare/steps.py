@@ -128,6 +128,8 @@ class PreparedVolume:
     """As the layout knew it, or the phantom's."""
     notes: str
     """What a reader must know."""
+    image_digest: str = ""
+    """Of the scan's voxels, see `identity.image_digest`; empty for a phantom."""
 
     @property
     def brain_ml(self) -> float:
@@ -245,7 +247,9 @@ def prepare_scan(
         )
     if config.skull_strip not in ("auto", "mask"):
         scan = replace(scan, brain="")
-    volume = load_volume(scan, stripped=config.skull_strip not in TOOLS)
+    volume = load_volume(
+        scan, stripped=config.skull_strip not in TOOLS, least_lesion=config.mask_threshold
+    )
     watch("read", volume)
     lesion = _lesion_step(scan, config.lesion) if scan.synthetic_lesion else None
     try:
@@ -264,10 +268,12 @@ def _finish(scan: Scan, volume: Volume, config: PrepareConfig) -> PreparedVolume
     if volume.lesion is not None:
         lesion = (config.mask_threshold <= volume.lesion.T) & brain
         if not lesion.any():
+            most = float(np.where(brain, volume.lesion.T, 0).max())
             raise ScanError(
                 f"{scan.lesion or scan.synthetic_lesion}: no voxel of {config.shape} is lesion to "
-                f"{config.mask_threshold:g} inside the brain: the lesion is too small for this "
-                "grid; use a finer --shape, a lower --mask-threshold, or leave the scan out"
+                f"{config.mask_threshold:g} inside the brain, the most is {most:.2g}: the lesion "
+                "is too small for this grid, lies outside the brain, or its mask has low values; "
+                "use a finer --shape, a lower --mask-threshold, or leave the scan out"
             )
     return PreparedVolume(
         image=np.where(brain, volume.image.T, np.float32(0)).clip(0.0, 1.0),
@@ -276,6 +282,7 @@ def _finish(scan: Scan, volume: Volume, config: PrepareConfig) -> PreparedVolume
         affine=volume.scanner_affine,
         scanner=scan.scanner,
         notes="; ".join(volume.notes),
+        image_digest=volume.image_digest,
     )
 
 

@@ -61,6 +61,10 @@ def with_interval(evaluation: Evaluation, metric: str) -> str:
     return f"{number(evaluation.metric(metric))} {brackets(evaluation.interval(metric))}".rstrip()
 
 
+NO_INTERVAL = "no interval"
+"""Stands in its place where there is one test subject."""
+
+
 def brackets(
     bounds: tuple[float, float] | None, text: Callable[[float | None], str] = number
 ) -> str:
@@ -91,7 +95,7 @@ def _metric(
         spread = row.evaluation.metric(deviation) if deviation else None
         parts = [
             "" if spread is None else f"± {spread:.3f}",
-            brackets(row.evaluation.interval(key), lambda v: number(v, digits)) if interval else "",
+            _bounds(row, key, digits) if interval else "",
             _printed(row, key),
         ]
         return " ".join(part for part in parts if part)
@@ -106,6 +110,12 @@ def _metric(
         bounds=lambda row: row.evaluation.interval(key),
         first=first,
     )
+
+
+def _bounds(row: Row, key: str, digits: int) -> str:
+    if row.evaluation.has_one_subject and row.evaluation.metric(key) is not None:
+        return NO_INTERVAL
+    return brackets(row.evaluation.interval(key), lambda v: number(v, digits))
 
 
 def _recorded(

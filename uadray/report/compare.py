@@ -95,7 +95,9 @@ class Series:
         if len(self.rows) == 1:
             return Figure(value=value, bounds=self.rows[0].evaluation.interval(metric))
         resamples = self.resamples(metric)
-        return Figure(value=value, bounds=None) if resamples is None else _figure(value, resamples)
+        if resamples is None:
+            return Figure(value=value, bounds=None)
+        return _figure(value, resamples, len(self.rows[0].evaluation.values["subjects"]))
 
     def dice(self) -> dict[str, float]:
         """Dice of each subject that has one with every fit, averaged over the fits."""
@@ -248,7 +250,9 @@ def compare(series: Series, reference: Series) -> Comparison | None:
         if values[0] is None or values[1] is None or drawn[0] is None or drawn[1] is None:
             continue
         if drawn[0].shape == drawn[1].shape:
-            differences[metric] = _figure(values[0] - values[1], drawn[0] - drawn[1])
+            differences[metric] = _figure(
+                values[0] - values[1], drawn[0] - drawn[1], len(ours.subjects)
+            )
     if "dice_d" not in differences:
         return None
     each = series.dice(), reference.dice()
@@ -264,8 +268,8 @@ def compare(series: Series, reference: Series) -> Comparison | None:
     )
 
 
-def _figure(value: float, resamples: NDArray[np.float64]) -> Figure:
-    bounds = interval(value, resamples)
+def _figure(value: float, resamples: NDArray[np.float64], num_subjects: int) -> Figure:
+    bounds = interval(value, resamples, num_subjects=num_subjects)
     defined = not np.isnan(bounds.low)
     return Figure(value=value, bounds=(bounds.low, bounds.high) if defined else None)
 

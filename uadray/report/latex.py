@@ -6,7 +6,7 @@ from typing import Any
 from uadray.report import columns, compare
 from uadray.report.columns import ABSENT, COLUMNS, LESION_COLUMNS, METHOD, Column
 from uadray.report.effects import EFFECT_COLUMNS
-from uadray.report.rows import Row
+from uadray.report.rows import CohortRows, Row
 from uadray.report.sweep import Sweep
 from uadray.report.words import Compared
 
@@ -59,7 +59,7 @@ def to_latex(compared: Sequence[Compared], title: str, sweep: Sweep | None = Non
     for n, cohort in enumerate(compared, start=1):
         group = cohort.group
         where = f"on {group.name}" + "".join(f" [{note}]" for note in group.notes)
-        size = f"{group.rows[0].evaluation.values['num_test']} test subjects"
+        size = subjects_of(group)
         printed = _published_columns(group.rows)
         caption = f"Results {where}: {size}. Best figure of each column in bold."
         label = f"tab:results-{n}"
@@ -79,6 +79,12 @@ def to_latex(compared: Sequence[Compared], title: str, sweep: Sweep | None = Non
             caption = f"Effect of {effect.setting.label} {where}. {effect.method}"
             parts += _table(EFFECT_COLUMNS, effect.points, caption, f"tab:effect-{n}-{k + 1}")
     return "\n".join(parts)
+
+
+def subjects_of(group: CohortRows) -> str:
+    """How many test subjects there are; of one no interval can be given."""
+    num = int(group.rows[0].evaluation.values["num_test"])
+    return "1 test subject, so no intervals" if num == 1 else f"{num} test subjects"
 
 
 def _published_columns(rows: Sequence[Row]) -> list[Column[Row]]:

@@ -1,9 +1,6 @@
 """Run folders as records: read whole, checked, and refused with the file's name where damaged."""
 
-import io
-import json
-import zipfile
-import zlib
+import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -11,10 +8,23 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from uadray import config, files
-from uadray.errors import RunError
+from uadray import config, files, npz
+from uadray.cli import INCOMPLETE, OK
+from uadray.errors import CheckpointError, RunError
 from uadray.evaluate.slicewise import Slices
 from uadray.report.settings import variants
+from uadray.train.run import (
+    CONFIG,
+    EPOCHS,
+    SUMMARY,
+    Run,
+    need,
+    read_config,
+    read_epochs,
+    read_object,
+    read_summary,
+)
+from uadray.train.state import checkpoint_weights
 
 METRICS = ("dice_d", "dice_s_mean", "dice_s_std", "auprc", "auroc", "upper_bound_dice")
 """What every evaluation holds; a value may be null where it is not defined."""
@@ -23,8 +33,8 @@ _PLAIN = {
     kind.__name__
     for kind in (config.Intensity, config.HistEq, config.MeanImage, config.ZScore, config.PCA)
 }
-_DAMAGED = (ValueError, TypeError, KeyError, OSError, EOFError, zipfile.BadZipFile, zlib.error)
-"""What reading a torn or foreign npz file raises."""
+_UNREADABLE = (ValueError, TypeError, KeyError, OSError)
+"""What reading a torn, foreign or forbidden file raises."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,6 +98,11 @@ class Evaluation:
         """The same with other `metrics` and `intervals`, such as those before a filter."""
         return replace(self, values={**self.values, **values})
 
+    @property
+    def has_one_subject(self) -> bool:
+        """Whether there is one test subject alone, so that no interval can be given."""
+        return len(self.values["subjects"]) == 1
+
     def metric(self, name: str) -> float | None:
         """A metric, or None where it is not defined."""
         value = self.values["metrics"].get(name)
@@ -96,7 +111,7 @@ class Evaluation:
     def interval(self, name: str) -> tuple[float, float] | None:
         """The 95 % bootstrap interval of a metric over subjects, or None."""
         pair = self.values["intervals"].get(name)
-        if pair is None or None in pair:
+        if pair is None or None in pair or self.has_one_subject:
             return None
         return float(pair[0]), float(pair[1])
 
@@ -131,43 +146,81 @@ class RunRecord:
         return self.config["experiment"].get("fit", {}).get("seed")
 
 
-def load_runs(urls: Iterable[str]) -> list[RunRecord]:
+@dataclass(frozen=True, kw_only=True)
+class Broken:
+    """A run, or an evaluation of it, that cannot be read."""
+
+    url: str
+    """The run folder, or what was named as one."""
+    error: str
+    """Which file it is, what is wrong with it, and what to do."""
+
+    @property
+    def name(self) -> str:
+        """Of the folder."""
+        return self.url.rstrip("/").rsplit("/", 1)[-1]
+
+
+def load_runs(urls: Iterable[str], broken: list[Broken] | None = None) -> list[RunRecord]:
     """Read run folders.
 
     Args:
         urls: Local paths or fsspec URLs of run folders, of folders whose folders are runs, or of
             sweeps. One named twice is read once.
+        broken: Takes what cannot be read, run by run or evaluation by evaluation, so that the
+            others are; where it is None, the first such error is raised.
 
     Returns:
         The runs in the order given, with labels that tell them apart. Runs that failed, did not
         finish or were not evaluated are among them.
 
     Raises:
-        RunError: a folder holds no run, or a file in it is absent or damaged.
+        RunError: a folder holds no run, or a file in it is absent or damaged, and `broken` is None
+            or nothing is left.
     """
     folders: dict[str, None] = {}
+    runs, noted = [], list[Broken]() if broken is None else broken
     for url in urls:
-        folders.update(dict.fromkeys(_run_folders(files.normalise(url))))
-    if not folders:
-        raise RunError("no run to report: name at least one run folder, or a folder of runs")
-    return _label([_load_run(url) for url in folders])
+        try:
+            folders.update(dict.fromkeys(_run_folders(files.normalise(url), broken)))
+        except RunError as error:
+            _note(broken, url, error)
+    for url in folders:
+        try:
+            runs.append(_load_run(url, broken))
+        except RunError as error:
+            _note(broken, url, error)
+    if not runs:
+        first = noted[0].error if noted else "name at least one run folder, or a folder of runs"
+        raise RunError(first if noted else f"no run to report: {first}")
+    return _label(runs)
 
 
-def _run_folders(url: str) -> list[str]:
-    names = files.list_names(url)
-    if "config.json" in names:
+def _run_folders(url: str, broken: list[Broken] | None) -> list[str]:
+    names = _names(url)
+    if CONFIG in names:
         return [url]
     if not names:
         raise RunError(f"{url}: no such folder, or an empty one; pass a run or a folder of runs")
     if {"sweep.json", "runs"} <= set(names):
-        return _run_folders(files.join(url, "runs"))
-    if {"summary.json", "metrics.jsonl", "evaluation"} & set(names):
-        raise RunError(f"{url}: config.json is missing from this run; fit it again")
-    inside = {name: files.list_names(files.join(url, name)) for name in names if name[0] != "."}
-    if broken := [n for n, inner in inside.items() if _is_headless(inner)]:
-        raise RunError(f"{url}/{broken[0]}: config.json is missing from this run; fit it again")
-    found = [files.join(url, name) for name, inner in inside.items() if "config.json" in inner]
-    if not found:
+        return _run_folders(files.join(url, "runs"), broken)
+    if {SUMMARY, EPOCHS, "evaluation"} & set(names):
+        raise RunError(f"{url}: config.json is missing from this run; {_AGAIN}")
+    found = []
+    for name in names:
+        if name[0] == ".":
+            continue
+        folder = files.join(url, name)
+        try:
+            inside = _names(folder)
+            if _is_headless(inside):
+                raise RunError(f"{folder}: config.json is missing from this run; {_AGAIN}")
+        except RunError as error:
+            _note(broken, folder, error)
+            continue
+        if CONFIG in inside:
+            found.append(folder)
+    if not found and not broken:
         raise RunError(
             f"{url}: config.json is missing here and in every folder of it, so this is neither a "
             "run nor a folder of runs; pass the folder that the fit wrote"
@@ -175,62 +228,101 @@ def _run_folders(url: str) -> list[str]:
     return found
 
 
+_AGAIN = "restore it from a copy, or fit again into another folder"
+"""What helps where a run has lost its settings."""
+
+
 def _is_headless(names: list[str]) -> bool:
-    return "summary.json" in names and "config.json" not in names
+    return SUMMARY in names and CONFIG not in names
 
 
-def _load_run(url: str) -> RunRecord:
-    settings = _mapping(files.join(url, "config.json"))
-    _need(settings, ("name", "experiment", "fingerprint", "cohort"), files.join(url, "config.json"))
-    names = files.list_names(url)
-    if "summary.json" in names:
-        summary = _mapping(files.join(url, "summary.json"))
-        _need(summary, ("status",), files.join(url, "summary.json"))
-    else:
+def find_runs(urls: Iterable[str]) -> tuple[list[Run], list[Broken]]:
+    """Open run folders, or folders of runs.
+
+    Returns:
+        The runs, and what cannot be read.
+
+    Raises:
+        RunError: nothing is left.
+    """
+    broken: list[Broken] = []
+    runs = []
+    for record in load_runs(urls, broken):
+        try:
+            runs.append(Run.open(record.url))
+        except RunError as error:
+            broken.append(Broken(url=record.url, error=str(error)))
+    if not runs:
+        raise RunError(broken[0].error)
+    # Figures that cannot be read, or are of other weights, are about to be made again.
+    opened = {run.url for run in runs}
+    return runs, [one for one in broken if one.url not in opened]
+
+
+def say_left_out(left_out: Iterable[Broken]) -> int:
+    """Print what was left out and why; returns a job's exit code."""
+    lines = dict.fromkeys(f"left out: {one.name}: {one.error}" for one in left_out)
+    for line in lines:
+        print(files.without_secrets(line), file=sys.stderr)
+    return INCOMPLETE if lines else OK
+
+
+def _load_run(url: str, broken: list[Broken] | None) -> RunRecord:
+    settings = read_config(url)
+    summary = read_summary(url)
+    if summary is None:
         error = "summary.json is missing: the fit did not finish; run it again to resume it"
         summary = {"status": "unfinished", "error": error}
-    evaluations = []
-    for name in files.list_names(files.join(url, "evaluation")) if "evaluation" in names else []:
-        if name.endswith(".json") and not name.endswith("-threshold.json"):
-            place = files.join(url, "evaluation", name)
-            evaluations.append(_load_evaluation(place, settings["fingerprint"]))
+    evaluations, folder = [], files.join(url, "evaluation")
+    for name in _names(folder):
+        if not name.endswith(".json") or name.endswith("-threshold.json") or files.is_draft(name):
+            continue
+        try:
+            evaluations.append(_load_evaluation(files.join(folder, name), settings, url))
+        except RunError as error:
+            _note(broken, url, error)
     return RunRecord(
         url=url,
         label=str(settings["name"]),
         config=settings,
         summary=summary,
-        epochs=_load_epochs(files.join(url, "metrics.jsonl")) if "metrics.jsonl" in names else (),
+        epochs=tuple(read_epochs(url)),
         evaluations=tuple(evaluations),
     )
 
 
-def _load_epochs(url: str) -> tuple[Mapping[str, Any], ...]:
-    """A resumed fit may have written an epoch twice (the later counts) and torn its last line."""
-    lines = [line for line in files.read_bytes(url).splitlines() if line.strip()]
-    epochs: dict[int, Mapping[str, Any]] = {}
-    for number, line in enumerate(lines, start=1):
-        try:
-            values = json.loads(line)
-            epochs[int(values["epoch"])] = values
-        except (ValueError, KeyError, TypeError) as error:
-            if number == len(lines):
-                break
-            raise RunError(f"{url}: line {number} is not an epoch ({error}); fit again") from error
-    return tuple(epochs[epoch] for epoch in sorted(epochs))
+def _note(broken: list[Broken] | None, url: str, error: RunError) -> None:
+    """Note what cannot be read, or raise it where nobody takes notes."""
+    if broken is None:
+        raise error
+    broken.append(Broken(url=url, error=str(error)))
 
 
-def _load_evaluation(url: str, fingerprint: str) -> Evaluation:
-    values = _mapping(url)
+def _names(url: str) -> list[str]:
+    try:
+        return files.list_names(url)
+    except OSError as error:
+        raise RunError(f"{url} cannot be listed ({error.strerror or error})") from None
+
+
+def _load_evaluation(url: str, settings: Mapping[str, Any], run: str) -> Evaluation:
+    values = read_object(url, "evaluate the run again") or {}
     needed = ("cohort", "metrics", "intervals", "threshold", "num_threshold", "num_test")
-    _need(values, (*needed, "subjects", "lesion_voxels", "lesion_voxels_eroded"), url)
-    _need(values["cohort"], ("name",), url, "cohort.")
-    _need(values["metrics"], METRICS, url, "metrics.")
-    _need(values["threshold"], ("value", "rule", "fitted_on"), url, "threshold.")
+    need(values, (*needed, "subjects", "lesion_voxels", "lesion_voxels_eroded"), url)
+    need(values["cohort"], ("name",), url, "cohort.")
+    need(values["metrics"], METRICS, url, "metrics.")
+    need(values["threshold"], ("value", "rule", "fitted_on"), url, "threshold.")
     for index, subject in enumerate(values["subjects"]):
-        _need(subject, ("id", "dice", "lesion_ml"), url, f"subjects[{index}].")
+        need(subject, ("id", "dice", "lesion_ml"), url, f"subjects[{index}].")
+    fingerprint = settings["fingerprint"]
     if (found := values.get("run_fingerprint", fingerprint)) != fingerprint:
         raise RunError(
             f"{url}: belongs to experiment {found}, but the run's config.json says {fingerprint}; "
+            "evaluate this run again"
+        )
+    if "weights" in values and values["weights"] != _weights(settings, run):
+        raise RunError(
+            f"{url}: its figures are of other weights of this run, which was fitted on since then: "
             "evaluate this run again"
         )
     stem = url.removesuffix(".json")
@@ -247,20 +339,28 @@ def _load_evaluation(url: str, fingerprint: str) -> Evaluation:
     )
 
 
+def _weights(settings: Mapping[str, Any], url: str) -> str:
+    """Digest of the weights that the run has now."""
+    try:
+        name = f"{settings['fingerprint']}-{settings['cohort']['fingerprint']}"
+        return checkpoint_weights(url, name)
+    except (KeyError, CheckpointError) as error:
+        raise RunError(f"{url}: its checkpoint cannot be read ({error})") from None
+
+
 def _load_slices(url: str) -> Slices:
     try:
         return Slices.unpack(files.read_bytes(url))
-    except _DAMAGED as error:
+    except _UNREADABLE as error:
         raise RunError(f"{url}: not a file of slices ({error}); evaluate again") from error
 
 
 def _load_resamples(url: str, values: Mapping[str, Any]) -> Resamples:
     try:
-        with np.load(io.BytesIO(files.read_bytes(url)), allow_pickle=False) as arrays:
-            held = {name: arrays[name] for name in arrays.files}
+        held = npz.unpack(files.read_bytes(url))
         subjects = tuple(str(subject) for subject in held.pop("subjects"))
         seed = int(held.pop("seed"))
-    except _DAMAGED as error:
+    except _UNREADABLE as error:
         raise RunError(f"{url}: not a file of resamples ({error}); evaluate again") from error
     expected = [str(subject["id"]) for subject in values["subjects"]]
     sizes = {array.shape for array in held.values()}
@@ -274,15 +374,14 @@ def _load_resamples(url: str, values: Mapping[str, Any]) -> Resamples:
 
 def _load_cases(url: str) -> Cases:
     try:
-        with np.load(io.BytesIO(files.read_bytes(url)), allow_pickle=False) as arrays:
-            held = {name: arrays[name] for name in arrays.files}
+        held = npz.unpack(files.read_bytes(url))
         cases = Cases(
             ids=tuple(str(i) for i in held["ids"]),
             slices=tuple(int(i) for i in held["slice"]),
             reconstruction=held.get("reconstruction"),
             **{n: held[n] for n in ("input", "scores", "brain", "lesion", "prediction")},
         )
-    except _DAMAGED as error:
+    except _UNREADABLE as error:
         raise RunError(f"{url}: not a file of montage cases ({error}); evaluate again") from error
     stacks = (cases.input, cases.scores, cases.brain, cases.lesion, cases.prediction)
     shapes = {s.shape for s in (*stacks, cases.reconstruction) if s is not None}
@@ -292,23 +391,6 @@ def _load_cases(url: str) -> Cases:
             f"got {sorted(shapes)}; evaluate again"
         )
     return cases
-
-
-def _mapping(url: str) -> dict[str, Any]:
-    try:
-        value = files.read_json(url)
-    except (ValueError, OSError) as error:
-        raise RunError(f"{url}: cannot be read as JSON ({error}); write it again") from error
-    if not isinstance(value, dict):
-        raise RunError(f"{url}: expected a JSON object, got {type(value).__name__}")
-    return value
-
-
-def _need(values: Any, keys: Iterable[str], url: str, prefix: str = "") -> None:
-    if not isinstance(values, dict):
-        raise RunError(f"{url}: expected {prefix.rstrip('.')} to be an object, got {values!r}")
-    if missing := [f"{prefix}{key}" for key in keys if key not in values]:
-        raise RunError(f"{url}: {', '.join(missing)} missing; run the stage that writes it again")
 
 
 def _label(runs: list[RunRecord]) -> list[RunRecord]:

@@ -36,7 +36,12 @@ class MeanPoint:
         held = [one for one in drawn if one is not None]
         if len(held) < len(drawn) or len({len(one) for one in held}) > 1:
             return Figure(value=mean, bounds=None)
-        bounds = interval(mean, np.mean(held, axis=0))
+        fewest = min(
+            len(row.evaluation.values["subjects"])
+            for part in self.parts
+            for row in part.series.rows
+        )
+        bounds = interval(mean, np.mean(held, axis=0), num_subjects=fewest)
         defined = not np.isnan(bounds.low)
         return Figure(value=mean, bounds=(bounds.low, bounds.high) if defined else None)
 

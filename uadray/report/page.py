@@ -15,7 +15,7 @@ from markupsafe import Markup, escape
 from uadray import __version__, files
 from uadray.errors import ConfigError
 from uadray.report import columns, compare, export, figures
-from uadray.report.load import RunRecord, load_runs
+from uadray.report.load import Broken, RunRecord, load_runs
 from uadray.report.montage import Viewers, montage
 from uadray.report.rows import PublishedFigures, Row, group_by_cohort, spread_rows
 from uadray.report.sweep import Sweep, find_sweep
@@ -46,6 +46,7 @@ def write_report(
     erasing_from: str = "",
     tables: str = "",
     made: datetime | None = None,
+    left_out: list[Broken] | None = None,
 ) -> str:
     """Write the report of some runs: the page, and its tables as CSV, Markdown and LaTeX.
 
@@ -61,6 +62,8 @@ def write_report(
         erasing_from: A healthy cohort, to show on its first scan what each experiment erases.
         tables: Folder of the tables, where they shall not stand beside the page.
         made: Date of making, now where None.
+        left_out: Takes runs that cannot be read; the page names them, and those that are in it
+            before. Where it is None, the first such error is raised.
 
     Returns:
         The page's absolute path or URL. All files are replaced whole.
@@ -69,12 +72,13 @@ def write_report(
         ConfigError: `out` does not end in `.html`, no run is called like a reference, or a
             viewer's address is not a relative one.
         StoreError: `erasing_from` holds no sealed cohort.
-        RunError: a folder holds no run, or a file in it is absent or damaged.
+        RunError: a folder holds no run, or a file in it is absent or damaged, and `left_out` is
+            None or no run is left.
     """
     out = files.normalise(out)
     if not out.endswith(".html"):
         raise ConfigError(f"out must end in .html, was {out!r}")
-    runs = load_runs(urls)
+    runs = load_runs(urls, left_out)
     groups = group_by_cohort(runs, published)
     known = {name for run in runs for name in (run.label, str(run.config["name"]))}
     if unknown := [name for name in references if name not in known]:
@@ -90,6 +94,7 @@ def write_report(
         viewers=viewers,
         erasing=_erasing(runs, erasing_from) if erasing_from else None,
         made=made or datetime.now(UTC),
+        left_out=list(dict.fromkeys(left_out or ())),
     )
     stem = out.removesuffix(".html")
     if tables:
@@ -138,6 +143,7 @@ def render(
     sweep: Sweep | None = None,
     viewers: Viewers | None = None,
     erasing: Markup | None = None,
+    left_out: Sequence[Broken] = (),
 ) -> str:
     """The page as text; every string from a run folder is escaped on its way in."""
     environment = Environment(
@@ -172,6 +178,7 @@ def render(
         curves=curve_context(_by_dice(runs, cohorts)),
         erasing=erasing,
         unevaluated=ended_early(runs),
+        left_out=left_out,
         provenance=[_provenance(run, notes) for run in runs],
     )
 

@@ -19,6 +19,15 @@ class Published(Protocol):
         """Standard deviation over subjects, where the paper gives one."""
 
 
+NOT_COMPARED = (
+    "modality, preparation and people of fit and test were not compared: evaluated by an earlier "
+    "version"
+)
+"""Of an evaluation that does not record the comparison."""
+
+ONE_SUBJECT = "There is one test subject, so that no interval can be given."
+"""Of an evaluation on a single subject."""
+
 PublishedFigures = Mapping[tuple[str, str], Mapping[str, Published]]
 """Printed figures by name of the metric, by name of the cohort and of the experiment."""
 
@@ -87,12 +96,64 @@ def group_by_cohort(
         CohortRows(
             name=name,
             fingerprint=fingerprint,
-            notes=tuple(dict.fromkeys(note for row in rows for note in row.evaluation.notes)),
+            notes=_notes(rows),
             rows=tuple(sorted(rows, key=_rank)),
-            warnings=_differences(rows),
+            warnings=(*_differences(rows), *_doubts(rows)),
         )
         for (name, fingerprint), rows in sorted(groups.items())
     ]
+
+
+def notes_on(runs: Sequence[RunRecord], cohort: str) -> list[str]:
+    """What could not be compared between runs and a cohort, or is taken for coincidence."""
+    return [
+        doubt
+        for group in group_by_cohort(runs)
+        if group.name == cohort
+        for doubt in _doubts(group.rows)
+    ]
+
+
+def _notes(rows: Sequence[Row]) -> tuple[str, ...]:
+    """Notes of all rows as they are; those of some with the names of their runs."""
+    notes: dict[str, list[str]] = {}
+    for row in rows:
+        for note in row.evaluation.notes:
+            notes.setdefault(note, []).append(row.run.label)
+    marks = {
+        mark
+        for row in rows
+        for mark in row.evaluation.notes
+        if mark in (row.evaluation.values.get("compared") or {}).get("differences", ())
+    }
+    return tuple(
+        f"{_named(labels)}: {note}" if note in marks and len(labels) < len(rows) else note
+        for note, labels in notes.items()
+    )
+
+
+def _doubts(rows: Sequence[Row]) -> tuple[str, ...]:
+    """What could not be compared between a run and the cohort that it was tested on."""
+    doubts: dict[str, list[str]] = {}
+    for row in rows:
+        compared = row.evaluation.values.get("compared")
+        notes = [NOT_COMPARED] if compared is None else compared.get("notes", ())
+        for note in notes:
+            doubts.setdefault(str(note), []).append(row.run.label)
+    one = any(row.evaluation.has_one_subject for row in rows)
+    return (
+        *((ONE_SUBJECT,) if one else ()),
+        *(f"{note[0].upper()}{note[1:]}{_of(labels, rows)}." for note, labels in doubts.items()),
+    )
+
+
+def _of(labels: Sequence[str], rows: Sequence[Row]) -> str:
+    return "" if len(labels) == len(rows) else f" ({_named(labels)})"
+
+
+def _named(labels: Sequence[str]) -> str:
+    more = f" and {len(labels) - 3} more" if len(labels) > 3 else ""
+    return ", ".join(labels[:3]) + more
 
 
 def _rank(row: Row) -> tuple[float, str]:

@@ -156,7 +156,8 @@ def _bounded(fits: Sequence[Sequence[Slices]], figure: Figure) -> Figure:
         for n, part in enumerate(fits[0])
     ]
     drawn = np.mean([auprc(histograms(*_joined(parts, weights))) for parts in fits], axis=0)
-    bounds = interval(figure.value, drawn)
+    fewest = min(len(part.subjects) for part in fits[0])
+    bounds = interval(figure.value, drawn, num_subjects=fewest)
     defined = not np.isnan(bounds.low)
     return Figure(value=figure.value, bounds=(bounds.low, bounds.high) if defined else None)
 

@@ -1,16 +1,18 @@
 """The tables of a report for the terminal."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 from rich import box
+from rich.console import Console
+from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
 from uadray.errors import RunError
-from uadray.report.columns import ABSENT, COLUMNS
+from uadray.report.columns import ABSENT, COLUMNS, Column
 from uadray.report.load import RunRecord
-from uadray.report.rows import group_by_cohort
+from uadray.report.rows import CohortRows, Row, group_by_cohort
 
 _TERMINAL = ("method", "dice_d", "dice_s_mean", "auprc", "upper_bound_dice", "fit_minutes")
 _SHORT_HEADS = {
@@ -20,12 +22,17 @@ _SHORT_HEADS = {
 }
 
 
-def terminal_table(runs: Sequence[RunRecord], cohort: str) -> Table:
-    """The table of one cohort for the terminal, with the columns that fit 80 characters.
+MIN_METHOD = 12
+"""Characters that the names of methods get at least; other columns go first."""
+
+
+def terminal_table(runs: Sequence[RunRecord], cohort: str, *, width: int = 80) -> Table:
+    """The table of one cohort for the terminal, with the columns that fit it.
 
     Args:
         runs: What `load_runs` gave.
         cohort: Name of the lesioned cohort.
+        width: Characters of a line; what does not fit is left out from the right, and named.
 
     Raises:
         RunError: no run was evaluated on a cohort of that name.
@@ -37,13 +44,30 @@ def terminal_table(runs: Sequence[RunRecord], cohort: str) -> Table:
             f"no run was evaluated on cohort {cohort!r}; there are {known}: evaluate it first"
         )
     columns = [column for column in COLUMNS if column.key in _TERMINAL]
+    return fitting(lambda num: _table(groups, columns[:num], columns[num:]), len(columns), width)
+
+
+def fitting(build: Callable[[int], Table], num_columns: int, width: int) -> Table:
+    """The table of most columns that fits a line, the first column at least."""
+    console = Console(width=max(1, width))
+    for num in range(num_columns, 1, -1):
+        table = build(num)
+        if Measurement.get(console, console.options, table).minimum <= width:
+            return table
+    return build(1)
+
+
+def _table(
+    groups: Sequence[CohortRows], columns: Sequence[Column[Row]], left_out: Sequence[Column[Row]]
+) -> Table:
     notes = "".join(f" [{note}]" for group in groups[:1] for note in group.notes)
     counts = sorted({row.evaluation.values["num_test"] for g in groups for row in g.rows})
+    subjects = "subject" if counts == [1] else "subjects"
     table = Table(
-        title=Text(f"{cohort}{notes}, {' or '.join(map(str, counts))} test subjects"),
+        title=Text(f"{groups[0].name}{notes}, {' or '.join(map(str, counts))} test {subjects}"),
         caption=Text(
-            "[95 %]: bootstrap over subjects. Italic: plain baseline.\n"
-            "Upper bound: Dice_D, threshold chosen on the test part."
+            f"{_intervals(groups)} Italic: plain baseline.\n"
+            "Upper bound: Dice_D, threshold chosen on the test part." + _not_shown(left_out)
         ),
         box=box.SIMPLE_HEAD,
         pad_edge=False,
@@ -52,7 +76,13 @@ def terminal_table(runs: Sequence[RunRecord], cohort: str) -> Table:
         head = Text(_SHORT_HEADS.get(column.key, f"{column.head}\n{column.note}"))
         is_name = column.key == "method"
         justify: Literal["left", "right"] = "left" if is_name else "right"
-        table.add_column(head, justify=justify, no_wrap=not is_name, overflow="fold")
+        table.add_column(
+            head,
+            justify=justify,
+            no_wrap=not is_name,
+            overflow="fold",
+            min_width=MIN_METHOD if is_name else None,
+        )
     for group in groups:
         for row in group.rows:
             cells = (f"{column.text(row)}\n{column.detail(row)}".rstrip() for column in columns)
@@ -61,11 +91,25 @@ def terminal_table(runs: Sequence[RunRecord], cohort: str) -> Table:
     return table
 
 
-def terminal_summary(runs: Sequence[RunRecord]) -> Table:
+def _intervals(groups: Sequence[CohortRows]) -> str:
+    if all(row.evaluation.has_one_subject for group in groups for row in group.rows):
+        return "No intervals: one test subject."
+    return "[95 %]: bootstrap over subjects."
+
+
+def _not_shown(left_out: Sequence[Column[Row]]) -> str:
+    if not left_out:
+        return ""
+    heads = ", ".join(column.head for column in left_out)
+    return f"\nToo narrow for {heads}: see the report."
+
+
+def terminal_summary(runs: Sequence[RunRecord], *, width: int = 80) -> Table:
     """One table over all cohorts: Dice_D and AUPRC with intervals, best mean Dice_D first.
 
     Args:
         runs: What `load_runs` gave.
+        width: Characters of a line; cohorts that do not fit are left out, and named.
 
     Raises:
         RunError: no run was evaluated.
@@ -73,24 +117,32 @@ def terminal_summary(runs: Sequence[RunRecord]) -> Table:
     groups = group_by_cohort(runs)
     if not groups:
         raise RunError("no run was evaluated: run jobs/evaluate.py first")
+    # A cohort has two columns.
+    return fitting(lambda num: _summary(runs, groups, (num - 1) // 2), 1 + 2 * len(groups), width)
+
+
+def _summary(runs: Sequence[RunRecord], all_groups: Sequence[CohortRows], num: int) -> Table:
+    groups = all_groups[:num]
+    left_out = ", ".join(group.name for group in all_groups[num:])
     columns = [column for column in COLUMNS if column.key in ("dice_d", "auprc")]
     table = Table(
         caption=Text(
             "[95 %]: bootstrap over test subjects. Italic: plain baseline.\n"
             "Thresholds were fitted on other subjects of the same cohort.\n"
-            + "\n".join(f"{g.name}: {', '.join(g.notes)}." for g in groups if g.notes)
+            + "\n".join(f"{g.name}: {', '.join(g.notes)}." for g in all_groups if g.notes)
+            + (f"\nToo narrow for {left_out}: see the report." if left_out else "")
         ),
         box=box.SIMPLE_HEAD,
         padding=(0, 1, 0, 0),
         pad_edge=False,
     )
-    table.add_column(Text("Method"), overflow="fold", min_width=14)
+    table.add_column(Text("Method"), overflow="fold", min_width=MIN_METHOD)
     for group in groups:
         size = f"{group.name}, n = {group.rows[0].evaluation.values['num_test']}"
         for column in columns:
             head = Text(f"{size}\n{column.head} [95 %]")
             table.add_column(head, justify="right", no_wrap=True)
-    places = [{row.run.label: row for row in group.rows} for group in groups]
+    places = [{row.run.label: row for row in group.rows} for group in all_groups]
 
     def rank(run: RunRecord) -> float:
         values = [p[run.label].evaluation.metric("dice_d") for p in places if run.label in p]
@@ -99,7 +151,7 @@ def terminal_summary(runs: Sequence[RunRecord]) -> Table:
 
     for run in sorted((r for r in runs if any(r.label in p for p in places)), key=rank):
         cells = [run.label]
-        for place in places:
+        for place in places[:num]:
             for column in columns:
                 row = place.get(run.label)
                 cell = f"{column.text(row)}\n{column.detail(row)}" if row else ABSENT

@@ -5,6 +5,7 @@ from typing import Any
 
 from uadray.config import to_json
 from uadray.detectors import num_parameters
+from uadray.report.columns import NO_INTERVAL
 from uadray.report.load import Evaluation, RunRecord
 from uadray.share.model import Model
 
@@ -136,6 +137,8 @@ def _figure(evaluation: Evaluation, name: str) -> str:
     if value is None:
         return "not defined"
     text = f"{value:.3f}"
+    if evaluation.has_one_subject:
+        return f"{text} ({NO_INTERVAL}: one test subject)"
     return text if bounds is None else f"{text} [{bounds[0]:.3f}, {bounds[1]:.3f}]"
 
 

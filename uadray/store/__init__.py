@@ -10,7 +10,8 @@ A cohort is a folder on a local path or any fsspec URL:
 - `rows/`, while it is being made: one file for each scan that is prepared and not yet in a shard;
 - `parts/00000.json`, one for each shard of rows, written after the shard's voxels: its subjects,
   the scans that were quarantined, and a digest of each row's voxels;
-- `subjects.parquet` and `quarantine.jsonl`, gathered when the cohort is sealed.
+- `subjects.parquet` and `quarantine.jsonl`, gathered when the cohort is sealed;
+- `left_out.jsonl`: files that were found beside the scans and why they are none, under no seal.
 
 Rows of quarantined scans stay zero and are in no table of subjects. One task writes one whole
 shard, so that no two tasks touch a file; a cohort is read only once it is sealed. The seal holds
@@ -18,7 +19,7 @@ digests of all small files, these hold digests of all voxels: `verify` follows t
 """
 
 from uadray.store.check import Problem, advice, verify
-from uadray.store.cohort import Cohort, open_cohort
+from uadray.store.cohort import Cohort, open_cohort, train_rows
 from uadray.store.layout import (
     CHUNK_VOLUMES,
     FORMAT,
@@ -30,9 +31,10 @@ from uadray.store.layout import (
     shard_volumes,
     software_versions,
     storage_errors,
+    write_left_out,
     zarr_store,
 )
-from uadray.store.spool import kept_name
+from uadray.store.spool import kept_name, parse_name
 from uadray.store.writer import CohortWriter
 
 __all__ = [
@@ -49,9 +51,12 @@ __all__ = [
     "kept_name",
     "open_array",
     "open_cohort",
+    "parse_name",
     "shard_volumes",
     "software_versions",
     "storage_errors",
+    "train_rows",
     "verify",
+    "write_left_out",
     "zarr_store",
 ]

@@ -2,23 +2,31 @@
 
 import io
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import zarr
 
 from uadray import files
-from uadray.errors import StoreError, StoreNotSealedError
+from uadray.errors import StoreError, StoreNotSealedError, UadrayError
+from uadray.order import subset_rows
 from uadray.store.layout import (
+    LEFT_OUT,
     QUARANTINE,
     SUBJECTS,
     ArrayName,
     Split,
+    array_names,
     open_array,
+    present_shards,
     read_attributes,
+    shard_url,
+    storage_errors,
 )
 
 
@@ -68,15 +76,38 @@ class Cohort:
 
         With a million subjects the affines alone take a gigabyte: read what is asked for.
         """
-        buffer = io.BytesIO(files.read_bytes(files.join(self.url, SUBJECTS)))
-        table = pd.read_parquet(buffer, columns=list(names) or None)
+        place = files.join(self.url, SUBJECTS)
+        try:
+            with storage_errors(place):
+                content = files.read_bytes(place)
+            table = pd.read_parquet(io.BytesIO(content), columns=list(names) or None)
+        except (pa.ArrowException, ValueError, KeyError) as error:
+            if isinstance(error, UadrayError):
+                raise
+            raise StoreError(f"{place} is damaged ({error}): {_again(self.url)}") from None
         return table.sort_values("row").reset_index(drop=True) if "row" in table else table
 
     @property
     def quarantine(self) -> list[dict[str, Any]]:
         """The scans that could not be used, with reasons."""
-        text = files.read_bytes(files.join(self.url, QUARANTINE)).decode()
-        return [json.loads(line) for line in text.splitlines()]
+        place = files.join(self.url, QUARANTINE)
+        try:
+            with storage_errors(place):
+                lines = files.read_bytes(place).splitlines()
+            return [dict(json.loads(line)) for line in lines]
+        except (ValueError, TypeError) as error:
+            if isinstance(error, UadrayError):
+                raise
+            raise StoreError(f"{place} is damaged ({error}): {_again(self.url)}") from None
+
+    @property
+    def left_out(self) -> list[dict[str, Any]]:
+        """Files that were found and are no scans of the cohort, with reasons; may be unrecorded."""
+        try:
+            text = files.read_bytes(files.join(self.url, LEFT_OUT)).decode()
+            return [json.loads(line) for line in text.splitlines()]
+        except (FileNotFoundError, ValueError):
+            return []
 
     def rows(self, split: Split) -> np.ndarray:
         """Rows of one split, ascending, (n,) int64.
@@ -96,14 +127,84 @@ class Cohort:
         return self.columns("row", "split")
 
     @cached_property
-    def _opened(self) -> dict[str, zarr.Array]:
+    def _opened(self) -> dict[tuple[str, bool], zarr.Array]:
         return {}
 
     def read(self, array: ArrayName, start: int, stop: int) -> np.ndarray:
-        """Rows [start, stop) of one array, (stop - start, Z, Y, X)."""
-        if array not in self._opened:
-            self._opened[array] = open_array(self.url, array)
-        return np.asarray(self._opened[array][start:stop])
+        """Rows [start, stop) of one array, (stop - start, Z, Y, X).
+
+        Raises:
+            StoreError: a shard of a sealed cohort is absent or damaged, or the storage cannot be
+                read. Zarr would give fill values for a shard that is gone.
+        """
+        place = (array, "seal" in self.attributes)
+        try:
+            if place not in self._opened:
+                refuse = partial(self._refuse_absent, array) if place[1] else None
+                self._opened[place] = open_array(self.url, array, absent=refuse)
+            return np.asarray(self._opened[place][start:stop])
+        except UadrayError:
+            raise
+        except OSError as error:
+            with storage_errors(f"{self.url}/{array}"):
+                raise error
+        except Exception as error:  # whatever a codec raises on a damaged chunk
+            raise StoreError(
+                f"{self.url}: rows {start} to {stop - 1} of {array!r} are damaged "
+                f"({type(error).__name__}: {error}): {_again(self.url)}"
+            ) from None
+
+    def read_as_it_is(self, array: ArrayName, start: int, stop: int) -> np.ndarray:
+        """The same, with fill values for what is gone, and whatever Zarr raises."""
+        if (array, False) not in self._opened:
+            self._opened[array, False] = open_array(self.url, array)
+        return np.asarray(self._opened[array, False][start:stop])
+
+    def check_shards(self) -> None:
+        """See by a listing of each array that every shard of a sealed cohort is there.
+
+        Raises:
+            StoreError: one is absent or empty.
+        """
+        num_shards = -(-int(self.attributes["num_rows"]) // self.shard)
+        with storage_errors(self.url):
+            gone = {
+                name: sorted(set(range(num_shards)) - present_shards(self.url, name, num_shards))
+                for name in array_names(has_lesion=self.has_lesion)
+            }
+        lost = {
+            name: [shard for shard in shards if shard in self._filled[name]]
+            for name, shards in gone.items()
+            if shards
+        }
+        where = " and ".join(
+            f"shard{'s' * (len(shards) > 1)} {_some(shards)} of {name!r}"
+            for name, shards in lost.items()
+            if shards
+        )
+        if where:
+            raise StoreError(
+                f"{self.url} was sealed, but {where} is gone or empty, and would read as volumes "
+                f"without content: {_again(self.url)}"
+            )
+
+    @cached_property
+    def _filled(self) -> dict[str, set[int]]:
+        """Shards of each array that hold more than fill values: Zarr writes no others.
+
+        Rows of quarantined scans are empty, and a whole shard may be of such.
+        """
+        table = self.columns("row", "brain_ml", "lesion_ml")
+        shards = table["row"].to_numpy(np.int64) // self.shard
+        brain, lesion = (set(shards[table[k] > 0].tolist()) for k in ("brain_ml", "lesion_ml"))
+        return {"image": brain, "brain": brain, "lesion": lesion}
+
+    def _refuse_absent(self, array: ArrayName, shard: int) -> None:
+        if shard in self._filled[array]:
+            raise StoreError(
+                f"{self.url} was sealed, but shard {shard} of {array!r} is gone "
+                f"({shard_url(self.url, array, shard)}): {_again(self.url)}"
+            )
 
     def __getstate__(self) -> dict[str, Any]:
         # A task needs no digests of files, of which there are as many as shards; each of as many
@@ -117,11 +218,32 @@ class Cohort:
         self.__dict__.update(state)
 
 
+def train_rows(cohort: Cohort, *, share: float, seed: int) -> np.ndarray:
+    """Rows of the training part, or of a share of its subjects (see `order.subset_rows`)."""
+    rows = cohort.rows("train")
+    if share == 1:
+        return rows
+    table = cohort.columns("row", "subject", "scanner")
+    table = table[table["row"].isin(rows)]
+    subjects, scanners = (table[name].to_numpy(object) for name in ("subject", "scanner"))
+    return subset_rows(rows, subjects, scanners, share=share, seed=seed)
+
+
+def _again(url: str) -> str:
+    """What helps where a part of a cohort is gone or damaged."""
+    return f"restore it from a copy, or see what python jobs/prepare.py --verify {url} says"
+
+
+def _some(shards: Sequence[int]) -> str:
+    more = f" and {len(shards) - 8} more" if len(shards) > 8 else ""
+    return ", ".join(map(str, shards[:8])) + more
+
+
 def open_cohort(url: str) -> Cohort:
     """Open a sealed cohort.
 
     Raises:
-        StoreError: there is none.
+        StoreError: there is none, or a shard of it is gone.
         StoreNotSealedError: its prepare job did not finish.
     """
     url = files.normalise(url)
@@ -131,4 +253,6 @@ def open_cohort(url: str) -> Cohort:
             f"{url} is not sealed: its prepare job did not finish; run the same job again, it "
             "does only what is missing"
         )
-    return Cohort(url=url, attributes=attributes)
+    cohort = Cohort(url=url, attributes=attributes)
+    cohort.check_shards()
+    return cohort

@@ -3,17 +3,21 @@
 import errno
 import hashlib
 import json
+import os
 import platform
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import numpy as np
 import zarr
+from zarr.abc.store import ByteRequest
 from zarr.codecs import BloscCodec, Crc32cCodec
-from zarr.storage import FsspecStore, LocalStore, MemoryStore
+from zarr.core.buffer import Buffer, BufferPrototype
+from zarr.storage import FsspecStore, LocalStore, MemoryStore, WrapperStore
 
 import uadray
 from uadray import files
@@ -33,6 +37,9 @@ SCANS = "scans.jsonl"
 
 SUBJECTS, QUARANTINE = "subjects.parquet", "quarantine.jsonl"
 """Names of the gathered tables."""
+
+LEFT_OUT = "left_out.jsonl"
+"""Name of the list of files that were found and are no scans of the cohort; it is under no seal."""
 
 Split = Literal["train", "validation", "threshold", "test"]
 """Healthy cohorts have train and validation, lesioned ones threshold (fitting) and test."""
@@ -62,7 +69,15 @@ class Subject:
     source: str
     """Where the scan came from."""
     source_bytes: int = 0
-    """Size of its files together; another one later means another version of them."""
+    """Size of its files together."""
+    source_digest: str = ""
+    """SHA-256 over the content of all its files, 32 hexadecimal digits: another one later means
+    another version of them. Empty for phantoms, and in cohorts that did not record it."""
+    source_stamp: str = ""
+    """Of paths, sizes and times of the files: while it is the same, they need not be read."""
+    image_digest: str = ""
+    """SHA-256 over the voxels of the image, 32 hexadecimal digits: the same scan in another cohort
+    has the same, whatever its name, masks and packing. Empty as above."""
     brain_ml: float
     """Volume of the brain mask in mL."""
     lesion_ml: float
@@ -83,6 +98,10 @@ class Failure:
     """The file that is to blame."""
     source_bytes: int = 0
     """Size of its files together, as in `Subject`."""
+    source_digest: str = ""
+    """As in `Subject`."""
+    source_stamp: str = ""
+    """As in `Subject`."""
     reason: str
     """What was expected and what came."""
 
@@ -136,12 +155,84 @@ def zarr_store(url: str, *, read_only: bool, small: bool = False) -> LocalStore 
     return LocalStore(url, read_only=read_only)
 
 
+class _Telling(WrapperStore[LocalStore | FsspecStore]):
+    """A store that tells of each chunk or shard that is read and not there."""
+
+    def __init__(
+        self, store: LocalStore | FsspecStore, absent: Callable[[int], None] = lambda shard: None
+    ) -> None:
+        super().__init__(store)
+        self._absent = absent
+
+    def _with_store(self, store: LocalStore | FsspecStore) -> Self:
+        return type(self)(store, self._absent)
+
+    async def get(
+        self, key: str, prototype: BufferPrototype, byte_range: ByteRequest | None = None
+    ) -> Buffer | None:
+        content = await self._store.get(key, prototype, byte_range)
+        if content is None and key.startswith("c/"):
+            self._absent(int(key.split("/")[1]))
+        return content
+
+
 def open_array(
-    url: str, name: str, *, mode: Literal["r", "r+"] = "r", small: bool = False
+    url: str,
+    name: str,
+    *,
+    mode: Literal["r", "r+"] = "r",
+    small: bool = False,
+    absent: Callable[[int], None] | None = None,
 ) -> zarr.Array:
-    """One array of the group at `url`; no other object is asked for than that array's metadata."""
-    store = zarr_store(files.join(url, name), read_only=mode == "r", small=small)
+    """One array of the group at `url`; no other object is asked for than that array's metadata.
+
+    Args:
+        url: Of the group.
+        name: Of the array.
+        mode: Whether it may be written to.
+        small: As in `zarr_store`.
+        absent: Called with the place along the first axis of each chunk or shard that is read and
+            not there, before it reads as fill values; what it raises ends the reading.
+    """
+    store: Any = zarr_store(files.join(url, name), read_only=mode == "r", small=small)
+    if absent is not None:
+        store = _Telling(store, absent)
     return zarr.open_array(store, mode=mode, zarr_format=3)
+
+
+_LOOKING = 16
+"""Files that are asked for at a time: a file server takes a while to answer."""
+
+
+def present_shards(url: str, name: str, num_shards: int) -> set[int]:
+    """Shards of one array that are there and not empty, by one listing where objects are remote.
+
+    What lies on a web server, which has no listings, counts as there.
+    """
+    if url.startswith(("http://", "https://")):
+        return set(range(num_shards))
+    if not files.is_remote(url):
+
+        def is_there(shard: int) -> bool:
+            try:
+                return os.stat(shard_url(url, name, shard)).st_size > 0
+            except (FileNotFoundError, NotADirectoryError):
+                return False
+
+        with ThreadPoolExecutor(_LOOKING) as pool:
+            found = pool.map(is_there, range(num_shards))
+            return {shard for shard, there in enumerate(found) if there}
+    fs, path = files.located(files.join(url, name, "c"))
+    try:
+        listed = fs.find(path, detail=True)
+    except FileNotFoundError:
+        return set()
+    names = {key.removeprefix(path).strip("/"): value.get("size") for key, value in listed.items()}
+    return {
+        int(place.removesuffix("/0/0/0"))
+        for place, size in names.items()
+        if place.endswith("/0/0/0") and place.removesuffix("/0/0/0").isdecimal() and size != 0
+    }
 
 
 def part_url(url: str, shard: int) -> str:
@@ -171,6 +262,12 @@ def scans_of(url: str) -> Iterator[bytes]:
         FileNotFoundError: there is none.
     """
     return files.read_lines(files.join(url, SCANS))
+
+
+def write_left_out(url: str, rows: Sequence[Mapping[str, str]]) -> None:
+    """List the files that were found besides the scans, each with its path and reason."""
+    content = b"".join(json.dumps(row).encode() + b"\n" for row in rows)
+    files.write_bytes(files.join(url, LEFT_OUT), content)
 
 
 def lines_digest(lines: Iterable[bytes]) -> str:
@@ -221,22 +318,25 @@ def read_attributes(url: str) -> dict[str, Any]:
     except FileNotFoundError:
         raise StoreError(f"{url}: no cohort there; make one with jobs/prepare.py") from None
     except ValueError as error:  # no JSON, or no UTF-8
-        raise StoreError(f"{url}/zarr.json is damaged: {error}; prepare it anew") from None
+        raise StoreError(f"{url}/zarr.json is damaged: {error}; {_AGAIN}") from None
     attributes = document.get("attributes", {}).get("uadray")
     if attributes is None:
         raise StoreError(f"{url}: a Zarr group, but not a uadray cohort")
     if (found := attributes.get("format")) != FORMAT:
         raise StoreError(
             f"{url}: a cohort of format {found}, this version of uadray reads {FORMAT}: prepare "
-            "it anew, in another folder"
+            "its scans again, into another folder"
         )
     if not _GROUP.items() <= document.items():
-        raise StoreError(f"{url}/zarr.json is damaged: no group of Zarr v3; prepare it anew")
+        raise StoreError(f"{url}/zarr.json is damaged: no group of Zarr v3; {_AGAIN}")
     if lacking := _REQUIRED - attributes.keys():
         names = ", ".join(sorted(lacking))
-        raise StoreError(f"{url}/zarr.json is damaged: it lacks {names}; prepare it anew")
+        raise StoreError(f"{url}/zarr.json is damaged: it lacks {names}; {_AGAIN}")
     return dict(attributes)
 
+
+_AGAIN = "restore it from a copy, or prepare the scans again into another folder"
+"""What helps where a cohort does not say what it is; its voxels may be whole."""
 
 _GROUP = {"zarr_format": 3, "node_type": "group"}
 """What Zarr wants to read beside the attributes."""

@@ -20,6 +20,7 @@ from uadray.store.layout import (
     part_url,
     row_digest,
     shard_url,
+    storage_errors,
 )
 
 Arrays = dict[str, np.ndarray]
@@ -146,8 +147,11 @@ def read_rows(cohort: Cohort, shard: int, digests: tuple[str, ...]) -> Iterator[
         wanted = digests[start : start + CHUNK_VOLUMES]
         begin = first + start
         try:
-            chunk = {name: cohort.read(name, begin, begin + len(wanted)) for name in names}
+            chunk = {n: cohort.read_as_it_is(n, begin, begin + len(wanted)) for n in names}
         except Exception as error:  # whatever a codec raises on a damaged chunk
+            if isinstance(error, OSError) and not isinstance(error, FileNotFoundError):
+                with storage_errors(cohort.url):
+                    raise
             text = " ".join(str(error).split())
             yield from [f"its chunk is unreadable ({type(error).__name__}: {text})"] * len(wanted)
             continue

@@ -1,20 +1,18 @@
-"""Prepared scans that wait for their shard: `rows/ROW-BYTES.npz`, one file each.
+"""Prepared scans that wait for their shard: `rows/ROW-STAMP-DIGEST.npz`, one file each.
 
-The name holds the size of the scan's files, so that a listing tells which are still as they were.
+The name holds stamp and digest of the scan's files, so that a listing tells which of them are still
+as they were.
 A file is a zip archive of arrays: it has a checksum, and nothing in it is executed.
 """
 
-import io
 import json
-import zipfile
-import zlib
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict
 
 import numpy as np
 
-from uadray import files
+from uadray import files, npz
 from uadray.errors import StoreError
 from uadray.store.layout import Subject
 
@@ -25,18 +23,26 @@ FOLDER = "rows"
 _BEGUN = ".begun"
 
 
-def kept_name(row: int, source_bytes: int) -> str:
+def kept_name(subject: Subject) -> str:
     """Name of a kept scan's file."""
-    return f"{row:06d}-{source_bytes}.npz"
+    return f"{subject.row:06d}-{subject.source_stamp}-{subject.source_digest}.npz"
+
+
+def parse_name(name: str) -> tuple[int, str, str]:
+    """Row, stamp and digest in the name of a kept scan's file.
+
+    Raises:
+        ValueError: it is none, or of a version that recorded no digest.
+    """
+    row, stamp, digest = name.removesuffix(".npz").split("-")
+    return int(row), stamp, digest
 
 
 def put(url: str, subject: Subject, arrays: Mapping[str, np.ndarray]) -> str:
     """Write one scan, whole or not at all; return the file's name."""
     line = np.frombuffer(json.dumps(asdict(subject)).encode(), np.uint8)
-    buffer = io.BytesIO()
-    np.savez_compressed(buffer, allow_pickle=False, subject=line, **arrays)
-    name = kept_name(subject.row, subject.source_bytes)
-    files.write_bytes(files.join(url, FOLDER, name), buffer.getvalue())
+    name = kept_name(subject)
+    files.write_bytes(files.join(url, FOLDER, name), npz.pack(subject=line, **arrays))
     return name
 
 
@@ -48,10 +54,9 @@ def get(url: str, name: str) -> tuple[Subject, dict[str, np.ndarray]]:
     """
     place = files.join(url, FOLDER, name)
     try:
-        with np.load(io.BytesIO(files.read_bytes(place)), allow_pickle=False) as archive:
-            arrays = {key: archive[key] for key in archive.files}
+        arrays = npz.unpack(files.read_bytes(place))
         return Subject(**json.loads(arrays.pop("subject").tobytes())), arrays
-    except (ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+    except (ValueError, KeyError, TypeError) as error:
         files.remove_file(place)
         raise StoreError(
             f"{place} was damaged ({error}) and is removed: run the same command again"

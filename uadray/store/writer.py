@@ -116,7 +116,7 @@ class CohortWriter:
                 raise StoreError(
                     f"{self.url} holds a cohort of another plan "
                     f"({_differences(old, new, self.url, lines)}): "
-                    "choose another folder or remove that one"
+                    "choose another folder"
                 )
         elif not files.is_empty(self.url):
             raise StoreError(f"{self.url} is not empty and holds no cohort: choose another folder")

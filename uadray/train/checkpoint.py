@@ -8,7 +8,7 @@ to detect with. A folder that it does not name was cut short and is removed.
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -17,27 +17,20 @@ from torch import Tensor, nn
 
 from uadray import files
 from uadray.errors import CheckpointError
+from uadray.train.run import writing
+from uadray.train.state import (
+    AGAIN,
+    NO_WEIGHTS,
+    State,
+    calibrated_path,
+    folder_name,
+    identity,
+    model_path,
+    read_state,
+    weights_digest,
+)
 
-
-@dataclass(frozen=True, kw_only=True)
-class State:
-    """What counts in a checkpoint folder."""
-
-    last: int
-    """Finished epochs of the newest checkpoint."""
-    best: int
-    """The same of the one with the best validation reconstruction."""
-    best_value: float
-    """Its validation reconstruction."""
-    digests: dict[str, str]
-    """SHA-256 of each file, by its path in the folder."""
-    identity: str
-    """Fingerprints of experiment and cohort."""
-
-    @property
-    def calibrated(self) -> bool:
-        """Whether the best one has been calibrated, which ends a fit."""
-        return _calibrated(self.best) in self.digests
+__all__ = ["NO_WEIGHTS", "CheckpointStore", "State", "identity", "weights_digest"]
 
 
 class CheckpointStore:
@@ -57,21 +50,7 @@ class CheckpointStore:
         Raises:
             CheckpointError: the checkpoint is of another experiment or cohort, or damaged.
         """
-        url = files.join(self._url, "state.json")
-        if not files.exists(url):
-            return None
-        try:
-            state = State(**files.read_json(url))
-        except (ValueError, TypeError) as error:
-            raise CheckpointError(
-                f"{url} is damaged ({error}): remove the run and fit again"
-            ) from None
-        if state.identity != self._identity:
-            raise CheckpointError(
-                f"{self._url} is of experiment and cohort {state.identity}, expected "
-                f"{self._identity}: it belongs to another run; choose another --out"
-            )
-        return state
+        return read_state(self._url, self._identity)
 
     def save(
         self,
@@ -91,20 +70,20 @@ class CheckpointStore:
             since: Epochs up to this one have values of another kind, and are no longer the best.
         """
         old = self.state()
-        folder = _folder(epoch)
-        contents = {f"{folder}/model.safetensors": save(_tensors(model.state_dict()))}
+        folder = folder_name(epoch)
+        contents = {model_path(epoch): save(_tensors(model.state_dict()))}
         if optimizer is not None:
             contents[f"{folder}/optimizer.safetensors"] = save(
                 _optimizer_tensors(_named(optimizer))
             )
-        for path, content in contents.items():
-            files.write_bytes(files.join(self._url, path), content)
+        with writing(self._url):
+            for path, content in contents.items():
+                files.write_bytes(files.join(self._url, path), content)
         digests = {p: hashlib.sha256(c).hexdigest() for p, c in contents.items()}
         # A fit that was cut short behind its checkpoint writes the same epoch once more.
         is_best = old is None or value < old.best_value or old.best == epoch or old.best <= since
         if old and not is_best:
-            best = _folder(old.best) + "/model.safetensors"
-            digests[best] = old.digests[best]
+            digests[model_path(old.best)] = old.digests[model_path(old.best)]
         state = State(
             last=epoch,
             best=epoch if is_best or old is None else old.best,
@@ -113,7 +92,7 @@ class CheckpointStore:
             identity=self._identity,
         )
         files.write_json(files.join(self._url, "state.json"), vars(state))
-        counting = {"state.json", _folder(state.last), _folder(state.best)}
+        counting = {"state.json", folder_name(state.last), folder_name(state.best)}
         for name in files.list_names(self._url):
             # Older epochs, and what a killed save has left.
             if name.startswith(("epoch-", ".state.json")) and name not in counting:
@@ -127,7 +106,7 @@ class CheckpointStore:
         """
         old = self.state()
         assert old is not None
-        path, content = _calibrated(old.best), save(_tensors(model.state_dict()))
+        path, content = calibrated_path(old.best), save(_tensors(model.state_dict()))
         files.write_bytes(files.join(self._url, path), content)
         state = replace(old, digests={**old.digests, path: hashlib.sha256(content).hexdigest()})
         files.write_json(files.join(self._url, "state.json"), vars(state))
@@ -139,9 +118,9 @@ class CheckpointStore:
         Raises:
             CheckpointError: the file is absent, damaged, or of another architecture.
         """
-        state, path = self.state(), f"{_folder(epoch)}/model.safetensors"
-        if state is not None and state.calibrated and epoch == state.best:
-            path = _calibrated(epoch)
+        state, path = self.state(), model_path(epoch)
+        if state is not None and epoch == state.best:
+            path = state.weights
         tensors = self._read(path)
         try:
             model.load_state_dict(tensors)
@@ -150,7 +129,7 @@ class CheckpointStore:
 
     def load_optimizer(self, optimizer: "Optimizers | torch.optim.Optimizer", epoch: int) -> None:
         """Load the state of the newest epoch into the optimiser, or into several by name."""
-        tensors = self._read(f"{_folder(epoch)}/optimizer.safetensors")
+        tensors = self._read(f"{folder_name(epoch)}/optimizer.safetensors")
         states: dict[str, dict[int, dict[str, Tensor]]] = {}
         for path, tensor in tensors.items():
             *player, index, key = path.split(".")
@@ -165,18 +144,10 @@ class CheckpointStore:
         try:
             content = files.read_bytes(url)
         except FileNotFoundError:
-            raise CheckpointError(f"{url} is missing: remove the run and fit again") from None
+            raise CheckpointError(f"{url} is missing: {AGAIN}") from None
         if state is None or hashlib.sha256(content).hexdigest() != state.digests.get(path):
-            raise CheckpointError(f"{url} is damaged: remove the run and fit again")
+            raise CheckpointError(f"{url} is damaged: {AGAIN}")
         return dict(load(content))
-
-
-def _folder(epoch: int) -> str:
-    return f"epoch-{epoch:05d}"
-
-
-def _calibrated(epoch: int) -> str:
-    return f"{_folder(epoch)}/calibrated.safetensors"
 
 
 def _tensors(state: dict[str, Any]) -> dict[str, Tensor]:

@@ -11,10 +11,10 @@ import torch
 from uadray import cluster, files
 from uadray.config import Experiment
 from uadray.detectors import Detector, GradientDetector, StreamDetector, num_parameters
-from uadray.errors import ConfigError, StoppedError
+from uadray.errors import ConfigError, RunError, StoppedError
 from uadray.lock import hold
-from uadray.store import Cohort
-from uadray.stream import ValidationStream, train_rows
+from uadray.store import Cohort, train_rows
+from uadray.stream import ValidationStream
 from uadray.train.checkpoint import CheckpointStore
 from uadray.train.group import ScaleConfig, fit_group
 from uadray.train.loop import Metrics, World, fit_stream, healthy_reconstruction
@@ -89,7 +89,7 @@ def _fit_held(
     except Exception as error:
         told = f"{type(error).__name__}: {error}"
         # A folder that cannot be written to cannot be told so; the error still reaches the user.
-        with suppress(OSError):
+        with suppress(OSError, RunError):
             run.finish({"status": "failed", "error": told[:2000], **conclude_facts(run)})
         raise
     outcome = conclude_facts(run)

@@ -1,21 +1,158 @@
 """The run folder: what a fit writes, what evaluation adds, and all that a report reads.
 
-`config.json`, `metrics.jsonl` (one line an epoch), `summary.json`, `checkpoint/`, then `scores/`
-and `evaluation/`. A folder is taken up again only by the same experiment on the same cohort.
+`config.json`, `people.npz`, `metrics.jsonl` (one line an epoch), `summary.json`, `checkpoint/`,
+then `scores/` and `evaluation/`. A folder is resumed only by the same experiment on the same
+cohort.
 """
 
+import errno
 import json
 import os
 import platform
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Self
-
-import torch
 
 from uadray import files
 from uadray.config import Experiment, from_json, to_json
 from uadray.errors import CheckpointError, RunError
 from uadray.store import Cohort, software_versions
+from uadray.train.learned import PEOPLE, origin_of, record_people
+
+CONFIG, SUMMARY, EPOCHS = "config.json", "summary.json", "metrics.jsonl"
+"""Names of the files that a fit writes."""
+
+_AGAIN = "restore the file from a copy, or fit again into another folder (--out)"
+"""What helps where a file of a run cannot be read."""
+
+
+def read_config(url: str) -> dict[str, Any]:
+    """`config.json` of the run folder at `url`.
+
+    Raises:
+        RunError: there is none, it is damaged or cannot be read, or it lacks a field.
+    """
+    place = files.join(url, CONFIG)
+    config = read_object(place)
+    if config is None:
+        raise RunError(f"{url}: no run there; fit one with jobs/train.py")
+    need(config, ("name", "experiment", "fingerprint", "cohort"), place)
+    for key in ("experiment", "cohort"):
+        if not isinstance(config[key], dict):
+            raise RunError(
+                f"{place}: expected {key} to be an object, got {config[key]!r}; {_AGAIN}"
+            )
+    return config
+
+
+def read_summary(url: str) -> dict[str, Any] | None:
+    """`summary.json` of the run folder at `url`; None where there is none.
+
+    Raises:
+        RunError: it is damaged or cannot be read, or lacks the status.
+    """
+    place = files.join(url, SUMMARY)
+    summary = read_object(
+        place,
+        "move it away and run the same jobs/train.py again, which makes it from the checkpoint",
+    )
+    if summary is not None:
+        need(summary, ("status",), place)
+    return summary
+
+
+def read_epochs(url: str) -> list[dict[str, Any]]:
+    """The lines of `metrics.jsonl` of the run folder at `url`, in the order of the epochs.
+
+    A copy that was cut short may have torn the last line, which is left out; of an epoch that is
+    there twice the later line counts.
+
+    Raises:
+        RunError: it is damaged or cannot be read.
+    """
+    place = files.join(url, EPOCHS)
+    lines = [line for line in (_read(place) or b"").splitlines() if line.strip()]
+    epochs: dict[int, dict[str, Any]] = {}
+    for number, line in enumerate(lines, start=1):
+        try:
+            values = json.loads(line)
+            epochs[int(values["epoch"])] = dict(values)
+        except (ValueError, KeyError, TypeError) as error:
+            if number == len(lines):
+                break
+            raise RunError(f"{place}: line {number} is not an epoch ({error}); {_AGAIN}") from None
+    return [epochs[epoch] for epoch in sorted(epochs)]
+
+
+def read_object(place: str, again: str = _AGAIN) -> dict[str, Any] | None:
+    """The JSON object in a file of a run folder; None where there is none.
+
+    Args:
+        place: The file.
+        again: What helps where it is damaged.
+
+    Raises:
+        RunError: it is damaged or cannot be read.
+    """
+    content = _read(place)
+    if content is None:
+        return None
+    try:
+        value = json.loads(content)
+    except ValueError as error:  # no JSON, or no UTF-8
+        raise RunError(f"{place} is damaged: it is no JSON ({error}); {again}") from None
+    if not isinstance(value, dict):
+        raise RunError(
+            f"{place} is damaged: expected a JSON object, got {type(value).__name__}; {again}"
+        )
+    return value
+
+
+def need(values: Any, keys: Iterable[str], place: str, prefix: str = "") -> None:
+    """Refuse an object in a file that lacks keys.
+
+    Raises:
+        RunError: it is no object, or lacks one.
+    """
+    if not isinstance(values, dict):
+        raise RunError(f"{place}: expected {prefix.rstrip('.')} to be an object, got {values!r}")
+    if missing := [f"{prefix}{key}" for key in keys if key not in values]:
+        raise RunError(f"{place}: {', '.join(missing)} missing; run the stage that writes it again")
+
+
+def _read(place: str) -> bytes | None:
+    """Not by `exists`, which takes what may not be looked at for absent."""
+    try:
+        return files.read_bytes(place)
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise RunError(f"{place} cannot be read ({error.strerror or error})") from None
+
+
+@contextmanager
+def writing(url: str) -> Iterator[None]:
+    """Name the run folder at `url` where it may not be written to.
+
+    Raises:
+        RunError: it is read-only, or belongs to another user.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
+            raise
+        raise RunError(
+            f"{url} cannot be written to ({error.strerror}): choose another --out"
+        ) from (error)
+
+
+def _names(url: str) -> list[str]:
+    try:
+        return files.list_names(url)
+    except OSError as error:
+        raise RunError(f"{url} cannot be listed ({error.strerror or error})") from None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +174,7 @@ class Run:
             RunError: the folder holds something else.
         """
         url = files.normalise(url)
-        if files.exists(files.join(url, "config.json")):
+        if CONFIG in _names(url):
             run = cls.open(url)
             if run.experiment != experiment:
                 raise CheckpointError(
@@ -50,7 +187,7 @@ class Run:
                     f"on {cohort.fingerprint} ({cohort.url}): choose another --out"
                 )
             return run
-        if not files.is_empty(url):
+        if any(name != PEOPLE and not files.is_transient(name) for name in _names(url)):
             raise RunError(f"{url} is not empty and holds no run: choose another --out")
         config = {
             "name": experiment.name,
@@ -61,11 +198,14 @@ class Run:
                 "url": cohort.url,
                 "fingerprint": cohort.fingerprint,
                 "shape": list(cohort.shape),
+                "origin": origin_of(cohort).to_json(),
             },
             "versions": software_versions(),
             "hardware": hardware(),
         }
-        files.write_json(files.join(url, "config.json"), config)
+        with writing(url):
+            record_people(url, cohort, experiment)
+            files.write_json(files.join(url, CONFIG), config)
         return cls.open(url)
 
     @classmethod
@@ -73,30 +213,43 @@ class Run:
         """Open a run folder.
 
         Raises:
-            RunError: there is none at `url`.
+            RunError: there is none at `url`, or it is damaged or cannot be read.
         """
         url = files.normalise(url)
+        config = read_config(url)
+        place, cohort = files.join(url, CONFIG), config["cohort"]
         try:
-            config = files.read_json(files.join(url, "config.json"))
-        except FileNotFoundError:
-            raise RunError(f"{url}: no run there; fit one with jobs/train.py") from None
-        except json.JSONDecodeError as error:
-            raise RunError(f"{url}/config.json is damaged ({error}): fit the run again") from None
-        cohort = config["cohort"]
-        z, y, x = cohort["shape"]
-        return cls(
-            url=url,
-            experiment=from_json(Experiment, config["experiment"]),
-            cohort_url=cohort["url"],
-            cohort_fingerprint=cohort["fingerprint"],
-            shape=(z, y, x),
-        )
+            z, y, x = (int(n) for n in cohort["shape"])
+            experiment = from_json(Experiment, config["experiment"])
+            if experiment.fingerprint != config["fingerprint"]:
+                raise ValueError(
+                    f"its settings have the fingerprint {experiment.fingerprint}, it records "
+                    f"{config['fingerprint']}"
+                )
+            return cls(
+                url=url,
+                experiment=experiment,
+                cohort_url=str(cohort["url"]),
+                cohort_fingerprint=str(cohort["fingerprint"]),
+                shape=(z, y, x),
+            )
+        except KeyError as error:
+            raise RunError(
+                f"{place} is damaged: it lacks cohort.{error.args[0]}; {_AGAIN}"
+            ) from None
+        except (ValueError, TypeError, AttributeError) as error:
+            raise RunError(
+                f"{place} is damaged, or of another version of uadray ({error}); {_AGAIN}"
+            ) from None
 
     @property
     def summary(self) -> dict[str, Any] | None:
-        """What a fit left that has ended, well or not; None while it has not."""
-        url = files.join(self.url, "summary.json")
-        return files.read_json(url) if files.exists(url) else None
+        """What a fit left that has ended, well or not; None while it has not.
+
+        Raises:
+            RunError: it is damaged or cannot be read.
+        """
+        return read_summary(self.url)
 
     @property
     def finished(self) -> bool:
@@ -104,24 +257,28 @@ class Run:
         return (self.summary or {}).get("status") == "finished"
 
     def metrics(self) -> list[dict[str, Any]]:
-        """One record an epoch."""
-        url = files.join(self.url, "metrics.jsonl")
-        if not files.exists(url):
-            return []
-        return [json.loads(line) for line in files.read_bytes(url).decode().splitlines()]
+        """One record an epoch.
+
+        Raises:
+            RunError: as `read_epochs`.
+        """
+        return read_epochs(self.url)
 
     def write_metrics(self, records: list[dict[str, Any]]) -> None:
         """Replace the record of epochs, whole."""
         text = "".join(json.dumps(r, allow_nan=False) + "\n" for r in records)
-        files.write_bytes(files.join(self.url, "metrics.jsonl"), text.encode())
+        with writing(self.url):
+            files.write_bytes(files.join(self.url, EPOCHS), text.encode())
 
     def finish(self, summary: dict[str, Any]) -> None:
         """Mark the fit as ended; `status` says whether it is `finished` or `failed`."""
-        files.write_json(files.join(self.url, "summary.json"), summary)
+        with writing(self.url):
+            files.write_json(files.join(self.url, SUMMARY), summary)
 
     def reopen(self) -> None:
         """Take back the mark of a fit that has failed: it is begun again."""
-        files.remove(files.join(self.url, "summary.json"))
+        with writing(self.url):
+            files.remove(files.join(self.url, SUMMARY))
 
     @property
     def asked_to_stop(self) -> bool:
@@ -136,6 +293,9 @@ class Run:
 
 def hardware() -> dict[str, Any]:
     """What the figures of a run were measured on, without naming the machine."""
+    # Whatever reads run folders alone, such as a report, needs no torch.
+    import torch
+
     return {
         "cpus": os.cpu_count(),
         "machine": platform.machine(),

@@ -8,19 +8,14 @@ import torch
 
 from uadray.config import Experiment
 from uadray.detectors import Detector, GradientDetector, build
-from uadray.errors import ConfigError
+from uadray.errors import ConfigError, RunError
 from uadray.order import step_sizes
-from uadray.store import Cohort
-from uadray.stream import TrainingStream, ValidationStream, fits_in_memory, train_rows
-from uadray.train.checkpoint import CheckpointStore
+from uadray.store import Cohort, train_rows
+from uadray.stream import TrainingStream, ValidationStream, fits_in_memory
+from uadray.train.checkpoint import CheckpointStore, identity
 from uadray.train.loop import Metrics, World, fit_gradient, reduced_precision
-from uadray.train.run import Run
+from uadray.train.run import EPOCHS, Run
 from uadray.train.track import TrackConfig, tracked
-
-
-def identity(run: Run) -> str:
-    """What the checkpoints of a run are of."""
-    return f"{run.experiment.fingerprint}-{run.cohort_fingerprint}"
 
 
 def fresh(experiment: Experiment, shape: tuple[int, int, int]) -> Detector:
@@ -84,6 +79,13 @@ def fit_worker(
     sizes = None
     if world.size > 1:
         sizes = step_sizes([int(n) for n in of_each(world, train.num_samples())], config.batch_size)
+    past, state = run.metrics(), CheckpointStore(run.url, identity(run)).state()
+    done = 0 if state is None else state.last
+    if [r["epoch"] for r in past if r["epoch"] <= done] != list(range(1, done + 1)):
+        raise RunError(
+            f"{run.url}/{EPOCHS} does not hold each of the {done} epochs that the checkpoint has: "
+            "restore it from a copy, or fit again into another folder (--out)"
+        )
     with tracked(run, track if world.rank == 0 else TrackConfig()) as follow:
 
         def log(records: list[Metrics]) -> None:
@@ -99,7 +101,7 @@ def fit_worker(
             ),
             checkpoints=CheckpointStore(run.url, identity(run)),
             report=report,
-            past=run.metrics(),
+            past=past,
             device=device,
             world=world,
             sizes=sizes,

@@ -21,6 +21,7 @@ from uadray.evaluate.protocols import EvaluateConfig
 from uadray.evaluate.scoring import score_volumes
 from uadray.evaluate.thresholds import fit_threshold
 from uadray.store import Cohort
+from uadray.train.checkpoint import weights_digest
 from uadray.train.distributed import load_detector
 from uadray.train.run import Run
 from uadray.tune.settings import USES_LABELS
@@ -96,11 +97,14 @@ def measure_run(run: Run, cohort: Cohort, epoch: int | None) -> dict[str, Any]:
             "num_subjects": len(cohort.rows("threshold")),
             "measured": [],
         }
+    weights = weights_digest(run)
     for figures in record["measured"]:
-        if figures["epoch"] == epoch:
+        if figures["epoch"] == epoch and figures.get("weights") == weights:
             return dict(figures)
-    figures = {"epoch": epoch, **measure(count_threshold_part(load_detector(run), cohort))}
-    files.write_json(url, record | {"measured": [*record["measured"], figures]})
+    figures = {"epoch": epoch, "weights": weights}
+    figures |= measure(count_threshold_part(load_detector(run), cohort))
+    others = [old for old in record["measured"] if old["epoch"] != epoch]
+    files.write_json(url, record | {"measured": [*others, figures]})
     return figures
 
 

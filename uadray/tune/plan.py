@@ -16,6 +16,9 @@ from uadray.tune.settings import SweepConfig
 from uadray.tune.space import Space, flat
 from uadray.tune.trials import Outcome, fixed_trials, is_begun
 
+MIN_NAME = 12
+"""Characters that the names of trials get at least, in however narrow a terminal."""
+
 
 def planned_trials(space: Space, config: SweepConfig) -> list[Experiment]:
     """The trials that are known before a sweep, to its last epoch.
@@ -53,7 +56,10 @@ def plan_table(space: Space, config: SweepConfig, cohort: Cohort) -> Table:
     )
     paths = [path for path in space.varied if path != "experiment"]
     for head in ("trial", *map(_head, paths), "samples", "epochs", "about"):
-        table.add_column(head, justify="left" if head == "trial" else "right")
+        is_name = head == "trial"
+        table.add_column(
+            head, justify="left" if is_name else "right", min_width=MIN_NAME if is_name else None
+        )
     for line in found:
         settings = flat(line.experiment)
         values = [str(settings.get(path, "")) for path in paths]
@@ -71,7 +77,11 @@ def outcome_table(space: Space, config: SweepConfig, outcomes: Sequence[Outcome]
     paths = [path for path in space.varied if path != "experiment"]
     heads = dict.fromkeys(("healthy L1", config.head))
     for head in ("trial", *map(_head, paths), *heads, "best epoch", "status"):
-        table.add_column(head, justify="left" if head in ("trial", "status") else "right")
+        table.add_column(
+            head,
+            justify="left" if head in ("trial", "status") else "right",
+            min_width=MIN_NAME if head == "trial" else None,
+        )
     lines = []
     for o in outcomes:
         summary = (Run.open(o.url).summary if is_begun(o.url) else None) or {}

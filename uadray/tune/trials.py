@@ -8,7 +8,7 @@ import numpy as np
 
 from uadray import files
 from uadray.config import Experiment, from_json, learns, to_json
-from uadray.errors import ConfigError
+from uadray.errors import ConfigError, RunError
 from uadray.store import Cohort
 from uadray.train.run import Run
 from uadray.tune.settings import USES_LABELS, SweepConfig
@@ -84,10 +84,13 @@ def is_begun(folder: str) -> bool:
 
 
 def status(folder: str) -> str:
-    """How a run stands: `finished`, `stopped`, `failed` or `unfinished`."""
+    """How a run stands: `finished`, `stopped`, `failed` (or damaged) or `unfinished`."""
     if not is_begun(folder):
         return "unfinished"
-    return str((Run.open(folder).summary or {}).get("status", "unfinished"))
+    try:
+        return str((Run.open(folder).summary or {}).get("status", "unfinished"))
+    except RunError:
+        return "failed"
 
 
 def settled(folder: str, config: SweepConfig) -> bool:
@@ -112,7 +115,10 @@ def outcome(folder: str, experiment: Experiment, config: SweepConfig) -> Outcome
     """How a trial stands."""
     if not is_begun(folder):
         return Outcome(experiment=experiment, url=folder, status="unfinished")
-    summary = Run.open(folder).summary or {}
+    try:
+        summary = Run.open(folder).summary or {}
+    except RunError as error:
+        return Outcome(experiment=experiment, url=folder, status="failed", error=str(error))
     return Outcome(
         experiment=experiment,
         url=folder,

@@ -172,7 +172,10 @@ class Watch(Callback):
             caption = f"best {config.head} {best:.4f}: {self.label(self._best[1])}"
         table = Table(title=title, caption=caption)
         for head in ("running", "epoch", *dict.fromkeys(("healthy L1", config.head))):
-            table.add_column(head, justify="left" if head == "running" else "right")
+            is_name = head == "running"
+            table.add_column(
+                head, justify="left" if is_name else "right", min_width=12 if is_name else None
+            )
         for task, _, result in self._running.values():
             values = [result.get(RECONSTRUCTION)]
             if config.uses_labels:

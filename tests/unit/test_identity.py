@@ -1,0 +1,219 @@
+"""A scan is told from another by its content, never by its size or name."""
+
+import gzip
+import os
+import shutil
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pandas as pd
+import pytest
+from tiny_models import SMALL, scan_of, write_cohort, write_head
+
+from uadray import files
+from uadray.errors import StoreError
+from uadray.prepare.identity import digest_of, image_digest, is_unchanged, look_at
+from uadray.prepare.ingest import _rows_to_redo, _still_good
+from uadray.prepare.layouts import Scan
+from uadray.prepare.plan import make_plan, planned_scans, sources
+from uadray.prepare.read import load_volume
+from uadray.prepare.splits import SplitConfig
+from uadray.prepare.steps import prepare_scan
+from uadray.store import CohortWriter, Subject, open_cohort
+from uadray.store.layout import part_url
+
+
+def write_plain(path: Path, seed: int) -> str:
+    """An unpacked head: those of one shape have one size."""
+    packed = write_head(path.with_suffix(".nii.gz"), seed)
+    path.write_bytes(gzip.decompress(Path(packed).read_bytes()))
+    Path(packed).unlink()
+    return str(path)
+
+
+def with_mask(folder: Path) -> Scan:
+    path = write_plain(folder / "a_T1w.nii", 1)
+    image = nib.load(path)
+    mask = (np.asarray(image.dataobj) > 0).astype(np.uint8)
+    nib.save(nib.Nifti1Image(mask, image.affine), folder / "mask.nii")
+    return replace(scan_of(path), brain=str(folder / "mask.nii"))
+
+
+def rewrite(path: str, at: int = -1000, *, keep_times: bool = False) -> None:
+    """Change one byte in place; the size stays."""
+    before = os.stat(path)
+    content = bytearray(Path(path).read_bytes())
+    content[at] ^= 1
+    Path(path).write_bytes(bytes(content))
+    if keep_times:
+        os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+
+class TestDigest:
+    @pytest.mark.parametrize("which", ["image", "brain"])
+    @pytest.mark.parametrize("at", [-1000, 200])  # a voxel, a letter of the header
+    @pytest.mark.parametrize("keep_times", [False, True])
+    def test_sees_what_keeps_its_size(self, tmp_path, which, at, keep_times) -> None:
+        scan = with_mask(tmp_path)
+        source, digest = look_at(scan), digest_of(scan)
+        assert is_unchanged(scan, look_at(scan), digest=digest, stamp=source.stamp)
+        rewrite(getattr(scan, which), at, keep_times=keep_times)
+        now = look_at(scan)
+        assert now.num_bytes == source.num_bytes
+        assert not is_unchanged(scan, now, digest=digest, stamp=source.stamp)
+
+    def test_each_file_counts(self, tmp_path: Path) -> None:
+        scan = with_mask(tmp_path)
+        known = {digest_of(scan)}
+        for other in (
+            replace(scan, brain=""),
+            replace(scan, brain="", lesion=scan.brain),
+            replace(scan, lesion=scan.brain),
+            replace(scan, more_lesions=(scan.brain,), lesion=scan.brain),
+            replace(scan, synthetic_lesion=scan.brain),
+            replace(scan, brain=str(tmp_path / "absent.nii")),
+        ):
+            known.add(digest_of(other))
+        assert len(known) == 7
+
+    def test_the_header_of_a_pair_counts(self, tmp_path: Path) -> None:
+        image = nib.load(write_head(tmp_path / "a.nii.gz"))
+        nib.save(nib.Nifti1Pair(np.asarray(image.dataobj), image.affine), tmp_path / "a.img")
+        scan = scan_of(str(tmp_path / "a.img"))
+        before = digest_of(scan)
+        rewrite(str(tmp_path / "a.hdr"), 200)
+        assert digest_of(scan) != before
+
+    def test_touched_or_moved_it_is_the_same(self, tmp_path: Path) -> None:
+        scan = with_mask(tmp_path / "one")
+        source, digest = look_at(scan), digest_of(scan)
+        os.utime(scan.image)
+        assert look_at(scan).stamp != source.stamp
+        assert is_unchanged(scan, look_at(scan), digest=digest, stamp=source.stamp)
+        shutil.copytree(tmp_path / "one", tmp_path / "two")
+        moved = replace(
+            scan, image=str(tmp_path / "two/a_T1w.nii"), brain=str(tmp_path / "two/mask.nii")
+        )
+        assert look_at(moved).stamp != look_at(scan).stamp
+        assert digest_of(moved) == digest
+
+    def test_of_what_was_read(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        scan = with_mask(tmp_path)
+        expected = digest_of(scan)
+        with files.digests_of_reads() as read:
+            load_volume(scan)
+        monkeypatch.setattr(files, "digest", lambda url: pytest.fail(f"{url} is read again"))
+        assert digest_of(scan, read) == expected
+
+    def test_in_an_object_store(self) -> None:
+        scan = Scan(id="a", subject="a", image="memory://id/a.nii", modality="T1w")
+        files.write_bytes(scan.image, b"one")
+        source, digest = look_at(scan), digest_of(scan)
+        files.write_bytes(scan.image, b"two")
+        assert not is_unchanged(scan, look_at(scan), digest=digest, stamp=source.stamp)
+
+    def test_phantoms_have_none(self) -> None:
+        scan = Scan(id="p", subject="p", image="phantom://healthy/1", modality="T1w")
+        assert (digest_of(scan), look_at(scan).stamp) == ("", "")
+
+
+def test_an_image_is_known_however_it_is_packed_named_or_turned(tmp_path: Path) -> None:
+    path = write_head(tmp_path / "a.nii.gz", 3)
+    image = nib.load(path)
+    again = nib.Nifti1Image(np.asarray(image.dataobj), image.affine)
+    again.header["descrip"] = b"exported again"
+    nib.save(again, tmp_path / "b.nii")
+    nib.save(image.slicer[::-1], tmp_path / "c.nii.gz")
+    write_head(tmp_path / "other.nii.gz", 4)
+    found = [
+        prepare_scan(scan_of(str(tmp_path / name)), SMALL).image_digest
+        for name in ("a.nii.gz", "b.nii", "c.nii.gz", "other.nii.gz")
+    ]
+    assert len(found[0]) == 32
+    assert found[0] == found[1] == found[2] != found[3]
+    voxels = np.asarray(image.dataobj, np.float32)
+    assert image_digest(voxels, image.affine) == found[0]
+
+
+class TestRedo:
+    @pytest.fixture
+    def scans(self, tmp_path: Path) -> list[Scan]:
+        return [scan_of(write_plain(tmp_path / f"in/s{k}_T1w.nii", k)) for k in range(4)]
+
+    def writer(self, url: Path, scans: Sequence[Scan]) -> tuple[CohortWriter, list]:
+        rows = [(scan, "train") for scan in scans]
+        if not url.exists():
+            write_cohort(url, scans, ["train"] * len(scans))
+        return CohortWriter.create(
+            str(url),
+            num_rows=len(rows),
+            shape=SMALL.shape,
+            has_lesion=False,
+            plan=make_plan(rows, SMALL, SplitConfig(), seed=0),
+            scans=planned_scans(rows),
+        ), rows
+
+    def test_content_is_seen(self, tmp_path: Path, scans: list[Scan]) -> None:
+        writer, rows = self.writer(tmp_path / "c.zarr", scans)
+        assert _rows_to_redo(writer, rows, sources(rows), ()) is None
+        os.utime(scans[0].image)
+        rewrite(scans[2].image)
+        with pytest.raises(StoreError, match=r"1 scans have changed .*: s2_T1w.nii \(.*s2_T1w"):
+            _rows_to_redo(writer, rows, sources(rows), ())
+        assert _rows_to_redo(writer, rows, sources(rows), ["changed"]) == {2}
+
+    def test_of_two_scans_that_swapped_their_files(self, tmp_path, scans) -> None:
+        writer, rows = self.writer(tmp_path / "c.zarr", scans)
+        one, two = Path(scans[0].image), Path(scans[1].image)
+        assert one.stat().st_size == two.stat().st_size
+        one.rename(tmp_path / "aside")
+        two.rename(one)
+        (tmp_path / "aside").rename(two)
+        assert _rows_to_redo(writer, rows, sources(rows), ["changed"]) == {0, 1}
+
+    def test_a_cohort_without_digests(self, tmp_path, scans, caplog) -> None:
+        writer, rows = self.writer(tmp_path / "c.zarr", scans)
+        url = part_url(writer.url, 0)
+        part = files.read_json(url)
+        for line in part["subjects"]:
+            for field in ("source_digest", "source_stamp", "image_digest"):
+                del line[field]
+        files.write_json(url, part, compact=True)
+        assert _rows_to_redo(writer, rows, sources(rows), ()) is None
+        assert "recorded no content for 4 of its scans" in caplog.text
+        assert _rows_to_redo(writer, rows, sources(rows), ["changed"]) == {0, 1, 2, 3}
+        Path(scans[1].image).write_bytes(Path(scans[1].image).read_bytes() + b"1")
+        with pytest.raises(StoreError, match="s1_T1w"):
+            _rows_to_redo(writer, rows, sources(rows), ())
+
+    def test_what_waits_for_its_shard(self, tmp_path: Path, scans: list[Scan]) -> None:
+        writer, rows = self.writer(tmp_path / "c.zarr", scans)
+        writer.reopen([])
+        kept = set()
+        arrays = {"image": np.zeros(SMALL.shape, np.float16), "brain": np.ones(SMALL.shape, bool)}
+        for line in open_cohort_lines(writer):
+            kept.add(writer.put_row(line, arrays))
+        kept.add("000003-5000.npz")  # of a version that went by size
+        os.utime(scans[0].image)
+        rewrite(scans[1].image)
+        good = _still_good(kept, range(3), rows, sources(rows))
+        assert sorted(good) == [0, 2]
+
+
+def open_cohort_lines(writer: CohortWriter) -> list[Subject]:
+    return [subject for part in writer.written_parts() for subject in part.subjects]
+
+
+def test_a_digest_does_not_enter_the_fingerprint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scans = [scan_of(write_plain(tmp_path / f"in/s{k}_T1w.nii", k)) for k in range(2)]
+    one = write_cohort(tmp_path / "one.zarr", scans, ["train", "validation"])
+    monkeypatch.setattr("tiny_models.digest_of", lambda scan: "")
+    two = write_cohort(tmp_path / "two.zarr", scans, ["train", "validation"])
+    assert one.fingerprint == two.fingerprint
+    assert one.subjects["source_digest"].str.len().tolist() == [32, 32]
+    assert isinstance(open_cohort(one.url).columns("image_digest"), pd.DataFrame)

@@ -139,7 +139,7 @@ def test_another_machine_that_renews_is_alive(folder: str) -> None:
         thread.join()
 
 
-@pytest.mark.parametrize("content", [b"", b'{"token": ', None])
+@pytest.mark.parametrize("content", [b"", b'{"mark": ', None])
 def test_another_machine_that_does_not_renew_is_dead(
     folder: str, content: bytes | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -158,12 +158,12 @@ def test_a_lock_is_renewed(folder: str, monkeypatch: pytest.MonkeyPatch) -> None
     with lock.hold(folder):
         seen = lock._look(place)
         assert seen is not None
-        while (now := lock._look(place)) is not None and now.mark == seen.mark:
+        while (now := lock._look(place)) is not None and now.renewed == seen.renewed:
             pass
         assert now is not None
         assert now.holder is not None
         assert seen.holder is not None
-        assert now.holder.token == seen.holder.token
+        assert now.holder.mark == seen.holder.mark
 
 
 def test_of_many_that_find_a_dead_lock_one_gets_it(folder: str) -> None:

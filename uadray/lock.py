@@ -75,7 +75,10 @@ class Holder:
         if self.machine != _machine():
             return None
         try:
-            return abs(psutil.Process(self.pid).create_time() - self.started) > 1
+            process = psutil.Process(self.pid)
+            if process.status() == psutil.STATUS_ZOMBIE:  # killed, and nobody has taken note
+                return True
+            return abs(process.create_time() - self.started) > 1
         except psutil.NoSuchProcess:
             return True
 

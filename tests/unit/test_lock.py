@@ -11,8 +11,10 @@ from pathlib import Path
 
 import boto3
 import fsspec
+import psutil
 import pytest
 from moto.server import ThreadedMotoServer
+from waiting import wait_until
 
 from uadray import files, lock
 from uadray.errors import LockedError
@@ -99,7 +101,7 @@ def test_what_a_killed_holder_left_is_passed_at_once(
     folder: str, holder: subprocess.Popen[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     holder.kill()
-    holder.wait()
+    wait_until(lambda: psutil.Process(holder.pid).status() == psutil.STATUS_ZOMBIE)
     monkeypatch.setattr(lock, "LEASE_S", 1e9)
     with lock.hold(folder):
         pass

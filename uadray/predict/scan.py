@@ -227,7 +227,7 @@ def _predict(
             "model_grid": {
                 "shape": list(prepared.brain.shape),
                 "affine": prepared.affine.tolist(),
-                "proposed_voxels": None if level is None else int((scored.opened >= level).sum()),
+                **_proposed(scored.opened, level, prepared.affine),
                 "median_window_mm": _window(settings, prepared.affine),
                 "smallest_findable_mm": smallest_findable_mm(
                     voxel_sizes(prepared.affine)[::-1].tolist(), settings.postprocess.median_size
@@ -367,6 +367,16 @@ def clear_of(scores: NDArray[np.float32], threshold: float) -> NDArray[np.float3
         above = np.nextafter(above, np.float32(np.inf))
     near = np.abs(scores - above) <= 4 * np.spacing(above)
     return np.where(near, above, scores)
+
+
+def _proposed(
+    opened: NDArray[np.uint16], level: int | None, affine: NDArray[np.float64]
+) -> dict[str, Any]:
+    """What the evaluation counts as proposed, on the model's own grid."""
+    if level is None:
+        return {"proposed_voxels": None, "proposed_ml": None}
+    voxels = int((opened >= level).sum())
+    return {"proposed_voxels": voxels, "proposed_ml": voxels * voxel_ml(affine)}
 
 
 def _window(settings: EvaluateConfig, affine: NDArray[np.float64]) -> list[float]:

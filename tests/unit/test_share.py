@@ -186,6 +186,9 @@ class TestRefused:
         (tmp_path / "notes.txt").write_text("mine")
         with pytest.raises(ModelError, match=r"holds other files, first model: choose another"):
             export_model(run.url, str(tmp_path), onnx=False)
+        for owner in (run.url, _cohort(run).url, model_url):
+            with pytest.raises(ModelError, match=r"lies in a .*: choose another --out"):
+                export_model(run.url, f"{owner}/model", onnx=False)
         other = finished_run(tmp_path / "other", _cohort(run), "ZScore")
         with pytest.raises(ModelError, match=r"holds another model \(MeanImage"):
             export_model(other.url, model_url, onnx=False)

@@ -29,6 +29,7 @@ from uadray.predict.scan import Grid, PredictConfig, Prediction, choose_threshol
 from uadray.prepare.identity import digest_of, is_unchanged, look_at
 from uadray.prepare.layouts import LeftOut
 from uadray.prepare.layouts.listing import printable
+from uadray.share.folder import owner_of
 from uadray.share.model import Model
 
 MARKER = "predict.json"
@@ -118,7 +119,7 @@ def claim(out: str, request: Mapping[str, Any], items: Sequence[Item]) -> None:
             else, it lies in a run, model or cohort, or it cannot be written.
     """
     try:
-        if owner := _owner(out):
+        if owner := owner_of(out):
             raise PredictError(
                 f"{out} lies in {owner}, which holds other results: choose another --out, outside "
                 "of it"
@@ -145,27 +146,6 @@ def claim(out: str, request: Mapping[str, Any], items: Sequence[Item]) -> None:
             files.write_bytes(files.join(out, ".bidsignore"), "\n".join(_IGNORED).encode() + b"\n")
     except OSError as error:
         raise unwritable(out, error) from None
-
-
-def _owner(out: str) -> str:
-    """The run, model or cohort that a folder is or lies in, in words; empty for none."""
-    top, _, path = out.rpartition("://")
-    parts = path.split("/")
-    for end in range(len(parts), 1, -1):
-        folder = f"{top}://{'/'.join(parts[:end])}" if top else "/".join(parts[:end])
-
-        def holds(*names: str, folder: str = folder) -> bool:
-            return all(files.exists(files.join(folder, name)) for name in names)
-
-        if holds("zarr.json"):
-            return f"a cohort ({folder})"
-        if holds("manifest.json", "experiment.json"):
-            return f"a model folder ({folder})"
-        if holds("config.json") and any(
-            map(holds, ("metrics.jsonl", "checkpoint", "summary.json"))
-        ):
-            return f"a run ({folder})"
-    return ""
 
 
 def unwritable(out: str, error: OSError) -> PredictError:

@@ -288,6 +288,30 @@ class TestIdentity:
         assert [json.loads(line)["name"] for line in
                 (out / "quarantine.jsonl").read_text().splitlines()] == ["a_T1w"]  # fmt: skip
 
+    def test_one_file_spelled_in_two_ways(self, tmp_path: Path, model: Model) -> None:
+        path = three(tmp_path)[0]
+        (tmp_path / "link").symlink_to(tmp_path / "in")
+        predict_items(model, items_of([path]), str(tmp_path / "out"))
+        for other in (f"{tmp_path}/in/../in/a_T1w.nii.gz", f"{tmp_path}/link/a_T1w.nii.gz"):
+            assert predict_items(model, items_of([other]), str(tmp_path / "out")).num_kept == 1
+
+    def test_a_page_of_an_earlier_content_goes(self, tmp_path: Path, run: Run) -> None:
+        path = three(tmp_path)[0]
+        uadray.predict_folder(run.url, path, tmp_path / "out")
+        assert (tmp_path / "out/a_T1w/viewer.html").exists()
+        write_head(Path(path), 9)
+        uadray.predict_folder(run.url, path, tmp_path / "out", viewer=False)
+        assert not (tmp_path / "out/a_T1w/viewer.html").exists()
+
+    def test_results_of_an_earlier_content_are_in_no_table(self, tmp_path, model) -> None:
+        paths = three(tmp_path)
+        predict_items(model, items_of(paths[:1]), str(tmp_path / "out"))
+        Path(paths[0]).write_bytes(b"broken")
+        for path in paths:
+            predict_items(model, items_of([path]), str(tmp_path / "out"))
+        table = csv.DictReader((tmp_path / "out/predictions.tsv").open(), delimiter="\t")
+        assert [row["name"] for row in table if row["status"] == "done"] == ["b_T1w", "c_T1w"]
+
     def test_what_is_left_of_an_earlier_content_is_said(self, tmp_path: Path, model: Model) -> None:
         path = three(tmp_path)[0]
         predict_items(model, items_of([path]), str(tmp_path / "out"))
@@ -360,7 +384,9 @@ class TestWhoseFolder:
             ("a cohort", cohort.url),
             ("a model folder", str(tmp_path / "model")),
         ):
-            for place in (url, f"{url}/predicted", f"{url}/a/b"):
+            link = tmp_path / f"link{len(url)}"
+            link.symlink_to(url)
+            for place in (url, f"{url}/predicted", f"{url}/a/b", f"{link}/predicted"):
                 with pytest.raises(PredictError, match=rf"lies in {kind}.*another --out") as error:
                     predict_items(model, items, place)
                 assert "remove" not in str(error.value)

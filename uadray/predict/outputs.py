@@ -5,6 +5,7 @@ by their digest, and the settings of its own. Those that all scans share stand i
 marker. Names follow BIDS derivatives where the scan's do.
 """
 
+import csv
 import gzip
 import hashlib
 import json
@@ -26,7 +27,7 @@ from uadray.naming import name_key
 from uadray.predict import pages
 from uadray.predict.inputs import Item, names_for
 from uadray.predict.scan import Grid, PredictConfig, Prediction, choose_threshold, reading
-from uadray.prepare.identity import digest_of, is_unchanged, look_at
+from uadray.prepare.identity import digest_of, is_unchanged, look_at, same_place
 from uadray.prepare.layouts import LeftOut
 from uadray.prepare.layouts.listing import printable
 from uadray.share.folder import owner_of
@@ -197,8 +198,8 @@ def _description(request: Mapping[str, Any]) -> dict[str, Any]:
 def write(out: str, item: Item, prediction: Prediction, *, viewer: bool = False) -> dict[str, Any]:
     """Write one scan's results, the summary last.
 
-    Nobody may take the maps for another content of the scan's files than they are of: the summary
-    of an earlier one goes first, and the new one comes last.
+    Nobody may take the maps for another content of the scan's files than they are of: summary and
+    page of an earlier one go first, and the new ones come last.
 
     Args:
         out: The output folder.
@@ -222,7 +223,8 @@ def write(out: str, item: Item, prediction: Prediction, *, viewer: bool = False)
     }
     name = prediction.summary["run"]["name"]
     written: dict[str, str] = {}
-    files.remove_file(files.join(out, item.summary))
+    for old in (item.summary, f"{item.folder}/{pages.page_name(item)}"):
+        files.remove_file(files.join(out, old))
     for kind, array in arrays.items():
         if array is not None:
             content = encode(array, prediction.grid, f"uadray {name} {kind}")
@@ -315,7 +317,7 @@ def _source(summary: Mapping[str, Any] | None) -> str:
 
 def _is_free_for(item: Item, holder: Mapping[str, Any] | None) -> bool:
     """Whether results may go where those of `holder` are: there are none, or they are its own."""
-    if holder is None or holder.get("source") == item.scan.image:
+    if holder is None or same_place(holder.get("source"), item.scan.image):
         return True
     # The files have been moved: the same content, and nothing left where it was.
     digest, source = holder.get("source_digest"), holder.get("source")
@@ -338,7 +340,7 @@ def done(out: str, item: Item) -> dict[str, Any] | None:
         summary: dict[str, Any] = files.read_json(files.join(out, item.summary))
         if (
             summary["status"] != "done"
-            or summary["source"] != scan.image
+            or not same_place(summary["source"], scan.image)
             or summary["source_digest"] == ""
             or summary["reading"] != reading(scan)
         ):
@@ -378,7 +380,9 @@ def earlier(out: str, items: Sequence[Item]) -> list[dict[str, Any]]:
     except (FileNotFoundError, ValueError):
         return []
     own = {name_key(item.name) for item in items} | {name_key(item.folder) for item in items}
-    names = [line.split("\t")[0] for line in table.splitlines()[1:]]
+    rows = csv.DictReader(table.splitlines(), delimiter="\t", quoting=csv.QUOTE_NONE)
+    # A scan that could not be used may have results of an earlier content in its place.
+    names = [row["name"] for row in rows if row.get("name") and row.get("status") in (None, "done")]
     with ThreadPoolExecutor(16) as pool:
         found = pool.map(lambda name: _summary_of(out, name), names)
         return [one for one in found if one is not None and name_key(one["name"]) not in own]

@@ -8,6 +8,7 @@ written last: a folder without it was cut short and is refused.
 
 import hashlib
 import json
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -175,6 +176,8 @@ def _check_target(out: str, model: Model) -> None:
 
 def owner_of(out: str) -> str:
     """The run, model or cohort that a folder is or lies in, in words; empty for none."""
+    if not files.is_remote(out):
+        out = os.path.realpath(out)
     top, _, path = out.rpartition("://")
     parts = path.split("/")
     for end in range(len(parts), 1, -1):

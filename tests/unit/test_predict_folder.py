@@ -20,6 +20,7 @@ from uadray import files
 from uadray.errors import EvaluationError, NoScanFoundError, PredictError, ScanError
 from uadray.naming import name_key
 from uadray.predict import folder as folder_module
+from uadray.predict import outputs
 from uadray.predict.folder import predict_items
 from uadray.predict.inputs import Item, find_items
 from uadray.predict.job import PredictJob
@@ -570,3 +571,20 @@ def test_whatever_goes_wrong_with_one_scan_is_its_own(
     done = predict_items(model, items, str(tmp_path / "out"))
     assert [s["name"] for s in done.summaries] == ["a_T1w", "c_T1w"]
     assert re.search(reason, done.failures[0]["reason"])
+
+
+def test_what_cannot_be_written_of_one_scan_is_its_own(tmp_path, model, monkeypatch) -> None:
+    encode = outputs.encode
+
+    def failing(array: np.ndarray, grid: Any, description: str) -> bytes:
+        if array.dtype == bool and grid.shape[0] > 40:
+            raise ValueError("no such header")
+        return encode(array, grid, description)
+
+    paths = three(tmp_path)
+    write_head(Path(paths[1]), 1, sizes=(0.6, 1.0, 1.0))
+    monkeypatch.setattr(outputs, "encode", failing)
+    done = predict_items(model, items_of(paths), str(tmp_path / "out"))
+    assert [f["name"] for f in done.failures] == ["b_T1w"]
+    assert "ValueError: no such header" in done.failures[0]["reason"]
+    assert len(done.summaries) == 2

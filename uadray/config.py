@@ -273,6 +273,8 @@ def from_json(kind: Any, value: Any) -> Any:
             one = next((t for t in typing.get_args(kind) if typing.get_origin(t) is tuple), None)
             return value if one is None else from_json(one, value)
         members = {t.__name__: t for t in typing.get_args(kind)}
+        if members.pop("NoneType", None) and len(members) == 1:
+            return from_json(*members.values(), value)
         if value.get("type") not in members:
             raise ConfigError(f"type must be one of {sorted(members)}, was {value.get('type')!r}")
         return from_json(members[value["type"]], {k: v for k, v in value.items() if k != "type"})

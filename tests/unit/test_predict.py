@@ -1,5 +1,6 @@
 """One scan in, maps on its own grid out."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import nibabel as nib
@@ -418,6 +419,24 @@ class TestUnlike:
         scan = scan_of(write_head(tmp_path / "c.nii.gz", 2, sizes=(1.0, 1.0, 3.0)))
         warnings = predict_scan(model, scan).summary["warnings"]
         assert any("coarser than those of the healthy scans" in w for w in warnings)
+
+    def test_a_tilted_grid(self, tmp_path: Path, model: Model) -> None:
+        """The grid is not turned back, so that the model sees the head at a slant."""
+        for degrees, tilted in ((20, True), (4, False)):
+            scan = scan_of(write_head(tmp_path / f"t{degrees}.nii.gz", 77, degrees=degrees))
+            warnings = predict_scan(model, scan).summary["warnings"]
+            assert any("brain is tilted by" in w for w in warnings) == tilted
+
+    def test_a_lesion_mask_that_cannot_be_used(self, tmp_path: Path, model: Model) -> None:
+        path = write_head(tmp_path / "a_T1w.nii.gz", 3)
+        image = nib.load(path)
+        faint = np.full(image.shape, 0.3, np.float32)
+        faint[0] = 0
+        nib.save(nib.Nifti1Image(faint, image.affine), tmp_path / "m.nii")
+        scan = replace(scan_of(path), lesion=str(tmp_path / "m.nii"))
+        summary = predict_scan(model, scan).summary
+        assert summary["truth"] is None
+        assert any("lesion mask that came with it cannot be used" in w for w in summary["warnings"])
 
     def test_another_contrast(self, tmp_path: Path, run: Run) -> None:
         model = open_model(finished_run(tmp_path / "mean", _fitted_on(run), "MeanImage").url)

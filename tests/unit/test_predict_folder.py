@@ -18,6 +18,8 @@ from tiny_models import finished_run, freeze_threshold, healthy_cohort, write_he
 import uadray
 from uadray import files
 from uadray.errors import EvaluationError, NoScanFoundError, PredictError, ScanError
+from uadray.evaluate.postprocess import PostprocessConfig
+from uadray.evaluate.protocols import EvaluateConfig
 from uadray.naming import name_key
 from uadray.predict import folder as folder_module
 from uadray.predict import outputs
@@ -370,6 +372,21 @@ class TestWhoseFolder:
         predict_items(model, items, out)
         with pytest.raises(PredictError, match=r"other settings \(threshold: 0.8 there, 0.5 here"):
             predict_items(model, items, out, PredictConfig(threshold=0.5))
+
+    def test_other_scoring(self, tmp_path: Path, run: Run, cohort: Cohort) -> None:
+        """Without a frozen threshold, too, the settings of the evaluation decide the maps."""
+        items = items_of(three(tmp_path)[:1])
+        mine = finished_run(tmp_path / "run", cohort, "Intensity")
+        freeze_threshold(mine, 0.8)
+        given = PredictConfig(threshold=0.5)
+        for config in (given, PredictConfig(map_only=True)):
+            out = str(tmp_path / f"out{config.map_only}")
+            freeze_threshold(mine, 0.8)
+            predict_items(open_model(mine.url), items, out, config)
+            other = EvaluateConfig(postprocess=PostprocessConfig(median_size=3))
+            freeze_threshold(mine, 0.8, config=other)
+            with pytest.raises(PredictError, match=r"other settings \(scoring: "):
+                predict_items(open_model(mine.url), items, out, config)
 
     def test_something_else(self, tmp_path: Path, model: Model) -> None:
         items = items_of(three(tmp_path)[:1])

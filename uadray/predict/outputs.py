@@ -98,12 +98,17 @@ def encode(array: NDArray[Any], grid: Grid, description: str) -> bytes:
 def request_of(model: Model, config: PredictConfig) -> dict[str, Any]:
     """All that decides the results of a scan besides its files."""
     threshold = choose_threshold(model, config)
+    settings = threshold.config if threshold else model.settings(config.threshold_from)
     return {
         "run": model.experiment.name,
         "identity": model.identity,
         "threshold": None if threshold is None else threshold.value,
         "threshold_fingerprint": None if threshold is None else threshold.fingerprint,
         "prepare": to_json(config.prepare(model.prepare)),
+        "scoring": {
+            key: to_json(getattr(settings, key))
+            for key in ("protocol", "residual", "postprocess", "components")
+        },
     }
 
 
@@ -171,7 +176,8 @@ def _check_marker(out: str, request: Mapping[str, Any]) -> None:
             f"{out} holds predictions of another run ({name}, {identity}), not of this one "
             f"({request['run']}, {request['identity']}): choose another --out"
         )
-    if changed := sorted(key for key in request if held.get(key) != request[key]):
+    # What an earlier version did not record is no difference: its results have no digest either.
+    if changed := sorted(key for key in request if key in held and held[key] != request[key]):
         shown = "; ".join(f"{key}: {held.get(key)} there, {request[key]} here" for key in changed)
         raise PredictError(
             f"{out} holds predictions of this run under other settings ({shown}): choose another "

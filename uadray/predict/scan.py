@@ -37,6 +37,7 @@ from uadray.prepare.layouts import PHANTOM_SCHEME, Scan
 from uadray.prepare.layouts.scans import stem
 from uadray.prepare.masks import read_share
 from uadray.prepare.nifti import RawImage
+from uadray.prepare.register import Registration
 from uadray.prepare.skull import SkullStrip
 from uadray.prepare.steps import PrepareConfig, PreparedVolume, prepare_scan
 from uadray.share.healthy import mean_inside
@@ -63,6 +64,9 @@ class PredictConfig:
     """As in prepare; as the cohort's by default."""
     min_brain_ml: float | None = None
     """As in prepare; as the cohort's by default."""
+    register: Registration | None = None
+    """As in prepare; as the cohort's by default. `rigid` turns a tilted scan to the template's
+    pose for the model, and its maps come back on the scan's own grid."""
     ignore_names: bool = False
     """Take a scan for one of the model's modality whatever its file's name says."""
 
@@ -73,7 +77,7 @@ class PredictConfig:
 
     def prepare(self, recorded: PrepareConfig) -> PrepareConfig:
         """The recorded preparation with what is to be otherwise."""
-        names = ("skull_strip", "grow_extent", "max_cut", "min_brain_ml")
+        names = ("skull_strip", "grow_extent", "max_cut", "min_brain_ml", "register")
         given = {name: getattr(self, name) for name in names}
         return replace(recorded, **{k: v for k, v in given.items() if v is not None})
 

@@ -58,6 +58,9 @@ class SweepConfig:
     """Epochs between two looks at a population."""
     quantile: float = 0.25
     """Share of a population that is replaced at each look, and share that it is replaced from."""
+    allow_mismatch: bool = False
+    """Take lesioned cohorts of another modality or preparation than the healthy one, or with people
+    that, by their ids, were learned from; every table says so."""
     seed: int = 0
     """Of random and Optuna search, and of what a population draws."""
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from uadray.errors import ConfigError
+from uadray.methods.base import check_finite
 from uadray.stream import READ_CPUS
 
 RECONSTRUCTION = "validation/reconstruction"
@@ -65,6 +66,12 @@ class SweepConfig:
     """Of random and Optuna search, and of what a population draws."""
 
     def __post_init__(self) -> None:
+        check_finite(self, "sweep.")
+        if self.gpus_per_trial < 0 or self.seed < 0:
+            raise ConfigError(
+                "sweep: gpus_per_trial and seed must be >= 0, were "
+                f"{self.gpus_per_trial:g} and {self.seed}"
+            )
         if self.cpus_per_trial < 2 * READ_CPUS:
             raise ConfigError(
                 f"sweep.cpus_per_trial must be >= {2 * READ_CPUS}, was {self.cpus_per_trial}"

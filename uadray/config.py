@@ -27,7 +27,7 @@ from uadray.methods import (
     ZScore,
     plain,
 )
-from uadray.methods.base import check
+from uadray.methods.base import check, check_finite
 
 __all__ = [
     "BASELINES",
@@ -74,6 +74,7 @@ class ErasingConfig:
     """Most successive axial slices of half-volume as a share of all: 32 of the paper's 64."""
 
     def __post_init__(self) -> None:
+        check_finite(self, "erasing.")
         check(0 <= self.probability <= 1, "erasing.probability", "in [0, 1]", self.probability)
         check(
             0 < self.min_share <= self.max_share <= 1,
@@ -128,6 +129,7 @@ class FitConfig:
     """Stop after so many epochs without a better validation reconstruction; 0 never stops."""
 
     def __post_init__(self) -> None:
+        check_finite(self, "fit.")
         check(self.epochs >= 1, "fit.epochs", ">= 1", self.epochs)
         check(self.batch_size >= 1, "fit.batch_size", ">= 1", self.batch_size)
         check(0 < self.data_share <= 1, "fit.data_share", "in (0, 1]", self.data_share)
@@ -150,6 +152,11 @@ class Experiment:
     """How it is fitted."""
 
     def __post_init__(self) -> None:
+        check_finite(self.method, "method.")
+        bottleneck = getattr(self.method, "bottleneck", 1)
+        check(bottleneck >= 1, "method.bottleneck", ">= 1", bottleneck)
+        betas = getattr(self.method, "betas", (0.0, 0.0))
+        check(all(0 <= beta < 1 for beta in betas), "method.betas", "in [0, 1)", betas)
         if self.erasing.strategy != "none" and not getattr(self.method, "erases", False):
             raise ConfigError(
                 f"erasing.strategy is {self.erasing.strategy!r}, but {type(self.method).__name__} "

@@ -388,6 +388,16 @@ class TestWhoseFolder:
             with pytest.raises(PredictError, match=r"other settings \(scoring: "):
                 predict_items(open_model(mine.url), items, out, config)
 
+    def test_results_are_no_scans(self, tmp_path: Path, model: Model) -> None:
+        paths = three(tmp_path)
+        predict_items(model, items_of(paths), str(tmp_path / "out"))
+        results = sorted(map(str, (tmp_path / "out").rglob("*.nii.gz")))
+        found = find_items([*paths, *results], "T1w")
+        assert [item.scan.image for item in found.items] == paths
+        assert sorted(one.path for one in found.left_out) == results
+        with pytest.raises(NoScanFoundError, match="a result of uadray in"):
+            find_items(results, "T1w")
+
     def test_something_else(self, tmp_path: Path, model: Model) -> None:
         items = items_of(three(tmp_path)[:1])
         with pytest.raises(PredictError, match=r"no predictions, holds scans, such as .*a_T1w"):

@@ -10,7 +10,7 @@ from uadray import files
 from uadray.errors import NoScanFoundError, PredictError, ScanError
 from uadray.naming import file_name, name_key, path_names
 from uadray.prepare.layouts import LAYOUTS, LeftOut, Scan, Scans, detect
-from uadray.prepare.layouts.listing import is_image, left_out_lines, printable
+from uadray.prepare.layouts.listing import is_image, left_out_lines, printable, results_above
 from uadray.prepare.layouts.naming import BIDS_RAW, mask_word
 from uadray.prepare.layouts.scans import IMAGE_ENDINGS, canonical_modality, find_files, stem
 
@@ -85,6 +85,10 @@ def find_items(
         if url.lower().endswith(TABLES):
             found = LAYOUTS["csv"](url, modality.split(", ")[0])
         elif _is_file(url):
+            # As when a shell spells out a pattern.
+            if inside := results_above(url):
+                left_out.append(LeftOut(path=url, reason=f"a result of uadray in {inside}"))
+                continue
             found = Scans([_single(url, modality)])
         else:
             found = _in_folder(url, modality, ignore_names)

@@ -67,7 +67,7 @@ def find_files(root: str, endings: tuple[str, ...] = IMAGE_ENDINGS) -> Listing:
             inside cannot be listed.
     """
     root = files.normalise(root)
-    if inside := _results_above(root):
+    if inside := results_above(root):
         raise NoScanFoundError(
             f"{root}: lies in {inside}, which holds results of uadray and no scans to read; give "
             "the folder of the scans"
@@ -313,7 +313,7 @@ def _is_marked(folder: str, name: str, *, damaged: bool = False) -> bool:
     return any(isinstance(maker, dict) and maker.get("Name") == "uadray" for maker in makers)
 
 
-def _results_above(root: str) -> str:
+def results_above(root: str) -> str:
     """The folder of predictions that `root` lies in; empty where in none."""
     return next((folder for folder in _parents(root) if _are_predictions(folder)), "")
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from uadray import files
-from uadray.errors import NoScanFoundError, PredictError, ScanError
+from uadray.errors import NoLesionMaskError, NoScanFoundError, PredictError, ScanError
 from uadray.prepare.layouts import LAYOUTS, LeftOut, Scan, Scans, detect
 from uadray.prepare.layouts.listing import is_image, left_out_lines, printable
 from uadray.prepare.layouts.naming import BIDS_RAW, mask_word
@@ -174,7 +174,13 @@ def _in_folder(url: str, modality: str, ignore_names: bool) -> Scans:
     except NoScanFoundError:
         layout = ""
     if layout and not ignore_names:
-        return LAYOUTS[layout](url, modality.split(", ")[0])
+        try:
+            found = LAYOUTS[layout](url, modality.split(", ")[0])
+        except NoLesionMaskError as error:
+            found = Scans([], error.left_out)
+        # Patients whose lesions nobody has drawn are the ones to predict.
+        bare = [one.scan for one in found.left_out if one.scan is not None]
+        return Scans([*found, *bare], [one for one in found.left_out if one.scan is None])
     kept: dict[tuple[str, str], str] = {}
     left_out = []
     for name in sorted(names, key=lambda name: (len(name), name)):
@@ -188,8 +194,8 @@ def _in_folder(url: str, modality: str, ignore_names: bool) -> Scans:
             left_out.append(LeftOut(path=files.join(url, name), reason=reason))
         else:
             kept[place] = name
-    found = [_single(files.join(url, name), modality) for name in sorted(kept.values())]
-    return Scans(found, [*left_out, *names.left_out])
+    scans = [_single(files.join(url, name), modality) for name in sorted(kept.values())]
+    return Scans(scans, [*left_out, *names.left_out])
 
 
 def _why_no_scan(name: str, modality: str, ignore_names: bool) -> str:
@@ -223,7 +229,7 @@ def _named(scans: Iterable[Scan]) -> list[Item]:
 
 
 def _unique(names: list[str], scans: Sequence[Scan]) -> list[str]:
-    parts = [re.sub(r"\.(nii|img)(\.gz)?$", "", scan.image).split("/") for scan in scans]
+    parts = [re.sub(r"\.(nii|img)(\.gz)?$", "", printable(scan.image)).split("/") for scan in scans]
     for depth in range(2, 1 + max((len(p) for p in parts), default=0)):
         twice = {name for name in names if names.count(name) > 1}
         if not twice:

@@ -42,6 +42,8 @@ class LeftOut:
     """Path or URL."""
     reason: str
     """Why it is left out."""
+    scan: Any = None
+    """The `Scan` that it is, where only its lesion mask is missing."""
 
 
 class Listing(list[str]):
@@ -172,7 +174,7 @@ class _Walk:
         if name.startswith("."):
             if image and os.path.isfile(entry.path):
                 self._leave(entry.path, "a hidden file")
-        elif image and _is_special(entry.path):
+        elif image and is_special(entry.path):
             self._leave(entry.path, "no regular file")
         elif image:
             # A link to what is not there is quarantined when it is read, with the reason.
@@ -215,10 +217,11 @@ def _depth(path: str) -> int:
     return len([part for part in path.split("/") if part]) + 1
 
 
-def _is_special(path: str) -> bool:
+def is_special(path: str) -> bool:
     """Whether it is, or leads to, a pipe, a socket or a device, which reading would wait for."""
     try:
-        return not stat.S_ISREG(os.stat(path).st_mode)
+        mode = os.stat(path).st_mode
+        return not (stat.S_ISREG(mode) or stat.S_ISDIR(mode))
     except OSError:
         return False
 

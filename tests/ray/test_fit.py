@@ -100,7 +100,9 @@ def test_one_worker_leaves_a_whole_run_folder(
     else:
         assert summary["validation/reconstruction"] is None
     kept = {p.name for p in Path(run.url).iterdir()} - {"metrics.jsonl"}
-    assert kept == {"config.json", "summary.json"} | ({"checkpoint"} if stateful else set())
+    assert kept == {"config.json", "people.npz", "summary.json"} | (
+        {"checkpoint"} if stateful else set()
+    )
 
     before = times(run.url)
     again = fit(what, cohort, str(tmp_path / "run"), report=reported.append)
@@ -156,7 +158,7 @@ def test_two_workers_learn_what_one_learns(
             assert b[key] == pytest.approx(a[key], rel=1e-4)
     assert two[-1]["validation/reconstruction"] < 0.9 * two[0]["validation/reconstruction"]
     kept = {p.name for p in Path(undisturbed.url).iterdir()}
-    assert kept == {"config.json", "metrics.jsonl", "summary.json", "checkpoint"}
+    assert kept == {"config.json", "people.npz", "metrics.jsonl", "summary.json", "checkpoint"}
 
     before = times(undisturbed.url)
     assert fit(GROUP, cohort, undisturbed.url, scale=TWO) == undisturbed
@@ -339,7 +341,7 @@ class TestErrorsThatComeBack:
         assert run.summary["status"] == "failed"
         assert run.summary["error"].startswith("NotFiniteError: 3D-Cube-n: the loss is not finite")
         assert {p.name for p in (tmp_path / "run").iterdir()} <= {
-            "config.json", "summary.json", "metrics.jsonl", "checkpoint"
+            "config.json", "people.npz", "summary.json", "metrics.jsonl", "checkpoint"
         }  # fmt: skip
 
     def test_a_damaged_shard_of_one_worker(self, tmp_path: Path) -> None:

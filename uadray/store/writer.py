@@ -346,7 +346,7 @@ class CohortWriter:
                     f"{failures[0].id}: {failures[0].reason}"
                 )
         spool.clear(self.url)
-        files.remove_drafts(self.url)
+        files.remove_drafts(self.url, all_are_dead=True)
         self.list_failures(failures)
         attributes = read_attributes(self.url)
         digests = {

@@ -61,6 +61,8 @@ def fit(
     """
     scale, track = scale or ScaleConfig(), prepared(track or TrackConfig())
     run = Run.create(url, experiment, cohort)
+    for folder in (run.url, files.join(run.url, "checkpoint")):
+        files.remove_drafts(folder, recursive=False)
     if run.finished:
         return run
     if run.summary is not None:

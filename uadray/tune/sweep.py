@@ -135,6 +135,7 @@ def fit_trials(
         console=console,
     )
     check_cohort(url, cohort)
+    files.remove_drafts(url, recursive=False)
     cluster.connect(dashboard=config.workers_per_trial > 1)
     cluster.check_readable(files.join(cohort.url, "zarr.json"))
     cluster.check_shared(url)

@@ -10,7 +10,7 @@ Each scan goes through the preparation that the run's cohort is recorded with, a
 with anomaly.nii.gz (scores), proposal.nii.gz (what is at or above the run's frozen threshold),
 reconstruction.nii.gz (the healthy version, in [0, 1]), brain_mask.nii.gz and summary.json; scans of
 a BIDS tree get the names of BIDS derivatives. predictions.tsv lists all of them, the highest score
-first.
+first, with those of earlier calls into the same folder.
 
 The same command again does only what is missing. A scan that cannot be used is quarantined with its
 reason (quarantine.jsonl) and the others go on; exit code 3 says so, 1 that none could be used.
@@ -27,6 +27,7 @@ from uadray import cli
 from uadray.predict.folder import Predicted
 from uadray.predict.job import PredictJob
 from uadray.predict.scan import PredictConfig
+from uadray.prepare.layouts.listing import left_out_lines
 
 SHOWN = 12
 """Scans that are listed one by one; of more only the highest scores are."""
@@ -80,6 +81,15 @@ def show(done: Predicted) -> None:
         print(f"{len(done.failures)} of {total} scans could not be used:")
         for failure in done.failures:
             print(f"  {failure['name']}: {failure['reason']}")
+    total = len(done.summaries) + len(done.failures)
+    print("\n".join(left_out_lines(total, done.left_out)))
+    grid = ordered[0]["model_grid"] if ordered else {}
+    if "smallest_findable_mm" in grid:
+        window = " x ".join(f"{mm:.3g}" for mm in grid["median_window_mm"])
+        print(
+            f"a ball of less than {grid['smallest_findable_mm']:.1f} mm in diameter may be lost, "
+            f"however bright it is: the median's window is {window} mm"
+        )
     kept = f", {done.num_kept} of them before" if done.num_kept else ""
     print(f"{len(done.summaries)} scans predicted{kept}: {done.out}")
     if done.index:

@@ -36,8 +36,9 @@ from uadray.errors import ConfigError
 from uadray.evaluate.calibration import write_calibration
 from uadray.evaluate.protocols import PROTOCOLS
 from uadray.prepare import layouts
-from uadray.prepare.ingest import MAX_FAILURES, Redo, prepare_cohort, summary
-from uadray.prepare.layouts import Scan
+from uadray.prepare.ingest import MAX_FAILURES, Redo, check_numbers, prepare_cohort, summary
+from uadray.prepare.layouts import LeftOut, Scan
+from uadray.prepare.layouts.listing import left_out_lines
 from uadray.prepare.lesions import assign_masks, find_masks
 from uadray.prepare.splits import Selection, SplitConfig, select_scans
 from uadray.prepare.steps import PrepareConfig
@@ -67,6 +68,10 @@ class Job:
     """Scans prepared at a time, each on one CPU; as many as there are CPUs by default."""
     split: SplitConfig = field(default_factory=SplitConfig)
 
+    def __post_init__(self) -> None:
+        """Check the numbers before any scan is looked for."""
+        check_numbers(seed=self.seed, workers=self.workers)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Files(Job):
@@ -89,16 +94,20 @@ class Files(Job):
     selection: Selection = field(default_factory=Selection)
     config: PrepareConfig = field(default_factory=PrepareConfig)
 
-    def inputs(self) -> tuple[list[Scan], PrepareConfig]:
-        """The scans and the steps' settings."""
+    def inputs(self) -> tuple[list[Scan], PrepareConfig, tuple[LeftOut, ...]]:
+        """The scans, the steps' settings, and what was found besides; it is listed."""
         if self.size and self.config.shape != (self.size,) * 3:
             raise ConfigError("--size and --shape both say how many voxels: give one")
         layout = layouts.LAYOUTS[type(self).__name__]
-        scans = select_scans(layout(self.root, self.modality), self.selection, seed=self.seed)
+        found = layout(self.root, self.modality)
+        print("\n".join(found.lines(files.normalise(self.root))))
+        scans, left_out = select_scans(found, self.selection, seed=self.seed), found.left_out
         if self.lesions:
             masks = find_masks(self.lesions, self.lesion_files)
+            print("\n".join(left_out_lines(len(masks), masks.left_out, masks.root, "masks")))
             scans = assign_masks(scans, masks, self.seed, self.config.lesion.contrast)
-        return scans, self.config
+            left_out += masks.left_out
+        return scans, self.config, left_out
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,10 +123,10 @@ class Phantom(Job):
     size: int = 64
     """Voxels along each axis."""
 
-    def inputs(self) -> tuple[list[Scan], PrepareConfig]:
+    def inputs(self) -> tuple[list[Scan], PrepareConfig, tuple[LeftOut, ...]]:
         """The subjects and the grid that they are made on."""
         scans = layouts.phantom(self.kind, self.count, self.first_seed)
-        return scans, PrepareConfig(shape=(self.size,) * 3)
+        return scans, PrepareConfig(shape=(self.size,) * 3), ()
 
 
 @dataclass(frozen=True)
@@ -224,7 +233,7 @@ def main() -> int:
         show_quality(open_cohort(job.store), page)
         return cli.OK
     healthy = open_cohort(job.healthy) if job.healthy else None
-    scans, config = job.inputs()
+    scans, config, left_out = job.inputs()
     paths = [job.root, job.lesions] if isinstance(job, Files) else []
     cohort = prepare_cohort(
         scans,
@@ -236,6 +245,7 @@ def main() -> int:
         redo=job.redo,
         workers=job.workers,
         command=recorded(args, [path for path in paths if path]),
+        left_out=left_out,
     )
     show_quality(cohort, page)
     if healthy or (isinstance(job, Files) and job.lesions):

@@ -6,6 +6,7 @@ An experiment is named as in the papers, `experiment("3D-Cube-n")`, and changed 
 import dataclasses
 import hashlib
 import json
+import math
 import re
 import types
 import typing
@@ -271,26 +272,71 @@ def from_json(kind: Any, value: Any) -> Any:
         value: What `to_json` gave.
 
     Raises:
-        ConfigError: a field is unknown, so that no setting is lost in silence.
+        ConfigError: a field is unknown, so that no setting is lost in silence, or is absent, or has
+            a value of another kind: null, a number that is not finite, a text for a number.
     """
     if isinstance(kind, types.UnionType):
         if not isinstance(value, dict):
-            return value
+            one = next((t for t in typing.get_args(kind) if typing.get_origin(t) is tuple), None)
+            return value if one is None else from_json(one, value)
         members = {t.__name__: t for t in typing.get_args(kind)}
         if value.get("type") not in members:
             raise ConfigError(f"type must be one of {sorted(members)}, was {value.get('type')!r}")
         return from_json(members[value["type"]], {k: v for k, v in value.items() if k != "type"})
     if dataclasses.is_dataclass(kind) and isinstance(kind, type):
-        hints = typing.get_type_hints(kind)
-        unknown = set(value) - {f.name for f in dataclasses.fields(kind)}
-        if unknown:
-            raise ConfigError(f"{kind.__name__} has no field {sorted(unknown)}")
-        return kind(**{k: from_json(hints[k], v) for k, v in value.items()})
-    if typing.get_origin(kind) is tuple:
+        return _dataclass_from_json(kind, value)
+    if typing.get_origin(kind) is tuple and isinstance(value, (list, tuple)):
         args = typing.get_args(kind)
-        inner = args[0] if len(args) == 2 and args[1] is Ellipsis else None
-        return tuple(from_json(inner or args[i], v) for i, v in enumerate(value))
+        if len(args) == 2 and args[1] is Ellipsis:
+            args = (args[0],) * len(value)
+        if len(args) == len(value):
+            return tuple(map(from_json, args, value))
     return value
+
+
+def _dataclass_from_json(kind: type[Any], value: Any) -> Any:
+    hints, name = typing.get_type_hints(kind), kind.__name__
+    known = {f.name: f for f in dataclasses.fields(kind)}
+    if not isinstance(value, dict):
+        raise ConfigError(f"{name} must be an object with fields, was {value!r}")
+    if unknown := set(value) - set(known):
+        raise ConfigError(f"{name} has no field {sorted(unknown)}")
+    for key, inner in value.items():
+        if dataclasses.is_dataclass(hints[key]) and not isinstance(inner, dict):
+            raise ConfigError(f"{name}: {key} must be an object with fields, was {inner!r}")
+    found = {key: from_json(hints[key], inner) for key, inner in value.items()}
+    for key, inner in found.items():
+        if not _fits(hints[key], inner):
+            hint = getattr(hints[key], "__name__", None) or str(hints[key])
+            wanted = hint if isinstance(hints[key], type) else str(hints[key])
+            raise ConfigError(f"{name}: {key} must be {wanted}, was {inner!r}")
+    missing = dataclasses.MISSING
+    for key, one in known.items():
+        if key not in found and one.default is missing and one.default_factory is missing:
+            raise ConfigError(f"{name} lacks the field {key}")
+    return kind(**found)
+
+
+def _fits(hint: Any, value: Any) -> bool:
+    """Whether a value is of a field's type; numbers are to be finite."""
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin is typing.Literal:
+        return any(value == one and type(value) is type(one) for one in args)
+    if origin in (types.UnionType, typing.Union):
+        return any(_fits(one, value) for one in args)
+    if origin is tuple:
+        if not isinstance(value, tuple):
+            return False
+        if len(args) == 2 and args[1] is Ellipsis:
+            return all(_fits(args[0], one) for one in value)
+        return len(args) == len(value) and all(map(_fits, args, value))
+    if origin is dict:
+        return isinstance(value, dict) and all(_fits(args[1], one) for one in value.values())
+    if hint is float:
+        return type(value) in (int, float) and math.isfinite(value)
+    if hint in (bool, int, str, types.NoneType):
+        return type(value) is hint
+    return isinstance(value, hint) if isinstance(hint, type) else True
 
 
 def with_fit(base: Experiment, **changes: Any) -> Experiment:

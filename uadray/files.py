@@ -11,10 +11,12 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
+from glob import has_magic
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 import fsspec
+from fsspec.implementations.local import LocalFileSystem
 
 from uadray.errors import ConfigError
 
@@ -25,6 +27,20 @@ _DRAFT = re.compile(r"\..+\.[0-9a-f]{32}")
 def is_draft(name: str) -> bool:
     """Whether a file of that name is what a killed `write_bytes` left."""
     return bool(_DRAFT.fullmatch(name))
+
+
+LOCK = ".lock"
+"""Name of the file by which a job keeps others off its output; see `uadray.lock`."""
+
+
+def is_transient(name: str) -> bool:
+    """Whether a file of that name is a lock, or what a killed writer left: no output."""
+    return is_draft(name) or name.startswith(LOCK)
+
+
+def is_empty(url: str) -> bool:
+    """Whether a folder is absent, or holds nothing but a lock and what killed writers left."""
+    return all(map(is_transient, list_names(url)))
 
 
 def is_remote(url: str) -> bool:
@@ -72,10 +88,12 @@ def located(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
     """The filesystem of `url` and the path in it, as it is now.
 
     Without the cache of listings that fsspec keeps for each folder that it was asked for: another
-    process may have written since, and its files would count as absent.
+    process may have written since, and its files would count as absent. A local path is taken as it
+    is: fsspec would read a chain of protocols from `::` in it.
     """
-    options = {"use_listings_cache": False} if is_remote(url) else {}
-    fs, path = fsspec.core.url_to_fs(url, **options, **one_request(url))
+    if not is_remote(url):
+        return LocalFileSystem(), LocalFileSystem._strip_protocol(url)
+    fs, path = fsspec.core.url_to_fs(url, use_listings_cache=False, **one_request(url))
     return fs, path
 
 
@@ -207,8 +225,8 @@ def flush(url: str) -> None:
 
 
 DRAFT_S, PARTIAL_S = 5.0, 60.0
-"""Seconds after its last change that a draft of ours, and one of Zarr, may still be written to: ours
-are held by a lock then, but for the moment in which they are made."""
+"""Seconds after its last change that a draft of ours, and one of Zarr, may still be written to.
+Ours are held by a lock, but for the moment in which they are made."""
 
 
 def remove_drafts(url: str, *, recursive: bool = True, all_are_dead: bool = False) -> None:
@@ -277,5 +295,11 @@ def remove_file(url: str) -> None:
 def remove(url: str) -> None:
     """Remove a file or a folder with all in it; nothing happens where there is none."""
     fs, path = located(url)
-    if fs.exists(path):
-        fs.rm(path, recursive=True)
+    if not fs.exists(path):
+        return
+    # With brackets and the like in its name the path would be taken for a pattern.
+    if is_remote(url) and has_magic(path):
+        for name in fs.find(path):
+            fs.rm_file(name)
+        return
+    fs.rm(path, recursive=True)

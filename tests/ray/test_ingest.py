@@ -255,7 +255,7 @@ class TestRedo:
         root = shutil.copytree(data, tmp_path / "bids")
         scans = bids(str(root), "T1w")
         write(Path(scans[3].image), brain_image(seed=77))
-        with pytest.raises(StoreError, match=r"1 scans have changed .* first sub-04.*redo changed"):
+        with pytest.raises(StoreError, match=r"1 scans have changed .*: sub-04.*redo changed"):
             prepare(scans, Path(copy.url))
         again = prepare(scans, Path(copy.url), redo=["changed"])
         assert asked == ["sub-04"]

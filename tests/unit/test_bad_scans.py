@@ -159,7 +159,7 @@ REFUSED = {
     ),
     "an unknown type": (
         lambda f: scan(save(f / "a.nii", datatype=4242)),
-        r"a\.nii: expected a whole NIfTI file, but it cannot be read \(data code 4242",
+        r"a\.nii: its header has data code 4242, which is no type of voxels",
     ),
     "a web page": (
         lambda f: scan(changed(save(f / "a.nii"), lambda _: b"<!DOCTYPE html>" * 40)),
@@ -240,7 +240,7 @@ REFUSED = {
     ),
     "a qform that is no rotation alone": (
         lambda f: scan(save(f / "a.nii", sform_code=0, qform_code=1, quatern_b=2.0)),
-        r"a\.nii: expected a whole NIfTI file, but it cannot be read",
+        r"a\.nii: the qform of its header is no rotation \(quaternion 2, 0, 0\), and it has no",
     ),
     "sheared": (
         lambda f: scan(save(f / "a.nii", affine=sheared(15))),
@@ -482,9 +482,8 @@ class TestTaken:
         close = two_forms(tmp_path / "b.nii", moved(0.2), np.eye(4))
         self.noted(load_volume(scan(close)), "no unit")
 
-    @pytest.mark.parametrize("header", [{"quatern_b": 2.0}, {"pixdim": [1, -1, 1, 1, 1, 1, 1, 1]}])
-    def test_a_qform_that_is_no_rotation(self, tmp_path, plain, header):
-        path = save(tmp_path / "a.nii", qform_code=1, xyzt_units=2, **header)
+    def test_a_qform_that_is_no_rotation(self, tmp_path, plain):
+        path = save(tmp_path / "a.nii", qform_code=1, xyzt_units=2, quatern_b=2.0)
         self.same(plain, load_volume(scan(path)), f"{DOUBT}the qform of its header is no rotation")
 
     def test_nothing_is_said_on_the_terminal(self, tmp_path, capfd):

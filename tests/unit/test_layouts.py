@@ -149,7 +149,7 @@ class TestCsv:
             ("image,id\nx.nii,a\n ,b\n", r"row 3 has no image"),
             ("image,orientation\nx.nii,LRS\n", r"row 2 has orientation LRS; give three letters"),
             ('image\n"x', r"expected a table in UTF-8"),
-            ("", r"expected a table in UTF-8 .*No columns"),
+            ("", r"expected a table in UTF-8 .*it is empty"),
         ],
     )
     def test_bad_tables(self, tmp_path, text, message):
@@ -252,18 +252,65 @@ class TestBidsChoices:
         (scan,) = bids(str(tmp_path), "T1w")
         assert scan.id == "sub-01_part-mag"
 
+    SIDECAR = "sub-1/anat/sub-1_T1w.json"
+
     @pytest.mark.parametrize(
-        ("name", "content", "message"),
+        ("name", "content", "note"),
         [
-            ("sub-1/anat/sub-1_T1w.json", "{no", r"sub-1_T1w\.json is no JSON"),
-            ("participants.tsv", "a\tb\n1\t2\t3\n1\t2\t3\t4\n", r"participants\.tsv: expected a"),
+            (SIDECAR, b"{no", "its sidecar sub-1/anat/sub-1_T1w.json cannot be read (Expecting"),
+            (SIDECAR, b"", "cannot be read (Expecting value"),
+            (SIDECAR, b'{"Manufacturer": "M\xfcller"}', "cannot be read ('utf-8' codec"),
+            (SIDECAR, b"[1, 2]", "holds no JSON object"),
+            (SIDECAR, b"[" * 100_000, "cannot be read (maximum recursion"),
+            (SIDECAR, bytes(range(256)) * 4, "cannot be read"),
+            (SIDECAR, None, "cannot be read (No such file"),
+            ("participants.tsv", b"participant_id\tsite\nsub-1\tA\tB\n", "line 2 has 3 cells"),
+            ("participants.tsv", b"participant_id\tsite\nsub-1\tM\xfcnchen\n", "codec can't"),
+            ("participants.tsv", b"", "participants.tsv cannot be read (it is empty)"),
+            ("participants.tsv", b"\x00\x01\x02", "participants.tsv cannot be read"),
+            ("participants.tsv", "folder", "participants.tsv cannot be read (Is a directory"),
+            ("participants.tsv", None, "participants.tsv is a link to what is not there"),
         ],
     )
-    def test_bad_tables(self, tmp_path, name, content, message):
+    def test_side_files_that_cannot_be_read(self, tmp_path, name, content, note):
+        """They tell the scanner and nothing else: it is unknown, and the scan's notes say why."""
         touch(tmp_path, "sub-1/anat/sub-1_T1w.nii.gz")
-        (tmp_path / name).write_text(content)
-        with pytest.raises(NoScanFoundError, match=message):
-            bids(str(tmp_path), "T1w")
+        if content is None:
+            (tmp_path / name).symlink_to("/nowhere/.git/annex/objects/x")
+        elif isinstance(content, str):
+            (tmp_path / name).mkdir()
+        else:
+            (tmp_path / name).write_bytes(content)
+        (scan,) = bids(str(tmp_path), "T1w")
+        assert scan.scanner == ""
+        assert note in scan.notes
+        assert scan.notes.endswith(": scanner unknown")
+
+    @pytest.mark.parametrize(
+        "content",
+        [
+            b"participant_id\tsite\nsub-1\tA\n",
+            b"\xef\xbb\xbfparticipant_id\tsite\nsub-1\tA\t\n",
+            "participant_id\tsite\t\r\n1\tA\t\t\r\n".encode("utf-16"),
+            b"age\tparticipant_id\tsite\n30\tsub-1\tA\t\n",
+            b"participant_id\tsite\rsub-1\tA\rsub-2\tn/a\r",
+        ],
+    )
+    def test_participants_as_programs_save_them(self, tmp_path, content):
+        touch(tmp_path, "sub-1/anat/sub-1_T1w.nii.gz")
+        (tmp_path / "participants.tsv").write_bytes(content)
+        (scan,) = bids(str(tmp_path), "T1w")
+        assert (scan.scanner, scan.notes) == ("A", "")
+
+    @pytest.mark.parametrize(
+        "folder", ["study [v1]", "a*b", "what?", "[!x]{y}", "a::b", "~x", "%20"]
+    )
+    def test_no_pattern_is_read_from_a_path(self, tmp_path, folder):
+        root = touch(tmp_path / folder, "sub-1/anat/sub-1_T1w.nii.gz")
+        (root / "sub-1/anat/sub-1_T1w.json").write_text('{"Manufacturer": "Siemens"}')
+        (scan,) = bids(str(root), "T1w")
+        assert (scan.scanner, scan.notes) == ("Siemens", "")
+        assert Path(scan.image).exists()
 
 
 class TestListing:

@@ -91,7 +91,9 @@ def test_a_lesion_is_found_where_it_is_on_any_grid(
     scores = dequantise(found.levels, model.detector.score_range)
     expected, inside = by_another_interpolator(scores, found)
     assert inside.sum() > 500
-    assert np.abs(found.anomaly - expected)[inside].max() < 1e-4
+    assert np.abs(found.anomaly - expected)[inside & found.brain].max() < 1e-4
+    assert not found.anomaly[~found.brain].any()
+    assert np.array_equal(found.anomaly >= THRESHOLD, found.proposal)
 
 
 def by_another_interpolator(stored: np.ndarray, found: Prediction) -> tuple[np.ndarray, np.ndarray]:

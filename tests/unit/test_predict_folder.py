@@ -1,23 +1,31 @@
 """Folders of scans: names, resumption, quarantine, and whose folder it is."""
 
+import csv
+import gzip
 import json
 import os
+import re
+import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
 import pytest
 from tiny_models import finished_run, freeze_threshold, healthy_cohort, write_head
 
+import uadray
 from uadray import files
-from uadray.errors import NoScanFoundError, PredictError, ScanError
+from uadray.errors import EvaluationError, NoScanFoundError, PredictError, ScanError
+from uadray.naming import name_key
 from uadray.predict import folder as folder_module
-from uadray.predict.folder import InProcess, predict_items
+from uadray.predict.folder import predict_items
 from uadray.predict.inputs import Item, find_items
 from uadray.predict.job import PredictJob
-from uadray.predict.scan import PredictConfig
-from uadray.share import Model, open_model
+from uadray.predict.scan import PredictConfig, Prediction, predict_scan
+from uadray.prepare.layouts import Scan
+from uadray.share import Model, export_model, open_model
 from uadray.store import Cohort
 from uadray.train.run import Run
 
@@ -98,6 +106,196 @@ class TestResume:
         assert not (Path(out) / ".begun").exists()
 
 
+class TestIdentity:
+    """Never another scan's map: content, settings and source tell scans apart."""
+
+    def write(self, path: Path, seed: int) -> str:
+        """An unpacked head: all have one size."""
+        packed = write_head(path.with_suffix(".nii.gz"), seed)
+        path.write_bytes(gzip.decompress(Path(packed).read_bytes()))
+        Path(packed).unlink()
+        return str(path)
+
+    def anomaly(self, model: Model, path: str) -> np.ndarray:
+        return predict_scan(model, items_of([path])[0].scan).anomaly
+
+    def maps(self, out: Path) -> dict[str, np.ndarray]:
+        return {
+            json.loads(p.read_text())["source"]: np.asarray(
+                nib.load(p.parent / "anomaly.nii.gz").dataobj
+            )
+            for p in out.glob("*/summary.json")
+        }
+
+    def test_two_of_one_name_and_size_in_turn(self, tmp_path: Path, model: Model) -> None:
+        out = tmp_path / "out"
+        paths = [self.write(tmp_path / f"{who}/T1.nii", k) for k, who in enumerate("ab")]
+        assert len({os.stat(path).st_size for path in paths}) == 1
+        for _ in range(2):
+            for path in paths:
+                (summary,) = predict_items(model, items_of([path]), str(out)).summaries
+                assert summary["source"] == path
+        assert sorted(p.name for p in out.iterdir() if p.is_dir()) == ["T1", "b_T1"]
+        found = self.maps(out)
+        for path in paths:
+            assert np.array_equal(found[path], self.anomaly(model, path))
+        names = [row.split("\t")[0] for row in (out / "predictions.tsv").read_text().splitlines()]
+        assert sorted(names[1:]) == ["T1", "b_T1"]
+        # Both in one call: each in its own place, as before.
+        both = predict_items(model, items_of(paths), str(out))
+        assert {s["source"] for s in both.summaries} == set(paths)
+        for path, array in self.maps(out).items():
+            assert np.array_equal(array, self.anomaly(model, path))
+
+    def test_three_that_share_folders_too(self, tmp_path: Path, model: Model) -> None:
+        paths = [self.write(tmp_path / f"{who}/x/y/T1.nii", k) for k, who in enumerate("abc")]
+        for path in paths:
+            predict_items(model, items_of([path]), str(tmp_path / "out"))
+        assert set(self.maps(tmp_path / "out")) == set(paths)
+
+    @pytest.mark.parametrize("keep_times", [False, True])
+    def test_other_content_of_the_same_size(self, tmp_path, model, keep_times) -> None:
+        path = self.write(tmp_path / "in/T1.nii", 1)
+        before = os.stat(path)
+        predict_items(model, items_of([path]), str(tmp_path / "out"))
+        self.write(Path(path), 2)
+        assert os.stat(path).st_size == before.st_size
+        if keep_times:
+            os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+        again = predict_items(model, items_of([path]), str(tmp_path / "out"))
+        assert again.num_kept == 0
+        (found,) = self.maps(tmp_path / "out").values()
+        assert np.array_equal(found, self.anomaly(model, path))
+
+    def test_a_touched_file_is_kept(self, tmp_path: Path, model: Model) -> None:
+        items = items_of(three(tmp_path))
+        predict_items(model, items, str(tmp_path / "out"))
+        os.utime(items[0].scan.image)
+        assert predict_items(model, items, str(tmp_path / "out")).num_kept == 3
+
+    def test_a_changed_brain_mask(self, tmp_path: Path, model: Model) -> None:
+        path = write_head(tmp_path / "head.nii.gz", 1)
+        image = nib.load(path)
+        mask = (np.asarray(image.dataobj) > 0).astype(np.uint8)
+        nib.save(nib.Nifti1Image(mask, image.affine), tmp_path / "m.nii")
+        table = tmp_path / "scans.csv"
+        table.write_text("image,brain\nhead.nii.gz,m.nii\n")
+        out = str(tmp_path / "out")
+        (first,) = predict_items(model, items_of([str(table)]), out).summaries
+        mask[:, :, : mask.shape[2] // 2] = 0
+        nib.save(nib.Nifti1Image(mask, image.affine), tmp_path / "m.nii")
+        (second,) = predict_items(model, items_of([str(table)]), out).summaries
+        assert second["brain_ml"] < 0.8 * first["brain_ml"]
+
+    def test_read_in_another_way(self, tmp_path: Path, model: Model) -> None:
+        path = write_head(tmp_path / "head.nii.gz", 1)
+        table = tmp_path / "scans.csv"
+        for column in ("", "LPS"):
+            table.write_text(f"image,orientation\n{path},{column}\n")
+            assert predict_items(model, items_of([str(table)]), str(tmp_path / "out")).num_kept == 0
+
+    def test_a_summary_of_a_version_that_went_by_size(self, tmp_path, model) -> None:
+        items = items_of(three(tmp_path))
+        predict_items(model, items, str(tmp_path / "out"))
+        place = tmp_path / "out/a_T1w/summary.json"
+        summary = json.loads(place.read_text())
+        del summary["source_digest"]
+        place.write_text(
+            json.dumps(summary | {"source_bytes": os.stat(items[0].scan.image).st_size})
+        )
+        assert predict_items(model, items, str(tmp_path / "out")).num_kept == 2
+
+    def test_a_map_that_is_gone_is_made_again(self, tmp_path: Path, model: Model) -> None:
+        items = items_of(three(tmp_path))
+        predict_items(model, items, str(tmp_path / "out"))
+        (tmp_path / "out/b_T1w/proposal.nii.gz").unlink()
+        assert predict_items(model, items, str(tmp_path / "out")).num_kept == 2
+        assert (tmp_path / "out/b_T1w/proposal.nii.gz").exists()
+
+    def test_moved_scans_keep_their_place(self, tmp_path: Path, model: Model) -> None:
+        items = items_of(three(tmp_path))
+        predict_items(model, items, str(tmp_path / "out"))
+        (tmp_path / "in").rename(tmp_path / "moved")
+        moved = items_of(sorted(map(str, (tmp_path / "moved").iterdir())))
+        done = predict_items(model, moved, str(tmp_path / "out"))
+        assert done.num_kept == 0
+        assert {s["source"] for s in done.summaries} == {item.scan.image for item in moved}
+        assert len(self.maps(tmp_path / "out")) == 3
+
+    def test_a_damaged_summary_is_nobodys(self, tmp_path: Path, model: Model) -> None:
+        items = items_of(three(tmp_path)[:1])
+        predict_items(model, items, str(tmp_path / "out"))
+        kept = (tmp_path / "out/a_T1w/anomaly.nii.gz").read_bytes()
+        (tmp_path / "out/a_T1w/summary.json").write_text("{")
+        (summary,) = predict_items(model, items, str(tmp_path / "out")).summaries
+        assert summary["folder"] == "in_a_T1w"
+        assert (tmp_path / "out/a_T1w/anomaly.nii.gz").read_bytes() == kept
+
+    def test_bids_names_of_two_sets(self, tmp_path: Path, model: Model) -> None:
+        paths = [write_head(tmp_path / f"{s}/sub-1/anat/sub-1_T1w.nii.gz", k) for k, s in
+                 enumerate("xy")]  # fmt: skip
+        predict_items(model, items_of(paths[:1]), str(tmp_path / "out"))
+        with pytest.raises(PredictError, match=rf"(?s){paths[0]}.*{paths[1]}.*another --out"):
+            predict_items(model, items_of(paths[1:]), str(tmp_path / "out"))
+        with pytest.raises(PredictError, match=r"would both be .*of their own"):
+            items_of(paths)
+
+    def test_the_interface_keeps_them_apart_too(self, tmp_path: Path, run: Run) -> None:
+        paths = [self.write(tmp_path / f"{who}/T1.nii", k) for k, who in enumerate("ab")]
+        for path in paths:
+            uadray.predict(run, path, out=tmp_path / "out")
+        assert set(self.maps(tmp_path / "out")) == set(paths)
+
+    @pytest.mark.parametrize(
+        "names",
+        [
+            ["患者一", "患者二", "Пациент", "Снимок", "Müller", "José", "אב", "मीरा"],
+            [unicodedata.normalize("NFC", "é"), unicodedata.normalize("NFD", "é")],
+            ["Anna", "anna", "ANNA", "straße", "STRASSE"],
+            ["a b", "a_b", "a:b", "a?b"],
+            ["x" * 180, "x" * 181],
+            [".", "..", "..."],
+        ],
+    )
+    def test_names_in_any_script(self, tmp_path, model, names) -> None:
+        paths = [self.write(tmp_path / "in" / f"{name}.nii", k) for k, name in enumerate(names)]
+        items = items_of(paths)
+        assert len({name_key(item.folder) for item in items}) == len(names)
+        for item in items:
+            assert unicodedata.is_normalized("NFC", item.name)
+            assert "/" not in item.name
+        if names[0] == "患者一":
+            assert {item.name for item in items} == set(names)
+        alone = tmp_path / "alone"
+        for path in paths:
+            predict_items(model, items_of([path]), str(alone))
+        together = predict_items(model, items, str(tmp_path / "out"))
+        assert {s["source"] for s in together.summaries} == set(paths)
+        assert set(self.maps(alone)) == set(paths)
+
+    def test_other_results_stay_in_the_tables(self, tmp_path: Path, model: Model) -> None:
+        paths = three(tmp_path)
+        Path(paths[0]).write_bytes(b"broken")
+        out = tmp_path / "out"
+        for path in paths:
+            predict_items(model, items_of([path]), str(out))
+        table = csv.DictReader((out / "predictions.tsv").open(), delimiter="\t")
+        assert {row["name"]: row["status"] for row in table} == {
+            "a_T1w": "quarantined",
+            "b_T1w": "done",
+            "c_T1w": "done",
+        }
+        assert [json.loads(line)["name"] for line in
+                (out / "quarantine.jsonl").read_text().splitlines()] == ["a_T1w"]  # fmt: skip
+
+    def test_what_is_left_of_an_earlier_content_is_said(self, tmp_path: Path, model: Model) -> None:
+        path = three(tmp_path)[0]
+        predict_items(model, items_of([path]), str(tmp_path / "out"))
+        Path(path).write_bytes(b"broken")
+        (failure,) = predict_items(model, items_of([path]), str(tmp_path / "out")).failures
+        assert "of what was there before are still in a_T1w" in failure["reason"]
+
+
 class TestQuarantine:
     def test_a_bad_scan_does_not_stop_the_others(self, tmp_path: Path, model: Model) -> None:
         paths = three(tmp_path)
@@ -150,8 +348,32 @@ class TestWhoseFolder:
 
     def test_something_else(self, tmp_path: Path, model: Model) -> None:
         items = items_of(three(tmp_path)[:1])
-        with pytest.raises(PredictError, match="not empty and holds no predictions, first in"):
+        with pytest.raises(PredictError, match=r"no predictions, holds scans, such as .*a_T1w"):
             predict_items(model, items, str(tmp_path))
+
+    def test_inside_of_our_own_folders(self, tmp_path, model, run, cohort) -> None:
+        items = items_of(three(tmp_path)[:1])
+        before = {p: p.stat().st_mtime_ns for p in Path(run.url).rglob("*")}
+        export_model(run.url, str(tmp_path / "model"), onnx=False)
+        for kind, url in (
+            ("a run", run.url),
+            ("a cohort", cohort.url),
+            ("a model folder", str(tmp_path / "model")),
+        ):
+            for place in (url, f"{url}/predicted", f"{url}/a/b"):
+                with pytest.raises(PredictError, match=rf"lies in {kind}.*another --out") as error:
+                    predict_items(model, items, place)
+                assert "remove" not in str(error.value)
+        assert {p: p.stat().st_mtime_ns for p in Path(run.url).rglob("*")} == before
+
+    def test_a_damaged_marker(self, tmp_path: Path, model: Model) -> None:
+        items = items_of(three(tmp_path)[:1])
+        predict_items(model, items, str(tmp_path / "out"))
+        for content in ("{", "[]", '{"request": null}'):
+            (tmp_path / "out/predict.json").write_text(content)
+            with pytest.raises(PredictError, match=r"predict.json is damaged .*another --out") as e:
+                predict_items(model, items, str(tmp_path / "out"))
+            assert "remove" not in str(e.value)
 
     def test_a_target_that_cannot_be_written(self, tmp_path: Path, model: Model) -> None:
         items = items_of(three(tmp_path)[:1])
@@ -227,9 +449,12 @@ class TestNames:
             write_head(tmp_path / f"{name}.nii.gz")
         found = find_items([str(tmp_path)], "T1w")
         assert [item.name for item in found.items] == ["one", "two_T1"]
-        assert sorted(found.left_out) == [
-            "lesion.nii.gz", "one_mask.nii.gz", "two_FLAIR.nii.gz", "two_gt.nii.gz"
-        ]  # fmt: skip
+        assert {Path(one.path).name: one.reason for one in found.left_out} == {
+            "lesion.nii.gz": "named as a mask (lesion)",
+            "one_mask.nii.gz": "named as a mask (mask)",
+            "two_FLAIR.nii.gz": "named as FLAIR, not T1w",
+            "two_gt.nii.gz": "named as a mask (gt)",
+        }
 
     def test_a_table_brings_masks(self, tmp_path: Path, model: Model) -> None:
         path = Path(write_head(tmp_path / "head.nii.gz"))
@@ -246,6 +471,14 @@ class TestNames:
         mask = nib.load(tmp_path / "out/x/brain_mask.nii.gz")
         assert ((np.asarray(mask.dataobj) > 0) == (voxels > 0)).mean() > 0.99
         assert summary["truth"]["volume_ml"] == pytest.approx(27 * 1e-3)
+
+    def test_a_mask_that_is_not_there(self, tmp_path: Path, run: Run) -> None:
+        job = PredictJob(
+            model=run.url, scans=(three(tmp_path)[0],), out=str(tmp_path / "out"), brain="no.nii"
+        )
+        with pytest.raises(PredictError, match=r"no\.nii: no such file; --brain is"):
+            job.run()
+        assert not (tmp_path / "out").exists()
 
     def test_a_mask_of_one_scan(self, tmp_path: Path, model: Model) -> None:
         with pytest.raises(PredictError, match="mask of one scan, but 3 were given"):
@@ -285,16 +518,29 @@ def test_pages_and_their_index(tmp_path: Path, run: Run) -> None:
     assert "a_T1w/viewer.html" in Path(again.index).read_text()
 
 
-def test_an_error_that_is_not_the_scans_ends_the_call(tmp_path, model, monkeypatch) -> None:
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (ScanError("bad"), "^bad$"),
+        (MemoryError(), "b_T1w.nii.gz: does not fit in memory"),
+        (RuntimeError("CUDA out of memory"), "RuntimeError: CUDA out of memory"),
+        (EvaluationError("scores are NaN"), "b_T1w.nii.gz: scores are NaN"),
+        (IndexError("of a reader"), "IndexError: of a reader"),
+        (PermissionError(13, "Permission denied"), "Permission denied"),
+    ],
+)
+def test_whatever_goes_wrong_with_one_scan_is_its_own(
+    tmp_path, model, monkeypatch, error, reason
+) -> None:
     items = items_of(three(tmp_path))
-    engine = InProcess(model=model, out=str(tmp_path / "out"), config=PredictConfig())
-    monkeypatch.setattr(
-        folder_module, "predict_scan", lambda *a, **k: (_ for _ in ()).throw(MemoryError)
-    )
-    with pytest.raises(MemoryError):
-        predict_items(model, items, str(tmp_path / "out"), engine=engine)
-    monkeypatch.setattr(
-        folder_module, "predict_scan", lambda *a, **k: (_ for _ in ()).throw(ScanError("bad"))
-    )
-    done = predict_items(model, items, str(tmp_path / "out"), engine=engine)
-    assert [f["reason"] for f in done.failures] == ["bad"] * 3
+    predict = folder_module.predict_scan
+
+    def failing(opened: Model, scan: Scan, *args: Any, **kwargs: Any) -> Prediction:
+        if scan.id == "b_T1w":
+            raise error
+        return predict(opened, scan, *args, **kwargs)
+
+    monkeypatch.setattr(folder_module, "predict_scan", failing)
+    done = predict_items(model, items, str(tmp_path / "out"))
+    assert [s["name"] for s in done.summaries] == ["a_T1w", "c_T1w"]
+    assert re.search(reason, done.failures[0]["reason"])

@@ -3,6 +3,7 @@
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,7 +18,7 @@ from tiny_models import (
 )
 
 from uadray import files
-from uadray.errors import ConfigError, ModelError
+from uadray.errors import ConfigError, ModelError, RunError
 from uadray.predict.scan import predict_scan
 from uadray.share import export_model, folder, open_model
 from uadray.share.model import FORMAT
@@ -184,6 +185,139 @@ class TestRefused:
         other = finished_run(tmp_path / "other", _cohort(run), "ZScore")
         with pytest.raises(ModelError, match=r"holds another model \(MeanImage"):
             export_model(other.url, model_url, onnx=False)
+
+    @pytest.mark.parametrize(
+        ("name", "path", "value"),
+        [
+            ("thresholds", (0, "value"), None),
+            ("thresholds", (0, "value"), float("nan")),
+            ("thresholds", (0, "value"), float("inf")),
+            ("thresholds", (0, "value"), -0.1),
+            ("thresholds", (0, "value"), "0.2"),
+            ("thresholds", (0, "value"), 0.3),
+            ("thresholds", (0, "value"), 7.0),
+            ("thresholds", (0, "level"), None),
+            ("thresholds", (0, "level"), 0),
+            ("thresholds", (0, "level"), 13107.5),
+            ("thresholds", (0, "rule"), None),
+            ("thresholds", (0, "config"), None),
+            ("thresholds", (0, "config", "postprocess", "median_size"), None),
+            ("thresholds", (0, "config", "components", "max_size"), -1),
+            ("thresholds", (0,), None),
+            ("thresholds", (), None),
+            ("healthy", ("mean_score",), None),
+            ("healthy", ("mean_score",), float("nan")),
+            ("healthy", ("score_spread",), 0),
+            ("healthy", ("measures", 0, "median"), None),
+            ("healthy", ("histogram",), None),
+            ("healthy", (), []),
+            ("preprocessing", ("shape",), None),
+            ("preprocessing", ("shape",), [16, 16]),
+            ("preprocessing", ("extent",), None),
+            ("preprocessing", ("spacing_mm",), float("nan")),
+            ("preprocessing", ("denoise",), "yes"),
+            ("experiment", ("origin",), None),
+            ("experiment", ("origin", "modality"), None),
+            ("experiment", ("origin", "splits"), {"train": None}),
+            ("experiment", ("shape",), [16, None, 16]),
+            ("experiment", ("shape",), "16"),
+            ("experiment", ("versions",), None),
+            ("experiment", ("fingerprint",), 7),
+            ("experiment", ("experiment", "fit", "epochs"), None),
+            ("experiment", ("experiment", "method"), None),
+            ("experiment", ("experiment",), None),
+            ("experiment", (), None),
+        ],
+    )
+    def test_a_field_of_another_kind(self, model_url, name, path, value) -> None:
+        place = Path(model_url) / f"{name}.json"
+        held = json.loads(place.read_text())
+        if path:
+            inner = held
+            for step in path[:-1]:
+                inner = inner[step]
+            inner[path[-1]] = value
+        else:
+            held = value
+        place.write_text(json.dumps(held))
+        _seal(Path(model_url))
+        field = next((step for step in reversed(path) if isinstance(step, str)), "")
+        with pytest.raises(ModelError, match=rf"(?i){name}\.json.*{field}"):
+            open_model(model_url)
+
+    @pytest.mark.parametrize("name", ["thresholds", "healthy", "preprocessing", "experiment"])
+    @pytest.mark.parametrize("content", [b"", b"{", b"\xff\xfe", b"7", b"null", b"[null]"])
+    def test_a_file_that_is_cut_short(self, model_url, name, content) -> None:
+        (Path(model_url) / f"{name}.json").write_bytes(content)
+        _seal(Path(model_url))
+        with pytest.raises(ModelError, match=rf"{name}\.json"):
+            open_model(model_url)
+
+    @pytest.mark.parametrize("content", [b"", b"{", b"\xff\xfe", b"7", b"null", b"[1]", b"{}"])
+    def test_a_manifest_that_is_cut_short(self, model_url, content) -> None:
+        (Path(model_url) / "manifest.json").write_bytes(content)
+        with pytest.raises(ModelError, match=r"manifest\.json"):
+            open_model(model_url)
+
+    @pytest.mark.parametrize("field", ["format", "name", "identity", "versions", "files"])
+    @pytest.mark.parametrize("value", [None, [], 1.5])
+    def test_a_field_of_the_manifest(self, model_url, field, value) -> None:
+        _rewrite(Path(model_url) / "manifest.json", **{field: value})
+        with pytest.raises(ModelError, match=rf"manifest\.json: {field} must be of type"):
+            open_model(model_url)
+
+    @pytest.mark.parametrize(
+        "name", ["", "manifest.json", "thresholds.json", "model.safetensors", "experiment.json"]
+    )
+    def test_what_may_not_be_read(self, model_url, monkeypatch, name) -> None:
+        read, listed = files.read_bytes, files.list_names
+
+        def closed(url: str) -> Any:
+            if url.endswith(name or model_url):
+                raise PermissionError(13, "Permission denied")
+            return (read if name else listed)(url)
+
+        monkeypatch.setattr(files, "read_bytes" if name else "list_names", closed)
+        with pytest.raises(ModelError, match=rf"{name}: cannot be read \(Permission denied\)"):
+            open_model(model_url)
+
+    @pytest.mark.parametrize(
+        ("path", "value"),
+        [
+            (("threshold", "value"), None),
+            (("threshold", "value"), float("nan")),
+            (("threshold", "value"), -1.0),
+            (("threshold", "level"), None),
+            (("threshold",), None),
+            (("cohort",), None),
+            (("settings",), None),
+            (("settings", "postprocess"), None),
+            ((), []),
+        ],
+    )
+    def test_a_run_with_such_an_evaluation(self, run, tmp_path, path, value) -> None:
+        mine = Path(shutil.copytree(run.url, tmp_path / "run"))
+        place = mine / "evaluation/stroke.json"
+        held = json.loads(place.read_text())
+        inner = held
+        for step in path[:-1]:
+            inner = inner[step]
+        if path:
+            inner[path[-1]] = value
+        else:
+            held = value
+        place.write_text(json.dumps(held))
+        with pytest.raises(RunError, match=r"stroke\.json is damaged .*: evaluate the run again"):
+            open_model(str(mine))
+
+    def test_what_a_run_kept_is_made_again(self, run: Run, tmp_path: Path) -> None:
+        mine = Path(shutil.copytree(run.url, tmp_path / "run"))
+        first = open_model(str(mine))
+        kept = json.loads((mine / "predict.json").read_text())
+        for broken in ({**kept, "origin": None}, {**kept, "healthy": {}}, [], None):
+            (mine / "predict.json").write_text(json.dumps(broken))
+            assert open_model(str(mine)).healthy == first.healthy
+            assert json.loads((mine / "predict.json").read_text()) == kept
 
     def test_a_version_that_made_it_is_told(self, model_url: str) -> None:
         manifest = Path(model_url) / "manifest.json"

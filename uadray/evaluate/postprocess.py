@@ -10,7 +10,9 @@ as reference code); what is outside the eroded brain it sees as 0.
 (Z, Y, X); axis 0 is axial.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import product
 
 import numpy as np
 import scipy.ndimage as ndi
@@ -162,3 +164,33 @@ def postprocess(
     levels = quantise(scores, score_range, subject=subject)
     levels[~erode_brain(brain, config.iterations(brain.shape))] = 0
     return median_filter(levels, brain.astype(bool, copy=False), config.median_size)
+
+
+def smallest_findable_mm(spacing_mm: Sequence[float], median_size: int) -> float:
+    """Diameter of the smallest ball that outlives the median wherever it lies.
+
+    The median keeps a voxel whose window is lesion in more than half of its voxels; a voxel is
+    lesion where its centre is inside the ball, which is to say where about half of it is. A smaller
+    ball can vanish altogether, however bright it is: it fits between the voxels' centres such that
+    no window is half full. Nothing is said of the contrast that a method needs, nor of the eroded
+    rim of the brain, where more is lost.
+
+    Args:
+        spacing_mm: Edges of a voxel along (Z, Y, X).
+        median_size: Edge of the window in voxels, odd; 1 for no median.
+
+    Returns:
+        In mm. A ball that lies well may be smaller by up to a voxel and still be found.
+    """
+    half, needed = median_size // 2, (median_size**3 + 1) // 2
+    spacing = np.asarray(spacing_mm, float)
+    window = np.stack(np.meshgrid(*[np.arange(-half, half + 1)] * 3, indexing="ij"), -1)
+    centres = window.reshape(-1, 3) * spacing
+    # The window around the voxel that the ball's centre is in is fullest; by symmetry one eighth
+    # of that voxel has all places.
+    places = np.linspace(0, 0.5, 9)
+    radii = [
+        np.sort(np.linalg.norm(centres - np.array(place) * spacing, axis=1))[needed - 1]
+        for place in product(places, repeat=3)
+    ]
+    return 2 * float(max(radii))

@@ -15,6 +15,7 @@ from uadray.predict import outputs
 from uadray.predict.folder import Outcome, predict_item
 from uadray.predict.inputs import Item
 from uadray.predict.scan import PredictConfig
+from uadray.prepare.layouts.listing import printable
 from uadray.share import open_model
 
 MAX_TASKS = 10_000
@@ -76,6 +77,7 @@ class _Predictor:
     def __call__(self, packed: dict[str, Any]) -> dict[str, Any]:
         item: Item = cloudpickle.loads(packed["item"])
         result = {"name": item.name, "reason": "", "error": "", "message": ""}
+        # Arrow takes no bytes of names that are no UTF-8.
         job = self._job
         try:
             outcome = predict_item(
@@ -83,8 +85,8 @@ class _Predictor:
             )
         except OSError as error:
             told = outputs.unwritable(job.out, error)
-            return result | {"error": type(told).__name__, "message": str(told)}
+            return result | {"error": type(told).__name__, "message": printable(str(told))}
         except UadrayError as error:
             # Ray Data drops the cause of a failed task, so that a named error travels as a value.
-            return result | {"error": type(error).__name__, "message": str(error)}
-        return result | {"reason": outcome.reason}
+            return result | {"error": type(error).__name__, "message": printable(str(error))}
+        return result | {"reason": printable(outcome.reason)}

@@ -1,5 +1,6 @@
 """Many scans: those that are done are left alone, bad ones quarantined, the others go on."""
 
+import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -8,12 +9,16 @@ from typing import Any
 import torch
 
 from uadray import files
-from uadray.errors import ScanError
+from uadray.errors import ScanError, UadrayError
 from uadray.predict import outputs, pages
 from uadray.predict.inputs import Item
-from uadray.predict.scan import PredictConfig, predict_scan
+from uadray.predict.scan import PredictConfig, Prediction, predict_scan
+from uadray.prepare.layouts import LeftOut
+from uadray.prepare.layouts.listing import printable
 from uadray.share.model import Model
 from uadray.store import storage_errors
+
+_log = logging.getLogger(__name__)
 
 FEW = 8
 """So many scans are predicted in this process; more go through Ray, unless told otherwise."""
@@ -44,6 +49,8 @@ class Predicted:
     """How many of them were done before."""
     failures: tuple[dict[str, str], ...]
     """Name, source and reason of those that could not be used."""
+    left_out: tuple[LeftOut, ...] = ()
+    """Files of the folders that were taken for no scans, with the reason."""
     index: str = ""
     """The page that shows them; empty where none was made."""
 
@@ -63,6 +70,7 @@ def predict_items(
     *,
     engine: Engine | None = None,
     viewer: bool = False,
+    left_out: Sequence[LeftOut] = (),
     begin: Callable[[int], None] = lambda kept: None,
     report: Report = lambda outcome: None,
 ) -> Predicted:
@@ -75,6 +83,7 @@ def predict_items(
         config: See `PredictConfig`.
         engine: Who predicts; in this process, one after the other, by default.
         viewer: Whether to make the page that leads to those of the scans.
+        left_out: What was found besides the scans; the tables name it with its reason.
         begin: Called with the number of scans that were done before.
         report: Called as each of the others ends.
 
@@ -84,26 +93,41 @@ def predict_items(
     """
     config = config or PredictConfig()
     out = files.normalise(out)
-    request = outputs.request_of(model, config)
-    outputs.claim(out, request, bids=any(item.bids for item in items))
+    engine = engine or InProcess(model=model, out=out, config=config)
+    with outputs.claimed(out, outputs.request_of(model, config), items):
+        return _predict_claimed(
+            out, outputs.placed(out, items), engine, viewer, left_out, begin, report
+        )
+
+
+def _predict_claimed(
+    out: str,
+    items: Sequence[Item],
+    engine: Engine,
+    viewer: bool,
+    left_out: Sequence[LeftOut],
+    begin: Callable[[int], None],
+    report: Report,
+) -> Predicted:
     before = _done(out, items)
     pending = [item for item in items if item.name not in before]
     begin(len(before))
     failures = []
     named = {item.name: item for item in pending}
-    engine = engine or InProcess(model=model, out=out, config=config)
     for outcome in engine(pending) if pending else ():
         report(outcome)
         if outcome.reason:
             source = named[outcome.name].scan.image
-            failures.append({"name": outcome.name, "source": source, "reason": outcome.reason})
+            failure = {"name": outcome.name, "source": source, "reason": outcome.reason}
+            failures.append({key: printable(value) for key, value in failure.items()})
     summaries = _done(out, items)
     failures.sort(key=lambda failure: failure["name"])
     ordered = [summaries[item.name] for item in items if item.name in summaries]
     try:
-        outputs.write_tables(out, ordered, failures)
+        everything = [*ordered, *outputs.earlier(out, items)]
+        outputs.write_tables(out, everything, failures, items, left_out)
         files.remove(files.join(out, ".begun"))
-        index = pages.write_index_page(out, items, summaries) if viewer else ""
+        index = pages.write_index_page(out, everything) if viewer else ""
     except OSError as error:
         raise outputs.unwritable(out, error) from None
     return Predicted(
@@ -111,6 +135,7 @@ def predict_items(
         summaries=tuple(ordered),
         num_kept=len(before),
         failures=tuple(failures),
+        left_out=tuple(left_out),
         index=index,
     )
 
@@ -154,9 +179,11 @@ def predict_item(
 ) -> Outcome:
     """Predict one scan and write its results, unless its process dies each time.
 
+    Whatever goes wrong with the scan is its own: unreadable, too large, of a kind that a library
+    does not expect. It is left out with a reason and the others go on.
+
     Raises:
         OSError: the target cannot be written.
-        UadrayError: an error that is not this scan's.
     """
     deaths = outputs.begin(out, item)
     try:
@@ -165,11 +192,40 @@ def predict_item(
                 f"{item.scan.image}: the process that predicted it died {deaths} times (out of "
                 "memory, or a library crashed); look at the file, or use fewer --workers"
             )
-        with storage_errors(item.scan.image):
-            prediction = predict_scan(model, item.scan, config, device=device)
+        prediction = _predict(model, item, config, device)
         outputs.write(out, item, prediction, viewer=viewer)
     except ScanError as error:
-        return Outcome(name=item.name, reason=str(error))
+        left = files.exists(files.join(out, item.summary))
+        kept = f" (results of what was there before are still in {item.folder})" if left else ""
+        return Outcome(name=item.name, reason=f"{error}{kept}")
     finally:
         outputs.end(out, item)
     return Outcome(name=item.name)
+
+
+def _predict(
+    model: Model, item: Item, config: PredictConfig, device: torch.device | None
+) -> Prediction:
+    """Predict one scan; each error becomes the scan's own.
+
+    Raises:
+        ScanError: it could not be predicted.
+    """
+    try:
+        with storage_errors(item.scan.image):
+            return predict_scan(model, item.scan, config, device=device)
+    except ScanError:
+        raise
+    except UadrayError as error:
+        raise ScanError(f"{item.scan.image}: {error}") from error
+    except MemoryError as error:
+        raise ScanError(
+            f"{item.scan.image}: does not fit in memory; look at the file, or use fewer --workers"
+        ) from error
+    except Exception as error:  # whatever a library raises on a file that it does not expect
+        _log.debug("%s", item.scan.image, exc_info=True)
+        text = " ".join(str(error).split())[:300]
+        raise ScanError(
+            f"{item.scan.image}: cannot be predicted ({type(error).__name__}: {text}); look at the "
+            "file"
+        ) from error

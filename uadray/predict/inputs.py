@@ -1,15 +1,17 @@
 """Which scans are to be predicted, what they are called, and where their results go."""
 
+import os
 import re
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-
-import fsspec
 
 from uadray import files
 from uadray.errors import NoScanFoundError, PredictError, ScanError
-from uadray.prepare.layouts import LAYOUTS, Scan, detect
-from uadray.prepare.layouts.naming import BIDS_RAW
+from uadray.naming import file_name, name_key, path_names
+from uadray.prepare.layouts import LAYOUTS, LeftOut, Scan, Scans, detect
+from uadray.prepare.layouts.listing import is_image, left_out_lines, printable
+from uadray.prepare.layouts.naming import BIDS_RAW, mask_word
 from uadray.prepare.layouts.scans import IMAGE_ENDINGS, canonical_modality, find_files, stem
 
 TABLES = (".csv", ".tsv")
@@ -17,7 +19,9 @@ TABLES = (".csv", ".tsv")
 
 _CONTRASTS = ("T1w", "T1ce", "T2w", "FLAIR", "PDw")
 _OTHERS = ("bold", "dwi", "dti", "adc", "swi", "ct", "asl", "pet", "mra", "t2star", "angio", "fmri")
-_MASKS = re.compile(r"mask|seg|roi|lesion|label|(^|[_\-.])gt([_\-.]|$)", re.IGNORECASE)
+_SPOKEN = frozenset(
+    ("t1", "t1w", "t1n", "t1c", "t1ce", "t1gd", "t2", "t2w", "t2f", "flair", "pd", "pdw", "mprage")
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,8 +50,12 @@ class Found:
 
     items: tuple[Item, ...]
     """The scans, by name."""
-    left_out: tuple[str, ...]
-    """Files of plain folders that are named as masks or as other modalities."""
+    left_out: tuple[LeftOut, ...]
+    """Files of the folders and tables that are no scans by their names, each with the reason."""
+
+    def lines(self) -> list[str]:
+        """How many were found and left out, and which; for the terminal."""
+        return left_out_lines(len(self.items), self.left_out)
 
 
 def find_items(
@@ -71,22 +79,24 @@ def find_items(
         PredictError: a brain mask for several scans, or two results of one name.
     """
     scans: list[Scan] = []
-    left_out: list[str] = []
+    left_out: list[LeftOut] = []
     for given in inputs:
         url = files.normalise(given)
-        if url.endswith(TABLES):
-            scans += LAYOUTS["csv"](url, modality.split(", ")[0])
-        elif url.endswith(IMAGE_ENDINGS) or not _is_folder(url):
-            scans.append(_single(url, modality))
+        if url.lower().endswith(TABLES):
+            found = LAYOUTS["csv"](url, modality.split(", ")[0])
+        elif _is_file(url):
+            found = Scans([_single(url, modality)])
         else:
-            found, passed = _in_folder(url, modality, ignore_names)
-            scans += found
-            left_out += passed
+            found = _in_folder(url, modality, ignore_names)
+        scans += found
+        left_out += found.left_out
     scans = list({scan.image: scan for scan in scans}.values())
+    taken = {scan.image for scan in scans}
+    left_out = [one for one in dict.fromkeys(left_out) if one.path not in taken]
     if not scans:
         raise NoScanFoundError(
             f"no scan in {', '.join(inputs)}; give NIfTI files or a folder of them"
-            + (f" ({len(left_out)} files are named as masks or other modalities)" * bool(left_out))
+            + "".join(f"\n{line}" for line in left_out_lines(0, left_out) if left_out)
         )
     if brain:
         if len(scans) > 1:
@@ -94,7 +104,7 @@ def find_items(
                 f"--brain is the mask of one scan, but {len(scans)} were given: name scans and "
                 "masks in a table with the columns image and brain"
             )
-        scans = [_with_brain(scans[0], brain)]
+        scans = [_with_brain(scans[0], files.normalise(brain))]
     return Found(items=tuple(_named(scans)), left_out=tuple(left_out))
 
 
@@ -126,12 +136,16 @@ def named_modalities(name: str) -> set[str]:
     return found
 
 
-def _is_folder(url: str) -> bool:
-    fs, path = fsspec.core.url_to_fs(url)
+def _is_file(url: str) -> bool:
+    """Whether it is a scan's file, there or not; otherwise it is a folder."""
+    fs, path = files.located(url)
+    # A folder may be called x.nii.gz; on an object store asking for each file would take long.
+    if is_image(url) and (files.is_remote(url) or not fs.isdir(path)):
+        return True
     if not fs.exists(path):
         raise NoScanFoundError(f"{url}: no such file or folder; look for it")
     if fs.isdir(path):
-        return True
+        return False
     raise NoScanFoundError(
         f"{url}: expected a NIfTI file ({', '.join(IMAGE_ENDINGS)}), a table or a folder"
     )
@@ -152,65 +166,104 @@ def _bids_place(url: str) -> tuple[str, str] | None:
     return None
 
 
-def _in_folder(url: str, modality: str, ignore_names: bool) -> tuple[list[Scan], list[str]]:
+def _in_folder(url: str, modality: str, ignore_names: bool) -> Scans:
     names = find_files(url)
     if not names:
-        raise NoScanFoundError(f"{url}: no file there ends in {', '.join(IMAGE_ENDINGS)}")
+        there = "".join(f"\n{line}" for line in left_out_lines(0, names.left_out, url)[1:])
+        raise NoScanFoundError(f"{url}: no file there ends in {', '.join(IMAGE_ENDINGS)}{there}")
     try:
         layout = detect(url, LAYOUTS)
     except NoScanFoundError:
         layout = ""
     if layout and not ignore_names:
-        return list(LAYOUTS[layout](url, modality.split(", ")[0])), []
-    kept: list[str] = []
-    left_out: list[str] = []
-    for name in names:
-        named = set() if ignore_names else named_modalities(stem(name))
-        other = bool(named) and not named & set(modality.split(", "))
-        (left_out if other or _MASKS.search(stem(name)) else kept).append(name)
-    return [_single(files.join(url, name), modality) for name in kept], left_out
+        return LAYOUTS[layout](url, modality.split(", ")[0])
+    kept: dict[tuple[str, str], str] = {}
+    left_out = []
+    for name in sorted(names, key=lambda name: (len(name), name)):
+        folder, _, short = files.join(url, name).rpartition("/")
+        # A folder that links lead to as well is listed by each of them.
+        place = (folder if files.is_remote(url) else os.path.realpath(folder), short)
+        reason = _why_no_scan(stem(name), modality, ignore_names)
+        if not reason and place in kept:
+            reason = "another link to a scan that is taken"
+        if reason:
+            left_out.append(LeftOut(path=files.join(url, name), reason=reason))
+        else:
+            kept[place] = name
+    found = [_single(files.join(url, name), modality) for name in sorted(kept.values())]
+    return Scans(found, [*left_out, *names.left_out])
+
+
+def _why_no_scan(name: str, modality: str, ignore_names: bool) -> str:
+    """Why a file of a plain folder is no scan of the modality by its name; empty where it is."""
+    if word := mask_word(name, _SPOKEN):
+        return f"named as a mask ({word})"
+    named = set() if ignore_names else named_modalities(name)
+    if named and not named & set(modality.split(", ")):
+        return f"named as {' or '.join(sorted(named))}, not {modality}"
+    return ""
 
 
 def _with_brain(scan: Scan, brain: str) -> Scan:
-    return replace(scan, brain=files.normalise(brain))
+    if not files.exists(brain):
+        raise PredictError(f"{brain}: no such file; --brain is the brain mask of the scan")
+    return replace(scan, brain=brain)
 
 
 def _named(scans: Iterable[Scan]) -> list[Item]:
     """Items with names of their own; files of one name get those of their folders before it."""
-    items: dict[str, Item] = {}
+    items: list[Item] = []
     plain: list[Scan] = []
     for scan in scans:
         place = _bids_place(scan.image)
         if place is None:
             plain.append(scan)
-            continue
-        entities, folder = place
-        _add(items, Item(scan=scan, name=entities, folder=folder, bids=entities))
-    for scan, name in zip(plain, _unique([scan.id for scan in plain], plain), strict=True):
-        _add(items, Item(scan=scan, name=name, folder=name))
-    return sorted(items.values(), key=lambda item: item.name)
+        else:
+            entities, folder = map(printable, place)
+            items.append(Item(scan=scan, name=entities, folder=folder, bids=entities))
+    named = zip(plain, _unique(plain), strict=True)
+    items += [Item(scan=scan, name=name, folder=name) for scan, name in named]
+    return _kept_apart(items)
 
 
-def _unique(names: list[str], scans: Sequence[Scan]) -> list[str]:
-    parts = [re.sub(r"\.(nii|img)(\.gz)?$", "", scan.image).split("/") for scan in scans]
-    for depth in range(2, 1 + max((len(p) for p in parts), default=0)):
-        twice = {name for name in names if names.count(name) > 1}
-        if not twice:
-            break
-        names = [
-            "_".join(p[-depth:]) if name in twice else name
-            for name, p in zip(names, parts, strict=True)
-        ]
-    return [re.sub(r"[^A-Za-z0-9._-]+", "_", name).lstrip(".") for name in names]
+def _kept_apart(items: Sequence[Item]) -> list[Item]:
+    """The items by name, of which there are no two.
+
+    Raises:
+        PredictError: two would leave their results in one file.
+    """
+    places: dict[str, Item] = {}
+    for item in items:
+        other = places.setdefault(name_key(item.summary), item)
+        if other is not item:
+            raise PredictError(
+                f"the results of {item.scan.image} and {other.scan.image} would both be "
+                f"{item.summary}: predict them into folders of their own"
+            )
+    counts = Counter(item.name for item in items)
+    named = [
+        replace(item, name=f"{item.name} ({item.folder})") if counts[item.name] > 1 else item
+        for item in items
+    ]
+    return sorted(named, key=lambda item: item.name)
 
 
-def _add(items: dict[str, Item], item: Item) -> None:
-    if item.summary in {other.summary for other in items.values()}:
-        other = next(o for o in items.values() if o.summary == item.summary)
-        raise PredictError(
-            f"the results of {item.scan.image} and {other.scan.image} would both be "
-            f"{item.summary}: predict them into folders of their own"
-        )
-    if item.name in items:
-        item = replace(item, name=f"{item.name} ({item.folder})")
-    items[item.name] = item
+def names_for(scan: Scan) -> Iterator[str]:
+    """Names that the results of a plain file may have, the one to prefer first."""
+    yield file_name(scan.id)
+    ending = scan.image.rsplit("/", 1)[-1][len(stem(scan.image)) :]
+    yield from path_names(scan.image, ending)
+
+
+def _unique(scans: Sequence[Scan]) -> list[str]:
+    """The first name of each scan that no other one has."""
+    offered = [list(names_for(scan)) for scan in scans]
+    chosen = [0] * len(scans)
+    for _ in range(max(map(len, offered), default=0)):
+        keys = [name_key(names[k]) for names, k in zip(offered, chosen, strict=True)]
+        counts = Counter(keys)
+        for n, key in enumerate(keys):
+            # The last one holds a digest of the path, of which there are no two.
+            if counts[key] > 1 and chosen[n] < len(offered[n]) - 1:
+                chosen[n] += 1
+    return [names[k] for names, k in zip(offered, chosen, strict=True)]

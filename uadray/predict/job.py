@@ -1,5 +1,6 @@
 """What `jobs/predict.py` does: find the scans, choose who predicts them, tell how it goes."""
 
+import math
 from dataclasses import dataclass, field
 
 import torch
@@ -41,8 +42,8 @@ class PredictJob:
         """Check the ranges."""
         if self.workers is not None and self.workers < 1:
             raise ConfigError(f"workers must be >= 1, was {self.workers}")
-        if self.gpus < 0:
-            raise ConfigError(f"gpus must be >= 0, was {self.gpus}")
+        if not 0 <= self.gpus < math.inf:
+            raise ConfigError(f"gpus must be >= 0 and finite, was {self.gpus}")
 
     def run(self) -> Predicted:
         """Predict.
@@ -74,6 +75,7 @@ class PredictJob:
                 self.config,
                 engine=self._engine(model, found.items),
                 viewer=self.viewer,
+                left_out=found.left_out,
                 begin=lambda kept: progress.reach(kept) if kept < len(found.items) else None,
                 report=report,
             )

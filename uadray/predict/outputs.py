@@ -1,13 +1,18 @@
 """What prediction leaves of each scan: NIfTI files on the scan's grid, and a summary, last of all.
 
-A scan whose summary is there is done. Names follow BIDS derivatives where the scan's do.
+A scan is done whose summary is there and names this very scan: its path, the content of its files
+by their digest, and the settings of its own. Those that all scans share stand in the folder's
+marker. Names follow BIDS derivatives where the scan's do.
 """
 
 import gzip
 import hashlib
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import nibabel as nib
@@ -18,9 +23,14 @@ import uadray
 from uadray import files
 from uadray.config import to_json
 from uadray.errors import PredictError
+from uadray.lock import hold
+from uadray.naming import name_key
 from uadray.predict import pages
-from uadray.predict.inputs import Item
-from uadray.predict.scan import Grid, PredictConfig, Prediction, choose_threshold
+from uadray.predict.inputs import Item, names_for
+from uadray.predict.scan import Grid, PredictConfig, Prediction, choose_threshold, reading
+from uadray.prepare.identity import digest_of, is_unchanged, look_at
+from uadray.prepare.layouts import LeftOut
+from uadray.prepare.layouts.listing import printable
 from uadray.share.model import Model
 
 MARKER = "predict.json"
@@ -28,6 +38,9 @@ MARKER = "predict.json"
 
 FORMAT = 1
 """Version of the output folder."""
+
+TABLE, QUARANTINE = "predictions.tsv", "quarantine.jsonl"
+"""Names of the tables of all scans that are done, and of those that could not be used."""
 
 COMPRESSION = 1
 """Of gzip: maps are mostly zeros, and higher levels take several times as long for a tenth."""
@@ -44,7 +57,7 @@ _BIDS = {
     "reconstruction": "desc-healthy_{modality}.nii.gz",
     "brain_mask": "desc-brain_mask.nii.gz",
 }
-_IGNORED = (MARKER, "predictions.tsv", "quarantine.jsonl", "*_summary.json", "*.html", "*.png")
+_IGNORED = (MARKER, TABLE, QUARANTINE, "*_summary.json", "*.html", "*.png")
 
 
 def file_names(item: Item) -> dict[str, str]:
@@ -60,15 +73,26 @@ def encode(array: NDArray[Any], grid: Grid, description: str) -> bytes:
 
     Args:
         array: In the order of the file's axes; bool becomes uint8.
-        grid: Of the scan, whose affine and codes it gets.
+        grid: Of the scan, whose header's placement it gets.
         description: For the header, at most 79 letters.
     """
-    image = nib.Nifti1Image(array.astype(np.uint8) if array.dtype == bool else array, grid.affine)
+    array = array.astype(np.uint8) if array.dtype == bool else array
+    image = nib.Nifti1Image(array, grid.affine)
+    image.set_qform(grid.affine, code=1)
+    image.set_sform(grid.affine, code=1)
     image.header.set_xyzt_units("mm")
-    image.set_sform(grid.affine, code=grid.codes[0])
-    image.set_qform(grid.affine if grid.qform is None else grid.qform, code=grid.codes[1])
     image.header["descrip"] = description.encode()[:79]
-    return gzip.compress(image.to_bytes(), COMPRESSION, mtime=0)
+    content = image.to_bytes()
+    if grid.placing:
+        # Into the bytes, since nibabel mends some of these fields where it writes them.
+        header = nib.Nifti1Header(content[:348], check=False)
+        for name, value in grid.placing.items():
+            if name == "pixdim":
+                header[name][:4] = value
+            else:
+                header[name] = value
+        content = header.binaryblock + content[348:]
+    return gzip.compress(content, COMPRESSION, mtime=0)
 
 
 def request_of(model: Model, config: PredictConfig) -> dict[str, Any]:
@@ -83,29 +107,78 @@ def request_of(model: Model, config: PredictConfig) -> dict[str, Any]:
     }
 
 
-def claim(out: str, request: Mapping[str, Any], *, bids: bool) -> None:
-    """Begin an output folder, or take up one of the same request.
+@contextmanager
+def claimed(out: str, request: Mapping[str, Any], items: Sequence[Item]) -> Iterator[None]:
+    """Begin an output folder, or continue one of the same request, and keep other jobs off it.
+
+    Args:
+        out: The folder.
+        request: From `request_of`.
+        items: The scans that are to be predicted into it.
 
     Raises:
         PredictError: it holds predictions of another run or under other settings, or something
-            else, or it cannot be written.
+            else, it lies in a run, model or cohort, or it cannot be written.
+        LockedError: another job writes it.
     """
     try:
-        names = files.list_names(out)
+        if owner := _owner(out):
+            raise PredictError(
+                f"{out} lies in {owner}, which holds other results: choose another --out, outside "
+                "of it"
+            )
+    except OSError as error:
+        raise unwritable(out, error) from None
+    with hold(out):
+        _begin(out, request, items)
+        yield
+
+
+def _begin(out: str, request: Mapping[str, Any], items: Sequence[Item]) -> None:
+    try:
+        names = [name for name in files.list_names(out) if not files.is_transient(name)]
+        inside = next((i for i in items if i.scan.image.startswith(files.join(out, ""))), None)
         if MARKER in names:
             _check_marker(out, request)
+            if inside:
+                raise PredictError(
+                    f"{inside.scan.image} lies in {out}, where predictions are: results are no "
+                    "scans; give scans that lie outside of --out"
+                )
         elif names:
+            what = f"holds scans, such as {inside.scan.image}" if inside else f"first {names[0]}"
             raise PredictError(
-                f"{out} is not empty and holds no predictions, first {names[0]}: choose another "
-                "--out"
+                f"{out} is not empty and holds no predictions, {what}: choose another --out, such "
+                f"as {files.join(out, 'predicted')}"
             )
         marker = {"format": FORMAT, "request": dict(request), "uadray": uadray.__version__}
         files.write_json(files.join(out, MARKER), marker)
-        if bids:
+        if any(item.bids for item in items):
             files.write_json(files.join(out, "dataset_description.json"), _description(request))
             files.write_bytes(files.join(out, ".bidsignore"), "\n".join(_IGNORED).encode() + b"\n")
     except OSError as error:
         raise unwritable(out, error) from None
+
+
+def _owner(out: str) -> str:
+    """The run, model or cohort that a folder is or lies in, in words; empty for none."""
+    top, _, path = out.rpartition("://")
+    parts = path.split("/")
+    for end in range(len(parts), 1, -1):
+        folder = f"{top}://{'/'.join(parts[:end])}" if top else "/".join(parts[:end])
+
+        def holds(*names: str, folder: str = folder) -> bool:
+            return all(files.exists(files.join(folder, name)) for name in names)
+
+        if holds("zarr.json"):
+            return f"a cohort ({folder})"
+        if holds("manifest.json", "experiment.json"):
+            return f"a model folder ({folder})"
+        if holds("config.json") and any(
+            map(holds, ("metrics.jsonl", "checkpoint", "summary.json"))
+        ):
+            return f"a run ({folder})"
+    return ""
 
 
 def unwritable(out: str, error: OSError) -> PredictError:
@@ -122,7 +195,8 @@ def _check_marker(out: str, request: Mapping[str, Any]) -> None:
         name, identity = held["run"], held["identity"]
     except (ValueError, KeyError, TypeError) as error:
         raise PredictError(
-            f"{out}/{MARKER} is damaged ({error}): choose another --out, or remove the folder"
+            f"{out}/{MARKER} is damaged ({error}), so that it is not known whose predictions these "
+            "are: choose another --out"
         ) from None
     if identity != request["identity"]:
         raise PredictError(
@@ -156,6 +230,9 @@ def _description(request: Mapping[str, Any]) -> dict[str, Any]:
 def write(out: str, item: Item, prediction: Prediction, *, viewer: bool = False) -> dict[str, Any]:
     """Write one scan's results, the summary last.
 
+    Nobody may take the maps for another content of the scan's files than they are of: the summary
+    of an earlier one goes first, and the new one comes last.
+
     Args:
         out: The output folder.
         item: The scan.
@@ -178,6 +255,7 @@ def write(out: str, item: Item, prediction: Prediction, *, viewer: bool = False)
     }
     name = prediction.summary["run"]["name"]
     written: dict[str, str] = {}
+    files.remove_file(files.join(out, item.summary))
     for kind, array in arrays.items():
         if array is not None:
             content = encode(array, prediction.grid, f"uadray {name} {kind}")
@@ -187,8 +265,8 @@ def write(out: str, item: Item, prediction: Prediction, *, viewer: bool = False)
         "status": "done",
         **prediction.summary,
         "name": item.name,
+        "folder": item.folder,
         "files": {**written, "scan": item.scan.image},
-        "source_bytes": source_bytes(item),
         "page": None,
     }
     if viewer:
@@ -201,26 +279,110 @@ def write(out: str, item: Item, prediction: Prediction, *, viewer: bool = False)
     return summary
 
 
+def placed(out: str, items: Sequence[Item]) -> list[Item]:
+    """The items, each with a place of its own beside what other calls have left in the folder.
+
+    A plain file whose name is taken by another one's results gets those of its folders before it,
+    as do two of one name in one call.
+
+    Args:
+        out: The output folder.
+        items: From `find_items`.
+
+    Raises:
+        PredictError: the place of a BIDS name is taken by another scan, or some cannot be read.
+    """
+    there = {name_key(name): name for name in files.list_names(out)}
+    with ThreadPoolExecutor(16) as pool:
+        holders = list(pool.map(lambda item: _holder(out, item, there), items))
+    taken = {name_key(item.folder) for item in items}
+    found = []
+    for item, holder in zip(items, holders, strict=True):
+        if _is_free_for(item, holder):
+            found.append(_respelled(item, there))
+            continue
+        if item.bids:
+            raise PredictError(
+                f"{out} holds the results of {_source(holder)} as {item.summary}, where those of "
+                f"{item.scan.image} would go: choose another --out for one of the two"
+            )
+        found.append(_elsewhere(out, item, there, taken))
+    return found
+
+
+def _elsewhere(out: str, item: Item, there: Mapping[str, str], taken: set[str]) -> Item:
+    """The item under the first longer name that is free for it; adds it to those taken."""
+    for name in names_for(item.scan):
+        other = replace(item, name=name, folder=name)
+        if name_key(name) not in taken and _is_free_for(other, _holder(out, other, there)):
+            taken.add(name_key(name))
+            return _respelled(other, there)
+    raise PredictError(
+        f"{out} holds the results of another scan under each name that {item.scan.image} could "
+        "have: choose another --out"
+    )
+
+
+def _respelled(item: Item, there: Mapping[str, str]) -> Item:
+    """The item with its folder as it is spelled there: a name may be composed in several ways."""
+    folder = there.get(name_key(item.folder), item.folder)
+    return item if item.bids else replace(item, name=folder, folder=folder)
+
+
+def _holder(out: str, item: Item, there: Mapping[str, str]) -> Mapping[str, Any] | None:
+    """The summary at an item's place: None where there is none, empty where it is damaged."""
+    try:
+        summary = files.read_json(files.join(out, _respelled(item, there).summary))
+        return summary if isinstance(summary, dict) else {}
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except ValueError:
+        return {}
+    except OSError as error:
+        raise unwritable(out, error) from None
+
+
+def _source(summary: Mapping[str, Any] | None) -> str:
+    return str((summary or {}).get("source") or "a scan that its damaged summary does not name")
+
+
+def _is_free_for(item: Item, holder: Mapping[str, Any] | None) -> bool:
+    """Whether results may go where those of `holder` are: there are none, or they are its own."""
+    if holder is None or holder.get("source") == item.scan.image:
+        return True
+    # The files have been moved: the same content, and nothing left where it was.
+    digest, source = holder.get("source_digest"), holder.get("source")
+    return (
+        bool(digest)
+        and isinstance(source, str)
+        and not files.exists(source)
+        and digest == digest_of(item.scan)
+    )
+
+
 def done(out: str, item: Item) -> dict[str, Any] | None:
-    """The summary of a scan that is done and whose file is still of the same size, or None."""
+    """The summary of a scan that is done, if it is of this scan with the content that it has now.
+
+    Its source is the one asked for, its files hold what they held, by digest, it was read in the
+    same way, and all results are there.
+    """
+    scan = item.scan
     try:
         summary: dict[str, Any] = files.read_json(files.join(out, item.summary))
-        if summary["status"] == "done" and summary["source_bytes"] == source_bytes(item):
-            return summary
-    except (FileNotFoundError, NotADirectoryError, ValueError, KeyError, TypeError):
-        pass
-    return None
-
-
-def source_bytes(item: Item) -> int:
-    """Size of a scan's files together; what is absent counts as nothing."""
-    total = 0
-    for path in (item.scan.image, item.scan.brain):
-        if path:
-            fs, inner = files.located(path)
-            with_size = fs.exists(inner)
-            total += int(fs.size(inner) or 0) if with_size else 0
-    return total
+        if (
+            summary["status"] != "done"
+            or summary["source"] != scan.image
+            or summary["source_digest"] == ""
+            or summary["reading"] != reading(scan)
+        ):
+            return None
+        names = {name for kind, name in summary["files"].items() if kind != "scan"}
+        if not names <= set(files.list_names(files.join(out, item.folder))):
+            return None
+        digest, stamp = summary["source_digest"], summary["source_stamp"]
+        return summary if is_unchanged(scan, look_at(scan), digest=digest, stamp=stamp) else None
+    except (FileNotFoundError, NotADirectoryError, ValueError, KeyError, TypeError, AttributeError):
+        return None
 
 
 def begin(out: str, item: Item) -> int:
@@ -237,20 +399,103 @@ def end(out: str, item: Item) -> None:
 
 
 def _attempt(out: str, item: Item) -> str:
-    digest = hashlib.sha256(item.summary.encode()).hexdigest()[:16]
+    which = f"{item.summary}\0{item.scan.image}".encode(errors="surrogatepass")
+    digest = hashlib.sha256(which).hexdigest()[:16]
     return files.join(out, ".begun", f"{digest}.json")
 
 
-def write_tables(out: str, summaries: list[dict[str, Any]], failures: list[dict[str, str]]) -> None:
-    """Write `predictions.tsv`, the highest score first, and `quarantine.jsonl`."""
+def earlier(out: str, items: Sequence[Item]) -> list[dict[str, Any]]:
+    """Summaries of the scans that other calls have left in the folder, as its table lists them."""
+    try:
+        table = files.read_bytes(files.join(out, TABLE)).decode()
+    except (FileNotFoundError, ValueError):
+        return []
+    own = {name_key(item.name) for item in items} | {name_key(item.folder) for item in items}
+    names = [line.split("\t")[0] for line in table.splitlines()[1:]]
+    with ThreadPoolExecutor(16) as pool:
+        found = pool.map(lambda name: _summary_of(out, name), names)
+        return [one for one in found if one is not None and name_key(one["name"]) not in own]
+
+
+def _summary_of(out: str, name: str) -> dict[str, Any] | None:
+    """The summary of a scan that the table names; None where it is not there any more."""
+    entities = dict(part.split("-", 1) for part in name.split("_") if "-" in part)
+    session = [f"ses-{entities['ses']}"] if "ses" in entities else []
+    folder = "/".join([f"sub-{entities.get('sub')}", *session, "anat"])
+    for place in (f"{name}/summary.json", f"{folder}/{name}_desc-anomaly_summary.json"):
+        try:
+            summary = files.read_json(files.join(out, place))
+            if summary["status"] == "done" and summary["name"] == name and summary["folder"]:
+                return dict(summary)
+        except (OSError, ValueError, KeyError, TypeError):
+            continue
+    return None
+
+
+def write_tables(
+    out: str,
+    summaries: Sequence[Mapping[str, Any]],
+    failures: Sequence[Mapping[str, str]],
+    items: Sequence[Item],
+    left_out: Sequence[LeftOut] = (),
+) -> None:
+    """Write `predictions.tsv`, the highest score first, and `quarantine.jsonl`.
+
+    Both also name the files that were left out, so that every file is accounted for.
+
+    Args:
+        out: The output folder.
+        summaries: Of all scans that are done.
+        failures: Of this call; those of other scans that are on record stay.
+        items: The scans of this call.
+        left_out: Of this call; likewise.
+    """
+    absent = [*failures, *map(_left_out, left_out)]
+    known = {printable(item.scan.image) for item in items} | {one["source"] for one in absent}
+    absent = [*(one for one in _quarantined(out) if one["source"] not in known), *absent]
     heads = ("name", "top_score", "top_slice", "mean_score", "proposal_ml", "components")
-    lines = ["\t".join((*heads, "largest_ml", "brain_ml", "warnings"))]
+    lines = ["\t".join((*heads, "largest_ml", "brain_ml", "warnings", "status", "reason"))]
     for one in sorted(summaries, key=lambda one: -float(one["top_score"])):
         proposal = one["proposal"] or {"volume_ml": "n/a", "components": "n/a", "largest_ml": "n/a"}
         cells = [one["name"], one["top_score"], one["top_slice"], one["mean_score"]]
         cells += [proposal["volume_ml"], proposal["components"], proposal["largest_ml"]]
-        cells += [one["brain_ml"], len(one["warnings"])]
-        lines.append("\t".join(f"{c:.6g}" if isinstance(c, float) else str(c) for c in cells))
-    files.write_bytes(files.join(out, "predictions.tsv"), ("\n".join(lines) + "\n").encode())
-    text = "".join(json.dumps(failure) + "\n" for failure in failures)
-    files.write_bytes(files.join(out, "quarantine.jsonl"), text.encode())
+        cells += [one["brain_ml"], len(one["warnings"]), "done", "n/a"]
+        lines.append("\t".join(map(_cell, cells)))
+    for one in absent:
+        status = "left out" if one["reason"].startswith(LEFT_OUT) else "quarantined"
+        reason = one["reason"].removeprefix(LEFT_OUT)
+        cells = [one["name"], *["n/a"] * (len(heads) + 2), status, reason]
+        lines.append("\t".join(map(_cell, cells)))
+    files.write_bytes(files.join(out, TABLE), ("\n".join(lines) + "\n").encode())
+    text = "".join(json.dumps(dict(one)) + "\n" for one in absent)
+    files.write_bytes(files.join(out, QUARANTINE), text.encode())
+
+
+LEFT_OUT = "left out: "
+"""How the reason begins of a file that was found and is not among the scans."""
+
+
+def _left_out(one: LeftOut) -> dict[str, str]:
+    path = printable(one.path)
+    return {
+        "name": path.rsplit("/", 1)[-1],
+        "source": path,
+        "reason": f"{LEFT_OUT}{one.reason}",
+    }
+
+
+def _quarantined(out: str) -> list[dict[str, str]]:
+    """What the folder's list of scans that could not be used holds; nothing where it is damaged."""
+    try:
+        text = files.read_bytes(files.join(out, QUARANTINE)).decode()
+        found = [json.loads(line) for line in text.splitlines()]
+        return [{key: str(one[key]) for key in ("name", "source", "reason")} for one in found]
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
+        return []
+
+
+def _cell(value: Any) -> str:
+    """A value as a cell of a table; a name may hold tabs and ends of lines."""
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    return " ".join(printable(str(value)).split())

@@ -59,38 +59,34 @@ def write_page(
         )
     except ConfigError as error:
         return {"notes": [*summary["notes"], f"no page: {error}"]}
+    except OSError:
+        raise
+    except Exception as error:  # a page that cannot be drawn must not cost the maps
+        return {"notes": [*summary["notes"], f"no page: {type(error).__name__}: {error}"]}
     return {"page": {"name": page_name(item), "bytes": page.num_bytes}}
 
 
-def write_index_page(
-    out: str, items: Sequence[Item], summaries: Mapping[str, Mapping[str, Any]]
-) -> str:
+def write_index_page(out: str, summaries: Sequence[Mapping[str, Any]]) -> str:
     """Write the page that leads to those of all scans; empty where no scan has one.
 
     Args:
         out: The output folder.
-        items: The scans.
-        summaries: By name, of those that are done.
+        summaries: Of those that are done.
     """
     cases = []
-    for item in items:
-        summary = summaries.get(item.name)
-        if summary is None or summary.get("page") is None:
+    for summary in summaries:
+        if summary.get("page") is None:
             continue
-        url = files.join(out, item.folder, summary["page"]["name"])
+        url = files.join(out, summary["folder"], summary["page"]["name"])
         try:
-            cases.append(open_case(url, _figures(summary), item.name))
+            cases.append(open_case(url, _figures(summary), summary["name"]))
         except FileNotFoundError:
             continue
     if not cases:
         return ""
-    title = f"{summary_of_first(summaries)}: {len(cases)} scans, the strangest first"
+    method = summaries[0]["run"]["name"]
+    title = f"{method}: {len(cases)} scans, the highest score first"
     return write_index(files.join(out, INDEX), cases, title=title)
-
-
-def summary_of_first(summaries: Mapping[str, Mapping[str, Any]]) -> str:
-    """Name of the method behind the predictions."""
-    return str(next(iter(summaries.values()))["run"]["name"])
 
 
 def _figures(summary: Mapping[str, Any]) -> dict[str, Any]:

@@ -4,15 +4,13 @@ The scan goes through the preparation that the model's cohort is recorded with, 
 post-processed by the functions of the evaluation, and the results go back the way it came.
 """
 
-import gzip
-import io
+import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
-import nibabel as nib
 import numpy as np
 import scipy.ndimage as ndi
 import torch
@@ -20,12 +18,12 @@ from numpy.typing import NDArray
 
 from uadray import files
 from uadray.detectors import Detector
-from uadray.errors import PredictError
+from uadray.errors import ConfigError, PredictError, ScanError
 from uadray.evaluate.components import neighbours, open_components
-from uadray.evaluate.postprocess import dequantise, postprocess
+from uadray.evaluate.postprocess import dequantise, postprocess, smallest_findable_mm
 from uadray.evaluate.protocols import EvaluateConfig
 from uadray.evaluate.scoring import score_volumes, slices
-from uadray.predict.inputs import check_modality
+from uadray.predict.inputs import check_modality, named_modalities
 from uadray.prepare.geometry import (
     BRAIN_THRESHOLD,
     DOUBT,
@@ -34,7 +32,9 @@ from uadray.prepare.geometry import (
     voxel_ml,
     voxel_sizes,
 )
+from uadray.prepare.identity import digest_of, look_at
 from uadray.prepare.layouts import PHANTOM_SCHEME, Scan
+from uadray.prepare.layouts.scans import stem
 from uadray.prepare.masks import read_share
 from uadray.prepare.nifti import RawImage
 from uadray.prepare.skull import SkullStrip
@@ -66,6 +66,11 @@ class PredictConfig:
     ignore_names: bool = False
     """Take a scan for one of the model's modality whatever its file's name says."""
 
+    def __post_init__(self) -> None:
+        """Check the ranges; the model knows those of its scores and of its preparation."""
+        if self.threshold is not None and not math.isfinite(self.threshold):
+            raise ConfigError(f"threshold must be a finite score, was {self.threshold}")
+
     def prepare(self, recorded: PrepareConfig) -> PrepareConfig:
         """The recorded preparation with what is to be otherwise."""
         names = ("skull_strip", "grow_extent", "max_cut", "min_brain_ml")
@@ -81,10 +86,9 @@ class Grid:
     """(4, 4), from a voxel's index to the scanner's millimetres."""
     shape: tuple[int, int, int]
     """In the order of the file's axes."""
-    codes: tuple[int, int]
-    """Of sform and qform, as the file has them; 1 and 1 where it has none."""
-    qform: NDArray[np.float64] | None
-    """(4, 4) where the file's qform is another than its affine."""
+    placing: Mapping[str, Any] = field(default_factory=dict)
+    """Fields of the scan's header that lay the results on it for every reader, see `RawImage`;
+    empty where there is none: then the affine does."""
 
     @property
     def axial_axis(self) -> int:
@@ -97,9 +101,11 @@ class Prediction:
     """What was found in one scan, on the grid of its file."""
 
     anomaly: NDArray[np.float32]
-    """Post-processed scores in the method's units, in the order of the file's axes; 0 outside."""
+    """What the evaluation compares with its threshold, in the method's units: post-processed
+    scores, without the components that it drops, brought to the file's grid linearly. In the order
+    of the file's axes; 0 outside the brain."""
     proposal: NDArray[np.bool_] | None
-    """What is at or above the threshold; None where none was asked for."""
+    """Where `anomaly` is at or above the threshold; None where none was asked for."""
     reconstruction: NDArray[np.float32] | None
     """The healthy version in [0, 1], as the detector works; None where the method has none."""
     brain: NDArray[np.bool_]
@@ -113,7 +119,7 @@ class Prediction:
     prepared: PreparedVolume
     """The scan on the model's grid."""
     levels: NDArray[np.uint16]
-    """(Z, Y, X) post-processed scores on the model's grid, as levels."""
+    """(Z, Y, X) post-processed scores on the model's grid, as levels, all components in them."""
     summary: dict[str, Any]
     """All that is said of it, as JSON values."""
 
@@ -154,6 +160,29 @@ def predict_scan(
         raise PredictError(f"{scan.image}: a phantom is in no file; write it to one to predict it")
     if not config.ignore_names:
         check_modality(scan, model.origin.modality)
+    source = look_at(scan)
+    with files.digests_of_reads() as read:
+        prediction = _predict(model, scan, config, threshold, device)
+    known = {"source_digest": digest_of(scan, read), "source_stamp": source.stamp}
+    return replace(prediction, summary={**prediction.summary, **known, "reading": reading(scan)})
+
+
+def reading(scan: Scan) -> dict[str, Any]:
+    """What decides how a scan's files are read besides their content, as a JSON value."""
+    return {
+        "modality": scan.modality,
+        "orientation": scan.orientation,
+        "lesion_labels": list(scan.lesion_labels),
+    }
+
+
+def _predict(
+    model: Model,
+    scan: Scan,
+    config: PredictConfig,
+    threshold: FrozenThreshold | None,
+    device: torch.device,
+) -> Prediction:
     clock = _Clock()
     way = _Way(clock)
     # What is known of the lesion is looked at, but decides nothing.
@@ -162,16 +191,20 @@ def predict_scan(
     clock.mark("prepare")
     settings = threshold.config if threshold else model.settings(config.threshold_from)
     level = None if threshold is None else threshold.level
-    scored = _score(model, prepared, settings, level, device, clock, scan.id)
-    grid = _grid_of(scan.image, way.affine, way.shape)
+    scored = _score(model, prepared, settings, device, clock, scan.id)
+    grid = Grid(affine=way.affine, shape=way.shape, placing=way.placing)
     found = _Mapper(affine=prepared.affine, grid=grid)
-    anomaly = found(dequantise(scored.levels, model.detector.score_range), order=1)
+    brain = to_scanner(way.brain.T, way.brain_affine, grid.affine, grid.shape) >= BRAIN_THRESHOLD
+    scores = found(dequantise(scored.opened, model.detector.score_range), order=1)
+    anomaly = np.where(brain, scores, np.float32(0))
+    proposal = None
+    if threshold is not None:
+        anomaly = clear_of(anomaly, threshold.value)
+        proposal = brain & (anomaly >= threshold.value)
     reconstruction = None
     if scored.reconstruction is not None:
         reconstruction = found(scored.reconstruction * prepared.brain, order=1).clip(0, 1)
-    proposal = None if scored.proposal is None else found(scored.proposal, order=0) > 0.5
-    brain = to_scanner(way.brain.T, way.brain_affine, grid.affine, grid.shape) >= BRAIN_THRESHOLD
-    truth = _truth(scan, way)
+    truth, unusable = _truth(scan, way)
     clock.mark("map_back")
     return Prediction(
         anomaly=anomaly,
@@ -194,9 +227,17 @@ def predict_scan(
             "model_grid": {
                 "shape": list(prepared.brain.shape),
                 "affine": prepared.affine.tolist(),
-                "proposed_voxels": None if scored.proposal is None else int(scored.proposal.sum()),
+                "proposed_voxels": None if level is None else int((scored.opened >= level).sum()),
+                "median_window_mm": _window(settings, prepared.affine),
+                "smallest_findable_mm": smallest_findable_mm(
+                    voxel_sizes(prepared.affine)[::-1].tolist(), settings.postprocess.median_size
+                ),
             },
-            "warnings": _warnings(model, prepared, grid, scored.mean_score),
+            "warnings": [
+                *_unlike_the_fit(model, scan, config, prepared),
+                *_warnings(model, prepared, grid, scored.mean_score),
+                *unusable,
+            ],
             "notes": [n for n in prepared.notes.split("; ") if n and not n.startswith(DOUBT)],
             "run": {
                 "name": model.experiment.name,
@@ -235,18 +276,28 @@ class _Way:
         if name == "read":
             x, y, z = volume.image.shape
             self.image, self.affine, self.shape = volume.image, volume.affine, (x, y, z)
+            self.placing = volume.placing
+            # What records no placement lies on another grid by its voxels alone.
+            codes = [volume.placing.get(name, 0) for name in ("sform_code", "qform_code")]
+            self.oriented = max(codes) > 0
         elif name == "strip":
             self.brain, self.brain_affine = volume.brain, volume.scanner_affine
 
 
-def _truth(scan: Scan, way: _Way) -> NDArray[np.bool_] | None:
-    """What is lesion by any mask that came with the scan, on the scan's grid."""
+def _truth(scan: Scan, way: _Way) -> tuple[NDArray[np.bool_] | None, list[str]]:
+    """What is lesion by any mask that came with the scan, on its grid; or why no mask tells."""
     paths = [path for path in (scan.lesion, *scan.more_lesions) if path]
     if not paths:
-        return None
-    raw = RawImage(voxels=way.image, affine=way.affine, oriented=True, notes=())
-    shares = [read_share(path, raw, scan.image, scan.lesion_labels)[0] for path in paths]
-    return np.asarray(np.max(shares, axis=0) > 0.5)
+        return None, []
+    raw = RawImage(voxels=way.image, affine=way.affine, oriented=way.oriented, notes=())
+    try:
+        shares = [
+            read_share(path, raw, scan.image, scan.lesion_labels, least=BRAIN_THRESHOLD)[0]
+            for path in paths
+        ]
+    except ScanError as error:
+        return None, [f"the lesion mask that came with it cannot be used: {error}"]
+    return np.asarray(np.max(shares, axis=0) > BRAIN_THRESHOLD), []
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -254,7 +305,7 @@ class _Scored:
     """What the detector says of a prepared scan, on its grid."""
 
     levels: NDArray[np.uint16]
-    proposal: NDArray[np.bool_] | None
+    opened: NDArray[np.uint16]
     reconstruction: NDArray[np.float32] | None
     mean_score: float
 
@@ -263,7 +314,6 @@ def _score(
     model: Model,
     prepared: PreparedVolume,
     settings: EvaluateConfig,
-    level: int | None,
     device: torch.device,
     clock: _Clock,
     name: str,
@@ -291,19 +341,38 @@ def _score(
     levels[cut] = postprocess(
         scores[cut], brain[cut], model.detector.score_range, settings.postprocess, subject=name
     )
-    proposal = None
-    if level is not None:
-        kept = settings.components
-        opened = open_components(levels[cut], kept.max_size, kept.connectivity)
-        proposal = np.zeros(brain.shape, bool)
-        proposal[cut] = opened >= level
+    kept, opened = settings.components, np.zeros(brain.shape, np.uint16)
+    opened[cut] = open_components(levels[cut], kept.max_size, kept.connectivity)
     clock.mark("postprocess")
     return _Scored(
         levels=levels,
-        proposal=proposal,
+        opened=opened,
         reconstruction=reconstruction,
         mean_score=mean_inside(scores if residual is None else residual, brain),
     )
+
+
+def clear_of(scores: NDArray[np.float32], threshold: float) -> NDArray[np.float32]:
+    """Scores of which none is within rounding of a threshold and yet below it.
+
+    What equals the threshold but for the last bits of a float32 becomes the next float32 above it,
+    so that comparing the file's values gives the same voxels in single and in double precision.
+
+    Args:
+        scores: Any shape.
+        threshold: In the same units.
+    """
+    above = np.float32(threshold)
+    if float(above) < threshold:
+        above = np.nextafter(above, np.float32(np.inf))
+    near = np.abs(scores - above) <= 4 * np.spacing(above)
+    return np.where(near, above, scores)
+
+
+def _window(settings: EvaluateConfig, affine: NDArray[np.float64]) -> list[float]:
+    """Edges of the median's window along (Z, Y, X), in mm."""
+    edges = voxel_sizes(affine)[::-1] * settings.postprocess.median_size
+    return [round(float(edge), 3) for edge in edges]
 
 
 @contextmanager
@@ -332,39 +401,6 @@ class _Mapper:
 
     def __call__(self, array: NDArray[Any], *, order: int) -> NDArray[np.float32]:
         return to_scanner(array, self.affine, self.grid.affine, self.grid.shape, order)
-
-
-def _grid_of(path: str, affine: NDArray[np.float64], shape: tuple[int, int, int]) -> Grid:
-    """The grid of a scan, with both placements that its header has.
-
-    Readers differ in which of them they believe (ITK prefers the qform, nibabel the sform): results
-    have to have both as the scan has them, or some reader shows them apart.
-    """
-    header = _nifti_header(path)
-    codes, qform = (1, 1), None
-    if header is not None and (header["sform_code"] > 0 or header["qform_code"] > 0):
-        codes = (int(header["sform_code"]), int(header["qform_code"]))
-        if codes[0] > 0 and codes[1] > 0:
-            try:
-                own = np.asarray(header.get_qform(), float)
-            except Exception:  # no rotation; nibabel raises what NumPy raises
-                return Grid(affine=affine, shape=shape, codes=(codes[0], 0), qform=None)
-            if np.allclose(header.get_sform(), affine) and not np.allclose(own, affine, atol=1e-4):
-                qform = own
-    return Grid(affine=affine, shape=shape, codes=codes, qform=qform)
-
-
-def _nifti_header(path: str) -> Any:
-    """The header as nibabel has it, unchecked; None where the file is no single NIfTI."""
-    content = files.read_bytes(path)
-    if content[:2] == b"\x1f\x8b":
-        with gzip.open(io.BytesIO(content)) as packed:
-            content = packed.read(1024)
-    for kind, size in ((nib.Nifti1Header, 348), (nib.Nifti2Header, 540)):
-        if size in {int.from_bytes(content[:4], order) for order in ("little", "big")}:
-            header: Any = kind.from_fileobj(io.BytesIO(content), check=False)
-            return header
-    return None
 
 
 def _figures(
@@ -433,3 +469,30 @@ def _warnings(model: Model, prepared: PreparedVolume, grid: Grid, mean_score: fl
         mean_score=mean_score,
     )
     return [*model.notes, *doubts, *unlike]
+
+
+def _unlike_the_fit(
+    model: Model, scan: Scan, config: PredictConfig, prepared: PreparedVolume
+) -> list[str]:
+    """Where model and scan do not go together although somebody insisted, or do all too well."""
+    found = []
+    if prepared.image_digest in model.origin.image_digests:
+        found.append(
+            "the model was fitted on this very scan: what it finds here says nothing about scans "
+            "that it has not seen"
+        )
+    names, known = named_modalities(stem(scan.image)), model.origin.modality.split(", ")
+    if names and not names & set(known):
+        found.append(
+            f"its file is named as {' or '.join(sorted(names))}, but the model was fitted on "
+            f"{model.origin.modality}"
+        )
+    used = config.prepare(model.prepare)
+    for one in fields(used):
+        value, recorded = getattr(used, one.name), getattr(model.prepare, one.name)
+        if value != recorded:
+            found.append(
+                f"prepared otherwise than the scans that the model was fitted on: {one.name} is "
+                f"{value}, there {recorded}"
+            )
+    return found

@@ -10,9 +10,10 @@ Sampling on a grid along the same axes is a matrix for each axis, so that `resam
 interpolator that visits each voxel, and they compute the same.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -20,13 +21,16 @@ import scipy.ndimage as ndi
 from nibabel import orientations
 from threadpoolctl import ThreadpoolController
 
-from uadray.errors import ScanError
+from uadray.errors import ConfigError, ScanError
 
 AXES = ("left_right", "posterior_anterior", "inferior_superior")
 """Names of the axes of a canonical volume, X, Y and Z."""
 
 BRAIN_THRESHOLD = 0.5
 """A voxel is brain where at least this share of it is."""
+
+MAX_EXTENT_MM = 1000.0
+"""Largest edge of the box that brains are padded to."""
 
 DOUBT = "doubt: "
 """How a note begins that somebody should look at, on the quality page for instance."""
@@ -52,6 +56,8 @@ class Volume:
     """What was assumed or changed when it was read; those that begin with `DOUBT` want a look."""
     image_digest: str = ""
     """Of the image's voxels as they were read, see `identity.image_digest`."""
+    placing: Mapping[str, Any] = field(default_factory=dict)
+    """Of the file that it was read from, see `nifti.RawImage`."""
 
     @property
     def scanner_affine(self) -> np.ndarray:
@@ -77,6 +83,14 @@ class Extent:
     """mm."""
     inferior_superior: float = 163.0
     """mm."""
+
+    def __post_init__(self) -> None:
+        if not all(0 < mm <= MAX_EXTENT_MM for mm in self.mm):
+            raise ConfigError(
+                f"the extent must be above 0 and at most {MAX_EXTENT_MM:g} mm along each axis, was "
+                f"{' x '.join(f'{mm:g}' for mm in self.mm)} (left-right, posterior-anterior, "
+                "inferior-superior)"
+            )
 
     @property
     def mm(self) -> np.ndarray:

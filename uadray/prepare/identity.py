@@ -120,10 +120,11 @@ def _state(path: str) -> tuple[int, str]:
         info = fs.info(inner)
     except FileNotFoundError:
         return 0, "absent"
-    except OSError as error:
-        if files.is_remote(path):
+    except (OSError, ValueError) as error:
+        # Why it cannot be read is said when it is read; a store that does not answer ends the job.
+        if files.is_remote(path) and isinstance(error, OSError):
             raise
-        return 0, f"unreadable: {error.errno}"
+        return 0, f"unreadable: {getattr(error, 'errno', None)}"
     version = " ".join(f"{key}={info[key]}" for key in _VERSIONS if info.get(key))
     return int(info.get("size") or 0), version
 
@@ -133,7 +134,7 @@ def _content(path: str) -> str:
         return files.digest(path)
     except FileNotFoundError:
         return "absent"
-    except OSError as error:
-        if files.is_remote(path):
+    except (OSError, ValueError) as error:
+        if files.is_remote(path) and isinstance(error, OSError):
             raise
-        return f"unreadable: {error.errno}"
+        return f"unreadable: {getattr(error, 'errno', None)}"

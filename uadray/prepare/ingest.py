@@ -5,6 +5,7 @@ killed prepares no scan twice, shards may be large, and as many scans as the clu
 under way at a time. What a task hands back is a few words; voxels never pass through the driver.
 """
 
+import json
 import logging
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
@@ -26,8 +27,10 @@ from uadray.errors import (
     TooManyFailuresError,
     UadrayError,
 )
+from uadray.lock import hold
 from uadray.prepare.identity import Source, digest_of, is_unchanged
-from uadray.prepare.layouts import PHANTOM_SCHEME, Scan
+from uadray.prepare.layouts import PHANTOM_SCHEME, LeftOut, Scan
+from uadray.prepare.layouts.listing import printable
 from uadray.prepare.plan import Rows, make_plan, planned_scans, sources, subject_of
 from uadray.prepare.splits import SplitConfig, split_scans
 from uadray.prepare.steps import PrepareConfig, PreparedVolume, prepare_scan
@@ -42,6 +45,7 @@ from uadray.store import (
     parse_name,
     storage_errors,
     verify,
+    write_left_out,
 )
 
 _log = logging.getLogger(__name__)
@@ -73,6 +77,7 @@ def prepare_cohort(
     redo: Sequence[Redo] = (),
     workers: int | None = None,
     command: str = "",
+    left_out: Sequence[LeftOut] = (),
 ) -> Cohort:
     """Prepare all scans and write them as a sealed cohort.
 
@@ -91,18 +96,21 @@ def prepare_cohort(
             names (`damaged`). All others are kept. The fingerprint follows the content.
         workers: Scans prepared at a time; None takes a CPU each, all there are.
         command: What makes the cohort, without its URL, for the advice of `verify`.
+        left_out: What was found besides the scans, which the cohort lists beside its quarantine.
 
     Raises:
-        ConfigError: see `split_scans`.
+        ConfigError: see `split_scans`; or a number is out of its range.
         TooManyFailuresError: more scans than `max_failures` allows cannot be used. What is
             prepared is kept.
+        LockedError: another job writes it.
         StoreError: something else is at `url`, it cannot be written, no scan could be used, or
             files of a sealed cohort have changed.
     """
     if not 0 <= max_failures <= 1:
         raise ConfigError(f"max_failures must be in [0, 1], was {max_failures}")
+    check_numbers(seed=seed, workers=workers)
     rows = split_scans(scans, split, seed=seed)
-    with storage_errors(url):
+    with storage_errors(url), hold(url):
         found = sources(rows)
         writer = CohortWriter.create(
             url,
@@ -117,10 +125,30 @@ def prepare_cohort(
         if again is not None:
             writer.reopen(again)
         elif writer.is_sealed():
-            return open_cohort(writer.url)
+            return _with_left_out(open_cohort(writer.url), left_out)
         limit = _Limit(writer=writer, total=len(rows), share=max_failures)
         _fill(writer, rows, found, config, limit, workers)
-        return writer.seal()
+        return _with_left_out(writer.seal(), left_out)
+
+
+def check_numbers(*, seed: int, workers: int | None) -> None:
+    """Refuse a seed or a number of workers that cannot be.
+
+    Raises:
+        ConfigError: it is out of its range.
+    """
+    if seed < 0:
+        raise ConfigError(f"seed must be >= 0, was {seed}")
+    if workers is not None and workers < 1:
+        raise ConfigError(f"workers must be >= 1, was {workers}; leave it out for all CPUs")
+
+
+def _with_left_out(cohort: Cohort, left_out: Sequence[LeftOut]) -> Cohort:
+    """Write down what was found besides the scans; it decides nothing in the cohort."""
+    rows = [{"path": one.path, "reason": one.reason} for one in left_out]
+    if rows != cohort.left_out:
+        write_left_out(cohort.url, rows)
+    return cohort
 
 
 def _rows_to_redo(
@@ -292,11 +320,11 @@ class _Item:
         return Failure(
             row=self.row,
             id=self.scan.id,
-            source=files.without_secrets(self.scan.image),
+            source=files.without_secrets(printable(self.scan.image)),
             source_bytes=self.source.num_bytes,
             source_digest=digest,
             source_stamp=self.source.stamp,
-            reason=files.without_secrets(reason),
+            reason=files.without_secrets(printable(reason)),
         )
 
 
@@ -310,17 +338,18 @@ class _PrepareTask:
     def __call__(self, packed: dict[str, Any]) -> dict[str, Any]:
         item: _Item = cloudpickle.loads(packed["item"])
         result = {"row": item.row, "name": "", "reason": "", "error": "", "message": ""}
-        result["digest"] = ""
+        result["read"] = "{}"
         try:
             with files.digests_of_reads() as read, storage_errors(item.scan.image):
                 try:
                     return result | {"name": self.keep(item, read)}
                 except ScanError as error:
-                    return result | {"reason": str(error), "digest": digest_of(item.scan, read)}
+                    # Arrow takes no bytes of names that are no UTF-8.
+                    return result | {"reason": printable(str(error)), "read": json.dumps(read)}
         except UadrayError as error:
             # Ray Data drops the cause of a failed task on its way back, so that a named error of
             # ours travels as a value.
-            return result | {"error": type(error).__name__, "message": str(error)}
+            return result | {"error": type(error).__name__, "message": printable(str(error))}
 
     def keep(self, item: _Item, read: Mapping[str, str]) -> str:
         """Prepare one scan and write it aside; return the file's name.
@@ -374,7 +403,8 @@ def _prepare(
         if result["error"]:
             raise getattr(errors, result["error"])(result["message"])
         if result["reason"]:
-            yield item.failure(result["reason"], result["digest"])
+            # What it did not come to read is read here: the file may have killed its process.
+            yield item.failure(result["reason"], digest_of(item.scan, json.loads(result["read"])))
         else:
             yield item.row, result["name"]
 

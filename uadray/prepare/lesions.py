@@ -7,6 +7,7 @@ structure shows through. Figures made with it are to be called semi-synthetic.
 """
 
 import fnmatch
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
@@ -19,6 +20,8 @@ from uadray import files
 from uadray.errors import ConfigError, ScanError
 from uadray.prepare.geometry import Volume, to_canonical, voxel_sizes
 from uadray.prepare.layouts import Scan
+from uadray.prepare.layouts.listing import LeftOut, Listing
+from uadray.prepare.layouts.naming import words_of
 from uadray.prepare.layouts.scans import find_files, stem
 from uadray.prepare.lesion_shapes import depth_mm, keep_components, push_outward
 from uadray.prepare.read import read_nifti
@@ -162,7 +165,7 @@ class LesionMask:
     """Whose it is, for the notes."""
 
 
-def find_masks(folder: str, pattern: str = "") -> list[str]:
+def find_masks(folder: str, pattern: str = "") -> Listing:
     """Paths of the lesion masks in a folder or URL, subfolders included.
 
     Args:
@@ -176,17 +179,39 @@ def find_masks(folder: str, pattern: str = "") -> list[str]:
     """
     folder = files.normalise(folder)
     names = find_files(folder)
-    short = {name: name.rsplit("/", 1)[-1].lower() for name in names}
+    short = {name: name.rsplit("/", 1)[-1] for name in names}
+    reasons = dict.fromkeys(names, "not named as a lesion's mask, as others there are")
     if pattern:
-        chosen = [name for name in names if fnmatch.fnmatch(short[name], pattern.lower())]
+        chosen = [n for n in names if fnmatch.fnmatch(short[n].lower(), pattern.lower())]
+        reasons = dict.fromkeys(names, f"not named as {pattern}")
     else:
-        others = [n for n in names if not short[n].startswith("template") and "brain" not in n]
-        chosen = [n for n in others if any(word in short[n] for word in LESION_WORDS)] or others
-    return [files.join(folder, name) for name in chosen]
+        others = [name for name in names if not _of_a_brain(short[name])]
+        reasons |= dict.fromkeys(set(names) - set(others), "a template, or of a brain")
+        chosen = [name for name in others if _of_a_lesion(short[name])] or others
+    rest = [
+        LeftOut(path=files.join(folder, name), reason=reasons[name])
+        for name in names
+        if name not in set(chosen)
+    ]
+    paths = [files.join(folder, name) for name in chosen]
+    return Listing(folder, paths, [*rest, *names.left_out])
 
 
-LESION_WORDS = ("lesion", "stroke", "tumor", "tumour", "wmh", "seg", "consensus_gt", "_gt.", "_roi")
-"""What the names of lesion masks hold, where they tell."""
+LESION_WORDS = ("lesion", "stroke", "tumor", "tumour", "wmh", "consensus_gt")
+"""What the names of lesion masks hold, where they tell; shorter words have to stand alone."""
+
+
+def _of_a_lesion(name: str) -> bool:
+    held = any(word in name.lower() for word in LESION_WORDS)
+    alone = any(re.fullmatch(r"(\w*seg|gt|roi)\d*", word) for word in words_of(stem(name)))
+    return held or alone
+
+
+def _of_a_brain(name: str) -> bool:
+    words = words_of(stem(name))
+    return name.lower().startswith("template") or any(
+        re.fullmatch(r"brain(mask)?s?\d*", word) for word in words
+    )
 
 
 def assign_masks(
@@ -237,7 +262,10 @@ def read_mask(path: str, placement: Placement) -> LesionMask:
     share, affine = read_nifti(path)
     lesion = share > 0.5
     if not lesion.any():
-        raise ScanError(f"{path}: the lesion mask is empty; choose another one")
+        raise ScanError(
+            f"{path}: no value of the lesion mask is above 0.5, the largest is "
+            f"{float(share.max()):.3g}; save it with 0 and 1, or choose another one"
+        )
     values = np.unique(share[lesion])
     if len(values) > MAX_LABELS and values[-1] > 1:
         raise ScanError(

@@ -25,7 +25,12 @@ MAX_LEVELS = 64
 
 
 def read_share(
-    path: str, scan: RawImage, scan_path: str, labels: tuple[int, ...] = ()
+    path: str,
+    scan: RawImage,
+    scan_path: str,
+    labels: tuple[int, ...] = (),
+    *,
+    least: float = 0.0,
 ) -> tuple[np.ndarray, list[str]]:
     """Read a mask as the share of each voxel of the scan that it covers.
 
@@ -38,6 +43,7 @@ def read_share(
         scan: Whose grid to take.
         scan_path: For messages.
         labels: Those that count, if not all.
+        least: Share from which a voxel will count; a mask that reaches it nowhere is refused.
 
     Returns:
         float32 (X, Y, Z) in [0, 1], all 0 for an empty mask, and notes.
@@ -49,6 +55,11 @@ def read_share(
     share, notes = _to_share(path, mask.voxels, labels)
     if not share.any():
         return np.zeros(scan.voxels.shape, np.float32), notes
+    if (high := float(share.max())) < least:
+        raise ScanError(
+            f"{path}: expected a mask with values of {least:g} and more, but its largest is "
+            f"{high:.3g}: {_small_values(high)}"
+        )
     return _to_grid(path, mask, share, scan, scan_path, notes)
 
 
@@ -61,7 +72,8 @@ def _to_share(
         voxels = np.where(finite, voxels, np.float32(0))
         notes.append(f"{(~finite).sum()} voxels of {_name(path)} are not finite, taken as outside")
     whole = np.rint(voxels)
-    if np.abs(voxels - whole).max() <= LABEL_TOLERANCE:
+    # What is above 0 nowhere by a whole number is no label, however small it is.
+    if np.abs(voxels - whole).max() <= LABEL_TOLERANCE and (whole.any() or voxels.max() <= 0):
         _check_labels(path, whole)
         counted = np.isin(whole, labels) if labels else whole > 0
         return counted.astype(np.float32), notes
@@ -74,6 +86,18 @@ def _to_share(
         )
     notes.append(f"{_name(path)} holds shares or probabilities, not labels")
     return voxels.clip(0.0, 1.0), notes
+
+
+def _small_values(high: float) -> str:
+    """What to do about a mask whose largest value is below the threshold."""
+    for scale in (255, 32767, 65535):
+        if abs(high * scale - 1) < 0.02:
+            return f"it seems to have been divided by {scale}; save it again with 0 and 1"
+    return (
+        "if it is a mask of 0 and 1 that was scaled, divide it by its largest value; if it holds "
+        "probabilities, choose the threshold yourself and save 0 and 1 (for a cohort's lesions "
+        "--mask-threshold does so)"
+    )
 
 
 def _check_labels(path: str, whole: np.ndarray) -> None:

@@ -9,19 +9,18 @@ import logging
 import os
 import re
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from io import BytesIO
 from typing import Any
 
 import nibabel as nib
 import numpy as np
-from nibabel import imageglobals
+from nibabel import imageglobals, nifti1, nifti2
 from nibabel.affines import obliquity
-from nibabel.filebasedimages import ImageFileError
+from nibabel.arrayproxy import ArrayProxy
 from nibabel.orientations import axcodes2ornt
-from nibabel.spatialimages import HeaderDataError
 
 from uadray import files
 from uadray.errors import ScanError
@@ -40,6 +39,22 @@ DOUBT_OBLIQUE_DEG = 20.0
 """Axes may be turned so far from the scanner's without a remark: the grid is not turned back, so
 that a head scanned at a slant stays so."""
 
+MAX_QUATERNION = 0.01
+"""By how much the squares of a quaternion may sum to more than 1 for it to be taken as a rotation
+that was rounded."""
+
+SIZE_TOLERANCE = 0.01
+"""Relative difference of the voxel sizes by sform and by pixdim that is not worth a note."""
+
+PLACING = (
+    "qform_code",
+    "sform_code",
+    *(f"quatern_{axis}" for axis in "bcd"),
+    *(f"qoffset_{axis}" for axis in "xyz"),
+    *(f"srow_{axis}" for axis in "xyz"),
+)
+"""Fields of a header that say where its voxels lie, besides `pixdim` and `xyzt_units`."""
+
 _MM = {"mm": 1.0, "meter": 1000.0, "micron": 0.001}
 _POINTERS = (b"version https://git-lfs", b"/annex/objects/", b"../")
 
@@ -56,6 +71,10 @@ class RawImage:
     """Whether the file records where its axes run; else it was assumed."""
     notes: tuple[str, ...]
     """What was assumed; those that begin with `DOUBT` want a look."""
+    placing: Mapping[str, Any] = field(default_factory=dict)
+    """Fields of a NIfTI header that place another image on this one's voxels for every reader:
+    they differ in what they make of two forms, of none, of pixdim and of units, so that these go
+    on as the file has them."""
 
 
 def read_image(path: str, *, orientation: str = "") -> RawImage:
@@ -73,24 +92,26 @@ def read_image(path: str, *, orientation: str = "") -> RawImage:
         ScanError: the file cannot be used.
         OSError: a remote store does not answer or refuses: that is no fault of the scan.
     """
-    path = re.sub(r"\.hdr(\.gz)?$", r".img\1", path)
+    path = _half(path, "hdr", "img")
     content = _fetch(path)
-    header = _fetch(_header_path(path)) if re.search(r"\.img(\.gz)?$", path) else content
+    beside = _half(path, "img", "hdr")
+    header = _fetch(beside) if beside != path else content
     with _without_remarks():
         try:
-            image, raw = _parse(path, content, header)
-            _check_size(path, image, len(content))
-            voxels = np.asarray(image.dataobj, np.float32)
-            voxels = voxels.reshape(voxels.shape[:3])
-            placed = _place(path, raw, voxels, orientation)
+            raw = _parse(path, content, header)
+            mended, notes = _mend(raw)
+            voxels, more = _voxels(path, mended, content, header)
+            placed = _place(path, mended, voxels, orientation)
+            placing = _placing(raw, mended)
         except ScanError:
             raise
-        except (OSError, ValueError, OverflowError, HeaderDataError, ImageFileError) as error:
+        except Exception as error:  # whatever a library makes of bytes that mean nothing
             raise ScanError(
                 f"{path}: expected a whole NIfTI file, but it cannot be read ({error}); fetch it "
                 "again"
             ) from None
-    return replace(placed, notes=(*placed.notes, *_check_affine(path, placed.affine)))
+    all_notes = (*notes, *more, *placed.notes, *_check_affine(path, placed.affine))
+    return replace(placed, notes=all_notes, placing=placing)
 
 
 @contextmanager
@@ -104,8 +125,13 @@ def _without_remarks() -> Iterator[None]:
         imageglobals.logger.setLevel(level)
 
 
-def _header_path(path: str) -> str:
-    return re.sub(r"\.img(\.gz)?$", r".hdr\1", path)
+def _half(path: str, one: str, other: str) -> str:
+    """The path of a pair's other file; the same path where it does not end as `one`."""
+    match = re.search(rf"\.({one})(\.gz)?$", path, re.IGNORECASE)
+    if match is None:
+        return path
+    ending = other.upper() if match[1].isupper() else other
+    return f"{path[: match.start()]}.{ending}{match[2] or ''}"
 
 
 def _fetch(path: str) -> bytes:
@@ -140,36 +166,96 @@ def _why_missing(path: str) -> str:
         if "annex/objects" in target:
             advice += " (`datalad get` or `git annex get`)"
         return f"a link to {target}, which is not there; {advice} or leave the scan out"
-    if re.search(r"\.hdr(\.gz)?$", path):
+    if re.search(r"\.hdr(\.gz)?$", path, re.IGNORECASE):
         return "no such file, though its .img is there; an .img needs its .hdr beside it"
     return "no such file; look for it or leave the scan out"
 
 
-def _parse(path: str, content: bytes, header: bytes) -> tuple[Any, Any]:
-    """The image, and its header before nibabel mends it."""
+def _parse(path: str, content: bytes, header: bytes) -> Any:
+    """The header as it is; its extensions are left where they are, since nothing here needs them.
+
+    Each of them may be damaged or of any length without a fault of the image.
+    """
     if len(content) < 400 and content.startswith(_POINTERS):
         raise ScanError(
             f"{path}: holds a pointer of git-annex or Git LFS, not the image; fetch its content "
             "(`git annex get`, `git lfs pull`)"
         )
     size = {int.from_bytes(header[:4], order) for order in ("little", "big")}
-    kinds: dict[bool, dict[int, Any]] = {
-        False: {348: nib.Nifti1Image, 540: nib.Nifti2Image},
-        True: {348: nib.Nifti1Pair, 540: nib.Nifti2Pair},
-    }
     pair = header is not content
-    kind = next((kinds[pair][n] for n in (348, 540) if n in size), None)
-    if kind is nib.Nifti1Pair and header[344:347] != b"ni1":
-        kind = nib.AnalyzeImage
-    if kind is None or len(header) < 348:
+    kinds: dict[int, Any] = {
+        348: nifti1.Nifti1PairHeader if pair else nib.Nifti1Header,
+        540: nifti2.Nifti2PairHeader if pair else nib.Nifti2Header,
+    }
+    length = next((n for n in kinds if n in size), None)
+    if length is None or len(header) < length:
         raise ScanError(
             f"{path}: expected a NIfTI file, but it begins with {header[:12]!r}; convert it, or "
             "fetch it again"
         )
-    file_map = kind.make_file_map({"image": BytesIO(content), "header": BytesIO(header)})
-    raw = kind.header_class.from_fileobj(BytesIO(header), check=False)
+    kind = kinds[length]
+    if pair and length == 348 and header[344:347] != b"ni1":
+        kind = nib.AnalyzeHeader
+    raw = kind(header[:length], check=False)
+    if _is_nifti(raw) and bytes(raw["magic"].tobytes())[:2] not in (b"n+", b"ni"):
+        raise ScanError(
+            f"{path}: expected a NIfTI file, but its header has no magic of NIfTI "
+            f"({raw['magic'].tobytes()!r}); convert it, or fetch it again"
+        )
     _check_shape(path, tuple(int(n) for n in raw["dim"]))
-    return kind.from_file_map(file_map), raw
+    return raw
+
+
+def _is_nifti(raw: Any) -> bool:
+    return "sform_code" in raw.keys()  # noqa: SIM118  (a header is no dictionary)
+
+
+def _mend(raw: Any) -> tuple[Any, list[str]]:
+    """A header with what the standard, and other readers, take in one way only put right."""
+    mended, notes = raw.copy(), []
+    sizes = np.asarray(raw["pixdim"][1:4])
+    if (sizes < 0).any():
+        notes.append(
+            f"{DOUBT}voxel sizes below 0 in its header ({_by(sizes)}), taken as positive, and some "
+            "readers mirror such an axis: compare left and right"
+        )
+        mended["pixdim"][1:4] = np.abs(sizes)
+    if not _is_nifti(raw):
+        return mended, notes
+    qfac = float(raw["pixdim"][0])
+    mended["pixdim"][0] = -1 if qfac < 0 else 1
+    if qfac not in (-1, 1) and int(raw["qform_code"]) > 0:
+        notes.append(f"qfac of its header is {qfac:g}, taken as {mended['pixdim'][0]:g}")
+    quaternion = np.array([float(raw[f"quatern_{axis}"]) for axis in "bcd"])
+    excess = float((quaternion**2).sum()) - 1
+    # Rounding that nibabel takes is left as it is.
+    rounding = 3 * np.finfo(raw["quatern_b"].dtype).eps
+    if rounding < excess <= MAX_QUATERNION and int(raw["qform_code"]) > 0:
+        for axis, value in zip("bcd", quaternion / np.sqrt(1 + excess), strict=True):
+            mended[f"quatern_{axis}"] = value
+        notes.append(f"the quaternion of its header is too long by {excess:.1g}, shortened to 1")
+    slope, inter = float(raw["scl_slope"]), float(raw["scl_inter"])
+    if not np.isfinite(slope):
+        notes.append(f"scl_slope of its header is {slope:g}: intensities are taken unscaled")
+    elif slope and not np.isfinite(inter):
+        notes.append(f"scl_inter of its header is {inter:g}, taken as 0")
+        mended["scl_inter"] = 0
+    return mended, notes
+
+
+def _placing(raw: Any, mended: Any) -> dict[str, Any]:
+    """See `RawImage.placing`.
+
+    A size below 0 stays: readers mirror by it, and have to do so with both images.
+    """
+    pixdim = [float(mended["pixdim"][0]) or 1.0, *map(float, raw["pixdim"][1:4])]
+    if not _is_nifti(raw):
+        return {"pixdim": [1.0, *pixdim[1:]], "sform_code": 0, "qform_code": 0}
+    fields = {name: np.array(mended[name]).tolist() for name in PLACING}
+    if int(mended["qform_code"]) > 0 and _qform(mended) is None:
+        fields |= {name: 0 for name in PLACING if name.startswith("q")}
+    unit = int(raw["xyzt_units"]) & 7
+    return fields | {"pixdim": pixdim, "xyzt_units": unit if unit in (1, 3) else 2}
 
 
 def _check_shape(path: str, dim: Sequence[int]) -> None:
@@ -193,31 +279,92 @@ def _check_shape(path: str, dim: Sequence[int]) -> None:
         )
 
 
-def _check_size(path: str, image: Any, num_bytes: int) -> None:
-    dtype = image.get_data_dtype()
+def _voxels(path: str, raw: Any, content: bytes, header: bytes) -> tuple[np.ndarray, list[str]]:
+    """The scaled intensities, float32 (X, Y, Z)."""
+    try:
+        dtype = raw.get_data_dtype()
+    except Exception:  # a code that nibabel does not know, or does not read
+        raise ScanError(
+            f"{path}: its header has data code {int(raw['datatype'])}, which is no type of voxels "
+            "that can be read; convert it to float32 or int16"
+        ) from None
     if dtype.names:
         raise ScanError(f"{path}: holds colours, expected one intensity per voxel")
     if dtype.kind == "c":
         raise ScanError(f"{path}: holds complex numbers; give their magnitude")
-    expected = int(np.prod(image.shape)) * dtype.itemsize
-    there = num_bytes - int(image.dataobj.offset)
-    one_slice = expected // image.shape[2]
+    shape = tuple(int(n) for n in raw.get_data_shape())
+    expected = int(np.prod(shape)) * dtype.itemsize
+    single = header is content
+    first = len(raw.binaryblock) + 4 if single else 0
+    begin, notes = _begin(path, raw, content, first=first, expected=expected)
+    there = len(content) - begin
     if there < expected:
         raise ScanError(
             f"{path}: expected a whole NIfTI file, but of {expected} bytes of voxels, which its "
             f"header tells, {max(0, there)} are there; fetch it again"
         )
-    if there >= expected + one_slice:
+    if there >= expected + expected // shape[2]:
         raise ScanError(
-            f"{path}: its header tells {expected} bytes of voxels ({image.shape} of {dtype}), but "
+            f"{path}: its header tells {expected} bytes of voxels ({shape} of {dtype}), but "
             f"{there} are there: header and voxels belong to different images; export it again"
         )
+    slope, inter = raw.get_slope_inter()
+    scaling = (1.0 if slope is None else slope, 0.0 if inter is None else inter)
+    proxy = ArrayProxy(BytesIO(content), (shape, dtype, begin, *scaling))
+    return np.asarray(proxy, np.float32).reshape(shape[:3]), notes
+
+
+def _begin(
+    path: str, raw: Any, content: bytes, *, first: int, expected: int
+) -> tuple[int, list[str]]:
+    """The byte where the voxels begin, which lies neither in the header nor in its extensions.
+
+    Args:
+        path: For messages.
+        raw: The header.
+        content: Of the file with the voxels.
+        first: The byte after the header and its four bytes on extensions; 0 in a pair.
+        expected: Bytes of voxels.
+    """
+    told = float(raw["vox_offset"])
+    offset = int(told) if np.isfinite(told) and told >= 0 else -1
+    ends = _extension_ends(raw, content, first)
+    single = first > 0
+    fits = offset >= first and len(content) - offset == expected
+    is_free = offset >= first and not any(offset < end for end in ends)
+    if fits or (is_free and (single or len(content) != expected)):
+        return offset, []
+    # The file's size leaves one place; older writers have no four bytes on extensions.
+    for place in (*ends, first, max(0, first - 4)):
+        if len(content) - place == expected:
+            return place, [f"voxels begin at byte {told:g} by its header, taken as {place}"]
+    raise ScanError(
+        f"{path}: its header says that the voxels begin at byte {told:g}, which lies in the header "
+        f"itself or its extensions, and the size of the file ({len(content)} bytes, {expected} of "
+        "them voxels) does not tell where they do; export it again"
+    )
+
+
+def _extension_ends(raw: Any, content: bytes, first: int) -> list[int]:
+    """Where each of the extensions after a header ends that are whole and of a legal size."""
+    ends: list[int] = []
+    if not first or len(content) < first or not content[first - 4]:
+        return ends
+    order = "big" if raw.endianness == ">" else "little"
+    place = first
+    while place + 8 <= len(content):
+        size = int.from_bytes(content[place : place + 4], order)  # type: ignore[arg-type]
+        if size < 16 or size % 16 or place + size > len(content):
+            break
+        place += size
+        ends.append(place)
+    return ends
 
 
 def _place(path: str, raw: Any, voxels: np.ndarray, orientation: str) -> RawImage:
     """Choose the affine."""
-    sizes = np.abs(np.asarray(raw["pixdim"][1:4], np.float64))
-    is_nifti = "sform_code" in raw.keys()  # noqa: SIM118  (a header is no dictionary)
+    sizes = np.asarray(raw["pixdim"][1:4], np.float64)
+    is_nifti = _is_nifti(raw)
     sform = int(raw["sform_code"]) > 0 if is_nifti else False
     qform = int(raw["qform_code"]) > 0 if is_nifti else False
     notes: list[str] = []
@@ -229,8 +376,20 @@ def _place(path: str, raw: Any, voxels: np.ndarray, orientation: str) -> RawImag
         affine = np.asarray(raw.get_sform(), np.float64)
         if qform:
             notes += _compare_forms(path, affine, raw, voxels.shape)
+        elif sizes.all() and not np.allclose(voxel_sizes(affine), sizes, rtol=SIZE_TOLERANCE):
+            notes.append(
+                f"{DOUBT}its voxels are {_by(voxel_sizes(affine).round(4))} mm by its sform, which "
+                f"is taken, but {_by(sizes)} mm by pixdim: find out which holds"
+            )
     elif qform:
-        affine = np.asarray(raw.get_qform(), np.float64)
+        found = _qform(raw)
+        if found is None:
+            raise ScanError(
+                f"{path}: the qform of its header is no rotation (quaternion "
+                f"{', '.join(f'{float(raw[name]):g}' for name in PLACING[2:5])}), and it has no "
+                "sform; mend the header"
+            )
+        affine = found
     else:
         affine = _assumed(sizes, voxels.shape, orientation or "LAS")
         if not orientation:
@@ -253,12 +412,20 @@ def _assumed(sizes: np.ndarray, shape: tuple[int, ...], orientation: str) -> np.
     return affine
 
 
+def _qform(raw: Any) -> np.ndarray | None:
+    """The affine of a mended header's qform, (4, 4); None where it is none."""
+    try:
+        affine = np.asarray(raw.get_qform(), np.float64)
+    except Exception:  # no rotation; nibabel raises what NumPy raises
+        return None
+    return affine if np.isfinite(affine).all() else None
+
+
 def _compare_forms(path: str, sform: np.ndarray, raw: Any, shape: tuple[int, ...]) -> list[str]:
     """Refuse two placements that cannot both be meant, and note two that differ."""
-    advice = "find out which holds and remove the other from the header"
-    try:
-        qform = np.asarray(raw.get_qform(), np.float64)
-    except (ValueError, HeaderDataError):
+    advice = "find out which holds and take the other out of the header"
+    qform = _qform(raw)
+    if qform is None:
         return [f"{DOUBT}the qform of its header is no rotation; the sform is taken"]
     ratio = voxel_sizes(sform) / np.maximum(voxel_sizes(qform), 1e-9)
     if max(ratio.max(), 1 / max(ratio.min(), 1e-9)) > MAX_SIZE_RATIO:

@@ -11,6 +11,7 @@ from uadray import files
 from uadray.config import to_json
 from uadray.prepare.identity import Source, look_at
 from uadray.prepare.layouts import PHANTOM_SCHEME, Scan
+from uadray.prepare.layouts.listing import printable
 from uadray.prepare.splits import SplitConfig
 from uadray.prepare.steps import PrepareConfig, PreparedVolume, record
 from uadray.store import Split, Subject
@@ -49,7 +50,7 @@ def planned_scans(rows: Rows) -> Iterator[dict[str, Any]]:
     Paths stand relative to their common folder, so that a cohort is the same wherever its scans
     lie, and without what is secret in signed URLs.
     """
-    prefix = _common_folder([path for scan, _ in rows for path in _paths(scan)])
+    prefix = _common_folder([path for scan, _ in rows for path in scan.paths])
 
     def shown(path: str) -> str:
         return files.without_secrets(path).removeprefix(files.without_secrets(prefix))
@@ -93,22 +94,15 @@ def subject_of(
         split=split,
         modality=scan.modality,
         affine=tuple(tuple(map(float, line)) for line in volume.affine),
-        source=files.without_secrets(scan.image),
+        source=files.without_secrets(printable(scan.image)),
         source_bytes=source.num_bytes,
         source_digest=digest,
         source_stamp=source.stamp,
         image_digest=volume.image_digest,
         brain_ml=volume.brain_ml,
         lesion_ml=volume.lesion_ml,
-        notes=volume.notes,
+        notes=printable(volume.notes),
     )
-
-
-def _paths(scan: Scan) -> list[str]:
-    """The scan's own files."""
-    if scan.image.startswith(PHANTOM_SCHEME):
-        return []
-    return [path for path in (scan.image, scan.brain, scan.lesion, *scan.more_lesions) if path]
 
 
 def _common_folder(paths: Sequence[str]) -> str:

@@ -4,7 +4,7 @@ import numpy as np
 import scipy.ndimage as ndi
 
 from uadray.errors import ScanError
-from uadray.prepare.geometry import DOUBT, Volume, voxel_sizes
+from uadray.prepare.geometry import BRAIN_THRESHOLD, DOUBT, Volume, voxel_sizes
 from uadray.prepare.identity import image_digest
 from uadray.prepare.layouts import Scan
 from uadray.prepare.masks import read_share
@@ -20,11 +20,15 @@ BACKGROUND_SHARE = 0.5
 COARSE_MM = 3.0
 """Voxels that the look at the contrast does with."""
 
+ORDINARY = (2.0**-4, 2.0**24)
+"""Ranges of a brain's intensities that all steps are sound for; some compare with small constants,
+as ITK does, and would do nothing to values of 1e-8."""
+
 RIM_MM, CORE_MM = 5.0, (10.0, 25.0)
 """How deep in the brain its rim ends, and where its white matter is looked for."""
 
 
-def load_volume(scan: Scan, *, stripped: bool = True) -> Volume:
+def load_volume(scan: Scan, *, stripped: bool = True, least_lesion: float = 0.0) -> Volume:
     """Read a scan and its masks, and check that they can be used.
 
     What is not finite outside the brain becomes background. Intensities below 0 are clipped where
@@ -36,6 +40,7 @@ def load_volume(scan: Scan, *, stripped: bool = True) -> Volume:
         stripped: Whether a scan without a brain mask is without its skull: then brain is what
             differs from the background, its holes filled, its largest component. Otherwise its
             brain is still to be found, and all voxels count as brain.
+        least_lesion: A lesion mask none of whose values reaches this is refused.
 
     Raises:
         ScanError: see `prepare_scan` in `steps`.
@@ -49,7 +54,7 @@ def load_volume(scan: Scan, *, stripped: bool = True) -> Volume:
     if not finite.all():
         image = np.where(finite, image, _outside(image, finite))
     if scan.brain:
-        share, mask_notes = read_share(scan.brain, raw, scan.image)
+        share, mask_notes = read_share(scan.brain, raw, scan.image, least=BRAIN_THRESHOLD)
         brain = share > 0.5
         notes += mask_notes
         image, more = _shift_up(image, brain)
@@ -60,13 +65,20 @@ def load_volume(scan: Scan, *, stripped: bool = True) -> Volume:
         image, more = _shift_up(image, brain)
     notes += more
     if not brain.any():
-        what = "the brain mask is empty; make it again" if scan.brain else "no voxel is brain"
+        what = "no voxel is brain"
+        if scan.brain:
+            what = (
+                f"the brain mask is empty: no value is above {BRAIN_THRESHOLD:g}, the largest is "
+                f"{float(share.max()):.3g}; make it again"
+            )
         raise ScanError(f"{scan.brain or scan.image}: {what}, or leave the scan out")
     notes += _check_finite(scan.image, finite, brain if scan.brain or stripped else finite)
     if scan.brain or stripped:
         _check_contrast(scan.image, image[brain], "its brain")
         notes += _doubt_contrast(image, brain, raw.affine, scan.modality)
-    lesion, more = _read_lesion(scan, raw)
+    image, more = _ordinary(image, brain)
+    notes += more
+    lesion, more = _read_lesion(scan, raw, least_lesion)
     return Volume(
         image=image,
         brain=brain,
@@ -74,6 +86,7 @@ def load_volume(scan: Scan, *, stripped: bool = True) -> Volume:
         affine=raw.affine,
         notes=(*notes, *more),
         image_digest=image_digest(raw.voxels, raw.affine),
+        placing=raw.placing,
     )
 
 
@@ -167,6 +180,20 @@ def _shift_up(image: np.ndarray, brain: np.ndarray) -> tuple[np.ndarray, list[st
     return image - np.float32(low), [f"intensities shifted up by {-low:.3g}: some were below 0"]
 
 
+def _ordinary(image: np.ndarray, brain: np.ndarray) -> tuple[np.ndarray, list[str]]:
+    """Bring intensities of an unusual unit to an ordinary range, by a power of two: exactly."""
+    # Percentiles, since one odd voxel must not decide; some thousand voxels tell them.
+    inside = image[brain]
+    low, high = np.percentile(inside[:: max(1, inside.size // 10_000)], (1, 99))
+    contrast = float(high - low) or float(inside.max() - inside.min())
+    if ORDINARY[0] <= contrast <= ORDINARY[1] or contrast == 0 or not np.isfinite(contrast):
+        return image, []
+    power = 7 - int(np.floor(np.log2(contrast)))
+    # In two halves: 2 ** 140 is no float32.
+    scaled = np.ldexp(np.ldexp(image, power // 2), power - power // 2)
+    return scaled, [f"intensities of a range of {contrast:.2g} multiplied by 2^{power}"]
+
+
 def _find_stripped(path: str, image: np.ndarray) -> tuple[np.ndarray, np.ndarray, list[str]]:
     """Brain of a scan whose skull is gone, and the scan with a background of 0."""
     low, high = float(image.min()), float(image.max())
@@ -220,13 +247,13 @@ def _doubt_contrast(
     return notes
 
 
-def _read_lesion(scan: Scan, raw: RawImage) -> tuple[np.ndarray | None, list[str]]:
+def _read_lesion(scan: Scan, raw: RawImage, least: float) -> tuple[np.ndarray | None, list[str]]:
     """The share of each voxel that is lesion by any of the scan's masks."""
     if not scan.lesion:
         return None, []
-    lesion, notes = read_share(scan.lesion, raw, scan.image, scan.lesion_labels)
+    lesion, notes = read_share(scan.lesion, raw, scan.image, scan.lesion_labels, least=least)
     for path in scan.more_lesions:
-        share, more = read_share(path, raw, scan.image, scan.lesion_labels)
+        share, more = read_share(path, raw, scan.image, scan.lesion_labels, least=least)
         lesion = np.maximum(lesion, share)
         notes += more
     if not lesion.any():

@@ -71,6 +71,10 @@ class Selection:
     parts: Literal["all", "healthy", "lesioned"] = "all"
     """`healthy`: only scans without a lesion mask; `lesioned`: only those with one."""
 
+    def __post_init__(self) -> None:
+        if self.hold_out < 0:
+            raise ConfigError(f"hold_out must be >= 0, was {self.hold_out}")
+
 
 def draw_subjects(scans: Sequence[Scan], count: int, seed: int) -> set[str]:
     """Draw subjects at random, each scanner in proportion to its subjects.

@@ -247,7 +247,9 @@ def prepare_scan(
         )
     if config.skull_strip not in ("auto", "mask"):
         scan = replace(scan, brain="")
-    volume = load_volume(scan, stripped=config.skull_strip not in TOOLS)
+    volume = load_volume(
+        scan, stripped=config.skull_strip not in TOOLS, least_lesion=config.mask_threshold
+    )
     watch("read", volume)
     lesion = _lesion_step(scan, config.lesion) if scan.synthetic_lesion else None
     try:
@@ -266,10 +268,12 @@ def _finish(scan: Scan, volume: Volume, config: PrepareConfig) -> PreparedVolume
     if volume.lesion is not None:
         lesion = (config.mask_threshold <= volume.lesion.T) & brain
         if not lesion.any():
+            most = float(np.where(brain, volume.lesion.T, 0).max())
             raise ScanError(
                 f"{scan.lesion or scan.synthetic_lesion}: no voxel of {config.shape} is lesion to "
-                f"{config.mask_threshold:g} inside the brain: the lesion is too small for this "
-                "grid; use a finer --shape, a lower --mask-threshold, or leave the scan out"
+                f"{config.mask_threshold:g} inside the brain, the most is {most:.2g}: the lesion "
+                "is too small for this grid, lies outside the brain, or its mask has low values; "
+                "use a finer --shape, a lower --mask-threshold, or leave the scan out"
             )
     return PreparedVolume(
         image=np.where(brain, volume.image.T, np.float32(0)).clip(0.0, 1.0),

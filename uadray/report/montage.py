@@ -105,7 +105,7 @@ def montage(group: CohortRows, viewers: Viewers | None = None) -> Montage | None
         pages = tuple(
             (other.run.label, page)
             for other, place in zip(shown, places, strict=True)
-            if key in place and (page := _viewer(viewers, group.name, key[0], other))
+            if key in place and (page := _viewer(viewers, group, key[0], other))
         )
         cases.append(_case(row, k, tiles, pages))
     return Montage(
@@ -131,10 +131,11 @@ def _limits(shown: Sequence[Row]) -> list[tuple[float, float]]:
     return [limits[kind] for kind in kinds]
 
 
-def _viewer(viewers: Viewers | None, cohort: str, subject: str, row: Row) -> str | None:
-    for name in (row.run.url, row.run.url.rsplit("/", 1)[-1]):
-        if page := (viewers or {}).get((cohort, subject, name)):
-            return page
+def _viewer(viewers: Viewers | None, group: CohortRows, subject: str, row: Row) -> str | None:
+    for cohort in (group.fingerprint, group.name):
+        for name in (row.run.url, row.run.url.rsplit("/", 1)[-1]):
+            if page := (viewers or {}).get((cohort, subject, name)):
+                return page
     return None
 
 

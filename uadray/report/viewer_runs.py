@@ -1,5 +1,6 @@
 """Viewer pages for the examples of a report: evaluated cases on their cohort's grid."""
 
+from collections import Counter
 from collections.abc import Iterable
 from typing import Any
 
@@ -9,6 +10,7 @@ from numpy.typing import NDArray
 
 from uadray import files
 from uadray.errors import ConfigError, RunError
+from uadray.naming import distinct_names
 from uadray.report.load import Broken, Evaluation, RunRecord, load_runs
 from uadray.report.rows import group_by_cohort
 from uadray.report.viewer import CasePage, write_case, write_index
@@ -27,8 +29,8 @@ def write_viewers(
         left_out: Takes runs that cannot be read; where it is None, the first such error is raised.
 
     Returns:
-        Addresses relative to the report, by cohort, subject and URL of the run, as `write_report`
-        takes them.
+        Addresses relative to the report, by cohort (its fingerprint where several have its name),
+        subject and URL of the run, as `write_report` takes them.
 
     Raises:
         ConfigError: `report` does not end in `.html`.
@@ -42,12 +44,20 @@ def write_viewers(
     index = files.join(folder, "index.html")
     pages: list[CasePage] = []
     found: dict[tuple[str, str, str], str] = {}
-    for group in group_by_cohort(load_runs(urls, left_out), None):
-        for row in [row for row in group.rows if row.evaluation.cases is not None][:num_runs]:
-            for page, subject in _run_pages(row.run, row.evaluation, folder, index):
+    groups = group_by_cohort(load_runs(urls, left_out), None)
+    alike = Counter(group.name for group in groups)
+    # Of two cohorts of one name each has its own pages.
+    cohorts = [g.name if alike[g.name] == 1 else g.fingerprint for g in groups]
+    places = distinct_names(cohorts)
+    for cohort, group in zip(cohorts, groups, strict=True):
+        rows = [row for row in group.rows if row.evaluation.cases is not None][:num_runs]
+        labels = distinct_names(list(dict.fromkeys(row.run.label for row in rows)))
+        for row in rows:
+            where = files.join(folder, places[cohort], labels[row.run.label])
+            for page, subject in _run_pages(row.run, row.evaluation, where, index):
                 pages.append(page)
                 address = page.url.removeprefix(report.rsplit("/", 1)[0] + "/")
-                found[group.name, subject, row.run.url] = address
+                found[cohort, subject, row.run.url] = address
     if pages:
         write_index(index, pages, title="Cases of the report, the highest score first")
     return found
@@ -81,7 +91,8 @@ def _run_pages(
     components = values.get("components") or {}
     level = int(values["threshold"]["level"])
     detector = load_detector(Run.open(run.url))
-    for subject in dict.fromkeys(cases.ids):
+    names = distinct_names(list(dict.fromkeys(cases.ids)))
+    for subject, name in names.items():
         row = int(table.loc[subject, "row"])
         affine = np.asarray(table.loc[subject, "affine"], np.float64)
         image, brain, lesion = (
@@ -95,9 +106,7 @@ def _run_pages(
         scores[start:stop] = dequantise(levels, store.score_range)
         proposal[start:stop] = opened >= level
         page = write_case(
-            files.join(
-                folder, _name(evaluation.cohort), _name(run.label), f"{_name(subject)}.html"
-            ),
+            files.join(folder, f"{name}.html"),
             scan=_image(image, affine),
             anomaly=_image(scores * brain, affine),
             proposal=_image(proposal, affine),
@@ -133,9 +142,3 @@ def _image(array: NDArray[Any], affine: NDArray[np.float64]) -> Any:
     """(Z, Y, X) of a cohort as an image."""
     kept = array.astype(np.uint8 if array.dtype == bool else np.float32)
     return nib.Nifti1Image(np.ascontiguousarray(kept.T), affine)
-
-
-def _name(text: str) -> str:
-    """A text as the name of a file or folder."""
-    kept = "".join(c if c.isalnum() or c in "-_.+" else "-" for c in text).strip(".")
-    return kept or "-"

@@ -8,7 +8,9 @@ written last: a folder without it was cut short and is refused.
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 from safetensors import SafetensorError
@@ -18,6 +20,7 @@ import uadray
 from uadray import files
 from uadray.config import Experiment, from_json, to_json
 from uadray.errors import ConfigError, ModelError
+from uadray.lock import hold
 from uadray.prepare.steps import PrepareConfig
 from uadray.report.load import RunRecord, load_runs
 from uadray.share.card import model_card
@@ -52,7 +55,10 @@ def open_model(url: str, *, cohort: str = "") -> Model:
         RunError: the run has not finished, or its cohort is gone.
     """
     url = files.normalise(url)
-    names = files.list_names(url)
+    try:
+        names = files.list_names(url)
+    except OSError as error:
+        raise _unreadable(url, error) from None
     if MANIFEST in names or "experiment.json" in names:
         return read_model(url)
     if "config.json" not in names:
@@ -113,7 +119,8 @@ def export_model(
     documents = _documents(model, record)
     contents |= {f"{name}.json": _encoded(value) for name, value in documents.items()}
     contents[CARD] = model_card(model, record, licence=licence, files=sorted(contents)).encode()
-    with storage_errors(out):
+    with storage_errors(out), hold(out):
+        _check_target(out, model)
         _write(out, contents, model)
     return read_model(out), notes
 
@@ -152,7 +159,7 @@ def _encoded(value: Any) -> bytes:
 def _check_target(out: str, model: Model) -> None:
     """Refuse to write over what is not this model."""
     names = set(files.list_names(out))
-    if foreign := sorted(name for name in names - _NAMES if not files.is_draft(name)):
+    if foreign := sorted(n for n in names - _NAMES if not files.is_transient(n)):
         raise ModelError(f"{out} holds other files, first {foreign[0]}: choose another --out")
     if MANIFEST not in names:
         return
@@ -167,7 +174,7 @@ def _check_target(out: str, model: Model) -> None:
 def _write(out: str, contents: Mapping[str, bytes], model: Model) -> None:
     files.remove(files.join(out, MANIFEST))
     for name in files.list_names(out):
-        if name not in contents:
+        if name not in contents and name != files.LOCK:
             files.remove(files.join(out, name))
     for name, content in contents.items():
         files.write_bytes(files.join(out, name), content)
@@ -195,29 +202,34 @@ def read_model(url: str) -> Model:
     }
     weights = _checked(url, WEIGHTS, manifest)
     made_by = str(manifest["versions"].get("uadray", "an unknown version"))
-    try:
+    with _naming(url, "experiment.json", made_by):
         held = json.loads(read["experiment"])
+        z, y, x = shape = from_json(_Fitted, {k: held[k] for k in _FITTED}).shape
         experiment: Experiment = from_json(Experiment, held["experiment"])
-        z, y, x = held["shape"]
+        origin: Origin = from_json(Origin, held["origin"])
         detector = fresh(experiment, (z, y, x))
+    with _naming(url, WEIGHTS, made_by):
         detector.load_state_dict(load(weights))
-        model = Model(
-            url=url,
-            experiment=experiment,
-            shape=(z, y, x),
-            detector=detector.eval(),
-            prepare=from_json(PrepareConfig, json.loads(read["preprocessing"])),
-            origin=Origin(**{**held["origin"], "notes": tuple(held["origin"]["notes"])}),
-            healthy=Healthy.from_json(json.loads(read["healthy"])),
-            thresholds=tuple(map(FrozenThreshold.from_json, json.loads(read["thresholds"]))),
-            versions=held["versions"],
-            notes=_version_note(made_by),
-        )
-    except (ConfigError, RuntimeError, SafetensorError, TypeError, KeyError, ValueError) as error:
-        raise ModelError(
-            f"{url}: a model of uadray {made_by} that this one, {uadray.__version__}, cannot build "
-            f"({error}): install that version, or export the run again with this one"
-        ) from None
+    with _naming(url, "preprocessing.json", made_by):
+        prepare: PrepareConfig = from_json(PrepareConfig, json.loads(read["preprocessing"]))
+    with _naming(url, "healthy.json", made_by):
+        healthy = Healthy.from_json(json.loads(read["healthy"]))
+    with _naming(url, "thresholds.json", made_by):
+        thresholds = tuple(map(FrozenThreshold.from_json, json.loads(read["thresholds"])))
+        for threshold in thresholds:
+            threshold.check_range(detector.score_range)
+    model = Model(
+        url=url,
+        experiment=experiment,
+        shape=shape,
+        detector=detector.eval(),
+        prepare=prepare,
+        origin=origin,
+        healthy=healthy,
+        thresholds=thresholds,
+        versions=held["versions"],
+        notes=_version_note(made_by),
+    )
     if experiment.fingerprint != held["fingerprint"] or model.identity != manifest["identity"]:
         raise ModelError(
             f"{url}: its settings and weights are {experiment.fingerprint} and {model.identity}, "
@@ -228,10 +240,59 @@ def read_model(url: str) -> Model:
     return model
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Fitted:
+    """Fields of `experiment.json` that no other class checks."""
+
+    shape: tuple[int, int, int]
+    fingerprint: str
+    versions: dict[str, str]
+
+
+_FITTED = ("shape", "fingerprint", "versions")
+
+
+@contextmanager
+def _naming(url: str, name: str, made_by: str) -> Iterator[None]:
+    """Turn what is wrong with one file of a model into an error that names it.
+
+    Raises:
+        ModelError: it does.
+    """
+    try:
+        yield
+    except (
+        *(ConfigError, RuntimeError, SafetensorError, TypeError, ValueError),
+        *(KeyError, IndexError, AttributeError),
+    ) as error:
+        what = f"lacks the field {error}" if isinstance(error, KeyError) else str(error)
+        raise ModelError(
+            f"{files.join(url, name)}: cannot build a model of it ({what}): uadray {made_by} wrote "
+            f"it, this is {uadray.__version__}; copy the model again, install that version, or "
+            "export the run again with this one"
+        ) from None
+
+
+def _unreadable(place: str, error: OSError) -> ModelError:
+    return ModelError(
+        f"{place}: cannot be read ({error.strerror or error}); see to its permissions and its disk"
+    )
+
+
 def _version_note(made_by: str) -> tuple[str, ...]:
     if made_by == uadray.__version__:
         return ()
     return (f"the model was exported by uadray {made_by}, this is {uadray.__version__}",)
+
+
+_MANIFEST: dict[str, type] = {
+    "format": int,
+    "name": str,
+    "identity": str,
+    "versions": dict,
+    "files": dict,
+}
+"""Fields of the manifest."""
 
 
 def _manifest(url: str) -> dict[str, Any]:
@@ -241,11 +302,20 @@ def _manifest(url: str) -> dict[str, Any]:
         raise ModelError(
             f"{url} has no {MANIFEST}: its export was cut short; run the same jobs/export.py again"
         ) from None
+    except OSError as error:
+        raise _unreadable(f"{url}/{MANIFEST}", error) from None
     except ValueError as error:
         raise ModelError(f"{url}/{MANIFEST} is damaged ({error}): export the run again") from None
-    needed = {"format", "name", "identity", "versions", "files"}
-    if not isinstance(manifest, dict) or not needed <= set(manifest):
+    if not isinstance(manifest, dict) or not set(_MANIFEST) & set(manifest):
         raise ModelError(f"{url}/{MANIFEST} is not that of a uadray model: export the run again")
+    for field, kind in _MANIFEST.items():
+        if field not in manifest:
+            raise ModelError(f"{url}/{MANIFEST} lacks the field {field}: export the run again")
+        if type(manifest[field]) is not kind:
+            raise ModelError(
+                f"{url}/{MANIFEST}: {field} must be of type {kind.__name__}, was "
+                f"{manifest[field]!r}: export the run again"
+            )
     if manifest["format"] != FORMAT:
         made_by = manifest["versions"].get("uadray")
         raise ModelError(
@@ -262,6 +332,8 @@ def _checked(url: str, name: str, manifest: Mapping[str, Any]) -> bytes:
         content = files.read_bytes(place)
     except FileNotFoundError:
         raise ModelError(f"{place} is missing: copy the model again, or export it again") from None
+    except OSError as error:
+        raise _unreadable(place, error) from None
     if hashlib.sha256(content).hexdigest() != manifest["files"].get(name):
         raise ModelError(
             f"{place} is not the file that was exported (its SHA-256 differs from the manifest): "

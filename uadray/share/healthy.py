@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from uadray import files
 from uadray.config import from_json, to_json
 from uadray.detectors import Detector
+from uadray.errors import ConfigError
 from uadray.evaluate.scoring import score_volumes
 from uadray.prepare.geometry import voxel_sizes
 from uadray.report.qc_measures import (
@@ -83,6 +84,11 @@ class Healthy:
     """Shortest and longest edge of the voxels of the scans' files; None where none could be
     read."""
 
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        if not self.score_spread > 0:
+            raise ConfigError(f"score_spread must be > 0, was {self.score_spread:g}")
+
     def doubts(
         self,
         image: NDArray[np.floating],
@@ -144,14 +150,10 @@ class Healthy:
         """The inverse.
 
         Raises:
-            ConfigError: a field is unknown.
-            TypeError: one is missing.
+            ConfigError: a field is unknown, absent or of another kind.
         """
-        ranges = tuple(from_json(HealthyRange, one) for one in value["measures"])
-        plain: dict[str, Any] = {
-            k: tuple(v) if isinstance(v, list) else v for k, v in value.items()
-        }
-        return cls(**{**plain, "measures": ranges})
+        healthy: Healthy = from_json(cls, value)
+        return healthy
 
 
 def measure_healthy(cohort: Cohort, detector: Detector, device: torch.device) -> Healthy:
@@ -229,7 +231,7 @@ def _source_voxels(sources: Sequence[str]) -> tuple[float, float] | None:
         try:
             header: Any = nib.load(source).header
             edges.append(np.abs(np.array(header.get_zooms()[:3], float)))
-        except (OSError, ValueError, nib.filebasedimages.ImageFileError):
+        except Exception:  # whatever nibabel raises on a file that has changed since
             continue
     if not edges:
         return None

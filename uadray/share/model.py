@@ -60,15 +60,44 @@ class FrozenThreshold:
     config: EvaluateConfig
     """Residual, post-processing, component filter and slices."""
 
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        if not math.isfinite(self.value):
+            raise ConfigError(f"value must be a finite score, was {self.value}")
+        if not 1 <= self.level <= MAX_LEVEL + 1:
+            raise ConfigError(f"level must be in [1, {MAX_LEVEL + 1}], was {self.level}")
+
+    def check_range(self, score_range: tuple[float, float]) -> None:
+        """Check that value and level are one threshold of a method with these scores.
+
+        Raises:
+            ConfigError: they are not.
+        """
+        low, high = score_range
+        step = (high - low) / MAX_LEVEL
+        if not low < self.value <= high + step:
+            raise ConfigError(
+                f"value must lie within the scores, {low:g} to {high:g}, was {self.value:g}"
+            )
+        if abs((self.value - low) / step - self.level) > 1:
+            raise ConfigError(
+                f"value {self.value:g} and level {self.level} must be the same threshold, but "
+                f"that level is the score {low + self.level * step:g}"
+            )
+
     def to_json(self) -> dict[str, Any]:
         """As a JSON value."""
         return {**vars(self), "notes": list(self.notes), "config": to_json(self.config)}
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> "FrozenThreshold":
-        """The inverse."""
-        config = from_json(EvaluateConfig, value["config"])
-        return cls(**{**value, "notes": tuple(value["notes"]), "config": config})
+        """The inverse.
+
+        Raises:
+            ConfigError: a field is unknown, absent or of another kind.
+        """
+        threshold: FrozenThreshold = from_json(cls, value)
+        return threshold
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,6 +116,8 @@ class Origin:
     """Scanners or sites, as far as the set tells; 0 where it does not."""
     notes: tuple[str, ...]
     """Of its subjects, without those of single ones."""
+    image_digests: tuple[str, ...] = ()
+    """Of its scans' voxels, by which one is known again; empty where they were not recorded."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -213,16 +244,16 @@ def model_of_run(run: Run, *, cohort: str = "") -> Model:
         raise RunError(f"{run.url} is not finished: run the same jobs/train.py again")
     detector = load_detector(run)
     kept, notes = _kept(run, detector, cohort)
-    thresholds, others = _thresholds(run)
+    thresholds, others = _thresholds(run, detector.score_range)
     settings = files.read_json(files.join(run.url, "config.json"))
     return Model(
         url=run.url,
         experiment=run.experiment,
         shape=run.shape,
         detector=detector,
-        prepare=from_json(PrepareConfig, kept["preprocessing"]),
-        origin=Origin(**{**kept["origin"], "notes": tuple(kept["origin"]["notes"])}),
-        healthy=Healthy.from_json(kept["healthy"]),
+        prepare=kept.preprocessing,
+        origin=kept.origin,
+        healthy=kept.healthy,
         thresholds=tuple(thresholds),
         versions=dict(settings.get("versions", {})),
         notes=(
@@ -235,16 +266,27 @@ def model_of_run(run: Run, *, cohort: str = "") -> Model:
     )
 
 
-def _kept(run: Run, detector: Detector, cohort: str) -> tuple[dict[str, Any], tuple[str, ...]]:
+@dataclass(frozen=True, kw_only=True)
+class _Kept:
+    """What prediction needs of the cohort that a run was fitted on."""
+
+    format: int
+    identity: str
+    preprocessing: PrepareConfig
+    origin: Origin
+    healthy: Healthy
+
+
+def _kept(run: Run, detector: Detector, cohort: str) -> tuple[_Kept, tuple[str, ...]]:
     """What is known of the run's cohort: as kept, or taken from it and kept."""
     url = files.join(run.url, KEPT)
-    old: dict[str, Any] | None = None
+    old: _Kept | None = None
     # Absent, damaged or unreadable: made again.
-    with suppress(OSError, ValueError, KeyError, TypeError):
-        kept = files.read_json(url)
-        if kept["format"] == FORMAT and kept["identity"] == _identity(run):
+    with suppress(OSError, ValueError):
+        kept: _Kept = from_json(_Kept, files.read_json(url))
+        if kept.format == FORMAT and kept.identity == _identity(run):
             return kept, ()
-        if kept["format"] == FORMAT and kept["identity"] == _identity_by_epoch(run):
+        if kept.format == FORMAT and kept.identity == _identity_by_epoch(run):
             old = kept
     try:
         opened = _cohort_of(run, cohort)
@@ -255,17 +297,17 @@ def _kept(run: Run, detector: Detector, cohort: str) -> tuple[dict[str, Any], tu
             f"{url} was written before weights were recorded, and the cohort cannot be opened: "
             "whether its healthy ranges are of these weights is not known",
         )
-    kept = {
-        "format": FORMAT,
-        "identity": _identity(run),
-        "preprocessing": to_json(recorded_config(opened.attributes["plan"])),
-        "origin": to_json(origin_of(opened)),
-        "healthy": measure_healthy(opened, detector, torch.device("cpu")).to_json(),
-    }
+    kept = _Kept(
+        format=FORMAT,
+        identity=_identity(run),
+        preprocessing=recorded_config(opened.attributes["plan"]),
+        origin=origin_of(opened),
+        healthy=measure_healthy(opened, detector, torch.device("cpu")),
+    )
     try:
-        files.write_json(url, kept)
+        files.write_json(url, to_json(kept))
     except OSError as error:
-        return kept, (f"{url} cannot be written ({error}): each call measures the cohort anew",)
+        return kept, (f"{url} cannot be written ({error}): each call measures the cohort again",)
     return kept, ()
 
 
@@ -312,10 +354,13 @@ def origin_of(cohort: Cohort) -> Origin:
         splits={str(k): int(v) for k, v in table["split"].value_counts().items()},
         num_scanners=int(table.loc[table["scanner"] != "", "scanner"].nunique()),
         notes=tuple(sorted({note.split(" from ")[0] for note in table["notes"] if note})[:20]),
+        image_digests=tuple(sorted({one for one in table.get("image_digest", ()) if one})),
     )
 
 
-def _thresholds(run: Run) -> tuple[list[FrozenThreshold], list[str]]:
+def _thresholds(
+    run: Run, score_range: tuple[float, float]
+) -> tuple[list[FrozenThreshold], list[str]]:
     """The frozen thresholds that the run's evaluations report with.
 
     Returns:
@@ -336,8 +381,14 @@ def _thresholds(run: Run) -> tuple[list[FrozenThreshold], list[str]]:
                 others.append(str(record["cohort"]["name"]))
                 continue
             found.append(_threshold(record))
-        except (ValueError, KeyError, TypeError, ConfigError) as error:
-            raise RunError(f"{url} is damaged ({error}): evaluate the run again") from None
+            found[-1].check_range(score_range)
+        except OSError as error:
+            raise RunError(
+                f"{url} cannot be read ({error.strerror or error}): see to its permissions"
+            ) from None
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            what = f"lacks {error}" if isinstance(error, KeyError) else str(error)
+            raise RunError(f"{url} is damaged ({what}): evaluate the run again") from None
     return found, others
 
 

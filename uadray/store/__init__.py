@@ -10,7 +10,8 @@ A cohort is a folder on a local path or any fsspec URL:
 - `rows/`, while it is being made: one file for each scan that is prepared and not yet in a shard;
 - `parts/00000.json`, one for each shard of rows, written after the shard's voxels: its subjects,
   the scans that were quarantined, and a digest of each row's voxels;
-- `subjects.parquet` and `quarantine.jsonl`, gathered when the cohort is sealed.
+- `subjects.parquet` and `quarantine.jsonl`, gathered when the cohort is sealed;
+- `left_out.jsonl`: files that were found beside the scans and why they are none, under no seal.
 
 Rows of quarantined scans stay zero and are in no table of subjects. One task writes one whole
 shard, so that no two tasks touch a file; a cohort is read only once it is sealed. The seal holds
@@ -30,6 +31,7 @@ from uadray.store.layout import (
     shard_volumes,
     software_versions,
     storage_errors,
+    write_left_out,
     zarr_store,
 )
 from uadray.store.spool import kept_name, parse_name
@@ -55,5 +57,6 @@ __all__ = [
     "storage_errors",
     "train_rows",
     "verify",
+    "write_left_out",
     "zarr_store",
 ]

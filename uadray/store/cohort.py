@@ -16,6 +16,7 @@ from uadray import files
 from uadray.errors import StoreError, StoreNotSealedError, UadrayError
 from uadray.order import subset_rows
 from uadray.store.layout import (
+    LEFT_OUT,
     QUARANTINE,
     SUBJECTS,
     ArrayName,
@@ -98,6 +99,15 @@ class Cohort:
             if isinstance(error, UadrayError):
                 raise
             raise StoreError(f"{place} is damaged ({error}): {_again(self.url)}") from None
+
+    @property
+    def left_out(self) -> list[dict[str, Any]]:
+        """Files that were found and are no scans of the cohort, with reasons; may be unrecorded."""
+        try:
+            text = files.read_bytes(files.join(self.url, LEFT_OUT)).decode()
+            return [json.loads(line) for line in text.splitlines()]
+        except (FileNotFoundError, ValueError):
+            return []
 
     def rows(self, split: Split) -> np.ndarray:
         """Rows of one split, ascending, (n,) int64.

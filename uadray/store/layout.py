@@ -5,7 +5,7 @@ import hashlib
 import json
 import os
 import platform
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -37,6 +37,9 @@ SCANS = "scans.jsonl"
 
 SUBJECTS, QUARANTINE = "subjects.parquet", "quarantine.jsonl"
 """Names of the gathered tables."""
+
+LEFT_OUT = "left_out.jsonl"
+"""Name of the list of files that were found and are no scans of the cohort; it is under no seal."""
 
 Split = Literal["train", "validation", "threshold", "test"]
 """Healthy cohorts have train and validation, lesioned ones threshold (fitting) and test."""
@@ -261,6 +264,12 @@ def scans_of(url: str) -> Iterator[bytes]:
     return files.read_lines(files.join(url, SCANS))
 
 
+def write_left_out(url: str, rows: Sequence[Mapping[str, str]]) -> None:
+    """List the files that were found besides the scans, each with its path and reason."""
+    content = b"".join(json.dumps(row).encode() + b"\n" for row in rows)
+    files.write_bytes(files.join(url, LEFT_OUT), content)
+
+
 def lines_digest(lines: Iterable[bytes]) -> str:
     """SHA-256 of a file that has these lines."""
     sha = hashlib.sha256()
@@ -309,22 +318,25 @@ def read_attributes(url: str) -> dict[str, Any]:
     except FileNotFoundError:
         raise StoreError(f"{url}: no cohort there; make one with jobs/prepare.py") from None
     except ValueError as error:  # no JSON, or no UTF-8
-        raise StoreError(f"{url}/zarr.json is damaged: {error}; prepare it anew") from None
+        raise StoreError(f"{url}/zarr.json is damaged: {error}; {_AGAIN}") from None
     attributes = document.get("attributes", {}).get("uadray")
     if attributes is None:
         raise StoreError(f"{url}: a Zarr group, but not a uadray cohort")
     if (found := attributes.get("format")) != FORMAT:
         raise StoreError(
             f"{url}: a cohort of format {found}, this version of uadray reads {FORMAT}: prepare "
-            "it anew, in another folder"
+            "its scans again, into another folder"
         )
     if not _GROUP.items() <= document.items():
-        raise StoreError(f"{url}/zarr.json is damaged: no group of Zarr v3; prepare it anew")
+        raise StoreError(f"{url}/zarr.json is damaged: no group of Zarr v3; {_AGAIN}")
     if lacking := _REQUIRED - attributes.keys():
         names = ", ".join(sorted(lacking))
-        raise StoreError(f"{url}/zarr.json is damaged: it lacks {names}; prepare it anew")
+        raise StoreError(f"{url}/zarr.json is damaged: it lacks {names}; {_AGAIN}")
     return dict(attributes)
 
+
+_AGAIN = "restore it from a copy, or prepare the scans again into another folder"
+"""What helps where a cohort does not say what it is; its voxels may be whole."""
 
 _GROUP = {"zarr_format": 3, "node_type": "group"}
 """What Zarr wants to read beside the attributes."""

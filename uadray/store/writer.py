@@ -116,10 +116,9 @@ class CohortWriter:
                 raise StoreError(
                     f"{self.url} holds a cohort of another plan "
                     f"({_differences(old, new, self.url, lines)}): "
-                    "choose another folder or remove that one"
+                    "choose another folder"
                 )
-        # A write that was cut short leaves its draft.
-        elif not all(files.is_draft(name) for name in files.list_names(self.url)):
+        elif not files.is_empty(self.url):
             raise StoreError(f"{self.url} is not empty and holds no cohort: choose another folder")
         else:
             write_attributes(self.url, attributes)

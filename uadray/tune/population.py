@@ -256,7 +256,10 @@ def _copy_state(source: Run, target: Run) -> None:
     """Give a run the epochs and the checkpoint of another one; the checkpoint counts last."""
     state = CheckpointStore(source.url, identity(source)).state()
     if state is None:
-        raise CheckpointError(f"{source.url} has no checkpoint to go on from: remove {target.url}")
+        raise CheckpointError(
+            f"{source.url} has no checkpoint to go on from: restore it from a copy, or sweep into "
+            "another folder (--out)"
+        )
     target.write_metrics(source.metrics())
     for path in state.digests:
         content = files.read_bytes(files.join(source.url, "checkpoint", path))

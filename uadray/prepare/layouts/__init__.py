@@ -7,8 +7,9 @@ A layout only looks at names and small tables; whether a scan can be used is see
 from uadray.prepare.layouts.auto import detect, make_auto
 from uadray.prepare.layouts.bids import bids
 from uadray.prepare.layouts.healthy import ixi, oasis1
+from uadray.prepare.layouts.listing import LeftOut
 from uadray.prepare.layouts.phantoms import phantom
-from uadray.prepare.layouts.scans import PHANTOM_SCHEME, Layout, Scan
+from uadray.prepare.layouts.scans import PHANTOM_SCHEME, Layout, Scan, Scans
 from uadray.prepare.layouts.stroke import atlas
 from uadray.prepare.layouts.tables import csv
 from uadray.prepare.layouts.tumour import brats
@@ -33,7 +34,9 @@ __all__ = [
     "LAYOUTS",
     "PHANTOM_SCHEME",
     "Layout",
+    "LeftOut",
     "Scan",
+    "Scans",
     "atlas",
     "bids",
     "brats",

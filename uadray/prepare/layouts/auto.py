@@ -4,8 +4,9 @@ from collections.abc import Mapping
 
 from uadray import files
 from uadray.errors import NoScanFoundError
+from uadray.prepare.layouts.listing import left_out_lines
 from uadray.prepare.layouts.naming import SIGNS, recognise
-from uadray.prepare.layouts.scans import IMAGE_ENDINGS, Layout, Scan, find_files
+from uadray.prepare.layouts.scans import IMAGE_ENDINGS, Layout, Scans, find_files
 
 TABLES = (".csv", ".tsv")
 """How a manifest ends."""
@@ -22,7 +23,7 @@ def detect(root: str, layouts: Mapping[str, Layout]) -> str:
         NoScanFoundError: none fits, or several fit different files; it names them.
     """
     root = files.normalise(root)
-    if root.endswith(TABLES):
+    if root.lower().endswith(TABLES):
         return "csv"
     names = find_files(root)
     found = {name: matches for name, matches in recognise(names).items() if name in layouts}
@@ -37,6 +38,8 @@ def detect(root: str, layouts: Mapping[str, Layout]) -> str:
             "that holds only its files"
         )
     sample = f"{len(names)} files, first {names[0]}" if names else "none"
+    if names.left_out:
+        sample += f" ({'; '.join(left_out_lines(0, names.left_out, root)[1:]).strip()})"
     raise NoScanFoundError(
         f"{root}: no layout fits; looked for the naming of {', '.join(SIGNS)} in files that end in "
         f"{', '.join(IMAGE_ENDINGS)} and found {sample}; name the scans in a table (layout csv)"
@@ -46,7 +49,7 @@ def detect(root: str, layouts: Mapping[str, Layout]) -> str:
 def make_auto(layouts: Mapping[str, Layout]) -> Layout:
     """The layout that takes whichever of `layouts` fits."""
 
-    def auto(root: str, modality: str = "") -> list[Scan]:
+    def auto(root: str, modality: str = "") -> Scans:
         """Scans in whichever layout fits the files' names.
 
         Args:

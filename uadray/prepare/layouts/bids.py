@@ -1,24 +1,25 @@
 """BIDS folders, raw or derived (Gorgolewski et al. 2016): scans, masks and scanners."""
 
-import io
 import json
+import math
+import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
-
-import fsspec
-import pandas as pd
+from concurrent.futures import ThreadPoolExecutor
 
 from uadray import files
-from uadray.errors import NoScanFoundError
+from uadray.prepare.layouts.listing import MAX_SHOWN
 from uadray.prepare.layouts.naming import BIDS_RAW
 from uadray.prepare.layouts.scans import (
     IMAGE_ENDINGS,
     Scan,
+    Scans,
     checked,
     find_files,
     nothing_found,
     stem,
 )
+from uadray.prepare.layouts.tables import TableError, read_table
 
 LESION_WORDS = ("lesion", "lesions", "tumor", "tumour", "stroke", "wmh")
 """How a part of a lesion mask's name ends."""
@@ -26,12 +27,12 @@ LESION_WORDS = ("lesion", "lesions", "tumor", "tumour", "stroke", "wmh")
 OWN_SPACES = ("orig", "individual", "native", "scanner")
 """Values of `space` of a mask that lies on its scan's own grid, besides the modality."""
 
-_MASK = re.compile(r"_(mask|roi)\.nii(\.gz)?$")
+_MASK = re.compile(r"_(mask|roi)(?i:\.nii(\.gz)?)$")
 _SITE_COLUMNS = ("scanner", "scanner_id", "site", "site_id", "center", "centre")
 _DESCRIBING = {"space", "desc", "label", "res", "den", "mask"}
 
 
-def bids(root: str, modality: str = "T1w") -> list[Scan]:
+def bids(root: str, modality: str = "T1w") -> Scans:
     """Scans of a BIDS folder, `sub-*[/ses-*]/anat/*_MODALITY.nii[.gz]`.
 
     Of several that fit in one session one is taken: that with the fewest entities (so the plain
@@ -45,7 +46,8 @@ def bids(root: str, modality: str = "T1w") -> list[Scan]:
     a `space` that is not the scan's is passed over.
 
     The scanner is `Manufacturer Model FieldT` of the sidecar JSON files (those of folders above
-    are inherited), else what `participants.tsv` has in a column such as scanner or site.
+    are inherited), else what `participants.tsv` has in a column such as scanner or site. Where
+    these cannot be read it is unknown, which the scan's notes say.
 
     Args:
         root: Folder or URL of the data set, or of one of its derivatives.
@@ -56,21 +58,30 @@ def bids(root: str, modality: str = "T1w") -> list[Scan]:
     """
     root = files.normalise(root)
     names = find_files(root, (*IMAGE_ENDINGS, ".json"))
-    images = [name for name in names if not name.endswith(".json")]
+    images = [name for name in names if not name.lower().endswith(".json")]
     *asked, suffix = modality.split("_")
     masks = _by_session(name for name in images if _MASK.search(name))
     candidates: dict[tuple[str, str], list[str]] = {}
     others = set()
+    reasons = {}
     for name in images:
         match = BIDS_RAW.search(name)
-        if match is None or _MASK.search(name):
+        if _MASK.search(name):
+            reasons[name] = "a mask that is of no scan or not of its brain or lesion"
+            continue
+        if match is None:
+            reasons[name] = "not in sub-*/[ses-*/]anat/, or not named as BIDS has it"
             continue
         entities = _entities(match["entities"])
         if match["what"] != suffix or not set(asked) <= set(match["entities"].split("_")):
             others.add("_".join([*asked, match["what"]]) if asked else match["what"])
+            reasons[name] = f"{match['what']}, not {modality}"
         elif entities.get("part", "mag") == "mag":
             session = (entities["sub"], entities.get("ses", ""))
             candidates.setdefault(session, []).append(name)
+            reasons[name] = "another of a session of which one is taken"
+        else:
+            reasons[name] = "no magnitude image (part)"
     if not candidates:
         raise nothing_found(
             root,
@@ -80,7 +91,7 @@ def bids(root: str, modality: str = "T1w") -> list[Scan]:
             advice="choose one of these with --modality"
             if others
             else "give the folder that holds sub-*/",
-            names=images,
+            names=names,
         )
     chosen = [
         (name, alternatives)
@@ -91,7 +102,12 @@ def bids(root: str, modality: str = "T1w") -> list[Scan]:
     ]
     scanners = _scanners(root, names, [name for name, _ in chosen])
     found = (_scan(root, name, alternatives, masks, scanners) for name, alternatives in chosen)
-    return checked(found, root)
+    scans = checked(found, root, names, reasons)
+    doubts = sorted({doubt for _, doubt in scanners.values() if doubt})
+    more = f" and {len(doubts) - MAX_SHOWN} more" if len(doubts) > MAX_SHOWN else ""
+    scans.remarks = tuple(f"  note: {doubt}" for doubt in doubts[:MAX_SHOWN])
+    scans.remarks += (f"  note:{more}",) if more else ()
+    return scans
 
 
 def _scan(
@@ -99,7 +115,7 @@ def _scan(
     name: str,
     alternatives: Sequence[str],
     masks: Mapping[tuple[str, str], Sequence[str]],
-    scanners: Mapping[str, str],
+    scanners: Mapping[str, tuple[str, str]],
 ) -> Scan:
     match = BIDS_RAW.search(name)
     assert match is not None
@@ -111,16 +127,18 @@ def _scan(
     place = {}
     for kind, words in (("brain", ("brain",)), ("lesion", LESION_WORDS)):
         own = masks.get((entities["sub"], entities.get("ses", "")), ())
-        fitting = _fitting_masks(own, entities, match["what"], words)
+        fitting = _once(root, _fitting_masks(own, entities, match["what"], words))
         place[kind] = files.join(root, fitting[0]) if fitting else ""
         if len(fitting) > 1:
             notes.append(f"{kind} mask {fitting[0]} taken of {len(fitting)}")
+    scanner, doubt = scanners[name]
+    notes += [doubt] if doubt else []
     return Scan(
         id=match["entities"],
         subject=f"sub-{entities['sub']}",
         session=entities.get("ses", ""),
         modality=match["what"],
-        scanner=scanners.get(name, ""),
+        scanner=scanner,
         image=files.join(root, name),
         brain=place["brain"],
         lesion=place["lesion"],
@@ -173,22 +191,40 @@ def _fitting_masks(
     return sorted(name for name, count in shared.items() if count == most)
 
 
-def _scanners(root: str, names: Sequence[str], scans: Sequence[str]) -> dict[str, str]:
-    """Scan -> scanner, empty where neither sidecars nor participants.tsv tell."""
+def _once(root: str, names: Sequence[str]) -> list[str]:
+    """Names of one file, reached by links to its folder, only once: the shortest."""
+    if len(names) < 2 or files.is_remote(root):
+        return list(names)
+    places: dict[str, str] = {}
+    for name in sorted(names, key=len):
+        places.setdefault(os.path.realpath(files.join(root, name)), name)
+    return sorted(places.values())
+
+
+def _scanners(root: str, names: Sequence[str], scans: Sequence[str]) -> dict[str, tuple[str, str]]:
+    """Scan -> its scanner, empty where neither sidecars nor participants.tsv tell, and why."""
     by_folder: dict[str, list[str]] = {}
     for name in names:
-        if name.endswith(".json"):
+        if name.lower().endswith(".json"):
             by_folder.setdefault(_folder(name), []).append(name)
     sidecars = {scan: _sidecars(by_folder, scan) for scan in scans}
     fields = _read_all(root, {name for found in sidecars.values() for name in found})
-    sites = _participants(root)
+    sites, why = _participants(root)
     scanners = {}
     for scan, found in sidecars.items():
         merged: dict[str, object] = {}
+        problems = []
         for name in found:
-            merged |= fields[name]
+            value = fields[name]
+            if isinstance(value, str):
+                problems.append(value)
+            else:
+                merged |= value
         subject = scan.split("/", 1)[0]
-        scanners[scan] = _scanner(merged) or sites.get(subject, "")
+        scanner = _scanner(merged) or sites.get(subject, "")
+        problems += [why] if why and not scanner else []
+        doubt = ", ".join(problems)
+        scanners[scan] = scanner, f"{doubt}: scanner unknown" if doubt and not scanner else doubt
     return scanners
 
 
@@ -202,7 +238,7 @@ def _sidecars(by_folder: Mapping[str, Sequence[str]], scan: str) -> list[str]:
     for depth in range(len(parts) + 1):
         fitting = []
         for name in by_folder.get("/".join(parts[:depth]), ()):
-            *entities, suffix = name.rsplit("/", 1)[-1].removesuffix(".json").split("_")
+            *entities, suffix = name.rsplit("/", 1)[-1][: -len(".json")].split("_")
             if suffix == match["what"] and set(entities) <= own:
                 fitting.append((len(entities), name))
         found += [name for _, name in sorted(fitting)]
@@ -213,59 +249,83 @@ def _folder(name: str) -> str:
     return name.rpartition("/")[0]
 
 
-def _read_all(root: str, names: Iterable[str]) -> dict[str, dict[str, object]]:
-    """The JSON objects in files, fetched together: a store answers slowly, but many at a time."""
-    urls = {files.join(root, name): name for name in sorted(names)}
-    if not urls:
-        return {}
-    fs, _ = fsspec.core.url_to_fs(root)
-    paths = {fs._strip_protocol(url): name for url, name in urls.items()}
-    contents = fs.cat(list(paths))
-    fields = {}
-    for path, name in paths.items():
-        try:
-            value = json.loads(contents[path])
-        except ValueError as error:
-            raise NoScanFoundError(
-                f"{files.join(root, name)} is no JSON: {error}; mend or remove it"
-            ) from None
-        fields[name] = value if isinstance(value, dict) else {}
-    return fields
+def _read_all(root: str, names: Iterable[str]) -> dict[str, dict[str, object] | str]:
+    """The JSON objects in files, or in words why one cannot be read.
+
+    They are fetched many at a time: a store answers slowly.
+    """
+    ordered = sorted(names)
+    with ThreadPoolExecutor(16) as pool:
+        found = list(pool.map(lambda name: _read_sidecar(root, name), ordered))
+    return dict(zip(ordered, found, strict=True))
+
+
+def _read_sidecar(root: str, name: str) -> dict[str, object] | str:
+    try:
+        value = json.loads(files.read_bytes(files.join(root, name)))
+    except (OSError, ValueError, RecursionError) as error:
+        if _is_no_answer(root, error):
+            raise
+        return f"its sidecar {name} cannot be read ({_reason(error)})"
+    return value if isinstance(value, dict) else f"its sidecar {name} holds no JSON object"
+
+
+def _is_no_answer(root: str, error: Exception) -> bool:
+    """Whether a store does not answer, which is no fault of the file and may pass."""
+    absent = isinstance(error, (FileNotFoundError, PermissionError))
+    return files.is_remote(root) and isinstance(error, OSError) and not absent
+
+
+def _reason(error: Exception) -> str:
+    return (isinstance(error, OSError) and error.strerror) or str(error) or type(error).__name__
 
 
 def _scanner(fields: Mapping[str, object]) -> str:
     """`Siemens Prisma 3T`, of what the sidecar tells; else a station or an institution."""
-    maker, model = (
-        str(fields.get(key) or "").strip() for key in ("Manufacturer", "ManufacturersModelName")
-    )
+    maker, model = (_word(fields, key) for key in ("Manufacturer", "ManufacturersModelName"))
     if model.lower().startswith(maker.lower()):
         maker = ""
     name = " ".join(part for part in (maker, model) if part)
     try:
-        tesla = f"{float(str(fields['MagneticFieldStrength'])):.2g}T"
+        strength = float(str(fields["MagneticFieldStrength"]))
+        tesla = f"{strength:.2g}T" if math.isfinite(strength) else ""
     except (KeyError, ValueError):
         tesla = ""
     if name:
         return f"{name} {tesla}".strip()
-    return str(fields.get("StationName") or fields.get("InstitutionName") or tesla)
+    return _word(fields, "StationName") or _word(fields, "InstitutionName") or tesla
 
 
-def _participants(root: str) -> dict[str, str]:
-    """Subject -> scanner or site, from participants.tsv where it has such a column."""
+def _word(fields: Mapping[str, object], key: str) -> str:
+    """A field that is text or a number; lists and objects are none."""
+    value = fields.get(key)
+    return str(value).strip() if value and isinstance(value, (str, int, float)) else ""
+
+
+def _participants(root: str) -> tuple[dict[str, str], str]:
+    """Subject -> scanner or site, from participants.tsv where it has such a column; or why not."""
     url = files.join(root, "participants.tsv")
-    if not files.exists(url):
-        return {}
     try:
-        table = pd.read_csv(io.BytesIO(files.read_bytes(url)), sep="\t", dtype=str)
-    except (ValueError, pd.errors.ParserError) as error:
-        raise NoScanFoundError(
-            f"{url}: expected a table with tabs between its columns, but it cannot be read "
-            f"({error}); mend or remove it"
-        ) from None
-    columns = {str(column).lower(): column for column in table.columns}
-    column = next((columns[name] for name in _SITE_COLUMNS if name in columns), None)
-    if column is None or "participant_id" not in table:
-        return {}
-    known = table[["participant_id", column]].dropna()
-    subjects = known["participant_id"].map(lambda s: s if s.startswith("sub-") else f"sub-{s}")
-    return dict(zip(subjects, known[column], strict=True))
+        columns, rows = read_table(url, separators="\t")
+    except FileNotFoundError:
+        dangling = not files.is_remote(url) and os.path.islink(url)
+        return {}, "participants.tsv is a link to what is not there" if dangling else ""
+    except (OSError, TableError) as error:
+        if _is_no_answer(root, error):
+            raise
+        return {}, f"participants.tsv cannot be read ({_reason(error)})"
+    known = {column.lower(): column for column in columns}
+    column = next((known[name] for name in _SITE_COLUMNS if name in known), None)
+    person = known.get("participant_id")
+    if column is None or person is None:
+        return {}, ""
+    sites = {}
+    for row in rows:
+        subject, site = row[person], row[column]
+        if subject and site.lower() not in _ABSENT:
+            sites[subject if subject.startswith("sub-") else f"sub-{subject}"] = site
+    return sites, ""
+
+
+_ABSENT = ("", "n/a", "na", "nan", "null", "none", "<na>", "#n/a")
+"""What stands in a table where nothing is known, in lower case."""

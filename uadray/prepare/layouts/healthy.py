@@ -1,21 +1,19 @@
 """Public sets of healthy people: IXI and OASIS-1."""
 
-import io
 import re
 
-import pandas as pd
-
 from uadray import files
-from uadray.errors import NoScanFoundError
 from uadray.prepare.geometry import DOUBT
 from uadray.prepare.layouts.naming import IXI, OASIS1
 from uadray.prepare.layouts.scans import (
     Scan,
+    Scans,
     canonical_modality,
     checked,
     find_files,
     nothing_found,
 )
+from uadray.prepare.layouts.tables import TableError, read_table
 
 IXI_SCANNERS = {
     "Guys": "Guys Philips 1.5T",
@@ -25,7 +23,7 @@ IXI_SCANNERS = {
 """Site in the file's name -> scanner, as brain-development.org names them."""
 
 
-def ixi(root: str, modality: str = "T1w") -> list[Scan]:
+def ixi(root: str, modality: str = "T1w") -> Scans:
     """Scans of IXI, `IXI002-Guys-0828-T1.nii.gz` in one folder or in one for each modality.
 
     They have their skull and no masks.
@@ -41,12 +39,14 @@ def ixi(root: str, modality: str = "T1w") -> list[Scan]:
     names = find_files(root)
     wanted = canonical_modality(modality)
     found, others = [], set()
+    reasons = {}
     for name in names:
         match = IXI.search(name)
         if match is None:
             continue
         if canonical_modality(match["what"]) != wanted:
             others.add(match["what"])
+            reasons[name] = f"{match['what']}, not {modality}"
             continue
         found.append(
             Scan(
@@ -68,10 +68,10 @@ def ixi(root: str, modality: str = "T1w") -> list[Scan]:
             else "give the folder that the archive was unpacked to",
             names=names,
         )
-    return checked(found, root)
+    return checked(found, root, names, reasons)
 
 
-def oasis1(root: str, modality: str = "T1w") -> list[Scan]:
+def oasis1(root: str, modality: str = "T1w") -> Scans:
     """Scans of OASIS-1 (cross-sectional), the sessions MR1 and, of 20 people, MR2.
 
     Of each session the image in `PROCESSED/MPRAGE/T88_111` without its skull is taken
@@ -81,7 +81,7 @@ def oasis1(root: str, modality: str = "T1w") -> list[Scan]:
 
     100 of the 416 people have dementia. Where `oasis_cross-sectional*.csv` lies in the folder,
     scans with a CDR above 0 carry a doubt in their notes; leave them out with `--exclude` in a
-    healthy cohort.
+    healthy cohort. Where it cannot be read, all carry one.
 
     Args:
         root: Folder or URL that holds disc1/ to disc12/ or OAS1_* folders, at any depth.
@@ -104,7 +104,7 @@ def oasis1(root: str, modality: str = "T1w") -> list[Scan]:
             else "give the folder of the unpacked discs, with PROCESSED/",
             names=names,
         )
-    ratings = _dementia_ratings(root)
+    ratings, doubt = _dementia_ratings(root)
     found = [
         Scan(
             id=match["id"],
@@ -115,25 +115,24 @@ def oasis1(root: str, modality: str = "T1w") -> list[Scan]:
             orientation="LAS",
             notes=f"{DOUBT}clinical dementia rating {rating:g}"
             if (rating := ratings.get(match["id"], 0.0)) > 0
-            else "",
+            else doubt,
         )
         for name, match in matches
     ]
-    return checked(found, root)
+    return checked(found, root, names)
 
 
-def _dementia_ratings(root: str) -> dict[str, float]:
-    """Session -> CDR, from the set's table if it was saved as CSV beside the discs."""
+def _dementia_ratings(root: str) -> tuple[dict[str, float], str]:
+    """Session -> CDR, from the set's table if it was saved as CSV beside the discs; or a doubt."""
     names = [n for n in files.list_names(root) if re.match(r"oasis_cross-sectional.*\.csv$", n)]
     if not names:
-        return {}
-    url = files.join(root, names[0])
+        return {}, ""
     try:
-        table = pd.read_csv(io.BytesIO(files.read_bytes(url)))
-        known = table[["ID", "CDR"]].dropna()
-        return dict(zip(known["ID"].astype(str), known["CDR"].astype(float), strict=True))
-    except (KeyError, ValueError, pd.errors.ParserError) as error:
-        raise NoScanFoundError(
-            f"{url}: expected columns ID and CDR, but they cannot be read ({error}); mend or "
-            "remove it"
-        ) from None
+        _, rows = read_table(files.join(root, names[0]), separators=",;\t")
+        known = {row["ID"]: row["CDR"] for row in rows}
+        return {name: float(rating) for name, rating in known.items() if rating}, ""
+    except (OSError, KeyError, ValueError, TableError) as error:
+        return {}, (
+            f"{DOUBT}clinical dementia rating unknown: the columns ID and CDR of {names[0]} cannot "
+            f"be read ({error})"
+        )

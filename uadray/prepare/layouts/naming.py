@@ -7,10 +7,11 @@ be the set's own or one above it.
 import re
 from collections.abc import Iterable
 
-_END = r"\.nii(?:\.gz)?$"
+_END = r"(?i:\.nii(?:\.gz)?)$"
+"""In any case, as some converters and file systems write it."""
 
 BIDS_RAW = re.compile(
-    r"^sub-[^/]+/(?:ses-[^/]+/)?anat/(?P<entities>sub-[^/]*)_(?P<what>[A-Za-z0-9]+)" + _END
+    r"^sub-[^/]+/(?:ses-[^/]+/)?(?i:anat)/(?P<entities>sub-[^/]*)_(?P<what>[A-Za-z0-9]+)" + _END
 )
 """`sub-01/ses-1/anat/sub-01_ses-1_run-1_T1w.nii.gz`."""
 
@@ -21,7 +22,7 @@ IXI = re.compile(
 
 OASIS1 = re.compile(
     r"(?:^|/)(?P<id>(?P<subject>OAS1_\d{4})_(?P<session>MR\d))_mpr_n\w_anon_111_t88_masked_gfc"
-    r"\.(?:img|nii)(?:\.gz)?$"
+    r"(?i:\.(?:img|nii)(?:\.gz)?)$"
 )
 """`OAS1_0001_MR1/PROCESSED/MPRAGE/T88_111/OAS1_0001_MR1_mpr_n4_anon_111_t88_masked_gfc.img`."""
 
@@ -93,3 +94,37 @@ def recognise(names: Iterable[str]) -> dict[str, set[str]]:
         for layout, patterns in SIGNS.items()
     }
     return {layout: matches for layout, matches in found.items() if matches}
+
+
+_WORDS = re.compile(r"[A-Z]?[a-z]+\d*|[A-Z]+(?![a-z])\d*|\d+[A-Za-z]*")
+_MASK_WORD = re.compile(
+    r"(?:[dp]|a|wm|gm|csf|prob|brain|head|skull|tissue|lesions?|tumou?r|stroke|wmh|t1w?|t2w?|flair)?"
+    r"(?:masks?|segs?|segm|segmentations?|rois?|labels?|labelmap|parc|parcellation)\d*"
+    r"|gt\d*|groundtruth|aparc"
+)
+_LESION_WORD = re.compile(r"(?:lesions?|tumou?rs?)\d*")
+
+
+def words_of(name: str) -> list[str]:
+    """The words of a file's name in lower case: `sub-1_brainMask` has sub, 1, brain and mask."""
+    parts = re.split(r"[^A-Za-z0-9]+", name)
+    return [word.lower() for part in parts for word in (part, *_WORDS.findall(part)) if word]
+
+
+def mask_word(name: str, modalities: Iterable[str] = ()) -> str:
+    """The word by which a file is named as a mask; empty where it is none.
+
+    Only whole words tell: Vosegus and `T1w_masked` are no masks. A word for a lesion tells only
+    where no modality comes after it: `T1w_lesion` is a mask, `lesion_T1w` a patient's scan.
+
+    Args:
+        name: The file's name without its ending.
+        modalities: Words for modalities, in lower case.
+    """
+    words = words_of(name)
+    for place, word in enumerate(words):
+        if _MASK_WORD.fullmatch(word):
+            return word
+        if _LESION_WORD.fullmatch(word) and not {*modalities} & set(words[place + 1 :]):
+            return word
+    return ""

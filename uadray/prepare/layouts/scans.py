@@ -1,27 +1,43 @@
-"""What a layout yields, and what all layouts share: listing files, naming modalities, refusing."""
+"""What a layout yields, and what all layouts share: naming modalities, refusing."""
 
 import logging
 import os
 import re
-import stat
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, fields
 from typing import Protocol
-
-import fsspec
 
 from uadray import files
 from uadray.errors import NoScanFoundError
+from uadray.prepare.layouts.listing import (
+    IMAGE_ENDINGS,
+    LeftOut,
+    Listing,
+    find_files,
+    left_out_lines,
+    printable,
+)
 from uadray.prepare.layouts.naming import recognise
+
+__all__ = [
+    "IMAGE_ENDINGS",
+    "PHANTOM_SCHEME",
+    "Layout",
+    "Scan",
+    "Scans",
+    "canonical_modality",
+    "checked",
+    "find_files",
+    "nothing_found",
+    "stem",
+    "with_lesion_mask",
+]
 
 _log = logging.getLogger(__name__)
 
 PHANTOM_SCHEME = "phantom://"
 """Scans behind it are made, not read: `phantom://stroke/17` is subject 17 of the kind stroke."""
-
-IMAGE_ENDINGS = (".nii", ".nii.gz", ".img", ".img.gz")
-"""How the files end that can hold a scan; an `.img` has its `.hdr` beside it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,6 +72,21 @@ class Scan:
     notes: str = ""
     """What the layout knows that a reader of the result must know."""
 
+    def __post_init__(self) -> None:
+        # Tables and pages are UTF-8; only the paths of the files keep what is not.
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if isinstance(value, str) and field.name not in _PATHS:
+                object.__setattr__(self, field.name, printable(value))
+
+    @property
+    def paths(self) -> tuple[str, ...]:
+        """Its own files; none of a phantom's."""
+        if self.image.startswith(PHANTOM_SCHEME):
+            return ()
+        own = (self.image, self.brain, self.lesion, *self.more_lesions)
+        return tuple(path for path in own if path)
+
     @property
     def lesioned(self) -> bool:
         """Whether the scan has, or is to be given, a lesion of known place."""
@@ -69,6 +100,24 @@ class Scan:
         )
 
 
+_PATHS = ("image", "brain", "lesion", "synthetic_lesion")
+
+
+class Scans(list[Scan]):
+    """The scans that a layout found, sorted by id, and what it left out."""
+
+    def __init__(self, scans: Iterable[Scan], left_out: Iterable[LeftOut] = ()) -> None:
+        super().__init__(scans)
+        self.left_out = tuple(left_out)
+        """Files that could have been scans, each with the reason why it is none."""
+        self.remarks: tuple[str, ...] = ()
+        """What could not be read besides, such as a table of scanners."""
+
+    def lines(self, root: str = "") -> list[str]:
+        """How many were found and left out, and which; for the terminal."""
+        return [*left_out_lines(len(self), self.left_out, root), *self.remarks]
+
+
 class Layout(Protocol):
     """Finds the scans of one modality in a folder (or table), sorted by id.
 
@@ -77,7 +126,7 @@ class Layout(Protocol):
 
     __name__: str
 
-    def __call__(self, root: str, modality: str = ...) -> list[Scan]:
+    def __call__(self, root: str, modality: str = ...) -> Scans:
         """Find the scans.
 
         Raises:
@@ -100,63 +149,31 @@ def canonical_modality(name: str) -> str:
     return next(known, name)
 
 
-def find_files(root: str, endings: tuple[str, ...] = IMAGE_ENDINGS) -> list[str]:
-    """Paths of all files under `root` with one of the endings, relative to it, sorted.
-
-    Links to folders are followed. Hidden files and folders are left out: they hold the copies that
-    version control and macOS make.
-
-    Raises:
-        NoScanFoundError: there is no such folder, or it or one inside cannot be listed: a scan
-            that is left out unnoticed is worse.
-    """
-    if not files.is_remote(root):
-        return sorted(name for name in _walk(files.normalise(root)) if name.endswith(endings))
-    fs, path = fsspec.core.url_to_fs(root)
-    if not fs.exists(path):
-        raise NoScanFoundError(f"{root}: no such folder; give the folder of the data set")
-    prefix = path.rstrip("/") + "/"
-    names = (found.removeprefix(prefix) for found in fs.find(path) if found.startswith(prefix))
-    return sorted(n for n in names if n.endswith(endings) and "/." not in f"/{n}")
-
-
-def _walk(root: str) -> Iterable[str]:
-    """Files under a local folder, relative to it."""
-    if not os.path.isdir(root):
-        what = "is a file" if os.path.exists(root) else "no such folder"
-        raise NoScanFoundError(f"{root}: {what}; give the folder of the data set")
-
-    def refuse(error: OSError) -> None:
-        raise NoScanFoundError(
-            f"{error.filename}: cannot be listed ({error.strerror}); make it readable, or leave it "
-            "out by naming the scans in a table (layout csv)"
-        )
-
-    seen = set()
-    for folder, folders, names in os.walk(root, onerror=refuse, followlinks=True):
-        here = os.stat(folder)
-        # A link to a folder above would be walked for ever.
-        if (here.st_dev, here.st_ino) in seen:
-            folders.clear()
-            continue
-        seen.add((here.st_dev, here.st_ino))
-        folders[:] = sorted(f for f in folders if not f.startswith("."))
-        relative = "" if folder == root else os.path.relpath(folder, root) + "/"
-        yield from (relative + name for name in names if not name.startswith("."))
-
-
 def stem(path: str) -> str:
     """The file's name without its ending."""
-    return re.sub(r"\.(nii|img)(\.gz)?$", "", path.rsplit("/", 1)[-1])
+    return re.sub(r"\.(nii|img)(\.gz)?$", "", path.rsplit("/", 1)[-1], flags=re.IGNORECASE)
 
 
-def checked(scans: Iterable[Scan], where: str) -> list[Scan]:
-    """The scans sorted by id.
+def checked(
+    scans: Iterable[Scan],
+    where: str,
+    listing: Listing | None = None,
+    reasons: Mapping[str, str] | None = None,
+    others: str = "not named as the scans of this layout",
+) -> Scans:
+    """The scans sorted by id, with all else that the folder holds.
+
+    Args:
+        scans: What a layout found.
+        where: The folder or table.
+        listing: Of the folder; its files that belong to no scan are left out.
+        reasons: File in the listing -> why it is.
+        others: Why those are that have no reason of their own.
 
     Raises:
         NoScanFoundError: two of them share their id or their image.
     """
-    scans = sorted(scans, key=lambda scan: scan.id)
+    scans, twins = _without_twins(sorted(scans, key=lambda scan: (scan.id, scan.image)))
     for field, advice in (
         ("id", "leave one of them out, or name the scans in a CSV with an id column"),
         ("image", "leave one of them out: a scan must not stand on two sides of a split"),
@@ -169,14 +186,39 @@ def checked(scans: Iterable[Scan], where: str) -> list[Scan]:
                 f"{where}: {len(twice)} {field}s belong to more than one scan, first {twice[0]}: "
                 f"{', '.join(shared)}; {advice}"
             )
-    return scans
+    if listing is None:
+        return Scans(scans, twins)
+    used = {path for scan in scans for path in scan.paths} | {one.path for one in twins}
+    rest = [
+        LeftOut(path=files.join(where, name), reason=(reasons or {}).get(name, others))
+        for name in listing
+        if files.join(where, name) not in used and not name.lower().endswith(".json")
+    ]
+    return Scans(scans, [*rest, *twins, *listing.left_out])
 
 
-def with_lesion_mask(scans: Sequence[Scan], where: str) -> list[Scan]:
+def _without_twins(scans: list[Scan]) -> tuple[list[Scan], list[LeftOut]]:
+    """Of scans of one id that are one file, reached by links, the one with the shortest path."""
+    counts = Counter(scan.id for scan in scans)
+    kept: list[Scan] = []
+    twins = []
+    places: dict[tuple[str, str], Scan] = {}
+    for scan in sorted(scans, key=lambda scan: (len(scan.image), scan.image)):
+        if counts[scan.id] > 1 and not files.is_remote(scan.image):
+            first = places.setdefault((scan.id, os.path.realpath(scan.image)), scan)
+            if first.image != scan.image:
+                reason = "another link to a scan that is taken"
+                twins.append(LeftOut(path=scan.image, reason=reason))
+                continue
+        kept.append(scan)
+    return sorted(kept, key=lambda scan: (scan.id, scan.image)), twins
+
+
+def with_lesion_mask(scans: Scans, where: str) -> Scans:
     """Those of a set of patients that have a lesion mask.
 
     The others' lesions are unknown (test parts whose masks are kept back): they may count neither
-    as healthy nor as lesioned. How many are left out is logged.
+    as healthy nor as lesioned.
 
     Raises:
         NoScanFoundError: there are scans, and none has a mask.
@@ -187,9 +229,14 @@ def with_lesion_mask(scans: Sequence[Scan], where: str) -> list[Scan]:
             f"{where}: {len(scans)} scans, first {scans[0].image}, but none has its lesion mask; "
             "get the part of the set that has masks, or name the scans in a CSV"
         )
-    if left_out := len(scans) - len(kept):
-        _log.warning("%s: %d scans have no lesion mask and are left out", where, left_out)
-    return kept
+    bare = [
+        LeftOut(path=scan.image, reason="without its lesion mask")
+        for scan in scans
+        if not scan.lesion
+    ]
+    if bare:
+        _log.warning("%s: %d scans have no lesion mask and are left out", where, len(bare))
+    return Scans(kept, [*bare, *scans.left_out])
 
 
 def nothing_found(
@@ -217,12 +264,6 @@ def nothing_found(
             message += f"{len(names)} other files, first {names[0]}; "
         else:
             message += f"no file there ends in {', '.join(IMAGE_ENDINGS)}; "
+    if left_out := getattr(names, "left_out", ()):
+        message += "; ".join(line.strip() for line in left_out_lines(0, left_out, where)) + "; "
     return NoScanFoundError(message + advice)
-
-
-def is_dangling(path: str) -> bool:
-    """Whether a local path is a link to what is not there."""
-    try:
-        return stat.S_ISLNK(os.lstat(path).st_mode) and not os.path.exists(path)
-    except OSError:
-        return False

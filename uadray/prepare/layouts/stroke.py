@@ -4,6 +4,7 @@ from uadray import files
 from uadray.prepare.layouts.naming import ATLAS1, ATLAS2
 from uadray.prepare.layouts.scans import (
     Scan,
+    Scans,
     canonical_modality,
     checked,
     find_files,
@@ -12,7 +13,7 @@ from uadray.prepare.layouts.scans import (
 )
 
 
-def atlas(root: str, modality: str = "T1w") -> list[Scan]:
+def atlas(root: str, modality: str = "T1w") -> Scans:
     """Scans of ATLAS R1.1, R1.2 (in standard space) or R2.0 with their lesion masks.
 
     R1: `Site1/031768/t01/031768_t1w_deface_stx.nii.gz`; a scan may have several masks
@@ -41,7 +42,7 @@ def atlas(root: str, modality: str = "T1w") -> list[Scan]:
             else "give the folder of the unpacked (and decrypted) archive",
             names=names,
         )
-    return with_lesion_mask(checked(found, root), root)
+    return with_lesion_mask(checked(found, root, names), root)
 
 
 def _release_1(root: str, names: list[str]) -> list[Scan]:

@@ -6,6 +6,7 @@ from uadray import files
 from uadray.prepare.layouts.naming import BRATS, BRATS_ODD_SEG
 from uadray.prepare.layouts.scans import (
     Scan,
+    Scans,
     canonical_modality,
     checked,
     find_files,
@@ -14,7 +15,7 @@ from uadray.prepare.layouts.scans import (
 )
 
 
-def brats(root: str, modality: str = "FLAIR") -> list[Scan]:
+def brats(root: str, modality: str = "FLAIR") -> Scans:
     """Scans of BraTS 2019 to 2023 with their segmentation as one lesion mask.
 
     All classes count as lesion (oedema, necrosis, enhancing tumour: every label above 0). The
@@ -39,6 +40,7 @@ def brats(root: str, modality: str = "FLAIR") -> list[Scan]:
     masks: dict[str, str] = {}
     odd: dict[str, str] = {}
     others = set()
+    reasons = {}
     found = []
     for name in names:
         if match := BRATS.search(name):
@@ -48,6 +50,7 @@ def brats(root: str, modality: str = "FLAIR") -> list[Scan]:
                 images[name] = match["id"]
             else:
                 others.add(match["what"])
+                reasons[name] = f"{match['what']}, not {modality}"
         elif match := BRATS_ODD_SEG.search(name):
             odd[match["id"]] = name
     for name, case in images.items():
@@ -77,7 +80,7 @@ def brats(root: str, modality: str = "FLAIR") -> list[Scan]:
             else "give the folder of the BraTS* cases",
             names=names,
         )
-    return with_lesion_mask(checked(found, root), root)
+    return with_lesion_mask(checked(found, root, names, reasons), root)
 
 
 def _person(case: str) -> tuple[str, str]:

@@ -4,6 +4,7 @@ from uadray import files
 from uadray.prepare.layouts.naming import MSLUB, MSSEG2015, WMH
 from uadray.prepare.layouts.scans import (
     Scan,
+    Scans,
     canonical_modality,
     checked,
     find_files,
@@ -23,7 +24,7 @@ WMH_SCANNERS = {
 _MSLUB_MASKS = ("brainmask", "consensus_gt")
 
 
-def mslub(root: str, modality: str = "FLAIR") -> list[Scan]:
+def mslub(root: str, modality: str = "FLAIR") -> Scans:
     """Scans of the MSLUB set, `patientNN/patientNN_MODALITY.nii.gz` with both masks.
 
     Source: Lesjak et al. 2017, Neuroinformatics 16.
@@ -39,10 +40,12 @@ def mslub(root: str, modality: str = "FLAIR") -> list[Scan]:
     root = files.normalise(root)
     names = find_files(root)
     wanted = canonical_modality(modality)
-    paths = {
-        (m["subject"], m["what"].lower()): files.join(root, n)
-        for n in names
-        if (m := MSLUB.search(n))
+    matches = {name: match for name in names if (match := MSLUB.search(name))}
+    paths = {(m["subject"], m["what"].lower()): files.join(root, n) for n, m in matches.items()}
+    reasons = {
+        name: f"{match['what']}, not {modality}"
+        for name, match in matches.items()
+        if canonical_modality(match["what"]) != wanted
     }
     found = [
         Scan(
@@ -68,10 +71,10 @@ def mslub(root: str, modality: str = "FLAIR") -> list[Scan]:
             else "give the folder of patientNN/",
             names=names,
         )
-    return with_lesion_mask(checked(found, root), root)
+    return with_lesion_mask(checked(found, root, names, reasons), root)
 
 
-def wmh(root: str, modality: str = "FLAIR") -> list[Scan]:
+def wmh(root: str, modality: str = "FLAIR") -> Scans:
     """Scans of the WMH segmentation challenge, `SITE/NN/pre/FLAIR.nii.gz` with `SITE/NN/wmh`.
 
     Label 1 (white matter hyperintensity) is lesion. Label 2 (other pathology, outlined roughly
@@ -94,6 +97,7 @@ def wmh(root: str, modality: str = "FLAIR") -> list[Scan]:
     images: dict[tuple[str, str], str] = {}
     masks = {}
     others = set()
+    reasons = {}
     for name in names:
         match = WMH.search(name)
         if match is None:
@@ -103,8 +107,11 @@ def wmh(root: str, modality: str = "FLAIR") -> list[Scan]:
             masks[key] = files.join(root, name)
         elif canonical_modality(match["what"]) != wanted:
             others.add(match["what"])
-        elif match["stage"] == "pre" or key not in images:
-            images[key] = files.join(root, name)
+            reasons[name] = f"{match['what']}, not {modality}"
+        else:
+            reasons[name] = "orig/, of which pre/ is taken"
+            if match["stage"] == "pre" or key not in images:
+                images[key] = files.join(root, name)
     if not images:
         raise nothing_found(
             root,
@@ -129,10 +136,10 @@ def wmh(root: str, modality: str = "FLAIR") -> list[Scan]:
         )
         for (site, subject), image in images.items()
     ]
-    return with_lesion_mask(checked(found, root), root)
+    return with_lesion_mask(checked(found, root, names, reasons), root)
 
 
-def msseg2015(root: str, modality: str = "FLAIR") -> list[Scan]:
+def msseg2015(root: str, modality: str = "FLAIR") -> Scans:
     """Scans of the longitudinal MS lesion challenge of ISBI 2015, with the first rater's mask.
 
     `training01/preprocessed/training01_01_flair_pp.nii` with
@@ -155,6 +162,10 @@ def msseg2015(root: str, modality: str = "FLAIR") -> list[Scan]:
     matches = {name: match for name in names if (match := MSSEG2015.search(name))}
     masks = {m["id"]: files.join(root, n) for n, m in matches.items() if m["mask"] == "mask1"}
     images = {n: m for n, m in matches.items() if m["what"]}
+    reasons = {
+        name: f"{match['what']}, not {modality}" if match["what"] else "the mask of another rater"
+        for name, match in matches.items()
+    }
     found = [
         Scan(
             id=match["id"],
@@ -180,4 +191,4 @@ def msseg2015(root: str, modality: str = "FLAIR") -> list[Scan]:
             else "give the folder of training01/ to training05/",
             names=names,
         )
-    return with_lesion_mask(checked(found, root), root)
+    return with_lesion_mask(checked(found, root, names, reasons), root)

@@ -1,0 +1,39 @@
+"""The smallest findable ball, against balls that are drawn and filtered."""
+
+import numpy as np
+import pytest
+
+from uadray.evaluate.median import median_filter
+from uadray.evaluate.postprocess import MAX_LEVEL, smallest_findable_mm
+
+
+def is_found(radius: float, place: np.ndarray, spacing: np.ndarray, size: int) -> bool:
+    """Whether the median leaves anything of a ball whose centre is at `place`, in voxels."""
+    shape = (15, 15, 15)
+    middle = np.array(shape) // 2 + place
+    offset = (np.moveaxis(np.indices(shape), 0, -1) - middle) * spacing
+    ball = np.linalg.norm(offset, axis=-1) <= radius
+    levels = np.where(ball, MAX_LEVEL, 0).astype(np.uint16)
+    return bool(median_filter(levels, np.ones(shape, bool), size).any())
+
+
+@pytest.mark.parametrize("spacing", [(1.0, 1.0, 1.0), (3.4, 3.98, 3.29), (2.5, 1.0, 1.2)])
+@pytest.mark.parametrize("size", [1, 3, 5])
+def test_every_ball_of_that_size_is_found_and_some_smaller_one_is_not(spacing, size) -> None:
+    radius = smallest_findable_mm(spacing, size) / 2
+    rng = np.random.default_rng(0)
+    places = [*rng.uniform(-0.5, 0.5, (40, 3)), *rng.choice([-0.5, 0, 0.5], (10, 3))]
+    found = [
+        [is_found(radius * factor, place, np.array(spacing), size) for place in places]
+        for factor in (1.02, 0.9)
+    ]
+    assert all(found[0])
+    assert not all(found[1])
+
+
+def test_what_the_paper_misses_at_48_voxels() -> None:
+    spacing = (163 / 48, 191 / 48, 158 / 48)
+    assert smallest_findable_mm(spacing, 5) == pytest.approx(18.7, abs=0.1)
+    rng = np.random.default_rng(1)
+    places = rng.uniform(-0.5, 0.5, (40, 3))
+    assert not any(is_found(8.0, place, np.array(spacing), 5) for place in places)

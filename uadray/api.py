@@ -192,16 +192,14 @@ def predict(
     ).items
     if one and len(items) > 1:
         raise PredictError(f"{given[0]} holds {len(items)} scans: use uadray.predict_folder")
-    if out:
-        request = outputs.request_of(opened, chosen)
-        outputs.claim(files.normalise(str(out)), request, items)
-        items = tuple(outputs.placed(files.normalise(str(out)), items))
-    predictions = []
-    for item in items:
-        found = predict_scan(opened, item.scan, chosen)
-        if out:
-            outputs.write(files.normalise(str(out)), item, found, viewer=viewer)
-        predictions.append(found)
+    if not out:
+        predictions = [predict_scan(opened, item.scan, chosen) for item in items]
+        return predictions[0] if one else predictions
+    place, predictions = files.normalise(str(out)), []
+    with outputs.claimed(place, outputs.request_of(opened, chosen), items):
+        for item in outputs.placed(place, items):
+            predictions.append(predict_scan(opened, item.scan, chosen))
+            outputs.write(place, item, predictions[-1], viewer=viewer)
     return predictions[0] if one else predictions
 
 

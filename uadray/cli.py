@@ -1,10 +1,14 @@
-"""What all jobs do around their one call: named errors without a traceback, and exit codes."""
+"""What all jobs do around their one call: the terminal, named errors, signals, and exit codes."""
 
+import codecs
 import errno
+import io
+import os
 import signal
 import sys
 from collections.abc import Callable
-from typing import NoReturn
+from types import FrameType
+from typing import NoReturn, TextIO
 
 from uadray import files
 from uadray.errors import UadrayError
@@ -17,22 +21,28 @@ def run(main: Callable[[], int | None]) -> NoReturn:
     """Call a job's main function and end the process with its exit code (None is 0).
 
     An error of ours is a message to the user and is printed as one; any other is a defect and
-    keeps its traceback. A job that is asked to end, by a key or by `ray job stop`, says how to go
-    on, and ends with 128 and the signal's number, as shells have it.
+    keeps its traceback. A job that is asked to end, by a key, a supervisor or `ray job stop`, says
+    how to go on, and ends with 128 and the signal's number, as shells have it. What the terminal
+    cannot show, or a reader that has gone, changes no exit code.
     """
+    _use_utf8_names()
+    sys.stdout, sys.stderr = _lasting(sys.stdout, 1), _lasting(sys.stderr, 2)
+    signal.signal(signal.SIGTERM, _interrupt)
     try:
         sys.exit(main() or OK)
     except UadrayError as error:
         print(f"error: {files.without_secrets(str(error))}", file=sys.stderr)
         sys.exit(FAILED)
     except KeyboardInterrupt:
-        _end_on(signal.SIGINT)
+        _end_on(_asked[-1] if _asked else signal.SIGINT)
     except SystemExit as ended:
-        # What Ray makes of SIGTERM in a process that has joined a cluster.
+        # What Ray makes of SIGTERM while it starts.
         if ended.code == signal.SIGTERM:
             _end_on(signal.SIGTERM)
         raise
     except Exception as error:
+        if _asked:
+            _end_on(_asked[-1])  # what the interrupt broke on its way
         if (full := _full_disk(error)) is None:
             raise
         # Ray Data puts advice on retries behind an error's arguments, where the name of a file is.
@@ -44,6 +54,100 @@ def run(main: Callable[[], int | None]) -> NoReturn:
             file=sys.stderr,
         )
         sys.exit(FAILED)
+
+
+_asked: list[signal.Signals] = []
+"""Signals that asked this process to end."""
+
+
+def _interrupt(number: int, frame: FrameType | None) -> NoReturn:
+    # Ray raises interrupts again as its own: which signal it was is noted apart.
+    _asked.append(signal.Signals(number))
+    raise KeyboardInterrupt
+
+
+def _end_on(number: signal.Signals) -> NoReturn:
+    print("interrupted; run the same command again to go on", file=sys.stderr)
+    sys.exit(128 + number)
+
+
+def _use_utf8_names() -> None:
+    """Begin again in UTF-8 mode where names of files are not UTF-8 otherwise.
+
+    That is a locale of ASCII with Python's remedies for it switched off: scans with other letters
+    in their names could not even be opened. Ray's processes inherit the mode.
+    """
+    if sys.getfilesystemencoding() != "utf-8" and not sys.flags.utf8_mode:
+        os.environ["PYTHONUTF8"] = "1"
+        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+
+
+def _lasting(stream: TextIO | None, descriptor: int) -> TextIO:
+    """A stream to the terminal that shows any text, and outlives the terminal.
+
+    Args:
+        stream: `sys.stdout` or `sys.stderr`; None where the process began without it.
+        descriptor: Of the file.
+    """
+    if stream is None:
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            # Closed: the next file that is opened would have that number, and be written into.
+            _drop_output(descriptor)
+    else:
+        try:
+            if stream.fileno() != descriptor:
+                return stream
+        except OSError:
+            return stream  # a caller's own, such as a test's or a notebook's
+        stream.flush()
+    return io.TextIOWrapper(
+        io.BufferedWriter(_Terminal(descriptor, "wb", closefd=False)),  # type: ignore[type-var]
+        encoding=getattr(stream, "encoding", None) or "utf-8",
+        errors=_PLAIN,
+        line_buffering=True,
+    )
+
+
+class _Terminal(io.FileIO):
+    """A terminal, pipe or log; once its reader has gone (`| head`), what is written is dropped."""
+
+    def write(self, data: "bytes | bytearray | memoryview") -> int:  # type: ignore[override]
+        try:
+            return super().write(data) or 0
+        except OSError as error:
+            if error.errno not in (errno.EPIPE, errno.EIO, errno.EBADF):
+                raise
+            _drop_output(self.fileno())
+            return len(data)
+
+
+def _drop_output(descriptor: int) -> None:
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    if nowhere != descriptor:
+        os.dup2(nowhere, descriptor)
+        os.close(nowhere)
+
+
+_PLAIN = "uadray.plain"
+"""How text is written to a terminal that lacks its letters."""
+
+_PLAIN_SIGNS = str.maketrans(
+    {"\u00b1": "+-", "\u00d7": "x", "\u2026": "...", "\u2192": "->", "\u2264": "<=", "\u2265": ">="}
+    | dict.fromkeys("\u2013\u2014\u2212\u2500\u2501", "-")
+    | dict.fromkeys("\u2022\u00b7", "*")
+)
+
+
+def _plainly(error: UnicodeError) -> tuple[str, int]:
+    """Signs by their look, all other letters by their number."""
+    assert isinstance(error, UnicodeEncodeError)
+    text = error.object[error.start : error.end].translate(_PLAIN_SIGNS)
+    return text.encode("ascii", "backslashreplace").decode("ascii"), error.end
+
+
+codecs.register_error(_PLAIN, _plainly)
 
 
 def _full_disk(error: BaseException) -> OSError | None:
@@ -58,8 +162,3 @@ def _full_disk(error: BaseException) -> OSError | None:
             if isinstance(other, BaseException) and not any(other is known for known in found):
                 found.append(other)
     return None
-
-
-def _end_on(number: signal.Signals) -> NoReturn:
-    print("interrupted; run the same command again to go on", file=sys.stderr)
-    sys.exit(128 + number)

@@ -4,14 +4,21 @@ A job joins the cluster that `RAY_ADDRESS` names (`ray job submit` sets it) and 
 its own on this machine, for as long as the process lives.
 """
 
+import errno
 import hashlib
 import logging
 import os
 import re
+import secrets
+import signal
+import socket
+import tempfile
+import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from uadray import files
@@ -49,41 +56,155 @@ def connect(*, dashboard: bool = False) -> None:
             stopped trials are freed through its State API.
 
     Raises:
-        StartError: Ray did not start in time.
+        StartError: no cluster answers at `RAY_ADDRESS`, or Ray could not start here.
     """
     # A Ray that is started here inherits them, and so do its workers.
     for name, value in (_QUIET | ONE_ARENA | KEEP_WORKERS).items():
         os.environ.setdefault(name, value)
     for name in _CHATTY:
         logging.getLogger(name).setLevel(logging.ERROR)
+    # Never "auto": that searches the machine's processes and may find another one's Ray.
+    address = os.environ.get("RAY_ADDRESS") or "local"
+    if address == "local":
+        _bring_token()
     # Ray reads these variables when it is imported.
     import ray
     from ray.data import DataContext
 
     if not ray.is_initialized():
-        # Never "auto": that searches the machine's processes and may find another one's Ray.
-        address = os.environ.get("RAY_ADDRESS") or "local"
-        try:
-            ray.init(
-                address=address,
-                logging_level=logging.WARNING,
-                # A cluster that is joined has its own dashboard, and refuses to be told.
-                include_dashboard=dashboard if address == "local" else None,
-            )
-        except Exception as error:  # Ray raises no more than that, behind 30 s that no one can set
-            if "timed out during startup" not in str(error):
-                raise
-            raise StartError(
-                "Ray did not start within its 30 s, as on a machine that is busy with other work: "
-                "run the same command again, it goes on where it stopped; or start Ray apart "
-                "(`ray start --head`) and set RAY_ADDRESS"
-            ) from error
+        if address == "local":
+            _start(dashboard)
+        else:
+            _join(address)
     context = DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
     # Ray's own wrapping of an error in a map keeps its text alone, not the error.
     context.raise_original_map_exception = True
     logging.getLogger("ray.data").setLevel(logging.WARNING)
+
+
+def _bring_token() -> None:
+    """Give a Ray of our own a token of its own, unless the user has one.
+
+    Ray would leave the one that it makes in the home folder, and that switches authentication on
+    for each later `ray start`, but not for the `ray job submit` that is to talk to it; and a home
+    that cannot be written to would end the job.
+    """
+    given = any(os.environ.get(name) for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"))
+    if not given and not Path("~/.ray/auth_token").expanduser().exists():
+        os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+
+
+@contextmanager
+def _own_signals() -> Iterator[None]:
+    """Keep this process's handler of SIGTERM while Ray starts.
+
+    Ray puts two in its place, of which the inner one aborts the process three seconds later.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _start(dashboard: bool) -> None:
+    import ray
+
+    try:
+        with _own_signals():
+            ray.init(address="local", logging_level=logging.WARNING, include_dashboard=dashboard)
+    except Exception as error:
+        raise StartError(f"Ray did not start on this machine: {_why_not(error)}") from error
+
+
+def _why_not(error: Exception) -> str:
+    """Why Ray did not start, and what to do."""
+    text = str(error)
+    if "timed out during startup" in text:  # behind 30 s that no one can set
+        return (
+            "it was not ready within its 30 s, as on a machine that is busy with other work. Run "
+            "the same command again, it goes on where it stopped; or start Ray apart "
+            "(`ray start --head`) and set RAY_ADDRESS"
+        )
+    if "AF_UNIX path length" in text:
+        folder = os.environ.get("RAY_TMPDIR") or tempfile.gettempdir()
+        return (
+            f"the path of its temporary folder, {folder}, is too long for the sockets that it "
+            "keeps there. Set RAY_TMPDIR to a short one of this machine, such as RAY_TMPDIR=/tmp"
+        )
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return (
+            f"no space is left for {error.filename or 'its temporary folder'}. Free some, or set "
+            "RAY_TMPDIR to a folder with more, and run the same command again"
+        )
+    if isinstance(error, OSError) and error.filename:
+        return (
+            f"{error.filename} cannot be written ({error.strerror}). Set RAY_TMPDIR, for Ray's "
+            "sessions, or HOME to a folder that can be"
+        )
+    return f"{type(error).__name__}: {text}"
+
+
+_ANSWERING_S = 5.0
+"""How long a cluster may take to accept a connection."""
+
+
+def _join(address: str) -> None:
+    import ray
+
+    if "://" not in address:
+        _check_answers(address)
+    try:
+        with _own_signals():
+            # A cluster that is joined has its own dashboard.
+            ray.init(address=address, logging_level=logging.WARNING)
+    except Exception as error:
+        raise StartError(
+            f"the cluster at RAY_ADDRESS={address} cannot be joined ({_first_line(error)}). "
+            f"{_JOINING}"
+        ) from error
+
+
+_JOINING = (
+    "RAY_ADDRESS is what `ray start --head` prints, such as 10.0.0.1:6379, not the dashboard's "
+    "http:// address, and this machine must be a node of that cluster: from any other, send the "
+    "job with `ray job submit`. Unset RAY_ADDRESS to start Ray on this machine"
+)
+
+
+def _check_answers(address: str) -> None:
+    """Refuse an address where no Ray answers: joining would try for two minutes and more."""
+    from ray._private.services import canonicalize_bootstrap_address
+    from ray._raylet import GcsClient  # type: ignore[attr-defined]
+    from ray.exceptions import RayError
+
+    try:
+        # Of "auto", that of the Ray that was last started on this machine.
+        found = canonicalize_bootstrap_address(address) or ""
+        host, _, port = found.rpartition(":")
+        socket.create_connection((host.strip("[]"), int(port)), timeout=_ANSWERING_S).close()
+        GcsClient(address=found)
+    except (OSError, OverflowError, ValueError, RayError) as error:
+        if "InvalidAuthToken" in str(error):
+            raise StartError(
+                f"the cluster at RAY_ADDRESS={address} has token authentication on and refuses "
+                "this process: export RAY_AUTH_MODE=token, with that cluster's token in "
+                "~/.ray/auth_token or RAY_AUTH_TOKEN; or unset RAY_ADDRESS to start Ray on this "
+                "machine"
+            ) from error
+        raise StartError(
+            f"no Ray cluster answers at RAY_ADDRESS={address} ({_first_line(error)}): it has "
+            f"ended, or another service listens there. {_JOINING}"
+        ) from error
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".:")
 
 
 def check_shared(*folders: str) -> None:

@@ -47,7 +47,11 @@ class RunError(UadrayError, ValueError):
 
 
 class StartError(UadrayError, RuntimeError):
-    """Ray did not start in its time."""
+    """Ray did not start, or the cluster that `RAY_ADDRESS` names cannot be joined."""
+
+
+class LockedError(UadrayError, RuntimeError):
+    """Another job is writing the same output."""
 
 
 class StoppedError(UadrayError, RuntimeError):

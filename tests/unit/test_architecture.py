@@ -24,7 +24,7 @@ RAY_ALLOWED = {
 HEIGHT = [
     {"errors"},
     {"files", "counter", "batch", "calling", "memory", "naming", "npz", "order", "progress"},
-    {"cli", "methods"},
+    {"cli", "lock", "methods"},
     {"config"},
     {"store", "erasing", "cluster"},
     {"prepare", "stream", "detectors"},

@@ -6,7 +6,7 @@ of the test part, at the frozen threshold, against the true lesions.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, fields, replace
 from functools import partial
 from typing import Any
@@ -33,6 +33,7 @@ from uadray.evaluate.scores import ScoreStore
 from uadray.evaluate.scoring import Scorer, Work, examine
 from uadray.evaluate.slicewise import Slices
 from uadray.evaluate.thresholds import Threshold, fit_threshold
+from uadray.lock import hold
 from uadray.prepare.geometry import voxel_ml, voxel_sizes
 from uadray.store import CHUNK_VOLUMES, Cohort, Split
 from uadray.stream import READ_CPUS, volumes
@@ -123,13 +124,21 @@ def evaluate_all(
         refuse(match, fitted, tested, insist=allow_mismatch)
     if healthy is not None:
         left = failures.left(runs)
-        _Pass.over(healthy, left, config, ("validation",), failures).score(report)
-    return [
-        _Pass.over(
-            cohort, failures.left(runs), config, ("threshold", "test"), failures, matches
-        ).evaluate(healthy, report)
-        for cohort in cohorts
-    ]
+        with _held(left, healthy):
+            _Pass.over(healthy, left, config, ("validation",), failures).score(report)
+    records = []
+    for cohort in cohorts:
+        left = failures.left(runs)
+        with _held(left, cohort):
+            one = _Pass.over(cohort, left, config, ("threshold", "test"), failures, matches)
+            records.append(one.evaluate(healthy, report))
+    return records
+
+
+def _held(runs: Sequence[Run], cohort: Cohort) -> AbstractContextManager[None]:
+    """Keep off other jobs that evaluate one of the runs on the same cohort."""
+    folders = [files.join(run.url, "evaluation") for run in runs]
+    return hold(*folders, name=f"{files.LOCK}-{cohort.name}")
 
 
 def actors_for(nodes: Sequence[float]) -> tuple[int, float]:
@@ -221,6 +230,7 @@ class _Pass:
         for run in runs:
             with failures.of(run):
                 score_range = load_detector(run).score_range
+                files.remove_drafts(files.join(run.url, "evaluation"))
                 stores[run.url] = ScoreStore.create(run, cohort, score_range, scoring)
         runs = failures.left(runs)
         table = cohort.subjects[cohort.subjects["split"].isin(splits)]

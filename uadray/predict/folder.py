@@ -94,15 +94,27 @@ def predict_items(
     """
     config = config or PredictConfig()
     out = files.normalise(out)
-    request = outputs.request_of(model, config)
-    outputs.claim(out, request, items)
-    items = outputs.placed(out, items)
+    engine = engine or InProcess(model=model, out=out, config=config)
+    with outputs.claimed(out, outputs.request_of(model, config), items):
+        return _predict_claimed(
+            out, outputs.placed(out, items), engine, viewer, left_out, begin, report
+        )
+
+
+def _predict_claimed(
+    out: str,
+    items: Sequence[Item],
+    engine: Engine,
+    viewer: bool,
+    left_out: Sequence[LeftOut],
+    begin: Callable[[int], None],
+    report: Report,
+) -> Predicted:
     before = _done(out, items)
     pending = [item for item in items if item.name not in before]
     begin(len(before))
     failures = []
     named = {item.name: item for item in pending}
-    engine = engine or InProcess(model=model, out=out, config=config)
     for outcome in engine(pending) if pending else ():
         report(outcome)
         if outcome.reason:

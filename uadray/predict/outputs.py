@@ -10,8 +10,9 @@ import gzip
 import hashlib
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -23,6 +24,7 @@ import uadray
 from uadray import files
 from uadray.config import to_json
 from uadray.errors import PredictError
+from uadray.lock import hold
 from uadray.naming import name_key
 from uadray.predict import pages
 from uadray.predict.inputs import Item, names_for
@@ -112,8 +114,9 @@ def request_of(model: Model, config: PredictConfig) -> dict[str, Any]:
     }
 
 
-def claim(out: str, request: Mapping[str, Any], items: Sequence[Item]) -> None:
-    """Begin an output folder, or continue one of the same request.
+@contextmanager
+def claimed(out: str, request: Mapping[str, Any], items: Sequence[Item]) -> Iterator[None]:
+    """Begin an output folder, or continue one of the same request, and keep other jobs off it.
 
     Args:
         out: The folder.
@@ -123,6 +126,7 @@ def claim(out: str, request: Mapping[str, Any], items: Sequence[Item]) -> None:
     Raises:
         PredictError: it holds predictions of another run or under other settings, or something
             else, it lies in a run, model or cohort, or it cannot be written.
+        LockedError: another job writes it.
     """
     try:
         if owner := owner_of(out):
@@ -130,7 +134,16 @@ def claim(out: str, request: Mapping[str, Any], items: Sequence[Item]) -> None:
                 f"{out} lies in {owner}, which holds other results: choose another --out, outside "
                 "of it"
             )
-        names = files.list_names(out)
+    except OSError as error:
+        raise unwritable(out, error) from None
+    with hold(out):
+        _begin(out, request, items)
+        yield
+
+
+def _begin(out: str, request: Mapping[str, Any], items: Sequence[Item]) -> None:
+    try:
+        names = [name for name in files.list_names(out) if not files.is_transient(name)]
         inside = next((i for i in items if i.scan.image.startswith(files.join(out, ""))), None)
         if MARKER in names:
             _check_marker(out, request)

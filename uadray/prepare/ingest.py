@@ -27,6 +27,7 @@ from uadray.errors import (
     TooManyFailuresError,
     UadrayError,
 )
+from uadray.lock import hold
 from uadray.prepare.identity import Source, digest_of, is_unchanged
 from uadray.prepare.layouts import PHANTOM_SCHEME, LeftOut, Scan
 from uadray.prepare.layouts.listing import printable
@@ -101,6 +102,7 @@ def prepare_cohort(
         ConfigError: see `split_scans`; or a number is out of its range.
         TooManyFailuresError: more scans than `max_failures` allows cannot be used. What is
             prepared is kept.
+        LockedError: another job writes it.
         StoreError: something else is at `url`, it cannot be written, no scan could be used, or
             files of a sealed cohort have changed.
     """
@@ -108,7 +110,7 @@ def prepare_cohort(
         raise ConfigError(f"max_failures must be in [0, 1], was {max_failures}")
     check_numbers(seed=seed, workers=workers)
     rows = split_scans(scans, split, seed=seed)
-    with storage_errors(url):
+    with storage_errors(url), hold(url):
         found = sources(rows)
         writer = CohortWriter.create(
             url,

@@ -21,6 +21,7 @@ import uadray
 from uadray import files
 from uadray.config import Experiment, from_json, to_json
 from uadray.errors import ConfigError, ModelError
+from uadray.lock import hold
 from uadray.prepare.steps import PrepareConfig
 from uadray.report.load import RunRecord, load_runs
 from uadray.share.card import model_card
@@ -119,7 +120,8 @@ def export_model(
     documents = _documents(model, record)
     contents |= {f"{name}.json": _encoded(value) for name, value in documents.items()}
     contents[CARD] = model_card(model, record, licence=licence, files=sorted(contents)).encode()
-    with storage_errors(out):
+    with storage_errors(out), hold(out):
+        _check_target(out, model)
         _write(out, contents, model)
     return read_model(out), notes
 
@@ -158,7 +160,7 @@ def _encoded(value: Any) -> bytes:
 def _check_target(out: str, model: Model) -> None:
     """Refuse to write over what is not this model."""
     names = set(files.list_names(out))
-    if foreign := sorted(name for name in names - _NAMES if not files.is_draft(name)):
+    if foreign := sorted(n for n in names - _NAMES if not files.is_transient(n)):
         raise ModelError(f"{out} holds other files, first {foreign[0]}: choose another --out")
     if owner := owner_of(out.rpartition("/")[0]):
         raise ModelError(
@@ -203,7 +205,7 @@ def owner_of(out: str) -> str:
 def _write(out: str, contents: Mapping[str, bytes], model: Model) -> None:
     files.remove(files.join(out, MANIFEST))
     for name in files.list_names(out):
-        if name not in contents:
+        if name not in contents and name != files.LOCK:
             files.remove(files.join(out, name))
     for name, content in contents.items():
         files.write_bytes(files.join(out, name), content)

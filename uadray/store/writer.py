@@ -121,8 +121,7 @@ class CohortWriter:
                     f"({_differences(old, new, self.url, lines)}): "
                     "choose another folder"
                 )
-        # A write that was cut short leaves its draft.
-        elif not all(files.is_draft(name) for name in files.list_names(self.url)):
+        elif not files.is_empty(self.url):
             raise StoreError(f"{self.url} is not empty and holds no cohort: choose another folder")
         else:
             write_attributes(self.url, attributes)
@@ -349,7 +348,7 @@ class CohortWriter:
                     f"{failures[0].id}: {failures[0].reason}"
                 )
         spool.clear(self.url)
-        files.remove_drafts(self.url)
+        files.remove_drafts(self.url, all_are_dead=True)
         self.list_failures(failures)
         attributes = read_attributes(self.url)
         digests = {

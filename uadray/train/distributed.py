@@ -12,6 +12,7 @@ from uadray import cluster, files
 from uadray.config import Experiment
 from uadray.detectors import Detector, GradientDetector, StreamDetector, num_parameters
 from uadray.errors import ConfigError, RunError, StoppedError
+from uadray.lock import hold
 from uadray.store import Cohort, train_rows
 from uadray.stream import ValidationStream
 from uadray.train.checkpoint import CheckpointStore
@@ -57,10 +58,25 @@ def fit(
     Raises:
         ConfigError: settings do not suit the cohort or the cluster.
         CheckpointError: the folder holds a run of something else.
+        LockedError: another job writes it.
         NotFiniteError: the loss is not finite.
     """
     scale, track = scale or ScaleConfig(), prepared(track or TrackConfig())
+    with hold(url):
+        return _fit_held(experiment, cohort, url, scale, track, report)
+
+
+def _fit_held(
+    experiment: Experiment,
+    cohort: Cohort,
+    url: str,
+    scale: ScaleConfig,
+    track: TrackConfig,
+    report: Callable[[Metrics], None],
+) -> Run:
     run = Run.create(url, experiment, cohort)
+    for folder in (run.url, files.join(run.url, "checkpoint")):
+        files.remove_drafts(folder, recursive=False)
     if run.finished:
         return run
     if run.summary is not None:

@@ -188,7 +188,7 @@ class Run:
                     f"on {cohort.fingerprint} ({cohort.url}): choose another --out"
                 )
             return run
-        if any(name != PEOPLE and not files.is_draft(name) for name in _names(url)):
+        if any(name != PEOPLE and not files.is_transient(name) for name in _names(url)):
             raise RunError(f"{url} is not empty and holds no run: choose another --out")
         config = {
             "name": experiment.name,

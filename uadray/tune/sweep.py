@@ -21,6 +21,7 @@ from uadray import cluster, files
 from uadray.config import Experiment, learns
 from uadray.errors import CheckpointError, ConfigError, RunError
 from uadray.evaluate.inputs import refuse
+from uadray.lock import hold
 from uadray.store import Cohort, open_cohort
 from uadray.stream import READ_CPUS
 from uadray.train.distributed import TrackConfig, conclude_facts
@@ -135,9 +136,18 @@ def fit_trials(
         console=console,
     )
     check_cohort(url, cohort)
+    files.remove_drafts(url, recursive=False)
     cluster.connect(dashboard=config.workers_per_trial > 1)
     cluster.check_readable(files.join(cohort.url, "zarr.json"))
     cluster.check_shared(url)
+    with hold(url):
+        return _fit_held(job, trials, searched, found)
+
+
+def _fit_held(
+    job: "_Job", trials: Sequence[Experiment], searched: Space | None, found: list[pbt.Population]
+) -> list[Outcome]:
+    url, config, cohort = job.url, job.config, job.cohort
     tasks = [Task(experiment=t, url=run_url(url, t)) for t in trials]
     left = [t for t in tasks if not settled(t.url, config)]
     if left and config.scheduler == "asha":
@@ -152,7 +162,7 @@ def fit_trials(
         tasks = list(dict.fromkeys([*drawn, *tasks]))
     outcomes = job.evolve(found) if found else []
     outcomes += [outcome(task.url, task.experiment, config) for task in tasks]
-    write_record(url, outcomes, cohort, config, varied)
+    write_record(url, outcomes, cohort, config, job.varied)
     return outcomes
 
 

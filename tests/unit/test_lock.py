@@ -1,0 +1,229 @@
+"""One job at a time on an output: living holders are named, dead ones passed."""
+
+import json
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import boto3
+import fsspec
+import pytest
+from moto.server import ThreadedMotoServer
+
+from uadray import files, lock
+from uadray.errors import LockedError
+
+HOLD = """
+import sys, time
+from uadray.lock import hold
+with hold(sys.argv[1]):
+    print("held", flush=True)
+    time.sleep(600)
+"""
+
+
+@pytest.fixture(scope="module")
+def bucket() -> Iterator[str]:
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
+        patch.setenv("AWS_ACCESS_KEY_ID", "testing")
+        patch.setenv("AWS_SECRET_ACCESS_KEY", "testing")
+        patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+        fsspec.get_filesystem_class("s3").clear_instance_cache()
+        boto3.client("s3").create_bucket(Bucket="outputs")
+        yield "s3://outputs"
+        fsspec.get_filesystem_class("s3").clear_instance_cache()
+    server.stop()
+
+
+@pytest.fixture(params=["local", "s3"])
+def folder(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    if request.param == "local":
+        return str(tmp_path / "out")
+    return f"{request.getfixturevalue('bucket')}/{tmp_path.name}"
+
+
+@pytest.fixture(autouse=True)
+def _soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lock, "SETTLE_S", 0.1)
+    monkeypatch.setattr(lock, "_LOOK_S", 0.05)
+
+
+@pytest.fixture
+def holder(folder: str) -> Iterator[subprocess.Popen[str]]:
+    """Another process that holds the folder."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", HOLD, folder], stdout=subprocess.PIPE, text=True, env=os.environ
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "held\n"
+    yield process
+    process.kill()
+    process.wait()
+
+
+def elsewhere(folder: str, **changes: object) -> lock.Holder:
+    """Leave the lock of a job on another machine."""
+    one = replace(lock.Holder.here(), machine="other", host="node7", **changes)  # type: ignore[arg-type]
+    files.write_bytes(files.join(folder, files.LOCK), one.encode())
+    return one
+
+
+def test_the_lock_is_gone_after_the_block(folder: str) -> None:
+    with lock.hold(folder):
+        assert files.list_names(folder) == [files.LOCK]
+        assert files.is_empty(folder)
+    assert files.list_names(folder) == []
+
+
+def test_it_is_gone_after_an_error(folder: str) -> None:
+    with pytest.raises(ZeroDivisionError), lock.hold(folder):
+        raise ZeroDivisionError
+    assert files.list_names(folder) == []
+
+
+def test_a_living_holder_is_named(folder: str, holder: subprocess.Popen[str]) -> None:
+    with pytest.raises(LockedError, match=f"process {holder.pid} on .* has been writing it"):
+        lock.hold(folder).__enter__()
+    assert files.exists(files.join(folder, files.LOCK))
+
+
+def test_what_a_killed_holder_left_is_passed_at_once(
+    folder: str, holder: subprocess.Popen[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    holder.kill()
+    holder.wait()
+    monkeypatch.setattr(lock, "LEASE_S", 1e9)
+    with lock.hold(folder):
+        pass
+    assert files.list_names(folder) == []
+
+
+def test_a_process_of_the_same_number_is_no_holder(folder: str) -> None:
+    """Numbers of processes are used again."""
+    one = replace(lock.Holder.here(), started=lock.Holder.here().started - 1000)
+    files.write_bytes(files.join(folder, files.LOCK), one.encode())
+    with lock.hold(folder):
+        pass
+
+
+def test_a_thread_of_the_same_process_is_kept_off(folder: str) -> None:
+    with lock.hold(folder), pytest.raises(LockedError, match=f"process {os.getpid()}"):
+        lock.hold(folder).__enter__()
+
+
+def test_another_machine_that_renews_is_alive(folder: str) -> None:
+    one = elsewhere(folder)
+    renewed = threading.Event()
+
+    def renew() -> None:
+        count = 0
+        while not renewed.wait(0.02):
+            count += 1
+            files.write_bytes(files.join(folder, files.LOCK), replace(one, renewals=count).encode())
+
+    thread = threading.Thread(target=renew)
+    thread.start()
+    try:
+        with pytest.raises(LockedError, match="on node7"):
+            lock.hold(folder).__enter__()
+    finally:
+        renewed.set()
+        thread.join()
+
+
+@pytest.mark.parametrize("content", [b"", b'{"token": ', None])
+def test_another_machine_that_does_not_renew_is_dead(
+    folder: str, content: bytes | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    elsewhere(folder)
+    if content is not None:
+        files.write_bytes(files.join(folder, files.LOCK), content)
+    monkeypatch.setattr(lock, "LEASE_S", 0.3)
+    with lock.hold(folder):
+        held = json.loads(files.read_bytes(files.join(folder, files.LOCK)))
+        assert held["pid"] == os.getpid()
+
+
+def test_a_lock_is_renewed(folder: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lock, "RENEWED_S", 0.02)
+    place = files.join(folder, files.LOCK)
+    with lock.hold(folder):
+        seen = lock._look(place)
+        assert seen is not None
+        while (now := lock._look(place)) is not None and now.mark == seen.mark:
+            pass
+        assert now is not None
+        assert now.holder is not None
+        assert seen.holder is not None
+        assert now.holder.token == seen.holder.token
+
+
+def test_of_many_that_find_a_dead_lock_one_gets_it(folder: str) -> None:
+    files.write_bytes(
+        files.join(folder, files.LOCK), replace(lock.Holder.here(), started=0.0).encode()
+    )
+    inside, most, refused = [], [], []
+    start, leave = threading.Barrier(8), threading.Event()
+
+    def compete() -> None:
+        start.wait()
+        try:
+            with lock.hold(folder):
+                inside.append(1)
+                most.append(len(inside))
+                leave.wait()
+                inside.pop()
+        except LockedError:
+            refused.append(1)
+            if len(refused) == 7:
+                leave.set()
+
+    threads = [threading.Thread(target=compete) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    leave.set()
+    assert most == [1]
+
+
+def test_who_lost_its_lock_while_it_stood_still_ends(
+    folder: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(lock, "RENEWED_S", 0.02)
+
+    def stand_still() -> None:
+        with lock.hold(folder):
+            elsewhere(folder)
+            threading.Event().wait(60)
+
+    with pytest.raises(KeyboardInterrupt):
+        stand_still()
+    assert "another job took this output" in capsys.readouterr().err
+    assert files.exists(files.join(folder, files.LOCK)), "the other one's lock stays"
+
+
+def test_a_folder_that_cannot_be_written_is_not_locked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(place: str, holder: lock.Holder) -> bool:
+        raise PermissionError(13, "Permission denied", place)
+
+    monkeypatch.setattr(lock, "_create", refuse)
+    with lock.hold(str(tmp_path)):
+        pass
+
+
+def test_several_are_held_or_none(tmp_path: Path) -> None:
+    first, second = str(tmp_path / "a"), str(tmp_path / "b")
+    with lock.hold(second), pytest.raises(LockedError):
+        lock.hold(first, second).__enter__()
+    assert files.list_names(first) == []

@@ -66,10 +66,13 @@ def same(what: str, ours: Any, theirs: Any, tolerance: float = 1e-9) -> float:
     return gap
 
 
+MIN_MEASURED = 1e-3
+"""Seconds or MiB below which ours is not measured, and no ratio with it."""
+
+
 def ratio(what: str, ours: float, theirs: float, against: str, goal: str, detail: str) -> Row:
-    return Row(
-        measure=what, value=theirs / ours, unit="ratio", against=against, goal=goal, detail=detail
-    )
+    value = theirs / ours if ours >= MIN_MEASURED else None
+    return Row(measure=what, value=value, unit="ratio", against=against, goal=goal, detail=detail)
 
 
 def curves(folder: Path, sizes: Sizes) -> list[Row]:
@@ -84,7 +87,7 @@ def curves(folder: Path, sizes: Sizes) -> list[Row]:
     rows = [
         ratio(what, ours.seconds, theirs.seconds, "scikit-learn", ">= 80",
               f"{num} volumes: {ours.seconds:.3f} against {theirs.seconds:.1f} s"),
-        ratio(f"{what}: memory", max(ours.mib, 1), theirs.mib, "scikit-learn", ">= 20",
+        ratio(f"{what}: memory", ours.mib, theirs.mib, "scikit-learn", ">= 20",
               f"{num} volumes: {ours.mib:.0f} against {theirs.mib:.0f} MiB above the inputs"),
         Row(measure=f"{what}: largest difference", value=gap, unit="", against="scikit-learn",
             goal="<= 1e-9", detail="on the kept scores"),

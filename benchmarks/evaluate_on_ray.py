@@ -40,21 +40,22 @@ def rows(folder: Path, num: int, size: int) -> list[Row]:
         (cohort, workers): _alone(folder / f"run-{n}", healthy, cohort, workers)
         for n, (cohort, workers) in enumerate(sides)
     }
-    found, rates = [], {}
+    found: list[Row] = []
+    rates: dict[int, float | None] = {}
     for workers in (1, 2):
         scoring, whole, _ = measured[large, workers]
-        # the small cohort takes as long to start, so the difference is of volumes alone
-        rates[workers] = 9 * num / max(whole - measured[small, workers][1], 1e-9)
+        # The small cohort takes as long to start, so the difference is of volumes alone.
+        rates[workers] = rate(9 * num, whole, measured[small, workers][1])
         found.append(
             Row(measure=f"whole evaluation, {workers} worker{'s' * (workers > 1)}",
                 value=rates[workers], unit="volumes/s",
                 detail=f"{10 * num} volumes in {whole:.1f} s, {num} in "
                 f"{measured[small, workers][1]:.1f} s, the workers' start included; "
-                f"{scoring * 1e3:.0f} ms of a worker a volume"),
+                f"{scoring * 1e3:.0f} ms of a worker a volume{unmeasured(rates[workers])}"),
         )  # fmt: skip
     found.append(
-        Row(measure="2 workers against 1", value=rates[2] / rates[1], unit="ratio",
-            against="1 worker", detail="behind the start"),
+        Row(measure="2 workers against 1", value=quotient(rates[2], rates[1]), unit="ratio",
+            against="1 worker", detail="after the start"),
     )  # fmt: skip
     few, many = measured[small, 2][2], measured[large, 2][2]
     found.append(
@@ -63,6 +64,26 @@ def rows(folder: Path, num: int, size: int) -> list[Row]:
             detail=f"{many:.2f} against {few:.2f} GiB, Ray and its workers included"),
     )  # fmt: skip
     return found
+
+
+MIN_SHARE = 0.2
+"""Least share of the larger time that a difference of two times must have to be one: starts of
+processes vary by tenths."""
+
+
+def rate(num: int, whole: float, part: float) -> float | None:
+    """Volumes a second from the times of two cohorts; None where they hardly differ."""
+    return num / (whole - part) if whole - part >= MIN_SHARE * whole else None
+
+
+def quotient(one: float | None, other: float | None) -> float | None:
+    """One over another, where both were measured."""
+    return None if one is None or other is None else one / other
+
+
+def unmeasured(value: float | None) -> str:
+    """What the detail of a figure says where there is none."""
+    return "" if value is not None else "; too little of it is volumes: take more of them"
 
 
 def store(url: Path, count: int, size: int, *, lesioned: bool) -> str:

@@ -28,8 +28,8 @@ class Row:
 
     measure: str
     """What was measured."""
-    value: float
-    """The figure."""
+    value: float | None
+    """The figure; None where it could not be measured, which the detail explains."""
     unit: str
     """Its unit; `ratio` for one side over another."""
     against: str = ""
@@ -41,8 +41,8 @@ class Row:
 
     @property
     def holds(self) -> bool | None:
-        """Whether the goal is met; None where there is none."""
-        if not self.goal:
+        """Whether the goal is met; None where there is none, or no figure."""
+        if not self.goal or self.value is None:
             return None
         sign, bound = self.goal.split()
         return self.value <= float(bound) if sign == "<=" else self.value >= float(bound)
@@ -55,7 +55,9 @@ def publish(name: str, rows: list[Row], *, keep: bool = True) -> None:
         table.add_column(head, justify="right" if head == "value" else "left")
     for row in rows:
         holds = {True: "yes", False: "NO", None: ""}[row.holds]
-        value = f"{row.value:.3g}" if row.value < 100 else f"{row.value:.0f}"
+        value = "not measured"
+        if row.value is not None:
+            value = f"{row.value:.3g}" if row.value < 100 else f"{row.value:.0f}"
         table.add_row(row.measure, value, row.unit, row.against, row.goal, holds, row.detail)
     Console(width=160).print(table)
     if keep:

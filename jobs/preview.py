@@ -12,6 +12,7 @@ import tyro
 
 from uadray import cli
 from uadray.config import BENGS_TABLE_1, experiment, with_fit
+from uadray.errors import ConfigError
 from uadray.report.erasing_page import write_erasing_page
 from uadray.store import open_cohort
 
@@ -34,6 +35,12 @@ class Preview:
     """The axial slice that 2D methods are shown with; the one with most brain by default."""
     seed: int = 0
     """The run's seed, `--fit.seed` of jobs/train.py."""
+
+    def __post_init__(self) -> None:
+        if self.epochs < 1:
+            raise ConfigError(f"--epochs must be >= 1, was {self.epochs}")
+        if not self.experiments:
+            raise ConfigError("--experiments must name at least one experiment")
 
 
 def main() -> None:

@@ -42,6 +42,8 @@ class Report:
     def __post_init__(self) -> None:
         if not self.runs:
             raise ConfigError("no run named: give run folders, or folders of runs")
+        if self.viewer < 0:
+            raise ConfigError(f"--viewer must be >= 0, was {self.viewer}")
 
 
 def main() -> int:

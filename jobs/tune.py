@@ -29,9 +29,12 @@ from rich.console import Console
 from uadray import cli
 from uadray.errors import ConfigError
 from uadray.evaluate.distributed import evaluate_all, num_volumes
+from uadray.evaluate.inputs import refuse
 from uadray.progress import Progress
 from uadray.report import write_report
+from uadray.report.load import Broken, say_left_out
 from uadray.store import open_cohort
+from uadray.train.learned import compare_cohorts
 from uadray.train.run import Run
 from uadray.train.track import TrackConfig
 from uadray.tune.plan import outcome_table, plan_table
@@ -77,22 +80,33 @@ def main() -> int:
     cohort = open_cohort(job.cohort)
     # Before hours of fitting: a cohort that cannot be evaluated on is found now.
     lesioned = [open_cohort(url) for url in job.evaluate]
+    for one in lesioned:
+        match = compare_cohorts(cohort, one)
+        refuse(match, cohort.url, one.url, insist=job.sweep.allow_mismatch)
     console = Console()
     if job.dry_run:
         console.print(plan_table(job.space, job.sweep, open_cohort(job.cohort)))
         return cli.OK
     outcomes = sweep(job.space, cohort, job.out, config=job.sweep, track=job.track)
     runs = [Run.open(o.url) for o in outcomes if o.status == "finished"]
+    left_out: list[Broken] = []
     if runs and lesioned:
         with Progress(total=num_volumes(lesioned), what="volumes scored") as progress:
-            evaluate_all(runs, lesioned, report=progress.advance)
+            evaluate_all(
+                runs,
+                lesioned,
+                report=progress.advance,
+                failed=lambda run, error: left_out.append(Broken(url=run.url, error=str(error))),
+                allow_mismatch=job.sweep.allow_mismatch,
+            )
     console.print(outcome_table(job.space, job.sweep, outcomes))
     if runs:
         title = f"Sweep {args[0]}: {job.sweep.told()}"
         out = f"{job.out.rstrip('/')}/report.html"
-        print(f"report: {write_report([run.url for run in runs], out, title=title)}")
+        urls = [run.url for run in runs]
+        print(f"report: {write_report(urls, out, title=title, left_out=left_out)}")
     print(f"run folders: {job.out.rstrip('/')}/runs")
-    return _exit(outcomes)
+    return max(say_left_out(left_out), _exit(outcomes))
 
 
 def _exit(outcomes: list[Outcome]) -> int:

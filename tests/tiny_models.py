@@ -180,10 +180,10 @@ def freeze_threshold(
             "fingerprint": "f" * 16,
         },
         "num_threshold": 5,
-        "num_test": 1,
+        "num_test": 2,
         "lesion_voxels": 10,
         "lesion_voxels_eroded": 9,
-        "subjects": [{"id": "a", "dice": 0.5, "lesion_ml": 1.0}],
+        "subjects": [{"id": one, "dice": 0.5, "lesion_ml": 1.0} for one in ("a", "b")],
         "settings": {
             **{k: v for k, v in to_json(config).items() if not k.startswith(("batch", "gpus"))},
             "cohort": "0" * 16,

@@ -27,7 +27,7 @@ from uadray.methods import (
     ZScore,
     plain,
 )
-from uadray.methods.base import check
+from uadray.methods.base import check, check_finite
 
 __all__ = [
     "BASELINES",
@@ -74,6 +74,7 @@ class ErasingConfig:
     """Most successive axial slices of half-volume as a share of all: 32 of the paper's 64."""
 
     def __post_init__(self) -> None:
+        check_finite(self, "erasing.")
         check(0 <= self.probability <= 1, "erasing.probability", "in [0, 1]", self.probability)
         check(
             0 < self.min_share <= self.max_share <= 1,
@@ -128,6 +129,7 @@ class FitConfig:
     """Stop after so many epochs without a better validation reconstruction; 0 never stops."""
 
     def __post_init__(self) -> None:
+        check_finite(self, "fit.")
         check(self.epochs >= 1, "fit.epochs", ">= 1", self.epochs)
         check(self.batch_size >= 1, "fit.batch_size", ">= 1", self.batch_size)
         check(0 < self.data_share <= 1, "fit.data_share", "in (0, 1]", self.data_share)
@@ -150,6 +152,11 @@ class Experiment:
     """How it is fitted."""
 
     def __post_init__(self) -> None:
+        check_finite(self.method, "method.")
+        bottleneck = getattr(self.method, "bottleneck", 1)
+        check(bottleneck >= 1, "method.bottleneck", ">= 1", bottleneck)
+        betas = getattr(self.method, "betas", (0.0, 0.0))
+        check(all(0 <= beta < 1 for beta in betas), "method.betas", "in [0, 1)", betas)
         if self.erasing.strategy != "none" and not getattr(self.method, "erases", False):
             raise ConfigError(
                 f"erasing.strategy is {self.erasing.strategy!r}, but {type(self.method).__name__} "
@@ -273,6 +280,8 @@ def from_json(kind: Any, value: Any) -> Any:
             one = next((t for t in typing.get_args(kind) if typing.get_origin(t) is tuple), None)
             return value if one is None else from_json(one, value)
         members = {t.__name__: t for t in typing.get_args(kind)}
+        if members.pop("NoneType", None) and len(members) == 1:
+            return from_json(next(iter(members.values())), value)
         if value.get("type") not in members:
             raise ConfigError(f"type must be one of {sorted(members)}, was {value.get('type')!r}")
         return from_json(members[value["type"]], {k: v for k, v in value.items() if k != "type"})
@@ -300,8 +309,7 @@ def _dataclass_from_json(kind: type[Any], value: Any) -> Any:
     found = {key: from_json(hints[key], inner) for key, inner in value.items()}
     for key, inner in found.items():
         if not _fits(hints[key], inner):
-            hint = getattr(hints[key], "__name__", None) or str(hints[key])
-            wanted = hint if isinstance(hints[key], type) else str(hints[key])
+            wanted = hints[key].__name__ if isinstance(hints[key], type) else str(hints[key])
             raise ConfigError(f"{name}: {key} must be {wanted}, was {inner!r}")
     missing = dataclasses.MISSING
     for key, one in known.items():

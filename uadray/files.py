@@ -1,10 +1,12 @@
 """Small files on a local path or any fsspec URL: joined, read, and written whole or not at all."""
 
+import fcntl
 import hashlib
 import json
 import os
 import re
 import tempfile
+import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -202,6 +204,9 @@ def replacing(url: str) -> Iterator[BinaryIO]:
     aside = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
     try:
         with aside.open("wb") as file:
+            # As long as it is held, the writer lives; it ends with the process, however that ends.
+            with suppress(OSError):
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             yield file
             file.flush()
             os.fsync(file.fileno())
@@ -219,16 +224,47 @@ def flush(url: str) -> None:
         os.fsync(file.fileno())
 
 
-def remove_drafts(url: str) -> None:
+DRAFT_S, PARTIAL_S = 5.0, 60.0
+"""Seconds after its last change that a draft of ours, and one of Zarr, may still be written to.
+Ours are held by a lock, but for the moment in which they are made."""
+
+
+def remove_drafts(url: str, *, recursive: bool = True, all_are_dead: bool = False) -> None:
     """Remove what writers that were killed left in a local folder and those below it.
 
-    Drafts are what `write_bytes` and Zarr write aside before they rename it.
+    Drafts are what `write_bytes` and Zarr write aside before they rename it. Those of a living
+    writer stay, and so does whatever may not be removed.
+
+    Args:
+        url: The folder.
+        recursive: Whether to look into the folders below it.
+        all_are_dead: Whether nobody can be writing there.
     """
     if is_remote(url):
         return
-    for path in Path(normalise(url)).rglob("*"):
+    folder = Path(normalise(url))
+    for path in folder.rglob("*") if recursive else folder.glob("*"):
         if path.name.endswith(".partial") or is_draft(path.name):
-            path.unlink(missing_ok=True)
+            with suppress(OSError):
+                if all_are_dead or not _is_alive(path):
+                    path.unlink(missing_ok=True)
+
+
+def _is_alive(draft: Path) -> bool:
+    """Whether somebody may still be writing a draft."""
+    age = time.time() - draft.stat().st_mtime
+    if not is_draft(draft.name):
+        return age < PARTIAL_S
+    if age < DRAFT_S:
+        return True
+    with draft.open("rb") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        except OSError:  # a file system without locks
+            return age < PARTIAL_S
+    return False
 
 
 def read_json(url: str) -> Any:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from browsing import WAIT_S
 from fake_runs import LEVELS, write_run
 
 from uadray.config import Experiment
@@ -47,6 +48,8 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
         options.add_argument(flag)
     options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
     started = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
+    for patient in (started.set_page_load_timeout, started.set_script_timeout):
+        patient(WAIT_S)
     yield started
     started.quit()
 

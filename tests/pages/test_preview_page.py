@@ -7,6 +7,7 @@ import pytest
 
 pytest.importorskip("selenium", reason="selenium is not installed")
 
+from browsing import open_page, wait_for_images
 from tiny_cohorts import write_healthy
 
 from uadray.config import experiment
@@ -20,9 +21,9 @@ def test_it_opens_offline(browser: Any, tmp_path: Path) -> None:
     page = Path(write_erasing_page(write_healthy(tmp_path), str(tmp_path / "p.html"), experiments))
     for kind in ("browser", "performance"):
         browser.get_log(kind)
-    browser.get(page.as_uri())
+    open_page(browser, page.as_uri())
     assert [e for e in browser.get_log("browser") if e["level"] == "SEVERE"] == []
-    images = browser.execute_script(IMAGES)
+    images = wait_for_images(browser, IMAGES)
     assert len(images) == 3 + 3 + 9
     assert all(loaded and width > 60 for loaded, width, _ in images)
     assert images[0][2].startswith("2D-Half-Slice-n, epoch ")

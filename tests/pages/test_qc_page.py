@@ -9,7 +9,7 @@ import pytest
 
 pytest.importorskip("selenium", reason="selenium is not installed")
 
-from selenium.webdriver.support.ui import WebDriverWait
+from browsing import open_page, wait_for
 from tiny_qc import DOUBT_NOTE, MARKUP, NAMES, write_cohort
 
 from uadray.report.qc import write_quality_page
@@ -44,13 +44,13 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def page(browser: Any, made: Path) -> Iterator[Any]:
     for kind in ("browser", "performance"):
         browser.get_log(kind)
-    browser.get(made.as_uri())
+    open_page(browser, made.as_uri())
     yield browser
     browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "", "features": []})
 
 
 def wait_until_drawn(page: Any) -> list[int]:
-    WebDriverWait(page, 30).until(lambda p: p.execute_script(DRAWN)[0] == 3)
+    wait_for(page, lambda p: p.execute_script(DRAWN)[0] == 3)
     return list(page.execute_script(DRAWN))
 
 
@@ -70,10 +70,10 @@ def test_only_rows_in_sight_are_drawn(page: Any) -> None:
     # A frame of two rows: what is far below is not drawn, and what is far above is let go.
     page.execute_script("document.querySelector('.frame').style.maxHeight = '220px'")
     wait_until_drawn(page)
-    WebDriverWait(page, 30).until(lambda p: p.execute_script(DRAWN)[-1] == 0)
+    wait_for(page, lambda p: p.execute_script(DRAWN)[-1] == 0)
     page.execute_script("const f = document.querySelector('.frame'); f.scrollTop = f.scrollHeight")
-    WebDriverWait(page, 30).until(lambda p: p.execute_script(DRAWN)[-1] == 3)
-    WebDriverWait(page, 30).until(lambda p: p.execute_script(DRAWN)[0] == 0)
+    wait_for(page, lambda p: p.execute_script(DRAWN)[-1] == 3)
+    wait_for(page, lambda p: p.execute_script(DRAWN)[0] == 0)
 
 
 def test_pictures_show_the_scan_and_its_outlines(page: Any) -> None:

@@ -9,6 +9,7 @@ import pytest
 
 pytest.importorskip("selenium", reason="selenium is not installed")
 
+from browsing import open_page, wait_for
 from selenium.webdriver import Chrome
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
@@ -65,7 +66,7 @@ def page(browser: Chrome, report: Path) -> Iterator[Chrome]:
     resize(browser, 1440, 1200)
     for kind in ("browser", "performance"):
         browser.get_log(kind)
-    browser.get(report.as_uri())
+    open_page(browser, report.as_uri())
     yield browser
     emulate(browser)
     resize(browser, 1440, 1200)
@@ -111,8 +112,13 @@ def test_the_policy_refuses_scripts_and_requests(page: Chrome) -> None:
         ".catch(error => done(String(error)));"
     )
     assert message != "sent"
-    refusals = [entry["message"] for entry in page.get_log("browser")]
-    assert sum("Content Security Policy" in text for text in refusals) >= 2
+    refusals: list[str] = []
+
+    def are_logged(browser: Chrome) -> bool:
+        refusals.extend(entry["message"] for entry in browser.get_log("browser"))
+        return sum("Content Security Policy" in text for text in refusals) >= 2
+
+    wait_for(page, are_logged)
 
 
 def test_names_that_are_markup_stay_text(page: Chrome) -> None:

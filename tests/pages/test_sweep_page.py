@@ -9,6 +9,7 @@ import pytest
 
 pytest.importorskip("selenium", reason="selenium is not installed")
 
+from browsing import open_page
 from selenium.webdriver import ActionChains, Chrome
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
@@ -52,7 +53,7 @@ def page(browser: Chrome, sweep_report: Path) -> Iterator[Chrome]:
     resize(browser, 1440)
     for kind in ("browser", "performance"):
         browser.get_log(kind)
-    browser.get(sweep_report.as_uri())
+    open_page(browser, sweep_report.as_uri())
     yield browser
     emulate(browser)
     resize(browser, 1440)

@@ -12,10 +12,10 @@ import pytest
 
 pytest.importorskip("selenium", reason="selenium is not installed")
 
+from browsing import open_page, wait_for, wait_for_images
 from PIL import Image
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
-from selenium.webdriver.support.ui import WebDriverWait
 from tiny_cases import MARKUP, THRESHOLD, write_tiny_case
 
 from uadray.report.viewer import CasePage, write_index
@@ -56,8 +56,8 @@ def loaded(browser: Any, made: CasePage) -> Iterator[Any]:
     """The page, opened once: unpacking and compiling shaders takes software a second or two."""
     for kind in ("browser", "performance"):
         browser.get_log(kind)
-    browser.get(Path(made.url).as_uri())
-    WebDriverWait(browser, 60).until(lambda b: b.execute_script(READY))
+    open_page(browser, Path(made.url).as_uri())
+    wait_for(browser, lambda b: b.execute_script(READY))
     trouble = browser.find_element(By.ID, "trouble")
     if trouble.is_displayed():
         pytest.skip(f"this browser draws no WebGL 2: {trouble.text}")
@@ -336,13 +336,13 @@ def test_an_index_leads_to_pages(
     calm = write_tiny_case(
         folder / "calm" / "viewer.html", name="calm", summary={"score": 0.2, "volume_ml": 900.0}
     )
-    browser.get(Path(write_index(str(folder / "index.html"), [calm, made])).as_uri())
+    open_page(browser, Path(write_index(str(folder / "index.html"), [calm, made])).as_uri())
     names: Callable[[], list[str]] = lambda: browser.execute_script(  # noqa: E731
         "return [...document.querySelectorAll('#cards li:not([hidden])')].map(c => c.dataset.name)"
     )
     assert names() == [MARKUP, "calm"]
     loaded = "return [...document.images].map(i => i.complete && i.naturalWidth > 100)"
-    assert browser.execute_script(loaded) == [True, True]
+    assert wait_for_images(browser, loaded) == [True, True]
     sort = "const s = document.getElementById('tools').elements"
     fire = "s.sort.dispatchEvent(new Event('input', {bubbles: true}))"
     browser.execute_script(f"{sort}; s.sort.value = 'volume'; {fire}")

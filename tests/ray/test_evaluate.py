@@ -387,7 +387,7 @@ def test_a_damaged_count_is_named(
     whole, figures = damaged.read_bytes(), record.read_bytes()
     record.unlink()
     damaged.write_bytes(whole[:-30])
-    told = rf"{row:07d}\.npz is damaged .*: remove it and evaluate"
+    told = rf"cut short or damaged .*{row:07d}\.npz.*run the same jobs/evaluate\.py again"
     with pytest.raises(EvaluationError, match=told):
         evaluate([runs["HistEq"]], stroke, config=CONFIG)
     assert not record.exists()

@@ -166,7 +166,7 @@ def test_a_killed_worker_of_three_comes_back_by_itself(
     started.must(300)
     assert_same_fit(run, whole)
     assert sorted(p.name for p in run.iterdir()) == [
-        "checkpoint", "config.json", "metrics.jsonl", "summary.json"
+        "checkpoint", "config.json", "metrics.jsonl", "people.npz", "summary.json"
     ]  # fmt: skip
 
 

@@ -15,7 +15,7 @@ from uadray.config import ErasingConfig
 from uadray.erasing import erase, sample_erasing
 from uadray.errors import StoreError
 from uadray.order import step_sizes
-from uadray.store import Cohort, open_cohort
+from uadray.store import Cohort, open_cohort, train_rows
 from uadray.stream import (
     TrainingStream,
     ValidationStream,
@@ -23,7 +23,6 @@ from uadray.stream import (
     fits_in_memory,
     keep_volumes,
     read_rows,
-    train_rows,
     volumes,
 )
 

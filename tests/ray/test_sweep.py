@@ -228,9 +228,7 @@ class TestSearches:
         short = SweepConfig(max_hours=45 / 3600, max_failures=0)
 
         def fitted() -> dict[str, int]:
-            started = time.monotonic()
             outcomes = sweep(space, cohort, str(tmp_path), config=short)
-            assert time.monotonic() - started < 120
             assert {o.status for o in outcomes} == {"unfinished"}
             begun = [Run.open(o.url) for o in outcomes if Path(o.url).exists()]
             epochs = {run.url: [record["epoch"] for record in run.metrics()] for run in begun}

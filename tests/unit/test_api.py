@@ -13,23 +13,18 @@ from uadray.errors import PredictError
 from uadray.train.run import Run
 
 IMPORT = """
-import sys, time
-start = time.perf_counter()
+import sys
 import uadray
 uadray.evaluate, uadray.predict, dir(uadray)
-seconds = time.perf_counter() - start
-heavy = [name for name in ("ray", "torch", "numpy", "pandas") if name in sys.modules]
-print(f"{seconds:.3f}", *heavy)
+print(*(name for name in ("ray", "torch", "numpy", "pandas") if name in sys.modules))
 """
 
 
-def test_import_is_quick_and_pulls_nothing() -> None:
+def test_import_pulls_nothing() -> None:
     done = subprocess.run(
         [sys.executable, "-c", IMPORT], capture_output=True, text=True, check=True
     )
-    seconds, *heavy = done.stdout.split()
-    assert heavy == []
-    assert float(seconds) < 0.3
+    assert done.stdout.split() == []
 
 
 def test_all_verbs_are_there() -> None:

@@ -67,6 +67,7 @@ CONFIGS: dict[str, Callable[[Path], object]] = {
     "fit null": lambda p: change(p, lambda v: v["experiment"].update(fit=None)),
     "a lost setting": lambda p: change(p, lambda v: v["experiment"]["fit"].pop("epochs")),
     "epochs as text": lambda p: change(p, lambda v: v["experiment"]["fit"].update(epochs="x")),
+    "another network": lambda p: change(p, lambda v: v["network"].update(group_norm_groups=4)),
     "a field too many": lambda p: change(p, lambda v: v["experiment"].update(new=1)),
 }
 SUMMARIES: dict[str, Callable[[Path], object]] = {

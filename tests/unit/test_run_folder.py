@@ -40,6 +40,11 @@ def test_a_run_says_what_it_is_of(cohort: Cohort, tmp_path: Path) -> None:
         "fingerprint": cohort.fingerprint,
         "shape": list(SHAPE),
     }
+    assert config["network"] == {
+        "kernel_size": 5,
+        "group_norm_groups": 8,
+        "output_range": [0.0, 1.0],
+    }
     assert {"uadray", "torch", "numpy", "zarr", "python"} <= set(config["versions"])
     assert set(config["hardware"]) == {"cpus", "machine", "device"}
     assert run == Run.open(str(tmp_path / "run"))

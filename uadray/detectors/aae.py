@@ -6,6 +6,7 @@ from torch.nn import functional
 from uadray.detectors.base import GradientDetector, Player, by_samples
 from uadray.detectors.coders import Decoder, Encoder, coarse_grid
 from uadray.methods.autoencoders import AAE
+from uadray.methods.network import OUTPUT_RANGE
 
 
 class AAEDetector(GradientDetector):
@@ -64,6 +65,6 @@ class AAEDetector(GradientDetector):
         """The decoded code, clamped to [0, 1]."""
 
         def run(x: Tensor) -> Tensor:
-            return self.decoder(self.encoder(x)[0].float()).clamp(0, 1)
+            return self.decoder(self.encoder(x)[0].float()).clamp(*OUTPUT_RANGE)
 
         return by_samples(run, x_BCZYX, self.ndim)

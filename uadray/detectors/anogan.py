@@ -6,6 +6,7 @@ from torch import Tensor
 from uadray.detectors.base import in_pieces
 from uadray.detectors.gan import GANDetector
 from uadray.methods.anogan import AnoGAN
+from uadray.methods.network import OUTPUT_RANGE
 
 MAX_VOXELS = 2**22
 """Voxels whose latents are searched at a time."""
@@ -56,5 +57,8 @@ class AnoGANDetector(GANDetector):
     def reconstruct(self, x_BCZYX: Tensor) -> Tensor:
         """What the generator makes of the latent found, in [0, 1]; 2D slice by slice."""
         return in_pieces(
-            lambda x: self.generator(self.search(x)).clamp(0, 1), x_BCZYX, self.ndim, MAX_VOXELS
+            lambda x: self.generator(self.search(x)).clamp(*OUTPUT_RANGE),
+            x_BCZYX,
+            self.ndim,
+            MAX_VOXELS,
         )

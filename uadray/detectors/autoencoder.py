@@ -17,6 +17,7 @@ from uadray.detectors.coders import (
     dropped,
 )
 from uadray.methods.autoencoders import Autoencoder
+from uadray.methods.network import OUTPUT_RANGE
 
 
 class AutoencoderDetector(GradientDetector):
@@ -138,6 +139,6 @@ class AutoencoderDetector(GradientDetector):
         """The decoded latent, or its mean where it is drawn, clamped to [0, 1]."""
 
         def run(x: Tensor) -> Tensor:
-            return self.decoder(self.encoder(x)[0].float()).clamp(0, 1)
+            return self.decoder(self.encoder(x)[0].float()).clamp(*OUTPUT_RANGE)
 
         return by_samples(run, x_BCZYX, self.ndim)

@@ -8,6 +8,7 @@ from torch import Tensor
 from uadray import config
 from uadray.detectors.base import Detector, ReconstructionDetector, StreamDetector
 from uadray.errors import ConfigError
+from uadray.methods.network import OUTPUT_RANGE
 
 
 class IntensityDetector(Detector):
@@ -150,4 +151,4 @@ class PCADetector(ReconstructionDetector, StreamDetector):
         """Projection on the components, clamped to [0, 1]."""
         centred = x_BCZYX.flatten(1) - self.mean
         output = self.mean + (centred @ self.components.T) @ self.components
-        return output.clamp(0, 1).reshape(x_BCZYX.shape)
+        return output.clamp(*OUTPUT_RANGE).reshape(x_BCZYX.shape)

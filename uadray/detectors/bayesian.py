@@ -7,6 +7,7 @@ from uadray import counter
 from uadray.detectors.base import GradientDetector, by_samples
 from uadray.detectors.coders import Decoder, Encoder, coarse_grid, dropped
 from uadray.methods.autoencoders import BayesianAE
+from uadray.methods.network import OUTPUT_RANGE
 
 
 class BayesianAEDetector(GradientDetector):
@@ -67,7 +68,7 @@ class BayesianAEDetector(GradientDetector):
 
     def reconstruct(self, x_BCZYX: Tensor) -> Tensor:
         """The mean of the reconstructions, clamped to [0, 1]."""
-        return self.sampled(x_BCZYX).mean(0).clamp(0, 1)
+        return self.sampled(x_BCZYX).mean(0).clamp(*OUTPUT_RANGE)
 
     def anomaly_map(self, x_BCZYX: Tensor, brain_BZYX: Tensor) -> Tensor:
         """Distance to the mean reconstruction, or the reconstructions' standard deviation."""

@@ -11,8 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-KERNEL = 5
-"""Kernel of all strided convolutions (Bengs 2021, figure 2)."""
+from uadray.methods.network import GROUPS, KERNEL
 
 _CONV: dict[int, Any] = {2: nn.Conv2d, 3: nn.Conv3d}
 _DECONV: dict[int, Any] = {2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
@@ -55,7 +54,7 @@ def norm(kind: str, ndim: int, width: int) -> list[nn.Module]:
     if kind == "batch":
         return [_NORM[ndim](width)]
     if kind == "group":
-        return [nn.GroupNorm(8, width)]
+        return [nn.GroupNorm(GROUPS, width)]
     return []
 
 

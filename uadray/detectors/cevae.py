@@ -9,6 +9,7 @@ from torch.nn import functional
 from uadray.detectors.base import GradientDetector, by_samples
 from uadray.detectors.coders import Decoder, Encoder, bounded, coarse_grid, divergence, uniform
 from uadray.methods.autoencoders import CeVAE
+from uadray.methods.network import OUTPUT_RANGE
 
 
 class CeVAEDetector(GradientDetector):
@@ -93,7 +94,7 @@ class CeVAEDetector(GradientDetector):
         """Decoded mu, clamped to [0, 1]."""
 
         def run(x: Tensor) -> Tensor:
-            return self.decoder(self._encode(x)[0]).clamp(0, 1)
+            return self.decoder(self._encode(x)[0]).clamp(*OUTPUT_RANGE)
 
         return by_samples(run, x_BCZYX, self.ndim)
 

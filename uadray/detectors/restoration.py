@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from uadray.detectors.base import GradientDetector, in_pieces
+from uadray.methods.network import OUTPUT_RANGE
 from uadray.methods.restoration import Restore
 
 if TYPE_CHECKING:
@@ -70,7 +71,7 @@ def restore(energy: Energy, image: Tensor, weight: Tensor, config: Restore) -> T
             size = config.first_step_size if step < config.first_steps else config.step_size
             bounded = gradient.clamp(-config.clip, config.clip)
             restored = restored.detach() - size * bounded * brain
-    return restored.detach().clamp(0, 1)
+    return restored.detach().clamp(*OUTPUT_RANGE)
 
 
 class RestorationMixin(_Base):

@@ -8,6 +8,7 @@ from uadray.detectors.base import GradientDetector, by_samples
 from uadray.detectors.cevae import separable
 from uadray.detectors.coders import Decoder, Encoder, coarse_grid
 from uadray.methods.autoencoders import SSAE
+from uadray.methods.network import OUTPUT_RANGE
 
 _BINOMIAL = (1 / 16, 4 / 16, 6 / 16, 4 / 16, 1 / 16)
 
@@ -92,4 +93,4 @@ class SSAEDetector(GradientDetector):
 
     def reconstruct(self, x_BCZYX: Tensor) -> Tensor:
         """The finest level, clamped to [0, 1]."""
-        return by_samples(lambda x: self.through(x)[0].clamp(0, 1), x_BCZYX, self.ndim)
+        return by_samples(lambda x: self.through(x)[0].clamp(*OUTPUT_RANGE), x_BCZYX, self.ndim)

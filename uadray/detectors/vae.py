@@ -8,6 +8,7 @@ from uadray.config import VAE
 from uadray.detectors.base import GradientDetector, by_samples
 from uadray.detectors.blocks import down, norm, pointwise, up
 from uadray.detectors.coders import bounded, coarse_grid, divergence, lay_out
+from uadray.methods.network import OUTPUT_RANGE
 
 
 class VAEDetector(GradientDetector):
@@ -80,6 +81,6 @@ class VAEDetector(GradientDetector):
         """Decoded mu, clamped to [0, 1]; 2D slice by slice."""
 
         def run(x: Tensor) -> Tensor:
-            return self.decode(self.encode(x)[0].float()).float().clamp(0, 1)
+            return self.decode(self.encode(x)[0].float()).float().clamp(*OUTPUT_RANGE)
 
         return by_samples(run, x_BCZYX, self.ndim)

@@ -21,6 +21,7 @@ from uadray.detectors.base import (
 )
 from uadray.detectors.blocks import down, norm, pointwise, same, up
 from uadray.errors import ConfigError
+from uadray.methods.network import OUTPUT_RANGE
 from uadray.methods.vqvae import Transformer
 
 MAX_NATS = 20.0
@@ -272,7 +273,7 @@ class TransformerDetector(GradientDetector):
     def plain_reconstruction(self, x: Tensor) -> Tensor:
         """Decoded codes as they are, (B, 1, *spatial) in [0, 1]."""
         codes = self.codebook.codes[self.tokens(x).flatten()]
-        return self.decode(codes).float().clamp(0, 1)
+        return self.decode(codes).float().clamp(*OUTPUT_RANGE)
 
     def heal(self, x: Tensor) -> Tensor:
         """The image with what its unlikely codes stand for replaced, (B, 1, *spatial) in [0, 1].
@@ -287,7 +288,9 @@ class TransformerDetector(GradientDetector):
             order = order.to(x.device)
             unlikely = (likelihood[:, k] < self.log_threshold[k]) & holds_brain
             changed = prior.heal(tokens[:, order], unlikely[:, order])[:, order.argsort()]  # type: ignore[operator]
-            output = self.decode(self.codebook.codes[changed.flatten()]).float().clamp(0, 1)
+            output = (
+                self.decode(self.codebook.codes[changed.flatten()]).float().clamp(*OUTPUT_RANGE)
+            )
             share = self._upsample(unlikely.float(), x)
             healed = healed + (x + share * (output - x)) / len(self.priors)
         return healed * (x > 0)

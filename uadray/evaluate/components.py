@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from uadray.errors import ConfigError, EvaluationError
+from uadray.methods.base import check_finite
 
 Connectivity = Literal[6, 18, 26]
 """Neighbours of a voxel: those that share a face; also an edge; also a corner."""
@@ -41,6 +42,7 @@ class ComponentConfig:
 
     def __post_init__(self) -> None:
         """Check the ranges."""
+        check_finite(self, "components.")
         if self.max_size < 0:
             raise ConfigError(f"components.max_size must be >= 0, was {self.max_size}")
         if self.connectivity not in _STEPS:

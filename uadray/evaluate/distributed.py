@@ -230,6 +230,7 @@ class _Pass:
         for run in runs:
             with failures.of(run):
                 score_range = load_detector(run).score_range
+                files.remove_drafts(files.join(run.url, "evaluation"))
                 stores[run.url] = ScoreStore.create(run, cohort, score_range, scoring)
         runs = failures.left(runs)
         table = cohort.subjects[cohort.subjects["split"].isin(splits)]

@@ -99,7 +99,8 @@ def refuse(match: Match, fitted: str, tested: str, *, insist: bool) -> None:
         )
     raise EvaluationError(
         f"{tested} does not go with {fitted}: {'; '.join(what)}. Prepare both alike and from "
-        "different people, or insist with --allow-mismatch, which marks every figure"
+        "different people, or insist with --allow-mismatch (in a sweep: --sweep.allow-mismatch), "
+        "which marks every figure"
     )
 
 

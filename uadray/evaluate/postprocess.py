@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from uadray.errors import ConfigError, EvaluationError
 from uadray.evaluate.median import median_filter
+from uadray.methods.base import check_finite
 
 MAX_LEVEL = 65535
 """Largest level: the upper end of the score range. Level 0, the lower end, is 'no anomaly'."""
@@ -46,6 +47,7 @@ class PostprocessConfig:
 
     def __post_init__(self) -> None:
         """Check the ranges."""
+        check_finite(self, "postprocess.")
         if self.erosion_iterations is not None and self.erosion_iterations < 0:
             raise ConfigError(
                 f"erosion_iterations must be >= 0 or None, was {self.erosion_iterations}"

@@ -11,6 +11,7 @@ from uadray.config import to_json
 from uadray.errors import ConfigError, EvaluationError
 from uadray.evaluate.components import ComponentConfig
 from uadray.evaluate.postprocess import PostprocessConfig
+from uadray.methods.base import check_finite
 
 Residual = Literal["absolute", "positive"]
 """|x - reconstruction|, or its positive part: what is brighter than its healthy version."""
@@ -184,6 +185,7 @@ class EvaluateConfig:
         """Check the ranges."""
         if self.protocol not in PROTOCOLS:
             raise ConfigError(f"protocol must be one of {sorted(PROTOCOLS)}, was {self.protocol!r}")
+        check_finite(self, "")
         if self.num_resamples < 1 or self.batch_size < 1 or self.gpus_per_actor < 0:
             raise ConfigError(
                 "evaluate: num_resamples and batch_size must be >= 1, gpus_per_actor >= 0"

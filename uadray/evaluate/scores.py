@@ -82,6 +82,7 @@ class ScoreStore:
                     "another name"
                 )
             if old == attributes and files.exists(files.join(url, "scores", "zarr.json")):
+                files.remove_drafts(url)
                 return cls(url=url, score_range=score_range, mends=True)
         files.remove(url)
         group = zarr.create_group(zarr_store(url, read_only=False, small=True), zarr_format=3)

@@ -1,5 +1,7 @@
 """What the settings of every method share."""
 
+import dataclasses
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
@@ -15,6 +17,24 @@ def check(holds: bool, name: str, expected: str, got: object) -> None:
     """
     if not holds:
         raise ConfigError(f"{name} must be {expected}, was {got!r}")
+
+
+def check_finite(settings: Any, prefix: str) -> None:
+    """Refuse settings of which a number is NaN or infinite; comparisons let NaN pass.
+
+    Args:
+        settings: A dataclass.
+        prefix: Stands before a field's name, such as `fit.`.
+
+    Raises:
+        ConfigError: one is; the message names the field.
+    """
+    for one in dataclasses.fields(settings):
+        value = getattr(settings, one.name)
+        numbers = value if isinstance(value, (tuple, list)) else (value,)
+        for number in numbers:
+            if isinstance(number, float) and not math.isfinite(number):
+                raise ConfigError(f"{prefix}{one.name} must be finite, was {value!r}")
 
 
 @dataclass(frozen=True, kw_only=True)

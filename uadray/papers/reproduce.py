@@ -197,7 +197,8 @@ class Reproduction:
         runs = [Run.open(o.url) for o in outcomes if o.status == "finished"]
         cohorts = [self.cohorts[role] for role in self.roles]
         if runs and cohorts:
-            evaluate_all(runs, cohorts, config=self.evaluation())
+            insist = config is not None and config.allow_mismatch
+            evaluate_all(runs, cohorts, config=self.evaluation(), allow_mismatch=insist)
         return outcomes
 
     def published(self) -> dict[tuple[str, str], Mapping[str, Published]]:

@@ -25,6 +25,7 @@ from nibabel.orientations import axcodes2ornt
 from uadray import files
 from uadray.errors import ScanError
 from uadray.prepare.geometry import DOUBT, voxel_sizes
+from uadray.prepare.layouts.listing import is_special
 
 MIN_VOXEL_MM, MAX_VOXEL_MM = 0.1, 10.0
 """Edge lengths that a scan of a head can have; outside, its header is wrong."""
@@ -136,6 +137,8 @@ def _half(path: str, one: str, other: str) -> str:
 
 def _fetch(path: str) -> bytes:
     """A file's content, unpacked."""
+    if not files.is_remote(path) and is_special(path):
+        raise ScanError(f"{path}: is no regular file, but a pipe, socket or device; give a file")
     try:
         content = files.read_bytes(path)
     except FileNotFoundError:
@@ -252,6 +255,9 @@ def _placing(raw: Any, mended: Any) -> dict[str, Any]:
     if not _is_nifti(raw):
         return {"pixdim": [1.0, *pixdim[1:]], "sform_code": 0, "qform_code": 0}
     fields = {name: np.array(mended[name]).tolist() for name in PLACING}
+    # NIfTI-2 has room for larger codes than NIfTI-1; only whether one is above 0 matters.
+    for name in ("qform_code", "sform_code"):
+        fields[name] = int(np.clip(fields[name], 0, 2**15 - 1))
     if int(mended["qform_code"]) > 0 and _qform(mended) is None:
         fields |= {name: 0 for name in PLACING if name.startswith("q")}
     unit = int(raw["xyzt_units"]) & 7

@@ -101,6 +101,8 @@ def write_report(
         stem = files.join(files.normalise(tables), stem.rsplit("/", 1)[-1])
     export.write_tables(cohorts, stem, title=title, sweep=sweep)
     files.write_bytes(out, page.encode())
+    for folder in {place.rsplit("/", 1)[0] for place in (out, stem)}:
+        files.remove_drafts(folder, recursive=False)
     return out
 
 

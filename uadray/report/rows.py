@@ -185,6 +185,10 @@ def spread_rows(rows: Sequence[Row], most: int) -> list[Row]:
     return [row for row in rows if id(row) in kept]
 
 
+_PLURAL = ("subjects", "count", "fits")
+"""How those end of which there are several."""
+
+
 def _differences(rows: Sequence[Row]) -> tuple[str, ...]:
     values = [row.evaluation.values for row in rows]
 
@@ -195,6 +199,9 @@ def _differences(rows: Sequence[Row]) -> tuple[str, ...]:
         "the test subjects": {tuple(sorted(str(s["id"]) for s in v["subjects"])) for v in values},
         "the post-processing": settings("postprocess"),
         "the component filter": settings("components"),
+        "the cohorts of the fits": {
+            str((row.run.config["cohort"] or {}).get("fingerprint")) for row in rows
+        },
         "the slices that count": {str(v.get("slices")) for v in values},
         "the rule of the threshold": {str(v["threshold"]["rule"]) for v in values},
         "the part that the threshold was fitted on": {
@@ -202,7 +209,7 @@ def _differences(rows: Sequence[Row]) -> tuple[str, ...]:
         },
     }
     return tuple(
-        f"{what.capitalize()} differ{'' if what.endswith(('subjects', 'count')) else 's'} between "
+        f"{what.capitalize()} differ{'' if what.endswith(_PLURAL) else 's'} between "
         "these runs: hold their figures against each other with care."
         for what, found in checks.items()
         if len(found) > 1

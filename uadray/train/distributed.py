@@ -75,6 +75,8 @@ def _fit_held(
     report: Callable[[Metrics], None],
 ) -> Run:
     run = Run.create(url, experiment, cohort)
+    for folder in (run.url, files.join(run.url, "checkpoint")):
+        files.remove_drafts(folder, recursive=False)
     if run.finished:
         return run
     if run.summary is not None:

@@ -21,6 +21,7 @@ from uadray import cluster, files
 from uadray.detectors import GradientDetector
 from uadray.errors import ConfigError, StoppedError, UadrayError
 from uadray.memory import ONE_ARENA
+from uadray.methods.base import check_finite
 from uadray.store import Cohort
 from uadray.stream import READ_CPUS
 from uadray.train.loop import Metrics, World
@@ -59,6 +60,7 @@ class ScaleConfig:
     not fit on the nodes that are there."""
 
     def __post_init__(self) -> None:
+        check_finite(self, "scale.")
         if self.num_workers < 1 or self.cpus_per_worker <= 0:
             raise ConfigError("scale.num_workers must be >= 1 and scale.cpus_per_worker > 0")
         if not 0 <= self.min_workers <= self.num_workers:

@@ -25,6 +25,9 @@ from uadray.store import Cohort, open_cohort, train_rows
 PEOPLE = "people.npz"
 """In a run folder: digests of who was learned from."""
 
+LEARN_FROM_NOBODY = (Intensity, HistEq)
+"""Methods that are the same whatever cohort they are given."""
+
 TOLERANCE = 0.02
 """Relative, between the voxels of two grids that count as the same: rounding alone."""
 
@@ -128,7 +131,9 @@ def people_of(cohort: Cohort, rows: Iterable[int] | None = None) -> People:
 
 
 def record_people(url: str, cohort: Cohort, experiment: Experiment) -> None:
-    """Leave in the run folder at `url` who the experiment learns from on this cohort."""
+    """Leave in the run folder at `url` who the experiment learns from on this cohort, if anybody."""
+    if isinstance(experiment.method, LEARN_FROM_NOBODY):
+        return
     share, seed = experiment.fit.data_share, experiment.fit.seed
     rows = [*train_rows(cohort, share=share, seed=seed), *_rows(cohort, "validation")]
     files.write_bytes(files.join(url, PEOPLE), npz.pack(**vars(people_of(cohort, rows))))
@@ -160,8 +165,8 @@ def compare_run(
     Raises:
         RunError: `people.npz` is damaged or cannot be read.
     """
-    if isinstance(experiment.method, (Intensity, HistEq)):
-        return Match()  # They learn from nobody.
+    if isinstance(experiment.method, LEARN_FROM_NOBODY):
+        return Match()
     origin, learned = _recorded_origin(config), _recorded_people(url)
     if origin is None or (people and learned is None):
         # Fitted before this was recorded; the cohort itself may still be there.

@@ -17,6 +17,7 @@ from typing import Any, Self
 from uadray import files
 from uadray.config import Experiment, from_json, to_json
 from uadray.errors import CheckpointError, RunError
+from uadray.methods.network import constants
 from uadray.store import Cohort, software_versions
 from uadray.train.learned import PEOPLE, origin_of, record_people
 
@@ -200,6 +201,7 @@ class Run:
                 "shape": list(cohort.shape),
                 "origin": origin_of(cohort).to_json(),
             },
+            "network": constants(),
             "versions": software_versions(),
             "hardware": hardware(),
         }
@@ -225,6 +227,11 @@ class Run:
                 raise ValueError(
                     f"its settings have the fingerprint {experiment.fingerprint}, it records "
                     f"{config['fingerprint']}"
+                )
+            recorded = config.get("network", constants())
+            if recorded != constants():
+                raise ValueError(
+                    f"its networks have {recorded}, those of this version {constants()}"
                 )
             return cls(
                 url=url,

@@ -3,9 +3,11 @@
 Ray's own adapter may draw one point twice; two trials would then write to one run folder.
 """
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from ray.tune.search import Searcher
 
 from uadray.config import Experiment
@@ -25,6 +27,11 @@ class OptunaDraws(Searcher):
         seed: The same seed and the same figures in the same order draw the same points.
         past: Points that were drawn before, with what they gave, where that is known.
         num: Most points, the past ones included.
+        value_of: What a trial gave, from its last result; as in `past`.
+
+    Each draw has a seed of its own, by its number, so that it follows from the seed and the figures
+    of the draws before it: a search that was killed draws what an undisturbed one draws, as far as
+    the same trials had ended by then, which is certain where trials run one at a time.
     """
 
     def __init__(
@@ -35,6 +42,7 @@ class OptunaDraws(Searcher):
         seed: int,
         past: list[tuple[dict[str, Any], float | None]],
         num: int,
+        value_of: Callable[[dict[str, Any]], float | None],
     ) -> None:
         super().__init__(metric=metric, mode="min")
         try:
@@ -43,13 +51,12 @@ class OptunaDraws(Searcher):
             raise ConfigError("sweep.search optuna needs: pip install -e '.[optuna]'") from None
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         self._optuna, self._space, self._num = optuna, space, num
+        self._seed, self._value_of = seed, value_of
         self._choices: dict[str, Any] = {
             path: optuna.distributions.CategoricalDistribution(values)
             for path, values in space.axes().items()
         }
-        # Behind a resumed search it must not draw again what it drew first.
-        sampler = optuna.samplers.TPESampler(seed=seed + len(past))
-        self._study = optuna.create_study(sampler=sampler, direction="minimize")
+        self._study = optuna.create_study(direction="minimize")
         self._asked: dict[str, Any] = {}
         self._seen: set[Experiment] = set()
         for point, value in past:
@@ -65,6 +72,8 @@ class OptunaDraws(Searcher):
         """A point, or Tune's word for none left."""
         if len(self._seen) >= self._num:
             return str(Searcher.FINISHED)
+        number = np.random.SeedSequence([self._seed, len(self._seen)]).generate_state(1)
+        self._study.sampler = self._optuna.samplers.TPESampler(seed=int(number[0]))
         for _ in range(ATTEMPTS):
             asked = self._study.ask(self._choices)
             experiment = self._space.build(asked.params)
@@ -80,9 +89,9 @@ class OptunaDraws(Searcher):
     ) -> None:
         """Take in what a point gave."""
         asked = self._asked.pop(trial_id, None)
-        value = (result or {}).get(self.metric)
         if asked is None:
             return
+        value = self._value_of(result or {})
         if value is None or error:
             self._study.tell(asked, state=self._optuna.trial.TrialState.FAIL)
         else:

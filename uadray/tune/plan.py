@@ -1,12 +1,15 @@
 """What a sweep prints: its trials beforehand with an estimate, and how they ended."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
+from typing import Any
 
 from rich.table import Table
 
 from uadray.config import Experiment, learns
+from uadray.errors import RunError
 from uadray.progress import clock
 from uadray.store import Cohort
 from uadray.train.run import Run
@@ -84,7 +87,9 @@ def outcome_table(space: Space, config: SweepConfig, outcomes: Sequence[Outcome]
         )
     lines = []
     for o in outcomes:
-        summary = (Run.open(o.url).summary if is_begun(o.url) else None) or {}
+        summary: Mapping[str, Any] = {}
+        with suppress(RunError):  # it says so in its status
+            summary = (Run.open(o.url).summary if is_begun(o.url) else None) or {}
         settings = flat(o.experiment)
         values = [summary.get("validation/reconstruction"), o.objective][: len(heads)]
         status = f"{o.status}: {o.error.splitlines()[0][:80]}" if o.error else o.status

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from uadray.errors import ConfigError
+from uadray.methods.base import check_finite
 from uadray.stream import READ_CPUS
 
 RECONSTRUCTION = "validation/reconstruction"
@@ -58,10 +59,19 @@ class SweepConfig:
     """Epochs between two looks at a population."""
     quantile: float = 0.25
     """Share of a population that is replaced at each look, and share that it is replaced from."""
+    allow_mismatch: bool = False
+    """Take lesioned cohorts of another modality or preparation than the healthy one, or with people
+    that, by their ids, were learned from; every table says so."""
     seed: int = 0
     """Of random and Optuna search, and of what a population draws."""
 
     def __post_init__(self) -> None:
+        check_finite(self, "sweep.")
+        if self.gpus_per_trial < 0 or self.seed < 0:
+            raise ConfigError(
+                "sweep: gpus_per_trial and seed must be >= 0, were "
+                f"{self.gpus_per_trial:g} and {self.seed}"
+            )
         if self.cpus_per_trial < 2 * READ_CPUS:
             raise ConfigError(
                 f"sweep.cpus_per_trial must be >= {2 * READ_CPUS}, was {self.cpus_per_trial}"

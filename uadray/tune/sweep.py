@@ -9,6 +9,7 @@ import os
 import tempfile
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -18,11 +19,13 @@ from rich.console import Console
 
 from uadray import cluster, files
 from uadray.config import Experiment, learns
-from uadray.errors import ConfigError
+from uadray.errors import CheckpointError, ConfigError, RunError
+from uadray.evaluate.inputs import refuse
 from uadray.lock import hold
 from uadray.store import Cohort, open_cohort
 from uadray.stream import READ_CPUS
 from uadray.train.distributed import TrackConfig, conclude_facts
+from uadray.train.learned import compare_cohorts
 from uadray.train.run import Run
 from uadray.train.track import prepared
 from uadray.tune import population as pbt
@@ -35,10 +38,12 @@ from uadray.tune.trials import (
     ENDED,
     Outcome,
     Task,
+    check_cohort,
     fixed_trials,
     is_begun,
     objective_of,
     outcome,
+    reached,
     run_url,
     settled,
     status,
@@ -76,6 +81,7 @@ def sweep(
 
     Raises:
         ConfigError: the space is empty or does not fit the cluster or the scheduler.
+        CheckpointError: the folder holds trials that were fitted on another cohort.
     """
     config = config or SweepConfig()
     trials = fixed_trials(space, config)
@@ -129,6 +135,8 @@ def fit_trials(
         track=prepared(track or TrackConfig()),
         console=console,
     )
+    check_cohort(url, cohort)
+    files.remove_drafts(url, recursive=False)
     cluster.connect(dashboard=config.workers_per_trial > 1)
     cluster.check_readable(files.join(cohort.url, "zarr.json"))
     cluster.check_shared(url)
@@ -158,6 +166,25 @@ def _fit_held(
     return outcomes
 
 
+def _drawn(place: str) -> list[dict[str, Any]]:
+    """Points that were drawn before; none where there is no such file.
+
+    Raises:
+        RunError: it is damaged.
+    """
+    try:
+        points = files.read_json(place)
+        if not isinstance(points, list) or not all(isinstance(p, dict) for p in points):
+            raise ValueError("no list of points")
+    except FileNotFoundError:
+        return []
+    except ValueError as error:
+        raise RunError(f"{place} is damaged ({error}): restore it, or choose another --out") from (
+            None
+        )
+    return points
+
+
 def _open_labelled(config: SweepConfig, cohort: Cohort) -> Cohort | None:
     if not config.uses_labels:
         return None
@@ -168,6 +195,8 @@ def _open_labelled(config: SweepConfig, cohort: Cohort) -> Cohort | None:
             f"has {'lesions' if labelled.has_lesion else 'none'} on {labelled.shape}"
         )
     labelled.rows("threshold")
+    match = compare_cohorts(cohort, labelled)
+    refuse(match, cohort.url, labelled.url, insist=config.allow_mismatch)
     return labelled
 
 
@@ -213,15 +242,13 @@ class _Job:
     def draw(self, space: Space) -> list[Task]:
         """Let Optuna draw trials; those that it drew before are taken up first."""
         place = files.join(self.url, "drawn.json")
-        points: list[dict[str, Any]] = files.read_json(place) if files.exists(place) else []
-        points = points[: self.config.max_trials]
+        points = _drawn(place)[: self.config.max_trials]
         tasks = [read_task(point, self.url, space) for point in points]
         if left := [t for t in tasks if not settled(t.url, self.config)]:
             self.fit(left)
         past = []
         for point, task in zip(points, tasks, strict=True):
-            value = objective_of(Run.open(task.url).summary or {}, self.config)
-            past.append((point, None if value is None else self.config.sign * value))
+            past.append((point, reached(task.url, self.config)))
         num = self.config.max_trials
         if len(past) >= num or self.out_of_time:
             return tasks
@@ -235,7 +262,14 @@ class _Job:
             total=num - len(past), varied=self.varied, config=self.config, console=self.console
         )
         watch.on_point = keep
-        search = OptunaDraws(space, metric=OBJECTIVE, seed=self.config.seed, past=past, num=num)
+        search = OptunaDraws(
+            space,
+            metric=OBJECTIVE,
+            seed=self.config.seed,
+            past=past,
+            num=num,
+            value_of=lambda result: reached(str(result.get("run", "")), self.config),
+        )
         scheduler = None
         if self.config.scheduler == "asha":
             most = max(t.fit.epochs for t in space.trials())
@@ -273,8 +307,13 @@ class _Job:
         """Put the next generation in the place of the last; whether there is one."""
         losses: list[float | None] = []
         for m in members[population.name]:
-            run = Run.open(pbt.folder_of(self.url, population, m.generation, m.number))
-            summary, records = run.summary or {}, run.metrics()
+            folder = pbt.folder_of(self.url, population, m.generation, m.number)
+            try:
+                run = Run.open(folder)
+                summary, records = run.summary or {}, run.metrics()
+            except RunError:
+                losses.append(None)
+                continue
             value = objective_of(summary, self.config)
             if records and not self.config.uses_labels:
                 # As it stands, not as it once stood.
@@ -291,7 +330,10 @@ class _Job:
         last = population.num_generations - 1
         folders = [pbt.folder_of(self.url, population, g, number) for g in range(last + 1)]
         begun = [folder for folder in folders if is_begun(folder)]
-        experiment = Run.open(begun[-1]).experiment if begun else population.base
+        experiment = population.base
+        if begun:
+            with suppress(RunError):  # named in its outcome
+                experiment = Run.open(begun[-1]).experiment
         found = outcome((begun or folders)[-1], experiment, self.config)
         if found.url != folders[-1] and found.status in ENDED:
             return replace(found, status="unfinished")
@@ -385,8 +427,10 @@ def _record_ends(watch: Watch, *, stopped: bool) -> None:
     for task, error in watch.ended.items():
         if status(task.url) != "unfinished" or not is_begun(task.url):
             continue
-        run = Run.open(task.url)
-        if error:
-            run.finish({"status": "failed", "error": error, **conclude_facts(run)})
-        elif stopped:
-            run.finish({"status": "stopped", **conclude_facts(run)})
+        # A damaged one is named in its outcome.
+        with suppress(RunError, CheckpointError):
+            run = Run.open(task.url)
+            if error:
+                run.finish({"status": "failed", "error": error, **conclude_facts(run)})
+            elif stopped:
+                run.finish({"status": "stopped", **conclude_facts(run)})

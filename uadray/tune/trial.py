@@ -7,7 +7,8 @@ import torch
 from ray import tune
 
 from uadray.config import learns
-from uadray.errors import UadrayError
+from uadray.errors import RunError, UadrayError
+from uadray.evaluate.inputs import compare
 from uadray.store import Cohort
 from uadray.stream import READ_CPUS, keep_volumes
 from uadray.train.checkpoint import CheckpointStore
@@ -63,6 +64,11 @@ def run_trial(
     trial = _Trial(task, settings, labelled, deadline)
     ended = status(task.url) in ENDED
     if is_begun(task.url):
+        try:
+            Run.open(task.url).metrics()
+        except RunError as damage:
+            tune.report({"run": task.url, "error": f"RunError: {damage}"})
+            return
         if not ended:
             # A sweep that goes on has not stopped it.
             Run.open(task.url).ask_to_stop(False)
@@ -167,7 +173,8 @@ class _Trial:
             self.measure_kept()
             if self._value is None:
                 return
-            note = label_note(self._settings)
+            match = compare(run, self._labelled)
+            note = "; ".join([label_note(self._settings), *match.marks])
             summary["objective"] = {
                 "name": name,
                 "value": self._settings.sign * self._value,

@@ -1,6 +1,7 @@
 """Which trials a sweep has, and how each stands: all read from run folders, its only state."""
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,10 +9,10 @@ import numpy as np
 
 from uadray import files
 from uadray.config import Experiment, from_json, learns, to_json
-from uadray.errors import ConfigError, RunError
+from uadray.errors import CheckpointError, ConfigError, RunError
 from uadray.store import Cohort
-from uadray.train.run import Run
-from uadray.tune.settings import USES_LABELS, SweepConfig
+from uadray.train.run import Run, read_config, read_object
+from uadray.tune.settings import RECONSTRUCTION, USES_LABELS, SweepConfig
 from uadray.tune.space import Space, flat, trial_name
 
 ENDED = ("finished", "stopped")
@@ -78,6 +79,29 @@ def run_url(url: str, trial: Experiment) -> str:
     return files.join(url, "runs", trial_name(trial))
 
 
+def check_cohort(url: str, cohort: Cohort) -> None:
+    """Refuse a sweep whose trials were fitted on another cohort: no ranking holds both.
+
+    Raises:
+        CheckpointError: one was.
+    """
+    folders = [files.join(url, "runs", name) for name in files.list_names(files.join(url, "runs"))]
+    for population in files.list_names(files.join(url, "population")):
+        inside = files.join(url, "population", population)
+        folders += [files.join(inside, name) for name in files.list_names(inside)]
+    for folder in folders:
+        try:
+            run = Run.open(folder)
+        except RunError:
+            continue  # Damaged, or no run: named where it is read as a trial.
+        if run.cohort_fingerprint != cohort.fingerprint:
+            raise CheckpointError(
+                f"{folder} was fitted on cohort {run.cohort_fingerprint} ({run.cohort_url}), not "
+                f"on {cohort.fingerprint} ({cohort.url}): trials of two cohorts are in no one "
+                "ranking; choose another --out"
+            )
+
+
 def is_begun(folder: str) -> bool:
     """Whether there is a run in a folder, ended or not."""
     return files.exists(files.join(folder, "config.json"))
@@ -130,11 +154,29 @@ def outcome(folder: str, experiment: Experiment, config: SweepConfig) -> Outcome
 
 def _objective(folder: str, summary: dict[str, Any], config: SweepConfig) -> float | None:
     """Its objective; of a run that was stopped before it could conclude, the last measured."""
-    value, url = objective_of(summary, config), files.join(folder, "objective.json")
-    if value is not None or not config.uses_labels or not files.exists(url):
+    value = objective_of(summary, config)
+    if value is not None or not config.uses_labels:
         return value
-    measured = files.read_json(url)["measured"]
-    return float(measured[-1][config.objective]) if measured else None
+    with suppress(RunError, KeyError, TypeError, ValueError):  # damaged: as if not measured
+        measured = (read_object(files.join(folder, "objective.json")) or {}).get("measured")
+        return float(measured[-1][config.objective]) if measured else None
+    return None
+
+
+def reached(folder: str, config: SweepConfig) -> float | None:
+    """What a trial has reached, less is better: concluded, or measured so far; None for nothing.
+
+    It is the same of a trial that has just ended and of one that is read after a restart.
+    """
+    try:
+        run = Run.open(folder)
+        value = _objective(folder, run.summary or {}, config)
+        if value is None and not config.uses_labels:
+            told = [r[RECONSTRUCTION] for r in run.metrics() if RECONSTRUCTION in r]
+            value = min(told, default=None)
+    except RunError:
+        return None
+    return None if value is None else config.sign * value
 
 
 def write_record(
@@ -172,9 +214,10 @@ def write_record(
 
 def lineage(folder: str) -> list[dict[str, Any]]:
     """What a population's member went through, oldest first; empty for every other run."""
-    if not is_begun(folder):
+    try:
+        return list(read_config(folder).get("lineage", []))
+    except RunError:
         return []
-    return list(files.read_json(files.join(folder, "config.json")).get("lineage", []))
 
 
 def label_note(config: SweepConfig) -> str:

@@ -1,0 +1,30 @@
+"""No benchmark prints a figure that it did not measure."""
+
+import pytest
+
+from benchmarks.evaluate import ratio
+from benchmarks.evaluate_on_ray import quotient, rate, unmeasured
+from benchmarks.harness import Row, publish
+
+
+@pytest.mark.parametrize(
+    ("whole", "part", "expected"),
+    [(10.0, 1.0, 2.0), (3.0, 3.0, None), (3.0, 3.4, None), (3.0, 2.9, None)],
+)
+def test_a_rate_needs_a_difference(whole: float, part: float, expected: float | None) -> None:
+    found = rate(18, whole, part)
+    assert found == expected
+    assert bool(unmeasured(found)) == (expected is None)
+    assert quotient(found, found) == (None if expected is None else 1.0)
+
+
+def test_what_was_not_measured_is_said(capsys: pytest.CaptureFixture[str]) -> None:
+    row = Row(measure="m", value=None, unit="volumes/s", goal=">= 3")
+    assert row.holds is None
+    publish("made", [row], keep=False)
+    assert "not measured" in capsys.readouterr().out
+
+
+def test_a_ratio_needs_both_sides() -> None:
+    assert ratio("m", 0.0, 40.0, "x", ">= 2", "").value is None
+    assert ratio("m", 2.0, 40.0, "x", ">= 2", "").value == 20.0

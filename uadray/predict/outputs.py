@@ -12,7 +12,7 @@ import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -128,15 +128,15 @@ def claimed(out: str, request: Mapping[str, Any], items: Sequence[Item]) -> Iter
             else, it lies in a run, model or cohort, or it cannot be written.
         LockedError: another job writes it.
     """
-    try:
-        if owner := owner_of(out):
-            raise PredictError(
-                f"{out} lies in {owner}, which holds other results: choose another --out, outside "
-                "of it"
-            )
-    except OSError as error:
-        raise unwritable(out, error) from None
-    with hold(out):
+    if owner := owner_of(out):
+        raise PredictError(
+            f"{out} lies in {owner}, which holds other results: choose another --out, outside of it"
+        )
+    with ExitStack() as held:
+        try:
+            held.enter_context(hold(out))
+        except OSError as error:
+            raise unwritable(out, error) from None
         _begin(out, request, items)
         yield
 

@@ -25,6 +25,15 @@ from nibabel.orientations import axcodes2ornt
 from uadray import files
 from uadray.errors import ScanError
 from uadray.prepare.geometry import DOUBT, voxel_sizes
+from uadray.prepare.headers import (
+    PLACING,
+    begin_of_voxels,
+    by,
+    is_nifti,
+    mend,
+    placing_of,
+    qform_of,
+)
 from uadray.prepare.layouts.listing import is_special
 
 MIN_VOXEL_MM, MAX_VOXEL_MM = 0.1, 10.0
@@ -40,10 +49,6 @@ DOUBT_OBLIQUE_DEG = 20.0
 """Axes may be turned so far from the scanner's without a remark: the grid is not turned back, so
 that a head scanned at a slant stays so."""
 
-MAX_QUATERNION = 0.01
-"""By how much the squares of a quaternion may sum to more than 1 for it to be taken as a rotation
-that was rounded."""
-
 SIZE_TOLERANCE = 0.01
 """Relative difference of the voxel sizes by sform and by pixdim that is not worth a note."""
 
@@ -52,15 +57,6 @@ MAGIC = (b"n+1\0", b"ni1\0", b"n+2\0", b"ni2\0")
 
 MAX_ORIGIN_MM = 1e6
 """A first voxel that lies farther from the scanner's origin is the work of a damaged header."""
-
-PLACING = (
-    "qform_code",
-    "sform_code",
-    *(f"quatern_{axis}" for axis in "bcd"),
-    *(f"qoffset_{axis}" for axis in "xyz"),
-    *(f"srow_{axis}" for axis in "xyz"),
-)
-"""Fields of a header that say where its voxels lie, besides `pixdim` and `xyzt_units`."""
 
 _MM = {"mm": 1.0, "meter": 1000.0, "micron": 0.001}
 _POINTERS = (b"version https://git-lfs", b"/annex/objects/", b"../")
@@ -106,10 +102,10 @@ def read_image(path: str, *, orientation: str = "") -> RawImage:
     with _without_remarks():
         try:
             raw = _parse(path, content, header)
-            mended, notes = _mend(raw)
+            mended, notes = mend(raw)
             voxels, more = _voxels(path, mended, content, header)
             placed = _place(path, mended, voxels, orientation)
-            placing = _placing(raw, mended)
+            placing = placing_of(raw, mended)
         except ScanError:
             raise
         except Exception as error:  # whatever a library makes of bytes that mean nothing
@@ -206,70 +202,13 @@ def _parse(path: str, content: bytes, header: bytes) -> Any:
     if pair and length == 348 and header[344:347] != b"ni1":
         kind = nib.AnalyzeHeader
     raw = kind(header[:length], check=False)
-    if _is_nifti(raw) and raw["magic"].tobytes()[:4] not in MAGIC:
+    if is_nifti(raw) and raw["magic"].tobytes()[:4] not in MAGIC:
         raise ScanError(
             f"{path}: expected a NIfTI file, but its header has no magic of NIfTI "
             f"({raw['magic'].tobytes()!r}); convert it, or fetch it again"
         )
     _check_shape(path, tuple(int(n) for n in raw["dim"]))
     return raw
-
-
-def _is_nifti(raw: Any) -> bool:
-    return "sform_code" in raw.keys()  # noqa: SIM118  (a header is no dictionary)
-
-
-def _mend(raw: Any) -> tuple[Any, list[str]]:
-    """A header with what the standard, and other readers, take in one way only put right."""
-    mended, notes = raw.copy(), []
-    sizes = np.asarray(raw["pixdim"][1:4])
-    if (sizes < 0).any():
-        notes.append(
-            f"{DOUBT}voxel sizes below 0 in its header ({_by(sizes)}), taken as positive, and some "
-            "readers mirror such an axis: compare left and right"
-        )
-        mended["pixdim"][1:4] = np.abs(sizes)
-    if not _is_nifti(raw):
-        return mended, notes
-    qfac = float(raw["pixdim"][0])
-    mended["pixdim"][0] = -1 if qfac < 0 else 1
-    if qfac not in (-1, 1) and int(raw["qform_code"]) > 0:
-        doubt = DOUBT if qfac < 0 else ""
-        notes.append(f"{doubt}qfac of its header is {qfac:g}, taken as {mended['pixdim'][0]:g}")
-    quaternion = np.array([float(raw[f"quatern_{axis}"]) for axis in "bcd"])
-    excess = float((quaternion**2).sum()) - 1
-    # Rounding that nibabel takes is left as it is.
-    rounding = 3 * np.finfo(raw["quatern_b"].dtype).eps
-    if rounding < excess <= MAX_QUATERNION and int(raw["qform_code"]) > 0:
-        for axis, value in zip("bcd", quaternion / np.sqrt(1 + excess), strict=True):
-            mended[f"quatern_{axis}"] = value
-        notes.append(f"the quaternion of its header is too long by {excess:.1g}, shortened to 1")
-    slope, inter = float(raw["scl_slope"]), float(raw["scl_inter"])
-    if not np.isfinite(slope):
-        notes.append(f"scl_slope of its header is {slope:g}: intensities are taken unscaled")
-    elif slope and not np.isfinite(inter):
-        notes.append(f"scl_inter of its header is {inter:g}, taken as 0")
-        mended["scl_inter"] = 0
-    return mended, notes
-
-
-def _placing(raw: Any, mended: Any) -> dict[str, Any]:
-    """See `RawImage.placing`.
-
-    A size below 0 stays, and so does an odd qfac: some readers mirror by them, and have to do so
-    with both images.
-    """
-    pixdim = list(map(float, raw["pixdim"][:4]))
-    if not _is_nifti(raw):
-        return {"pixdim": [1.0, *pixdim[1:]], "sform_code": 0, "qform_code": 0}
-    fields = {name: np.array(mended[name]).tolist() for name in PLACING}
-    # NIfTI-2 has room for larger codes than NIfTI-1; only whether one is above 0 matters.
-    for name in ("qform_code", "sform_code"):
-        fields[name] = int(np.clip(fields[name], 0, 2**15 - 1))
-    if int(mended["qform_code"]) > 0 and _qform(mended) is None:
-        fields |= {name: 0 for name in PLACING if name.startswith("q")}
-    unit = int(raw["xyzt_units"]) & 7
-    return fields | {"pixdim": pixdim, "xyzt_units": unit if unit in (1, 3) else 2}
 
 
 def _check_shape(path: str, dim: Sequence[int]) -> None:
@@ -310,7 +249,7 @@ def _voxels(path: str, raw: Any, content: bytes, header: bytes) -> tuple[np.ndar
     expected = int(np.prod(shape)) * dtype.itemsize
     single = header is content
     first = len(raw.binaryblock) + 4 if single else 0
-    begin, notes = _begin(path, raw, content, first=first, expected=expected)
+    begin, notes = begin_of_voxels(path, raw, content, first=first, expected=expected)
     there = len(content) - begin
     if there < expected:
         raise ScanError(
@@ -328,63 +267,16 @@ def _voxels(path: str, raw: Any, content: bytes, header: bytes) -> tuple[np.ndar
     return np.asarray(proxy, np.float32).reshape(shape[:3]), notes
 
 
-def _begin(
-    path: str, raw: Any, content: bytes, *, first: int, expected: int
-) -> tuple[int, list[str]]:
-    """The byte where the voxels begin, which lies neither in the header nor in its extensions.
-
-    Args:
-        path: For messages.
-        raw: The header.
-        content: Of the file with the voxels.
-        first: The byte after the header and its four bytes on extensions; 0 in a pair.
-        expected: Bytes of voxels.
-    """
-    told = float(raw["vox_offset"])
-    offset = int(told) if np.isfinite(told) and told >= 0 else -1
-    ends = _extension_ends(raw, content, first)
-    single = first > 0
-    fits = offset >= first and len(content) - offset == expected
-    is_free = offset >= first and not any(offset < end for end in ends)
-    if fits or (is_free and (single or len(content) != expected)):
-        return offset, []
-    # The file's size leaves one place; older writers have no four bytes on extensions.
-    for place in (*ends, first, max(0, first - 4)):
-        if len(content) - place == expected:
-            return place, [f"voxels begin at byte {told:g} by its header, taken as {place}"]
-    raise ScanError(
-        f"{path}: its header says that the voxels begin at byte {told:g}, which lies in the header "
-        f"itself or its extensions, and the size of the file ({len(content)} bytes, {expected} of "
-        "them voxels) does not tell where they do; export it again"
-    )
-
-
-def _extension_ends(raw: Any, content: bytes, first: int) -> list[int]:
-    """Where each of the extensions after a header ends that are whole and of a legal size."""
-    ends: list[int] = []
-    if not first or len(content) < first or not content[first - 4]:
-        return ends
-    order = "big" if raw.endianness == ">" else "little"
-    place = first
-    while place + 8 <= len(content):
-        size = int.from_bytes(content[place : place + 4], order)  # type: ignore[arg-type]
-        if size < 16 or size % 16 or place + size > len(content):
-            break
-        place += size
-        ends.append(place)
-    return ends
-
-
 def _place(path: str, raw: Any, voxels: np.ndarray, orientation: str) -> RawImage:
     """Choose the affine."""
     sizes = np.asarray(raw["pixdim"][1:4], np.float64)
-    is_nifti = _is_nifti(raw)
-    sform = int(raw["sform_code"]) > 0 if is_nifti else False
-    qform = int(raw["qform_code"]) > 0 if is_nifti else False
+    nifti = is_nifti(raw)
+    sform = int(raw["sform_code"]) > 0 if nifti else False
+    qform = int(raw["qform_code"]) > 0 if nifti else False
     notes: list[str] = []
     if not sform and not (np.isfinite(sizes).all() and sizes.all()):
         raise ScanError(
-            f"{path}: its voxels are {_by(sizes)} mm by its header; mend the header (pixdim)"
+            f"{path}: its voxels are {by(sizes)} mm by its header; mend the header (pixdim)"
         )
     if sform:
         affine = np.asarray(raw.get_sform(), np.float64)
@@ -392,11 +284,11 @@ def _place(path: str, raw: Any, voxels: np.ndarray, orientation: str) -> RawImag
             notes += _compare_forms(path, affine, raw, voxels.shape)
         elif sizes.all() and not np.allclose(voxel_sizes(affine), sizes, rtol=SIZE_TOLERANCE):
             notes.append(
-                f"{DOUBT}its voxels are {_by(voxel_sizes(affine).round(4))} mm by its sform, which "
-                f"is taken, but {_by(sizes)} mm by pixdim: find out which holds"
+                f"{DOUBT}its voxels are {by(voxel_sizes(affine).round(4))} mm by its sform, which "
+                f"is taken, but {by(sizes)} mm by pixdim: find out which holds"
             )
     elif qform:
-        found = _qform(raw)
+        found = qform_of(raw)
         if found is None:
             raise ScanError(
                 f"{path}: the qform of its header is no rotation (quaternion "
@@ -411,7 +303,7 @@ def _place(path: str, raw: Any, voxels: np.ndarray, orientation: str) -> RawImag
     oriented = sform or qform
     if orientation and oriented:
         notes.append(f"the file records its orientation, {orientation} is not used")
-    scale, unit_notes = _unit(raw, voxel_sizes(affine)) if is_nifti else (1.0, [])
+    scale, unit_notes = _unit(raw, voxel_sizes(affine)) if nifti else (1.0, [])
     affine[:3] *= scale
     return RawImage(voxels=voxels, affine=affine, oriented=oriented, notes=(*notes, *unit_notes))
 
@@ -426,26 +318,17 @@ def _assumed(sizes: np.ndarray, shape: tuple[int, ...], orientation: str) -> np.
     return affine
 
 
-def _qform(raw: Any) -> np.ndarray | None:
-    """The affine of a mended header's qform, (4, 4); None where it is none."""
-    try:
-        affine = np.asarray(raw.get_qform(), np.float64)
-    except Exception:  # no rotation; nibabel raises what NumPy raises
-        return None
-    return affine if np.isfinite(affine).all() else None
-
-
 def _compare_forms(path: str, sform: np.ndarray, raw: Any, shape: tuple[int, ...]) -> list[str]:
     """Refuse two placements that cannot both be meant, and note two that differ."""
     advice = "find out which holds and take the other out of the header"
-    qform = _qform(raw)
+    qform = qform_of(raw)
     if qform is None:
         return [f"{DOUBT}the qform of its header is no rotation; the sform is taken"]
     ratio = voxel_sizes(sform) / np.maximum(voxel_sizes(qform), 1e-9)
     if max(ratio.max(), 1 / max(ratio.min(), 1e-9)) > MAX_SIZE_RATIO:
         raise ScanError(
-            f"{path}: its voxels are {_by(voxel_sizes(sform))} mm by its sform, but "
-            f"{_by(voxel_sizes(qform))} mm by its qform; {advice}"
+            f"{path}: its voxels are {by(voxel_sizes(sform))} mm by its sform, but "
+            f"{by(voxel_sizes(qform))} mm by its qform; {advice}"
         )
     if np.linalg.det(sform[:3, :3]) * np.linalg.det(qform[:3, :3]) < 0:
         raise ScanError(
@@ -499,7 +382,7 @@ def _check_affine(path: str, affine: np.ndarray) -> list[str]:
         raise ScanError(f"{path}: its affine cannot be inverted: {rows}; mend the header")
     if not _plausible(sizes):
         raise ScanError(
-            f"{path}: voxels of {_by(sizes)} mm, expected {MIN_VOXEL_MM} to {MAX_VOXEL_MM}; mend "
+            f"{path}: voxels of {by(sizes)} mm, expected {MIN_VOXEL_MM} to {MAX_VOXEL_MM}; mend "
             "the header"
         )
     axes = affine[:3, :3] / sizes
@@ -517,7 +400,3 @@ def _check_affine(path: str, affine: np.ndarray) -> list[str]:
     if slant > DOUBT_OBLIQUE_DEG:
         notes.append(f"{DOUBT}its axes are turned by {slant:.0f} degrees, and stay so")
     return notes
-
-
-def _by(sizes: np.ndarray) -> str:
-    return " x ".join(f"{size:g}" for size in sizes)

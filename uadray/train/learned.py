@@ -131,7 +131,7 @@ def people_of(cohort: Cohort, rows: Iterable[int] | None = None) -> People:
 
 
 def record_people(url: str, cohort: Cohort, experiment: Experiment) -> None:
-    """Leave in the run folder at `url` who the experiment learns from on this cohort, if anybody."""
+    """Leave in the run folder at `url` who the experiment learns from on this cohort."""
     if isinstance(experiment.method, LEARN_FROM_NOBODY):
         return
     share, seed = experiment.fit.data_share, experiment.fit.seed

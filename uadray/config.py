@@ -280,6 +280,8 @@ def from_json(kind: Any, value: Any) -> Any:
             one = next((t for t in typing.get_args(kind) if typing.get_origin(t) is tuple), None)
             return value if one is None else from_json(one, value)
         members = {t.__name__: t for t in typing.get_args(kind)}
+        if members.pop("NoneType", None) and len(members) == 1:
+            return from_json(next(iter(members.values())), value)
         if value.get("type") not in members:
             raise ConfigError(f"type must be one of {sorted(members)}, was {value.get('type')!r}")
         return from_json(members[value["type"]], {k: v for k, v in value.items() if k != "type"})
@@ -307,8 +309,7 @@ def _dataclass_from_json(kind: type[Any], value: Any) -> Any:
     found = {key: from_json(hints[key], inner) for key, inner in value.items()}
     for key, inner in found.items():
         if not _fits(hints[key], inner):
-            hint = getattr(hints[key], "__name__", None) or str(hints[key])
-            wanted = hint if isinstance(hints[key], type) else str(hints[key])
+            wanted = hints[key].__name__ if isinstance(hints[key], type) else str(hints[key])
             raise ConfigError(f"{name}: {key} must be {wanted}, was {inner!r}")
     missing = dataclasses.MISSING
     for key, one in known.items():

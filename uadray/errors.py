@@ -1,5 +1,7 @@
 """Named errors. Each subclasses the builtin that it refines and says what to do."""
 
+from typing import Any
+
 
 class UadrayError(Exception):
     """Base of all errors that a user can act on; a job prints them without a traceback."""
@@ -11,6 +13,13 @@ class ConfigError(UadrayError, ValueError):
 
 class NoScanFoundError(UadrayError, FileNotFoundError):
     """A layout found no scan where it looked."""
+
+
+class NoLesionMaskError(NoScanFoundError):
+    """None of a set's patients has a lesion mask; `left_out` lists them."""
+
+    left_out: tuple[Any, ...] = ()
+    """Each with its scan, as `layouts.LeftOut`."""
 
 
 class ScanError(UadrayError, ValueError):

@@ -5,7 +5,6 @@ process is gone from this machine, or where nobody has renewed it for a while, b
 own clock: clocks of two machines are never compared.
 """
 
-import errno
 import json
 import os
 import shlex
@@ -41,7 +40,7 @@ a lock is looked at once more."""
 class Holder:
     """Who writes an output, as its lock says."""
 
-    token: str
+    mark: str
     """Of this lock alone."""
     host: str
     """Name of the machine."""
@@ -62,7 +61,7 @@ class Holder:
     def here(cls) -> "Holder":
         """This process."""
         return cls(
-            token=uuid.uuid4().hex,
+            mark=uuid.uuid4().hex,
             host=socket.gethostname(),
             machine=_machine(),
             pid=os.getpid(),
@@ -76,7 +75,10 @@ class Holder:
         if self.machine != _machine():
             return None
         try:
-            return abs(psutil.Process(self.pid).create_time() - self.started) > 1
+            process = psutil.Process(self.pid)
+            if process.status() == psutil.STATUS_ZOMBIE:  # killed, and nobody has taken note
+                return True
+            return abs(process.create_time() - self.started) > 1
         except psutil.NoSuchProcess:
             return True
 
@@ -97,7 +99,7 @@ class Holder:
 def hold(*folders: str, name: str = files.LOCK) -> Iterator[None]:
     """Keep other jobs off outputs while the block runs.
 
-    A folder that cannot be written to is not locked: no job can write it.
+    A local folder that cannot be written to is not locked: no job can write it.
 
     Args:
         folders: Local folders or fsspec URLs.
@@ -112,7 +114,8 @@ def hold(*folders: str, name: str = files.LOCK) -> Iterator[None]:
     try:
         for folder in folders:
             place = files.join(files.normalise(folder), name)
-            with suppress(PermissionError):
+            # The job says by itself why it cannot write there.
+            with suppress(OSError):
                 held[place] = _take(place)
         keeper.start()
         yield
@@ -162,7 +165,7 @@ def _create(place: str, holder: Holder) -> bool | None:
         None where there is one; whether it is sure that nobody else has written one by now.
 
     Raises:
-        PermissionError: the folder cannot be written to.
+        OSError: the folder cannot be written to.
     """
     fs, path = files.located(place)
     content = holder.encode()
@@ -175,12 +178,8 @@ def _create(place: str, holder: Holder) -> bool | None:
             fs.pipe_file(path, content, mode="create")
     except FileExistsError:
         return None
-    except PermissionError:
-        raise
     except OSError as error:
-        if error.errno == errno.EROFS:
-            raise PermissionError(*error.args) from error
-        if not files.is_remote(place):
+        if isinstance(error, PermissionError) or not files.is_remote(place):
             raise
         # A store that does not know the condition, or says in other words that it is not met.
         if files.exists(place):
@@ -194,7 +193,7 @@ def _create(place: str, holder: Holder) -> bool | None:
 class _Seen:
     """A lock at one moment."""
 
-    mark: object
+    renewed: object
     """Another one after each renewal."""
     holder: Holder | None
     """None where its content is cut short."""
@@ -213,7 +212,7 @@ def _look(place: str) -> _Seen | None:
 
 def _is_held(place: str, holder: Holder) -> bool:
     seen = _look(place)
-    return bool(seen and seen.holder and seen.holder.token == holder.token)
+    return bool(seen and seen.holder and seen.holder.mark == holder.mark)
 
 
 def _living(place: str) -> Holder | None:
@@ -222,7 +221,7 @@ def _living(place: str) -> Holder | None:
     seen = first
     while seen is not None:
         ended = seen.holder.ended() if seen.holder else None
-        if ended is not None or (first and seen.mark != first.mark and seen.holder):
+        if ended is not None or (first and seen.renewed != first.renewed and seen.holder):
             return None if ended else seen.holder
         if time.monotonic() > deadline:
             return None

@@ -11,17 +11,24 @@ MAX_BYTES = 160
 def file_name(text: str) -> str:
     """A text as the name of a file or folder.
 
-    Letters, marks and digits of any script stay, composed (NFC), as do `.`, `-`, `_` and `+`; each
-    other character becomes `_`. So may different texts: see `distinct_names`.
+    What can be printed stays, composed (NFC), in any script; of ASCII that is letters, digits, `.`,
+    `-`, `_` and `+`. Each other character becomes `_`. So may different texts: see
+    `distinct_names`.
     """
     text = unicodedata.normalize("NFC", text)
-    kept = "".join(c if c in ".-_+" or unicodedata.category(c)[0] in "LMN" else "_" for c in text)
+    kept = "".join(c if _is_safe(c) else "_" for c in text)
     # A name with a point in front is hidden, one with a point behind is lost on some systems.
     kept = kept.lstrip(".").rstrip(".")
     if len(kept.encode()) > MAX_BYTES:
         start = kept.encode()[: MAX_BYTES - 9].decode(errors="ignore")
         kept = f"{start}-{text_digest(text)}"
     return kept or f"_{text_digest(text)}"
+
+
+def _is_safe(character: str) -> bool:
+    if character.isascii():
+        return character.isalnum() or character in ".-_+"
+    return character.isprintable()
 
 
 def name_key(name: str) -> str:

@@ -23,7 +23,7 @@ RAY_ALLOWED = {
 }
 HEIGHT = [
     {"errors"},
-    {"files", "counter", "batch", "calling", "memory", "npz", "order", "progress"},
+    {"files", "counter", "batch", "calling", "memory", "naming", "npz", "order", "progress"},
     {"cli", "lock", "methods"},
     {"config"},
     {"store", "erasing", "cluster"},

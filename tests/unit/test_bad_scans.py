@@ -593,6 +593,28 @@ class TestMasks:
         assert np.array_equal(found.lesion, LESION)
         assert found.notes == ()
 
+    @pytest.mark.parametrize(
+        ("scale", "advice"),
+        [
+            (1 / 255, "its largest is 0.00392: it seems to have been divided by 255"),
+            (1 / 65535, "its largest is 1.53e-05: it seems to have been divided by 65535"),
+            (0.4, "its largest is 0.4: if it is a mask of 0 and 1 that was scaled"),
+        ],
+    )
+    def test_small_values_are_named(self, tmp_path, scale, advice):
+        mask = save(tmp_path / "m.nii", LESION * np.float32(scale), xyzt_units=2)
+        image = save(tmp_path / "image.nii", xyzt_units=2)
+        for kind in ("lesion", "brain"):
+            with pytest.raises(
+                ScanError, match=r"m\.nii: expected a mask with values of 0\.5"
+            ) as e:
+                load_volume(scan(image, **{kind: str(mask)}), least_lesion=0.5)
+            assert advice in str(e.value)
+        # A threshold of one's own takes probabilities.
+        if scale == 0.4:
+            found = load_volume(scan(image, lesion=str(mask)), least_lesion=0.3)
+            assert np.allclose(found.lesion, LESION * 0.4)
+
     def test_numbered_lesions(self, tmp_path):
         numbers = np.where(LESION, np.cumsum(LESION).reshape(SHAPE), 0)
         assert len(np.unique(numbers)) > 64

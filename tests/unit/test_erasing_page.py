@@ -149,7 +149,7 @@ def test_what_cannot_be_shown_is_refused(cohort: Cohort, tmp_path: Path) -> None
         ("out must end in .html, was", {"out": str(tmp_path / "p.txt")}),
         ("has no scan 'nobody'; it has 40, such as healthy-000", {"subject": "nobody"}),
         ("plane must be in 0 to 15, was 16", {"plane": 16}),
-        ("draws must be >= 1, was 0", {"num_draws": 0}),
+        ("epochs must be >= 1, was 0", {"num_draws": 0}),
         ("PCA-16 learns nothing by gradient", {"experiments": [experiment("PCA-16")]}),
     ]
     for message, change in cases:

@@ -83,6 +83,7 @@ PLACED = {
     "qfac 0": (codes(1, 0), put(76, "<f", 0)),
     "qfac NaN": (codes(1, 0), put(76, "<f", np.nan)),
     "qfac 5": (codes(1, 0), put(76, "<f", 5)),
+    "qfac -5": (codes(1, 0), put(76, "<f", -5)),
     "both forms and qfac 0": (put(76, "<f", 0),),
     "a size below 0, sform": (codes(0, 1), put(80, "<f", -1)),
     "a size below 0, qform": (codes(1, 0), put(80, "<f", -1)),
@@ -254,9 +255,16 @@ def test_endings_in_capitals(tmp_path):
     assert np.array_equal(read(tmp_path / "B.HDR").voxels, IMAGE)
 
 
-def test_no_magic(tmp_path):
+@pytest.mark.parametrize("magic", [b"abc", b"n+1x", b"\0\0\0\0"])
+def test_no_magic(tmp_path, magic):
+    """ITK takes such a file for Analyze, and nibabel refuses it."""
     with pytest.raises(ScanError, match="no magic of NIfTI"):
-        read(save(tmp_path / "a.nii", put(344, "<4s", b"abc")))
+        read(save(tmp_path / "a.nii", put(344, "<4s", magic)))
+
+
+def test_an_origin_beyond_the_scanner(tmp_path):
+    with pytest.raises(ScanError, match=r"lies 1e\+07 mm from the scanner's origin"):
+        read(save(tmp_path / "a.nii", put(292, "<f", 1e7)))
 
 
 def test_whatever_a_reader_raises_is_a_reason(tmp_path, monkeypatch):

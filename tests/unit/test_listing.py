@@ -357,3 +357,41 @@ def test_the_image_is_found_whatever_the_case_of_its_ending(tmp_path):
     (item,) = find_items([str(tmp_path)], "T1w").items
     assert item.name == "a_T1w"
     assert np.array_equal([item.scan.modality], ["T1w"])
+
+
+def test_a_subject_whose_name_ends_like_a_mask(tmp_path):
+    touch(
+        tmp_path,
+        "sub-zebrain/anat/sub-zebrain_T1w.nii.gz",
+        "derivatives/sub-zebrain_label-lesion_roi.nii.gz",
+        "derivatives/sub-zebrain_desc-nonbrain_mask.nii.gz",
+    )
+    (scan,) = bids(str(tmp_path))
+    assert scan.brain == ""
+    assert scan.lesion.endswith("sub-zebrain_label-lesion_roi.nii.gz")
+
+
+def test_patients_without_a_mask_are_predicted(tmp_path):
+    touch(tmp_path, *(f"BraTS20_Training_00{k}/BraTS20_Training_00{k}_t1.nii.gz" for k in "12"))
+    assert len(find_items([str(tmp_path)], "T1w").items) == 2
+    touch(tmp_path, "BraTS20_Training_001/BraTS20_Training_001_seg.nii.gz")
+    found = find_items([str(tmp_path)], "T1w")
+    assert [bool(item.scan.lesion) for item in found.items] == [True, False]
+    assert found.left_out == ()
+
+
+def test_a_table_of_ratings_that_cannot_be_read(tmp_path):
+    name = "OAS1_0001_MR1_mpr_n4_anon_111_t88_masked_gfc.img"
+    touch(tmp_path, f"OAS1_0001_MR1/PROCESSED/MPRAGE/T88_111/{name}")
+    table = tmp_path / "oasis_cross-sectional.csv"
+    for content, note in (
+        (b"ID,CDR\nOAS1_0001_MR1,0.5,\n", "doubt: clinical dementia rating 0.5"),
+        (b"ID,CDR\nOAS1_0001_MR1,x\n", "doubt: clinical dementia rating unknown"),
+        (b"ID,Age\nOAS1_0001_MR1,70\n", "doubt: clinical dementia rating unknown"),
+        (b"\xff\xfe\x00", "doubt: clinical dementia rating unknown"),
+        (b"ID,CDR\nOAS1_0001_MR1,\n", ""),
+    ):
+        table.write_bytes(content)
+        (scan,) = LAYOUTS["oasis1"](str(tmp_path))
+        assert scan.notes.startswith(note)
+        assert bool(scan.notes) == bool(note)

@@ -11,8 +11,10 @@ from pathlib import Path
 
 import boto3
 import fsspec
+import psutil
 import pytest
 from moto.server import ThreadedMotoServer
+from waiting import wait_until
 
 from uadray import files, lock
 from uadray.errors import LockedError
@@ -99,7 +101,7 @@ def test_what_a_killed_holder_left_is_passed_at_once(
     folder: str, holder: subprocess.Popen[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     holder.kill()
-    holder.wait()
+    wait_until(lambda: psutil.Process(holder.pid).status() == psutil.STATUS_ZOMBIE)
     monkeypatch.setattr(lock, "LEASE_S", 1e9)
     with lock.hold(folder):
         pass
@@ -139,7 +141,7 @@ def test_another_machine_that_renews_is_alive(folder: str) -> None:
         thread.join()
 
 
-@pytest.mark.parametrize("content", [b"", b'{"token": ', None])
+@pytest.mark.parametrize("content", [b"", b'{"mark": ', None])
 def test_another_machine_that_does_not_renew_is_dead(
     folder: str, content: bytes | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -158,12 +160,12 @@ def test_a_lock_is_renewed(folder: str, monkeypatch: pytest.MonkeyPatch) -> None
     with lock.hold(folder):
         seen = lock._look(place)
         assert seen is not None
-        while (now := lock._look(place)) is not None and now.mark == seen.mark:
+        while (now := lock._look(place)) is not None and now.renewed == seen.renewed:
             pass
         assert now is not None
         assert now.holder is not None
         assert seen.holder is not None
-        assert now.holder.token == seen.holder.token
+        assert now.holder.mark == seen.holder.mark
 
 
 def test_of_many_that_find_a_dead_lock_one_gets_it(folder: str) -> None:

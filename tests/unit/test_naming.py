@@ -9,7 +9,9 @@ from hypothesis import strategies as st
 from uadray.naming import MAX_BYTES, distinct_names, file_name, name_key, path_names
 
 
-@pytest.mark.parametrize("text", ["患者一", "Пациент", "Müller-2_a.b+c", "שרה", "मीरा", "サトウ"])
+@pytest.mark.parametrize(
+    "text", ["患者一", "Пациент", "Müller-2_a.b+c", "שרה", "मीरा", "サトウ", "😀", "№5"]
+)
 def test_any_script_stays_as_it_is(text: str) -> None:
     assert file_name(text) == unicodedata.normalize("NFC", text)
 

@@ -1,5 +1,6 @@
 """One scan in, maps on its own grid out."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import nibabel as nib
@@ -32,13 +33,13 @@ from uadray.errors import (
     ScanError,
 )
 from uadray.evaluate.components import ComponentConfig
-from uadray.evaluate.postprocess import PostprocessConfig, dequantise
+from uadray.evaluate.postprocess import PostprocessConfig, dequantise, smallest_findable_mm
 from uadray.evaluate.protocols import EvaluateConfig
 from uadray.evaluate.scores import ScoreStore
 from uadray.evaluate.scoring import Scorer, Work
 from uadray.predict import outputs
 from uadray.predict.inputs import find_items, named_modalities
-from uadray.predict.scan import PredictConfig, Prediction, predict_scan
+from uadray.predict.scan import PredictConfig, Prediction, clear_of, predict_scan
 from uadray.prepare.steps import PrepareConfig
 from uadray.share import Model, open_model
 from uadray.store import Cohort, open_cohort
@@ -275,6 +276,93 @@ class TestThresholds:
         assert model.choose_threshold(value=1e-9).level == 1
 
 
+class TestMapAndProposal:
+    """The file's values at or above the threshold are the proposal, voxel for voxel."""
+
+    @pytest.mark.parametrize("value", [0.8, 0.5, 12345 / 65535, 0.1, 0.97])
+    @pytest.mark.parametrize("components", [ComponentConfig(), ComponentConfig(max_size=20)])
+    def test_of_the_files(self, tmp_path, run, value, components) -> None:
+        mine = finished_run(tmp_path / "run", _fitted_on(run), "Intensity")
+        freeze_threshold(mine, value, config=EvaluateConfig(components=components))
+        for k, degrees in enumerate((0.0, 8.0)):
+            path = write_head(
+                tmp_path / f"p{k}_T1w.nii.gz", 3, lesion=True, sizes=(0.9, 1, 1.3), degrees=degrees
+            )
+            (item,) = find_items([path], "T1w").items
+            summary = outputs.write(
+                str(tmp_path / "out"), item, predict_scan(open_model(mine.url), item.scan)
+            )
+            folder = tmp_path / "out" / item.folder
+            anomaly, proposal, brain = (
+                np.asarray(nib.load(folder / summary["files"][kind]).dataobj)
+                for kind in ("anomaly", "proposal", "brain_mask")
+            )
+            threshold = summary["threshold"]["value"]
+            assert proposal.any() or value == 0.97
+            assert np.array_equal(anomaly >= np.float32(threshold), proposal > 0)
+            assert np.array_equal(anomaly.astype(np.float64) >= threshold, proposal > 0)
+            assert not anomaly[brain == 0].any()
+
+    def test_dropped_components_are_in_neither(self, tmp_path: Path, run: Run) -> None:
+        mine = finished_run(tmp_path / "run", _fitted_on(run), "Intensity")
+        config = EvaluateConfig(components=ComponentConfig(max_size=4000))
+        freeze_threshold(mine, 0.8, config=config)
+        scan = scan_of(write_head(tmp_path / "p_T1w.nii.gz", 3, lesion=True))
+        found = predict_scan(open_model(mine.url), scan)
+        assert found.levels.max() > 0.8 * 65535
+        assert found.anomaly.max() < 0.8
+        assert not found.proposal.any()
+
+    def test_volumes_on_both_grids_are_told(self, tmp_path: Path, model: Model) -> None:
+        scan = scan_of(write_head(tmp_path / "p_T1w.nii.gz", 3, lesion=True))
+        summary = predict_scan(model, scan).summary
+        grid = summary["model_grid"]
+        voxel = abs(np.linalg.det(np.array(grid["affine"])[:3, :3])) / 1000
+        assert grid["proposed_ml"] == pytest.approx(grid["proposed_voxels"] * voxel)
+        assert summary["proposal"]["volume_ml"] == pytest.approx(grid["proposed_ml"], rel=0.3)
+        assert grid["median_window_mm"] == [8.75, 9.375, 8.125]
+        edges = [mm / 5 for mm in grid["median_window_mm"]]
+        assert grid["smallest_findable_mm"] == pytest.approx(smallest_findable_mm(edges, 5))
+
+    @pytest.mark.parametrize("threshold", [0.1, 0.3, 1 / 3, 0.7, 5.3, 1e-4])
+    def test_nothing_is_within_rounding_of_the_threshold(self, threshold: float) -> None:
+        near = np.float32(threshold) + np.arange(-50, 51) * np.spacing(np.float32(threshold))
+        scores = clear_of(near.astype(np.float32), threshold)
+        assert np.array_equal(scores >= np.float32(threshold), scores.astype(float) >= threshold)
+        assert np.abs(scores - near).max() <= 6 * np.spacing(np.float32(threshold))
+        assert np.array_equal(clear_of(np.zeros(3, np.float32), threshold), np.zeros(3))
+
+
+class TestWhatTheModelKnows:
+    def test_a_scan_that_it_was_fitted_on(self, home: Path, model: Model) -> None:
+        path = home / "scans/h00_T1w.nii.gz"
+        image = nib.load(path)
+        again = nib.Nifti1Image(np.asarray(image.dataobj), image.affine)
+        again.header["descrip"] = b"exported again"
+        nib.save(again, home / "copied.nii")
+        for known in (path, home / "copied.nii"):
+            warnings = predict_scan(model, scan_of(str(known))).summary["warnings"]
+            assert any("was fitted on this very scan" in w for w in warnings)
+        new = write_head(home / "unknown_T1w.nii.gz", 88)
+        warnings = predict_scan(model, scan_of(new)).summary["warnings"]
+        assert not any("very scan" in w for w in warnings)
+
+    def test_a_name_that_somebody_insists_on(self, tmp_path: Path, model: Model) -> None:
+        scan = scan_of(write_head(tmp_path / "a_FLAIR.nii.gz", 77))
+        found = predict_scan(model, scan, PredictConfig(ignore_names=True))
+        assert any("named as FLAIR, but the model" in w for w in found.summary["warnings"])
+
+    def test_another_preparation(self, tmp_path: Path, model: Model) -> None:
+        scan = scan_of(write_head(tmp_path / "a_T1w.nii.gz", 77))
+        found = predict_scan(model, scan, PredictConfig(grow_extent=True))
+        assert any("grow_extent is True, there False" in w for w in found.summary["warnings"])
+
+    @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+    def test_a_threshold_that_is_no_number(self, value: float) -> None:
+        with pytest.raises(ConfigError, match="threshold must be a finite score"):
+            PredictConfig(threshold=value)
+
+
 class TestBadScans:
     @pytest.mark.parametrize(
         ("name", "named"), [("p_FLAIR", "FLAIR"), ("p-t2", "T2w"), ("a_T1ce", "T1ce")]
@@ -331,6 +419,24 @@ class TestUnlike:
         scan = scan_of(write_head(tmp_path / "c.nii.gz", 2, sizes=(1.0, 1.0, 3.0)))
         warnings = predict_scan(model, scan).summary["warnings"]
         assert any("coarser than those of the healthy scans" in w for w in warnings)
+
+    def test_a_tilted_grid(self, tmp_path: Path, model: Model) -> None:
+        """The grid is not turned back, so that the model sees the head at a slant."""
+        for degrees, tilted in ((20, True), (4, False)):
+            scan = scan_of(write_head(tmp_path / f"t{degrees}.nii.gz", 77, degrees=degrees))
+            warnings = predict_scan(model, scan).summary["warnings"]
+            assert any("brain is tilted by" in w for w in warnings) == tilted
+
+    def test_a_lesion_mask_that_cannot_be_used(self, tmp_path: Path, model: Model) -> None:
+        path = write_head(tmp_path / "a_T1w.nii.gz", 3)
+        image = nib.load(path)
+        faint = np.full(image.shape, 0.3, np.float32)
+        faint[0] = 0
+        nib.save(nib.Nifti1Image(faint, image.affine), tmp_path / "m.nii")
+        scan = replace(scan_of(path), lesion=str(tmp_path / "m.nii"))
+        summary = predict_scan(model, scan).summary
+        assert summary["truth"] is None
+        assert any("lesion mask that came with it cannot be used" in w for w in summary["warnings"])
 
     def test_another_contrast(self, tmp_path: Path, run: Run) -> None:
         model = open_model(finished_run(tmp_path / "mean", _fitted_on(run), "MeanImage").url)

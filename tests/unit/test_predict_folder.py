@@ -18,8 +18,11 @@ from tiny_models import finished_run, freeze_threshold, healthy_cohort, write_he
 import uadray
 from uadray import files
 from uadray.errors import EvaluationError, NoScanFoundError, PredictError, ScanError
+from uadray.evaluate.postprocess import PostprocessConfig
+from uadray.evaluate.protocols import EvaluateConfig
 from uadray.naming import name_key
 from uadray.predict import folder as folder_module
+from uadray.predict import outputs
 from uadray.predict.folder import predict_items
 from uadray.predict.inputs import Item, find_items
 from uadray.predict.job import PredictJob
@@ -288,6 +291,30 @@ class TestIdentity:
         assert [json.loads(line)["name"] for line in
                 (out / "quarantine.jsonl").read_text().splitlines()] == ["a_T1w"]  # fmt: skip
 
+    def test_one_file_spelled_in_two_ways(self, tmp_path: Path, model: Model) -> None:
+        path = three(tmp_path)[0]
+        (tmp_path / "link").symlink_to(tmp_path / "in")
+        predict_items(model, items_of([path]), str(tmp_path / "out"))
+        for other in (f"{tmp_path}/in/../in/a_T1w.nii.gz", f"{tmp_path}/link/a_T1w.nii.gz"):
+            assert predict_items(model, items_of([other]), str(tmp_path / "out")).num_kept == 1
+
+    def test_a_page_of_an_earlier_content_goes(self, tmp_path: Path, run: Run) -> None:
+        path = three(tmp_path)[0]
+        uadray.predict_folder(run.url, path, tmp_path / "out")
+        assert (tmp_path / "out/a_T1w/viewer.html").exists()
+        write_head(Path(path), 9)
+        uadray.predict_folder(run.url, path, tmp_path / "out", viewer=False)
+        assert not (tmp_path / "out/a_T1w/viewer.html").exists()
+
+    def test_results_of_an_earlier_content_are_in_no_table(self, tmp_path, model) -> None:
+        paths = three(tmp_path)
+        predict_items(model, items_of(paths[:1]), str(tmp_path / "out"))
+        Path(paths[0]).write_bytes(b"broken")
+        for path in paths:
+            predict_items(model, items_of([path]), str(tmp_path / "out"))
+        table = csv.DictReader((tmp_path / "out/predictions.tsv").open(), delimiter="\t")
+        assert [row["name"] for row in table if row["status"] == "done"] == ["b_T1w", "c_T1w"]
+
     def test_what_is_left_of_an_earlier_content_is_said(self, tmp_path: Path, model: Model) -> None:
         path = three(tmp_path)[0]
         predict_items(model, items_of([path]), str(tmp_path / "out"))
@@ -346,6 +373,31 @@ class TestWhoseFolder:
         with pytest.raises(PredictError, match=r"other settings \(threshold: 0.8 there, 0.5 here"):
             predict_items(model, items, out, PredictConfig(threshold=0.5))
 
+    def test_other_scoring(self, tmp_path: Path, run: Run, cohort: Cohort) -> None:
+        """Without a frozen threshold, too, the settings of the evaluation decide the maps."""
+        items = items_of(three(tmp_path)[:1])
+        mine = finished_run(tmp_path / "run", cohort, "Intensity")
+        freeze_threshold(mine, 0.8)
+        given = PredictConfig(threshold=0.5)
+        for config in (given, PredictConfig(map_only=True)):
+            out = str(tmp_path / f"out{config.map_only}")
+            freeze_threshold(mine, 0.8)
+            predict_items(open_model(mine.url), items, out, config)
+            other = EvaluateConfig(postprocess=PostprocessConfig(median_size=3))
+            freeze_threshold(mine, 0.8, config=other)
+            with pytest.raises(PredictError, match=r"other settings \(scoring: "):
+                predict_items(open_model(mine.url), items, out, config)
+
+    def test_results_are_no_scans(self, tmp_path: Path, model: Model) -> None:
+        paths = three(tmp_path)
+        predict_items(model, items_of(paths), str(tmp_path / "out"))
+        results = sorted(map(str, (tmp_path / "out").rglob("*.nii.gz")))
+        found = find_items([*paths, *results], "T1w")
+        assert [item.scan.image for item in found.items] == paths
+        assert sorted(one.path for one in found.left_out) == results
+        with pytest.raises(NoScanFoundError, match="a result of uadray in"):
+            find_items(results, "T1w")
+
     def test_something_else(self, tmp_path: Path, model: Model) -> None:
         items = items_of(three(tmp_path)[:1])
         with pytest.raises(PredictError, match=r"no predictions, holds scans, such as .*a_T1w"):
@@ -360,7 +412,9 @@ class TestWhoseFolder:
             ("a cohort", cohort.url),
             ("a model folder", str(tmp_path / "model")),
         ):
-            for place in (url, f"{url}/predicted", f"{url}/a/b"):
+            link = tmp_path / f"link{len(url)}"
+            link.symlink_to(url)
+            for place in (url, f"{url}/predicted", f"{url}/a/b", f"{link}/predicted"):
                 with pytest.raises(PredictError, match=rf"lies in {kind}.*another --out") as error:
                     predict_items(model, items, place)
                 assert "remove" not in str(error.value)
@@ -544,3 +598,20 @@ def test_whatever_goes_wrong_with_one_scan_is_its_own(
     done = predict_items(model, items, str(tmp_path / "out"))
     assert [s["name"] for s in done.summaries] == ["a_T1w", "c_T1w"]
     assert re.search(reason, done.failures[0]["reason"])
+
+
+def test_what_cannot_be_written_of_one_scan_is_its_own(tmp_path, model, monkeypatch) -> None:
+    encode = outputs.encode
+
+    def failing(array: np.ndarray, grid: Any, description: str) -> bytes:
+        if array.dtype == bool and grid.shape[0] > 40:
+            raise ValueError("no such header")
+        return encode(array, grid, description)
+
+    paths = three(tmp_path)
+    write_head(Path(paths[1]), 1, sizes=(0.6, 1.0, 1.0))
+    monkeypatch.setattr(outputs, "encode", failing)
+    done = predict_items(model, items_of(paths), str(tmp_path / "out"))
+    assert [f["name"] for f in done.failures] == ["b_T1w"]
+    assert "ValueError: no such header" in done.failures[0]["reason"]
+    assert len(done.summaries) == 2

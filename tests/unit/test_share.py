@@ -19,6 +19,7 @@ from tiny_models import (
 
 from uadray import files
 from uadray.errors import ConfigError, ModelError, RunError
+from uadray.evaluate.postprocess import smallest_findable_mm
 from uadray.predict.scan import predict_scan
 from uadray.share import export_model, folder, open_model
 from uadray.share.model import FORMAT
@@ -89,6 +90,9 @@ class TestCard:
         assert "0.500 [0.400, 0.600]" in card  # Dice_D with its interval
         assert "semi-synthetic" in card
         assert "6 train, 2 validation" in card
+        edges = [mm / 16 for mm in (28, 30, 26)]
+        assert f"less than {smallest_findable_mm(edges, 5):.1f} mm in diameter may be lost" in card
+        assert "window of 5 voxels measures 8.75 x 9.38 x 8.12 mm" in card
         assert run.experiment.fingerprint in card
         assert "| stroke | 0.2 | bengs_bisection | stroke/threshold: 5 subjects" in card
 
@@ -182,6 +186,9 @@ class TestRefused:
         (tmp_path / "notes.txt").write_text("mine")
         with pytest.raises(ModelError, match=r"holds other files, first model: choose another"):
             export_model(run.url, str(tmp_path), onnx=False)
+        for owner in (run.url, _cohort(run).url, model_url):
+            with pytest.raises(ModelError, match=r"lies in a .*: choose another --out"):
+                export_model(run.url, f"{owner}/model", onnx=False)
         other = finished_run(tmp_path / "other", _cohort(run), "ZScore")
         with pytest.raises(ModelError, match=r"holds another model \(MeanImage"):
             export_model(other.url, model_url, onnx=False)

@@ -347,3 +347,36 @@ class TestConfig:
         del plan["config"]["lesion"]
         assert recorded_config(plan) == config
         assert record(recorded_config(plan), lesions=False) == record(config, lesions=False)
+
+
+class TestUnits:
+    """What a scan becomes does not depend on the unit of its intensities."""
+
+    @pytest.mark.parametrize("correct_bias", [False, True])
+    @pytest.mark.parametrize("scale", [1e-30, 1e-8, 1e-6, 1e-4, 1e-2, 1e4, 1e8, 1e20])
+    def test_scale(self, tmp_path, scale, correct_bias):
+        config = replace(TINY, correct_bias=correct_bias, bias_shrink=1)
+        image = brain_image()
+        plain = prepare_scan(scan(write(tmp_path / "a.nii", image)), config)
+        other = prepare_scan(scan(write(tmp_path / "b.nii", image * np.float32(scale))), config)
+        assert np.array_equal(plain.brain, other.brain)
+        assert np.allclose(plain.image, other.image, atol=1e-4)
+
+    @pytest.mark.parametrize(("scale", "offset"), [(1, 1000), (1, -300), (1e-6, 1e-4), (1e6, 1e8)])
+    def test_offset(self, tmp_path, scale, offset):
+        """A constant that was added everywhere goes, where a mask tells the brain.
+
+        Not so at the brain's edge where it is denoised: outside of it there is 0.
+        """
+        image, config = brain_image(), replace(TINY, denoise=False)
+        mask = write(tmp_path / "m.nii", image > 0)
+        plain = prepare_scan(scan(write(tmp_path / "a.nii", image), brain=mask), config)
+        moved = (image.astype(np.float64) * scale + offset).astype(np.float32)
+        other = prepare_scan(scan(write(tmp_path / "b.nii", moved), brain=mask), config)
+        assert np.allclose(plain.image, other.image, atol=2e-3)
+
+    def test_ordinary_intensities_keep_their_bits(self, tmp_path):
+        for high in (0.5, 1.0, 255.0, 4095.0, 65535.0):
+            image = brain_image() * np.float32(high / 150)
+            path = write(tmp_path / f"{high:g}.nii", image)
+            assert np.array_equal(load_volume(scan(path)).image, image)

@@ -156,6 +156,10 @@ def test_resume_writes_what_is_missing_and_ends_the_same(tmp_path, sealed):
         ({"shape": (4, 5, 5)}, "another size"),
         ({"num_rows": 19}, "another size"),
         ({"scans": [*SCANS[1:], {"id": "x"}, {"id": "y"}]}, "scans: 1 only there, 2 only here"),
+        (
+            {"scans": [SCANS[0] | {"scanner": "B"}, *SCANS[1:]]},
+            "s0: scanner None there, 'B' here",
+        ),
         ({"scans": SCANS[::-1]}, "scans: 0 only there, 0 only here, in another order"),
     ],
 )

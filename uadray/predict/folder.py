@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,8 +13,8 @@ from uadray import files
 from uadray.errors import ScanError, UadrayError
 from uadray.predict import outputs, pages
 from uadray.predict.inputs import Item
-from uadray.predict.scan import PredictConfig, Prediction, predict_scan
-from uadray.prepare.layouts import LeftOut
+from uadray.predict.scan import PredictConfig, predict_scan
+from uadray.prepare.layouts import LeftOut, Scan
 from uadray.prepare.layouts.listing import printable
 from uadray.share.model import Model
 from uadray.store import storage_errors
@@ -192,8 +193,10 @@ def predict_item(
                 f"{item.scan.image}: the process that predicted it died {deaths} times (out of "
                 "memory, or a library crashed); look at the file, or use fewer --workers"
             )
-        prediction = _predict(model, item, config, device)
-        outputs.write(out, item, prediction, viewer=viewer)
+        with _blamed_on(item.scan), storage_errors(item.scan.image):
+            prediction = predict_scan(model, item.scan, config, device=device)
+        with _blamed_on(item.scan, (OSError,)):
+            outputs.write(out, item, prediction, viewer=viewer)
     except ScanError as error:
         left = files.exists(files.join(out, item.summary))
         kept = f" (results of what was there before are still in {item.folder})" if left else ""
@@ -203,29 +206,29 @@ def predict_item(
     return Outcome(name=item.name)
 
 
-def _predict(
-    model: Model, item: Item, config: PredictConfig, device: torch.device | None
-) -> Prediction:
-    """Predict one scan; each error becomes the scan's own.
+@contextmanager
+def _blamed_on(scan: Scan, passing: tuple[type[Exception], ...] = ()) -> Iterator[None]:
+    """Turn each error, but those that pass, into the scan's own.
 
     Raises:
         ScanError: it could not be predicted.
     """
     try:
-        with storage_errors(item.scan.image):
-            return predict_scan(model, item.scan, config, device=device)
+        yield
+    except passing:
+        raise
     except ScanError:
         raise
     except UadrayError as error:
-        raise ScanError(f"{item.scan.image}: {error}") from error
+        named = str(error).startswith(scan.image)
+        raise ScanError(str(error) if named else f"{scan.image}: {error}") from error
     except MemoryError as error:
         raise ScanError(
-            f"{item.scan.image}: does not fit in memory; look at the file, or use fewer --workers"
+            f"{scan.image}: does not fit in memory; look at the file, or use fewer --workers"
         ) from error
     except Exception as error:  # whatever a library raises on a file that it does not expect
-        _log.debug("%s", item.scan.image, exc_info=True)
+        _log.debug("%s", scan.image, exc_info=True)
         text = " ".join(str(error).split())[:300]
         raise ScanError(
-            f"{item.scan.image}: cannot be predicted ({type(error).__name__}: {text}); look at the "
-            "file"
+            f"{scan.image}: cannot be predicted ({type(error).__name__}: {text}); look at the file"
         ) from error

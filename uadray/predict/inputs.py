@@ -7,10 +7,10 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from uadray import files
-from uadray.errors import NoScanFoundError, PredictError, ScanError
+from uadray.errors import NoLesionMaskError, NoScanFoundError, PredictError, ScanError
 from uadray.naming import file_name, name_key, path_names
 from uadray.prepare.layouts import LAYOUTS, LeftOut, Scan, Scans, detect
-from uadray.prepare.layouts.listing import is_image, left_out_lines, printable
+from uadray.prepare.layouts.listing import is_image, left_out_lines, printable, results_above
 from uadray.prepare.layouts.naming import BIDS_RAW, mask_word
 from uadray.prepare.layouts.scans import IMAGE_ENDINGS, canonical_modality, find_files, stem
 
@@ -85,6 +85,10 @@ def find_items(
         if url.lower().endswith(TABLES):
             found = LAYOUTS["csv"](url, modality.split(", ")[0])
         elif _is_file(url):
+            # As when a shell spells out a pattern.
+            if inside := results_above(url):
+                left_out.append(LeftOut(path=url, reason=f"a result of uadray in {inside}"))
+                continue
             found = Scans([_single(url, modality)])
         else:
             found = _in_folder(url, modality, ignore_names)
@@ -176,7 +180,13 @@ def _in_folder(url: str, modality: str, ignore_names: bool) -> Scans:
     except NoScanFoundError:
         layout = ""
     if layout and not ignore_names:
-        return LAYOUTS[layout](url, modality.split(", ")[0])
+        try:
+            found = LAYOUTS[layout](url, modality.split(", ")[0])
+        except NoLesionMaskError as error:
+            found = Scans([], error.left_out)
+        # Patients whose lesions nobody has drawn are the ones to predict.
+        bare = [one.scan for one in found.left_out if one.scan is not None]
+        return Scans([*found, *bare], [one for one in found.left_out if one.scan is None])
     kept: dict[tuple[str, str], str] = {}
     left_out = []
     for name in sorted(names, key=lambda name: (len(name), name)):
@@ -190,8 +200,8 @@ def _in_folder(url: str, modality: str, ignore_names: bool) -> Scans:
             left_out.append(LeftOut(path=files.join(url, name), reason=reason))
         else:
             kept[place] = name
-    found = [_single(files.join(url, name), modality) for name in sorted(kept.values())]
-    return Scans(found, [*left_out, *names.left_out])
+    scans = [_single(files.join(url, name), modality) for name in sorted(kept.values())]
+    return Scans(scans, [*left_out, *names.left_out])
 
 
 def _why_no_scan(name: str, modality: str, ignore_names: bool) -> str:

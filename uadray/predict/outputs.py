@@ -5,6 +5,7 @@ by their digest, and the settings of its own. Those that all scans share stand i
 marker. Names follow BIDS derivatives where the scan's do.
 """
 
+import csv
 import gzip
 import hashlib
 import json
@@ -28,9 +29,10 @@ from uadray.naming import name_key
 from uadray.predict import pages
 from uadray.predict.inputs import Item, names_for
 from uadray.predict.scan import Grid, PredictConfig, Prediction, choose_threshold, reading
-from uadray.prepare.identity import digest_of, is_unchanged, look_at
+from uadray.prepare.identity import digest_of, is_unchanged, look_at, same_place
 from uadray.prepare.layouts import LeftOut
 from uadray.prepare.layouts.listing import printable
+from uadray.share.folder import owner_of
 from uadray.share.model import Model
 
 MARKER = "predict.json"
@@ -98,12 +100,17 @@ def encode(array: NDArray[Any], grid: Grid, description: str) -> bytes:
 def request_of(model: Model, config: PredictConfig) -> dict[str, Any]:
     """All that decides the results of a scan besides its files."""
     threshold = choose_threshold(model, config)
+    settings = threshold.config if threshold else model.settings(config.threshold_from)
     return {
         "run": model.experiment.name,
         "identity": model.identity,
         "threshold": None if threshold is None else threshold.value,
         "threshold_fingerprint": None if threshold is None else threshold.fingerprint,
         "prepare": to_json(config.prepare(model.prepare)),
+        "scoring": {
+            key: to_json(getattr(settings, key))
+            for key in ("protocol", "residual", "postprocess", "components")
+        },
     }
 
 
@@ -122,7 +129,7 @@ def claimed(out: str, request: Mapping[str, Any], items: Sequence[Item]) -> Iter
         LockedError: another job writes it.
     """
     try:
-        if owner := _owner(out):
+        if owner := owner_of(out):
             raise PredictError(
                 f"{out} lies in {owner}, which holds other results: choose another --out, outside "
                 "of it"
@@ -160,27 +167,6 @@ def _begin(out: str, request: Mapping[str, Any], items: Sequence[Item]) -> None:
         raise unwritable(out, error) from None
 
 
-def _owner(out: str) -> str:
-    """The run, model or cohort that a folder is or lies in, in words; empty for none."""
-    top, _, path = out.rpartition("://")
-    parts = path.split("/")
-    for end in range(len(parts), 1, -1):
-        folder = f"{top}://{'/'.join(parts[:end])}" if top else "/".join(parts[:end])
-
-        def holds(*names: str, folder: str = folder) -> bool:
-            return all(files.exists(files.join(folder, name)) for name in names)
-
-        if holds("zarr.json"):
-            return f"a cohort ({folder})"
-        if holds("manifest.json", "experiment.json"):
-            return f"a model folder ({folder})"
-        if holds("config.json") and any(
-            map(holds, ("metrics.jsonl", "checkpoint", "summary.json"))
-        ):
-            return f"a run ({folder})"
-    return ""
-
-
 def unwritable(out: str, error: OSError) -> PredictError:
     """The error for a target that cannot be written."""
     return PredictError(
@@ -203,7 +189,8 @@ def _check_marker(out: str, request: Mapping[str, Any]) -> None:
             f"{out} holds predictions of another run ({name}, {identity}), not of this one "
             f"({request['run']}, {request['identity']}): choose another --out"
         )
-    if changed := sorted(key for key in request if held.get(key) != request[key]):
+    # What an earlier version did not record is no difference: its results have no digest either.
+    if changed := sorted(key for key in request if key in held and held[key] != request[key]):
         shown = "; ".join(f"{key}: {held.get(key)} there, {request[key]} here" for key in changed)
         raise PredictError(
             f"{out} holds predictions of this run under other settings ({shown}): choose another "
@@ -230,8 +217,8 @@ def _description(request: Mapping[str, Any]) -> dict[str, Any]:
 def write(out: str, item: Item, prediction: Prediction, *, viewer: bool = False) -> dict[str, Any]:
     """Write one scan's results, the summary last.
 
-    Nobody may take the maps for another content of the scan's files than they are of: the summary
-    of an earlier one goes first, and the new one comes last.
+    Nobody may take the maps for another content of the scan's files than they are of: summary and
+    page of an earlier one go first, and the new ones come last.
 
     Args:
         out: The output folder.
@@ -255,7 +242,8 @@ def write(out: str, item: Item, prediction: Prediction, *, viewer: bool = False)
     }
     name = prediction.summary["run"]["name"]
     written: dict[str, str] = {}
-    files.remove_file(files.join(out, item.summary))
+    for old in (item.summary, f"{item.folder}/{pages.page_name(item)}"):
+        files.remove_file(files.join(out, old))
     for kind, array in arrays.items():
         if array is not None:
             content = encode(array, prediction.grid, f"uadray {name} {kind}")
@@ -348,7 +336,7 @@ def _source(summary: Mapping[str, Any] | None) -> str:
 
 def _is_free_for(item: Item, holder: Mapping[str, Any] | None) -> bool:
     """Whether results may go where those of `holder` are: there are none, or they are its own."""
-    if holder is None or holder.get("source") == item.scan.image:
+    if holder is None or same_place(holder.get("source"), item.scan.image):
         return True
     # The files have been moved: the same content, and nothing left where it was.
     digest, source = holder.get("source_digest"), holder.get("source")
@@ -371,7 +359,7 @@ def done(out: str, item: Item) -> dict[str, Any] | None:
         summary: dict[str, Any] = files.read_json(files.join(out, item.summary))
         if (
             summary["status"] != "done"
-            or summary["source"] != scan.image
+            or not same_place(summary["source"], scan.image)
             or summary["source_digest"] == ""
             or summary["reading"] != reading(scan)
         ):
@@ -411,7 +399,9 @@ def earlier(out: str, items: Sequence[Item]) -> list[dict[str, Any]]:
     except (FileNotFoundError, ValueError):
         return []
     own = {name_key(item.name) for item in items} | {name_key(item.folder) for item in items}
-    names = [line.split("\t")[0] for line in table.splitlines()[1:]]
+    rows = csv.DictReader(table.splitlines(), delimiter="\t", quoting=csv.QUOTE_NONE)
+    # A scan that could not be used may have results of an earlier content in its place.
+    names = [row["name"] for row in rows if row.get("name") and row.get("status") in (None, "done")]
     with ThreadPoolExecutor(16) as pool:
         found = pool.map(lambda name: _summary_of(out, name), names)
         return [one for one in found if one is not None and name_key(one["name"]) not in own]

@@ -37,6 +37,7 @@ from uadray.prepare.layouts import PHANTOM_SCHEME, Scan
 from uadray.prepare.layouts.scans import stem
 from uadray.prepare.masks import read_share
 from uadray.prepare.nifti import RawImage
+from uadray.prepare.register import Registration
 from uadray.prepare.skull import SkullStrip
 from uadray.prepare.steps import PrepareConfig, PreparedVolume, prepare_scan
 from uadray.share.healthy import mean_inside
@@ -63,6 +64,9 @@ class PredictConfig:
     """As in prepare; as the cohort's by default."""
     min_brain_ml: float | None = None
     """As in prepare; as the cohort's by default."""
+    register: Registration | None = None
+    """As in prepare; as the cohort's by default. `rigid` turns a tilted scan to the template's
+    pose for the model, and its maps come back on the scan's own grid."""
     ignore_names: bool = False
     """Take a scan for one of the model's modality whatever its file's name says."""
 
@@ -73,7 +77,7 @@ class PredictConfig:
 
     def prepare(self, recorded: PrepareConfig) -> PrepareConfig:
         """The recorded preparation with what is to be otherwise."""
-        names = ("skull_strip", "grow_extent", "max_cut", "min_brain_ml")
+        names = ("skull_strip", "grow_extent", "max_cut", "min_brain_ml", "register")
         given = {name: getattr(self, name) for name in names}
         return replace(recorded, **{k: v for k, v in given.items() if v is not None})
 
@@ -227,7 +231,7 @@ def _predict(
             "model_grid": {
                 "shape": list(prepared.brain.shape),
                 "affine": prepared.affine.tolist(),
-                "proposed_voxels": None if level is None else int((scored.opened >= level).sum()),
+                **_proposed(scored.opened, level, prepared.affine),
                 "median_window_mm": _window(settings, prepared.affine),
                 "smallest_findable_mm": smallest_findable_mm(
                     voxel_sizes(prepared.affine)[::-1].tolist(), settings.postprocess.median_size
@@ -367,6 +371,16 @@ def clear_of(scores: NDArray[np.float32], threshold: float) -> NDArray[np.float3
         above = np.nextafter(above, np.float32(np.inf))
     near = np.abs(scores - above) <= 4 * np.spacing(above)
     return np.where(near, above, scores)
+
+
+def _proposed(
+    opened: NDArray[np.uint16], level: int | None, affine: NDArray[np.float64]
+) -> dict[str, Any]:
+    """What the evaluation counts as proposed, on the model's own grid."""
+    if level is None:
+        return {"proposed_voxels": None, "proposed_ml": None}
+    voxels = int((opened >= level).sum())
+    return {"proposed_voxels": voxels, "proposed_ml": voxels * voxel_ml(affine)}
 
 
 def _window(settings: EvaluateConfig, affine: NDArray[np.float64]) -> list[float]:

@@ -9,6 +9,7 @@ import hashlib
 import os
 import re
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 
 import numpy as np
@@ -94,6 +95,15 @@ def is_unchanged(scan: Scan, now: Source, *, digest: str, stamp: str) -> bool:
         stamp: On record, from `look_at`.
     """
     return (stamp != "" and stamp == now.stamp) or digest == digest_of(scan)
+
+
+def same_place(one: object, other: str) -> bool:
+    """Whether two paths or URLs are of one file, which a path may be spelled in several ways."""
+    if one == other or not isinstance(one, str) or files.is_remote(one) or files.is_remote(other):
+        return one == other
+    with suppress(OSError, ValueError):
+        return os.path.realpath(one) == os.path.realpath(other)
+    return False
 
 
 def image_digest(voxels: np.ndarray, affine: np.ndarray) -> str:

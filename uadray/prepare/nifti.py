@@ -25,6 +25,7 @@ from nibabel.orientations import axcodes2ornt
 from uadray import files
 from uadray.errors import ScanError
 from uadray.prepare.geometry import DOUBT, voxel_sizes
+from uadray.prepare.layouts.listing import is_special
 
 MIN_VOXEL_MM, MAX_VOXEL_MM = 0.1, 10.0
 """Edge lengths that a scan of a head can have; outside, its header is wrong."""
@@ -45,6 +46,12 @@ that was rounded."""
 
 SIZE_TOLERANCE = 0.01
 """Relative difference of the voxel sizes by sform and by pixdim that is not worth a note."""
+
+MAGIC = (b"n+1\0", b"ni1\0", b"n+2\0", b"ni2\0")
+"""How a NIfTI header says what it is; ITK reads one without as Analyze, where fields differ."""
+
+MAX_ORIGIN_MM = 1e6
+"""A first voxel that lies farther from the scanner's origin is the work of a damaged header."""
 
 PLACING = (
     "qform_code",
@@ -136,6 +143,8 @@ def _half(path: str, one: str, other: str) -> str:
 
 def _fetch(path: str) -> bytes:
     """A file's content, unpacked."""
+    if not files.is_remote(path) and is_special(path):
+        raise ScanError(f"{path}: is no regular file, but a pipe, socket or device; give a file")
     try:
         content = files.read_bytes(path)
     except FileNotFoundError:
@@ -197,7 +206,7 @@ def _parse(path: str, content: bytes, header: bytes) -> Any:
     if pair and length == 348 and header[344:347] != b"ni1":
         kind = nib.AnalyzeHeader
     raw = kind(header[:length], check=False)
-    if _is_nifti(raw) and bytes(raw["magic"].tobytes())[:2] not in (b"n+", b"ni"):
+    if _is_nifti(raw) and raw["magic"].tobytes()[:4] not in MAGIC:
         raise ScanError(
             f"{path}: expected a NIfTI file, but its header has no magic of NIfTI "
             f"({raw['magic'].tobytes()!r}); convert it, or fetch it again"
@@ -225,7 +234,8 @@ def _mend(raw: Any) -> tuple[Any, list[str]]:
     qfac = float(raw["pixdim"][0])
     mended["pixdim"][0] = -1 if qfac < 0 else 1
     if qfac not in (-1, 1) and int(raw["qform_code"]) > 0:
-        notes.append(f"qfac of its header is {qfac:g}, taken as {mended['pixdim'][0]:g}")
+        doubt = DOUBT if qfac < 0 else ""
+        notes.append(f"{doubt}qfac of its header is {qfac:g}, taken as {mended['pixdim'][0]:g}")
     quaternion = np.array([float(raw[f"quatern_{axis}"]) for axis in "bcd"])
     excess = float((quaternion**2).sum()) - 1
     # Rounding that nibabel takes is left as it is.
@@ -246,12 +256,16 @@ def _mend(raw: Any) -> tuple[Any, list[str]]:
 def _placing(raw: Any, mended: Any) -> dict[str, Any]:
     """See `RawImage.placing`.
 
-    A size below 0 stays: readers mirror by it, and have to do so with both images.
+    A size below 0 stays, and so does an odd qfac: some readers mirror by them, and have to do so
+    with both images.
     """
-    pixdim = [float(mended["pixdim"][0]) or 1.0, *map(float, raw["pixdim"][1:4])]
+    pixdim = list(map(float, raw["pixdim"][:4]))
     if not _is_nifti(raw):
         return {"pixdim": [1.0, *pixdim[1:]], "sform_code": 0, "qform_code": 0}
     fields = {name: np.array(mended[name]).tolist() for name in PLACING}
+    # NIfTI-2 has room for larger codes than NIfTI-1; only whether one is above 0 matters.
+    for name in ("qform_code", "sform_code"):
+        fields[name] = int(np.clip(fields[name], 0, 2**15 - 1))
     if int(mended["qform_code"]) > 0 and _qform(mended) is None:
         fields |= {name: 0 for name in PLACING if name.startswith("q")}
     unit = int(raw["xyzt_units"]) & 7
@@ -475,6 +489,11 @@ def _plausible(sizes: np.ndarray) -> bool:
 
 def _check_affine(path: str, affine: np.ndarray) -> list[str]:
     sizes = voxel_sizes(affine)
+    if float(np.abs(affine[:3, 3]).max()) > MAX_ORIGIN_MM:
+        raise ScanError(
+            f"{path}: its first voxel lies {np.abs(affine[:3, 3]).max():.3g} mm from the scanner's "
+            f"origin, expected at most {MAX_ORIGIN_MM:g}; mend the header"
+        )
     if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-3 * sizes.prod():
         rows = affine[:3].round(3).tolist()
         raise ScanError(f"{path}: its affine cannot be inverted: {rows}; mend the header")

@@ -21,8 +21,11 @@ from uadray.prepare.geometry import (
 )
 from uadray.prepare.intensity import one_thread
 
-Registration = Literal["none", "mni152"]
-"""The template that brains are registered to."""
+Registration = Literal["none", "rigid", "mni152"]
+"""How brains are registered: not at all, turned to the template's pose, or by an affine to it."""
+
+MARGIN = 4
+"""Voxels around a brain that was turned."""
 
 COARSE_MM, FINE_MM = 4.0, 2.0
 """Voxels of the registration: 4 mm are enough to place a lesion and take seconds; a cohort that is
@@ -67,7 +70,56 @@ def register(
     shape = fitted.voxels(spacing_mm)
     grid = np.diag([spacing_mm] * 3 + [1.0])
     grid[:3, 3] = centre - (np.array(shape) - 1) / 2 * spacing_mm
-    back = np.linalg.inv(to_mni @ volume.affine) @ grid
+    moved = _sampled(volume, to_mni, grid, shape)
+    _check_overlap(moved.brain, moved.affine)
+    return replace(moved, notes=(*volume.notes, *notes))
+
+
+def straighten(volume: Volume, *, spacing_mm: float) -> Volume:
+    """Turn a brain to the template's pose, and sample it on a grid along the template's axes.
+
+    Size and shape stay as they are: of the affine registration only the rotation is taken. The
+    image is interpolated once, as in `register`.
+
+    Args:
+        volume: A canonical brain without its skull, in the scanner's millimetres.
+        spacing_mm: Edge length of the new voxels.
+
+    Returns:
+        The volume in millimetres that are turned like the template's; `world_to_scanner` leads
+        back.
+
+    Raises:
+        ScanError: the registration failed.
+    """
+    to_mni = register_to_mni(volume)
+    _check_overlap(volume.brain, to_mni @ volume.affine)
+    places = np.argwhere(volume.brain) @ volume.affine[:3, :3].T + volume.affine[:3, 3]
+    turned = _rotation_about(to_mni, places.mean(axis=0))
+    mm = places @ turned[:3, :3].T + turned[:3, 3]
+    low, high = mm.min(axis=0), mm.max(axis=0)
+    x, y, z = (np.ceil((high - low) / spacing_mm) + 1 + 2 * MARGIN).astype(int).tolist()
+    grid = np.diag([spacing_mm] * 3 + [1.0])
+    grid[:3, 3] = low - MARGIN * spacing_mm
+    moved = _sampled(volume, turned, grid, (x, y, z))
+    degrees = float(np.rad2deg(np.arccos(np.clip((np.trace(turned[:3, :3]) - 1) / 2, -1, 1))))
+    return replace(moved, notes=(*volume.notes, f"turned by {degrees:.0f} degrees to the template"))
+
+
+def _rotation_about(affine: np.ndarray, centre: np.ndarray) -> np.ndarray:
+    """The rotation nearest to an affine, (4, 4), which takes a place where the affine takes it."""
+    left, _, right = np.linalg.svd(affine[:3, :3])
+    turned = np.eye(4)
+    turned[:3, :3] = left @ right
+    turned[:3, 3] = affine[:3, :3] @ centre + affine[:3, 3] - turned[:3, :3] @ centre
+    return turned
+
+
+def _sampled(
+    volume: Volume, move: np.ndarray, grid: np.ndarray, shape: tuple[int, int, int]
+) -> Volume:
+    """A volume moved by an affine and interpolated on a grid: cubic and clamped, masks linear."""
+    back = np.linalg.inv(move @ volume.affine) @ grid
 
     def sample(array: np.ndarray, order: int) -> np.ndarray:
         return np.asarray(
@@ -78,17 +130,14 @@ def register(
 
     brain = sample(volume.brain, 1) >= BRAIN_THRESHOLD
     image = sample(volume.image, 3).clip(volume.image.min(), volume.image.max())
-    moved = replace(
+    return replace(
         volume,
         image=np.where(brain, image, np.float32(0)),
         brain=brain,
         lesion=None if volume.lesion is None else sample(volume.lesion, 1),
         affine=grid,
-        world_to_scanner=volume.world_to_scanner @ np.linalg.inv(to_mni),
-        notes=(*volume.notes, *notes),
+        world_to_scanner=volume.world_to_scanner @ np.linalg.inv(move),
     )
-    _check_overlap(moved)
-    return moved
 
 
 def _brain_on_template(
@@ -100,14 +149,15 @@ def _brain_on_template(
     return edges.max(axis=0), float((edges > extent.mm).any(axis=1).mean())
 
 
-def _check_overlap(volume: Volume) -> None:
+def _check_overlap(brain: np.ndarray, to_mni: np.ndarray) -> None:
+    """Refuse a brain whose voxels, taken to MNI152 by an affine, are not where its brain is."""
     template = _template_brain()
-    grid = np.linalg.inv(template.affine) @ volume.affine
+    grid = np.linalg.inv(template.affine) @ to_mni
     share = ndi.affine_transform(
-        template.brain.astype(np.float32), grid[:3, :3], grid[:3, 3], volume.brain.shape, order=1
+        template.brain.astype(np.float32), grid[:3, :3], grid[:3, 3], brain.shape, order=1
     )
     expected = share > BRAIN_THRESHOLD
-    dice = 2.0 * float((expected & volume.brain).sum()) / float(expected.sum() + volume.brain.sum())
+    dice = 2.0 * float((expected & brain).sum()) / float(expected.sum() + brain.sum())
     if dice < MIN_OVERLAP:
         raise ScanError(
             f"the registered brain overlaps the template's by a Dice of {dice:.2f}, expected at "

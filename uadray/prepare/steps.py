@@ -29,7 +29,7 @@ from uadray.prepare.layouts import PHANTOM_SCHEME, Scan
 from uadray.prepare.lesions import LesionConfig, insert_lesion, read_mask
 from uadray.prepare.phantom import make_subject
 from uadray.prepare.read import load_volume
-from uadray.prepare.register import Registration, register
+from uadray.prepare.register import Registration, register, straighten
 from uadray.prepare.skull import TOOLS, SkullStrip, strip
 
 
@@ -54,7 +54,8 @@ class PrepareConfig:
     """A larger brain is refused: it still has its skull, in mL."""
     register: Registration = "none"
     """`mni152` puts all brains on the template's grid by an affine, after the skull stripping
-    (Meissen 2021, section 3.2); `none` leaves each in its own pose (Bengs 2021)."""
+    (Meissen 2021, section 3.2); `none` leaves each in its own pose (Bengs 2021); `rigid` turns
+    each to the template's pose and leaves its size and shape."""
     grow_extent: bool = False
     """Give a brain that is larger than the extent a larger box of the same proportions, which its
     notes say, instead of refusing it."""
@@ -194,6 +195,8 @@ def pipeline(config: PrepareConfig, lesion: Step | None = None) -> list[Step]:
     else:
         own_pose = [_step(crop_to_brain), _step(pad_to_extent, **box)]
         placed = [_step(resample, spacing_mm=config.spacing_mm), find_brain]
+        if config.register == "rigid":
+            placed = [find_brain, _step(straighten, spacing_mm=config.spacing_mm)]
     down = _step(downsample, shape=config.shape)
     return [_step(to_canonical), *placed, *intensity, *own_pose, down]
 

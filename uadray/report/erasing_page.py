@@ -212,7 +212,7 @@ def erasing_figure(
         ConfigError: an experiment does not erase, or there is no such slice.
     """
     if num_draws < 1:
-        raise ConfigError(f"draws must be >= 1, was {num_draws}")
+        raise ConfigError(f"epochs must be >= 1, was {num_draws}")
     if plane is None:
         plane = int((volume > 0).sum((1, 2)).argmax())
     if not 0 <= plane < len(volume):

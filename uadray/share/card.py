@@ -5,6 +5,7 @@ from typing import Any
 
 from uadray.config import to_json
 from uadray.detectors import num_parameters
+from uadray.evaluate.postprocess import smallest_findable_mm
 from uadray.report.columns import NO_INTERVAL
 from uadray.report.load import Evaluation, RunRecord
 from uadray.share.model import Model
@@ -150,8 +151,9 @@ def _limits(model: Model, record: RunRecord) -> str:
         "- A high score says that something is unexpected, not what it is. Healthy variants, "
         "surgery, motion and artefacts score as well, and lesions that look like healthy tissue "
         "do not.",
-        f"- The finest that it sees are its own voxels; {min(model.healthy.num_scored, 32)} "
-        "healthy scans are behind the range of its scores.",
+        f"- The finest that it sees are its own voxels; the range of its scores is from "
+        f"{min(model.healthy.num_scored, 32)} healthy scans.",
+        *_findable(model),
     ]
     if any("synthetic" in note for e in record.evaluations for note in e.notes):
         lines.append(
@@ -160,6 +162,21 @@ def _limits(model: Model, record: RunRecord) -> str:
         )
     lines += [f"- Of the fit: {warning}." for warning in record.summary.get("warnings", [])]
     return "\n".join(lines)
+
+
+def _findable(model: Model) -> list[str]:
+    """What the median hides, for each size of its window that a threshold was fitted with."""
+    z, y, x = (
+        edge / voxels
+        for edge, voxels in zip(model.prepare.extent.mm[::-1], model.shape, strict=True)
+    )
+    used = [one.config.postprocess.median_size for one in model.thresholds]
+    return [
+        f"- A ball of less than {smallest_findable_mm((z, y, x), size):.1f} mm in diameter may be "
+        f"lost, however bright it is: the median's window of {size} voxels measures "
+        f"{size * z:.3g} x {size * y:.3g} x {size * x:.3g} mm."
+        for size in sorted(set(used or [model.settings().postprocess.median_size]))
+    ]
 
 
 def _licence(licence: str) -> str:

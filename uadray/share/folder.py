@@ -8,6 +8,7 @@ written last: a folder without it was cut short and is refused.
 
 import hashlib
 import json
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -161,6 +162,10 @@ def _check_target(out: str, model: Model) -> None:
     names = set(files.list_names(out))
     if foreign := sorted(n for n in names - _NAMES if not files.is_transient(n)):
         raise ModelError(f"{out} holds other files, first {foreign[0]}: choose another --out")
+    if owner := owner_of(out.rpartition("/")[0]):
+        raise ModelError(
+            f"{out} lies in {owner}, which holds other results: choose another --out, outside of it"
+        )
     if MANIFEST not in names:
         return
     held = _manifest(out)
@@ -169,6 +174,32 @@ def _check_target(out: str, model: Model) -> None:
             f"{out} holds another model ({held['name']}, {held['identity']}), not this one "
             f"({model.experiment.name}, {model.identity}): choose another --out"
         )
+
+
+def owner_of(out: str) -> str:
+    """The run, model or cohort that a folder is or lies in, in words; empty for none."""
+    if not files.is_remote(out):
+        out = os.path.realpath(out)
+    top, _, path = out.rpartition("://")
+    parts = path.split("/")
+    for end in range(len(parts), 1, -1):
+        folder = f"{top}://{'/'.join(parts[:end])}" if top else "/".join(parts[:end])
+
+        def holds(*names: str, folder: str = folder) -> bool:
+            try:
+                return all(files.exists(files.join(folder, name)) for name in names)
+            except OSError:  # what lies above a folder need not be open to all
+                return False
+
+        if holds("zarr.json"):
+            return f"a cohort ({folder})"
+        if holds("manifest.json", "experiment.json"):
+            return f"a model folder ({folder})"
+        if holds("config.json") and any(
+            map(holds, ("metrics.jsonl", "checkpoint", "summary.json"))
+        ):
+            return f"a run ({folder})"
+    return ""
 
 
 def _write(out: str, contents: Mapping[str, bytes], model: Model) -> None:

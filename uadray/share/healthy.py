@@ -20,6 +20,7 @@ from uadray.detectors import Detector
 from uadray.errors import ConfigError
 from uadray.evaluate.scoring import score_volumes
 from uadray.prepare.geometry import voxel_sizes
+from uadray.prepare.pose import PoseRange, pose_degrees, pose_range
 from uadray.report.qc_measures import (
     BINS,
     MAD_TO_SD,
@@ -83,6 +84,8 @@ class Healthy:
     voxel_mm: tuple[float, float] | None
     """Shortest and longest edge of the voxels of the scans' files; None where none could be
     read."""
+    pose: PoseRange | None = None
+    """How the brains lie on their grid; None in models of a version that did not record it."""
 
     def __post_init__(self) -> None:
         """Check the ranges."""
@@ -108,6 +111,8 @@ class Healthy:
             mean_score: Mean raw score inside the brain.
         """
         found = _coarse(scan_mm, spacing_mm, self.voxel_mm)
+        if self.pose is not None and self.num_scans >= MIN_SCANS:
+            found += self.pose.doubts(pose_degrees(brain, np.array(spacing_mm)))
         if self.num_scans >= MIN_SCANS:
             found += self._unlike(measure_scan(image, brain, None, spacing_mm=spacing_mm))
         if (z := (mean_score - self.mean_score) / self.score_spread) > MAX_Z:
@@ -170,10 +175,10 @@ def measure_healthy(cohort: Cohort, detector: Detector, device: torch.device) ->
         int(row): voxel_sizes(np.array(affine))[::-1].tolist()
         for row, affine in zip(table["row"], table["affine"], strict=True)
     }
-    scans = [
-        measure_scan(image, brain, None, spacing_mm=spacings[row])
-        for row, image, brain in _volumes(cohort, rows)
-    ]
+    scans, poses = [], []
+    for row, image, brain in _volumes(cohort, rows):
+        scans.append(measure_scan(image, brain, None, spacing_mm=spacings[row]))
+        poses.append(pose_degrees(brain, np.array(spacings[row])))
     held_back = _thinned(cohort.rows("validation"), MAX_SCORED)
     scores = np.array(
         [
@@ -195,6 +200,7 @@ def measure_healthy(cohort: Cohort, detector: Detector, device: torch.device) ->
         # Scores that do not differ at all (ranks, for instance) must not flag each rounding.
         score_spread=max(MAD_TO_SD * mad, MIN_SCORE_SPREAD * median, 1e-6),
         voxel_mm=_source_voxels(_thinned(table["source"].to_numpy(), MAX_HEADERS).tolist()),
+        pose=pose_range(np.array(poses)),
     )
 
 
@@ -231,7 +237,7 @@ def _source_voxels(sources: Sequence[str]) -> tuple[float, float] | None:
         try:
             header: Any = nib.load(source).header
             edges.append(np.abs(np.array(header.get_zooms()[:3], float)))
-        except Exception:  # whatever nibabel raises on a file that has changed since
+        except Exception:  # whatever a header makes of a reader; the others tell enough
             continue
     if not edges:
         return None

@@ -42,6 +42,9 @@ from uadray.store.layout import (
 )
 from uadray.store.parts import Part, Summary, read_part, read_rows, write_part
 
+NAMED = 3
+"""Scans whose differences a message spells out."""
+
 GROUP_ROWS = 16_384
 """Rows of the table of subjects that are gathered before they are written."""
 
@@ -390,4 +393,18 @@ def _differences(
         here = set(lines)
         order = ", in another order" if there == here else ""
         found.append(f"scans: {len(there - here)} only there, {len(here - there)} only here{order}")
+        found += _changed_fields(there - here, here - there)
     return "; ".join(found) or "other steps or another size"
+
+
+def _changed_fields(there: Iterable[bytes], here: Iterable[bytes]) -> list[str]:
+    """What is known of one scan there and here, in a few words, for the first that differ."""
+    with suppress(ValueError, KeyError, TypeError):  # the list that is there may be damaged
+        old, new = ({str(s["id"]): s for s in map(json.loads, lines)} for lines in (there, here))
+        return [
+            f"{name}: {key} {old[name].get(key)!r} there, {new[name].get(key)!r} here"
+            for name in sorted(old.keys() & new.keys())[:NAMED]
+            for key in sorted(old[name].keys() | new[name].keys())
+            if old[name].get(key) != new[name].get(key)
+        ]
+    return []

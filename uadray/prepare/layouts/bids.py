@@ -180,7 +180,7 @@ def _fitting_masks(
     for name in masks:
         parts = stem(name).split("_")
         mask = _entities("_".join(parts))
-        if not any(part.lower().endswith(words) for part in parts):
+        if not any(_says(part.lower(), words) for part in parts):
             continue
         own = {"", scan.get("space", ""), *OWN_SPACES, modality}
         space_fits = mask.get("space", "") in ({scan["space"]} if "space" in scan else own)
@@ -189,6 +189,13 @@ def _fitting_masks(
             shared[name] = len(telling)
     most = max(shared.values(), default=0)
     return sorted(name for name, count in shared.items() if count == most)
+
+
+def _says(part: str, words: tuple[str, ...]) -> bool:
+    """Whether a part of a mask's name, in lower case, says what it is of."""
+    if part.startswith(("sub-", "ses-")):
+        return False
+    return any(part.endswith(word) and not part.endswith(f"non{word}") for word in words)
 
 
 def _once(root: str, names: Sequence[str]) -> list[str]:

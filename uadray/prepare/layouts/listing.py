@@ -42,6 +42,8 @@ class LeftOut:
     """Path or URL."""
     reason: str
     """Why it is left out."""
+    scan: Any = None
+    """The `Scan` that it is, where only its lesion mask is missing."""
 
 
 class Listing(list[str]):
@@ -67,7 +69,7 @@ def find_files(root: str, endings: tuple[str, ...] = IMAGE_ENDINGS) -> Listing:
             inside cannot be listed.
     """
     root = files.normalise(root)
-    if inside := _results_above(root):
+    if inside := results_above(root):
         raise NoScanFoundError(
             f"{root}: lies in {inside}, which holds results of uadray and no scans to read; give "
             "the folder of the scans"
@@ -172,7 +174,7 @@ class _Walk:
         if name.startswith("."):
             if image and os.path.isfile(entry.path):
                 self._leave(entry.path, "a hidden file")
-        elif image and _is_special(entry.path):
+        elif image and is_special(entry.path):
             self._leave(entry.path, "no regular file")
         elif image:
             # A link to what is not there is quarantined when it is read, with the reason.
@@ -215,10 +217,11 @@ def _depth(path: str) -> int:
     return len([part for part in path.split("/") if part]) + 1
 
 
-def _is_special(path: str) -> bool:
+def is_special(path: str) -> bool:
     """Whether it is, or leads to, a pipe, a socket or a device, which reading would wait for."""
     try:
-        return not stat.S_ISREG(os.stat(path).st_mode)
+        mode = os.stat(path).st_mode
+        return not (stat.S_ISREG(mode) or stat.S_ISDIR(mode))
     except OSError:
         return False
 
@@ -313,7 +316,7 @@ def _is_marked(folder: str, name: str, *, damaged: bool = False) -> bool:
     return any(isinstance(maker, dict) and maker.get("Name") == "uadray" for maker in makers)
 
 
-def _results_above(root: str) -> str:
+def results_above(root: str) -> str:
     """The folder of predictions that `root` lies in; empty where in none."""
     return next((folder for folder in _parents(root) if _are_predictions(folder)), "")
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, fields
 from typing import Protocol
 
 from uadray import files
-from uadray.errors import NoScanFoundError
+from uadray.errors import NoLesionMaskError, NoScanFoundError
 from uadray.prepare.layouts.listing import (
     IMAGE_ENDINGS,
     LeftOut,
@@ -224,16 +224,18 @@ def with_lesion_mask(scans: Scans, where: str) -> Scans:
         NoScanFoundError: there are scans, and none has a mask.
     """
     kept = [scan for scan in scans if scan.lesion]
-    if scans and not kept:
-        raise NoScanFoundError(
-            f"{where}: {len(scans)} scans, first {scans[0].image}, but none has its lesion mask; "
-            "get the part of the set that has masks, or name the scans in a CSV"
-        )
     bare = [
-        LeftOut(path=scan.image, reason="without its lesion mask")
+        LeftOut(path=scan.image, reason="without its lesion mask", scan=scan)
         for scan in scans
         if not scan.lesion
     ]
+    if bare and not kept:
+        error = NoLesionMaskError(
+            f"{where}: {len(scans)} scans, first {scans[0].image}, but none has its lesion mask; "
+            "get the part of the set that has masks, or name the scans in a CSV"
+        )
+        error.left_out = (*bare, *scans.left_out)
+        raise error
     if bare:
         _log.warning("%s: %d scans have no lesion mask and are left out", where, len(bare))
     return Scans(kept, [*bare, *scans.left_out])

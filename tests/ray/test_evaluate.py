@@ -375,7 +375,33 @@ def test_scores_that_are_not_finite_are_named_through_ray(
         EvaluationError, match=r"scores of subject 'stroke-\d{3}'.*1 of 4096 are NaN"
     ):
         evaluate([run], stroke, config=CONFIG)
-    assert not (Path(run.url) / "evaluation").exists()
+    assert not (Path(run.url) / "evaluation" / "stroke.json").exists()
+
+
+def test_one_bad_run_does_not_end_the_others(
+    healthy: Cohort, stroke: Cohort, tmp_path: Path
+) -> None:
+    names = ("whole", "not finite", "cut short", "no checkpoint")
+    made = {name: fit(experiment("ZScore"), healthy, str(tmp_path / name)) for name in names}
+    spoil_scores(made["not finite"], healthy)
+    (tmp_path / "cut short" / "summary.json").write_bytes(b'{"status": "fin')
+    (tmp_path / "no checkpoint" / "checkpoint" / "state.json").unlink()
+    told: dict[str, str] = {}
+    ((record,),) = distributed.evaluate_all(
+        list(made.values()),
+        [stroke],
+        config=CONFIG,
+        failed=lambda run, error: told.update({run.url.rsplit("/", 1)[-1]: str(error)}),
+    )
+    assert set(told) == set(names[1:])
+    assert "are NaN" in told["not finite"]
+    assert "summary.json is damaged" in told["cut short"]
+    assert "no checkpoint" in told["no checkpoint"]
+    assert files.read_json(f"{made['whole'].url}/evaluation/stroke.json") == record
+    with pytest.raises(EvaluationError, match="are NaN"):
+        distributed.evaluate_all(
+            [made["not finite"]], [stroke], config=CONFIG, failed=lambda run, error: None
+        )
 
 
 def test_a_damaged_count_is_named(

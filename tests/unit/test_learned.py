@@ -10,7 +10,7 @@ from tiny_cohorts import AFFINE, SHAPE, tiny_vae
 
 from uadray import files
 from uadray.config import experiment, with_fit
-from uadray.errors import EvaluationError, RunError
+from uadray.errors import EvaluationError, RunError, StoreError
 from uadray.evaluate.inputs import compare, refuse
 from uadray.prepare.geometry import Extent
 from uadray.prepare.steps import PrepareConfig, record
@@ -264,6 +264,25 @@ class TestPeople:
         Path(run.url, PEOPLE).write_bytes(b"PK")
         with pytest.raises(RunError, match=r"people\.npz is damaged"):
             compare(run, lesioned(tmp_path))
+
+
+def test_a_cohort_without_digests_is_compared_by_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As earlier versions wrote them."""
+    there = healthy(tmp_path)
+    here = lesioned(tmp_path, [scan("/data/ds1/sub-01/anat/T1w.nii", "a"), scan("/y.nii", "b")])
+    whole = Cohort.columns
+
+    def columns(self: Cohort, *names: str) -> object:
+        if "image_digest" in names:
+            raise StoreError("no such column")
+        return whole(self, *names)
+
+    monkeypatch.setattr(Cohort, "columns", columns)
+    found = compare_cohorts(there, here)
+    assert found.seen == ("T1w.nii",)
+    assert any("contents of scans are not recorded" in note for note in found.notes)
 
 
 def test_cohorts_are_compared_before_a_fit(tmp_path: Path) -> None:

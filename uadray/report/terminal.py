@@ -49,10 +49,14 @@ def terminal_table(runs: Sequence[RunRecord], cohort: str, *, width: int = 80) -
 
 def fitting(build: Callable[[int], Table], num_columns: int, width: int) -> Table:
     """The table of most columns that fits a line, the first column at least."""
-    console = Console(width=max(1, width))
+    endless = Console(width=10_000)
     for num in range(num_columns, 1, -1):
         table = build(num)
-        if Measurement.get(console, console.options, table).minimum <= width:
+        # Names are folded; figures are not.
+        table.columns[0].max_width = MIN_METHOD
+        needed = Measurement.get(endless, endless.options, table).maximum
+        table.columns[0].max_width = None
+        if needed <= width:
             return table
     return build(1)
 

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from uadray import files
-from uadray.errors import ConfigError, RunError
+from uadray.errors import ConfigError, RunError, UadrayError
 from uadray.naming import distinct_names
 from uadray.report.load import Broken, Evaluation, RunRecord, load_runs
 from uadray.report.rows import group_by_cohort
@@ -54,7 +54,14 @@ def write_viewers(
         labels = distinct_names(list(dict.fromkeys(row.run.label for row in rows)))
         for row in rows:
             where = files.join(folder, places[cohort], labels[row.run.label])
-            for page, subject in _run_pages(row.run, row.evaluation, where, index):
+            try:
+                made = list(_run_pages(row.run, row.evaluation, where, index))
+            except UadrayError as error:
+                if left_out is None:
+                    raise
+                left_out.append(Broken(url=row.run.url, error=str(error)))
+                continue
+            for page, subject in made:
                 pages.append(page)
                 address = page.url.removeprefix(report.rsplit("/", 1)[0] + "/")
                 found[cohort, subject, row.run.url] = address

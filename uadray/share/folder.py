@@ -23,7 +23,7 @@ from uadray.config import Experiment, from_json, to_json
 from uadray.errors import ConfigError, ModelError
 from uadray.lock import hold
 from uadray.prepare.steps import PrepareConfig
-from uadray.report.load import RunRecord, load_runs
+from uadray.report.load import Broken, RunRecord, load_runs
 from uadray.share.card import model_card
 from uadray.share.healthy import Healthy
 from uadray.share.model import FORMAT, FrozenThreshold, Model, Origin, model_of_run, save_weights
@@ -116,7 +116,10 @@ def export_model(
         notes.append(f"no {ONNX}: it needs pip install 'uadray[onnx]'")
     if network is not None:
         contents[ONNX] = network
-    record = load_runs([run_url])[0]
+    # An evaluation that cannot be read, or is of other weights, is no part of the model.
+    broken: list[Broken] = []
+    record = load_runs([run_url], broken)[0]
+    notes += [f"left out: {one.error}" for one in broken]
     documents = _documents(model, record)
     contents |= {f"{name}.json": _encoded(value) for name, value in documents.items()}
     contents[CARD] = model_card(model, record, licence=licence, files=sorted(contents)).encode()

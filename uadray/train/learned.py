@@ -291,12 +291,12 @@ def _made(table: pd.DataFrame) -> bool:
 
 
 def _scans(cohort: Cohort, rows: Iterable[int] | None) -> pd.DataFrame:
-    wanted = ("row", "id", "subject", "source", "image_digest")
-    table = cohort.columns()
-    for name in wanted:
-        if name not in table:  # a cohort of an earlier version
-            table[name] = ""
-    table = table[list(wanted)].fillna("")
+    wanted = ("row", "id", "subject", "source")
+    try:
+        table = cohort.columns(*wanted, "image_digest")
+    except StoreError:  # of an earlier version
+        table = cohort.columns(*wanted).assign(image_digest="")
+    table = table.fillna("")
     return table if rows is None else table[table["row"].isin([int(row) for row in rows])]
 
 

@@ -52,7 +52,8 @@ def normalise(url: str | os.PathLike[str]) -> str:
     """An absolute local path, or the URL without a trailing slash.
 
     Raises:
-        ConfigError: the URL holds a password or a signature, which records and logs would repeat.
+        ConfigError: the URL holds a password or a signature, which records and logs would repeat,
+            or the home folder of a user that there is not.
     """
     url = os.fspath(url)
     if is_remote(url):
@@ -63,7 +64,13 @@ def normalise(url: str | os.PathLike[str]) -> str:
                 "machine, or the configuration files of the storage's library"
             )
         return url.rstrip("/")
-    return str(Path(url.removeprefix("file://")).expanduser().absolute())
+    try:
+        return str(Path(url.removeprefix("file://")).expanduser().absolute())
+    except RuntimeError:
+        raise ConfigError(
+            f"{url}: no such user, whose home folder that would be; write ./{url} for a file of "
+            "that name"
+        ) from None
 
 
 _PASSWORD = re.compile(r"(\w://)[^/\s'\"@:]*:[^/\s'\"@]*@|(https?://)[^/\s'\"@]+@")
@@ -267,9 +274,26 @@ def _is_alive(draft: Path) -> bool:
     return False
 
 
+def parse_json(content: bytes | str) -> Any:
+    """The value that JSON text stands for.
+
+    Raises:
+        ValueError: it is no JSON, no UTF-8, or nested deeper than Python follows.
+    """
+    try:
+        return json.loads(content)
+    except RecursionError as error:
+        raise ValueError(str(error)) from None
+
+
 def read_json(url: str) -> Any:
-    """The value in a JSON file."""
-    return json.loads(read_bytes(url))
+    """The value in a JSON file.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: see `parse_json`.
+    """
+    return parse_json(read_bytes(url))
 
 
 def write_json(url: str, value: Any, *, compact: bool = False) -> None:

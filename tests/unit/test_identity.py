@@ -217,3 +217,21 @@ def test_a_digest_does_not_enter_the_fingerprint(
     assert one.fingerprint == two.fingerprint
     assert one.subjects["source_digest"].str.len().tolist() == [32, 32]
     assert isinstance(open_cohort(one.url).columns("image_digest"), pd.DataFrame)
+
+
+class TestPairs:
+    @pytest.mark.parametrize("named", ["img", "hdr"])
+    @pytest.mark.parametrize("changed", ["img", "hdr"])
+    @pytest.mark.parametrize("upper", [False, True])
+    def test_both_files_count_whichever_was_named(self, tmp_path, named, changed, upper) -> None:
+        def place(ending: str) -> str:
+            return str(tmp_path / f"a.{ending.upper() if upper else ending}")
+
+        for ending in ("img", "hdr"):
+            Path(place(ending)).write_bytes(bytes(1000))
+        scan = replace(scan_of(place(named)), brain=place(named))
+        before = digest_of(scan)
+        stamp = look_at(scan).stamp
+        rewrite(place(changed), 500)
+        assert digest_of(scan) != before
+        assert look_at(scan).stamp != stamp

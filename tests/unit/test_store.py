@@ -204,6 +204,26 @@ def test_no_cohort_there(tmp_path):
         open_cohort(str(tmp_path / "none.zarr"))
 
 
+@pytest.mark.parametrize(
+    "content",
+    ["[]", "null", '"text"', "3", '{"attributes": []}', '{"attributes": {"uadray": [1]}}']
+    + ["[" * 100_000],
+    ids=lambda text: text[:40],
+)
+def test_attributes_of_another_kind_are_refused(sealed, content):
+    (sealed / "zarr.json").write_text(content)
+    with pytest.raises(StoreError, match=r"not a uadray cohort|zarr\.json is damaged"):
+        open_cohort(str(sealed))
+
+
+def test_a_file_is_no_cohort(tmp_path):
+    (tmp_path / "file.zarr").write_text("text")
+    (tmp_path / "folder.zarr/zarr.json").mkdir(parents=True)
+    for name in ("file.zarr", "folder.zarr"):
+        with pytest.raises(StoreError, match="no cohort there"):
+            open_cohort(str(tmp_path / name))
+
+
 def test_a_damaged_or_foreign_group_is_refused(sealed):
     document = json.loads((sealed / "zarr.json").read_text())
     document["attributes"] = {}

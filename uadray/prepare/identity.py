@@ -7,7 +7,6 @@ only where it differs are they read again and their digests compared.
 
 import hashlib
 import os
-import re
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from nibabel import orientations
 
 from uadray import files
 from uadray.prepare.layouts.scans import PHANTOM_SCHEME, Scan
+from uadray.prepare.nifti import halves
 
 DIGITS = 32
 """Hexadecimal digits that are kept of a SHA-256: no two of 1e15 scans share them by chance."""
@@ -43,16 +43,12 @@ def scan_files(scan: Scan) -> Iterator[tuple[str, str]]:
     """What each of a scan's own files is for, and its path; a phantom has none."""
     if scan.image.startswith(PHANTOM_SCHEME):
         return
-    yield "image", scan.image
-    if re.search(r"\.img(\.gz)?$", scan.image):
-        yield "header", re.sub(r"\.img(\.gz)?$", r".hdr\1", scan.image)
-    for role, path in (("brain", scan.brain), ("lesion", scan.lesion)):
-        if path:
-            yield role, path
-    for path in scan.more_lesions:
-        yield "lesion", path
-    if scan.synthetic_lesion:
-        yield "shape", scan.synthetic_lesion
+    named = [("image", scan.image), ("brain", scan.brain), ("lesion", scan.lesion)]
+    named += [("lesion", path) for path in scan.more_lesions]
+    named.append(("shape", scan.synthetic_lesion))
+    for role, path in named:
+        for part in halves(path) if path else ():
+            yield role, part
 
 
 def look_at(scan: Scan) -> Source:

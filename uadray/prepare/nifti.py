@@ -95,10 +95,9 @@ def read_image(path: str, *, orientation: str = "") -> RawImage:
         ScanError: the file cannot be used.
         OSError: a remote store does not answer or refuses: that is no fault of the scan.
     """
-    path = _half(path, "hdr", "img")
+    path, *beside = halves(path)
     content = _fetch(path)
-    beside = _half(path, "img", "hdr")
-    header = _fetch(beside) if beside != path else content
+    header = _fetch(beside[0]) if beside else content
     with _without_remarks():
         try:
             raw = _parse(path, content, header)
@@ -126,6 +125,13 @@ def _without_remarks() -> Iterator[None]:
         yield
     finally:
         imageglobals.logger.setLevel(level)
+
+
+def halves(path: str) -> tuple[str, ...]:
+    """The files of an image: its `.img` and `.hdr`, of which either was named, or the one file."""
+    image = _half(path, "hdr", "img")
+    header = _half(image, "img", "hdr")
+    return (image,) if header == image else (image, header)
 
 
 def _half(path: str, one: str, other: str) -> str:

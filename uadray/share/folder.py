@@ -237,7 +237,7 @@ def read_model(url: str) -> Model:
     weights = _checked(url, WEIGHTS, manifest)
     made_by = str(manifest["versions"].get("uadray", "an unknown version"))
     with _naming(url, "experiment.json", made_by):
-        held = json.loads(read["experiment"])
+        held = files.parse_json(read["experiment"])
         z, y, x = shape = from_json(_Fitted, {k: held[k] for k in _FITTED}).shape
         experiment: Experiment = from_json(Experiment, held["experiment"])
         origin: Origin = from_json(Origin, held["origin"])
@@ -245,11 +245,11 @@ def read_model(url: str) -> Model:
     with _naming(url, WEIGHTS, made_by):
         detector.load_state_dict(load(weights))
     with _naming(url, "preprocessing.json", made_by):
-        prepare: PrepareConfig = from_json(PrepareConfig, json.loads(read["preprocessing"]))
+        prepare: PrepareConfig = from_json(PrepareConfig, files.parse_json(read["preprocessing"]))
     with _naming(url, "healthy.json", made_by):
-        healthy = Healthy.from_json(json.loads(read["healthy"]))
+        healthy = Healthy.from_json(files.parse_json(read["healthy"]))
     with _naming(url, "thresholds.json", made_by):
-        thresholds = tuple(map(FrozenThreshold.from_json, json.loads(read["thresholds"])))
+        thresholds = tuple(map(FrozenThreshold.from_json, files.parse_json(read["thresholds"])))
         for threshold in thresholds:
             threshold.check_range(detector.score_range)
     model = Model(

@@ -311,16 +311,19 @@ def read_attributes(url: str) -> dict[str, Any]:
     """The attributes of the cohort at `url`, sealed or not.
 
     Raises:
-        StoreError: there is none.
+        StoreError: there is none, or it is damaged.
     """
     try:
         document = files.read_json(files.join(url, "zarr.json"))
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
         raise StoreError(f"{url}: no cohort there; make one with jobs/prepare.py") from None
     except ValueError as error:  # no JSON, or no UTF-8
         raise StoreError(f"{url}/zarr.json is damaged: {error}; {_AGAIN}") from None
-    attributes = document.get("attributes", {}).get("uadray")
-    if attributes is None:
+    try:
+        attributes = document["attributes"]["uadray"]
+    except (KeyError, TypeError):
+        attributes = None
+    if not isinstance(attributes, dict):
         raise StoreError(f"{url}: a Zarr group, but not a uadray cohort")
     if (found := attributes.get("format")) != FORMAT:
         raise StoreError(

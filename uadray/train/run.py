@@ -77,9 +77,9 @@ def read_epochs(url: str) -> list[dict[str, Any]]:
     epochs: dict[int, dict[str, Any]] = {}
     for number, line in enumerate(lines, start=1):
         try:
-            values = json.loads(line)
+            values = files.parse_json(line)
             epochs[int(values["epoch"])] = dict(values)
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, OverflowError) as error:
             if number == len(lines):
                 break
             raise RunError(f"{place}: line {number} is not an epoch ({error}); {_AGAIN}") from None
@@ -100,7 +100,7 @@ def read_object(place: str, again: str = _AGAIN) -> dict[str, Any] | None:
     if content is None:
         return None
     try:
-        value = json.loads(content)
+        value = files.parse_json(content)
     except ValueError as error:  # no JSON, or no UTF-8
         raise RunError(f"{place} is damaged: it is no JSON ({error}); {again}") from None
     if not isinstance(value, dict):

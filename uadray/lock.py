@@ -90,8 +90,9 @@ class Holder:
     def decode(cls, content: bytes) -> "Holder | None":
         """The inverse; None of what is cut short."""
         try:
-            return cls(**json.loads(content))
-        except (ValueError, TypeError):
+            found = cls(**json.loads(content))
+            return replace(found, pid=int(found.pid), started=float(found.started))
+        except (ValueError, TypeError, RecursionError):
             return None
 
 

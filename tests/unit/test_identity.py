@@ -11,18 +11,20 @@ import nibabel as nib
 import numpy as np
 import pandas as pd
 import pytest
+from tiny_cohorts import write_lesioned
 from tiny_models import SMALL, scan_of, write_cohort, write_head
 
 from uadray import files
-from uadray.errors import StoreError
+from uadray.errors import EvaluationError, StoreError
+from uadray.evaluate.inputs import _check_cohort
 from uadray.prepare.identity import digest_of, image_digest, is_unchanged, look_at
-from uadray.prepare.ingest import _rows_to_redo, _still_good
+from uadray.prepare.ingest import _rows_to_redo, _still_good, summary
 from uadray.prepare.layouts import Scan
 from uadray.prepare.plan import make_plan, planned_scans, sources
 from uadray.prepare.read import load_volume
 from uadray.prepare.splits import SplitConfig
 from uadray.prepare.steps import prepare_scan
-from uadray.store import CohortWriter, Subject, open_cohort
+from uadray.store import CohortWriter, Subject, open_cohort, repeated_images
 from uadray.store.layout import part_url
 
 
@@ -235,3 +237,41 @@ class TestPairs:
         rewrite(place(changed), 500)
         assert digest_of(scan) != before
         assert look_at(scan).stamp != stamp
+
+
+class TestOneImageUnderTwoIds:
+    @pytest.fixture
+    def twice(self, tmp_path: Path) -> list[Scan]:
+        first, other, packed = (tmp_path / f"{name}_T1w.nii" for name in ("a", "b", "c"))
+        write_plain(first, 1)
+        write_plain(other, 2)
+        packed.with_suffix(".nii.gz").write_bytes(gzip.compress(first.read_bytes()))
+        return [scan_of(str(p)) for p in (first, other, packed.with_suffix(".nii.gz"))]
+
+    def test_is_seen_in_the_table_and_said(self, tmp_path: Path, twice: list[Scan]) -> None:
+        cohort = write_cohort(tmp_path / "c.zarr", twice, ["train", "train", "validation"])
+        ((first, second),) = (group["id"] for group in repeated_images(cohort.subjects))
+        assert {first, second} == {twice[0].id, twice[2].id}
+        assert f"{first}, {second} hold the same image" in summary(cohort)
+
+    def test_is_not_said_of_others(self, tmp_path: Path, twice: list[Scan]) -> None:
+        cohort = write_cohort(tmp_path / "c.zarr", twice[:2], ["train", "validation"])
+        assert repeated_images(cohort.subjects) == []
+        assert "same image" not in summary(cohort)
+
+    def test_of_old_cohorts_nothing_is_known(self) -> None:
+        table = pd.DataFrame({"id": ["a", "b"], "split": ["test", "threshold"]})
+        assert repeated_images(table) == []
+        assert repeated_images(table.assign(image_digest=["", None])) == []
+
+    def test_on_both_sides_of_an_evaluation_is_refused(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        cohort = write_lesioned(tmp_path)
+        table = cohort.subjects.assign(image_digest=[str(k) for k in range(len(cohort.subjects))])
+        _check_cohort(cohort, needs_threshold=True)
+        one, other = (int(cohort.rows(part)[0]) for part in ("threshold", "test"))
+        table.loc[table["row"].isin([one, other]), "image_digest"] = "same"
+        monkeypatch.setattr(type(cohort), "subjects", table)
+        with pytest.raises(EvaluationError, match="hold the same image, and one is in the thresh"):
+            _check_cohort(open_cohort(cohort.url), needs_threshold=True)

@@ -5,7 +5,7 @@ import os
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,10 +14,28 @@ import fsspec
 import psutil
 import pytest
 from moto.server import ThreadedMotoServer
+from tiny_cohorts import write_healthy, write_lesioned
+from tiny_models import (
+    finished_run,
+    freeze_threshold,
+    healthy_cohort,
+    scan_of,
+    write_head,
+)
 from waiting import wait_until
 
+import uadray
 from uadray import files, lock
+from uadray.config import experiment
 from uadray.errors import LockedError
+from uadray.evaluate.distributed import evaluate
+from uadray.prepare.ingest import prepare_cohort
+from uadray.prepare.splits import SplitConfig
+from uadray.prepare.steps import PrepareConfig
+from uadray.store import open_cohort
+from uadray.train.distributed import fit
+from uadray.train.run import Run
+from uadray.tune.sweep import fit_trials
 
 HOLD = """
 import sys, time
@@ -229,3 +247,46 @@ def test_several_are_held_or_none(tmp_path: Path) -> None:
     with lock.hold(second), pytest.raises(LockedError):
         lock.hold(first, second).__enter__()
     assert files.list_names(first) == []
+
+
+class TestVerbs:
+    """Each that writes an output keeps others off it, and starts no Ray before it can."""
+
+    @pytest.fixture(scope="class")
+    def home(self, tmp_path_factory: pytest.TempPathFactory) -> Path:
+        home = tmp_path_factory.mktemp("home")
+        run = finished_run(home / "run", healthy_cohort(home, 8), "MeanImage")
+        finished_run(home / "tiny", write_healthy(home / "cohorts"), "MeanImage")
+        write_lesioned(home / "cohorts", name="lesioned")
+        freeze_threshold(run, 0.2)
+        write_head(home / "p_T1w.nii.gz", 3)
+        return home
+
+    @pytest.mark.parametrize("verb", ["prepare", "fit", "sweep", "evaluate", "predict", "export"])
+    def test_is_refused(self, verb: str, home: Path, tmp_path: Path) -> None:
+        out = str(tmp_path / "out")
+        run, tiny = Run.open(str(home / "run")), Run.open(str(home / "tiny"))
+        cohort = open_cohort(run.cohort_url)
+        calls: dict[str, Callable[[], object]] = {
+            "prepare": lambda: prepare_cohort(
+                [scan_of(str(path)) for path in (home / "scans").iterdir()],
+                out,
+                config=PrepareConfig(),
+                split=SplitConfig(),
+            ),
+            "fit": lambda: fit(experiment("3D-None"), cohort, out),
+            "sweep": lambda: fit_trials([experiment("3D-None")], cohort, out),
+            "evaluate": lambda: evaluate([tiny], open_cohort(str(home / "cohorts/lesioned.zarr"))),
+            "predict": lambda: uadray.predict(run, home / "p_T1w.nii.gz", out=out),
+            "export": lambda: uadray.export(run, out, onnx=False),
+        }
+        folder, name = out, files.LOCK
+        if verb == "evaluate":
+            folder, name = files.join(tiny.url, "evaluation"), f"{files.LOCK}-lesioned"
+        before = files.list_names(folder)
+        with (
+            lock.hold(folder, name=name),
+            pytest.raises(LockedError, match=f"process {os.getpid()}"),
+        ):
+            calls[verb]()
+        assert files.list_names(folder) == before

@@ -206,8 +206,10 @@ def test_no_cohort_there(tmp_path):
 
 @pytest.mark.parametrize(
     "content",
-    ["[]", "null", '"text"', "3", '{"attributes": []}', '{"attributes": {"uadray": [1]}}']
-    + ["[" * 100_000],
+    [
+        *("[]", "null", '"text"', "3", '{"attributes": []}', '{"attributes": {"uadray": [1]}}'),
+        "[" * 100_000,
+    ],
     ids=lambda text: text[:40],
 )
 def test_attributes_of_another_kind_are_refused(sealed, content):

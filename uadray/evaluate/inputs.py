@@ -8,7 +8,7 @@ from uadray.errors import ConfigError, EvaluationError
 from uadray.evaluate.frozen import SUFFIX
 from uadray.evaluate.protocols import EvaluateConfig
 from uadray.evaluate.thresholds import WITHOUT_LESIONS
-from uadray.store import Cohort
+from uadray.store import Cohort, repeated_images
 from uadray.train.learned import Match, compare_run
 from uadray.train.run import Run, read_config
 
@@ -130,6 +130,13 @@ def _check_cohort(cohort: Cohort, *, needs_threshold: bool) -> None:
             f"{cohort.url}: scans of {both[:5]} are in the threshold part and in the test part; "
             "prepare the cohort again, with all scans of a person on one side"
         )
+    for same in repeated_images(table):
+        if same["split"].nunique() > 1:
+            raise EvaluationError(
+                f"{cohort.url}: {' and '.join(same['id'][:3])} hold the same image, and one is in "
+                "the threshold part, the other in the test part: leave all but one of them out, "
+                "and prepare the others into another folder"
+            )
 
 
 def check_truth(brain: np.ndarray, lesion: np.ndarray, subject: str) -> None:

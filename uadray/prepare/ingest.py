@@ -43,6 +43,7 @@ from uadray.store import (
     Subject,
     open_cohort,
     parse_name,
+    repeated_images,
     storage_errors,
     verify,
     write_left_out,
@@ -470,7 +471,8 @@ def _write_shard(
 def summary(cohort: Cohort) -> str:
     """What was made, for people: parts, quarantined scans with reasons, place, fingerprint."""
     z, y, x = cohort.shape
-    parts = cohort.subjects.groupby("split", sort=False)
+    table = cohort.subjects
+    parts = table.groupby("split", sort=False)
     sizes = [f"{len(rows)} {part} ({rows['subject'].nunique()} subjects)" for part, rows in parts]
     quarantine = cohort.quarantine
     lines = [
@@ -485,6 +487,11 @@ def summary(cohort: Cohort) -> str:
         lines.append(f"  {len(quarantine)} of {total} scans could not be used and are not in it:")
         lines += [f"    {failure['id']}: {failure['reason']}" for failure in quarantine]
         lines.append("  mend them and run the same command with --redo quarantined, or do without")
+    for same in repeated_images(table):
+        lines.append(
+            f"  warning: {', '.join(same['id'])} hold the same image: one person counts as "
+            f"{len(same)}; leave all but one of them out"
+        )
     lines += [f"  at {cohort.url}", f"  fingerprint {cohort.fingerprint}"]
     url = shlex.quote(cohort.url)
     lines.append(

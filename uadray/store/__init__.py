@@ -19,7 +19,7 @@ digests of all small files, these hold digests of all voxels: `verify` follows t
 """
 
 from uadray.store.check import Problem, advice, verify
-from uadray.store.cohort import Cohort, open_cohort, train_rows
+from uadray.store.cohort import Cohort, open_cohort, repeated_images, train_rows
 from uadray.store.layout import (
     CHUNK_VOLUMES,
     FORMAT,
@@ -52,6 +52,7 @@ __all__ = [
     "open_array",
     "open_cohort",
     "parse_name",
+    "repeated_images",
     "shard_volumes",
     "software_versions",
     "storage_errors",

@@ -256,3 +256,16 @@ def open_cohort(url: str) -> Cohort:
     cohort = Cohort(url=url, attributes=attributes)
     cohort.check_shards()
     return cohort
+
+
+def repeated_images(subjects: pd.DataFrame) -> list[pd.DataFrame]:
+    """Scans that hold the same image under several ids: the lines of each such group.
+
+    Args:
+        subjects: A cohort's table; nothing is known of cohorts that recorded no digests.
+    """
+    if "image_digest" not in subjects:
+        return []
+    known = subjects[subjects["image_digest"].fillna("") != ""]
+    groups = known.groupby("image_digest", sort=False)
+    return [lines for _, lines in groups if len(lines) > 1]

@@ -135,11 +135,6 @@ def fit_trials(
         track=prepared(track or TrackConfig()),
         console=console,
     )
-    check_cohort(url, cohort)
-    files.remove_drafts(url, recursive=False)
-    cluster.connect(dashboard=config.workers_per_trial > 1)
-    cluster.check_readable(files.join(cohort.url, "zarr.json"))
-    cluster.check_shared(url)
     with hold(url):
         return _fit_held(job, trials, searched, found)
 
@@ -148,6 +143,11 @@ def _fit_held(
     job: "_Job", trials: Sequence[Experiment], searched: Space | None, found: list[pbt.Population]
 ) -> list[Outcome]:
     url, config, cohort = job.url, job.config, job.cohort
+    check_cohort(url, cohort)
+    files.remove_drafts(url, recursive=False)
+    cluster.connect(dashboard=config.workers_per_trial > 1)
+    cluster.check_readable(files.join(cohort.url, "zarr.json"))
+    cluster.check_shared(url)
     tasks = [Task(experiment=t, url=run_url(url, t)) for t in trials]
     left = [t for t in tasks if not settled(t.url, config)]
     if left and config.scheduler == "asha":

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from moto.server import ThreadedMotoServer
-from tiny_cohorts import write_lesioned
+from tiny_cohorts import write_healthy, write_lesioned
 from tiny_models import finished_run, freeze_threshold, healthy_cohort, scan_of, write_head
 
 from uadray import files
@@ -99,14 +99,15 @@ def test_no_cohort_there_is_said(bucket: str) -> None:
 
 def test_run_checkpoint_and_scores_live_on_s3(bucket: str, cohort_url: str) -> None:
     cohort = open_cohort(cohort_url)
-    run = Run.create(f"{bucket}/runs/a", experiment("3D-None"), cohort)
+    healthy = write_healthy(bucket, name="learned")
+    run = Run.create(f"{bucket}/runs/a", experiment("3D-None"), healthy)
     run.write_metrics([{"epoch": 1}])
     run.finish({"status": "finished"})
     again = Run.open(run.url)
     assert again == run
     assert again.metrics() == [{"epoch": 1}]
     with pytest.raises(CheckpointError):
-        Run.create(run.url, experiment("3D-Cube-n"), cohort)
+        Run.create(run.url, experiment("3D-Cube-n"), healthy)
 
     model, name = torch.nn.Linear(3, 2), identity(run)
     for epoch, value in ((1, 0.5), (2, 0.7), (3, 0.6)):

@@ -8,6 +8,7 @@ from pathlib import Path
 import botocore.exceptions
 import fsspec
 import numpy as np
+import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 
@@ -216,6 +217,36 @@ def test_attributes_of_another_kind_are_refused(sealed, content):
     (sealed / "zarr.json").write_text(content)
     with pytest.raises(StoreError, match=r"not a uadray cohort|zarr\.json is damaged"):
         open_cohort(str(sealed))
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *(("num_rows", value) for value in (None, 0, -1, "8", 2.5, True)),
+        *(("shard_volumes", value) for value in (None, 0, [])),
+        *(("shape", value) for value in (None, 8, [8, 8], [8, 8, 0], "888")),
+        *(("seal", value) for value in (None, [], {}, "x")),
+        *(("plan", value) for value in (None, [])),
+        ("has_lesion", 1),
+    ],
+)
+def test_an_attribute_of_another_kind_is_named(sealed, name, value):
+    document = json.loads((sealed / "zarr.json").read_text())
+    document["attributes"]["uadray"][name] = value
+    (sealed / "zarr.json").write_text(json.dumps(document))
+    with pytest.raises(StoreError, match=rf"zarr\.json is damaged: {name} of another kind"):
+        open_cohort(str(sealed))
+
+
+def test_a_table_of_another_state_is_refused(sealed):
+    """As where a copy over an older one was interrupted."""
+    place = sealed / "subjects.parquet"
+    table = pd.read_parquet(place)
+    table.assign(row=table["row"] + 1).to_parquet(place)
+    cohort = open_cohort(str(sealed))
+    for read in (lambda: cohort.subjects, lambda: cohort.rows("train")):
+        with pytest.raises(StoreError, match="not the file that the cohort was sealed with"):
+            read()
 
 
 def test_a_file_is_no_cohort(tmp_path):

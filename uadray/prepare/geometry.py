@@ -263,7 +263,7 @@ def fit_extent(
         The box, and a note where it grew or cuts.
 
     Raises:
-        ScanError: the brain is larger, and neither is allowed.
+        ScanError: the brain is larger, and neither is allowed; or larger than any head.
     """
     over = needed > np.array(extent.voxels(spacing))
     if not over.any():
@@ -271,6 +271,12 @@ def fit_extent(
     needed_mm = needed * spacing
     if grow:
         x, y, z = (extent.mm * (needed_mm / extent.mm).max()).tolist()
+        if max(x, y, z) > MAX_EXTENT_MM:
+            raise ScanError(
+                f"the extent would have to grow to {x:.0f} x {y:.0f} x {z:.0f} mm to hold this "
+                f"brain, the limit is {MAX_EXTENT_MM:g}: see whether its voxel sizes and its mask "
+                "are right"
+            )
         grown = Extent(left_right=x, posterior_anterior=y, inferior_superior=z)
         return grown, (f"extent grown to {x:.0f} x {y:.0f} x {z:.0f} mm",)
     if lost <= max_cut:

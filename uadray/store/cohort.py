@@ -2,6 +2,7 @@
 
 import io
 import json
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -22,6 +23,7 @@ from uadray.store.layout import (
     ArrayName,
     Split,
     array_names,
+    file_digest,
     open_array,
     present_shards,
     read_attributes,
@@ -76,37 +78,42 @@ class Cohort:
 
         With a million subjects the affines alone take a gigabyte: read what is asked for.
         """
-        place = files.join(self.url, SUBJECTS)
+        place, content = self._sealed(SUBJECTS)
         try:
-            with storage_errors(place):
-                content = files.read_bytes(place)
             table = pd.read_parquet(io.BytesIO(content), columns=list(names) or None)
         except (pa.ArrowException, ValueError, KeyError) as error:
-            if isinstance(error, UadrayError):
-                raise
             raise StoreError(f"{place} is damaged ({error}): {_again(self.url)}") from None
         return table.sort_values("row").reset_index(drop=True) if "row" in table else table
 
     @property
     def quarantine(self) -> list[dict[str, Any]]:
         """The scans that could not be used, with reasons."""
-        place = files.join(self.url, QUARANTINE)
+        place, content = self._sealed(QUARANTINE)
         try:
-            with storage_errors(place):
-                lines = files.read_bytes(place).splitlines()
-            return [dict(json.loads(line)) for line in lines]
+            return [dict(files.parse_json(line)) for line in content.splitlines()]
         except (ValueError, TypeError) as error:
-            if isinstance(error, UadrayError):
-                raise
             raise StoreError(f"{place} is damaged ({error}): {_again(self.url)}") from None
+
+    def _sealed(self, name: str) -> tuple[str, bytes]:
+        """The place of a small file and its content, if it is the one that was sealed."""
+        place = files.join(self.url, name)
+        with storage_errors(place):
+            content = files.read_bytes(place)
+        expected = self.attributes.get("seal", {}).get("files", {}).get(name)
+        if expected not in (None, file_digest(content)):
+            raise StoreError(
+                f"{place} is not the file that the cohort was sealed with, as after a copy that "
+                f"was interrupted: {_again(self.url)}"
+            )
+        return place, content
 
     @property
     def left_out(self) -> list[dict[str, Any]]:
         """Files that were found and are no scans of the cohort, with reasons; may be unrecorded."""
         try:
             text = files.read_bytes(files.join(self.url, LEFT_OUT)).decode()
-            return [json.loads(line) for line in text.splitlines()]
-        except (FileNotFoundError, ValueError):
+            return [files.parse_json(line) for line in text.splitlines()]
+        except (OSError, ValueError):
             return []
 
     def rows(self, split: Split) -> np.ndarray:
@@ -231,7 +238,8 @@ def train_rows(cohort: Cohort, *, share: float, seed: int) -> np.ndarray:
 
 def _again(url: str) -> str:
     """What helps where a part of a cohort is gone or damaged."""
-    return f"restore it from a copy, or see what python jobs/prepare.py --verify {url} says"
+    verify = f"python jobs/prepare.py --verify {shlex.quote(url)}"
+    return f"restore it from a copy, or see what {verify} says"
 
 
 def _some(shards: Sequence[int]) -> str:

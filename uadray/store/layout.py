@@ -335,8 +335,27 @@ def read_attributes(url: str) -> dict[str, Any]:
     if lacking := _REQUIRED - attributes.keys():
         names = ", ".join(sorted(lacking))
         raise StoreError(f"{url}/zarr.json is damaged: it lacks {names}; {_AGAIN}")
+    shape = attributes["shape"]
+    kinds = {
+        "num_rows": _is_count(attributes["num_rows"]),
+        "shard_volumes": _is_count(attributes["shard_volumes"]),
+        "shape": isinstance(shape, list) and len(shape) == 3 and all(map(_is_count, shape)),
+        "has_lesion": isinstance(attributes["has_lesion"], bool),
+        "plan": isinstance(attributes["plan"], dict),
+        "seal": isinstance(attributes.get("seal", _SEAL), dict)
+        and _SEAL.keys() <= attributes.get("seal", _SEAL).keys(),
+    }
+    if wrong := ", ".join(name for name, right in kinds.items() if not right):
+        raise StoreError(f"{url}/zarr.json is damaged: {wrong} of another kind; {_AGAIN}")
     return dict(attributes)
 
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value > 0
+
+
+_SEAL = {"fingerprint": ""}
+"""What a seal has in any case."""
 
 _AGAIN = "restore it from a copy, or prepare the scans again into another folder"
 """What helps where a cohort does not say what it is; its voxels may be whole."""

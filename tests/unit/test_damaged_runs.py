@@ -215,3 +215,48 @@ class TestOthers:
             cut(runs / f"r{k}/config.json")
         with pytest.raises(RunError, match=r"r0/config\.json"):
             load_runs([str(runs)], [])
+
+
+EVALUATION = {
+    "a metric": lambda v: v["metrics"].update(dice_d="x"),
+    "intervals": lambda v: v.update(intervals=None),
+    "an interval": lambda v: v["intervals"].update(dice_d=[1]),
+    "an interval of words": lambda v: v["intervals"].update(dice_d=["a", "b"]),
+    "subjects": lambda v: v.update(subjects=None),
+    "a subject": lambda v: v["subjects"].__setitem__(0, 3),
+    "a subject's figure": lambda v: v["subjects"][0].update(dice="x"),
+    "the threshold": lambda v: v["threshold"].update(value="x"),
+    "the notes": lambda v: v["cohort"].update(notes=3),
+    "a count": lambda v: v.update(num_test="three"),
+}
+
+
+@pytest.mark.parametrize("edit", EVALUATION.values(), ids=EVALUATION)
+def test_figures_of_another_kind_are_one_runs_own(tmp_path: Path, edit) -> None:
+    bad, good = (write_run(tmp_path / name) for name in ("bad", "good"))
+    (place,) = (p for p in Path(bad, "evaluation").glob("*.json") if "threshold" not in p.name)
+    change(place, edit)
+    broken: list[Broken] = []
+    runs = load_runs([str(bad), str(good)], broken)
+    assert [len(run.evaluations) for run in runs] == [0, 1]
+    assert str(place) in broken[0].error
+
+
+@pytest.mark.parametrize(
+    ("name", "edit"),
+    [
+        ("summary.json", lambda v: v.update(fit_seconds="x")),
+        ("summary.json", lambda v: v.update(warnings=3)),
+        ("config.json", lambda v: v["experiment"].update(fit=[])),
+        ("metrics.jsonl", '{"epoch": 1e400}\n{"epoch": 2}\n'),
+        ("metrics.jsonl", '{"epoch": 1, "train/reconstruction": "x"}\n{"epoch": 2}\n'),
+        ("summary.json", "[" * 100_000),
+    ],
+)
+def test_records_of_another_kind_are_one_runs_own(tmp_path: Path, name: str, edit) -> None:
+    bad, good = (write_run(tmp_path / run) for run in ("bad", "good"))
+    place = Path(bad, name)
+    place.write_text(edit) if isinstance(edit, str) else change(place, edit)
+    broken: list[Broken] = []
+    assert [run.url for run in load_runs([str(bad), str(good)], broken)] == [str(good)]
+    assert name in broken[0].error

@@ -273,6 +273,10 @@ def _load_run(url: str, broken: list[Broken] | None) -> RunRecord:
     if summary is None:
         error = "summary.json is missing: the fit did not finish; run it again to resume it"
         summary = {"status": "unfinished", "error": error}
+    epochs = read_epochs(url)
+    _check_kinds(_setting_kinds(settings), files.join(url, CONFIG), _AGAIN)
+    _check_kinds(_summary_kinds(summary), files.join(url, SUMMARY), _AGAIN)
+    _check_kinds(_epoch_kinds(epochs), files.join(url, EPOCHS), _AGAIN)
     evaluations, folder = [], files.join(url, "evaluation")
     for name in _names(folder):
         if not name.endswith(".json") or name.endswith("-threshold.json") or files.is_draft(name):
@@ -286,7 +290,7 @@ def _load_run(url: str, broken: list[Broken] | None) -> RunRecord:
         label=str(settings["name"]),
         config=settings,
         summary=summary,
-        epochs=tuple(read_epochs(url)),
+        epochs=tuple(epochs),
         evaluations=tuple(evaluations),
     )
 
@@ -312,8 +316,10 @@ def _load_evaluation(url: str, settings: Mapping[str, Any], run: str) -> Evaluat
     need(values["cohort"], ("name",), url, "cohort.")
     need(values["metrics"], METRICS, url, "metrics.")
     need(values["threshold"], ("value", "rule", "fitted_on"), url, "threshold.")
+    _check_kinds({"subjects": isinstance(values["subjects"], list)}, url, "evaluate the run again")
     for index, subject in enumerate(values["subjects"]):
         need(subject, ("id", "dice", "lesion_ml"), url, f"subjects[{index}].")
+    _check_kinds(_evaluation_kinds(values), url, "evaluate the run again")
     fingerprint = settings["fingerprint"]
     if (found := values.get("run_fingerprint", fingerprint)) != fingerprint:
         raise RunError(
@@ -337,6 +343,67 @@ def _load_evaluation(url: str, settings: Mapping[str, Any], run: str) -> Evaluat
         resamples=_load_resamples(resamples_url, values) if files.exists(resamples_url) else None,
         slices=_load_slices(slices_url) if files.exists(slices_url) else None,
     )
+
+
+def _check_kinds(kinds: Mapping[str, bool], place: str, again: str) -> None:
+    """Refuse a file in which a value is of another kind than those that pages are made of."""
+    if wrong := ", ".join(name for name, right in kinds.items() if not right):
+        raise RunError(f"{place} is damaged: {wrong} of another kind; {again}")
+
+
+def _is_number(value: object) -> bool:
+    """Whether it is a figure, or none that is defined."""
+    return value is None or (isinstance(value, (int, float)) and not isinstance(value, bool))
+
+
+def _is_interval(value: object) -> bool:
+    pair = isinstance(value, list) and len(value) == 2 and all(map(_is_number, value))
+    return value is None or pair
+
+
+_TEXT = ("id", "split", "subject", "threshold_rule", "threshold_fitted_on")
+"""What is no number among the figures of a cohort or a subject."""
+
+
+def _evaluation_kinds(values: Mapping[str, Any]) -> dict[str, bool]:
+    cohort, intervals = values["cohort"], values["intervals"]
+    kinds = {
+        "cohort.notes": isinstance(cohort.get("notes"), (list, type(None))),
+        "intervals": isinstance(intervals, dict),
+        "threshold.value": _is_number(values["threshold"]["value"]),
+    }
+    counts = ("num_threshold", "num_test", "lesion_voxels", "lesion_voxels_eroded")
+    kinds |= {name: _is_number(values[name]) for name in counts}
+    figures = {f"metrics.{name}": value for name, value in values["metrics"].items()}
+    for index, subject in enumerate(values["subjects"]):
+        figures |= {f"subjects[{index}].{name}": value for name, value in subject.items()}
+    kinds |= {k: _is_number(v) for k, v in figures.items() if k.rsplit(".", 1)[1] not in _TEXT}
+    if kinds["intervals"]:
+        kinds |= {f"intervals.{name}": _is_interval(pair) for name, pair in intervals.items()}
+    return kinds
+
+
+def _setting_kinds(settings: Mapping[str, Any]) -> dict[str, bool]:
+    parts = {name: settings["experiment"].get(name) for name in ("fit", "method", "erasing")}
+    return {f"experiment.{k}": isinstance(v, (dict, type(None))) for k, v in parts.items()}
+
+
+def _summary_kinds(summary: Mapping[str, Any]) -> dict[str, bool]:
+    figures = ("fit_seconds", "epochs", "best_epoch", "num_parameters", "num_workers")
+    kinds = {name: _is_number(summary.get(name)) for name in figures}
+    kinds["warnings"] = isinstance(summary.get("warnings"), (list, type(None)))
+    kinds["objective"] = isinstance(summary.get("objective"), (dict, type(None)))
+    return kinds
+
+
+def _epoch_kinds(epochs: Iterable[Mapping[str, Any]]) -> dict[str, bool]:
+    measured = ("train/", "validation/", "seconds", "samples_per_second")
+    return {
+        f"{name} of epoch {epoch['epoch']}": _is_number(value)
+        for epoch in epochs
+        for name, value in epoch.items()
+        if name.startswith(measured)
+    }
 
 
 def _weights(settings: Mapping[str, Any], url: str) -> str:

@@ -74,6 +74,9 @@ class Holder:
         """Whether that process has ended; None where that cannot be seen from this machine."""
         if self.machine != _machine():
             return None
+        if self.pid == os.getpid():
+            # One that it could not give back, as where the store was away by then, is none.
+            return self.mark not in _HELD
         try:
             process = psutil.Process(self.pid)
             if process.status() == psutil.STATUS_ZOMBIE:  # killed, and nobody has taken note
@@ -94,6 +97,10 @@ class Holder:
             return replace(found, pid=int(found.pid), started=float(found.started))
         except (ValueError, TypeError, RecursionError):
             return None
+
+
+_HELD: set[str] = set()
+"""Marks of this process's locks."""
 
 
 @contextmanager
@@ -125,14 +132,25 @@ def hold(*folders: str, name: str = files.LOCK) -> Iterator[None]:
         if keeper.is_alive():
             keeper.join()
         for place, holder in held.items():
-            with suppress(OSError):
+            with suppress(Exception):  # the block's own error says more than the store's
                 if _is_held(place, holder):
                     files.remove_file(place)
+            _HELD.discard(holder.mark)
 
 
 def _take(place: str) -> Holder:
     """Write a lock where there is none, or that of a dead job."""
     holder = Holder.here()
+    _HELD.add(holder.mark)
+    try:
+        _write(place, holder)
+    except BaseException:
+        _HELD.discard(holder.mark)
+        raise
+    return holder
+
+
+def _write(place: str, holder: Holder) -> None:
     sure = _create(place, holder)
     if sure is None:
         if (living := _living(place)) is not None:
@@ -145,7 +163,6 @@ def _take(place: str) -> Holder:
         if sure is None or not _is_held(place, holder):
             seen = _look(place)
             raise LockedError(_message(place, seen.holder if seen else None))
-    return holder
 
 
 def _message(place: str, holder: Holder | None) -> str:

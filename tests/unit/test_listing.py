@@ -395,3 +395,49 @@ def test_a_table_of_ratings_that_cannot_be_read(tmp_path):
         (scan,) = LAYOUTS["oasis1"](str(tmp_path))
         assert scan.notes.startswith(note)
         assert bool(scan.notes) == bool(note)
+
+
+class TestCopiesOfOwnResults:
+    def test_a_results_folder_without_its_marker(self, tmp_path: Path) -> None:
+        touch(tmp_path, "a_T1w.nii.gz", "old/a_T1w/summary.json", "old/a_T1w/anomaly.nii.gz")
+        found = find_files(str(tmp_path))
+        assert found == ["a_T1w.nii.gz"]
+        assert reasons(found, tmp_path) == {"old/a_T1w": "a folder with a prediction of uadray"}
+
+    @pytest.mark.parametrize("place", ["local", "memory"])
+    def test_derivatives_beside_the_scan(self, tmp_path: Path, place: str) -> None:
+        names = [
+            "sub-1_T1w.nii.gz",
+            "sub-1_desc-preproc_T1w.nii.gz",
+            "sub-2_desc-brain_mask.nii.gz",
+            "sub-1_desc-brain_mask.nii.gz",
+            "sub-1_desc-anomaly_probseg.nii.gz",
+            "sub-1_desc-anomaly_summary.json",
+        ]
+        root = str(tmp_path) if place == "local" else f"memory://{tmp_path.name}"
+        for name in names:
+            files.write_bytes(files.join(root, "sub-1/anat", name), b"{}")
+        found = find_files(root)
+        assert [name.rsplit("/", 1)[1] for name in found] == [
+            "sub-1_T1w.nii.gz",
+            "sub-2_desc-brain_mask.nii.gz",
+        ]
+        assert {one.reason for one in found.left_out} == {
+            "a result of uadray, as its summary beside it says"
+        }
+
+    def test_folders_that_a_file_system_keeps(self, tmp_path: Path) -> None:
+        touch(tmp_path, "a_T1w.nii.gz", "lost+found/b_T1w.nii.gz")
+        found = find_files(str(tmp_path))
+        assert found == ["a_T1w.nii.gz"]
+        assert reasons(found, tmp_path) == {"lost+found": "a folder of the file system"}
+
+    def test_no_scan_is_named_as_the_lists(self, tmp_path: Path) -> None:
+        for name in ("predict.json", "predictions.tsv", "b"):
+            write(tmp_path / f"in/{name}.nii", brain_image())
+        items = find_items([str(tmp_path / "in")], "T1w").items
+        assert sorted(item.folder for item in items) == [
+            "b",
+            "in_predict.json",
+            "in_predictions.tsv",
+        ]

@@ -139,6 +139,22 @@ def test_a_thread_of_the_same_process_is_kept_off(folder: str) -> None:
         lock.hold(folder).__enter__()
 
 
+def test_what_this_process_could_not_give_back_is_passed(
+    folder: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as away:
+
+        def refuse(url: str) -> None:
+            raise OSError("the store is away")
+
+        with lock.hold(folder):
+            away.setattr(files, "remove_file", refuse)
+    assert files.list_names(folder) == [files.LOCK]
+    with lock.hold(folder):
+        pass
+    assert files.list_names(folder) == []
+
+
 def test_another_machine_that_renews_is_alive(folder: str) -> None:
     one = elsewhere(folder)
     renewed = threading.Event()

@@ -258,11 +258,16 @@ def _kept_apart(items: Sequence[Item]) -> list[Item]:
     return sorted(named, key=lambda item: item.name)
 
 
+RESERVED = ("predict.json", "predictions.tsv", "quarantine.jsonl", "index.html")
+"""What lies beside the results of scans in a folder of predictions."""
+
+
 def names_for(scan: Scan) -> Iterator[str]:
     """Names that the results of a plain file may have, the one to prefer first."""
-    yield file_name(scan.id)
     ending = scan.image.rsplit("/", 1)[-1][len(stem(scan.image)) :]
-    yield from path_names(scan.image, ending)
+    for name in (file_name(scan.id), *path_names(scan.image, ending)):
+        if name not in RESERVED:
+            yield name
 
 
 def _unique(scans: Sequence[Scan]) -> list[str]:

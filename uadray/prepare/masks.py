@@ -74,7 +74,7 @@ def _to_share(
     whole = np.rint(voxels)
     # What is above 0 nowhere by a whole number is no label, however small it is.
     if np.abs(voxels - whole).max() <= LABEL_TOLERANCE and (whole.any() or voxels.max() <= 0):
-        _check_labels(path, whole)
+        notes += _check_labels(path, whole)
         counted = np.isin(whole, labels) if labels else whole > 0
         return counted.astype(np.float32), notes
     low, high = float(voxels.min()), float(voxels.max())
@@ -100,7 +100,8 @@ def _small_values(high: float) -> str:
     )
 
 
-def _check_labels(path: str, whole: np.ndarray) -> None:
+def _check_labels(path: str, whole: np.ndarray) -> list[str]:
+    """Refuse what is no mask of labels; a note where there are so many that it may be none."""
     low, high = float(whole.min()), float(whole.max())
     if low < 0:
         raise ScanError(f"{path}: expected a mask, but it has values below 0, to {low:g}")
@@ -113,6 +114,12 @@ def _check_labels(path: str, whole: np.ndarray) -> None:
                 f"{len(levels)} values up to {high:g}, as a picture has; divide it by its largest "
                 "value if it holds probabilities"
             )
+        if len(levels) > MAX_LEVELS:
+            return [
+                f"{DOUBT}{_name(path)} has {len(levels)} labels, and each but 0 counts: are they "
+                "percent, or a picture?"
+            ]
+    return []
 
 
 def _to_grid(

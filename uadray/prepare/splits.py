@@ -51,6 +51,8 @@ class SplitConfig:
     def __post_init__(self) -> None:
         if self.preset != "none" and self.split_count is not None:
             raise ConfigError("preset and split_count both say how large the parts are: give one")
+        if self.split_count is not None and self.split_count < 0:
+            raise ConfigError(f"split_count must be >= 0, was {self.split_count}")
         for name in ("validation_share", "threshold_share"):
             if not 0 < getattr(self, name) < 1:
                 raise ConfigError(f"{name} must be in (0, 1), was {getattr(self, name)}")

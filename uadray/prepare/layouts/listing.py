@@ -27,6 +27,9 @@ OTHER_IMAGES = (
 VERSION_CONTROL = (".git", ".datalad", ".svn", ".hg")
 """Hidden folders that hold copies by their nature; they are left out without being looked into."""
 
+OF_THE_DISK = ("lost+found", "$RECYCLE.BIN", "System Volume Information")
+"""Folders that file systems keep for themselves and let nobody list."""
+
 MAX_VISITS = 64
 """Through so many links a folder is listed; more would let links among folders grow without end."""
 
@@ -160,9 +163,11 @@ class _Walk:
         """Whether to look into it; what is hidden is left out."""
         with suppress(OSError):
             if entry.is_dir():
-                if not entry.name.startswith("."):
+                if entry.name in OF_THE_DISK:
+                    self._leave(entry.path, "a folder of the file system")
+                elif not entry.name.startswith("."):
                     return True
-                if entry.name not in VERSION_CONTROL and _holds_image(entry.path, self.endings):
+                elif entry.name not in VERSION_CONTROL and _holds_image(entry.path, self.endings):
                     self._leave(entry.path, "a hidden folder")
         return False
 
@@ -174,6 +179,8 @@ class _Walk:
         if name.startswith("."):
             if image and os.path.isfile(entry.path):
                 self._leave(entry.path, "a hidden file")
+        elif image and _is_own_result(name, {other.name for other in entries}):
+            self._leave(entry.path, OWN_RESULT)
         elif image and is_special(entry.path):
             self._leave(entry.path, "no regular file")
         elif image:
@@ -266,6 +273,8 @@ def _remote(root: str, endings: tuple[str, ...]) -> Listing:
         if hidden and is_image(name, endings):
             if hidden not in VERSION_CONTROL:
                 left_out.append(LeftOut(path=f"{root}/{name}", reason="a hidden file"))
+        elif is_image(name, endings) and _is_own_result(parts[-1], by_folder["/".join(parts[:-1])]):
+            left_out.append(LeftOut(path=f"{root}/{name}", reason=OWN_RESULT))
         elif is_image(name, endings):
             names.append(name)
         elif is_image(name, OTHER_IMAGES):
@@ -286,10 +295,21 @@ _MARKS: dict[str, tuple[str, ...]] = {
 """Files that say whose a folder is, with fields that they then have."""
 
 
+OWN_RESULT = "a result of uadray, as its summary beside it says"
+
+
+def _is_own_result(name: str, beside: set[str]) -> bool:
+    """Whether an image is one of the BIDS derivatives that `uadray.predict` writes for a scan."""
+    entities, found, _ = name.partition("_desc-")
+    return bool(found) and f"{entities}_desc-anomaly_summary.json" in beside
+
+
 def _own_results(folder: str, names: set[str]) -> str:
     """What of this package's a folder holds, in a few words; empty where nothing."""
     if PREDICTIONS in names and _is_marked(folder, PREDICTIONS, damaged=True):
         return "predictions of uadray"
+    if {"summary.json", "anomaly.nii.gz"} <= names:
+        return "a prediction of uadray"  # of one scan, copied out of its folder
     if "dataset_description.json" in names and _is_marked(folder, "dataset_description.json"):
         return "predictions of uadray"
     if "zarr.json" in names and _is_marked(folder, "zarr.json"):

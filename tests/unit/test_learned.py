@@ -97,13 +97,13 @@ class TestPreparation:
         ("change", "told"),
         [
             ({"percentiles": (5.0, 80.0)}, "percentiles 1.0 to 99.0 in the fit, 5.0 to 80.0 here"),
-            ({"denoise": False}, "denoise in the fit, not here"),
-            ({"denoise_iterations": 5}, "denoise, iterations 3 in the fit, 5 here"),
-            ({"correct_bias": True}, "correct bias here, not in the fit"),
-            ({"register": "mni152"}, "register here, not in the fit"),
+            ({"denoise": False}, "denoise only in the fit"),
+            ({"denoise_iterations": 5}, "denoise iterations 3 in the fit, 5 here"),
+            ({"correct_bias": True}, "correct bias only in the cohort"),
+            ({"register": "mni152"}, "pad to extent only in the fit; register only in the cohort"),
             ({"spacing_mm": 2.0}, "spacing mm 1.0 in the fit, 2.0 here"),
             ({"extent": Extent(left_right=200)}, "left-right .* in the fit, .*left-right 200"),
-            ({"shape": (32, 32, 32)}, "downsample, shape 64 to 64 to 64 in the fit, 32 to 32"),
+            ({"shape": (32, 32, 32)}, "downsample shape 64 x 64 x 64 in the fit, 32 x 32"),
         ],
     )
     def test_another_one_is_refused(

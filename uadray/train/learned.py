@@ -224,32 +224,29 @@ def _different_steps(
 ) -> list[str]:
     """What one preparation does otherwise than another; a semi-synthetic lesion is no step."""
     theirs, ours = ({str(s.get("step")): s for s in steps} for steps in (there, here))
-    found = []
-    for name in dict.fromkeys((*theirs, *ours)):
-        if name == "insert_lesion":
-            continue
-        words = name.replace("_", " ")
-        if name not in ours:
-            found.append(f"prepared otherwise: {words} in the fit, not here")
-        elif name not in theirs:
-            found.append(f"prepared otherwise: {words} here, not in the fit")
-        else:
+    parts = []
+    for one, other, where in ((theirs, ours, "fit"), (ours, theirs, "cohort")):
+        if alone := [name for name in one if name not in other and name != "insert_lesion"]:
+            parts.append(f"{', '.join(alone).replace('_', ' ')} only in the {where}")
+    for name in theirs:
+        if name in ours and name != "insert_lesion":
             a, b = theirs[name], ours[name]
             # What one of them does not record came with another version.
             keys = sorted((set(a) & set(b)) - {"step"} - _FREE.get(name, set()))
-            found += [
-                f"prepared otherwise: {words}, {key.replace('_', ' ')} {_shown(a[key])} in the "
-                f"fit, {_shown(b[key])} here"
+            parts += [
+                f"{name} {key} {_shown(a[key])} in the fit, {_shown(b[key])} here".replace("_", " ")
                 for key in keys
                 if a[key] != b[key]
             ]
-    return found
+    return [f"prepared otherwise: {'; '.join(parts)}"] if parts else []
 
 
 def _shown(value: Any) -> str:
     if isinstance(value, Mapping):
         return ", ".join(f"{k.replace('_', '-')} {_shown(v)}" for k, v in value.items())
-    return " to ".join(map(_shown, value)) if isinstance(value, (list, tuple)) else str(value)
+    if isinstance(value, (list, tuple)):
+        return (" to " if len(value) == 2 else " x ").join(map(_shown, value))
+    return str(value)
 
 
 def _compare_people(

@@ -31,7 +31,7 @@ from uadray.evaluate.protocols import PROTOCOLS, EvaluateConfig
 from uadray.progress import Progress
 from uadray.report import load_runs, terminal_table
 from uadray.report.load import Broken, find_runs, say_left_out
-from uadray.report.rows import notes_on
+from uadray.report.rows import findable_on, notes_on
 from uadray.store import open_cohort
 
 
@@ -96,6 +96,8 @@ def main() -> int:
     for cohort in cohorts:
         console.print(terminal_table(records, cohort.name, width=console.width))
         print(f"scores and figures are in the run folders, under evaluation/{cohort.name}.json")
+        for sentence in findable_on(records, cohort.name):
+            print(sentence)
         for note in notes_on(records, cohort.name):
             print(f"note: {note}")
     print(f"next: python jobs/report.py {shlex.join(job.runs)} --out report.html")

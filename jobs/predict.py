@@ -24,6 +24,7 @@ from typing import Annotated, Any
 import tyro
 
 from uadray import cli
+from uadray.evaluate.postprocess import describe_findable
 from uadray.predict.folder import Predicted
 from uadray.predict.job import PredictJob
 from uadray.predict.scan import PredictConfig
@@ -85,11 +86,7 @@ def show(done: Predicted) -> None:
     print("\n".join(left_out_lines(total, done.left_out)))
     grid = ordered[0]["model_grid"] if ordered else {}
     if "smallest_findable_mm" in grid:
-        window = " x ".join(f"{mm:.3g}" for mm in grid["median_window_mm"])
-        print(
-            f"a ball of less than {grid['smallest_findable_mm']:.1f} mm in diameter may be lost, "
-            f"however bright it is: the median's window is {window} mm"
-        )
+        print(describe_findable(grid))
     kept = f", {done.num_kept} of them before" if done.num_kept else ""
     print(f"{len(done.summaries)} scans predicted{kept}: {done.out}")
     if done.index:

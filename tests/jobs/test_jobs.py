@@ -12,7 +12,7 @@ from shell import Done, Flow, Shell
 from tiny_scans import brain_image, write
 
 from uadray import config
-from uadray.evaluate.postprocess import PostprocessConfig
+from uadray.evaluate.postprocess import PostprocessConfig, describe_findable
 from uadray.evaluate.protocols import EvaluateConfig
 from uadray.prepare.splits import Selection
 from uadray.prepare.steps import PrepareConfig
@@ -72,6 +72,7 @@ class TestFlow:
             assert 0 < values["metrics"]["auprc"] <= 1
             assert f"{values['metrics']['dice_d']:.3f}" in flow.evaluate.out
             assert values["num_resamples"] == 20
+            assert describe_findable(values["findable"]) in flow.evaluate.out
         assert "under evaluation/s.json" in flow.evaluate.out
         assert plain(flow.evaluate)[-1] == "5 of 5 volumes in " + flow.evaluate.err.split()[-1]
 

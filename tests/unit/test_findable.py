@@ -4,7 +4,12 @@ import numpy as np
 import pytest
 
 from uadray.evaluate.median import median_filter
-from uadray.evaluate.postprocess import MAX_LEVEL, smallest_findable_mm
+from uadray.evaluate.postprocess import (
+    MAX_LEVEL,
+    describe_findable,
+    findable,
+    smallest_findable_mm,
+)
 
 
 def is_found(radius: float, place: np.ndarray, spacing: np.ndarray, size: int) -> bool:
@@ -37,3 +42,10 @@ def test_what_the_paper_misses_at_48_voxels() -> None:
     rng = np.random.default_rng(1)
     places = rng.uniform(-0.5, 0.5, (40, 3))
     assert not any(is_found(8.0, place, np.array(spacing), 5) for place in places)
+
+
+def test_what_records_and_pages_say_of_it() -> None:
+    found = findable((3.4, 4.0, 3.3), 5)
+    assert found["median_window_mm"] == [17.0, 20.0, 16.5]
+    assert found["smallest_findable_mm"] == smallest_findable_mm((3.4, 4.0, 3.3), 5)
+    assert describe_findable(found).endswith("the median's window is 17 x 20 x 16.5 mm")

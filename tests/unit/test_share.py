@@ -92,7 +92,7 @@ class TestCard:
         assert "6 train, 2 validation" in card
         edges = [mm / 16 for mm in (28, 30, 26)]
         assert f"less than {smallest_findable_mm(edges, 5):.1f} mm in diameter may be lost" in card
-        assert "window of 5 voxels measures 8.75 x 9.38 x 8.12 mm" in card
+        assert "the median's window is 8.75 x 9.38 x 8.12 mm" in card
         assert run.experiment.fingerprint in card
         assert "| stroke | 0.2 | bengs_bisection | stroke/threshold: 5 subjects" in card
 

@@ -10,9 +10,10 @@ as reference code); what is outside the eroded brain it sees as 0.
 (Z, Y, X); axis 0 is axial.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
+from typing import Any
 
 import numpy as np
 import scipy.ndimage as ndi
@@ -194,3 +195,25 @@ def smallest_findable_mm(spacing_mm: Sequence[float], median_size: int) -> float
         for place in product(places, repeat=3)
     ]
     return 2 * float(max(radii))
+
+
+def findable(spacing_mm: Sequence[float], median_size: int) -> dict[str, Any]:
+    """What the median hides, as records have it: edges of its window and `smallest_findable_mm`.
+
+    Args:
+        spacing_mm: Edges of a voxel along (Z, Y, X).
+        median_size: Edge of the window in voxels, odd.
+    """
+    return {
+        "median_window_mm": [round(median_size * float(edge), 3) for edge in spacing_mm],
+        "smallest_findable_mm": smallest_findable_mm(spacing_mm, median_size),
+    }
+
+
+def describe_findable(found: Mapping[str, Any]) -> str:
+    """The same in a sentence."""
+    window = " x ".join(f"{edge:.3g}" for edge in found["median_window_mm"])
+    return (
+        f"a ball of less than {found['smallest_findable_mm']:.1f} mm in diameter may be lost, "
+        f"however bright it is: the median's window is {window} mm"
+    )

@@ -17,11 +17,12 @@ from uadray.errors import EvaluationError
 from uadray.evaluate.counts import TestPart
 from uadray.evaluate.lesionwise import SubjectLesions, lesion_metrics
 from uadray.evaluate.metrics import compute_metrics, dice_s
+from uadray.evaluate.postprocess import findable
 from uadray.evaluate.protocols import EvaluateConfig
 from uadray.evaluate.statistics import bootstrap, interval, pack_resamples, resampling_weights
 from uadray.evaluate.thresholds import Threshold
 from uadray.store import Cohort
-from uadray.train.learned import Match
+from uadray.train.learned import Match, origin_of
 from uadray.train.run import Run
 
 _OF_A_PREDICTION = ("dice_d", "dice_s_mean", "dice_s_std", "upper_bound_dice")
@@ -129,6 +130,7 @@ def make_record(
             "erosion_iterations": config.postprocess.iterations(cohort.shape),
             "median_size": config.postprocess.median_size,
         },
+        "findable": findable(origin_of(cohort).voxel_mm[::-1], config.postprocess.median_size),
         "components": to_json(config.components),
         "score_range": list(scores.score_range),
         "threshold": {

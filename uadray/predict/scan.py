@@ -20,7 +20,7 @@ from uadray import files
 from uadray.detectors import Detector
 from uadray.errors import ConfigError, PredictError, ScanError
 from uadray.evaluate.components import neighbours, open_components
-from uadray.evaluate.postprocess import dequantise, postprocess, smallest_findable_mm
+from uadray.evaluate.postprocess import dequantise, findable, postprocess
 from uadray.evaluate.protocols import EvaluateConfig
 from uadray.evaluate.scoring import score_volumes, slices
 from uadray.predict.inputs import check_modality, named_modalities
@@ -232,8 +232,7 @@ def _predict(
                 "shape": list(prepared.brain.shape),
                 "affine": prepared.affine.tolist(),
                 **_proposed(scored.opened, level, prepared.affine),
-                "median_window_mm": _window(settings, prepared.affine),
-                "smallest_findable_mm": smallest_findable_mm(
+                **findable(
                     voxel_sizes(prepared.affine)[::-1].tolist(), settings.postprocess.median_size
                 ),
             },
@@ -381,12 +380,6 @@ def _proposed(
         return {"proposed_voxels": None, "proposed_ml": None}
     voxels = int((opened >= level).sum())
     return {"proposed_voxels": voxels, "proposed_ml": voxels * voxel_ml(affine)}
-
-
-def _window(settings: EvaluateConfig, affine: NDArray[np.float64]) -> list[float]:
-    """Edges of the median's window along (Z, Y, X), in mm."""
-    edges = voxel_sizes(affine)[::-1] * settings.postprocess.median_size
-    return [round(float(edge), 3) for edge in edges]
 
 
 @contextmanager

@@ -14,6 +14,7 @@ from markupsafe import Markup, escape
 
 from uadray import __version__, files
 from uadray.errors import ConfigError
+from uadray.evaluate.postprocess import describe_findable
 from uadray.report import columns, compare, export, figures
 from uadray.report.load import Broken, RunRecord, load_runs
 from uadray.report.montage import Viewers, montage
@@ -156,6 +157,7 @@ def render(
         lstrip_blocks=True,
     )
     environment.filters |= {"number": columns.number, "short": columns.short, "sub": _subscripts}
+    environment.globals["describe_findable"] = describe_findable
     environment.filters |= {"svgsub": _svg_subscripts, "reason": reason}
     script = _asset("report.js")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()

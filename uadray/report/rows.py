@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from uadray.evaluate.postprocess import describe_findable
 from uadray.report.load import Evaluation, RunRecord
 
 
@@ -102,6 +103,17 @@ def group_by_cohort(
         )
         for (name, fingerprint), rows in sorted(groups.items())
     ]
+
+
+def findable_on(runs: Sequence[RunRecord], cohort: str) -> list[str]:
+    """What the medians of the evaluations on a cohort hide, a sentence for each window."""
+    records = [
+        row.evaluation.values.get("findable")
+        for group in group_by_cohort(runs)
+        if group.name == cohort
+        for row in group.rows
+    ]
+    return list(dict.fromkeys(describe_findable(record) for record in records if record))
 
 
 def notes_on(runs: Sequence[RunRecord], cohort: str) -> list[str]:

@@ -5,7 +5,7 @@ from typing import Any
 
 from uadray.config import to_json
 from uadray.detectors import num_parameters
-from uadray.evaluate.postprocess import smallest_findable_mm
+from uadray.evaluate.postprocess import describe_findable, findable
 from uadray.report.columns import NO_INTERVAL
 from uadray.report.load import Evaluation, RunRecord
 from uadray.share.model import Model
@@ -171,12 +171,9 @@ def _findable(model: Model) -> list[str]:
         for edge, voxels in zip(model.prepare.extent.mm[::-1], model.shape, strict=True)
     )
     used = [one.config.postprocess.median_size for one in model.thresholds]
-    return [
-        f"- A ball of less than {smallest_findable_mm((z, y, x), size):.1f} mm in diameter may be "
-        f"lost, however bright it is: the median's window of {size} voxels measures "
-        f"{size * z:.3g} x {size * y:.3g} x {size * x:.3g} mm."
-        for size in sorted(set(used or [model.settings().postprocess.median_size]))
-    ]
+    sizes = sorted(set(used or [model.settings().postprocess.median_size]))
+    sentences = [describe_findable(findable((z, y, x), size)) for size in sizes]
+    return [f"- {one[0].upper()}{one[1:]}." for one in sentences]
 
 
 def _licence(licence: str) -> str:

@@ -29,6 +29,7 @@ from uadray.predict.job import PredictJob
 from uadray.predict.scan import PredictConfig, Prediction, predict_scan
 from uadray.prepare.layouts import Scan
 from uadray.share import Model, export_model, open_model
+from uadray.share.folder import owner_of
 from uadray.store import Cohort
 from uadray.train.run import Run
 
@@ -410,7 +411,7 @@ class TestWhoseFolder:
         for kind, url in (
             ("a run", run.url),
             ("a cohort", cohort.url),
-            ("a model folder", str(tmp_path / "model")),
+            ("a model", str(tmp_path / "model")),
         ):
             link = tmp_path / f"link{len(url)}"
             link.symlink_to(url)
@@ -615,3 +616,22 @@ def test_what_cannot_be_written_of_one_scan_is_its_own(tmp_path, model, monkeypa
     assert [f["name"] for f in done.failures] == ["b_T1w"]
     assert "ValueError: no such header" in done.failures[0]["reason"]
     assert len(done.summaries) == 2
+
+
+def test_a_scan_that_is_named_twice_keeps_its_mask(tmp_path: Path) -> None:
+    """By a table with its brain mask and by its folder, in any order and spelling."""
+    scan = write_head(tmp_path / "in/a_T1w.nii.gz", 1)
+    (tmp_path / "mask.nii.gz").write_bytes(Path(scan).read_bytes())
+    (tmp_path / "t.csv").write_text("id,image,brain\none,in/a_T1w.nii.gz,mask.nii.gz\n")
+    table, folder = str(tmp_path / "t.csv"), f"{tmp_path}/in/../in"
+    for given in ([table, folder], [folder, table]):
+        (item,) = find_items(given, "T1w").items
+        assert item.scan.brain == str(tmp_path / "mask.nii.gz")
+        assert item.name == "one"
+
+
+def test_another_projects_files_make_no_run(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"project": "ours"}')
+    (tmp_path / "summary.json").write_text("{}")
+    assert owner_of(str(tmp_path / "out")) == ""
+    assert owner_of(f"{run.url}/out").startswith("a run of uadray")

@@ -94,7 +94,7 @@ def find_items(
             found = _in_folder(url, modality, ignore_names)
         scans += found
         left_out += found.left_out
-    scans = list({scan.image: scan for scan in scans}.values())
+    scans = _each_once(scans)
     taken = {scan.image for scan in scans}
     left_out = [one for one in dict.fromkeys(left_out) if one.path not in taken]
     if not scans:
@@ -110,6 +110,16 @@ def find_items(
             )
         scans = [_with_brain(scans[0], files.normalise(brain))]
     return Found(items=tuple(_named(scans)), left_out=tuple(left_out))
+
+
+def _each_once(scans: Iterable[Scan]) -> list[Scan]:
+    """Each file once: as it was first described, unless another description has a brain mask."""
+    known: dict[str, Scan] = {}
+    for scan in scans:
+        place = scan.image if files.is_remote(scan.image) else os.path.realpath(scan.image)
+        if place not in known or (scan.brain and not known[place].brain):
+            known[place] = scan
+    return list(known.values())
 
 
 def check_modality(scan: Scan, modality: str) -> None:

@@ -22,6 +22,7 @@ from uadray import files
 from uadray.config import Experiment, from_json, to_json
 from uadray.errors import ConfigError, ModelError
 from uadray.lock import hold
+from uadray.prepare.layouts.listing import own_results
 from uadray.prepare.steps import PrepareConfig
 from uadray.report.load import Broken, RunRecord, load_runs
 from uadray.share.card import model_card
@@ -188,21 +189,23 @@ def owner_of(out: str) -> str:
     for end in range(len(parts), 1, -1):
         folder = f"{top}://{'/'.join(parts[:end])}" if top else "/".join(parts[:end])
 
-        def holds(*names: str, folder: str = folder) -> bool:
-            try:
-                return all(files.exists(files.join(folder, name)) for name in names)
-            except OSError:  # what lies above a folder need not be open to all
-                return False
-
-        if holds("zarr.json"):
-            return f"a cohort ({folder})"
-        if holds("manifest.json", "experiment.json"):
-            return f"a model folder ({folder})"
-        if holds("config.json") and any(
-            map(holds, ("metrics.jsonl", "checkpoint", "summary.json"))
-        ):
-            return f"a run ({folder})"
+        names = {name for name in _TELLING if _exists(files.join(folder, name))}
+        if "config.json" in names:
+            names.add("metrics.jsonl")  # which a run has that learns in epochs
+        if whose := own_results(folder, names):
+            return f"{whose} ({folder})"
     return ""
+
+
+_TELLING = ("zarr.json", "config.json", MANIFEST, "experiment.json", "model.safetensors")
+"""Files by which a cohort, a run and a model are known."""
+
+
+def _exists(url: str) -> bool:
+    try:
+        return files.exists(url)
+    except OSError:  # what lies above a folder need not be open to all
+        return False
 
 
 def _write(out: str, contents: Mapping[str, bytes], model: Model) -> None:

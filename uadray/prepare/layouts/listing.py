@@ -144,7 +144,7 @@ class _Walk:
                 self._leave(folder, f"a folder that more than {MAX_VISITS} links lead to")
                 continue
             entries = _entries(folder)
-            if whose := _own_results(folder, {entry.name for entry in entries}):
+            if whose := own_results(folder, {entry.name for entry in entries}):
                 if not relative:
                     raise NoScanFoundError(
                         f"{root}: holds {whose} and no scans to read; give the folder of the scans"
@@ -256,7 +256,7 @@ def _remote(root: str, endings: tuple[str, ...]) -> Listing:
     own = {
         folder: found
         for folder, names in by_folder.items()
-        if (found := _own_results(f"{root}/{folder}".rstrip("/"), names))
+        if (found := own_results(f"{root}/{folder}".rstrip("/"), names))
     }
     if whose := own.get("", ""):
         raise NoScanFoundError(
@@ -304,8 +304,13 @@ def _is_own_result(name: str, beside: set[str]) -> bool:
     return bool(found) and f"{entities}_desc-anomaly_summary.json" in beside
 
 
-def _own_results(folder: str, names: set[str]) -> str:
-    """What of this package's a folder holds, in a few words; empty where nothing."""
+def own_results(folder: str, names: set[str]) -> str:
+    """What of this package's a folder holds, in a few words; empty where nothing.
+
+    Args:
+        folder: Path or URL.
+        names: Of the files in it, as far as they are known.
+    """
     if PREDICTIONS in names and _is_marked(folder, PREDICTIONS, damaged=True):
         return "predictions of uadray"
     if {"summary.json", "anomaly.nii.gz"} <= names:
@@ -313,7 +318,7 @@ def _own_results(folder: str, names: set[str]) -> str:
     if "dataset_description.json" in names and _is_marked(folder, "dataset_description.json"):
         return "predictions of uadray"
     if "zarr.json" in names and _is_marked(folder, "zarr.json"):
-        return "a Zarr store, such as a cohort,"
+        return "a cohort or another Zarr store"
     if {"config.json", "metrics.jsonl"} <= names and _is_marked(folder, "config.json"):
         return "a run of uadray"
     if {"manifest.json", "experiment.json", "model.safetensors"} <= names:

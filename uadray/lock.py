@@ -82,7 +82,7 @@ class Holder:
             if process.status() == psutil.STATUS_ZOMBIE:  # killed, and nobody has taken note
                 return True
             return abs(process.create_time() - self.started) > 1
-        except psutil.NoSuchProcess:
+        except (psutil.NoSuchProcess, ValueError):  # a number that no process can have
             return True
 
     def encode(self) -> bytes:

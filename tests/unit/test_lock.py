@@ -175,7 +175,15 @@ def test_another_machine_that_renews_is_alive(folder: str) -> None:
         thread.join()
 
 
-@pytest.mark.parametrize("content", [b"", b'{"mark": ', None])
+@pytest.mark.parametrize("pid", [-5, 2**40])
+def test_a_number_that_no_process_can_have_is_no_holder(folder: str, pid: int) -> None:
+    one = replace(lock.Holder.here(), pid=pid)
+    files.write_bytes(files.join(folder, files.LOCK), one.encode())
+    with lock.hold(folder):
+        pass
+
+
+@pytest.mark.parametrize("content", [b"", b'{"mark": ', b'{"mark": "x", "pid": "y"}', None])
 def test_another_machine_that_does_not_renew_is_dead(
     folder: str, content: bytes | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:

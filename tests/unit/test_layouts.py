@@ -267,6 +267,7 @@ class TestBidsChoices:
             ("participants.tsv", b"participant_id\tsite\nsub-1\tA\tB\n", "line 2 has 3 cells"),
             ("participants.tsv", b"participant_id\tsite\nsub-1\tM\xfcnchen\n", "codec can't"),
             ("participants.tsv", b"", "participants.tsv cannot be read (it is empty)"),
+            ("participants.tsv", b"id\tsite\nsub-1\tA\n", "has no column participant_id"),
             ("participants.tsv", b"\x00\x01\x02", "participants.tsv cannot be read"),
             ("participants.tsv", "folder", "participants.tsv cannot be read (Is a directory"),
             ("participants.tsv", None, "participants.tsv is a link to what is not there"),
@@ -294,6 +295,8 @@ class TestBidsChoices:
             "participant_id\tsite\t\r\n1\tA\t\t\r\n".encode("utf-16"),
             b"age\tparticipant_id\tsite\n30\tsub-1\tA\t\n",
             b"participant_id\tsite\rsub-1\tA\rsub-2\tn/a\r",
+            b"participant_id;site\nsub-1;A\n",
+            b"participant_id,site\nsub-1,A\n",
         ],
     )
     def test_participants_as_programs_save_them(self, tmp_path, content):

@@ -313,7 +313,8 @@ def _participants(root: str) -> tuple[dict[str, str], str]:
     """Subject -> scanner or site, from participants.tsv where it has such a column; or why not."""
     url = files.join(root, "participants.tsv")
     try:
-        columns, rows = read_table(url, separators="\t")
+        # BIDS wants tabs; spreadsheets save what they like under that name.
+        columns, rows = read_table(url, separators="\t;,")
     except FileNotFoundError:
         dangling = not files.is_remote(url) and os.path.islink(url)
         return {}, "participants.tsv is a link to what is not there" if dangling else ""
@@ -324,7 +325,9 @@ def _participants(root: str) -> tuple[dict[str, str], str]:
     known = {column.lower(): column for column in columns}
     column = next((known[name] for name in _SITE_COLUMNS if name in known), None)
     person = known.get("participant_id")
-    if column is None or person is None:
+    if person is None:
+        return {}, "participants.tsv has no column participant_id"
+    if column is None:
         return {}, ""
     sites = {}
     for row in rows:

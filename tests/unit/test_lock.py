@@ -9,11 +9,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
-import boto3
-import fsspec
 import psutil
 import pytest
-from moto.server import ThreadedMotoServer
+from buckets import serve_bucket
 from tiny_cohorts import write_healthy, write_lesioned
 from tiny_models import (
     finished_run,
@@ -48,19 +46,8 @@ with hold(sys.argv[1]):
 
 @pytest.fixture(scope="module")
 def bucket() -> Iterator[str]:
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
-        patch.setenv("AWS_ACCESS_KEY_ID", "testing")
-        patch.setenv("AWS_SECRET_ACCESS_KEY", "testing")
-        patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-        fsspec.get_filesystem_class("s3").clear_instance_cache()
-        boto3.client("s3").create_bucket(Bucket="outputs")
-        yield "s3://outputs"
-        fsspec.get_filesystem_class("s3").clear_instance_cache()
-    server.stop()
+    with serve_bucket("outputs") as url:
+        yield url
 
 
 @pytest.fixture(params=["local", "s3"])

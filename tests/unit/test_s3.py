@@ -11,7 +11,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
-from moto.server import ThreadedMotoServer
+from buckets import serve_bucket
 from tiny_cohorts import write_healthy, write_lesioned
 from tiny_models import finished_run, freeze_threshold, healthy_cohort, scan_of, write_head
 
@@ -32,19 +32,8 @@ from uadray.train.run import Run
 
 @pytest.fixture(scope="module")
 def bucket() -> Iterator[str]:
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
-        patch.setenv("AWS_ACCESS_KEY_ID", "testing")
-        patch.setenv("AWS_SECRET_ACCESS_KEY", "testing")
-        patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-        fsspec.get_filesystem_class("s3").clear_instance_cache()
-        boto3.client("s3").create_bucket(Bucket="scans")
-        yield "s3://scans"
-        fsspec.get_filesystem_class("s3").clear_instance_cache()
-    server.stop()
+    with serve_bucket("scans") as url:
+        yield url
 
 
 @pytest.fixture(scope="module")

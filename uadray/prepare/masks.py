@@ -105,20 +105,21 @@ def _check_labels(path: str, whole: np.ndarray) -> list[str]:
     low, high = float(whole.min()), float(whole.max())
     if low < 0:
         raise ScanError(f"{path}: expected a mask, but it has values below 0, to {low:g}")
-    if MAX_LEVELS < high <= 255:
-        levels = np.flatnonzero(np.bincount(whole.astype(np.uint8).ravel()))
-        # Lesions that are numbered one by one leave no gaps.
-        if len(levels) > MAX_LEVELS and len(levels) < high + 1:
-            raise ScanError(
-                f"{path}: expected a mask of labels, or of shares from 0 to 1, but it has "
-                f"{len(levels)} values up to {high:g}, as a picture has; divide it by its largest "
-                "value if it holds probabilities"
-            )
-        if len(levels) > MAX_LEVELS:
-            return [
-                f"{DOUBT}{_name(path)} has {len(levels)} labels, and each but 0 counts: are they "
-                "percent, or a picture?"
-            ]
+    if high <= MAX_LEVELS:
+        return []
+    num_levels = len(np.unique(whole))
+    # Lesions that are numbered one by one leave no gaps; atlases have gaps, and more than a byte.
+    if num_levels > MAX_LEVELS and num_levels < high + 1 and high <= 255:
+        raise ScanError(
+            f"{path}: expected a mask of labels, or of shares from 0 to 1, but it has "
+            f"{num_levels} values up to {high:g}, as a picture has; divide it by its largest "
+            "value if it holds probabilities"
+        )
+    if num_levels > MAX_LEVELS:
+        return [
+            f"{DOUBT}{_name(path)} has {num_levels} labels, and each but 0 counts: are they "
+            "percent, or a picture?"
+        ]
     return []
 
 

@@ -103,3 +103,11 @@ def test_what_is_usual_is_the_cohorts(tmp_path):
 
 def test_no_brain():
     assert np.isnan(pose_degrees(np.zeros((4, 4, 4), bool), np.ones(3))).all()
+
+
+def test_few_scans_tell_a_tilt_by_the_usual_spread() -> None:
+    known = PoseRange(median=(10.0, 0.0, 0.0), spread=(1.0, 1.0, 1.0))
+    for degrees, own, usual in ((9, 0, 0), (12, 1, 0), (18, 1, 1)):
+        pose = np.array([10.0 + degrees, 0.0, 0.0])
+        assert len(known.doubts(pose)) == own
+        assert len(known.doubts(pose, few=True)) == usual

@@ -24,6 +24,10 @@ scanner with a deviation of about 6 degrees in pitch: 3.5, as for other measures
 of 20 degrees pass."""
 
 
+USUAL_SPREAD_DEG = 6.0
+"""Deviation of heads in a scanner, taken where too few scans tell their own."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class PoseRange:
     """How the brains of a cohort lie, in degrees, in the order of `PLANES`."""
@@ -33,16 +37,18 @@ class PoseRange:
     spread: tuple[float, float, float]
     """Robust standard deviation."""
 
-    def doubts(self, pose: NDArray[np.floating]) -> list[str]:
+    def doubts(self, pose: NDArray[np.floating], *, few: bool = False) -> list[str]:
         """In which angles a brain lies as none of the cohort does, in sentences.
 
         Args:
             pose: As `pose_degrees` gives it.
+            few: Whether the cohort has too few scans for a spread of its own.
         """
         found = []
         for k, name in enumerate(PLANES):
             apart = (float(pose[k]) - self.median[k] + 90) % 180 - 90
-            limit = max(MIN_TILT_DEG, MAX_Z * self.spread[k])
+            spread = max(self.spread[k], USUAL_SPREAD_DEG) if few else self.spread[k]
+            limit = max(MIN_TILT_DEG, MAX_Z * spread)
             if abs(apart) > limit:
                 found.append(
                     f"its brain is tilted by {abs(apart):.0f} degrees against the healthy scans of "

@@ -111,8 +111,9 @@ class Healthy:
             mean_score: Mean raw score inside the brain.
         """
         found = _coarse(scan_mm, spacing_mm, self.voxel_mm)
-        if self.pose is not None and self.num_scans >= MIN_SCANS:
-            found += self.pose.doubts(pose_degrees(brain, np.array(spacing_mm)))
+        if self.pose is not None:
+            pose = pose_degrees(brain, np.array(spacing_mm))
+            found += self.pose.doubts(pose, few=self.num_scans < MIN_SCANS)
         if self.num_scans >= MIN_SCANS:
             found += self._unlike(measure_scan(image, brain, None, spacing_mm=spacing_mm))
         if (z := (mean_score - self.mean_score) / self.score_spread) > MAX_Z:

@@ -153,9 +153,11 @@ def _take(place: str) -> Holder:
 def _write(place: str, holder: Holder) -> None:
     sure = _create(place, holder)
     if sure is None:
-        if (living := _living(place)) is not None:
+        living, dead = _living(place)
+        if living is not None:
             raise LockedError(_message(place, living))
-        files.remove_file(place)
+        if dead is not None:
+            _remove(place, dead)
         # Whoever else saw that it was dead may remove what is written now.
         sure = _create(place, holder) and False
     if not sure:
@@ -211,6 +213,8 @@ def _create(place: str, holder: Holder) -> bool | None:
 class _Seen:
     """A lock at one moment."""
 
+    content: bytes
+    """As it stands there."""
     renewed: object
     """Another one after each renewal."""
     holder: Holder | None
@@ -225,7 +229,7 @@ def _look(place: str) -> _Seen | None:
         renewed = 0 if files.is_remote(place) else os.stat(path).st_mtime_ns
     except FileNotFoundError:
         return None
-    return _Seen((content, renewed), Holder.decode(content))
+    return _Seen(content, (content, renewed), Holder.decode(content))
 
 
 def _is_held(place: str, holder: Holder) -> bool:
@@ -233,19 +237,35 @@ def _is_held(place: str, holder: Holder) -> bool:
     return bool(seen and seen.holder and seen.holder.mark == holder.mark)
 
 
-def _living(place: str) -> Holder | None:
-    """Who holds a lock; None where that job has ended."""
+def _living(place: str) -> tuple[Holder | None, bytes | None]:
+    """Who holds a lock; or, where that job has ended, what its lock holds, if it is still there."""
     first, deadline = _look(place), time.monotonic() + LEASE_S
     seen = first
     while seen is not None:
         ended = seen.holder.ended() if seen.holder else None
         if ended is not None or (first and seen.renewed != first.renewed and seen.holder):
-            return None if ended else seen.holder
+            return (None, seen.content) if ended else (seen.holder, None)
         if time.monotonic() > deadline:
-            return None
+            return None, seen.content
         time.sleep(_LOOK_S)
         seen = _look(place)
-    return None
+    return None, None
+
+
+def _remove(place: str, dead: bytes) -> None:
+    """Remove a dead job's lock, and not that of another job that has found it dead, too."""
+    if files.is_remote(place):
+        if (seen := _look(place)) and seen.content == dead:
+            files.remove_file(place)
+        return
+    _, path = files.located(place)
+    aside = Path(f"{path}.{uuid.uuid4().hex}")
+    with suppress(FileNotFoundError):
+        os.rename(path, aside)
+        if aside.read_bytes() != dead:
+            with suppress(FileExistsError):
+                os.link(aside, path)
+        aside.unlink()
 
 
 _LOOK_S = 1.0

@@ -197,7 +197,11 @@ def test_a_lock_is_renewed(folder: str, monkeypatch: pytest.MonkeyPatch) -> None
         assert now.holder.mark == seen.holder.mark
 
 
-def test_of_many_that_find_a_dead_lock_one_gets_it(folder: str) -> None:
+def test_of_many_that_find_a_dead_lock_one_gets_it(
+    folder: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lock, "SETTLE_S", 2.0)
+    monkeypatch.setattr(lock, "RENEWED_S", 1e6)
     files.write_bytes(
         files.join(folder, files.LOCK), replace(lock.Holder.here(), started=0.0).encode()
     )

@@ -27,8 +27,8 @@ from uadray.evaluate.protocols import EvaluateConfig
 from uadray.evaluate.record import Measured, make_record
 from uadray.evaluate.slicewise import Slices
 from uadray.evaluate.thresholds import best_dice
+from uadray.runs.folder import Run
 from uadray.store import Cohort, CohortWriter, Subject
-from uadray.train.run import Run
 
 GRID = 32
 """Edge of the volumes that are counted; montage slices are enlarged to the usual 64."""

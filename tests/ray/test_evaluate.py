@@ -22,10 +22,11 @@ from uadray.evaluate.postprocess import PostprocessConfig
 from uadray.evaluate.protocols import EvaluateConfig
 from uadray.evaluate.scores import ScoreStore
 from uadray.evaluate.slicewise import Slices
+from uadray.runs.checkpoint import CheckpointStore
+from uadray.runs.detector import load_detector
+from uadray.runs.folder import Run
 from uadray.store import Cohort
-from uadray.train.checkpoint import CheckpointStore
-from uadray.train.distributed import fit, load_detector
-from uadray.train.run import Run
+from uadray.train.distributed import fit
 
 pytestmark = [
     pytest.mark.ray,

@@ -24,9 +24,9 @@ from uadray.evaluate.distributed import evaluate, evaluate_all, num_volumes
 from uadray.evaluate.postprocess import PostprocessConfig
 from uadray.evaluate.protocols import EvaluateConfig
 from uadray.evaluate.scores import ScoreStore
+from uadray.runs.folder import Run
 from uadray.store import Cohort
 from uadray.train.distributed import fit
-from uadray.train.run import Run
 
 pytestmark = [
     pytest.mark.ray,

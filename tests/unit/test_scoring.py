@@ -24,8 +24,8 @@ from uadray.evaluate.protocols import PROTOCOLS, EvaluateConfig
 from uadray.evaluate.record import check_classes
 from uadray.evaluate.scores import ScoreStore
 from uadray.evaluate.scoring import Batch, Scorer, Work, examine, score_volumes
+from uadray.runs.folder import Run
 from uadray.store import Cohort
-from uadray.train.run import Run
 
 FILTER = ComponentConfig(max_size=3, connectivity=6)
 CONFIG = EvaluateConfig(

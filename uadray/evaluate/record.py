@@ -21,9 +21,9 @@ from uadray.evaluate.postprocess import findable
 from uadray.evaluate.protocols import EvaluateConfig
 from uadray.evaluate.statistics import bootstrap, interval, pack_resamples, resampling_weights
 from uadray.evaluate.thresholds import Threshold
+from uadray.runs.folder import Run
+from uadray.runs.learned import Match, origin_of
 from uadray.store import Cohort
-from uadray.train.learned import Match, origin_of
-from uadray.train.run import Run
 
 _OF_A_PREDICTION = ("dice_d", "dice_s_mean", "dice_s_std", "upper_bound_dice")
 """Metrics that a component filter is meant to change; the others speak of the scores."""

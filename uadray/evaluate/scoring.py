@@ -18,9 +18,9 @@ from uadray.evaluate.lesionwise import compare_lesions
 from uadray.evaluate.postprocess import erode_brain, postprocess
 from uadray.evaluate.protocols import EvaluateConfig, Residual
 from uadray.evaluate.scores import ScoreStore
+from uadray.runs.detector import load_detector
+from uadray.runs.folder import Run
 from uadray.store import CHUNK_VOLUMES
-from uadray.train.distributed import load_detector
-from uadray.train.run import Run
 
 Batch = dict[str, np.ndarray]
 

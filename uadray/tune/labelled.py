@@ -20,10 +20,10 @@ from uadray.evaluate.postprocess import erode_brain, postprocess
 from uadray.evaluate.protocols import EvaluateConfig
 from uadray.evaluate.scoring import score_volumes
 from uadray.evaluate.thresholds import fit_threshold
+from uadray.runs.checkpoint import weights_digest
+from uadray.runs.detector import load_detector
+from uadray.runs.folder import Run
 from uadray.store import Cohort
-from uadray.train.checkpoint import weights_digest
-from uadray.train.distributed import load_detector
-from uadray.train.run import Run
 from uadray.tune.settings import USES_LABELS
 
 FILE = "objective.json"

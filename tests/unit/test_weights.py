@@ -12,9 +12,9 @@ from tiny_models import finished_run, freeze_threshold, healthy_cohort
 from uadray import files
 from uadray.config import experiment
 from uadray.errors import CheckpointError
-from uadray.evaluate.counts import count_subject
-from uadray.evaluate.protocols import EvaluateConfig
-from uadray.evaluate.scores import ScoreStore
+from uadray.evaluation.protocols import EvaluateConfig
+from uadray.evaluation.scores import ScoreStore
+from uadray.metrics.counts import count_subject
 from uadray.share import open_model
 from uadray.share.model import UNKNOWN_WEIGHTS
 from uadray.store import Cohort

@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 from uadray import config, files, npz
 from uadray.cli import INCOMPLETE, OK
 from uadray.errors import CheckpointError, RunError
-from uadray.evaluate.slicewise import Slices
+from uadray.evaluation.kept import unpack_slices
+from uadray.metrics.slicewise import Slices
 from uadray.report.settings import variants
 from uadray.train.run import (
     CONFIG,
@@ -417,7 +418,7 @@ def _weights(settings: Mapping[str, Any], url: str) -> str:
 
 def _load_slices(url: str) -> Slices:
     try:
-        return Slices.unpack(files.read_bytes(url))
+        return unpack_slices(files.read_bytes(url))
     except _UNREADABLE as error:
         raise RunError(f"{url}: not a file of slices ({error}); evaluate again") from error
 

@@ -20,7 +20,7 @@ from rich.console import Console
 from uadray import cluster, files
 from uadray.config import Experiment, learns
 from uadray.errors import CheckpointError, ConfigError, RunError
-from uadray.evaluate.inputs import refuse
+from uadray.evaluation.inputs import refuse
 from uadray.lock import hold
 from uadray.store import Cohort, open_cohort
 from uadray.stream import READ_CPUS

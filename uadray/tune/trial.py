@@ -8,7 +8,7 @@ from ray import tune
 
 from uadray.config import learns
 from uadray.errors import RunError, UadrayError
-from uadray.evaluate.inputs import compare
+from uadray.evaluation.inputs import compare
 from uadray.store import Cohort
 from uadray.stream import READ_CPUS, keep_volumes
 from uadray.train.checkpoint import CheckpointStore

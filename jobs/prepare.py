@@ -105,7 +105,7 @@ class Files(Job):
         if self.lesions:
             masks = find_masks(self.lesions, self.lesion_files)
             print("\n".join(left_out_lines(len(masks), masks.left_out, masks.root, "masks")))
-            scans = assign_masks(scans, masks, self.seed, self.config.lesion.contrast)
+            scans = assign_masks(scans, masks, self.seed, self.config.lesion)
             left_out += masks.left_out
         return scans, self.config, left_out
 

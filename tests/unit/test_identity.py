@@ -76,10 +76,11 @@ class TestDigest:
             replace(scan, lesion=scan.brain),
             replace(scan, more_lesions=(scan.brain,), lesion=scan.brain),
             replace(scan, synthetic_lesion=scan.brain),
+            replace(scan, template=scan.brain),
             replace(scan, brain=str(tmp_path / "absent.nii")),
         ):
             known.add(digest_of(other))
-        assert len(known) == 7
+        assert len(known) == 8
 
     def test_the_header_of_a_pair_counts(self, tmp_path: Path) -> None:
         image = nib.load(write_head(tmp_path / "a.nii.gz"))

@@ -10,9 +10,10 @@ from uadray import files
 from uadray.errors import NoLesionMaskError, NoScanFoundError, PredictError, ScanError
 from uadray.naming import file_name, name_key, path_names
 from uadray.prepare.layouts import LAYOUTS, LeftOut, Scan, Scans, detect
-from uadray.prepare.layouts.listing import is_image, left_out_lines, printable, results_above
+from uadray.prepare.layouts.listing import is_image, left_out_lines, printable
 from uadray.prepare.layouts.naming import BIDS_RAW, mask_word
 from uadray.prepare.layouts.scans import IMAGE_ENDINGS, canonical_modality, find_files, stem
+from uadray.results import predictions_above
 
 TABLES = (".csv", ".tsv")
 """How a table of scans ends."""
@@ -86,7 +87,7 @@ def find_items(
             found = LAYOUTS["csv"](url, modality.split(", ")[0])
         elif _is_file(url):
             # As when a shell spells out a pattern.
-            if inside := results_above(url):
+            if inside := predictions_above(url):
                 left_out.append(LeftOut(path=url, reason=f"a result of uadray in {inside}"))
                 continue
             found = Scans([_single(url, modality)])

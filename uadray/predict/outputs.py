@@ -32,10 +32,10 @@ from uadray.predict.scan import Grid, PredictConfig, Prediction, choose_threshol
 from uadray.prepare.identity import digest_of, is_unchanged, look_at, same_place
 from uadray.prepare.layouts import LeftOut
 from uadray.prepare.layouts.listing import printable
-from uadray.share.folder import owner_of
+from uadray.results import PREDICTIONS, are_predictions, refuse_inside
 from uadray.share.model import Model
 
-MARKER = "predict.json"
+MARKER = PREDICTIONS
 """In the output folder: whose predictions it holds, under which settings."""
 
 FORMAT = 1
@@ -128,10 +128,8 @@ def claimed(out: str, request: Mapping[str, Any], items: Sequence[Item]) -> Iter
             else, it lies in a run, model or cohort, or it cannot be written.
         LockedError: another job writes it.
     """
-    if owner := owner_of(out):
-        raise PredictError(
-            f"{out} lies in {owner}, which holds other results: choose another --out, outside of it"
-        )
+    if not are_predictions(out):
+        refuse_inside(out, PredictError)
     with ExitStack() as held:
         try:
             held.enter_context(hold(out))
@@ -270,8 +268,9 @@ def write(out: str, item: Item, prediction: Prediction, *, viewer: bool = False)
 def placed(out: str, items: Sequence[Item]) -> list[Item]:
     """The items, each with a place of its own beside what other calls have left in the folder.
 
-    A plain file whose name is taken by another one's results gets those of its folders before it,
-    as do two of one name in one call.
+    A plain file keeps the place where an earlier call has left its results, whatever else is in
+    this one. Where its name is taken by another one's results, it gets those of its folders before
+    it, as do two of one name in one call.
 
     Args:
         out: The output folder.
@@ -282,11 +281,16 @@ def placed(out: str, items: Sequence[Item]) -> list[Item]:
     """
     there = {name_key(name): name for name in files.list_names(out)}
     with ThreadPoolExecutor(16) as pool:
+        own = list(pool.map(lambda item: _own_place(out, item, there), items))
         holders = list(pool.map(lambda item: _holder(out, item, there), items))
-    taken = {name_key(item.folder) for item in items}
+    kept = {name_key(item.folder) for item in own if item is not None}
+    taken = kept | {name_key(item.folder) for item in items}
     found = []
-    for item, holder in zip(items, holders, strict=True):
-        if _is_free_for(item, holder):
+    for item, place, holder in zip(items, own, holders, strict=True):
+        if place is not None:
+            found.append(place)
+            continue
+        if _is_free_for(item, holder) and (item.bids or name_key(item.folder) not in kept):
             found.append(_respelled(item, there))
             continue
         if item.bids:
@@ -296,6 +300,18 @@ def placed(out: str, items: Sequence[Item]) -> list[Item]:
             )
         found.append(_elsewhere(out, item, there, taken))
     return found
+
+
+def _own_place(out: str, item: Item, there: Mapping[str, str]) -> Item | None:
+    """A plain file's item where an earlier call has left its results; None where none has."""
+    for name in dict.fromkeys((item.folder, *names_for(item.scan))) if not item.bids else ():
+        if name_key(name) not in there:
+            continue
+        place = _respelled(replace(item, name=name, folder=name), there)
+        holder = _holder(out, place, there)
+        if holder is not None and same_place(holder.get("source"), item.scan.image):
+            return place
+    return None
 
 
 def _elsewhere(out: str, item: Item, there: Mapping[str, str], taken: set[str]) -> Item:
@@ -398,28 +414,44 @@ def earlier(out: str, items: Sequence[Item]) -> list[dict[str, Any]]:
         table = files.read_bytes(files.join(out, TABLE)).decode()
     except (FileNotFoundError, ValueError):
         return []
-    own = {name_key(item.name) for item in items} | {name_key(item.folder) for item in items}
     rows = csv.DictReader(table.splitlines(), delimiter="\t", quoting=csv.QUOTE_NONE)
     # A scan that could not be used may have results of an earlier content in its place.
-    names = [row["name"] for row in rows if row.get("name") and row.get("status") in (None, "done")]
+    places = dict.fromkeys(
+        place
+        for row in rows
+        if row.get("name") and row.get("status") in (None, "done")
+        for place in ([row["summary"]] if row.get("summary") else _likely_places(row["name"]))
+    )
+    own = {name_key(item.summary) for item in items}
+    others = [place for place in places if name_key(place) not in own]
     with ThreadPoolExecutor(16) as pool:
-        found = pool.map(lambda name: _summary_of(out, name), names)
-        return [one for one in found if one is not None and name_key(one["name"]) not in own]
+        return [one for one in pool.map(lambda place: _summary_at(out, place), others) if one]
 
 
-def _summary_of(out: str, name: str) -> dict[str, Any] | None:
-    """The summary of a scan that the table names; None where it is not there any more."""
+def _likely_places(name: str) -> Iterator[str]:
+    """Where the summary of a scan may be that a table without the places names."""
     entities = dict(part.split("-", 1) for part in name.split("_") if "-" in part)
     session = [f"ses-{entities['ses']}"] if "ses" in entities else []
     folder = "/".join([f"sub-{entities.get('sub')}", *session, "anat"])
-    for place in (f"{name}/summary.json", f"{folder}/{name}_desc-anomaly_summary.json"):
-        try:
-            summary = files.read_json(files.join(out, place))
-            if summary["status"] == "done" and summary["name"] == name and summary["folder"]:
-                return dict(summary)
-        except (OSError, ValueError, KeyError, TypeError):
-            continue
+    yield from (f"{name}/summary.json", f"{folder}/{name}_desc-anomaly_summary.json")
+
+
+def _summary_at(out: str, place: str) -> dict[str, Any] | None:
+    """The summary of a scan that is done; None where it is not there any more."""
+    try:
+        summary: dict[str, Any] = files.read_json(files.join(out, place))
+        if summary["status"] == "done" and _place_of(summary) == place:
+            return summary
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        pass
     return None
+
+
+def _place_of(summary: Mapping[str, Any]) -> str:
+    """Where a summary lies, relative to the output folder."""
+    anomaly = str(summary["files"]["anomaly"])
+    stem = anomaly.removesuffix(_PLAIN["anomaly"]).removesuffix(_BIDS["anomaly"])
+    return f"{summary['folder']}/{stem}{'desc-anomaly_' if stem else ''}summary.json"
 
 
 def write_tables(
@@ -443,18 +475,20 @@ def write_tables(
     absent = [*failures, *map(_left_out, left_out)]
     known = {printable(item.scan.image) for item in items} | {one["source"] for one in absent}
     absent = [*(one for one in _quarantined(out) if one["source"] not in known), *absent]
-    heads = ("name", "top_score", "top_slice", "mean_score", "proposal_ml", "components")
-    lines = ["\t".join((*heads, "largest_ml", "brain_ml", "warnings", "status", "reason"))]
+    heads = ["name", "top_score", "top_slice", "mean_score", "proposal_ml", "components"]
+    heads += ["largest_ml", "brain_ml", "warnings"]
+    lines = ["\t".join((*heads, "status", "reason", "summary"))]
     for one in sorted(summaries, key=lambda one: -float(one["top_score"])):
         proposal = one["proposal"] or {"volume_ml": "n/a", "components": "n/a", "largest_ml": "n/a"}
         cells = [one["name"], one["top_score"], one["top_slice"], one["mean_score"]]
         cells += [proposal["volume_ml"], proposal["components"], proposal["largest_ml"]]
         cells += [one["brain_ml"], len(one["warnings"]), "done", "n/a"]
+        cells.append(_place_of(one))
         lines.append("\t".join(map(_cell, cells)))
     for one in absent:
         status = "left out" if one["reason"].startswith(LEFT_OUT) else "quarantined"
         reason = one["reason"].removeprefix(LEFT_OUT)
-        cells = [one["name"], *["n/a"] * (len(heads) + 2), status, reason]
+        cells = [one["name"], *["n/a"] * (len(heads) - 1), status, reason, ""]
         lines.append("\t".join(map(_cell, cells)))
     files.write_bytes(files.join(out, TABLE), ("\n".join(lines) + "\n").encode())
     text = "".join(json.dumps(dict(one)) + "\n" for one in absent)

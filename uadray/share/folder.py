@@ -8,7 +8,6 @@ written last: a folder without it was cut short and is refused.
 
 import hashlib
 import json
-import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,9 +21,9 @@ from uadray import files
 from uadray.config import Experiment, from_json, to_json
 from uadray.errors import ConfigError, ModelError
 from uadray.lock import hold
-from uadray.prepare.layouts.listing import own_results
 from uadray.prepare.steps import PrepareConfig
 from uadray.report.load import Broken, RunRecord, load_runs
+from uadray.results import refuse_inside
 from uadray.share.card import model_card
 from uadray.share.healthy import Healthy
 from uadray.share.model import FORMAT, FrozenThreshold, Model, Origin, model_of_run, save_weights
@@ -166,11 +165,8 @@ def _check_target(out: str, model: Model) -> None:
     names = set(files.list_names(out))
     if foreign := sorted(n for n in names - _NAMES if not files.is_transient(n)):
         raise ModelError(f"{out} holds other files, first {foreign[0]}: choose another --out")
-    if owner := owner_of(out.rpartition("/")[0]):
-        raise ModelError(
-            f"{out} lies in {owner}, which holds other results: choose another --out, outside of it"
-        )
     if MANIFEST not in names:
+        refuse_inside(out, ModelError)
         return
     held = _manifest(out)
     if held["identity"] != model.identity:
@@ -178,34 +174,6 @@ def _check_target(out: str, model: Model) -> None:
             f"{out} holds another model ({held['name']}, {held['identity']}), not this one "
             f"({model.experiment.name}, {model.identity}): choose another --out"
         )
-
-
-def owner_of(out: str) -> str:
-    """The run, model or cohort that a folder is or lies in, in words; empty for none."""
-    if not files.is_remote(out):
-        out = os.path.realpath(out)
-    top, _, path = out.rpartition("://")
-    parts = path.split("/")
-    for end in range(len(parts), 1, -1):
-        folder = f"{top}://{'/'.join(parts[:end])}" if top else "/".join(parts[:end])
-
-        names = {name for name in _TELLING if _exists(files.join(folder, name))}
-        if "config.json" in names:
-            names.add("metrics.jsonl")  # which a run has that learns in epochs
-        if whose := own_results(folder, names):
-            return f"{whose} ({folder})"
-    return ""
-
-
-_TELLING = ("zarr.json", "config.json", MANIFEST, "experiment.json", "model.safetensors")
-"""Files by which a cohort, a run and a model are known."""
-
-
-def _exists(url: str) -> bool:
-    try:
-        return files.exists(url)
-    except OSError:  # what lies above a folder need not be open to all
-        return False
 
 
 def _write(out: str, contents: Mapping[str, bytes], model: Model) -> None:

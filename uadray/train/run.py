@@ -18,6 +18,7 @@ from uadray import files
 from uadray.config import Experiment, from_json, to_json
 from uadray.errors import CheckpointError, RunError
 from uadray.methods.network import constants
+from uadray.results import refuse_inside
 from uadray.store import Cohort, software_versions
 from uadray.train.learned import PEOPLE, origin_of, record_people
 
@@ -190,6 +191,7 @@ class Run:
             return run
         if any(name != PEOPLE and not files.is_transient(name) for name in _names(url)):
             raise RunError(f"{url} is not empty and holds no run: choose another --out")
+        refuse_inside(url, RunError)
         config = {
             "name": experiment.name,
             "experiment": to_json(experiment),

@@ -22,6 +22,7 @@ from uadray.config import Experiment, learns
 from uadray.errors import CheckpointError, ConfigError, RunError
 from uadray.evaluation.inputs import refuse
 from uadray.lock import hold
+from uadray.results import refuse_inside
 from uadray.store import Cohort, open_cohort
 from uadray.stream import READ_CPUS
 from uadray.train.distributed import TrackConfig, conclude_facts
@@ -135,6 +136,8 @@ def fit_trials(
         track=prepared(track or TrackConfig()),
         console=console,
     )
+    if not files.exists(files.join(url, "sweep.json")):
+        refuse_inside(url, RunError)
     with hold(url):
         return _fit_held(job, trials, searched, found)
 

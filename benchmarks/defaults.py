@@ -24,7 +24,7 @@ from benchmarks.harness import Row, write
 from uadray import files
 from uadray.config import VAE, Experiment, FitConfig, experiment
 from uadray.detectors.vae import VAEDetector
-from uadray.evaluate.distributed import EvaluateConfig, evaluate
+from uadray.evaluation.job import EvaluateConfig, evaluate
 from uadray.prepare.ingest import prepare_cohort
 from uadray.prepare.layouts import phantom
 from uadray.prepare.splits import SplitConfig

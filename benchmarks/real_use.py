@@ -21,7 +21,7 @@ from rich.table import Table
 from benchmarks import harness
 from benchmarks.results_page import write_page
 from uadray.config import BENGS_TABLE_1
-from uadray.evaluate.statistics import holm
+from uadray.metrics.statistics import holm
 from uadray.report.compare import Comparison, Series, compare, series_of
 from uadray.report.rows import CohortRows, group_by_cohort
 from uadray.runs.records import RunRecord, load_runs

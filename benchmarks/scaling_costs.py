@@ -25,9 +25,9 @@ from benchmarks.step import phantoms
 from uadray import files
 from uadray.config import experiment
 from uadray.detectors import GradientDetector, num_parameters
-from uadray.evaluate.counts import CohortCounts, count_subject
-from uadray.evaluate.protocols import EvaluateConfig
-from uadray.evaluate.scores import ScoreStore
+from uadray.evaluation.protocols import EvaluateConfig
+from uadray.evaluation.scores import ScoreStore
+from uadray.metrics.counts import CohortCounts, count_subject
 from uadray.runs.detector import fresh
 from uadray.runs.folder import Run
 from uadray.store import CHUNK_VOLUMES, Cohort, CohortWriter, Subject, kept_name, open_cohort

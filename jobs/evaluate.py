@@ -26,8 +26,8 @@ from rich.console import Console
 
 from uadray import cli
 from uadray.errors import ConfigError
-from uadray.evaluate.distributed import evaluate_all, num_volumes
-from uadray.evaluate.protocols import PROTOCOLS, EvaluateConfig
+from uadray.evaluation.job import evaluate_all, num_volumes
+from uadray.evaluation.protocols import PROTOCOLS, EvaluateConfig
 from uadray.progress import Progress
 from uadray.report import terminal_table
 from uadray.report.rows import findable_on, notes_on

@@ -24,7 +24,7 @@ from typing import Annotated, Any
 import tyro
 
 from uadray import cli
-from uadray.evaluate.postprocess import describe_findable
+from uadray.metrics.postprocess import describe_findable
 from uadray.predict.folder import Predicted
 from uadray.predict.job import PredictJob
 from uadray.predict.scan import PredictConfig

@@ -33,8 +33,8 @@ import tyro
 
 from uadray import cli, files
 from uadray.errors import ConfigError
-from uadray.evaluate.calibration import write_calibration
-from uadray.evaluate.protocols import PROTOCOLS
+from uadray.evaluation.calibration import write_calibration
+from uadray.evaluation.protocols import PROTOCOLS
 from uadray.prepare import layouts
 from uadray.prepare.ingest import MAX_FAILURES, Redo, check_numbers, prepare_cohort, summary
 from uadray.prepare.layouts import LeftOut, Scan

@@ -28,8 +28,8 @@ from rich.console import Console
 
 from uadray import cli
 from uadray.errors import ConfigError
-from uadray.evaluate.distributed import evaluate_all, num_volumes
-from uadray.evaluate.inputs import refuse
+from uadray.evaluation.inputs import refuse
+from uadray.evaluation.job import evaluate_all, num_volumes
 from uadray.progress import Progress
 from uadray.report import write_report
 from uadray.runs.folder import Run

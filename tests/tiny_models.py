@@ -11,7 +11,7 @@ import torch
 from uadray import files
 from uadray.config import Experiment, experiment, to_json
 from uadray.detectors import StreamDetector
-from uadray.evaluate.protocols import EvaluateConfig
+from uadray.evaluation.protocols import EvaluateConfig
 from uadray.prepare.geometry import Extent
 from uadray.prepare.identity import digest_of, look_at
 from uadray.prepare.layouts import Scan

@@ -109,13 +109,13 @@ def evaluate(
         `threshold`, `subjects` and more.
 
     Raises:
-        UadrayError: see `evaluate.distributed.evaluate`.
+        UadrayError: see `evaluation.job.evaluate`.
     """
-    from uadray.evaluate import distributed
-    from uadray.evaluate.protocols import EvaluateConfig
+    from uadray.evaluation import job
+    from uadray.evaluation.protocols import EvaluateConfig
 
     several = [runs] if isinstance(runs, (Run, str, Path)) else list(runs)
-    return distributed.evaluate(
+    return job.evaluate(
         [one if isinstance(one, Run) else open_run(one) for one in several],
         _cohort(cohort),
         healthy=None if healthy is None else _cohort(healthy),

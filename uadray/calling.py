@@ -1,7 +1,6 @@
-"""Lets `uadray.evaluate` and `uadray.predict` be packages and functions in one.
+"""Lets `uadray.predict` be a package and a function in one.
 
-The verbs of the Python interface bear the names of the stages, and so do the stages' folders. A
-module's class may be changed (Python data model, section 3.3.2.1); with a `__call__` it is both.
+A module's class may be changed (Python data model, section 3.3.2.1); with a `__call__` it is both.
 """
 
 import sys

@@ -12,8 +12,8 @@ import torch
 from tiny_cohorts import NUM_TEST, NUM_THRESHOLD, NUM_TRAIN, write_healthy, write_lesioned
 
 from uadray.config import Experiment, FitConfig
-from uadray.evaluate.distributed import evaluate
-from uadray.evaluate.protocols import EvaluateConfig
+from uadray.evaluation.job import evaluate
+from uadray.evaluation.protocols import EvaluateConfig
 from uadray.methods import AnoGAN, Method, Transformer, VAERestoration
 from uadray.methods.restoration import Restore
 from uadray.runs.checkpoint import CheckpointStore

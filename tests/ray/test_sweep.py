@@ -18,7 +18,7 @@ from tiny_cohorts import write_healthy, write_lesioned
 
 from uadray.config import FitConfig
 from uadray.errors import ConfigError
-from uadray.evaluate.distributed import evaluate
+from uadray.evaluation.job import evaluate
 from uadray.runs.folder import Run
 from uadray.store import Cohort
 from uadray.train.track import TrackConfig

@@ -8,7 +8,7 @@ from tiny_scans import ellipsoid
 
 from uadray import files
 from uadray.errors import EvaluationError
-from uadray.evaluate.calibration import (
+from uadray.evaluation.calibration import (
     SOLVED,
     Calibration,
     Example,
@@ -17,7 +17,7 @@ from uadray.evaluate.calibration import (
     calibrate_cohort,
     write_calibration,
 )
-from uadray.evaluate.postprocess import PostprocessConfig
+from uadray.metrics.postprocess import PostprocessConfig
 from uadray.store import verify
 
 SHAPE = (14, 16, 16)

@@ -7,8 +7,8 @@ from types import SimpleNamespace
 import pytest
 
 from uadray.errors import EvaluationError
-from uadray.evaluate.frozen import freeze
-from uadray.evaluate.thresholds import Threshold
+from uadray.evaluation.frozen import freeze
+from uadray.metrics.counts import Threshold
 
 SETTINGS = {"rule": "best_dice", "cohort": "abc"}
 

@@ -16,7 +16,7 @@ from tiny_models import SMALL, scan_of, write_cohort, write_head
 
 from uadray import files
 from uadray.errors import EvaluationError, StoreError
-from uadray.evaluate.inputs import _check_cohort
+from uadray.evaluation.inputs import _check_cohort
 from uadray.prepare.identity import digest_of, image_digest, is_unchanged, look_at
 from uadray.prepare.ingest import _rows_to_redo, _still_good, summary
 from uadray.prepare.layouts import Scan

@@ -11,7 +11,7 @@ from tiny_cohorts import AFFINE, SHAPE, tiny_vae
 from uadray import files
 from uadray.config import experiment, with_fit
 from uadray.errors import EvaluationError, RunError, StoreError
-from uadray.evaluate.inputs import compare, refuse
+from uadray.evaluation.inputs import compare, refuse
 from uadray.prepare.geometry import Extent
 from uadray.prepare.steps import PrepareConfig, record
 from uadray.runs.folder import Run

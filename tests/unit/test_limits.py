@@ -13,9 +13,9 @@ import pytest
 
 from uadray.config import METHODS, ErasingConfig, Experiment, FitConfig
 from uadray.errors import ConfigError
-from uadray.evaluate.components import ComponentConfig
-from uadray.evaluate.postprocess import PostprocessConfig
-from uadray.evaluate.protocols import EvaluateConfig
+from uadray.evaluation.protocols import EvaluateConfig
+from uadray.metrics.components import ComponentConfig
+from uadray.metrics.postprocess import PostprocessConfig
 from uadray.train.group import ScaleConfig
 from uadray.tune.settings import SweepConfig
 from uadray.tune.space import Space

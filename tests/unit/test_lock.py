@@ -26,7 +26,7 @@ import uadray
 from uadray import files, lock
 from uadray.config import experiment
 from uadray.errors import LockedError
-from uadray.evaluate.distributed import evaluate
+from uadray.evaluation.job import evaluate
 from uadray.prepare.ingest import prepare_cohort
 from uadray.prepare.splits import SplitConfig
 from uadray.prepare.steps import PrepareConfig

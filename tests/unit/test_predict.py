@@ -32,11 +32,11 @@ from uadray.errors import (
     RunError,
     ScanError,
 )
-from uadray.evaluate.components import ComponentConfig
-from uadray.evaluate.postprocess import PostprocessConfig, dequantise, smallest_findable_mm
-from uadray.evaluate.protocols import EvaluateConfig
-from uadray.evaluate.scores import ScoreStore
-from uadray.evaluate.scoring import Scorer, Work
+from uadray.evaluation.protocols import EvaluateConfig
+from uadray.evaluation.scores import ScoreStore
+from uadray.evaluation.scoring import Scorer, Work
+from uadray.metrics.components import ComponentConfig
+from uadray.metrics.postprocess import PostprocessConfig, dequantise, smallest_findable_mm
 from uadray.predict import outputs
 from uadray.predict.inputs import find_items, named_modalities
 from uadray.predict.scan import PredictConfig, Prediction, clear_of, predict_scan

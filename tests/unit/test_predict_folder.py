@@ -18,8 +18,8 @@ from tiny_models import finished_run, freeze_threshold, healthy_cohort, write_he
 import uadray
 from uadray import files
 from uadray.errors import EvaluationError, NoScanFoundError, PredictError, ScanError
-from uadray.evaluate.postprocess import PostprocessConfig
-from uadray.evaluate.protocols import EvaluateConfig
+from uadray.evaluation.protocols import EvaluateConfig
+from uadray.metrics.postprocess import PostprocessConfig
 from uadray.naming import name_key
 from uadray.predict import folder as folder_module
 from uadray.predict import outputs

@@ -24,7 +24,7 @@ from rich.console import Console
 
 from uadray import files
 from uadray.errors import ConfigError, RunError, UadrayError
-from uadray.evaluate import statistics
+from uadray.metrics import statistics
 from uadray.papers.study import Published
 from uadray.report import (
     columns,

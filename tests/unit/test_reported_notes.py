@@ -8,7 +8,7 @@ from fake_runs import write_run
 from rich.console import Console
 
 from uadray import files
-from uadray.evaluate.record import notes_of
+from uadray.evaluation.record import notes_of
 from uadray.report import terminal_summary, terminal_table, write_report
 from uadray.report.columns import NO_INTERVAL
 from uadray.report.compare import compare, series_of

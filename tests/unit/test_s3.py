@@ -18,9 +18,9 @@ from tiny_models import finished_run, freeze_threshold, healthy_cohort, scan_of,
 from uadray import files
 from uadray.config import experiment
 from uadray.errors import CheckpointError, StoreError
-from uadray.evaluate.counts import count_subject
-from uadray.evaluate.protocols import EvaluateConfig
-from uadray.evaluate.scores import ScoreStore
+from uadray.evaluation.protocols import EvaluateConfig
+from uadray.evaluation.scores import ScoreStore
+from uadray.metrics.counts import count_subject
 from uadray.predict.job import PredictJob
 from uadray.predict.scan import predict_scan
 from uadray.report.qc import write_quality_page

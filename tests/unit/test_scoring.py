@@ -14,16 +14,16 @@ from uadray.config import experiment
 from uadray.detectors import build
 from uadray.detectors.base import Detector, ReconstructionDetector
 from uadray.errors import EvaluationError
-from uadray.evaluate import scoring
-from uadray.evaluate.cases import write_cases
-from uadray.evaluate.components import ComponentConfig
-from uadray.evaluate.counts import CohortCounts, TestPart
-from uadray.evaluate.lesionwise import compare_lesions
-from uadray.evaluate.postprocess import PostprocessConfig
-from uadray.evaluate.protocols import PROTOCOLS, EvaluateConfig
-from uadray.evaluate.record import check_classes
-from uadray.evaluate.scores import ScoreStore
-from uadray.evaluate.scoring import Batch, Scorer, Work, examine, score_volumes
+from uadray.evaluation import scoring
+from uadray.evaluation.cases import write_cases
+from uadray.evaluation.protocols import PROTOCOLS, EvaluateConfig
+from uadray.evaluation.record import check_classes
+from uadray.evaluation.scores import ScoreStore
+from uadray.evaluation.scoring import Batch, Scorer, Work, examine, score_volumes
+from uadray.metrics.components import ComponentConfig
+from uadray.metrics.counts import CohortCounts, TestPart
+from uadray.metrics.lesionwise import compare_lesions
+from uadray.metrics.postprocess import PostprocessConfig
 from uadray.runs.folder import Run
 from uadray.store import Cohort
 

@@ -19,7 +19,7 @@ from tiny_models import (
 
 from uadray import files
 from uadray.errors import ConfigError, ModelError, RunError
-from uadray.evaluate.postprocess import smallest_findable_mm
+from uadray.metrics.postprocess import smallest_findable_mm
 from uadray.predict.scan import predict_scan
 from uadray.runs.folder import Run
 from uadray.share import export_model, folder, open_model

@@ -12,9 +12,9 @@ from tiny_models import finished_run, freeze_threshold, healthy_cohort
 from uadray import files
 from uadray.config import experiment
 from uadray.errors import CheckpointError
-from uadray.evaluate.counts import count_subject
-from uadray.evaluate.protocols import EvaluateConfig
-from uadray.evaluate.scores import ScoreStore
+from uadray.evaluation.protocols import EvaluateConfig
+from uadray.evaluation.scores import ScoreStore
+from uadray.metrics.counts import count_subject
 from uadray.runs.checkpoint import NO_WEIGHTS, CheckpointStore, weights_digest
 from uadray.runs.detector import load_detector
 from uadray.runs.folder import Run

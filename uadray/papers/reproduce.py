@@ -12,10 +12,11 @@ import numpy as np
 from uadray import files
 from uadray.config import BASELINES, Experiment, HistEq, Intensity, experiment, learns, to_json
 from uadray.errors import ConfigError
-from uadray.evaluate.distributed import evaluate_all
-from uadray.evaluate.metrics import auprc
-from uadray.evaluate.protocols import PROTOCOLS, EvaluateConfig
-from uadray.evaluate.slicewise import Slices, histograms
+from uadray.evaluation.job import evaluate_all
+from uadray.evaluation.kept import unpack_slices
+from uadray.evaluation.protocols import PROTOCOLS, EvaluateConfig
+from uadray.metrics.measures import auprc
+from uadray.metrics.slicewise import Slices, histograms
 from uadray.papers.provenance import differences, healthy_differences
 from uadray.papers.study import CohortNeed, Entry, Paper, Published, Study
 from uadray.runs.folder import Run
@@ -320,7 +321,7 @@ class Reproduction:
 
     def _slices(self, folder: str, role: str) -> Slices:
         name = self.cohorts[role].name
-        return Slices.unpack(files.read_bytes(f"{folder}/evaluation/{name}-slices.npz"))
+        return unpack_slices(files.read_bytes(f"{folder}/evaluation/{name}-slices.npz"))
 
     def record(self) -> dict[str, Any]:
         """All of it as a JSON value, for `<study>.json`."""

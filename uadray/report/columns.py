@@ -56,11 +56,6 @@ def short(value: float | None) -> str:
     return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
 
 
-def with_interval(evaluation: Evaluation, metric: str) -> str:
-    """`0.476 [0.410, 0.540]`, the 95 % bootstrap interval over subjects in brackets."""
-    return f"{number(evaluation.metric(metric))} {brackets(evaluation.interval(metric))}".rstrip()
-
-
 NO_INTERVAL = "no interval"
 """Stands in its place where there is one test subject."""
 

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from uadray.evaluate.statistics import holm, interval, wilcoxon_p
+from uadray.metrics.statistics import holm, interval, wilcoxon_p
 from uadray.report.columns import ABSENT, Column, brackets, number, signed
 from uadray.report.rows import CohortRows, Row
 from uadray.runs.records import RunRecord

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from uadray.evaluate.statistics import interval
+from uadray.metrics.statistics import interval
 from uadray.report.compare import Figure
 from uadray.report.effects import Effect, Point
 from uadray.runs.settings import Setting

@@ -14,7 +14,7 @@ from markupsafe import Markup, escape
 
 from uadray import __version__, files
 from uadray.errors import ConfigError
-from uadray.evaluate.postprocess import describe_findable
+from uadray.metrics.postprocess import describe_findable
 from uadray.report import columns, compare, export, figures
 from uadray.report.montage import Viewers, montage
 from uadray.report.rows import PublishedFigures, Row, group_by_cohort, spread_rows

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from uadray.evaluate.postprocess import describe_findable
+from uadray.metrics.postprocess import describe_findable
 from uadray.runs.records import Evaluation, RunRecord
 
 

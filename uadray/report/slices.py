@@ -6,9 +6,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from uadray.evaluate.metrics import auprc
-from uadray.evaluate.slicewise import Slices, histograms
-from uadray.evaluate.statistics import interval, resampling_weights
+from uadray.metrics.measures import auprc
+from uadray.metrics.slicewise import Slices, histograms
+from uadray.metrics.statistics import interval, resampling_weights
 from uadray.report.columns import brackets, number
 from uadray.report.compare import Figure, Series
 from uadray.report.words import Compared

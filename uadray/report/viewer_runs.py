@@ -74,9 +74,9 @@ def _run_pages(
     run: RunRecord, evaluation: Evaluation, folder: str, index: str
 ) -> Iterable[tuple[CasePage, str]]:
     # They bring torch, which no other part of a report needs.
-    from uadray.evaluate.components import open_components
-    from uadray.evaluate.postprocess import dequantise
-    from uadray.evaluate.scores import ScoreStore
+    from uadray.evaluation.scores import ScoreStore
+    from uadray.metrics.components import open_components
+    from uadray.metrics.postprocess import dequantise
     from uadray.runs.detector import load_detector
     from uadray.runs.folder import Run
     from uadray.store import open_cohort

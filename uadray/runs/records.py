@@ -9,7 +9,8 @@ from numpy.typing import NDArray
 
 from uadray import config, files, npz
 from uadray.errors import CheckpointError, RunError
-from uadray.evaluate.slicewise import Slices
+from uadray.evaluation.kept import unpack_slices
+from uadray.metrics.slicewise import Slices
 from uadray.runs.folder import (
     CONFIG,
     EPOCHS,
@@ -412,7 +413,7 @@ def _weights(settings: Mapping[str, Any], url: str) -> str:
 
 def _load_slices(url: str) -> Slices:
     try:
-        return Slices.unpack(files.read_bytes(url))
+        return unpack_slices(files.read_bytes(url))
     except _UNREADABLE as error:
         raise RunError(f"{url}: not a file of slices ({error}); evaluate again") from error
 

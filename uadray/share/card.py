@@ -5,7 +5,7 @@ from typing import Any
 
 from uadray.config import to_json
 from uadray.detectors import num_parameters
-from uadray.evaluate.postprocess import describe_findable, findable
+from uadray.metrics.postprocess import describe_findable, findable
 from uadray.report.columns import NO_INTERVAL
 from uadray.runs.records import Evaluation, RunRecord
 from uadray.share.model import Model

@@ -19,9 +19,9 @@ from uadray.errors import (
     RunError,
     StoreError,
 )
-from uadray.evaluate.frozen import SUFFIX
-from uadray.evaluate.postprocess import MAX_LEVEL
-from uadray.evaluate.protocols import EvaluateConfig
+from uadray.evaluation.frozen import SUFFIX
+from uadray.evaluation.protocols import EvaluateConfig
+from uadray.metrics.postprocess import MAX_LEVEL
 from uadray.prepare.steps import PrepareConfig, recorded_config
 from uadray.runs.checkpoint import weights_digest
 from uadray.runs.detector import load_detector

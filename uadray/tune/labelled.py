@@ -13,13 +13,13 @@ import torch
 
 from uadray import files
 from uadray.detectors import Detector
-from uadray.evaluate.counts import SubjectCounts, ThresholdPart, count_subject
-from uadray.evaluate.inputs import check_truth
-from uadray.evaluate.metrics import auprc, dice_d
-from uadray.evaluate.postprocess import erode_brain, postprocess
-from uadray.evaluate.protocols import EvaluateConfig
-from uadray.evaluate.scoring import score_volumes
-from uadray.evaluate.thresholds import fit_threshold
+from uadray.evaluation.inputs import check_truth
+from uadray.evaluation.protocols import EvaluateConfig
+from uadray.evaluation.scoring import score_volumes
+from uadray.metrics.counts import SubjectCounts, ThresholdPart, count_subject
+from uadray.metrics.measures import auprc, dice_d
+from uadray.metrics.postprocess import erode_brain, postprocess
+from uadray.metrics.thresholds import fit_threshold
 from uadray.runs.checkpoint import weights_digest
 from uadray.runs.detector import load_detector
 from uadray.runs.folder import Run

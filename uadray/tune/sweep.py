@@ -20,7 +20,7 @@ from rich.console import Console
 from uadray import cluster, files
 from uadray.config import Experiment, learns
 from uadray.errors import CheckpointError, ConfigError, RunError
-from uadray.evaluate.inputs import refuse
+from uadray.evaluation.inputs import refuse
 from uadray.lock import hold
 from uadray.results import refuse_inside
 from uadray.runs.folder import SWEEP, Run

@@ -8,7 +8,7 @@ from ray import tune
 
 from uadray.config import learns
 from uadray.errors import RunError, UadrayError
-from uadray.evaluate.inputs import compare
+from uadray.evaluation.inputs import compare
 from uadray.runs.checkpoint import CheckpointStore
 from uadray.runs.folder import Run
 from uadray.store import Cohort

@@ -20,9 +20,9 @@ from voxel_cohorts import (
 )
 
 from uadray.errors import EvaluationError
-from uadray.evaluate import metrics, thresholds
-from uadray.evaluate.counts import TestPart, ThresholdPart
-from uadray.evaluate.histograms import Histograms
+from uadray.metrics import measures, thresholds
+from uadray.metrics.counts import TestPart, Threshold, ThresholdPart
+from uadray.metrics.histograms import Histograms
 
 REGIONS = st.sampled_from(["brain", "volume"])
 
@@ -32,7 +32,7 @@ class TestCurves:
     @given(cohorts, REGIONS)
     def test_average_precision_equals_scikit_learn(self, subjects, region):
         levels, lesion = pooled(subjects, region)
-        ours = metrics.auprc(count(TestPart, subjects).merged(region))
+        ours = measures.auprc(count(TestPart, subjects).merged(region))
         if not lesion.any():
             assert np.isnan(ours)
         else:
@@ -42,7 +42,7 @@ class TestCurves:
     @given(cohorts, REGIONS)
     def test_trapezoid_equals_scikit_learn(self, subjects, region):
         levels, lesion = pooled(subjects, region)
-        ours = metrics.auprc_trapezoid(count(TestPart, subjects).merged(region))
+        ours = measures.auprc_trapezoid(count(TestPart, subjects).merged(region))
         if not lesion.any():
             assert np.isnan(ours)
         else:
@@ -53,7 +53,7 @@ class TestCurves:
     @given(cohorts, REGIONS)
     def test_auroc_equals_scikit_learn(self, subjects, region):
         levels, lesion = pooled(subjects, region)
-        ours = metrics.auroc(count(TestPart, subjects).merged(region))
+        ours = measures.auroc(count(TestPart, subjects).merged(region))
         if lesion.all() or not lesion.any():
             assert np.isnan(ours)
         else:
@@ -64,15 +64,15 @@ class TestCurves:
         levels, lesion = pooled(subjects)
         merged = count(TestPart, subjects).merged()
         assert len(merged.levels) > 400
-        assert metrics.auprc(merged) == pytest.approx(average_precision_score(lesion, levels))
-        assert metrics.auroc(merged) == pytest.approx(roc_auc_score(lesion, levels))
+        assert measures.auprc(merged) == pytest.approx(average_precision_score(lesion, levels))
+        assert measures.auroc(merged) == pytest.approx(roc_auc_score(lesion, levels))
 
     def test_background_lifts_auroc_only(self):
         subjects = random_cohort(3, seed=1)
         counts = count(TestPart, subjects)
         brain, volume = counts.merged("brain"), counts.merged("volume")
-        assert metrics.auroc(volume) > metrics.auroc(brain) + 0.01
-        assert metrics.upper_bound_dice(volume) == metrics.upper_bound_dice(brain)
+        assert measures.auroc(volume) > measures.auroc(brain) + 0.01
+        assert measures.upper_bound_dice(volume) == measures.upper_bound_dice(brain)
 
     @settings(deadline=None)
     @given(cohorts)
@@ -80,14 +80,14 @@ class TestCurves:
         levels, lesion = pooled(subjects)
         merged = count(TestPart, subjects).merged()
         expected = [dice_of_voxels(levels, lesion, level) for level in merged.levels]
-        np.testing.assert_allclose(metrics.dice_at_every_threshold(merged), expected, atol=1e-12)
+        np.testing.assert_allclose(measures.dice_at_every_threshold(merged), expected, atol=1e-12)
 
     @settings(deadline=None)
     @given(cohorts)
     def test_upper_bound_equals_trying_every_threshold_above_zero(self, subjects):
         levels, lesion = pooled(subjects)
         tried = [dice_of_voxels(levels, lesion, level) for level in [*LEVELS[1:], 65536]]
-        ours = metrics.upper_bound_dice(count(TestPart, subjects).merged())
+        ours = measures.upper_bound_dice(count(TestPart, subjects).merged())
         np.testing.assert_allclose(ours, max(tried), atol=1e-12)
 
     @settings(deadline=None)
@@ -104,10 +104,10 @@ class TestCurves:
 
         stacked = Histograms.whole(levels, spread("healthy"), spread("lesion"))
         for quantity in (
-            metrics.auprc,
-            metrics.auprc_trapezoid,
-            metrics.auroc,
-            metrics.upper_bound_dice,
+            measures.auprc,
+            measures.auprc_trapezoid,
+            measures.auroc,
+            measures.upper_bound_dice,
         ):
             value = quantity(stacked)
             assert value.shape == (len(merged), 1)
@@ -120,32 +120,34 @@ class TestDice:
     def test_equals_counting(self, subjects, level):
         counts = count(TestPart, subjects)
         expected = dice_of_voxels(*pooled(subjects), level)
-        np.testing.assert_allclose(metrics.dice_d(counts, level), expected, atol=1e-12)
+        np.testing.assert_allclose(measures.dice_d(counts, level), expected, atol=1e-12)
         each = [dice_of_voxels(v.levels, v.lesion, level) for v in subjects]
-        np.testing.assert_allclose(metrics.dice_s(counts, level), each, atol=1e-12)
+        np.testing.assert_allclose(measures.dice_s(counts, level), each, atol=1e-12)
 
     def test_a_subject_without_lesion_is_left_out_of_the_mean(self):
         subjects = random_cohort(3, seed=2)
         healthy = subjects[0]._replace(lesion=np.zeros_like(subjects[0].lesion))
         counts = count(TestPart, [healthy, *subjects[1:]])
-        each = metrics.dice_s(counts, 20000)
+        each = measures.dice_s(counts, 20000)
         assert np.isnan(each[0])
-        assert metrics.mean_dice_s(each) == pytest.approx(each[1:].mean())
-        assert np.isnan(metrics.mean_dice_s(each[:1]))
+        assert measures.mean_dice_s(each) == pytest.approx(each[1:].mean())
+        assert np.isnan(measures.mean_dice_s(each[:1]))
         # but its false positives count in the data set's Dice
-        assert metrics.dice_d(counts, 20000) < metrics.dice_d(counts.select(["s1", "s2"]), 20000)
+        assert measures.dice_d(counts, 20000) < measures.dice_d(
+            count(TestPart, subjects[1:]), 20000
+        )
 
     def test_weights_repeat_subjects(self):
         subjects = random_cohort(3, seed=3)
         counts = count(TestPart, subjects)
         weights = np.array([[2, 0, 1], [1, 1, 1]])
         drawn = count(TestPart, [subjects[0], subjects[0], subjects[2]])
-        assert metrics.dice_d(counts, 9000, weights) == pytest.approx(
-            [float(metrics.dice_d(drawn, 9000)), float(metrics.dice_d(counts, 9000))]
+        assert measures.dice_d(counts, 9000, weights) == pytest.approx(
+            [float(measures.dice_d(drawn, 9000)), float(measures.dice_d(counts, 9000))]
         )
-        each = metrics.dice_s(counts, 9000)
-        assert metrics.mean_dice_s(each, weights) == pytest.approx(
-            [metrics.dice_s(drawn, 9000).mean(), each.mean()]
+        each = measures.dice_s(counts, 9000)
+        assert measures.mean_dice_s(each, weights) == pytest.approx(
+            [measures.dice_s(drawn, 9000).mean(), each.mean()]
         )
 
 
@@ -160,7 +162,7 @@ class TestSlices:
                     inside = v.levels[z][v.brain[z]]
                     scores.append(np.float32(inside.mean() / 65535 if inside.size else 0))
                     labels.append(v.lesion[z].any())
-        ours = metrics.slice_auprc(count(TestPart, subjects))
+        ours = measures.slice_auprc(count(TestPart, subjects))
         if not any(labels):
             assert np.isnan(ours)
         else:
@@ -172,7 +174,7 @@ class TestComputeMetrics:
         fit, subjects = random_cohort(4, seed=4), random_cohort(6, seed=5)
         test = count(TestPart, subjects, name="test")
         threshold = thresholds.best_dice(count(ThresholdPart, fit, name="fit"))
-        found = metrics.compute_metrics(test, threshold)
+        found = measures.compute_metrics(test, threshold)
         levels, lesion = pooled(subjects)
         each = [dice_of_voxels(v.levels, v.lesion, threshold.level) for v in subjects]
         assert found.dice_d == pytest.approx(dice_of_voxels(levels, lesion, threshold.level))
@@ -191,7 +193,7 @@ class TestComputeMetrics:
     def test_what_is_undefined_is_null_in_json(self):
         healthy = [v._replace(lesion=np.zeros_like(v.lesion)) for v in random_cohort(2, seed=6)]
         threshold = thresholds.healthy_fpr(count(ThresholdPart, healthy, name="fit"), 0.05)
-        found = metrics.compute_metrics(count(TestPart, healthy, name="test"), threshold)
+        found = measures.compute_metrics(count(TestPart, healthy, name="test"), threshold)
         assert math.isnan(found.dice_d)
         written = json.loads(json.dumps(found.to_dict(), allow_nan=False))
         undefined = {key for key, value in written.items() if value is None}
@@ -207,21 +209,22 @@ class TestComputeMetrics:
         lesion = brain & (levels == 40000)
         test = count(TestPart, [Voxels(levels, brain, lesion)], name="test")
         threshold = thresholds.best_dice(count(ThresholdPart, random_cohort(1, 0), name="fit"))
-        found = metrics.compute_metrics(test, threshold)
+        found = measures.compute_metrics(test, threshold)
         assert found.num_lesion == found.num_lesion_eroded == 16
 
     def test_a_threshold_part_is_no_test_part(self):
         part = count(ThresholdPart, random_cohort(2, seed=7))
         with pytest.raises(TypeError, match="TestPart"):
-            metrics.compute_metrics(part, thresholds.best_dice(part))
+            measures.compute_metrics(part, thresholds.best_dice(part))
 
     def test_a_threshold_from_the_test_part_is_refused(self):
-        test = count(TestPart, random_cohort(2, seed=7))
+        subjects = random_cohort(2, seed=7)
+        own = thresholds.best_dice(count(ThresholdPart, subjects))
         with pytest.raises(EvaluationError, match="fitted on 'voxels' itself"):
-            metrics.compute_metrics(test, thresholds.upper_bound_dice(test))
+            measures.compute_metrics(count(TestPart, subjects), own)
 
     def test_a_threshold_of_another_score_range_is_refused(self):
         test = count(TestPart, random_cohort(2, seed=7), name="test")
-        foreign = thresholds.Threshold(level=30000, value=2.5, rule="best_dice", fitted_on="fit")
+        foreign = Threshold(level=30000, value=2.5, rule="best_dice", fitted_on="fit")
         with pytest.raises(EvaluationError, match="same method and score range"):
-            metrics.compute_metrics(test, foreign)
+            measures.compute_metrics(test, foreign)

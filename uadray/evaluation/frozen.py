@@ -12,7 +12,7 @@ from typing import Any
 
 from uadray import files
 from uadray.errors import EvaluationError
-from uadray.evaluate.thresholds import Threshold
+from uadray.metrics.counts import Threshold
 from uadray.runs.folder import Run
 
 SUFFIX = "-threshold"

@@ -20,8 +20,8 @@ import scipy.ndimage as ndi
 from numpy.typing import NDArray
 
 from uadray.errors import ConfigError, EvaluationError
-from uadray.evaluate.median import median_filter
 from uadray.methods.base import check_finite
+from uadray.metrics.median import median_filter
 
 MAX_LEVEL = 65535
 """Largest level: the upper end of the score range. Level 0, the lower end, is 'no anomaly'."""

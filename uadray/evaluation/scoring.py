@@ -11,13 +11,13 @@ from numpy.typing import NDArray
 
 from uadray.detectors import Detector
 from uadray.detectors.base import ReconstructionDetector
-from uadray.evaluate.components import ComponentConfig, open_components
-from uadray.evaluate.counts import count_subject
-from uadray.evaluate.inputs import check_truth
-from uadray.evaluate.lesionwise import compare_lesions
-from uadray.evaluate.postprocess import erode_brain, postprocess
-from uadray.evaluate.protocols import EvaluateConfig, Residual
-from uadray.evaluate.scores import ScoreStore
+from uadray.evaluation.inputs import check_truth
+from uadray.evaluation.protocols import EvaluateConfig, Residual
+from uadray.evaluation.scores import ScoreStore
+from uadray.metrics.components import ComponentConfig, open_components
+from uadray.metrics.counts import count_subject
+from uadray.metrics.lesionwise import compare_lesions
+from uadray.metrics.postprocess import erode_brain, postprocess
 from uadray.runs.detector import load_detector
 from uadray.runs.folder import Run
 from uadray.store import CHUNK_VOLUMES

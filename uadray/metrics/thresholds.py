@@ -6,39 +6,16 @@ also work on a part of healthy subjects. Level 0 means no anomaly and is never c
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
 
 from uadray.errors import ConfigError, EvaluationError
-from uadray.evaluate.counts import NUM_LEVELS, CohortCounts, TestPart, ThresholdPart
-from uadray.evaluate.histograms import Histograms
-from uadray.evaluate.metrics import dice_at_every_threshold
-from uadray.evaluate.postprocess import MAX_LEVEL, dequantise
-
-
-@dataclass(frozen=True, kw_only=True)
-class Threshold:
-    """A fitted threshold, frozen before the test part is touched."""
-
-    level: int
-    """Lesion where the level is at least this; in [1, 65536], where 65536 predicts nothing."""
-
-    value: float
-    """The same as a score of the method."""
-
-    rule: str
-    """How it was found."""
-
-    fitted_on: str
-    """Name of the part that it was found on."""
-
-    def __post_init__(self) -> None:
-        """Check the range."""
-        if not 1 <= self.level <= NUM_LEVELS:
-            raise ConfigError(f"level must lie in [1, {NUM_LEVELS}], was {self.level}")
+from uadray.metrics.counts import Threshold, ThresholdPart
+from uadray.metrics.histograms import Histograms
+from uadray.metrics.measures import dice_at_every_threshold
+from uadray.metrics.postprocess import MAX_LEVEL, dequantise
 
 
 def fit_threshold(part: ThresholdPart, rule: str = "bengs_bisection") -> Threshold:
@@ -82,22 +59,12 @@ def bengs_bisection(part: ThresholdPart, iterations: int = 10) -> Threshold:
 
 def best_dice(part: ThresholdPart) -> Threshold:
     """Take the level with the best Dice of all: exact; the highest of equals."""
-    return _threshold(part, _best_level(_check(part, needs_lesion=True)), "best_dice")
-
-
-def upper_bound_dice(part: TestPart) -> Threshold:
-    """Take the level with the best Dice *on the test part*: an upper bound, not a result.
-
-    It serves pictures and the comparison with Meissen 2021, whose Dice is found so;
-    `compute_metrics` refuses it as a frozen threshold.
-
-    Raises:
-        TypeError: `part` is not a test part.
-        EvaluationError: The part holds no lesion voxel.
-    """
-    if not isinstance(part, TestPart):
-        raise TypeError(f"expected a TestPart for the upper bound, came {type(part).__name__}")
-    return _threshold(part, _best_level(_merged(part, needs_lesion=True)), "upper_bound_dice")
+    merged = _check(part, needs_lesion=True)
+    levels = merged.levels[merged.levels > 0]
+    if len(levels) == 0:
+        return _threshold(part, 1, "best_dice")
+    tried = dice_at_every_threshold(merged)[-len(levels) :]
+    return _threshold(part, int(levels[::-1][tried[::-1].argmax()]), "best_dice")
 
 
 def meissen_linear(part: ThresholdPart, num: int = 100) -> Threshold:
@@ -170,10 +137,6 @@ def _check(part: ThresholdPart, *, needs_lesion: bool = False) -> Histograms:
             f"expected a ThresholdPart to fit on, came {type(part).__name__}: thresholds are "
             "frozen before the test part is touched"
         )
-    return _merged(part, needs_lesion=needs_lesion)
-
-
-def _merged(part: CohortCounts, *, needs_lesion: bool) -> Histograms:
     merged = part.merged("brain")
     if needs_lesion and merged.num_lesion == 0:
         raise EvaluationError(
@@ -198,14 +161,6 @@ def _dice_at(merged: Histograms, levels: NDArray[np.integer]) -> NDArray[np.floa
     return curve[np.searchsorted(merged.levels, levels, side="left")]
 
 
-def _best_level(merged: Histograms) -> int:
-    above_zero = merged.levels > 0
-    if not above_zero.any():
-        return 1
-    curve = dice_at_every_threshold(merged)[above_zero]
-    return int(merged.levels[above_zero][::-1][curve[::-1].argmax()])
-
-
-def _threshold(part: CohortCounts, level: int, rule: str) -> Threshold:
+def _threshold(part: ThresholdPart, level: int, rule: str) -> Threshold:
     value = float(dequantise(level, part.score_range))
     return Threshold(level=level, value=value, rule=rule, fitted_on=part.name)

@@ -5,9 +5,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from uadray import npz
-from uadray.evaluate.counts import TestPart
-from uadray.evaluate.histograms import Histograms
+from uadray.metrics.counts import TestPart
+from uadray.metrics.histograms import Histograms
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -32,36 +31,6 @@ class Slices:
             lesion=test.slice_lesion,
             counted=test.slice_brain | test.slice_lesion,
         )
-
-    def pack(self) -> bytes:
-        """An npz file; the inverse of `unpack`."""
-        return npz.pack(
-            subjects=np.array(self.subjects, np.str_),
-            score=self.score.astype(np.float32),
-            lesion=self.lesion,
-            counted=self.counted,
-        )
-
-    @classmethod
-    def unpack(cls, content: bytes) -> "Slices":
-        """Read what `pack` gave.
-
-        Raises:
-            ValueError: It is not such a file, or its arrays do not go together.
-        """
-        held = npz.unpack(content)
-        missing = {"subjects", "score", "lesion", "counted"} - set(held)
-        if missing:
-            raise ValueError(f"{', '.join(sorted(missing))} missing")
-        shapes = {held[name].shape for name in ("score", "lesion", "counted")}
-        if (
-            len(shapes) != 1
-            or held["score"].ndim != 2
-            or len(held["subjects"]) != len(held["score"])
-        ):
-            raise ValueError(f"expected (N, Z) arrays for N subjects, got {sorted(shapes)}")
-        subjects = tuple(str(subject) for subject in held.pop("subjects"))
-        return cls(subjects=subjects, **{n: held[n] for n in ("score", "lesion", "counted")})
 
     def flat(self, weights: NDArray[np.int64] | None = None) -> tuple[NDArray, NDArray, NDArray]:
         """The slices that count, one after another.

@@ -9,9 +9,9 @@ from typing import Any, Literal, Self
 
 from uadray.config import to_json
 from uadray.errors import ConfigError, EvaluationError
-from uadray.evaluate.components import ComponentConfig
-from uadray.evaluate.postprocess import PostprocessConfig
 from uadray.methods.base import check_finite
+from uadray.metrics.components import ComponentConfig
+from uadray.metrics.postprocess import PostprocessConfig
 
 Residual = Literal["absolute", "positive"]
 """|x - reconstruction|, or its positive part: what is brighter than its healthy version."""

@@ -10,18 +10,14 @@ or 1: a subject without lesion says nothing about overlap.
 
 import math
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from uadray.errors import EvaluationError
-from uadray.evaluate.counts import CohortCounts, TestPart
-from uadray.evaluate.histograms import Histograms
-from uadray.evaluate.postprocess import MAX_LEVEL, dequantise
-
-if TYPE_CHECKING:
-    from uadray.evaluate.thresholds import Threshold
+from uadray.metrics.counts import CohortCounts, TestPart, Threshold
+from uadray.metrics.histograms import Histograms
+from uadray.metrics.postprocess import MAX_LEVEL, dequantise
 
 Values = NDArray[np.float64]
 
@@ -223,7 +219,7 @@ class Metrics:
         }
 
 
-def compute_metrics(test: TestPart, threshold: "Threshold") -> Metrics:
+def compute_metrics(test: TestPart, threshold: Threshold) -> Metrics:
     """Compute everything that is reported of one method on one test part.
 
     Args:
@@ -259,7 +255,7 @@ def compute_metrics(test: TestPart, threshold: "Threshold") -> Metrics:
     )
 
 
-def check_test(test: TestPart, threshold: "Threshold") -> None:
+def check_test(test: TestPart, threshold: Threshold) -> None:
     """Refuse a part that is none to report on, and a threshold that does not belong to it.
 
     Raises:

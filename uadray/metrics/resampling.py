@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse import csr_array
 
-from uadray.evaluate.histograms import SubjectHistograms
+from uadray.metrics.histograms import SubjectHistograms
 
 CURVES = ("auprc", "auroc", "upper_bound_dice")
 """What `resampled_curves` returns; each is defined in `metrics` under the same name."""

@@ -6,10 +6,10 @@ import numpy as np
 import torch
 
 from uadray import files, npz
-from uadray.evaluate.components import open_components
-from uadray.evaluate.postprocess import dequantise
-from uadray.evaluate.protocols import EvaluateConfig
-from uadray.evaluate.scores import ScoreStore
+from uadray.evaluation.protocols import EvaluateConfig
+from uadray.evaluation.scores import ScoreStore
+from uadray.metrics.components import open_components
+from uadray.metrics.postprocess import dequantise
 from uadray.runs.detector import load_detector
 from uadray.runs.folder import Run
 from uadray.store import Cohort

@@ -14,13 +14,13 @@ from numpy.typing import NDArray
 
 from uadray.config import to_json
 from uadray.errors import EvaluationError
-from uadray.evaluate.counts import TestPart
-from uadray.evaluate.lesionwise import SubjectLesions, lesion_metrics
-from uadray.evaluate.metrics import compute_metrics, dice_s
-from uadray.evaluate.postprocess import findable
-from uadray.evaluate.protocols import EvaluateConfig
-from uadray.evaluate.statistics import bootstrap, interval, pack_resamples, resampling_weights
-from uadray.evaluate.thresholds import Threshold
+from uadray.evaluation.kept import pack_resamples
+from uadray.evaluation.protocols import EvaluateConfig
+from uadray.metrics.counts import TestPart, Threshold
+from uadray.metrics.lesionwise import SubjectLesions, lesion_metrics
+from uadray.metrics.measures import compute_metrics, dice_s
+from uadray.metrics.postprocess import findable
+from uadray.metrics.statistics import bootstrap, interval, resampling_weights
 from uadray.runs.folder import Run
 from uadray.runs.learned import Match, origin_of
 from uadray.store import Cohort

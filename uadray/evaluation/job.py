@@ -17,23 +17,24 @@ import ray
 from uadray import cluster, files
 from uadray.config import to_json
 from uadray.errors import CheckpointError, EvaluationError, RunError, UadrayError
-from uadray.evaluate.cases import write_cases
-from uadray.evaluate.counts import TestPart, ThresholdPart
-from uadray.evaluate.frozen import freeze
-from uadray.evaluate.inputs import check_inputs, check_run, compare, refuse
-from uadray.evaluate.lesionwise import (
+from uadray.evaluation.cases import write_cases
+from uadray.evaluation.frozen import freeze
+from uadray.evaluation.inputs import check_inputs, check_run, compare, refuse
+from uadray.evaluation.kept import pack_slices
+from uadray.evaluation.protocols import EvaluateConfig
+from uadray.evaluation.record import Measured, check_classes, make_record
+from uadray.evaluation.scores import ScoreStore
+from uadray.evaluation.scoring import Scorer, Work, examine
+from uadray.lock import hold
+from uadray.metrics.counts import TestPart, Threshold, ThresholdPart
+from uadray.metrics.lesionwise import (
     LesionTruth,
     SubjectLesions,
     component_sizes,
     lesion_statistics,
 )
-from uadray.evaluate.protocols import EvaluateConfig
-from uadray.evaluate.record import Measured, check_classes, make_record
-from uadray.evaluate.scores import ScoreStore
-from uadray.evaluate.scoring import Scorer, Work, examine
-from uadray.evaluate.slicewise import Slices
-from uadray.evaluate.thresholds import Threshold, fit_threshold
-from uadray.lock import hold
+from uadray.metrics.slicewise import Slices
+from uadray.metrics.thresholds import fit_threshold
 from uadray.prepare.geometry import voxel_ml, voxel_sizes
 from uadray.runs.checkpoint import weights_digest
 from uadray.runs.detector import load_detector
@@ -456,7 +457,7 @@ class _Pass:
         )
         match = self.matches.get((self.runs[n].url, self.cohort.url), Match())
         record, resamples = make_record(self.runs[n], self.cohort, self.config, measured, match)
-        return record, {"resamples": resamples, "slices": Slices.of(scores).pack()}
+        return record, {"resamples": resamples, "slices": pack_slices(Slices.of(scores))}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -106,50 +106,6 @@ def open_components(
     return opened
 
 
-def filtered_counts(
-    levels: NDArray[np.uint16],
-    lesion: NDArray[np.bool_],
-    brain: NDArray[np.bool_],
-    thresholds: NDArray[np.integer],
-    max_size: int,
-    connectivity: Connectivity = 26,
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Count what a volume's predictions hold behind the filter, at any number of thresholds.
-
-    Args:
-        levels: (Z, Y, X) uint16.
-        lesion: (Z, Y, X) true lesion.
-        brain: (Z, Y, X) mask; nothing outside it is predicted.
-        thresholds: (T,) levels in [1, 65536], in any order.
-        max_size: Largest component that is dropped, in voxels; 0 drops none.
-        connectivity: 6, 18 or 26.
-
-    Returns:
-        (T,) true positives and (T,) false positives, in voxels; those of volumes add up.
-
-    Raises:
-        EvaluationError: Grids differ, or a threshold is out of range.
-    """
-    if not levels.shape == lesion.shape == brain.shape:
-        raise EvaluationError(
-            f"expected levels, lesion and brain on one grid, came {levels.shape}, {lesion.shape} "
-            f"and {brain.shape}"
-        )
-    thresholds = np.asarray(thresholds)
-    if thresholds.size and not 1 <= thresholds.min() <= thresholds.max() <= 1 << 16:
-        raise EvaluationError(
-            f"thresholds lie in [1, 65536], came {thresholds.min()} to {thresholds.max()}"
-        )
-    inside = np.where(brain, levels, np.uint16(0))
-    opened = open_components(inside, max_size, connectivity)
-    kept = opened > 0
-    above = [
-        np.append(np.bincount(opened[part], minlength=1 << 16)[::-1].cumsum()[::-1], 0)
-        for part in (kept & lesion, kept & ~lesion)
-    ]
-    return above[0][thresholds], above[1][thresholds]
-
-
 @numba.njit(cache=True, nogil=True)
 def _open(levels, steps, max_size):  # type: ignore[no-untyped-def]
     """Return the opened levels of a padded, flattened volume."""

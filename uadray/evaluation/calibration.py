@@ -18,11 +18,11 @@ from uadray import files
 from uadray.config import Method
 from uadray.detectors import Detector, StreamDetector, build
 from uadray.errors import EvaluationError
-from uadray.evaluate.counts import SubjectCounts, TestPart, ThresholdPart, count_subject
-from uadray.evaluate.metrics import compute_metrics
-from uadray.evaluate.postprocess import PostprocessConfig, erode_brain, postprocess
-from uadray.evaluate.scoring import score_volumes
-from uadray.evaluate.thresholds import best_dice
+from uadray.evaluation.scoring import score_volumes
+from uadray.metrics.counts import SubjectCounts, TestPart, ThresholdPart, count_subject
+from uadray.metrics.measures import compute_metrics
+from uadray.metrics.postprocess import PostprocessConfig, erode_brain, postprocess
+from uadray.metrics.thresholds import best_dice
 from uadray.store import Cohort, Split, storage_errors
 
 SOLVED = 0.6

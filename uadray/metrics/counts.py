@@ -6,16 +6,16 @@ its subjects, and no voxel is read a second time.
 """
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from typing import Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse import csr_array
 
-from uadray.errors import EvaluationError
-from uadray.evaluate.histograms import Histograms, SubjectHistograms
-from uadray.evaluate.postprocess import MAX_LEVEL, check_score_range
+from uadray.errors import ConfigError, EvaluationError
+from uadray.metrics.histograms import Histograms, SubjectHistograms
+from uadray.metrics.postprocess import MAX_LEVEL, check_score_range
 
 NUM_LEVELS = MAX_LEVEL + 1
 """Number of score levels (16-bit fixed point)."""
@@ -202,35 +202,6 @@ class CohortCounts:
             },
         )
 
-    @classmethod
-    def of(cls, counts: "CohortCounts", ids: Iterable[str], *, name: str) -> Self:
-        """Take the subjects `ids` of `counts` as a part of this kind, under a new name."""
-        chosen = counts.select(ids)
-        values = {field.name: getattr(chosen, field.name) for field in fields(CohortCounts)}
-        return cls(**values | {"name": name})
-
-    def select(self, ids: Iterable[str]) -> Self:
-        """Return the subjects `ids`, in that order.
-
-        Raises:
-            EvaluationError: An id is unknown or repeated, or there is none.
-        """
-        wanted = tuple(ids)
-        position = {subject: row for row, subject in enumerate(self.subjects)}
-        unknown = [subject for subject in wanted if subject not in position]
-        if unknown:
-            raise EvaluationError(
-                f"counts {self.name!r} lack subjects {unknown[:5]}; {len(position)} are there: "
-                "score them first, or correct the split"
-            )
-        rows = np.array([position[subject] for subject in wanted], dtype=np.intp)
-        arrays = {
-            field.name: getattr(self, field.name)[rows]
-            for field in fields(CohortCounts)
-            if field.name not in ("name", "score_range", "subjects")
-        }
-        return replace(self, subjects=wanted, **arrays)
-
     def histograms(self, region: Region = "volume") -> SubjectHistograms:
         """Return the voxels' histograms over the union of used levels (0 always among them).
 
@@ -313,21 +284,23 @@ class TestPart(CohortCounts):
     __test__ = False  # pytest collects classes by this prefix
 
 
-def split_parts(
-    counts: CohortCounts, threshold_ids: Sequence[str], test_ids: Sequence[str]
-) -> tuple[ThresholdPart, TestPart]:
-    """Split a cohort by subject into the part for thresholds and the part for results.
+@dataclass(frozen=True, kw_only=True)
+class Threshold:
+    """A fitted threshold, frozen before the test part is touched."""
 
-    Raises:
-        EvaluationError: A subject stands on both sides, or is unknown.
-    """
-    both = sorted(set(threshold_ids) & set(test_ids))
-    if both:
-        raise EvaluationError(
-            f"counts {counts.name!r}: subjects {both[:5]} are in the threshold part and in the "
-            "test part; expected disjoint parts: correct the split"
-        )
-    return (
-        ThresholdPart.of(counts, threshold_ids, name=f"{counts.name}/threshold"),
-        TestPart.of(counts, test_ids, name=f"{counts.name}/test"),
-    )
+    level: int
+    """Lesion where the level is at least this; in [1, 65536], where 65536 predicts nothing."""
+
+    value: float
+    """The same as a score of the method."""
+
+    rule: str
+    """How it was found."""
+
+    fitted_on: str
+    """Name of the part that it was found on."""
+
+    def __post_init__(self) -> None:
+        """Check the range."""
+        if not 1 <= self.level <= NUM_LEVELS:
+            raise ConfigError(f"level must lie in [1, {NUM_LEVELS}], was {self.level}")

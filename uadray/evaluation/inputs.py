@@ -5,9 +5,9 @@ from collections.abc import Sequence
 import numpy as np
 
 from uadray.errors import ConfigError, EvaluationError
-from uadray.evaluate.frozen import SUFFIX
-from uadray.evaluate.protocols import EvaluateConfig
-from uadray.evaluate.thresholds import WITHOUT_LESIONS
+from uadray.evaluation.frozen import SUFFIX
+from uadray.evaluation.protocols import EvaluateConfig
+from uadray.metrics.thresholds import WITHOUT_LESIONS
 from uadray.runs.folder import Run, read_config
 from uadray.runs.learned import Match, compare_run
 from uadray.store import Cohort, repeated_images

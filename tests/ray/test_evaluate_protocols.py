@@ -21,10 +21,10 @@ from uadray.errors import ConfigError, EvaluationError, StoreError
 from uadray.evaluation import job
 from uadray.evaluation.job import evaluate, evaluate_all, num_volumes
 from uadray.evaluation.protocols import EvaluateConfig
-from uadray.evaluation.scores import ScoreStore
 from uadray.metrics.components import ComponentConfig
 from uadray.metrics.postprocess import PostprocessConfig
 from uadray.runs.folder import Run
+from uadray.runs.scores import ScoreStore
 from uadray.store import Cohort
 from uadray.train.distributed import fit
 

@@ -27,10 +27,11 @@ RAY_ALLOWED = {
 HEIGHT = [
     {"errors"},
     {"files", "counter", "batch", "calling", "memory", "naming", "npz", "order", "progress"},
-    {"cli", "lock", "methods"},
+    {"cli", "lock", "methods", "results"},
     {"config", "metrics"},
     {"store", "erasing", "cluster"},
     {"prepare", "stream", "detectors"},
+    {"runs"},
     {"train"},
     {"evaluation"},
     {"tune"},

@@ -13,7 +13,7 @@ from tiny_models import finished_run
 
 from uadray import files
 from uadray.evaluation.protocols import EvaluateConfig
-from uadray.evaluation.scores import ScoreStore
+from uadray.runs.scores import ScoreStore
 from uadray.train.distributed import fit
 
 WRITER = """

@@ -7,8 +7,8 @@ from types import SimpleNamespace
 import pytest
 
 from uadray.errors import EvaluationError
-from uadray.evaluation.frozen import freeze
 from uadray.metrics.counts import Threshold
+from uadray.runs.frozen import freeze
 
 SETTINGS = {"rule": "best_dice", "cohort": "abc"}
 

@@ -33,7 +33,6 @@ from uadray.errors import (
     ScanError,
 )
 from uadray.evaluation.protocols import EvaluateConfig
-from uadray.evaluation.scores import ScoreStore
 from uadray.evaluation.scoring import Scorer, Work
 from uadray.metrics.components import ComponentConfig
 from uadray.metrics.postprocess import PostprocessConfig, dequantise, smallest_findable_mm
@@ -42,6 +41,7 @@ from uadray.predict.inputs import find_items, named_modalities
 from uadray.predict.scan import PredictConfig, Prediction, clear_of, predict_scan
 from uadray.prepare.steps import PrepareConfig
 from uadray.runs.folder import Run
+from uadray.runs.scores import ScoreStore
 from uadray.share import Model, open_model
 from uadray.store import Cohort, open_cohort
 

@@ -18,13 +18,13 @@ from uadray.evaluation import scoring
 from uadray.evaluation.cases import write_cases
 from uadray.evaluation.protocols import PROTOCOLS, EvaluateConfig
 from uadray.evaluation.record import check_classes
-from uadray.evaluation.scores import ScoreStore
 from uadray.evaluation.scoring import Batch, Scorer, Work, examine, score_volumes
 from uadray.metrics.components import ComponentConfig
 from uadray.metrics.counts import CohortCounts, TestPart
 from uadray.metrics.lesionwise import compare_lesions
 from uadray.metrics.postprocess import PostprocessConfig
 from uadray.runs.folder import Run
+from uadray.runs.scores import ScoreStore
 from uadray.store import Cohort
 
 FILTER = ComponentConfig(max_size=3, connectivity=6)

@@ -7,11 +7,12 @@ import torch
 
 from uadray import files, npz
 from uadray.evaluation.protocols import EvaluateConfig
-from uadray.evaluation.scores import ScoreStore
 from uadray.metrics.components import open_components
 from uadray.metrics.postprocess import dequantise
 from uadray.runs.detector import load_detector
+from uadray.runs.evaluations import place
 from uadray.runs.folder import Run
+from uadray.runs.scores import ScoreStore
 from uadray.store import Cohort
 
 LESION_QUANTILES = (0.9, 0.5, 0.1)
@@ -32,19 +33,19 @@ def write_cases(
     """
     table = cohort.subjects
     test = table[table["split"] == "test"].sort_values(["lesion_ml", "id"]).reset_index(drop=True)
-    places = sorted({round(q * (len(test) - 1)) for q in LESION_QUANTILES}, reverse=True)
+    chosen = sorted({round(q * (len(test) - 1)) for q in LESION_QUANTILES}, reverse=True)
     start, stop = config.fixed.slices or (0, cohort.shape[0])
     detector = load_detector(run)
     cases: dict[str, list[Any]] = {}
-    for place in places:
-        row = int(test.loc[place, "row"])
+    for rank in chosen:
+        row = int(test.loc[rank, "row"])
         image = cohort.read("image", row, row + 1).astype(np.float32)
         brain, lesion = (cohort.read(n, row, row + 1)[0] for n in ("brain", "lesion"))
         z = start + int(lesion[start:stop].sum((1, 2)).argmax())
-        levels = store.checked_levels(row, str(test.loc[place, "id"]))
+        levels = store.checked_levels(row, str(test.loc[rank, "id"]))
         kept = open_components(levels, config.components.max_size, config.components.connectivity)
         case = {
-            "ids": str(test.loc[place, "id"]),
+            "ids": str(test.loc[rank, "id"]),
             "slice": z,
             "input": image[0, z],
             "scores": dequantise(levels[z - start], store.score_range).astype(np.float32),
@@ -60,5 +61,5 @@ def write_cases(
             case["reconstruction"] = output[0, 0, z - (plane.start or 0)].numpy() * brain[z]
         for key, value in case.items():
             cases.setdefault(key, []).append(value)
-    url = files.join(run.url, "evaluation", f"{cohort.name}-cases.npz")
-    files.write_bytes(url, npz.pack(**{key: np.array(values) for key, values in cases.items()}))
+    content = npz.pack(**{key: np.array(values) for key, values in cases.items()})
+    files.write_bytes(place(run.url, cohort.name, "cases"), content)

@@ -5,9 +5,9 @@ from collections.abc import Sequence
 import numpy as np
 
 from uadray.errors import ConfigError, EvaluationError
-from uadray.evaluation.frozen import SUFFIX
 from uadray.evaluation.protocols import EvaluateConfig
 from uadray.metrics.thresholds import WITHOUT_LESIONS
+from uadray.runs.evaluations import THRESHOLDS
 from uadray.runs.folder import Run, read_config
 from uadray.runs.learned import Match, compare_run
 from uadray.store import Cohort, repeated_images
@@ -115,10 +115,10 @@ def _check_cohort(cohort: Cohort, *, needs_threshold: bool) -> None:
             f"{cohort.url} has no lesion masks, so there is nothing to evaluate against: give a "
             "cohort prepared with lesions"
         )
-    if cohort.name.endswith(SUFFIX):
+    if cohort.name.endswith(THRESHOLDS):
         raise EvaluationError(
-            f"{cohort.url}: the name of a cohort must not end in {SUFFIX!r}, which names the files "
-            "of frozen thresholds; rename its folder"
+            f"{cohort.url}: the name of a cohort must not end in {THRESHOLDS!r}, which names the "
+            "files of frozen thresholds; rename its folder"
         )
     cohort.rows("test")
     if needs_threshold:

@@ -18,12 +18,9 @@ from uadray import cluster, files
 from uadray.config import to_json
 from uadray.errors import CheckpointError, EvaluationError, RunError, UadrayError
 from uadray.evaluation.cases import write_cases
-from uadray.evaluation.frozen import freeze
 from uadray.evaluation.inputs import check_inputs, check_run, compare, refuse
-from uadray.evaluation.kept import pack_slices
 from uadray.evaluation.protocols import EvaluateConfig
 from uadray.evaluation.record import Measured, check_classes, make_record
-from uadray.evaluation.scores import ScoreStore
 from uadray.evaluation.scoring import Scorer, Work, examine
 from uadray.lock import hold
 from uadray.metrics.counts import TestPart, Threshold, ThresholdPart
@@ -38,8 +35,11 @@ from uadray.metrics.thresholds import fit_threshold
 from uadray.prepare.geometry import voxel_ml, voxel_sizes
 from uadray.runs.checkpoint import weights_digest
 from uadray.runs.detector import load_detector
+from uadray.runs.evaluations import folder_of, pack_slices, place
 from uadray.runs.folder import Run, writing
+from uadray.runs.frozen import freeze
 from uadray.runs.learned import Match
+from uadray.runs.scores import ScoreStore
 from uadray.store import CHUNK_VOLUMES, Cohort, Split
 from uadray.stream import READ_CPUS, volumes
 
@@ -138,7 +138,7 @@ def evaluate_all(
 
 def _held(runs: Sequence[Run], cohort: Cohort) -> AbstractContextManager[None]:
     """Keep off other jobs that evaluate one of the runs on the same cohort."""
-    folders = [files.join(run.url, "evaluation") for run in runs]
+    folders = [folder_of(run.url) for run in runs]
     return hold(*folders, name=f"{files.LOCK}-{cohort.name}")
 
 
@@ -231,7 +231,7 @@ class _Pass:
         for run in runs:
             with failures.of(run):
                 score_range = load_detector(run).score_range
-                files.remove_drafts(files.join(run.url, "evaluation"))
+                files.remove_drafts(folder_of(run.url))
                 stores[run.url] = ScoreStore.create(run, cohort, score_range, scoring)
         runs = failures.left(runs)
         table = cohort.subjects[cohort.subjects["split"].isin(splits)]
@@ -318,7 +318,7 @@ class _Pass:
             "cohort": self.cohort.fingerprint,
             "healthy": None if healthy is None else healthy.fingerprint,
         }
-        urls = [files.join(r.url, "evaluation", f"{self.cohort.name}.json") for r in self.runs]
+        urls = [place(run.url, self.cohort.name) for run in self.runs]
         records = [_old_record(url) for url in urls]
         weights = [weights_digest(run) for run in self.runs]
         stale = [
@@ -350,8 +350,8 @@ class _Pass:
                 }
                 level = frozen[n].threshold.level
                 write_cases(self.runs[n], self.stores[n], self.cohort, self.config, level)
-                for name, content in kept.items():
-                    files.write_bytes(f"{urls[n].removesuffix('.json')}-{name}.npz", content)
+                for kind, content in kept.items():
+                    files.write_bytes(place(self.runs[n].url, self.cohort.name, kind), content)
                 files.write_json(urls[n], record)
                 records[n] = record
         good = {run.url for run in self.failures.left(self.runs)}

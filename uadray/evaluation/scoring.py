@@ -13,13 +13,13 @@ from uadray.detectors import Detector
 from uadray.detectors.base import ReconstructionDetector
 from uadray.evaluation.inputs import check_truth
 from uadray.evaluation.protocols import EvaluateConfig, Residual
-from uadray.evaluation.scores import ScoreStore
 from uadray.metrics.components import ComponentConfig, open_components
 from uadray.metrics.counts import count_subject
 from uadray.metrics.lesionwise import compare_lesions
 from uadray.metrics.postprocess import erode_brain, postprocess
 from uadray.runs.detector import load_detector
 from uadray.runs.folder import Run
+from uadray.runs.scores import ScoreStore
 from uadray.store import CHUNK_VOLUMES
 
 Batch = dict[str, np.ndarray]

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 from uadray.report.rows import Row
-from uadray.runs.records import Evaluation
+from uadray.runs.evaluations import Evaluation
 
 ABSENT = "\N{EN DASH}"
 """Stands where a figure is not defined or was not recorded."""

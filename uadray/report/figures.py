@@ -22,7 +22,8 @@ from scipy import ndimage
 
 from uadray.report.compare import Comparisons
 from uadray.report.rows import CohortRows, Row
-from uadray.runs.records import Cases, RunRecord
+from uadray.runs.evaluations import Cases
+from uadray.runs.records import RunRecord
 
 MIN_FIT_SUBJECTS = 12
 """Fewest subjects for the cubic fit of Dice over lesion volume, three for each of its four terms;

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from uadray.report import figures
 from uadray.report.rows import CohortRows, Row, spread_rows
-from uadray.runs.records import Cases
+from uadray.runs.evaluations import Cases
 
 MAX_RUNS = 10
 """Most runs side by side; of more, the best fit of each experiment before second ones."""

@@ -5,7 +5,8 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from uadray.metrics.postprocess import describe_findable
-from uadray.runs.records import Evaluation, RunRecord
+from uadray.runs.evaluations import Evaluation
+from uadray.runs.records import RunRecord
 
 
 class Published(Protocol):

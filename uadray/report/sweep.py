@@ -14,7 +14,8 @@ from uadray.report.compare import Comparison, Series, compare
 from uadray.report.effects import Effect, Line, effects, healthy_error
 from uadray.report.rows import CohortRows, Row
 from uadray.report.words import Compared, difference_in_words, figure_in_words
-from uadray.runs.records import Evaluation, RunRecord
+from uadray.runs.evaluations import Evaluation
+from uadray.runs.records import RunRecord
 from uadray.runs.settings import EXPERIMENT, Setting, varied
 
 MAX_TOLD = 3

@@ -13,7 +13,8 @@ from uadray.errors import ConfigError, RunError, UadrayError
 from uadray.naming import distinct_names
 from uadray.report.rows import group_by_cohort
 from uadray.report.viewer import CasePage, write_case, write_index
-from uadray.runs.records import Broken, Evaluation, RunRecord, load_runs
+from uadray.runs.evaluations import Evaluation
+from uadray.runs.records import Broken, RunRecord, load_runs
 
 
 def write_viewers(
@@ -74,11 +75,11 @@ def _run_pages(
     run: RunRecord, evaluation: Evaluation, folder: str, index: str
 ) -> Iterable[tuple[CasePage, str]]:
     # They bring torch, which no other part of a report needs.
-    from uadray.evaluation.scores import ScoreStore
     from uadray.metrics.components import open_components
     from uadray.metrics.postprocess import dequantise
     from uadray.runs.detector import load_detector
     from uadray.runs.folder import Run
+    from uadray.runs.scores import ScoreStore
     from uadray.store import open_cohort
 
     values, cases = evaluation.values, evaluation.cases
@@ -90,9 +91,7 @@ def _run_pages(
             f"({cohort.fingerprint}, not {evaluation.cohort_fingerprint}): evaluate the run again"
         )
     low, high = (float(end) for end in values["score_range"])
-    store = ScoreStore(
-        url=files.join(run.url, "scores", f"{evaluation.cohort}.zarr"), score_range=(low, high)
-    )
+    store = ScoreStore.of(run.url, evaluation.cohort, (low, high))
     table = cohort.subjects.set_index("id")
     start, stop = values.get("slices") or (0, cohort.shape[0])
     components = values.get("components") or {}

@@ -19,12 +19,12 @@ from uadray.errors import (
     RunError,
     StoreError,
 )
-from uadray.evaluation.frozen import SUFFIX
 from uadray.evaluation.protocols import EvaluateConfig
 from uadray.metrics.postprocess import MAX_LEVEL
 from uadray.prepare.steps import PrepareConfig, recorded_config
 from uadray.runs.checkpoint import weights_digest
 from uadray.runs.detector import load_detector
+from uadray.runs.evaluations import evaluated_on, place
 from uadray.runs.folder import Run
 from uadray.share.healthy import Healthy, measure_healthy
 from uadray.store import Cohort, open_cohort
@@ -366,12 +366,9 @@ def _thresholds(
         Them, and the names of cohorts that the run was evaluated on with other weights: it was
         fitted on since then, so that their thresholds are of other scores.
     """
-    folder = files.join(run.url, "evaluation")
     weights, found, others = weights_digest(run), list[FrozenThreshold](), list[str]()
-    for name in files.list_names(folder):
-        if not name.endswith(".json") or name.endswith(f"{SUFFIX}.json"):
-            continue
-        url = files.join(folder, name)
+    for cohort in evaluated_on(run.url):
+        url = place(run.url, cohort)
         try:
             record = files.read_json(url)
             if record["run_fingerprint"] != run.experiment.fingerprint:

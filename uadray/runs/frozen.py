@@ -13,10 +13,8 @@ from typing import Any
 from uadray import files
 from uadray.errors import EvaluationError
 from uadray.metrics.counts import Threshold
+from uadray.runs.evaluations import THRESHOLDS, folder_of
 from uadray.runs.folder import Run
-
-SUFFIX = "-threshold"
-"""What stands between a cohort's name and `.json`."""
 
 
 def freeze(
@@ -37,7 +35,7 @@ def freeze(
         EvaluationError: The file is damaged, or holds a threshold of other settings under this
             fingerprint.
     """
-    url = files.join(run.url, "evaluation", f"{cohort}{SUFFIX}.json")
+    url = files.join(folder_of(run.url), f"{cohort}{THRESHOLDS}.json")
     fingerprint = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
     frozen = _read(url)
     for entry in frozen:

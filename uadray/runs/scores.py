@@ -42,6 +42,11 @@ class ScoreStore:
     evaluates may do so."""
 
     @classmethod
+    def of(cls, run_url: str, cohort: str, score_range: tuple[float, float]) -> Self:
+        """The store of a run's scores on the cohort of that name, to be read."""
+        return cls(url=_place(run_url, cohort), score_range=score_range)
+
+    @classmethod
     def create(
         cls,
         run: Run,
@@ -63,7 +68,7 @@ class ScoreStore:
         Raises:
             EvaluationError: scores of another cohort of the same name are there.
         """
-        url = files.join(run.url, "scores", f"{cohort.name}.zarr")
+        url = _place(run.url, cohort.name)
         depth, *plane = cohort.shape
         start, stop = scoring["slices"] or (0, depth)
         attributes = {
@@ -220,6 +225,10 @@ class ScoreStore:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
+
+
+def _place(run_url: str, cohort: str) -> str:
+    return files.join(run_url, "scores", f"{cohort}.zarr")
 
 
 def _attributes(url: str) -> dict[str, Any] | None:

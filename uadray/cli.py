@@ -56,6 +56,8 @@ def run(main: Callable[[], int | None]) -> NoReturn:
             file=sys.stderr,
         )
         sys.exit(FAILED)
+    finally:
+        sys.unraisablehook = sys.__unraisablehook__
 
 
 def say_left_out(left_out: Iterable[object]) -> int:

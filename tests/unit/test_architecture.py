@@ -27,7 +27,7 @@ RAY_ALLOWED = {
 HEIGHT = [
     {"errors"},
     {"files", "counter", "batch", "calling", "memory", "naming", "npz", "order", "progress"},
-    {"cli", "lock", "methods"},
+    {"cli", "lock", "methods", "results"},
     {"config", "metrics"},
     {"store", "erasing", "cluster"},
     {"prepare", "stream", "detectors"},

@@ -8,7 +8,6 @@ import torch
 from uadray import files, npz
 from uadray.evaluation.protocols import EvaluateConfig
 from uadray.evaluation.scores import ScoreStore
-from uadray.metrics.components import open_components
 from uadray.metrics.postprocess import dequantise
 from uadray.store import Cohort
 from uadray.train.distributed import load_detector
@@ -42,7 +41,7 @@ def write_cases(
         brain, lesion = (cohort.read(n, row, row + 1)[0] for n in ("brain", "lesion"))
         z = start + int(lesion[start:stop].sum((1, 2)).argmax())
         levels = store.checked_levels(row, str(test.loc[place, "id"]))
-        kept = open_components(levels, config.components.max_size, config.components.connectivity)
+        kept = config.components.open(levels)
         case = {
             "ids": str(test.loc[place, "id"]),
             "slice": z,

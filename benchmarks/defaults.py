@@ -30,9 +30,10 @@ from uadray.prepare.layouts import phantom
 from uadray.prepare.splits import SplitConfig
 from uadray.prepare.steps import PrepareConfig
 from uadray.progress import Progress
+from uadray.runs.detector import load_detector
+from uadray.runs.folder import Run
 from uadray.store import Cohort
-from uadray.train.distributed import fit, load_detector
-from uadray.train.run import Run
+from uadray.train.distributed import fit
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "the defaults": {},

@@ -28,8 +28,8 @@ from uadray.metrics.lesionwise import compare_lesions, component_sizes
 from uadray.metrics.postprocess import MAX_LEVEL
 from uadray.metrics.slicewise import Slices
 from uadray.metrics.thresholds import best_dice
+from uadray.runs.folder import Run
 from uadray.store import Cohort, CohortWriter, Subject
-from uadray.train.run import Run
 
 GRID = 32
 """Edge of the volumes that are counted; montage slices are enlarged to the usual 64."""

@@ -37,11 +37,11 @@ from uadray.prepare.splits import SplitConfig
 from uadray.prepare.steps import PrepareConfig
 from uadray.progress import Progress
 from uadray.report.compare import Series, compare, series_of
-from uadray.report.load import load_runs
 from uadray.report.rows import group_by_cohort
+from uadray.runs.folder import Run
+from uadray.runs.records import load_runs
 from uadray.store import Cohort, open_cohort
 from uadray.train.distributed import fit, format_metrics
-from uadray.train.run import Run
 
 LESIONED = ("tumour", "stroke")
 

@@ -23,9 +23,9 @@ from benchmarks.results_page import write_page
 from uadray.config import BENGS_TABLE_1
 from uadray.metrics.statistics import holm
 from uadray.report.compare import Comparison, Series, compare, series_of
-from uadray.report.load import RunRecord, load_runs
 from uadray.report.rows import CohortRows, group_by_cohort
-from uadray.report.settings import flat
+from uadray.runs.records import RunRecord, load_runs
+from uadray.runs.settings import flat
 
 FIGURES = ("dice_d", "dice_s_mean", "auprc")
 """Figures that are kept of each experiment."""

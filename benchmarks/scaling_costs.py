@@ -28,10 +28,10 @@ from uadray.detectors import GradientDetector, num_parameters
 from uadray.evaluation.protocols import EvaluateConfig
 from uadray.evaluation.scores import ScoreStore
 from uadray.metrics.counts import CohortCounts, count_subject
+from uadray.runs.detector import fresh
+from uadray.runs.folder import Run
 from uadray.store import CHUNK_VOLUMES, Cohort, CohortWriter, Subject, kept_name, open_cohort
 from uadray.stream import read_rows
-from uadray.train.run import Run
-from uadray.train.worker import fresh
 
 NAME = "3D-Cube-n"
 """The network that is counted."""

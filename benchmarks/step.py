@@ -26,7 +26,7 @@ from uadray.detectors.blocks import EntryConv, ExitConv
 from uadray.detectors.vae import VAEDetector
 from uadray.erasing import erase, sample_erasing
 from uadray.prepare.phantom import make_subject
-from uadray.train.checkpoint import CheckpointStore
+from uadray.runs.checkpoint import CheckpointStore
 from uadray.train.loop import Metrics, fit_gradient, reduced_precision
 
 BATCH = 32

@@ -21,10 +21,11 @@ from uadray.prepare.layouts import phantom
 from uadray.prepare.splits import SplitConfig
 from uadray.prepare.steps import PrepareConfig
 from uadray.progress import Progress
-from uadray.report import load_runs, terminal_summary, write_report
+from uadray.report import terminal_summary, write_report
+from uadray.runs.folder import Run
+from uadray.runs.records import load_runs
 from uadray.store import Cohort
 from uadray.train.distributed import fit, format_metrics
-from uadray.train.run import Run
 
 LESIONED = ("tumour", "stroke")
 

@@ -26,10 +26,10 @@ from uadray.predict import outputs
 from uadray.predict.folder import Predicted
 from uadray.predict.inputs import find_items
 from uadray.predict.scan import PredictConfig, Prediction, predict_scan
+from uadray.runs.folder import Run
 from uadray.share import Model, export_model, model_of_run
 from uadray.share import open_model as _open_model
 from uadray.store import Cohort, open_cohort
-from uadray.train.run import Run
 
 __all__ = [
     "evaluate",

@@ -7,7 +7,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from types import FrameType
 from typing import NoReturn, TextIO
 
@@ -56,6 +56,14 @@ def run(main: Callable[[], int | None]) -> NoReturn:
             file=sys.stderr,
         )
         sys.exit(FAILED)
+
+
+def say_left_out(left_out: Iterable[object]) -> int:
+    """Print what was left out, each with its reason as its text; returns a job's exit code."""
+    lines = dict.fromkeys(map(str, left_out))
+    for line in lines:
+        print(files.without_secrets(f"left out: {line}"), file=sys.stderr)
+    return INCOMPLETE if lines else OK
 
 
 _asked: list[signal.Signals] = []

@@ -22,10 +22,11 @@ from uadray.evaluation.protocols import EvaluateConfig
 from uadray.evaluation.scores import ScoreStore
 from uadray.metrics.counts import ThresholdPart
 from uadray.metrics.postprocess import PostprocessConfig
+from uadray.runs.checkpoint import CheckpointStore
+from uadray.runs.detector import load_detector
+from uadray.runs.folder import Run
 from uadray.store import Cohort
-from uadray.train.checkpoint import CheckpointStore
-from uadray.train.distributed import fit, load_detector
-from uadray.train.run import Run
+from uadray.train.distributed import fit
 
 pytestmark = [
     pytest.mark.ray,

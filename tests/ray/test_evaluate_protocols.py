@@ -24,9 +24,9 @@ from uadray.evaluation.protocols import EvaluateConfig
 from uadray.evaluation.scores import ScoreStore
 from uadray.metrics.components import ComponentConfig
 from uadray.metrics.postprocess import PostprocessConfig
+from uadray.runs.folder import Run
 from uadray.store import Cohort
 from uadray.train.distributed import fit
-from uadray.train.run import Run
 
 pytestmark = [
     pytest.mark.ray,

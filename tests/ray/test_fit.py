@@ -23,12 +23,13 @@ from uadray import counter
 from uadray.config import Experiment, experiment, with_fit
 from uadray.detectors import GradientDetector, StreamDetector, build
 from uadray.errors import CheckpointError, ConfigError, StoreError
+from uadray.runs.detector import load_detector
+from uadray.runs.folder import Run
 from uadray.store import Cohort
 from uadray.stream import TrainingStream
 from uadray.train import group, loop
-from uadray.train.distributed import ScaleConfig, fit, load_detector
+from uadray.train.distributed import ScaleConfig, fit
 from uadray.train.loop import NotFiniteError
-from uadray.train.run import Run
 
 pytestmark = [
     pytest.mark.ray,

@@ -10,7 +10,7 @@ from tiny_models import finished_run, freeze_threshold, healthy_cohort, write_he
 
 import uadray
 from uadray.errors import PredictError
-from uadray.train.run import Run
+from uadray.runs.folder import Run
 
 IMPORT = """
 import sys

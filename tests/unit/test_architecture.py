@@ -31,6 +31,7 @@ HEIGHT = [
     {"config", "metrics"},
     {"store", "erasing", "cluster"},
     {"prepare", "stream", "detectors"},
+    {"runs"},
     {"train"},
     {"evaluation"},
     {"tune"},

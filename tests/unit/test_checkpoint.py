@@ -19,7 +19,7 @@ from torch import nn
 
 from uadray.detectors import build
 from uadray.errors import CheckpointError
-from uadray.train.checkpoint import CheckpointStore
+from uadray.runs.checkpoint import CheckpointStore
 
 IDENTITY = "0123456789abcdef-fedcba9876543210"
 

@@ -17,8 +17,8 @@ from uadray.config import Experiment, experiment
 from uadray.detectors import GradientDetector, build
 from uadray.errors import UadrayError
 from uadray.order import epoch_groups, slice_order
+from uadray.runs.checkpoint import CheckpointStore
 from uadray.store import Cohort
-from uadray.train.checkpoint import CheckpointStore
 from uadray.train.loop import (
     Metrics,
     NotFiniteError,

@@ -22,10 +22,10 @@ from uadray.detectors import GradientDetector
 from uadray.detectors.base import Phase, Player
 from uadray.errors import ConfigError
 from uadray.order import batch_share, step_sizes
-from uadray.train.checkpoint import CheckpointStore
+from uadray.runs.checkpoint import CheckpointStore
+from uadray.runs.folder import Run
 from uadray.train.distributed import conclude_facts, format_metrics
 from uadray.train.loop import Metrics, NotFiniteError, Schedule, fit_gradient
-from uadray.train.run import Run
 
 CPU = torch.device("cpu")
 NUM = 12

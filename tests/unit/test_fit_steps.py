@@ -18,10 +18,10 @@ from uadray.batch import Batch
 from uadray.config import Experiment
 from uadray.detectors import GradientDetector
 from uadray.order import batch_share, step_sizes
-from uadray.train.checkpoint import CheckpointStore
+from uadray.runs.checkpoint import CheckpointStore
+from uadray.runs.folder import Run
 from uadray.train.distributed import conclude_facts, format_metrics
 from uadray.train.loop import fit_gradient, numerics
-from uadray.train.run import Run
 
 CPU = torch.device("cpu")
 NUM = 21

@@ -14,9 +14,9 @@ from uadray.errors import EvaluationError, RunError, StoreError
 from uadray.evaluation.inputs import compare, refuse
 from uadray.prepare.geometry import Extent
 from uadray.prepare.steps import PrepareConfig, record
+from uadray.runs.folder import Run
+from uadray.runs.learned import PEOPLE, Match, compare_cohorts, data_set
 from uadray.store import Cohort, CohortWriter, Split, Subject
-from uadray.train.learned import PEOPLE, Match, compare_cohorts, data_set
-from uadray.train.run import Run
 
 CONFIG = PrepareConfig()
 

@@ -30,9 +30,9 @@ from uadray.evaluation.job import evaluate
 from uadray.prepare.ingest import prepare_cohort
 from uadray.prepare.splits import SplitConfig
 from uadray.prepare.steps import PrepareConfig
+from uadray.runs.folder import Run
 from uadray.store import open_cohort
 from uadray.train.distributed import fit
-from uadray.train.run import Run
 from uadray.tune.sweep import fit_trials
 
 HOLD = """

@@ -19,7 +19,7 @@ from uadray.batch import Batch
 from uadray.config import Experiment
 from uadray.detectors import GradientDetector, build
 from uadray.detectors.base import slices_as_batch
-from uadray.train.checkpoint import CheckpointStore
+from uadray.runs.checkpoint import CheckpointStore
 from uadray.train.loop import Metrics, fit_gradient
 
 CPU = torch.device("cpu")

@@ -41,9 +41,9 @@ from uadray.predict import outputs
 from uadray.predict.inputs import find_items, named_modalities
 from uadray.predict.scan import PredictConfig, Prediction, clear_of, predict_scan
 from uadray.prepare.steps import PrepareConfig
+from uadray.runs.folder import Run
 from uadray.share import Model, open_model
 from uadray.store import Cohort, open_cohort
-from uadray.train.run import Run
 
 THRESHOLD = 0.8
 

@@ -28,9 +28,9 @@ from uadray.predict.inputs import Item, find_items
 from uadray.predict.job import PredictJob
 from uadray.predict.scan import PredictConfig, Prediction, predict_scan
 from uadray.prepare.layouts import Scan
+from uadray.runs.folder import Run
 from uadray.share import Model, export_model, open_model
 from uadray.store import Cohort
-from uadray.train.run import Run
 
 
 @pytest.fixture(scope="module")

@@ -31,15 +31,14 @@ from uadray.report import (
     compare,
     export,
     figures,
-    load_runs,
     rows,
     terminal_summary,
     terminal_table,
     words,
     write_report,
 )
-from uadray.report.load import RunRecord
 from uadray.report.montage import MAX_RUNS, montage
+from uadray.runs.records import RunRecord, load_runs
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 NASTY = "<script>alert(1)</script>"

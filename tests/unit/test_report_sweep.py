@@ -23,14 +23,14 @@ from uadray.evaluation.kept import pack_slices, unpack_slices
 from uadray.metrics.measures import auprc
 from uadray.metrics.slicewise import Slices, histograms
 from uadray.papers.study import Published
-from uadray.report import effects, export, latex, load_runs, rows, slices, words, write_report
-from uadray.report.load import RunRecord
+from uadray.report import effects, export, latex, rows, slices, words, write_report
 from uadray.report.montage import montage
 from uadray.report.over_cohorts import mean_effect
 from uadray.report.parallel import parallel
-from uadray.report.settings import flat, varied
 from uadray.report.sweep import Sweep, find_sweep
 from uadray.report.sweep_page import ended_early, reason
+from uadray.runs.records import RunRecord, load_runs
+from uadray.runs.settings import flat, varied
 
 NASTY = "<script>alert(1)</script>"
 

@@ -12,9 +12,9 @@ from uadray.errors import UadrayError
 from uadray.predict.folder import predict_items
 from uadray.predict.inputs import find_items
 from uadray.results import owner_of
+from uadray.runs.folder import Run
 from uadray.share import export_model, open_model
 from uadray.store import Cohort
-from uadray.train.run import Run
 from uadray.tune.sweep import fit_trials
 
 

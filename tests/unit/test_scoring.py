@@ -24,8 +24,8 @@ from uadray.metrics.components import ComponentConfig
 from uadray.metrics.counts import CohortCounts, TestPart
 from uadray.metrics.lesionwise import compare_lesions
 from uadray.metrics.postprocess import PostprocessConfig
+from uadray.runs.folder import Run
 from uadray.store import Cohort
-from uadray.train.run import Run
 
 FILTER = ComponentConfig(max_size=3, connectivity=6)
 CONFIG = EvaluateConfig(

@@ -22,8 +22,8 @@ from uadray.prepare.plan import make_plan, planned_scans
 from uadray.prepare.splits import SplitConfig, split_scans
 from uadray.prepare.steps import PrepareConfig
 from uadray.report.qc import write_quality_page
+from uadray.runs.folder import Run
 from uadray.store import Cohort, CohortWriter, Failure, Subject, open_cohort, verify
-from uadray.train.run import Run
 
 PACKAGE = Path(uadray.__file__).parent
 REPOSITORY = PACKAGE.parent

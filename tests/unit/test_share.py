@@ -21,9 +21,9 @@ from uadray import files
 from uadray.errors import ConfigError, ModelError, RunError
 from uadray.metrics.postprocess import smallest_findable_mm
 from uadray.predict.scan import predict_scan
+from uadray.runs.folder import Run
 from uadray.share import export_model, folder, open_model
 from uadray.share.model import FORMAT
-from uadray.train.run import Run
 
 
 @pytest.fixture(scope="module")

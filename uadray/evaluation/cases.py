@@ -9,9 +9,9 @@ from uadray import files, npz
 from uadray.evaluation.protocols import EvaluateConfig
 from uadray.evaluation.scores import ScoreStore
 from uadray.metrics.postprocess import dequantise
+from uadray.runs.detector import load_detector
+from uadray.runs.folder import Run
 from uadray.store import Cohort
-from uadray.train.distributed import load_detector
-from uadray.train.run import Run
 
 LESION_QUANTILES = (0.9, 0.5, 0.1)
 """Test subjects that are shown: these quantiles of the lesions' volumes."""

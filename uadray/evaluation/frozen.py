@@ -13,7 +13,7 @@ from typing import Any
 from uadray import files
 from uadray.errors import EvaluationError
 from uadray.metrics.counts import Threshold
-from uadray.train.run import Run
+from uadray.runs.folder import Run
 
 SUFFIX = "-threshold"
 """What stands between a cohort's name and `.json`."""

@@ -8,9 +8,9 @@ from uadray.errors import ConfigError, EvaluationError
 from uadray.evaluation.frozen import SUFFIX
 from uadray.evaluation.protocols import EvaluateConfig
 from uadray.metrics.thresholds import WITHOUT_LESIONS
+from uadray.runs.folder import Run, read_config
+from uadray.runs.learned import Match, compare_run
 from uadray.store import Cohort, repeated_images
-from uadray.train.learned import Match, compare_run
-from uadray.train.run import Run, read_config
 
 
 def check_inputs(

@@ -36,12 +36,12 @@ from uadray.metrics.lesionwise import (
 from uadray.metrics.slicewise import Slices
 from uadray.metrics.thresholds import fit_threshold
 from uadray.prepare.geometry import voxel_ml, voxel_sizes
+from uadray.runs.checkpoint import weights_digest
+from uadray.runs.detector import load_detector
+from uadray.runs.folder import Run, writing
+from uadray.runs.learned import Match
 from uadray.store import CHUNK_VOLUMES, Cohort, Split
 from uadray.stream import READ_CPUS, volumes
-from uadray.train.checkpoint import weights_digest
-from uadray.train.distributed import load_detector
-from uadray.train.learned import Match
-from uadray.train.run import Run, writing
 
 ACTOR_CPUS = 0.75
 """Logical CPUs of a scoring actor; the rest of a CPU reads."""

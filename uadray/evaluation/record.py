@@ -21,9 +21,9 @@ from uadray.metrics.lesionwise import SubjectLesions, lesion_metrics
 from uadray.metrics.measures import compute_metrics, dice_s
 from uadray.metrics.postprocess import findable
 from uadray.metrics.statistics import bootstrap, interval, resampling_weights
+from uadray.runs.folder import Run
+from uadray.runs.learned import Match, origin_of
 from uadray.store import Cohort
-from uadray.train.learned import Match, origin_of
-from uadray.train.run import Run
 
 _OF_A_PREDICTION = ("dice_d", "dice_s_mean", "dice_s_std", "upper_bound_dice")
 """Metrics that a component filter is meant to change; the others speak of the scores."""

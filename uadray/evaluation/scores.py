@@ -21,9 +21,9 @@ from uadray import files, npz
 from uadray.errors import EvaluationError
 from uadray.metrics.components import ComponentConfig
 from uadray.metrics.counts import NUM_LEVELS, CohortCounts, SubjectCounts
+from uadray.runs.checkpoint import weights_digest
+from uadray.runs.folder import Run
 from uadray.store import Cohort, open_array, storage_errors, zarr_store
-from uadray.train.checkpoint import weights_digest
-from uadray.train.run import Run
 
 _READERS = 16
 """Files of counts that are asked for at a time: an object store takes a while to answer."""

@@ -18,9 +18,9 @@ from uadray.evaluation.scores import ScoreStore
 from uadray.metrics.counts import SubjectCounts, count_subject
 from uadray.metrics.lesionwise import compare_lesions
 from uadray.metrics.postprocess import erode_brain, postprocess
+from uadray.runs.detector import load_detector
+from uadray.runs.folder import Run
 from uadray.store import CHUNK_VOLUMES, Cohort
-from uadray.train.distributed import load_detector
-from uadray.train.run import Run
 
 Batch = dict[str, np.ndarray]
 

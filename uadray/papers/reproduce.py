@@ -19,10 +19,10 @@ from uadray.metrics.measures import auprc
 from uadray.metrics.slicewise import Slices, histograms
 from uadray.papers.provenance import differences, healthy_differences
 from uadray.papers.study import CohortNeed, Entry, Paper, Published, Study
+from uadray.runs.folder import Run
 from uadray.store import Cohort
-from uadray.train.run import Run
 from uadray.tune.sweep import Outcome, SweepConfig, fit_trials, run_url
-from uadray.tune.trials import is_begun, status
+from uadray.tune.trials import status
 
 ScaleName = Literal["smoke", "phantom", "full"]
 
@@ -259,7 +259,7 @@ class Reproduction:
         for one in self.experiments():
             folder = run_url(self.url, one)
             state = status(folder)
-            if state == "unfinished" and not is_begun(folder):
+            if state == "unfinished" and not Run.is_begun(folder):
                 state = "missing"
             elif state == "finished":
                 here = [role for role in self.roles if role in self.cohorts]

@@ -4,8 +4,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
-from uadray.report.load import Evaluation
 from uadray.report.rows import Row
+from uadray.runs.records import Evaluation
 
 ABSENT = "\N{EN DASH}"
 """Stands where a figure is not defined or was not recorded."""

@@ -21,8 +21,8 @@ from PIL import Image
 from scipy import ndimage
 
 from uadray.report.compare import Comparisons
-from uadray.report.load import Cases, RunRecord
 from uadray.report.rows import CohortRows, Row
+from uadray.runs.records import Cases, RunRecord
 
 MIN_FIT_SUBJECTS = 12
 """Fewest subjects for the cubic fit of Dice over lesion volume, three for each of its four terms;

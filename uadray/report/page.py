@@ -16,7 +16,6 @@ from uadray import __version__, files
 from uadray.errors import ConfigError
 from uadray.metrics.postprocess import describe_findable
 from uadray.report import columns, compare, export, figures
-from uadray.report.load import Broken, RunRecord, load_runs
 from uadray.report.montage import Viewers, montage
 from uadray.report.rows import PublishedFigures, Row, group_by_cohort, spread_rows
 from uadray.report.sweep import Sweep, find_sweep
@@ -28,6 +27,7 @@ from uadray.report.sweep_page import (
     sweep_context,
 )
 from uadray.report.words import Compared, hold_together
+from uadray.runs.records import Broken, RunRecord, load_runs
 
 MAX_PLOTS = 16
 """Most small plots of one kind: the best fit of each experiment, then the highest Dice_D."""

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from uadray.metrics.postprocess import describe_findable
-from uadray.report.load import Evaluation, RunRecord
+from uadray.runs.records import Evaluation, RunRecord
 
 
 class Published(Protocol):

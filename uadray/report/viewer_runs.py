@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 from uadray import files
 from uadray.errors import ConfigError, RunError, UadrayError
 from uadray.naming import distinct_names
-from uadray.report.load import Broken, Evaluation, RunRecord, load_runs
 from uadray.report.rows import group_by_cohort
 from uadray.report.viewer import CasePage, write_case, write_index
+from uadray.runs.records import Broken, Evaluation, RunRecord, load_runs
 
 
 def write_viewers(
@@ -77,9 +77,9 @@ def _run_pages(
     from uadray.evaluation.scores import ScoreStore
     from uadray.metrics.components import open_components
     from uadray.metrics.postprocess import dequantise
+    from uadray.runs.detector import load_detector
+    from uadray.runs.folder import Run
     from uadray.store import open_cohort
-    from uadray.train.distributed import load_detector
-    from uadray.train.run import Run
 
     values, cases = evaluation.values, evaluation.cases
     assert cases is not None

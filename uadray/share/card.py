@@ -7,7 +7,7 @@ from uadray.config import to_json
 from uadray.detectors import num_parameters
 from uadray.metrics.postprocess import describe_findable, findable
 from uadray.report.columns import NO_INTERVAL
-from uadray.report.load import Evaluation, RunRecord
+from uadray.runs.records import Evaluation, RunRecord
 from uadray.share.model import Model
 
 _FIGURES = {

@@ -22,15 +22,15 @@ from uadray.config import Experiment, from_json, to_json
 from uadray.errors import ConfigError, ModelError
 from uadray.lock import hold
 from uadray.prepare.steps import PrepareConfig
-from uadray.report.load import Broken, RunRecord, load_runs
 from uadray.results import refuse_inside
+from uadray.runs.detector import fresh
+from uadray.runs.folder import Run
+from uadray.runs.records import Broken, RunRecord, load_runs
 from uadray.share.card import model_card
 from uadray.share.healthy import Healthy
 from uadray.share.model import FORMAT, FrozenThreshold, Model, Origin, model_of_run, save_weights
 from uadray.share.onnx_export import has_onnx, reconstruction_onnx
 from uadray.store import software_versions, storage_errors
-from uadray.train.run import Run
-from uadray.train.worker import fresh
 
 MANIFEST = "manifest.json"
 """Written last; names all other files with their SHA-256."""
@@ -62,7 +62,7 @@ def open_model(url: str, *, cohort: str = "") -> Model:
         raise _unreadable(url, error) from None
     if MANIFEST in names or "experiment.json" in names:
         return read_model(url)
-    if "config.json" not in names:
+    if not Run.is_begun(url):
         raise ModelError(
             f"{url}: neither a run folder nor a model folder is there; give what jobs/train.py or "
             "jobs/export.py wrote"

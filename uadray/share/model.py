@@ -23,11 +23,11 @@ from uadray.evaluation.frozen import SUFFIX
 from uadray.evaluation.protocols import EvaluateConfig
 from uadray.metrics.postprocess import MAX_LEVEL
 from uadray.prepare.steps import PrepareConfig, recorded_config
+from uadray.runs.checkpoint import weights_digest
+from uadray.runs.detector import load_detector
+from uadray.runs.folder import Run
 from uadray.share.healthy import Healthy, measure_healthy
 from uadray.store import Cohort, open_cohort
-from uadray.train.checkpoint import identity, weights_digest
-from uadray.train.distributed import load_detector
-from uadray.train.run import Run
 
 FORMAT = 1
 """Version of the files that hold a model."""
@@ -245,7 +245,6 @@ def model_of_run(run: Run, *, cohort: str = "") -> Model:
     detector = load_detector(run)
     kept, notes = _kept(run, detector, cohort)
     thresholds, others = _thresholds(run, detector.score_range)
-    settings = files.read_json(files.join(run.url, "config.json"))
     return Model(
         url=run.url,
         experiment=run.experiment,
@@ -255,7 +254,7 @@ def model_of_run(run: Run, *, cohort: str = "") -> Model:
         origin=kept.origin,
         healthy=kept.healthy,
         thresholds=tuple(thresholds),
-        versions=dict(settings.get("versions", {})),
+        versions=dict(run.config.get("versions", {})),
         notes=(
             *notes,
             *(
@@ -313,12 +312,12 @@ def _kept(run: Run, detector: Detector, cohort: str) -> tuple[_Kept, tuple[str, 
 
 def _identity(run: Run) -> str:
     """Of the fit, so that a run that is fitted on for longer is measured again."""
-    return f"{identity(run)}-{weights_digest(run)}"
+    return f"{run.identity}-{weights_digest(run)}"
 
 
 def _identity_by_epoch(run: Run) -> str:
     """As it was recorded before weights had a digest."""
-    return f"{identity(run)}-{(run.summary or {}).get('best_epoch')}"
+    return f"{run.identity}-{(run.summary or {}).get('best_epoch')}"
 
 
 def _cohort_of(run: Run, given: str) -> Cohort:

@@ -10,10 +10,10 @@ import torch
 from uadray.batch import Batch
 from uadray.config import Experiment, learns
 from uadray.detectors import GradientDetector
+from uadray.runs.detector import fresh
 from uadray.store import Cohort
 from uadray.train.loop import World, reduced_precision
 from uadray.train.steps import Steps, make_optimizers
-from uadray.train.worker import fresh
 
 STEPS = 2
 """Timed steps of each network, after one that warms up."""

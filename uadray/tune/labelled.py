@@ -17,10 +17,10 @@ from uadray.evaluation.scoring import count_volumes, read_example
 from uadray.metrics.counts import SubjectCounts, ThresholdPart
 from uadray.metrics.measures import auprc, dice_d
 from uadray.metrics.thresholds import fit_threshold
+from uadray.runs.checkpoint import weights_digest
+from uadray.runs.detector import load_detector
+from uadray.runs.folder import Run
 from uadray.store import Cohort
-from uadray.train.checkpoint import weights_digest
-from uadray.train.distributed import load_detector
-from uadray.train.run import Run
 from uadray.tune.settings import USES_LABELS
 
 FILE = "objective.json"

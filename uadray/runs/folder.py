@@ -19,11 +19,17 @@ from uadray.config import Experiment, from_json, to_json
 from uadray.errors import CheckpointError, RunError
 from uadray.methods.network import constants
 from uadray.results import refuse_inside
+from uadray.runs.learned import PEOPLE, origin_of, record_people
 from uadray.store import Cohort, software_versions
-from uadray.train.learned import PEOPLE, origin_of, record_people
 
 CONFIG, SUMMARY, EPOCHS = "config.json", "summary.json", "metrics.jsonl"
 """Names of the files that a fit writes."""
+
+CHECKPOINT = "checkpoint"
+"""Folder of the weights, see `uadray.runs.checkpoint`."""
+
+SWEEP, TRIALS = "sweep.json", "runs"
+"""In the folder of a sweep: what was compared, and the folder of its runs."""
 
 _AGAIN = "restore the file from a copy, or fit again into another folder (--out)"
 """What helps where a file of a run cannot be read."""
@@ -250,6 +256,35 @@ class Run:
             raise RunError(
                 f"{place} is damaged, or of another version of uadray ({error}); {_AGAIN}"
             ) from None
+
+    @staticmethod
+    def is_begun(url: str) -> bool:
+        """Whether there is a run at `url`, ended or not."""
+        return files.exists(files.join(url, CONFIG))
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """The whole `config.json`.
+
+        Raises:
+            RunError: it is damaged or cannot be read.
+        """
+        return read_config(self.url)
+
+    def note(self, facts: dict[str, Any]) -> None:
+        """Add to `config.json` what else must be known of the run, such as its lineage."""
+        with writing(self.url):
+            files.write_json(files.join(self.url, CONFIG), self.config | facts)
+
+    def remove_drafts(self) -> None:
+        """Remove what a killed fit has left half-written; only who holds the folder may."""
+        for folder in (self.url, files.join(self.url, CHECKPOINT)):
+            files.remove_drafts(folder, recursive=False)
+
+    @property
+    def identity(self) -> str:
+        """What its checkpoints are of."""
+        return f"{self.experiment.fingerprint}-{self.cohort_fingerprint}"
 
     @property
     def summary(self) -> dict[str, Any] | None:

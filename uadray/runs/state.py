@@ -4,7 +4,10 @@ from dataclasses import dataclass
 
 from uadray import files
 from uadray.errors import CheckpointError
-from uadray.train.run import Run
+from uadray.runs.folder import CHECKPOINT, Run
+
+STATE = "state.json"
+"""In the folder of the checkpoints: which of them count."""
 
 NO_WEIGHTS = "none"
 """Digest of the weights of a method that has none, or of a fit without a checkpoint."""
@@ -59,7 +62,7 @@ def read_state(url: str, identity: str) -> State | None:
     Raises:
         CheckpointError: the checkpoint is of another experiment or cohort, or damaged.
     """
-    place = files.join(url, "state.json")
+    place = files.join(url, STATE)
     if not files.exists(place):
         return None
     try:
@@ -74,11 +77,6 @@ def read_state(url: str, identity: str) -> State | None:
     return state
 
 
-def identity(run: Run) -> str:
-    """What the checkpoints of a run are of."""
-    return f"{run.experiment.fingerprint}-{run.cohort_fingerprint}"
-
-
 def weights_digest(run: Run) -> str:
     """Digest of the weights that a run detects with now: 64 hexadecimal digits, or `NO_WEIGHTS`.
 
@@ -89,12 +87,12 @@ def weights_digest(run: Run) -> str:
     Raises:
         CheckpointError: the checkpoint is of another run, or damaged.
     """
-    return checkpoint_weights(run.url, identity(run))
+    return checkpoint_weights(run.url, run.identity)
 
 
 def checkpoint_weights(url: str, identity: str) -> str:
     """`weights_digest` of the run folder at `url`, whose checkpoints are of `identity`."""
-    state = read_state(files.join(url, "checkpoint"), identity)
+    state = read_state(files.join(url, CHECKPOINT), identity)
     return NO_WEIGHTS if state is None else state.digests[state.weights]
 
 

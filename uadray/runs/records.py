@@ -1,6 +1,5 @@
 """Run folders as records: read whole, checked, and refused with the file's name where damaged."""
 
-import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -9,15 +8,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from uadray import config, files, npz
-from uadray.cli import INCOMPLETE, OK
 from uadray.errors import CheckpointError, RunError
 from uadray.evaluation.kept import unpack_slices
 from uadray.metrics.slicewise import Slices
-from uadray.report.settings import variants
-from uadray.train.run import (
+from uadray.runs.folder import (
     CONFIG,
     EPOCHS,
     SUMMARY,
+    SWEEP,
+    TRIALS,
     Run,
     need,
     read_config,
@@ -25,7 +24,8 @@ from uadray.train.run import (
     read_object,
     read_summary,
 )
-from uadray.train.state import checkpoint_weights
+from uadray.runs.settings import variants
+from uadray.runs.state import checkpoint_weights
 
 METRICS = ("dice_d", "dice_s_mean", "dice_s_std", "auprc", "auroc", "upper_bound_dice")
 """What every evaluation holds; a value may be null where it is not defined."""
@@ -161,6 +161,9 @@ class Broken:
         """Of the folder."""
         return self.url.rstrip("/").rsplit("/", 1)[-1]
 
+    def __str__(self) -> str:
+        return f"{self.name}: {self.error}"
+
 
 def load_runs(urls: Iterable[str], broken: list[Broken] | None = None) -> list[RunRecord]:
     """Read run folders.
@@ -203,8 +206,8 @@ def _run_folders(url: str, broken: list[Broken] | None) -> list[str]:
         return [url]
     if not names:
         raise RunError(f"{url}: no such folder, or an empty one; pass a run or a folder of runs")
-    if {"sweep.json", "runs"} <= set(names):
-        return _run_folders(files.join(url, "runs"), broken)
+    if {SWEEP, TRIALS} <= set(names):
+        return _run_folders(files.join(url, TRIALS), broken)
     if {SUMMARY, EPOCHS, "evaluation"} & set(names):
         raise RunError(f"{url}: config.json is missing from this run; {_AGAIN}")
     found = []
@@ -258,14 +261,6 @@ def find_runs(urls: Iterable[str]) -> tuple[list[Run], list[Broken]]:
     # Figures that cannot be read, or are of other weights, are about to be made again.
     opened = {run.url for run in runs}
     return runs, [one for one in broken if one.url not in opened]
-
-
-def say_left_out(left_out: Iterable[Broken]) -> int:
-    """Print what was left out and why; returns a job's exit code."""
-    lines = dict.fromkeys(f"left out: {one.name}: {one.error}" for one in left_out)
-    for line in lines:
-        print(files.without_secrets(line), file=sys.stderr)
-    return INCOMPLETE if lines else OK
 
 
 def _load_run(url: str, broken: list[Broken] | None) -> RunRecord:

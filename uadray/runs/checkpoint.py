@@ -17,20 +17,20 @@ from torch import Tensor, nn
 
 from uadray import files
 from uadray.errors import CheckpointError
-from uadray.train.run import writing
-from uadray.train.state import (
+from uadray.runs.folder import CHECKPOINT, writing
+from uadray.runs.state import (
     AGAIN,
     NO_WEIGHTS,
+    STATE,
     State,
     calibrated_path,
     folder_name,
-    identity,
     model_path,
     read_state,
     weights_digest,
 )
 
-__all__ = ["NO_WEIGHTS", "CheckpointStore", "State", "identity", "weights_digest"]
+__all__ = ["NO_WEIGHTS", "CheckpointStore", "State", "weights_digest"]
 
 
 class CheckpointStore:
@@ -42,7 +42,7 @@ class CheckpointStore:
     """
 
     def __init__(self, run_url: str, identity: str) -> None:
-        self._url, self._identity = files.join(run_url, "checkpoint"), identity
+        self._url, self._identity = files.join(run_url, CHECKPOINT), identity
 
     def state(self) -> State | None:
         """The current state, or None before the first checkpoint.
@@ -51,6 +51,21 @@ class CheckpointStore:
             CheckpointError: the checkpoint is of another experiment or cohort, or damaged.
         """
         return read_state(self._url, self._identity)
+
+    @staticmethod
+    def remove(run_url: str) -> None:
+        """Remove all checkpoints of the run at `run_url`."""
+        files.remove(files.join(run_url, CHECKPOINT))
+
+    def copy_to(self, run_url: str, identity: str) -> None:
+        """Give the checkpoints that count to another run, as of `identity`; their state last."""
+        state, there = self.state(), files.join(run_url, CHECKPOINT)
+        assert state is not None
+        for path in state.digests:
+            files.write_bytes(
+                files.join(there, path), files.read_bytes(files.join(self._url, path))
+            )
+        files.write_json(files.join(there, STATE), vars(replace(state, identity=identity)))
 
     def save(
         self,
@@ -91,11 +106,11 @@ class CheckpointStore:
             digests=digests,
             identity=self._identity,
         )
-        files.write_json(files.join(self._url, "state.json"), vars(state))
-        counting = {"state.json", folder_name(state.last), folder_name(state.best)}
+        files.write_json(files.join(self._url, STATE), vars(state))
+        counting = {STATE, folder_name(state.last), folder_name(state.best)}
         for name in files.list_names(self._url):
             # Older epochs, and what a killed save has left.
-            if name.startswith(("epoch-", ".state.json")) and name not in counting:
+            if name.startswith(("epoch-", f".{STATE}")) and name not in counting:
                 files.remove(files.join(self._url, name))
         return state
 
@@ -109,7 +124,7 @@ class CheckpointStore:
         path, content = calibrated_path(old.best), save(_tensors(model.state_dict()))
         files.write_bytes(files.join(self._url, path), content)
         state = replace(old, digests={**old.digests, path: hashlib.sha256(content).hexdigest()})
-        files.write_json(files.join(self._url, "state.json"), vars(state))
+        files.write_json(files.join(self._url, STATE), vars(state))
         return state
 
     def load_model(self, model: nn.Module, epoch: int) -> None:

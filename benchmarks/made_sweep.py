@@ -19,7 +19,6 @@ from scipy import ndimage
 
 from uadray import files, npz
 from uadray.config import BASELINES, VAE, Experiment, experiment, with_fit
-from uadray.evaluation.kept import pack_slices
 from uadray.evaluation.protocols import EvaluateConfig
 from uadray.evaluation.record import Measured, make_record
 from uadray.metrics.counts import TestPart as Tested
@@ -28,6 +27,7 @@ from uadray.metrics.lesionwise import compare_lesions, component_sizes
 from uadray.metrics.postprocess import MAX_LEVEL
 from uadray.metrics.slicewise import Slices
 from uadray.metrics.thresholds import best_dice
+from uadray.runs.arrays import pack_slices
 from uadray.runs.folder import Run
 from uadray.store import Cohort, CohortWriter, Subject
 

@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from uadray import config, files
-from uadray.evaluation.kept import pack_slices
 from uadray.metrics.slicewise import Slices
+from uadray.runs.arrays import pack_slices
 
 LEVELS = {
     "3D-None": 0.476,

@@ -17,11 +17,11 @@ from uadray.config import experiment
 from uadray.errors import EvaluationError
 from uadray.evaluation import job
 from uadray.evaluation.job import evaluate
-from uadray.evaluation.kept import unpack_slices
 from uadray.evaluation.protocols import EvaluateConfig
 from uadray.evaluation.scores import ScoreStore
 from uadray.metrics.counts import ThresholdPart
 from uadray.metrics.postprocess import PostprocessConfig
+from uadray.runs.arrays import unpack_slices
 from uadray.runs.checkpoint import CheckpointStore
 from uadray.runs.detector import load_detector
 from uadray.runs.folder import Run

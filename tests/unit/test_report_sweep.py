@@ -19,7 +19,6 @@ from sklearn.metrics import average_precision_score
 
 from uadray.config import Experiment
 from uadray.errors import ConfigError, RunError
-from uadray.evaluation.kept import pack_slices, unpack_slices
 from uadray.metrics.measures import auprc
 from uadray.metrics.slicewise import Slices, histograms
 from uadray.papers.study import Published
@@ -29,6 +28,7 @@ from uadray.report.over_cohorts import mean_effect
 from uadray.report.parallel import parallel
 from uadray.report.sweep import Sweep, find_sweep
 from uadray.report.sweep_page import ended_early, reason
+from uadray.runs.arrays import pack_slices, unpack_slices
 from uadray.runs.records import RunRecord, load_runs
 from uadray.runs.settings import flat, varied
 

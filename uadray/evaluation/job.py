@@ -20,7 +20,6 @@ from uadray.errors import CheckpointError, EvaluationError, RunError, UadrayErro
 from uadray.evaluation.cases import write_cases
 from uadray.evaluation.frozen import freeze
 from uadray.evaluation.inputs import check_inputs, check_run, compare, refuse
-from uadray.evaluation.kept import pack_slices
 from uadray.evaluation.protocols import EvaluateConfig
 from uadray.evaluation.record import Measured, check_classes, make_record
 from uadray.evaluation.scores import ScoreStore
@@ -36,6 +35,7 @@ from uadray.metrics.lesionwise import (
 from uadray.metrics.slicewise import Slices
 from uadray.metrics.thresholds import fit_threshold
 from uadray.prepare.geometry import voxel_ml, voxel_sizes
+from uadray.runs.arrays import pack_slices
 from uadray.runs.checkpoint import weights_digest
 from uadray.runs.detector import load_detector
 from uadray.runs.folder import Run, writing

@@ -14,13 +14,13 @@ from numpy.typing import NDArray
 
 from uadray.config import to_json
 from uadray.errors import EvaluationError
-from uadray.evaluation.kept import pack_resamples
 from uadray.evaluation.protocols import EvaluateConfig
 from uadray.metrics.counts import TestPart, Threshold
 from uadray.metrics.lesionwise import SubjectLesions, lesion_metrics
 from uadray.metrics.measures import compute_metrics, dice_s
 from uadray.metrics.postprocess import findable
 from uadray.metrics.statistics import bootstrap, interval, resampling_weights
+from uadray.runs.arrays import pack_resamples
 from uadray.runs.folder import Run
 from uadray.runs.learned import Match, origin_of
 from uadray.store import Cohort

@@ -13,12 +13,12 @@ from uadray import files
 from uadray.config import BASELINES, Experiment, HistEq, Intensity, experiment, learns, to_json
 from uadray.errors import ConfigError
 from uadray.evaluation.job import evaluate_all
-from uadray.evaluation.kept import unpack_slices
 from uadray.evaluation.protocols import PROTOCOLS, EvaluateConfig
 from uadray.metrics.measures import auprc
 from uadray.metrics.slicewise import Slices, histograms
 from uadray.papers.provenance import differences, healthy_differences
 from uadray.papers.study import CohortNeed, Entry, Paper, Published, Study
+from uadray.runs.arrays import unpack_slices
 from uadray.runs.folder import Run
 from uadray.store import Cohort
 from uadray.tune.sweep import Outcome, SweepConfig, fit_trials, run_url

@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 
 from uadray import config, files, npz
 from uadray.errors import CheckpointError, RunError
-from uadray.evaluation.kept import unpack_slices
 from uadray.metrics.slicewise import Slices
+from uadray.runs.arrays import unpack_slices
 from uadray.runs.folder import (
     CONFIG,
     EPOCHS,

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from uadray.config import experiment
 from uadray.detectors import build
-from uadray.detectors.base import Detector, ReconstructionDetector
+from uadray.detectors.base import Detection, Detector, ReconstructionDetector
 from uadray.errors import EvaluationError
 from uadray.evaluation import scoring
 from uadray.evaluation.cases import write_cases
@@ -161,7 +161,7 @@ class TestScorer:
         detector, rows = ByPlace(), [0, 3, 7, 10]
         calls: list[int] = []
         monkeypatch.setattr(
-            detector, "anomaly_map", lambda x, brain: calls.append(len(x)) or brain * 0.5
+            detector, "detect", lambda x, brain: Detection(calls.append(len(x)) or brain * 0.5)
         )
         monkeypatch.setattr(scoring, "load_detector", lambda _: detector)
         store = ScoreStore.create(run, cohort, (0.0, 1.0), CONFIG.scoring(cohort.shape))
@@ -195,9 +195,9 @@ class TestScorer:
 class ByPlace(Detector):
     """Scores a volume by its place in the batch and by their number."""
 
-    def anomaly_map(self, x_BCZYX: Tensor, brain_BZYX: Tensor) -> Tensor:
+    def detect(self, x_BCZYX: Tensor, brain_BZYX: Tensor) -> Detection:
         places = torch.arange(len(x_BCZYX)) + 1
-        return brain_BZYX * (places / 10 / len(places)).reshape(-1, 1, 1, 1)
+        return Detection(brain_BZYX * (places / 10 / len(places)).reshape(-1, 1, 1, 1))
 
 
 class Half(ReconstructionDetector):

@@ -6,7 +6,7 @@ from sklearn.decomposition import IncrementalPCA
 from torch import Tensor
 
 from uadray import config
-from uadray.detectors.base import Detector, ReconstructionDetector, StreamDetector
+from uadray.detectors.base import Detection, Detector, ReconstructionDetector, StreamDetector
 from uadray.errors import ConfigError
 from uadray.methods.network import OUTPUT_RANGE
 
@@ -18,10 +18,10 @@ class IntensityDetector(Detector):
         super().__init__()
         self._dark = settings.polarity == "dark"
 
-    def anomaly_map(self, x_BCZYX: Tensor, brain_BZYX: Tensor) -> Tensor:
+    def detect(self, x_BCZYX: Tensor, brain_BZYX: Tensor) -> Detection:
         """x, or 1 - x."""
         x = x_BCZYX[:, 0]
-        return 1 - x if self._dark else x
+        return Detection(1 - x if self._dark else x)
 
 
 class HistEqDetector(Detector):
@@ -36,7 +36,7 @@ class HistEqDetector(Detector):
         super().__init__()
         self._dark = settings.polarity == "dark"
 
-    def anomaly_map(self, x_BCZYX: Tensor, brain_BZYX: Tensor) -> Tensor:
+    def detect(self, x_BCZYX: Tensor, brain_BZYX: Tensor) -> Detection:
         """Rank in (0, 1], or one minus it; 0 outside the brain."""
         out = torch.zeros(brain_BZYX.shape, dtype=torch.float64, device=x_BCZYX.device)
         for sample, (x, brain) in enumerate(zip(x_BCZYX[:, 0], brain_BZYX, strict=True)):
@@ -44,7 +44,7 @@ class HistEqDetector(Detector):
             rank = torch.searchsorted(values.sort().values, values, right=True).double()
             share = rank / max(1, len(values))
             out[sample][brain] = 1 - share if self._dark else share
-        return out
+        return Detection(out)
 
 
 class MeanImageDetector(ReconstructionDetector, StreamDetector):
@@ -99,10 +99,10 @@ class ZScoreDetector(StreamDetector):
         self.mean.copy_(torch.from_numpy(mean))
         self.deviation.copy_(torch.from_numpy(np.sqrt(variance.clip(self._floor**2))))
 
-    def anomaly_map(self, x_BCZYX: Tensor, brain_BZYX: Tensor) -> Tensor:
+    def detect(self, x_BCZYX: Tensor, brain_BZYX: Tensor) -> Detection:
         """|x - mean| / deviation, clipped to the stated range."""
         score = (x_BCZYX[:, 0] - self.mean).abs() / self.deviation
-        return score.clamp_max(self.score_range[1])
+        return Detection(score.clamp_max(self.score_range[1]))
 
 
 class PCADetector(ReconstructionDetector, StreamDetector):

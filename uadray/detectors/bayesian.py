@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from uadray import counter
-from uadray.detectors.base import GradientDetector, by_samples
+from uadray.detectors.base import Detection, GradientDetector, by_samples
 from uadray.detectors.coders import Decoder, Encoder, coarse_grid, dropped
 from uadray.methods.autoencoders import BayesianAE
 from uadray.methods.network import OUTPUT_RANGE
@@ -70,8 +70,8 @@ class BayesianAEDetector(GradientDetector):
         """The mean of the reconstructions, clamped to [0, 1]."""
         return self.sampled(x_BCZYX).mean(0).clamp(*OUTPUT_RANGE)
 
-    def anomaly_map(self, x_BCZYX: Tensor, brain_BZYX: Tensor) -> Tensor:
+    def detect(self, x_BCZYX: Tensor, brain_BZYX: Tensor) -> Detection:
         """Distance to the mean reconstruction, or the reconstructions' standard deviation."""
         if self.config.score == "residual":
-            return super().anomaly_map(x_BCZYX, brain_BZYX)
-        return self.sampled(x_BCZYX).std(0)[:, 0].clamp(0, 1)
+            return super().detect(x_BCZYX, brain_BZYX)
+        return Detection(self.sampled(x_BCZYX).std(0)[:, 0].clamp(0, 1))

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from uadray.detectors.base import GradientDetector, by_samples
+from uadray.detectors.base import Detection, GradientDetector, by_samples
 from uadray.detectors.coders import Decoder, Encoder, bounded, coarse_grid, divergence, uniform
 from uadray.methods.autoencoders import CeVAE
 from uadray.methods.network import OUTPUT_RANGE
@@ -98,17 +98,18 @@ class CeVAEDetector(GradientDetector):
 
         return by_samples(run, x_BCZYX, self.ndim)
 
-    def anomaly_map(self, x_BCZYX: Tensor, brain_BZYX: Tensor) -> Tensor:
+    def detect(self, x_BCZYX: Tensor, brain_BZYX: Tensor) -> Detection:
         """Residual, gradient of the divergence, or both."""
         score = self.config.score
         if score == "residual":
-            return super().anomaly_map(x_BCZYX, brain_BZYX)
+            return super().detect(x_BCZYX, brain_BZYX)
         gradient = self.gradient(x_BCZYX)[:, 0] * brain_BZYX
         largest = gradient.flatten(1).amax(1).clamp_min(torch.finfo(gradient.dtype).tiny)
         share = gradient / largest.view(-1, 1, 1, 1)
         if score == "gradient":
-            return share
-        return share * super().anomaly_map(x_BCZYX, brain_BZYX)
+            return Detection(share)
+        residual, output = super().detect(x_BCZYX, brain_BZYX)
+        return Detection(share * residual, output)
 
     def gradient(self, x_BCZYX: Tensor) -> Tensor:
         """|dKL / dx|, smoothed, (B, 1, Z, Y, X)."""

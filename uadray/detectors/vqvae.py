@@ -13,6 +13,7 @@ from torch.nn import functional
 
 from uadray.detectors.autoregressive import CausalTransformer, ordering
 from uadray.detectors.base import (
+    Detection,
     GradientDetector,
     Phase,
     Player,
@@ -309,15 +310,15 @@ class TransformerDetector(GradientDetector):
         """The healed image, 2D slice by slice."""
         return in_pieces(self.heal, x_BCZYX, self.ndim, MAX_VOXELS)
 
-    def anomaly_map(self, x_BCZYX: Tensor, brain_BZYX: Tensor) -> Tensor:
+    def detect(self, x_BCZYX: Tensor, brain_BZYX: Tensor) -> Detection:
         """|x - healed|, or minus the log-likelihood of the codes, in nats."""
         if self.settings.score == "residual":
-            return super().anomaly_map(x_BCZYX, brain_BZYX)
+            return super().detect(x_BCZYX, brain_BZYX)
 
         def run(x: Tensor) -> Tensor:
             return self._upsample(-self.log_likelihoods(x).mean(1), x).clamp(0, MAX_NATS)
 
-        return in_pieces(run, x_BCZYX, self.ndim, MAX_VOXELS)[:, 0]
+        return Detection(in_pieces(run, x_BCZYX, self.ndim, MAX_VOXELS)[:, 0])
 
     def calibrate(self, volumes: Iterable[Tensor], total: Callable[[Tensor], Tensor]) -> None:
         """Set the thresholds: quantiles of the log-likelihood of healthy codes that hold brain.

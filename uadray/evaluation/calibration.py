@@ -18,10 +18,10 @@ from uadray import files
 from uadray.config import Method
 from uadray.detectors import Detector, StreamDetector, build
 from uadray.errors import EvaluationError
-from uadray.evaluation.scoring import score_volumes
-from uadray.metrics.counts import SubjectCounts, TestPart, ThresholdPart, count_subject
+from uadray.evaluation.protocols import EvaluateConfig
+from uadray.evaluation.scoring import Example, count_volumes, read_example
+from uadray.metrics.counts import SubjectCounts, TestPart, ThresholdPart
 from uadray.metrics.measures import compute_metrics
-from uadray.metrics.postprocess import PostprocessConfig, erode_brain, postprocess
 from uadray.metrics.thresholds import best_dice
 from uadray.store import Cohort, Split, storage_errors
 
@@ -49,20 +49,6 @@ PLAIN: dict[str, Method] = {
     "1 - x": settings.Intensity(polarity="dark"),
 }
 """Raw intensity, which learns nothing."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Example:
-    """One subject with its lesion."""
-
-    id: str
-    """Unique in its part."""
-    image: NDArray[np.float32]
-    """(Z, Y, X) in [0, 1]."""
-    brain: NDArray[np.bool_]
-    """(Z, Y, X)."""
-    lesion: NDArray[np.bool_]
-    """(Z, Y, X)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -160,7 +146,7 @@ def calibrate(
     test: Iterable[Example],
     healthy: Sequence[NDArray] = (),
     *,
-    config: PostprocessConfig | None = None,
+    config: EvaluateConfig | None = None,
 ) -> Calibration:
     """Score the plain methods.
 
@@ -169,13 +155,13 @@ def calibrate(
             search can miss it, and the warning with it. Consumed one by one.
         test: Others, that the figures are of; consumed one by one.
         healthy: Volumes to learn from, each (Z, Y, X) in [0, 1]; may be empty.
-        config: How scores are cleaned; as everywhere by default.
+        config: How scores are made and cleaned; as everywhere by default.
 
     Raises:
         EvaluationError: a part is empty or without a lesion voxel, a subject stands in both, or
             grids differ.
     """
-    config = config or PostprocessConfig()
+    config = config or EvaluateConfig()
     learned = learned_methods(len(healthy))
     methods = {**PLAIN, **learned}
     fitted: dict[str, Detector] = {}
@@ -186,7 +172,8 @@ def calibrate(
             if not fitted:
                 fitted = {n: _fit(m, one.image.shape, healthy) for n, m in methods.items()}
             for name, detector in fitted.items():
-                counted[name].append((one.id, _count(detector, one, config)))
+                ((_, counts),) = count_volumes(detector, {0: one}, config, torch.device("cpu"))
+                counted[name].append((one.id, counts))
         parts.append(counted)
     ids = [[name for name, _ in part[next(iter(methods))]] for part in parts]
     if both := set(ids[0]) & set(ids[1]):
@@ -214,14 +201,6 @@ def _fit(method: Method, shape: tuple[int, ...], healthy: Sequence[NDArray]) -> 
             detector.update(torch.from_numpy(np.array(volume, np.float32))[None])
         detector.finish()
     return detector.eval()
-
-
-def _count(detector: Detector, one: Example, config: PostprocessConfig) -> SubjectCounts:
-    images = torch.from_numpy(np.array(one.image, np.float32))[None]
-    (score,) = score_volumes(detector, images, one.brain[None], torch.device("cpu"))
-    levels = postprocess(score, one.brain, detector.score_range, config, subject=one.id)
-    eroded = erode_brain(one.brain, config.iterations(one.brain.shape))
-    return count_subject(levels, one.brain, one.lesion, eroded, subject=one.id)
 
 
 def _standing(
@@ -290,7 +269,4 @@ def _sample(rows: NDArray[np.int64], most: int) -> list[int]:
 def _examples(cohort: Cohort, split: Split) -> Iterator[Example]:
     names = dict(zip(cohort.subjects["row"], cohort.subjects["id"], strict=True))
     for row in _sample(cohort.rows(split), MAX_LESIONED):
-        image, brain, lesion = (
-            cohort.read(array, row, row + 1)[0] for array in ("image", "brain", "lesion")
-        )
-        yield Example(id=names[row], image=image.astype(np.float32), brain=brain, lesion=lesion)
+        yield read_example(cohort, row, names[row])

@@ -55,6 +55,10 @@ class ComponentConfig:
         """Names the counts under this filter, such as `20-26`."""
         return f"{self.max_size}-{self.connectivity}"
 
+    def open(self, levels: NDArray[np.uint16]) -> NDArray[np.uint16]:
+        """Levels without these components; see `open_components`."""
+        return open_components(levels, self.max_size, self.connectivity)
+
 
 def neighbours(connectivity: Connectivity) -> NDArray[np.bool_]:
     """Return the (3, 3, 3) structuring element of a connectivity, as scipy's `label` takes it."""

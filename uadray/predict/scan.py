@@ -6,8 +6,7 @@ post-processed by the functions of the evaluation, and the results go back the w
 
 import math
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
@@ -17,12 +16,11 @@ import torch
 from numpy.typing import NDArray
 
 from uadray import files
-from uadray.detectors import Detector
 from uadray.errors import ConfigError, PredictError, ScanError
 from uadray.evaluation.protocols import EvaluateConfig
-from uadray.evaluation.scoring import score_volumes, slices
-from uadray.metrics.components import neighbours, open_components
-from uadray.metrics.postprocess import dequantise, findable, postprocess
+from uadray.evaluation.scoring import clean, detect, slices
+from uadray.metrics.components import neighbours
+from uadray.metrics.postprocess import dequantise, findable
 from uadray.predict.inputs import check_modality, named_modalities
 from uadray.prepare.geometry import (
     BRAIN_THRESHOLD,
@@ -325,27 +323,21 @@ def _score(
     # The store keeps float16, and so the detector was fitted and evaluated on it.
     image = torch.from_numpy(prepared.image.astype(np.float16).astype(np.float32)[None])
     brain = prepared.brain
-    with _last_reconstruction(model.detector) as held:
-        scores = score_volumes(model.detector, image, brain[None], device, settings.residual)[0]
-    reconstruction = None
-    if model.detector.has_reconstruction:
+    found = detect(model.detector, image, brain[None], device, settings.residual)
+    scores, output = found.scores[0].double().cpu().numpy(), found.reconstruction
+    if output is None and model.detector.has_reconstruction:
         with torch.inference_mode():
-            x = image[:, None].to(device)
-            seen, output = held.get("last", (None, None))
-            if output is None or not torch.equal(seen, x):
-                output = model.detector.reconstruct(x)
-        reconstruction = output[0, 0].float().cpu().numpy()
+            output = model.detector.reconstruct(image[:, None].to(device))
+    reconstruction = None if output is None else output[0, 0].float().cpu().numpy()
     # The healthy range is one of absolute residuals.
     signed = settings.residual != "absolute" and reconstruction is not None
     residual = np.abs(image[0].numpy() - reconstruction) if signed else None
     clock.mark("score")
     cut = slices(settings)
     levels = np.zeros(brain.shape, np.uint16)
-    levels[cut] = postprocess(
-        scores[cut], brain[cut], model.detector.score_range, settings.postprocess, subject=name
-    )
-    kept, opened = settings.components, np.zeros(brain.shape, np.uint16)
-    opened[cut] = open_components(levels[cut], kept.max_size, kept.connectivity)
+    levels[cut] = clean(scores, brain, model.detector.score_range, settings, name)
+    opened = np.zeros(brain.shape, np.uint16)
+    opened[cut] = settings.components.open(levels[cut])
     clock.mark("postprocess")
     return _Scored(
         levels=levels,
@@ -380,23 +372,6 @@ def _proposed(
         return {"proposed_voxels": None, "proposed_ml": None}
     voxels = int((opened >= level).sum())
     return {"proposed_voxels": voxels, "proposed_ml": voxels * voxel_ml(affine)}
-
-
-@contextmanager
-def _last_reconstruction(detector: Detector) -> Iterator[dict[str, Any]]:
-    """Keep input and output of the last `reconstruct`: where it is a search, it takes minutes."""
-    reconstruct, held = detector.reconstruct, dict[str, Any]()
-
-    def watched(x: torch.Tensor) -> torch.Tensor:
-        output = reconstruct(x)
-        held["last"] = (x, output)
-        return output
-
-    detector.reconstruct = watched  # type: ignore[method-assign, assignment]
-    try:
-        yield held
-    finally:
-        del detector.reconstruct
 
 
 @dataclass(frozen=True, kw_only=True)

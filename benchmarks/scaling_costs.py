@@ -24,6 +24,7 @@ from benchmarks.s3_server import ENVIRONMENT, FaultyS3
 from benchmarks.step import phantoms
 from uadray import files
 from uadray.config import experiment
+from uadray.data.stream import read_rows
 from uadray.detectors import GradientDetector, num_parameters
 from uadray.evaluation.protocols import EvaluateConfig
 from uadray.metrics.counts import CohortCounts, count_subject
@@ -31,7 +32,6 @@ from uadray.runs.detector import fresh
 from uadray.runs.folder import Run
 from uadray.runs.scores import ScoreStore
 from uadray.store import CHUNK_VOLUMES, Cohort, CohortWriter, Subject, kept_name, open_cohort
-from uadray.stream import read_rows
 
 NAME = "3D-Cube-n"
 """The network that is counted."""

@@ -20,12 +20,12 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from benchmarks.harness import Row, in_turns, now
-from uadray.batch import Batch
 from uadray.config import VAE, Experiment, experiment, with_fit
+from uadray.data.batch import Batch
+from uadray.data.erasing import erase, sample_erasing
 from uadray.detectors.blocks import EntryConv, ExitConv
 from uadray.detectors.vae import VAEDetector
-from uadray.erasing import erase, sample_erasing
-from uadray.prepare.phantom import make_subject
+from uadray.phantom import make_subject
 from uadray.runs.checkpoint import CheckpointStore
 from uadray.train.loop import Metrics, fit_gradient, reduced_precision
 

@@ -13,7 +13,7 @@ import uadray
 ROOT = Path(uadray.__file__).parent
 RAY_ALLOWED = {
     "uadray.cluster",
-    "uadray.stream",
+    "uadray.data.stream",
     "uadray.prepare.ingest",
     "uadray.train.group",
     "uadray.evaluation.job",
@@ -26,11 +26,12 @@ RAY_ALLOWED = {
 }
 HEIGHT = [
     {"errors"},
-    {"files", "counter", "batch", "calling", "memory", "naming", "npz", "order", "progress"},
-    {"cli", "lock", "methods", "results"},
+    {"files", "counter", "calling", "memory", "naming", "npz", "progress"},
+    {"cli", "lock", "methods", "results", "phantom"},
     {"config", "metrics"},
-    {"store", "erasing", "cluster"},
-    {"prepare", "stream", "detectors"},
+    {"store", "cluster"},
+    {"data"},
+    {"prepare", "detectors"},
     {"runs"},
     {"train"},
     {"evaluation"},

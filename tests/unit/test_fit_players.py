@@ -16,12 +16,12 @@ from tiny_methods import tiny
 from torch import Tensor, nn
 
 from uadray import counter
-from uadray.batch import Batch
 from uadray.config import Experiment, FitConfig
+from uadray.data.batch import Batch
+from uadray.data.sampling import batch_share, step_sizes
 from uadray.detectors import GradientDetector
 from uadray.detectors.base import Phase, Player
 from uadray.errors import ConfigError
-from uadray.order import batch_share, step_sizes
 from uadray.runs.checkpoint import CheckpointStore
 from uadray.runs.folder import Run
 from uadray.train.distributed import conclude_facts, format_metrics

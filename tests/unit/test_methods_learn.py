@@ -15,8 +15,8 @@ from tiny_methods import EVERY, tiny
 from torch import Tensor
 
 from uadray import counter
-from uadray.batch import Batch
 from uadray.config import Experiment
+from uadray.data.batch import Batch
 from uadray.detectors import GradientDetector, build
 from uadray.detectors.base import slices_as_batch
 from uadray.runs.checkpoint import CheckpointStore

@@ -16,6 +16,7 @@ import ray
 
 from uadray import cluster, files
 from uadray.config import to_json
+from uadray.data.stream import READ_CPUS, volumes
 from uadray.errors import CheckpointError, EvaluationError, RunError, UadrayError
 from uadray.evaluation.cases import write_cases
 from uadray.evaluation.inputs import check_inputs, check_run, compare, refuse
@@ -41,7 +42,6 @@ from uadray.runs.frozen import freeze
 from uadray.runs.learned import Match
 from uadray.runs.scores import ScoreStore
 from uadray.store import CHUNK_VOLUMES, Cohort, Split
-from uadray.stream import READ_CPUS, volumes
 
 ACTOR_CPUS = 0.75
 """Logical CPUs of a scoring actor; the rest of a CPU reads."""

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from uadray import __version__, files
 from uadray.config import Experiment, Learned
-from uadray.erasing import erase, erased_mask, sample_erasing
+from uadray.data.erasing import erase, erased_mask, sample_erasing
 from uadray.errors import ConfigError
 from uadray.report import figures
 from uadray.store import Cohort

@@ -19,8 +19,9 @@ from numpy.typing import NDArray
 
 from uadray import files, npz
 from uadray.config import Experiment, HistEq, Intensity
+from uadray.data.sampling import train_rows
 from uadray.errors import RunError, StoreError
-from uadray.store import Cohort, open_cohort, train_rows
+from uadray.store import Cohort, open_cohort
 
 PEOPLE = "people.npz"
 """In a run folder: digests of who was learned from."""

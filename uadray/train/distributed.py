@@ -10,14 +10,15 @@ import torch
 
 from uadray import cluster, files
 from uadray.config import Experiment
+from uadray.data.sampling import train_rows
+from uadray.data.stream import ValidationStream
 from uadray.detectors import Detector, GradientDetector, StreamDetector, num_parameters
 from uadray.errors import ConfigError, RunError, StoppedError
 from uadray.lock import hold
 from uadray.runs.checkpoint import CheckpointStore
 from uadray.runs.detector import fresh
 from uadray.runs.folder import Run
-from uadray.store import Cohort, train_rows
-from uadray.stream import ValidationStream
+from uadray.store import Cohort
 from uadray.train.group import ScaleConfig, fit_group
 from uadray.train.loop import Metrics, World, fit_stream, healthy_reconstruction
 from uadray.train.track import TrackConfig, prepared

@@ -10,8 +10,8 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from uadray.batch import Batch
 from uadray.config import Experiment, FitConfig
+from uadray.data.batch import Batch
 from uadray.detectors.base import Detector, GradientDetector, Phase, StreamDetector
 from uadray.errors import ConfigError, UadrayError
 from uadray.memory import keep_freed_memory

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from uadray import counter
-from uadray.batch import Batch
 from uadray.config import Experiment, FitConfig
+from uadray.data.batch import Batch
+from uadray.data.erasing import erase, sample_erasing
 from uadray.detectors.base import GradientDetector, Player
-from uadray.erasing import erase, sample_erasing
 from uadray.train.world import World
 
 Metrics = dict[str, Any]

@@ -6,14 +6,14 @@ from typing import Any
 
 import torch
 
+from uadray.data.sampling import step_sizes, train_rows
+from uadray.data.stream import TrainingStream, ValidationStream, fits_in_memory
 from uadray.detectors import GradientDetector
 from uadray.errors import ConfigError, RunError
-from uadray.order import step_sizes
 from uadray.runs.checkpoint import CheckpointStore
 from uadray.runs.detector import fresh
 from uadray.runs.folder import EPOCHS, Run
-from uadray.store import Cohort, train_rows
-from uadray.stream import TrainingStream, ValidationStream, fits_in_memory
+from uadray.store import Cohort
 from uadray.train.loop import Metrics, World, fit_gradient, reduced_precision
 from uadray.train.track import TrackConfig, tracked
 

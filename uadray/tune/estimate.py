@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
-from uadray.batch import Batch
 from uadray.config import Experiment, learns
+from uadray.data.batch import Batch
 from uadray.detectors import GradientDetector
 from uadray.runs.detector import fresh
 from uadray.store import Cohort

@@ -19,6 +19,7 @@ from rich.console import Console
 
 from uadray import cluster, files
 from uadray.config import Experiment, learns
+from uadray.data.stream import READ_CPUS
 from uadray.errors import CheckpointError, ConfigError, RunError
 from uadray.evaluation.inputs import refuse
 from uadray.lock import hold
@@ -26,7 +27,6 @@ from uadray.results import refuse_inside
 from uadray.runs.folder import SWEEP, Run
 from uadray.runs.learned import compare_cohorts
 from uadray.store import Cohort, open_cohort
-from uadray.stream import READ_CPUS
 from uadray.train.distributed import TrackConfig, conclude_facts
 from uadray.train.track import prepared
 from uadray.tune import population as pbt

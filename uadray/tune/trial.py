@@ -7,12 +7,12 @@ import torch
 from ray import tune
 
 from uadray.config import learns
+from uadray.data.stream import READ_CPUS, keep_volumes
 from uadray.errors import RunError, UadrayError
 from uadray.evaluation.inputs import compare
 from uadray.runs.checkpoint import CheckpointStore
 from uadray.runs.folder import Run
 from uadray.store import Cohort
-from uadray.stream import READ_CPUS, keep_volumes
 from uadray.train.distributed import ScaleConfig, TrackConfig, fit
 from uadray.tune.labelled import measure_run, measured_at
 from uadray.tune.settings import RECONSTRUCTION, SweepConfig

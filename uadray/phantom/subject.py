@@ -2,7 +2,7 @@
 
 A subject is a pure function of (kind, seed, size). It starts from the MNI152 2009a tissue maps
 that nilearn ships (Fonov et al. 2011, NeuroImage 54), deforms, ages and folds them
-(`phantom_anatomy`), adds a lesion (`phantom_lesions`) and is "scanned" here by one of 22 scanners.
+(`anatomy`), adds a lesion (`lesions`) and is "scanned" here by one of 22 scanners.
 Nothing is stored and nothing is downloaded.
 """
 
@@ -14,8 +14,8 @@ import numpy as np
 import scipy.ndimage as ndi
 
 from uadray.errors import ConfigError
-from uadray.prepare import phantom_lesions as lesions
-from uadray.prepare.phantom_anatomy import (
+from uadray.phantom import lesions as lesions
+from uadray.phantom.anatomy import (
     BOX_CENTRE_MNI,
     BOX_MM,
     BRAIN,

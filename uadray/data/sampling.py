@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 
 from uadray.errors import ConfigError
+from uadray.store import Cohort
 
 MIX_SHARDS = 2
 """Shards whose volumes are mixed before they are cut into batches."""
@@ -59,6 +60,17 @@ def subset_rows(
 
 _SUBSET = 0x5B5E7
 """Parts the draw of a subset from all other draws of the same seed."""
+
+
+def train_rows(cohort: Cohort, *, share: float, seed: int) -> np.ndarray:
+    """Rows of the training part, or of a share of its subjects (see `subset_rows`)."""
+    rows = cohort.rows("train")
+    if share == 1:
+        return rows
+    table = cohort.columns("row", "subject", "scanner")
+    table = table[table["row"].isin(rows)]
+    subjects, scanners = (table[name].to_numpy(object) for name in ("subject", "scanner"))
+    return subset_rows(rows, subjects, scanners, share=share, seed=seed)
 
 
 def batch_share(batch_size: int, rank: int, world: int) -> int:

@@ -1,10 +1,10 @@
 """From a cohort to batches: shuffled, split over workers, in the same order every time.
 
 Ray Data reads whole shards; which volumes a worker sees, in which order, and how they fall into
-batches is decided by `uadray.order`, as functions of (seed, epoch, rank) alone. `streaming_split`
-is not used: it places rows differently from run to run, so that a resumed run would not repeat the
-undisturbed one. For the same reason nothing here asks Ray Data for its epoch, which begins at 0
-again whenever a group of workers does: the fit loop names the epoch.
+batches is decided by `uadray.data.sampling`, as functions of (seed, epoch, rank) alone.
+`streaming_split` is not used: it places rows differently from run to run, so that a resumed run
+would not repeat the undisturbed one. For the same reason nothing here asks Ray Data for its epoch,
+which begins at 0 again whenever a group of workers does: the fit loop names the epoch.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -18,9 +18,9 @@ from ray.data import Datasource, ReadTask
 from ray.data.block import BlockAccessor, BlockMetadata
 
 from uadray import cluster
-from uadray.batch import Batch
+from uadray.data.batch import Batch
+from uadray.data.sampling import batch_share, epoch_groups, rank_rows, same_block, slice_order
 from uadray.memory import keep_freed_memory
-from uadray.order import batch_share, epoch_groups, rank_rows, same_block, slice_order
 from uadray.store import CHUNK_VOLUMES, Cohort
 
 READ_CPUS = 0.25

@@ -1,6 +1,6 @@
 """Lesions of the phantom brains: tumour-like and stroke-like, on T1, with their exact extent.
 
-Geometry is drawn and rasterised on the field grid of `phantom_anatomy` and so does not depend on
+Geometry is drawn and rasterised on the field grid of `anatomy` and so does not depend on
 the output size; painting works at the points of the output.
 """
 
@@ -9,7 +9,7 @@ from typing import Literal
 
 import numpy as np
 
-from uadray.prepare.phantom_anatomy import (
+from uadray.phantom.anatomy import (
     BOX_MM,
     CEREBELLUM,
     CORTEX,

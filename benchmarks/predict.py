@@ -24,10 +24,11 @@ from benchmarks.harness import PeakMemory, Row, in_turns, publish
 from benchmarks.prepare import find_scans
 from uadray import cluster, files
 from uadray.config import experiment
-from uadray.predict import outputs
-from uadray.predict.inputs import find_items
-from uadray.predict.job import PredictJob
-from uadray.predict.scan import PredictConfig, predict_scan
+from uadray.prediction import outputs
+from uadray.prediction.inputs import find_items
+from uadray.prediction.job import PredictJob
+from uadray.prediction.model_folder import open_model
+from uadray.prediction.scan import PredictConfig, predict_scan
 from uadray.prepare.ingest import prepare_cohort
 from uadray.prepare.layouts import Scan
 from uadray.prepare.splits import SplitConfig
@@ -35,7 +36,6 @@ from uadray.prepare.steps import PrepareConfig, prepare_scan
 from uadray.runs.checkpoint import CheckpointStore
 from uadray.runs.detector import fresh
 from uadray.runs.folder import Run
-from uadray.share import open_model
 
 THRESHOLD = 0.2
 """Of residuals; the model is not fitted, so that none is frozen."""

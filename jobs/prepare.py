@@ -42,7 +42,7 @@ from uadray.prepare.layouts.listing import left_out_lines
 from uadray.prepare.lesions import assign_masks, find_masks
 from uadray.prepare.splits import Selection, SplitConfig, select_scans
 from uadray.prepare.steps import PrepareConfig
-from uadray.report.qc import quality_url, write_quality_page
+from uadray.quality.page import quality_url, write_quality_page
 from uadray.store import Cohort, advice, open_cohort, storage_errors, verify
 
 

@@ -15,8 +15,8 @@ import tyro
 from uadray import cli
 from uadray.errors import ConfigError
 from uadray.report import write_report
-from uadray.report.viewer_runs import write_viewers
 from uadray.runs.records import Broken
+from uadray.viewer.runs import write_viewers
 
 
 @dataclass(frozen=True, kw_only=True)

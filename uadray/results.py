@@ -8,7 +8,7 @@ from uadray import files
 from uadray.errors import UadrayError
 
 PREDICTIONS = "predict.json"
-"""In each folder of predictions, see `uadray.predict.outputs`."""
+"""In each folder of predictions, see `uadray.prediction.outputs`."""
 
 _TELLING = (PREDICTIONS, "zarr.json", "config.json", "manifest.json")
 """In folders of predictions, cohorts, runs and models, in this order."""

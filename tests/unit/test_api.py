@@ -46,9 +46,9 @@ def test_evaluate_is_the_function_of_the_interface() -> None:
 
 
 def test_predict_stays_a_package() -> None:
-    import uadray.predict.scan as scan
+    import uadray.prediction.scan as scan
 
-    assert uadray.predict.scan is scan
+    assert uadray.prediction.scan is scan
     assert callable(uadray.predict)
 
 

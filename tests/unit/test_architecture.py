@@ -17,7 +17,7 @@ RAY_ALLOWED = {
     "uadray.prepare.ingest",
     "uadray.train.group",
     "uadray.evaluation.job",
-    "uadray.predict.distributed",
+    "uadray.prediction.on_ray",
     "uadray.tune.asha",
     "uadray.tune.draws",
     "uadray.tune.sweep",
@@ -26,7 +26,8 @@ RAY_ALLOWED = {
 }
 HEIGHT = [
     {"errors"},
-    {"files", "counter", "calling", "memory", "naming", "npz", "progress"},
+    {"files"},
+    {"counter", "html", "memory", "naming", "npz", "progress"},
     {"cli", "lock", "methods", "results", "phantom"},
     {"config", "metrics"},
     {"store", "cluster"},
@@ -37,9 +38,9 @@ HEIGHT = [
     {"evaluation"},
     {"tune"},
     {"papers"},
-    {"report"},
-    {"share"},
-    {"predict"},
+    {"report", "quality"},
+    {"viewer"},
+    {"prediction"},
     {"api"},
 ]
 """Rooms from the ground up; a room imports from itself and from lower ones."""

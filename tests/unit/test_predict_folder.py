@@ -21,15 +21,16 @@ from uadray.errors import EvaluationError, NoScanFoundError, PredictError, ScanE
 from uadray.evaluation.protocols import EvaluateConfig
 from uadray.metrics.postprocess import PostprocessConfig
 from uadray.naming import name_key
-from uadray.predict import folder as folder_module
-from uadray.predict import outputs
-from uadray.predict.folder import InProcess, predict_items
-from uadray.predict.inputs import Item, find_items
-from uadray.predict.job import PredictJob
-from uadray.predict.scan import PredictConfig, Prediction, predict_scan
+from uadray.prediction import folder as folder_module
+from uadray.prediction import outputs
+from uadray.prediction.folder import InProcess, predict_items
+from uadray.prediction.inputs import Item, find_items
+from uadray.prediction.job import PredictJob
+from uadray.prediction.model import Model
+from uadray.prediction.model_folder import export_model, open_model
+from uadray.prediction.scan import PredictConfig, Prediction, predict_scan
 from uadray.prepare.layouts import Scan
 from uadray.runs.folder import Run
-from uadray.share import Model, export_model, open_model
 from uadray.store import Cohort
 
 
@@ -380,7 +381,7 @@ class TestQuarantine:
 
         with monkeypatch.context() as patch:
             patch.setattr(folder_module, "predict_scan", die)
-            patch.setattr("uadray.predict.outputs.end", lambda out, item: None)
+            patch.setattr("uadray.prediction.outputs.end", lambda out, item: None)
             for _ in range(3):
                 with pytest.raises(SystemExit):
                     predict_items(model, items[:1], out)

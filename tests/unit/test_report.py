@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from rich.console import Console
 
-from uadray import files
+from uadray import files, html
 from uadray.errors import ConfigError, RunError, UadrayError
 from uadray.metrics import statistics
 from uadray.papers.study import Published
@@ -198,7 +198,7 @@ class TestFigures:
         edit(tmp_path / "b" / "evaluation" / "stroke.json", undefine)
         group = rows.group_by_cohort(load_runs([str(tmp_path)]))[0]
         assert [row.run.label for row in group.rows] == ["PCA-16", "3D-None"]
-        assert columns.COLUMNS[1].line(group.rows[1]) == columns.ABSENT
+        assert columns.COLUMNS[1].line(group.rows[1]) == html.ABSENT
         out = write_report([str(tmp_path)], str(tmp_path / "report.html"))
         assert 'data-key="dice_d" data-value=""' in Path(out).read_text()
 

@@ -9,8 +9,8 @@ from rich.console import Console
 
 from uadray import files
 from uadray.evaluation.record import notes_of
+from uadray.html import NO_INTERVAL
 from uadray.report import terminal_summary, terminal_table, write_report
-from uadray.report.columns import NO_INTERVAL
 from uadray.report.compare import compare, series_of
 from uadray.report.latex import to_latex
 from uadray.report.rows import NOT_COMPARED, ONE_SUBJECT, group_by_cohort

@@ -9,11 +9,11 @@ from tiny_models import finished_run, freeze_threshold, scan_of, write_cohort, w
 
 from uadray.config import experiment
 from uadray.errors import UadrayError
-from uadray.predict.folder import predict_items
-from uadray.predict.inputs import find_items
+from uadray.prediction.folder import predict_items
+from uadray.prediction.inputs import find_items
+from uadray.prediction.model_folder import export_model, open_model
 from uadray.results import owner_of
 from uadray.runs.folder import Run
-from uadray.share import export_model, open_model
 from uadray.store import Cohort
 from uadray.tune.sweep import fit_trials
 

@@ -20,13 +20,13 @@ from uadray.config import experiment
 from uadray.errors import CheckpointError, StoreError
 from uadray.evaluation.protocols import EvaluateConfig
 from uadray.metrics.counts import count_subject
-from uadray.predict.job import PredictJob
-from uadray.predict.scan import predict_scan
-from uadray.report.qc import write_quality_page
+from uadray.prediction.job import PredictJob
+from uadray.prediction.model_folder import export_model, open_model
+from uadray.prediction.scan import predict_scan
+from uadray.quality.page import write_quality_page
 from uadray.runs.checkpoint import CheckpointStore
 from uadray.runs.folder import Run
 from uadray.runs.scores import ScoreStore
-from uadray.share import export_model, open_model
 from uadray.store import open_cohort, verify
 
 

@@ -14,12 +14,12 @@ from uadray.config import experiment
 from uadray.errors import CheckpointError
 from uadray.evaluation.protocols import EvaluateConfig
 from uadray.metrics.counts import count_subject
+from uadray.prediction.model import UNKNOWN_WEIGHTS
+from uadray.prediction.model_folder import open_model
 from uadray.runs.checkpoint import NO_WEIGHTS, CheckpointStore, weights_digest
 from uadray.runs.detector import load_detector
 from uadray.runs.folder import Run
 from uadray.runs.scores import ScoreStore
-from uadray.share import open_model
-from uadray.share.model import UNKNOWN_WEIGHTS
 from uadray.store import Cohort
 from uadray.tune import labelled
 

@@ -4,11 +4,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
+from uadray.html import ABSENT, NO_INTERVAL
 from uadray.report.rows import Row
 from uadray.runs.evaluations import Evaluation
-
-ABSENT = "\N{EN DASH}"
-"""Stands where a figure is not defined or was not recorded."""
 
 Item = TypeVar("Item")
 
@@ -54,10 +52,6 @@ def short(value: float | None) -> str:
     if value is None:
         return ABSENT
     return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
-
-
-NO_INTERVAL = "no interval"
-"""Stands in its place where there is one test subject."""
 
 
 def brackets(

@@ -14,8 +14,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from uadray.html import ABSENT
 from uadray.metrics.statistics import holm, interval, wilcoxon_p
-from uadray.report.columns import ABSENT, Column, brackets, number, signed
+from uadray.report.columns import Column, brackets, number, signed
 from uadray.report.rows import CohortRows, Row
 from uadray.runs.records import RunRecord
 

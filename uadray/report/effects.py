@@ -12,7 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from uadray.report.columns import ABSENT, Column, brackets, number
+from uadray.html import ABSENT
+from uadray.report.columns import Column, brackets, number
 from uadray.report.compare import Comparison, Figure, Series, compare
 from uadray.report.rows import CohortRows, Row
 from uadray.runs.records import RunRecord

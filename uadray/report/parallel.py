@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 from matplotlib.ticker import MaxNLocator
 
-from uadray.report.columns import ABSENT, number
+from uadray.html import ABSENT
+from uadray.report.columns import number
 from uadray.report.effects import healthy_error
 from uadray.report.words import Compared
 from uadray.runs.records import RunRecord

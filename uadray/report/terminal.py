@@ -10,7 +10,8 @@ from rich.table import Table
 from rich.text import Text
 
 from uadray.errors import RunError
-from uadray.report.columns import ABSENT, COLUMNS, Column
+from uadray.html import ABSENT
+from uadray.report.columns import COLUMNS, Column
 from uadray.report.rows import CohortRows, Row, group_by_cohort
 from uadray.runs.records import RunRecord
 

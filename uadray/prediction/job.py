@@ -7,11 +7,12 @@ import torch
 
 from uadray import files
 from uadray.errors import ConfigError
-from uadray.predict.folder import FEW, Engine, InProcess, Outcome, Predicted, predict_items
-from uadray.predict.inputs import Item, find_items
-from uadray.predict.scan import PredictConfig, choose_threshold
+from uadray.prediction.folder import FEW, Engine, InProcess, Outcome, Predicted, predict_items
+from uadray.prediction.inputs import Item, find_items
+from uadray.prediction.model import Model
+from uadray.prediction.model_folder import open_model
+from uadray.prediction.scan import PredictConfig, choose_threshold
 from uadray.progress import Progress
-from uadray.share import Model, open_model
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,7 +91,7 @@ class PredictJob:
             return InProcess(
                 model=model, out=out, config=self.config, viewer=self.viewer, device=device
             )
-        from uadray.predict.distributed import OnRay
+        from uadray.prediction.on_ray import OnRay
 
         return OnRay(
             model=files.normalise(self.model),

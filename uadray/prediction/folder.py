@@ -11,12 +11,12 @@ import torch
 
 from uadray import files
 from uadray.errors import ScanError, UadrayError
-from uadray.predict import outputs, pages
-from uadray.predict.inputs import Item
-from uadray.predict.scan import PredictConfig, predict_scan
+from uadray.prediction import outputs, pages
+from uadray.prediction.inputs import Item
+from uadray.prediction.model import Model
+from uadray.prediction.scan import PredictConfig, predict_scan
 from uadray.prepare.layouts import LeftOut, Scan
 from uadray.prepare.layouts.listing import printable
-from uadray.share.model import Model
 from uadray.store import storage_errors
 
 _log = logging.getLogger(__name__)

@@ -22,13 +22,12 @@ from typing import Any
 from urllib.parse import quote
 
 import numpy as np
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from uadray import __version__, files
+from uadray import __version__, files, html
 from uadray.errors import ConfigError
-from uadray.report.figures import data_uri
-from uadray.report.viewer_volumes import (
+from uadray.html import data_uri
+from uadray.viewer.volumes import (
     PROPOSAL,
     TRUTH,
     CaseVolumes,
@@ -123,7 +122,7 @@ def write_case(
         ConfigError: `out` does not end in `.html`, a volume lies on another grid than the scan, or
             the page would be over `MAX_PAGE_BYTES`.
     """
-    out = _html(out)
+    out = html.page_url(out)
     given = dict(summary or {})
     threshold = None if given.get("threshold") is None else float(given["threshold"])
     volumes = load_volumes(
@@ -172,7 +171,7 @@ def open_case(url: str, summary: Mapping[str, Any], name: str | None = None) -> 
     Raises:
         FileNotFoundError: the page or its thumbnail is not there.
     """
-    url = _html(url)
+    url = html.page_url(url)
     title = str(name or summary.get("id") or summary.get("name") or url.rsplit("/", 1)[-1][:-5])
     return CasePage(
         url=url,
@@ -201,18 +200,18 @@ def write_index(
     Raises:
         ConfigError: `out` does not end in `.html`.
     """
-    out = _html(out)
+    out = html.page_url(out)
     ordered = sorted(cases, key=lambda case: (-_score(case), case.name))
     page = (
-        _environment()
+        html.environment()
         .get_template("viewer_index.html.j2")
         .render(
             title=title,
             version=__version__,
             made=datetime.now(UTC),
-            style=Markup(_asset("viewer.css")),
+            style=html.style("viewer.css"),
             has_truth=any("truth_ml" in case.summary for case in ordered),
-            **_script("viewer_index.js"),
+            **html.script("viewer_index.js"),
             cases=[
                 {
                     "name": case.name,
@@ -297,14 +296,14 @@ def _render(
         "factor": volumes.factor,
     }
     return (
-        _environment()
+        html.environment()
         .get_template("viewer.html.j2")
         .render(
             title=title,
             version=__version__,
             made=datetime.now(UTC),
-            style=Markup(_asset("viewer.css")),
-            **_script("viewer.js"),
+            style=html.style("viewer.css"),
+            **html.script("viewer.js"),
             niivue_digest=niivue,
             niivue=packed,
             case=Markup(json.dumps(case, allow_nan=False).replace("<", "\\u003c")),
@@ -317,7 +316,7 @@ def _render(
             threshold=threshold,
             figures=_figures(found),
             warnings=[str(warning) for warning in found.get("warnings") or ()],
-            index=None if index is None else _link(out, _html(index)),
+            index=None if index is None else _link(out, html.page_url(index)),
         )
     )
 
@@ -363,41 +362,10 @@ def _size(url: str) -> int:
     return int(fs.size(path) or 0)
 
 
-def _html(url: str) -> str:
-    url = files.normalise(url)
-    if not url.endswith(".html"):
-        raise ConfigError(f"a page must end in .html, was {url!r}")
-    return url
-
-
-def _environment() -> Environment:
-    return Environment(
-        loader=PackageLoader("uadray.report"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-
-
-def _asset(name: str) -> str:
-    return (resources.files("uadray.report") / "templates" / name).read_text(encoding="utf-8")
-
-
-def _script(name: str) -> dict[str, Any]:
-    """A script of ours and the digest by which the page's policy lets it run."""
-    text = _asset(name)
-    return {"script": Markup(text), "script_digest": _digest(text.encode())}
-
-
-def _digest(content: bytes) -> str:
-    return base64.b64encode(hashlib.sha256(content).digest()).decode()
-
-
 @lru_cache(maxsize=1)
 def _niivue() -> tuple[str, str]:
     """NiiVue's digest for the policy, and the base64 of its gzip."""
-    content = (resources.files("uadray.report") / "vendor" / NIIVUE).read_bytes()
+    content = (resources.files("uadray.viewer") / "vendor" / NIIVUE).read_bytes()
     if hashlib.sha256(content).hexdigest() != NIIVUE_SHA256:
         raise ConfigError(f"vendor/{NIIVUE} is damaged: install uadray again")
-    return _digest(content), base64.b64encode(gzip.compress(content, 9, mtime=0)).decode()
+    return html.digest(content), base64.b64encode(gzip.compress(content, 9, mtime=0)).decode()

@@ -21,7 +21,7 @@ from uadray.errors import ConfigError
 from uadray.evaluation.scoring import score_volumes
 from uadray.prepare.geometry import voxel_sizes
 from uadray.prepare.pose import PoseRange, pose_degrees, pose_range
-from uadray.report.qc_measures import (
+from uadray.quality.measures import (
     BINS,
     MAD_TO_SD,
     MAX_Z,
@@ -57,7 +57,7 @@ class HealthyRange:
     """Where one measure of healthy scans lies."""
 
     key: str
-    """As in `report.qc_measures.MEASURES`."""
+    """As in `quality.measures.MEASURES`."""
     median: float
     """Of the healthy scans."""
     spread: float

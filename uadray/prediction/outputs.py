@@ -26,14 +26,14 @@ from uadray.config import to_json
 from uadray.errors import PredictError
 from uadray.lock import hold
 from uadray.naming import name_key
-from uadray.predict import pages
-from uadray.predict.inputs import Item, names_for
-from uadray.predict.scan import Grid, PredictConfig, Prediction, choose_threshold, reading
+from uadray.prediction import pages
+from uadray.prediction.inputs import Item, names_for
+from uadray.prediction.model import Model
+from uadray.prediction.scan import Grid, PredictConfig, Prediction, choose_threshold, reading
 from uadray.prepare.identity import digest_of, is_unchanged, look_at, same_place
 from uadray.prepare.layouts import LeftOut
 from uadray.prepare.layouts.listing import printable
 from uadray.results import PREDICTIONS, are_predictions, refuse_inside
-from uadray.share.model import Model
 
 MARKER = PREDICTIONS
 """In the output folder: whose predictions it holds, under which settings."""

@@ -21,7 +21,9 @@ from uadray.evaluation.protocols import EvaluateConfig
 from uadray.evaluation.scoring import clean, detect, slices
 from uadray.metrics.components import neighbours
 from uadray.metrics.postprocess import dequantise, findable
-from uadray.predict.inputs import check_modality, named_modalities
+from uadray.prediction.healthy import mean_inside
+from uadray.prediction.inputs import check_modality, named_modalities
+from uadray.prediction.model import FrozenThreshold, Model
 from uadray.prepare.geometry import (
     BRAIN_THRESHOLD,
     DOUBT,
@@ -38,8 +40,6 @@ from uadray.prepare.nifti import RawImage
 from uadray.prepare.register import Registration
 from uadray.prepare.skull import SkullStrip
 from uadray.prepare.steps import PrepareConfig, PreparedVolume, prepare_scan
-from uadray.share.healthy import mean_inside
-from uadray.share.model import FrozenThreshold, Model
 from uadray.store import software_versions
 
 

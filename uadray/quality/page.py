@@ -6,30 +6,26 @@ file: memory stays flat, and holds some figures a scan. The page takes about 10 
 voxels a side, and at most about 20 kB however large the scans are: 2000 scans fit into 40 MB.
 """
 
-import base64
-import hashlib
 import json
 import os
 import tempfile
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from importlib import resources
 from typing import IO, Any
 
 import numpy as np
 import pandas as pd
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 from numpy.typing import NDArray
 
-from uadray import __version__, files
+from uadray import __version__, files, html
 from uadray.errors import ConfigError
+from uadray.html import ABSENT
 from uadray.prepare.geometry import DOUBT
-from uadray.report import qc_measures
-from uadray.report.columns import ABSENT
-from uadray.report.qc_figures import MAX_SIDE, picture
-from uadray.report.qc_measures import MEASURES, Limits, ScanMeasures, measure_scan
+from uadray.quality import measures
+from uadray.quality.figures import MAX_SIDE, picture
+from uadray.quality.measures import MEASURES, Limits, ScanMeasures, measure_scan
 from uadray.store import CHUNK_VOLUMES, Cohort
 
 
@@ -97,9 +93,7 @@ def quality_url(store: str, out: str = "") -> str:
     """
     store = files.normalise(store)
     if out:
-        if not out.endswith(".html"):
-            raise ConfigError(f"the quality page must end in .html, was {out!r}")
-        return files.normalise(out)
+        return html.page_url(out)
     if files.is_remote(store) and "/" not in store.split("://", 1)[1]:
         raise ConfigError(f"{store} is a whole bucket: say where the quality page goes with --qc")
     return f"{store.removesuffix('.zarr')}-qc.html"
@@ -121,7 +115,7 @@ def write_quality_page(cohort: Cohort, out: str = "") -> QualityPage:
     out = quality_url(cohort.url, out)
     with tempfile.TemporaryFile() as pictures:
         scans = list(_look(cohort, pictures))
-        limits = qc_measures.find_limits([scan.measures for scan in scans])
+        limits = measures.find_limits([scan.measures for scan in scans])
         _flag(scans, limits)
         scans.sort(key=lambda scan: -len(scan.flags))
         pictures.seek(0)
@@ -184,11 +178,11 @@ def _permille(shares: NDArray[np.float64]) -> list[int]:
 
 def _flag(scans: Sequence[Scan], limits: Sequence[Limits]) -> None:
     """Fill in flags and cells, in place."""
-    alike = qc_measures.same_voxels([scan.measures for scan in scans])
+    alike = measures.same_voxels([scan.measures for scan in scans])
     outliers = [limit.is_outlier for limit in limits]
     for k, scan in enumerate(scans):
         scan.flags.extend(scan.doubts)
-        scan.flags.extend(qc_measures.own_doubts(scan.measures))
+        scan.flags.extend(measures.own_doubts(scan.measures))
         if alike[k]:
             first = [scans[other].id for other in alike[k][:3]]
             more = len(alike[k]) - len(first)
@@ -207,43 +201,34 @@ def _render(
     cohort: Cohort, scans: Sequence[Scan], limits: Sequence[Limits], pictures: IO[bytes]
 ) -> Iterator[str]:
     """The page in pieces; every string from the store is escaped on its way in."""
-    environment = Environment(
-        loader=PackageLoader("uadray.report"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
+    mean = measures.mean_histogram([scan.measures for scan in scans])
+    yield from (
+        html.environment()
+        .get_template("qc.html.j2")
+        .generate(
+            cohort=cohort,
+            version=__version__,
+            style=html.style("report.css", "qc.css"),
+            **html.script("report.js", "qc.js"),
+            scans=scans,
+            folder=_common_folder([scan.source for scan in scans]),
+            num_flagged=sum(bool(scan.flags) for scan in scans),
+            num_doubted=sum(bool(scan.doubts) for scan in scans),
+            quarantine=cohort.quarantine,
+            limits=limits,
+            shown=_shown(limits),
+            measures=MEASURES,
+            scanners=_scanners(scans, limits),
+            parts=Counter(scan.split for scan in scans),
+            size_mm=np.max([scan.size_mm for scan in scans], axis=0).tolist(),
+            cohort_shares=json.dumps(_permille(mean)),
+            pictures=_lines(pictures),
+            max_z=measures.MAX_Z,
+            min_scans=measures.MIN_SCANS,
+            mirror_margin=measures.MIRROR_MARGIN,
+            max_side=MAX_SIDE,
+        )
     )
-    script = _asset("report.js") + _asset("qc.js")
-    mean = qc_measures.mean_histogram([scan.measures for scan in scans])
-    yield from environment.get_template("qc.html.j2").generate(
-        cohort=cohort,
-        version=__version__,
-        style=Markup(_asset("report.css") + _asset("qc.css")),
-        script=Markup(script),
-        script_digest=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
-        scans=scans,
-        folder=_common_folder([scan.source for scan in scans]),
-        num_flagged=sum(bool(scan.flags) for scan in scans),
-        num_doubted=sum(bool(scan.doubts) for scan in scans),
-        quarantine=cohort.quarantine,
-        limits=limits,
-        shown=_shown(limits),
-        measures=MEASURES,
-        scanners=_scanners(scans, limits),
-        parts=Counter(scan.split for scan in scans),
-        size_mm=np.max([scan.size_mm for scan in scans], axis=0).tolist(),
-        cohort_shares=json.dumps(_permille(mean)),
-        pictures=_lines(pictures),
-        max_z=qc_measures.MAX_Z,
-        min_scans=qc_measures.MIN_SCANS,
-        mirror_margin=qc_measures.MIRROR_MARGIN,
-        max_side=MAX_SIDE,
-    )
-
-
-def _asset(name: str) -> str:
-    return (resources.files("uadray.report") / "templates" / name).read_text(encoding="utf-8")
 
 
 def _common_folder(sources: Sequence[str]) -> str:

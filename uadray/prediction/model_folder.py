@@ -21,15 +21,22 @@ from uadray import files
 from uadray.config import Experiment, from_json, to_json
 from uadray.errors import ConfigError, ModelError
 from uadray.lock import hold
+from uadray.prediction.card import model_card
+from uadray.prediction.healthy import Healthy
+from uadray.prediction.model import (
+    FORMAT,
+    FrozenThreshold,
+    Model,
+    Origin,
+    model_of_run,
+    save_weights,
+)
+from uadray.prediction.onnx_export import has_onnx, reconstruction_onnx
 from uadray.prepare.steps import PrepareConfig
 from uadray.results import refuse_inside
 from uadray.runs.detector import fresh
 from uadray.runs.folder import Run
 from uadray.runs.records import Broken, RunRecord, load_runs
-from uadray.share.card import model_card
-from uadray.share.healthy import Healthy
-from uadray.share.model import FORMAT, FrozenThreshold, Model, Origin, model_of_run, save_weights
-from uadray.share.onnx_export import has_onnx, reconstruction_onnx
 from uadray.store import software_versions, storage_errors
 
 MANIFEST = "manifest.json"

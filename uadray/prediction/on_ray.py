@@ -11,12 +11,12 @@ from ray import cloudpickle
 
 from uadray import cluster, errors
 from uadray.errors import UadrayError
-from uadray.predict import outputs
-from uadray.predict.folder import Outcome, predict_item
-from uadray.predict.inputs import Item
-from uadray.predict.scan import PredictConfig
+from uadray.prediction import outputs
+from uadray.prediction.folder import Outcome, predict_item
+from uadray.prediction.inputs import Item
+from uadray.prediction.model_folder import open_model
+from uadray.prediction.scan import PredictConfig
 from uadray.prepare.layouts.listing import printable
-from uadray.share import open_model
 
 MAX_TASKS = 10_000
 """More scans than that share tasks."""

@@ -21,12 +21,12 @@ from uadray.errors import (
 )
 from uadray.evaluation.protocols import EvaluateConfig
 from uadray.metrics.postprocess import MAX_LEVEL
+from uadray.prediction.healthy import Healthy, measure_healthy
 from uadray.prepare.steps import PrepareConfig, recorded_config
 from uadray.runs.checkpoint import weights_digest
 from uadray.runs.detector import load_detector
 from uadray.runs.evaluations import evaluated_on, place
 from uadray.runs.folder import Run
-from uadray.share.healthy import Healthy, measure_healthy
 from uadray.store import Cohort, open_cohort
 
 FORMAT = 1

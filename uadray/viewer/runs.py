@@ -8,13 +8,13 @@ import nibabel as nib
 import numpy as np
 from numpy.typing import NDArray
 
-from uadray import files
-from uadray.errors import ConfigError, RunError, UadrayError
+from uadray import files, html
+from uadray.errors import RunError, UadrayError
 from uadray.naming import distinct_names
 from uadray.report.rows import group_by_cohort
-from uadray.report.viewer import CasePage, write_case, write_index
 from uadray.runs.evaluations import Evaluation
 from uadray.runs.records import Broken, RunRecord, load_runs
+from uadray.viewer.page import CasePage, write_case, write_index
 
 
 def write_viewers(
@@ -38,9 +38,7 @@ def write_viewers(
         RunError: a run's scores or cohort are not where the evaluation left them.
         UadrayError: they are damaged.
     """
-    report = files.normalise(report)
-    if not report.endswith(".html"):
-        raise ConfigError(f"out must end in .html, was {report!r}")
+    report = html.page_url(report)
     folder = report.removesuffix(".html") + "-cases"
     index = files.join(folder, "index.html")
     pages: list[CasePage] = []

@@ -5,11 +5,11 @@ from typing import Any
 
 from uadray.config import to_json
 from uadray.detectors import num_parameters
+from uadray.html import NO_INTERVAL
 from uadray.metrics.postprocess import describe_findable, findable
-from uadray.report.columns import NO_INTERVAL
+from uadray.prediction.model import Model
 from uadray.runs.evaluations import Evaluation
 from uadray.runs.records import RunRecord
-from uadray.share.model import Model
 
 _FIGURES = {
     "dice_d": "Dice_D",

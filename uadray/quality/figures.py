@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from skimage.measure import approximate_polygon, find_contours
 
-from uadray.report.figures import data_uri
+from uadray.html import data_uri
 
 MAX_SIDE = 80
 """Pixels along the longest side of a plane; larger scans are reduced to it."""

@@ -8,9 +8,9 @@ import numpy as np
 
 from uadray import files
 from uadray.errors import ConfigError
-from uadray.predict.inputs import Item
-from uadray.predict.scan import Prediction
-from uadray.report.viewer import open_case, write_case, write_index
+from uadray.prediction.inputs import Item
+from uadray.prediction.scan import Prediction
+from uadray.viewer.page import open_case, write_case, write_index
 
 INDEX = "index.html"
 """Of the output folder."""

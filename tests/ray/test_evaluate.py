@@ -15,7 +15,7 @@ from tiny_cohorts import NUM_TEST, NUM_THRESHOLD, SHAPE, tiny_vae, write_healthy
 from uadray import files
 from uadray.config import experiment
 from uadray.errors import EvaluationError
-from uadray.evaluation import job
+from uadray.evaluation import job, pair
 from uadray.evaluation.job import evaluate
 from uadray.evaluation.protocols import EvaluateConfig
 from uadray.metrics.counts import ThresholdPart
@@ -287,13 +287,13 @@ def test_the_threshold_never_sees_the_test_part(
     runs: dict[str, Run], stroke: Cohort, evaluated: Evaluated, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[ThresholdPart] = []
-    whole = job.fit_threshold
+    whole = pair.fit_threshold
 
     def spy(part: ThresholdPart, rule: str) -> Any:
         seen.append(part)
         return whole(part, rule)
 
-    monkeypatch.setattr(job, "fit_threshold", spy)
+    monkeypatch.setattr(pair, "fit_threshold", spy)
     for name in ("stroke.json", "stroke-threshold.json"):
         Path(runs["HistEq"].url, "evaluation", name).unlink()
     (record,) = evaluate([runs["HistEq"]], stroke, config=CONFIG)

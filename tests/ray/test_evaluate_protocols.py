@@ -18,7 +18,7 @@ from tiny_cohorts import NUM_TEST, NUM_THRESHOLD, NUM_VALIDATION, write_healthy,
 
 from uadray.config import experiment
 from uadray.errors import ConfigError, EvaluationError, StoreError
-from uadray.evaluation import job
+from uadray.evaluation import pair
 from uadray.evaluation.job import evaluate, evaluate_all, num_volumes
 from uadray.evaluation.protocols import EvaluateConfig
 from uadray.metrics.components import ComponentConfig
@@ -184,7 +184,7 @@ def test_a_frozen_threshold_is_taken_and_never_fitted_again(
     def refuse(*args: object) -> None:
         raise AssertionError("fitted again")
 
-    monkeypatch.setattr(job, "fit_threshold", refuse)
+    monkeypatch.setattr(pair, "fit_threshold", refuse)
     (folder / "stroke.json").unlink()
     (again,) = evaluate([run], cohort, config=CONFIG)
     # Nothing was scored, and what it took is forgotten.

@@ -1,11 +1,11 @@
 """What `evaluation/<cohort>.json` says of one run: every figure with its settings and its source.
 
-From counts and examined lesions alone; nothing here reads a voxel.
+From counts and examined lesions; no score is read again.
 """
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,14 +16,21 @@ from uadray.config import to_json
 from uadray.errors import EvaluationError
 from uadray.evaluation.protocols import EvaluateConfig
 from uadray.metrics.counts import TestPart, Threshold
-from uadray.metrics.lesionwise import SubjectLesions, lesion_metrics
+from uadray.metrics.lesionwise import (
+    LesionTruth,
+    SubjectLesions,
+    component_sizes,
+    lesion_metrics,
+    lesion_statistics,
+)
 from uadray.metrics.measures import compute_metrics, dice_s
 from uadray.metrics.postprocess import findable
 from uadray.metrics.statistics import bootstrap, interval, resampling_weights
+from uadray.prepare.geometry import voxel_ml
 from uadray.runs.evaluations import pack_resamples
 from uadray.runs.folder import Run
 from uadray.runs.learned import Match, origin_of
-from uadray.store import Cohort
+from uadray.store import CHUNK_VOLUMES, Cohort
 
 _OF_A_PREDICTION = ("dice_d", "dice_s_mean", "dice_s_std", "upper_bound_dice")
 """Metrics that a component filter is meant to change; the others speak of the scores."""
@@ -224,6 +231,25 @@ def _lesion_figures(lesions: Sequence[SubjectLesions], num_resamples: int) -> _F
 
 def _defined(value: Any) -> float | None:
     return None if np.isnan(value) else float(value)
+
+
+def describe_lesions(cohort: Cohort) -> dict[str, object]:
+    """The true lesions of a cohort, one chunk of volumes in memory at a time."""
+
+    def read() -> Iterator[LesionTruth]:
+        table = cohort.subjects
+        for _, part in table.groupby(table["row"] // CHUNK_VOLUMES):
+            first, last = int(part["row"].min()), int(part["row"].max())
+            lesion = cohort.read("lesion", first, last + 1)
+            for subject in part.itertuples():
+                yield LesionTruth(
+                    id=subject.id,
+                    split=subject.split,
+                    sizes=component_sizes(lesion[subject.row - first]),
+                    voxel_ml=voxel_ml(np.array(subject.affine)),
+                )
+
+    return lesion_statistics(read())
 
 
 def notes_of(notes: Iterable[str]) -> list[str]:

@@ -5,7 +5,8 @@ subject by subject; a part's figures are sums and means over its subjects.
 """
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from typing import Self
 
 import numpy as np
 import scipy.ndimage as ndi
@@ -47,6 +48,12 @@ class SubjectLesions:
 
     surface_distance_mm: float
     """Mean distance between the surfaces in mm, symmetric; NaN where one is empty."""
+
+    @classmethod
+    def of(cls, values: NDArray[np.float64]) -> Self:
+        """The inverse of `dataclasses.astuple`, from an array."""
+        pairs = zip(fields(cls), values.tolist(), strict=True)
+        return cls(**{one.name: v if one.type is float else int(v) for one, v in pairs})
 
 
 def compare_lesions(

@@ -1,13 +1,11 @@
 """What the reproduction of a table or figure prints: what is there, and ours beside theirs."""
 
-import numpy as np
 from rich.table import Table
 from rich.text import Text
 
-from uadray.metrics.lesionwise import LesionTruth, component_sizes, lesion_statistics
+from uadray.evaluation.record import describe_lesions
 from uadray.papers.provenance import kind
 from uadray.papers.reproduce import Reproduction
-from uadray.prepare.geometry import voxel_ml
 from uadray.store import Cohort
 
 _OF_KIND = {
@@ -125,21 +123,6 @@ def to_markdown(one: Reproduction) -> str:
         cells = (row["label"], row["role"], row["metric"], ours, spread, printed)
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join([*lines, ""])
-
-
-def describe_lesions(cohort: Cohort) -> dict[str, object]:
-    """The true lesions of a cohort, one volume in memory at a time."""
-    return lesion_statistics(
-        LesionTruth(
-            id=subject.id,
-            split=subject.split,
-            sizes=component_sizes(
-                cohort.read("lesion", subject.row, subject.row + 1)[0].astype(bool)
-            ),
-            voxel_ml=voxel_ml(np.array(subject.affine)),
-        )
-        for subject in cohort.subjects.itertuples()
-    )
 
 
 def _cohort(one: Reproduction, role: str, cohort: Cohort | None) -> str:

@@ -1,0 +1,159 @@
+"""One run on one cohort: what is still to be scored, the frozen threshold, the record."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from uadray import files
+from uadray.config import to_json
+from uadray.evaluation.cases import write_cases
+from uadray.evaluation.protocols import EvaluateConfig
+from uadray.evaluation.record import Measured, check_classes, make_record
+from uadray.evaluation.scoring import Work
+from uadray.metrics.counts import TestPart, Threshold, ThresholdPart
+from uadray.metrics.lesionwise import SubjectLesions
+from uadray.metrics.slicewise import Slices
+from uadray.metrics.thresholds import fit_threshold
+from uadray.runs.checkpoint import weights_digest
+from uadray.runs.detector import load_detector
+from uadray.runs.evaluations import folder_of, pack_slices, place
+from uadray.runs.folder import Run
+from uadray.runs.frozen import freeze
+from uadray.runs.learned import Match
+from uadray.runs.scores import ScoreStore
+from uadray.store import Cohort, Split
+
+
+@dataclass(frozen=True, kw_only=True)
+class Frozen:
+    """A frozen threshold and where it comes from."""
+
+    threshold: Threshold
+    """Fitted now or before."""
+    fingerprint: str
+    """Of the settings that it was frozen under."""
+    num_subjects: int
+    """Subjects that it was fitted on."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Pair:
+    """A run, and a cohort that it is evaluated on."""
+
+    run: Run
+    cohort: Cohort
+    config: EvaluateConfig
+    store: ScoreStore
+    """The run's kept scores of the cohort."""
+    match: Match
+    """How run and cohort go together."""
+
+    @classmethod
+    def open(cls, run: Run, cohort: Cohort, config: EvaluateConfig, match: Match) -> "Pair":
+        """Lay out the store of scores, or resume it.
+
+        Raises:
+            UadrayError: the run's checkpoint or its scores cannot be used.
+        """
+        score_range = load_detector(run).score_range
+        files.remove_drafts(folder_of(run.url))
+        store = ScoreStore.create(run, cohort, score_range, config.scoring(cohort.shape))
+        return cls(run=run, cohort=cohort, config=config, store=store, match=match)
+
+    def work(self, rows: Iterable[int]) -> Work:
+        """What of some rows is still to be scored, or to be counted after the filter."""
+        every, scored, filtered = set(rows), self.store.done(), self.config.components
+        to_filter: set[int] = set()
+        if filtered.max_size:
+            to_filter = every - (self.store.done(filtered) & scored)
+        return Work(
+            run=self.run,
+            store=self.store,
+            to_score=frozenset(every - scored),
+            to_filter=frozenset(to_filter),
+        )
+
+    def record(self) -> dict[str, Any]:
+        """What an earlier evaluation left; empty where it cannot be read, so that it is redone."""
+        try:
+            return dict(files.read_json(place(self.run.url, self.cohort.name)))
+        except (FileNotFoundError, ValueError, TypeError):
+            return {}
+
+    def is_of(self, record: Mapping[str, Any], settings: Mapping[str, Any]) -> bool:
+        """Whether a record is one of the run as it is, under these settings."""
+        return record.get("settings") == settings and record.get("weights") == weights_digest(
+            self.run
+        )
+
+    def freeze(self, healthy: Cohort | None) -> Frozen:
+        """The threshold, fitted now or before; the test part is not opened.
+
+        Args:
+            healthy: Fit on its validation part; None takes the threshold part of the cohort.
+        """
+        config, store, cohort = self.config, self.store, healthy or self.cohort
+        split: Split = "validation" if healthy else "threshold"
+        scoring = config.scoring(cohort.shape)
+        if healthy:
+            store = ScoreStore.create(self.run, healthy, store.score_range, scoring)
+        subjects = _subjects(cohort, split)
+        after = bool(config.components.max_size and config.components.fit_after)
+        components = config.components if after else None
+
+        def fit() -> Threshold:
+            name = f"{cohort.name}/{split}"
+            part = store.counts(subjects, name, ThresholdPart, components)
+            return fit_threshold(part, config.threshold_rule)
+
+        settings = {
+            "run": self.run.experiment.fingerprint,
+            "run_cohort": self.run.cohort_fingerprint,
+            "weights": weights_digest(self.run),
+            "reported_on": self.cohort.fingerprint,
+            "fitted_on": cohort.fingerprint,
+            "split": split,
+            "scoring": scoring,
+            "score_range": list(store.score_range),
+            "components": None if components is None else to_json(components),
+            "rule": config.threshold_rule,
+        }
+        threshold, fingerprint = freeze(self.run, self.cohort.name, settings, fit)
+        return Frozen(threshold=threshold, fingerprint=fingerprint, num_subjects=len(subjects))
+
+    def write(
+        self, frozen: Frozen, lesions: Sequence[SubjectLesions], facts: dict[str, Any]
+    ) -> dict[str, Any]:
+        """Measure the test part by its counts, and write the record and what goes beside it.
+
+        Args:
+            frozen: Its threshold.
+            lesions: The test subjects' predictions against the truth.
+            facts: What else the record says.
+        """
+        subjects, name = _subjects(self.cohort, "test"), f"{self.cohort.name}/test"
+        scores, filtered = self.store.counts(subjects, name, TestPart), None
+        check_classes(scores, self.cohort.url)
+        if self.config.components.max_size:
+            filtered = self.store.counts(subjects, name, TestPart, self.config.components)
+        measured = Measured(
+            scores=scores,
+            filtered=filtered,
+            threshold=frozen.threshold,
+            fingerprint=frozen.fingerprint,
+            num_threshold=frozen.num_subjects,
+            lesions=lesions,
+        )
+        record, resamples = make_record(self.run, self.cohort, self.config, measured, self.match)
+        record |= facts
+        write_cases(self.run, self.store, self.cohort, self.config, frozen.threshold.level)
+        arrays = {"resamples": resamples, "slices": pack_slices(Slices.of(scores))}
+        for kind, content in arrays.items():
+            files.write_bytes(place(self.run.url, self.cohort.name, kind), content)
+        files.write_json(place(self.run.url, self.cohort.name), record)
+        return record
+
+
+def _subjects(cohort: Cohort, split: Split) -> list[tuple[int, str]]:
+    table = cohort.subjects[cohort.subjects["split"] == split]
+    return list(zip(table["row"].astype(int), table["id"], strict=True))

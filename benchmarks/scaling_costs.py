@@ -24,10 +24,10 @@ from benchmarks.s3_server import ENVIRONMENT, FaultyS3
 from benchmarks.step import phantoms
 from uadray import files
 from uadray.config import experiment
-from uadray.detectors import GradientDetector, num_parameters
 from uadray.evaluate.counts import CohortCounts, count_subject
 from uadray.evaluate.protocols import EvaluateConfig
 from uadray.evaluate.scores import ScoreStore
+from uadray.methods import GradientDetector, num_parameters
 from uadray.store import CHUNK_VOLUMES, Cohort, CohortWriter, Subject, kept_name, open_cohort
 from uadray.stream import read_rows
 from uadray.train.run import Run

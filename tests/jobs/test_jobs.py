@@ -14,6 +14,7 @@ from tiny_scans import brain_image, write
 from uadray import config
 from uadray.evaluate.postprocess import PostprocessConfig, describe_findable
 from uadray.evaluate.protocols import EvaluateConfig
+from uadray.methods import VAE
 from uadray.prepare.splits import Selection
 from uadray.prepare.steps import PrepareConfig
 from uadray.progress import PLAIN_EVERY_S
@@ -142,7 +143,7 @@ def helps(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Done]:
 FLAGS = (
     ("train", "fit.", config.FitConfig),
     ("train", "erasing.", config.ErasingConfig),
-    ("train", "method.", config.VAE),
+    ("train", "method.", VAE.Settings),
     ("train", "scale.", ScaleConfig),
     ("train", "track.", TrackConfig),
     ("evaluate", "", EvaluateConfig),

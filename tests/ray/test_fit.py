@@ -21,8 +21,8 @@ from torch import Tensor
 
 from uadray import counter
 from uadray.config import Experiment, experiment, with_fit
-from uadray.detectors import GradientDetector, StreamDetector, build
 from uadray.errors import CheckpointError, ConfigError, StoreError
+from uadray.methods import GradientDetector, StreamDetector, build
 from uadray.store import Cohort
 from uadray.stream import TrainingStream
 from uadray.train import group, loop

@@ -22,12 +22,12 @@ RAY_ALLOWED = {
     "uadray.tune.watch",
 }
 HEIGHT = [
-    {"errors"},
+    {"errors", "lazy"},
     {"files", "counter", "batch", "calling", "memory", "naming", "npz", "order", "progress"},
     {"cli", "lock", "methods"},
     {"config"},
     {"store", "erasing", "cluster"},
-    {"prepare", "stream", "detectors"},
+    {"prepare", "stream"},
     {"train"},
     {"evaluate"},
     {"tune"},

@@ -9,18 +9,16 @@ from uadray.config import (
     BASELINES,
     BENGS_TABLE_1,
     OTHERS,
-    PCA,
-    VAE,
     ErasingConfig,
     Experiment,
     FitConfig,
-    Learned,
     experiment,
     from_json,
     to_json,
     with_fit,
 )
 from uadray.errors import ConfigError
+from uadray.methods import PCA, VAE, Learned
 
 
 def test_table_1_has_fourteen_configurations() -> None:
@@ -53,7 +51,7 @@ def test_every_field_moves_the_fingerprint() -> None:
     base = experiment("3D-Cube-n")
     changed = [
         with_fit(base, seed=1),
-        dataclasses.replace(base, method=VAE(latent_size=64)),
+        dataclasses.replace(base, method=VAE.Settings(latent_size=64)),
         dataclasses.replace(base, erasing=ErasingConfig(strategy="cube", max_share=0.2)),
         experiment("3D-Cube-0"),
     ]
@@ -75,10 +73,10 @@ def test_a_lost_setting_is_an_error() -> None:
         (lambda: ErasingConfig(probability=1.5), "erasing.probability"),
         (lambda: ErasingConfig(min_share=0.3), "min_share"),
         (lambda: FitConfig(epochs=0), "fit.epochs"),
-        (lambda: VAE(widths=(5,)), "method.widths"),
-        (lambda: PCA(num_components=0), "method.num_components"),
+        (lambda: VAE.Settings(widths=(5,)), "method.widths"),
+        (lambda: PCA.Settings(num_components=0), "method.num_components"),
         (
-            lambda: Experiment(method=PCA(), erasing=ErasingConfig(strategy="cube")),
+            lambda: Experiment(method=PCA.Settings(), erasing=ErasingConfig(strategy="cube")),
             "erasing.strategy",
         ),
     ],

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from uadray.batch import Batch
 from uadray.config import Experiment
-from uadray.detectors import GradientDetector
+from uadray.methods import GradientDetector
 from uadray.order import batch_share, step_sizes
 from uadray.train.checkpoint import CheckpointStore
 from uadray.train.distributed import conclude_facts, format_metrics

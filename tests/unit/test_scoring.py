@@ -11,8 +11,6 @@ from tiny_cohorts import AFFINE, SHAPE, write_lesioned
 from torch import Tensor
 
 from uadray.config import experiment
-from uadray.detectors import build
-from uadray.detectors.base import Detector, ReconstructionDetector
 from uadray.errors import EvaluationError
 from uadray.evaluate import scoring
 from uadray.evaluate.cases import write_cases
@@ -24,6 +22,8 @@ from uadray.evaluate.protocols import PROTOCOLS, EvaluateConfig
 from uadray.evaluate.record import check_classes
 from uadray.evaluate.scores import ScoreStore
 from uadray.evaluate.scoring import Batch, Scorer, Work, examine, score_volumes
+from uadray.methods import build
+from uadray.methods.base import Detector, ReconstructionDetector
 from uadray.store import Cohort
 from uadray.train.run import Run
 

@@ -13,16 +13,23 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from uadray import config as settings
 from uadray import files
-from uadray.config import Method
-from uadray.detectors import Detector, StreamDetector, build
 from uadray.errors import EvaluationError
 from uadray.evaluate.counts import SubjectCounts, TestPart, ThresholdPart, count_subject
 from uadray.evaluate.metrics import compute_metrics
 from uadray.evaluate.postprocess import PostprocessConfig, erode_brain, postprocess
 from uadray.evaluate.scoring import score_volumes
 from uadray.evaluate.thresholds import best_dice
+from uadray.methods import (
+    PCA,
+    Detector,
+    Intensity,
+    MeanImage,
+    MethodSettings,
+    StreamDetector,
+    ZScore,
+    build,
+)
 from uadray.store import Cohort, Split, storage_errors
 
 SOLVED = 0.6
@@ -44,9 +51,9 @@ MAX_HEALTHY = 200
 FILE = "calibration.json"
 """Where a cohort's folder keeps its calibration."""
 
-PLAIN: dict[str, Method] = {
-    "x": settings.Intensity(),
-    "1 - x": settings.Intensity(polarity="dark"),
+PLAIN: dict[str, MethodSettings] = {
+    "x": Intensity.Settings(),
+    "1 - x": Intensity.Settings(polarity="dark"),
 }
 """Raw intensity, which learns nothing."""
 
@@ -143,15 +150,15 @@ class Calibration:
         return "\n".join(lines)
 
 
-def learned_methods(num_healthy: int) -> dict[str, Method]:
+def learned_methods(num_healthy: int) -> dict[str, MethodSettings]:
     """The plain methods that learn from that many healthy subjects."""
     if num_healthy < 2:
         return {}
     num = min(16, num_healthy)
     return {
-        "mean image": settings.MeanImage(),
-        "z-score": settings.ZScore(),
-        f"PCA-{num}": settings.PCA(num_components=num),
+        "mean image": MeanImage.Settings(),
+        "z-score": ZScore.Settings(),
+        f"PCA-{num}": PCA.Settings(num_components=num),
     }
 
 
@@ -201,7 +208,7 @@ def calibrate(
     )
 
 
-def _fit(method: Method, shape: tuple[int, ...], healthy: Sequence[NDArray]) -> Detector:
+def _fit(method: MethodSettings, shape: tuple[int, ...], healthy: Sequence[NDArray]) -> Detector:
     z, y, x = shape
     detector = build(method, (z, y, x))
     if isinstance(detector, StreamDetector):

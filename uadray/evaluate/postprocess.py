@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from uadray.errors import ConfigError, EvaluationError
 from uadray.evaluate.median import median_filter
-from uadray.methods.base import check_finite
+from uadray.methods.settings import check_finite
 
 MAX_LEVEL = 65535
 """Largest level: the upper end of the score range. Level 0, the lower end, is 'no anomaly'."""

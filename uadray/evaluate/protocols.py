@@ -11,7 +11,7 @@ from uadray.config import to_json
 from uadray.errors import ConfigError, EvaluationError
 from uadray.evaluate.components import ComponentConfig
 from uadray.evaluate.postprocess import PostprocessConfig
-from uadray.methods.base import check_finite
+from uadray.methods.settings import check_finite
 
 Residual = Literal["absolute", "positive"]
 """|x - reconstruction|, or its positive part: what is brighter than its healthy version."""

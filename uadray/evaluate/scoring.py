@@ -9,8 +9,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from uadray.detectors import Detector
-from uadray.detectors.base import ReconstructionDetector
 from uadray.evaluate.components import ComponentConfig, open_components
 from uadray.evaluate.counts import count_subject
 from uadray.evaluate.inputs import check_truth
@@ -18,6 +16,8 @@ from uadray.evaluate.lesionwise import compare_lesions
 from uadray.evaluate.postprocess import erode_brain, postprocess
 from uadray.evaluate.protocols import EvaluateConfig, Residual
 from uadray.evaluate.scores import ScoreStore
+from uadray.methods import Detector
+from uadray.methods.base import ReconstructionDetector
 from uadray.store import CHUNK_VOLUMES
 from uadray.train.distributed import load_detector
 from uadray.train.run import Run

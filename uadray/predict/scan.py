@@ -17,12 +17,12 @@ import torch
 from numpy.typing import NDArray
 
 from uadray import files
-from uadray.detectors import Detector
 from uadray.errors import ConfigError, PredictError, ScanError
 from uadray.evaluate.components import neighbours, open_components
 from uadray.evaluate.postprocess import dequantise, findable, postprocess
 from uadray.evaluate.protocols import EvaluateConfig
 from uadray.evaluate.scoring import score_volumes, slices
+from uadray.methods import Detector
 from uadray.predict.inputs import check_modality, named_modalities
 from uadray.prepare.geometry import (
     BRAIN_THRESHOLD,

@@ -12,6 +12,7 @@ from uadray import config, files, npz
 from uadray.cli import INCOMPLETE, OK
 from uadray.errors import CheckpointError, RunError
 from uadray.evaluate.slicewise import Slices
+from uadray.methods import NAMED
 from uadray.report.settings import variants
 from uadray.train.run import (
     CONFIG,
@@ -29,10 +30,7 @@ from uadray.train.state import checkpoint_weights
 METRICS = ("dice_d", "dice_s_mean", "dice_s_std", "auprc", "auroc", "upper_bound_dice")
 """What every evaluation holds; a value may be null where it is not defined."""
 
-_PLAIN = {
-    kind.__name__
-    for kind in (config.Intensity, config.HistEq, config.MeanImage, config.ZScore, config.PCA)
-}
+_PLAIN = {NAMED[name].method.type_name() for name in config.BASELINES}
 _UNREADABLE = (ValueError, TypeError, KeyError, OSError)
 """What reading a torn, foreign or forbidden file raises."""
 

@@ -4,8 +4,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from uadray.config import to_json
-from uadray.detectors import num_parameters
 from uadray.evaluate.postprocess import describe_findable, findable
+from uadray.methods import num_parameters
 from uadray.report.columns import NO_INTERVAL
 from uadray.report.load import Evaluation, RunRecord
 from uadray.share.model import Model

@@ -12,7 +12,6 @@ from safetensors.torch import save
 
 from uadray import files
 from uadray.config import Experiment, from_json, to_json
-from uadray.detectors import Detector
 from uadray.errors import (
     ConfigError,
     NoThresholdError,
@@ -22,6 +21,7 @@ from uadray.errors import (
 from uadray.evaluate.frozen import SUFFIX
 from uadray.evaluate.postprocess import MAX_LEVEL
 from uadray.evaluate.protocols import EvaluateConfig
+from uadray.methods import Detector
 from uadray.prepare.steps import PrepareConfig, recorded_config
 from uadray.share.healthy import Healthy, measure_healthy
 from uadray.store import Cohort, open_cohort

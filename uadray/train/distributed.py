@@ -10,9 +10,9 @@ import torch
 
 from uadray import cluster, files
 from uadray.config import Experiment
-from uadray.detectors import Detector, GradientDetector, StreamDetector, num_parameters
 from uadray.errors import ConfigError, RunError, StoppedError
 from uadray.lock import hold
+from uadray.methods import Detector, GradientDetector, StreamDetector, num_parameters
 from uadray.store import Cohort, train_rows
 from uadray.stream import ValidationStream
 from uadray.train.checkpoint import CheckpointStore

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from uadray import counter
 from uadray.batch import Batch
 from uadray.config import Experiment, FitConfig
-from uadray.detectors.base import GradientDetector, Player
 from uadray.erasing import erase, sample_erasing
+from uadray.methods.base import GradientDetector, Player
 from uadray.train.world import World
 
 Metrics = dict[str, Any]

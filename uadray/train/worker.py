@@ -7,8 +7,8 @@ from typing import Any
 import torch
 
 from uadray.config import Experiment
-from uadray.detectors import Detector, GradientDetector, build
 from uadray.errors import ConfigError, RunError
+from uadray.methods import Detector, GradientDetector, build
 from uadray.order import step_sizes
 from uadray.store import Cohort, train_rows
 from uadray.stream import TrainingStream, ValidationStream, fits_in_memory

@@ -9,7 +9,7 @@ import torch
 
 from uadray.batch import Batch
 from uadray.config import Experiment, learns
-from uadray.detectors import GradientDetector
+from uadray.methods import GradientDetector
 from uadray.store import Cohort
 from uadray.train.loop import World, reduced_precision
 from uadray.train.steps import Steps, make_optimizers

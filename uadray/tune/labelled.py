@@ -12,7 +12,6 @@ import numpy as np
 import torch
 
 from uadray import files
-from uadray.detectors import Detector
 from uadray.evaluate.counts import SubjectCounts, ThresholdPart, count_subject
 from uadray.evaluate.inputs import check_truth
 from uadray.evaluate.metrics import auprc, dice_d
@@ -20,6 +19,7 @@ from uadray.evaluate.postprocess import erode_brain, postprocess
 from uadray.evaluate.protocols import EvaluateConfig
 from uadray.evaluate.scoring import score_volumes
 from uadray.evaluate.thresholds import fit_threshold
+from uadray.methods import Detector
 from uadray.store import Cohort
 from uadray.train.checkpoint import weights_digest
 from uadray.train.distributed import load_detector

@@ -27,8 +27,8 @@ import numpy as np
 
 from uadray import files
 from uadray.config import Experiment
-from uadray.detectors import GradientDetector
 from uadray.errors import CheckpointError, ConfigError
+from uadray.methods import GradientDetector
 from uadray.store import Cohort
 from uadray.train.checkpoint import CheckpointStore
 from uadray.train.run import Run

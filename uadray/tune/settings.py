@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from uadray.errors import ConfigError
-from uadray.methods.base import check_finite
+from uadray.methods.settings import check_finite
 from uadray.stream import READ_CPUS
 
 RECONSTRUCTION = "validation/reconstruction"

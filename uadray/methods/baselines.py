@@ -1,22 +1,38 @@
 """Plain methods that stand beside every other: they cost nothing and often win."""
 
+from dataclasses import dataclass
+from typing import Literal
+
 import numpy as np
-import torch
-from sklearn.decomposition import IncrementalPCA
-from torch import Tensor
 
-from uadray import config
-from uadray.detectors.base import Detector, ReconstructionDetector, StreamDetector
 from uadray.errors import ConfigError
-from uadray.methods.network import OUTPUT_RANGE
+from uadray.lazy import Tensor, torch
+from uadray.methods.base import Detector, ReconstructionDetector, Shape, StreamDetector
+from uadray.methods.blocks import OUTPUT_RANGE
+from uadray.methods.registry import method
+from uadray.methods.settings import MethodSettings, check_limits
+
+_EXACT = "256 bins in the text; the exact ranks here, as the study's code computes on integers."
 
 
-class IntensityDetector(Detector):
-    """The intensity itself, x or 1 - x."""
+@method("Intensity", source="plain", equation="s = x")
+@method("Intensity-dark", source="plain", equation="s = 1 - x", settings={"polarity": "dark"})
+class Intensity(Detector):
+    """The intensity itself as the anomaly score: a baseline that learns nothing."""
 
-    def __init__(self, settings: config.Intensity, shape: tuple[int, int, int]) -> None:
+    @dataclass(frozen=True, kw_only=True)
+    class Settings(MethodSettings):
+        polarity: Literal["bright", "dark"] = "bright"
+        """`bright` scores x, `dark` scores 1 - x."""
+
+        @property
+        def label(self) -> str:
+            """`Intensity` or `Intensity-dark`."""
+            return "Intensity-dark" if self.polarity == "dark" else "Intensity"
+
+    def __init__(self, config: Settings, shape: Shape) -> None:
         super().__init__()
-        self._dark = settings.polarity == "dark"
+        self._dark = config.polarity == "dark"
 
     def anomaly_map(self, x_BCZYX: Tensor, brain_BZYX: Tensor) -> Tensor:
         """x, or 1 - x."""
@@ -24,17 +40,40 @@ class IntensityDetector(Detector):
         return 1 - x if self._dark else x
 
 
-class HistEqDetector(Detector):
-    """Histogram-equalised intensity (Meissen 2021, section 3.3).
+@method(
+    "HistEq",
+    source="Meissen 2021, section 3",
+    equation="s = share of the brain's voxels that are not brighter than x",
+    deviations=_EXACT,
+)
+@method(
+    "HistEq-dark",
+    source="Meissen 2021, section 3, for dark lesions",
+    equation="s = 1 - share of the brain's voxels that are not brighter than x",
+    deviations=_EXACT,
+    settings={"polarity": "dark"},
+)
+class HistEq(Detector):
+    """Histogram-equalised intensity (Meissen 2021, section 3).
 
     The paper names 256 bins; its code equalises integer intensities with one bin a value, which is
     the empirical distribution function inside the brain. That is computed here: the share of the
     brain's voxels that are not brighter.
     """
 
-    def __init__(self, settings: config.HistEq, shape: tuple[int, int, int]) -> None:
+    @dataclass(frozen=True, kw_only=True)
+    class Settings(MethodSettings):
+        polarity: Literal["bright", "dark"] = "bright"
+        """`bright` scores the rank of x in its brain, `dark` one minus it."""
+
+        @property
+        def label(self) -> str:
+            """`HistEq` or `HistEq-dark`."""
+            return "HistEq-dark" if self.polarity == "dark" else "HistEq"
+
+    def __init__(self, config: Settings, shape: Shape) -> None:
         super().__init__()
-        self._dark = settings.polarity == "dark"
+        self._dark = config.polarity == "dark"
 
     def anomaly_map(self, x_BCZYX: Tensor, brain_BZYX: Tensor) -> Tensor:
         """Rank in (0, 1], or one minus it; 0 outside the brain."""
@@ -47,13 +86,18 @@ class HistEqDetector(Detector):
         return out
 
 
-class MeanImageDetector(ReconstructionDetector, StreamDetector):
+@method("MeanImage", source="plain", equation="s = abs(x - mean)")
+class MeanImage(ReconstructionDetector, StreamDetector):
     """Distance to the mean healthy image."""
+
+    @dataclass(frozen=True, kw_only=True)
+    class Settings(MethodSettings):
+        pass
 
     mean: Tensor
     total: Tensor
 
-    def __init__(self, settings: config.MeanImage, shape: tuple[int, int, int]) -> None:
+    def __init__(self, config: Settings, shape: Shape) -> None:
         super().__init__()
         self.register_buffer("mean", torch.zeros(shape))
         self._sum, self._count = np.zeros(shape), 0
@@ -72,16 +116,27 @@ class MeanImageDetector(ReconstructionDetector, StreamDetector):
         return self.mean * (x_BCZYX > 0)
 
 
-class ZScoreDetector(StreamDetector):
-    """Distance to the mean healthy image in standard deviations of the voxel."""
+@method("ZScore", source="plain", equation="s = min(10, abs(x - mean) / max(deviation, 0.02))")
+class ZScore(StreamDetector):
+    """Distance to the mean healthy image in standard deviations of each voxel."""
+
+    @dataclass(frozen=True, kw_only=True)
+    class Settings(MethodSettings):
+        max_score: float = 10.0
+        """Scores are clipped here, in standard deviations; the upper end of the kept range."""
+        min_deviation: float = 0.02
+        """Floor of the deviation, in intensity units, so that constant voxels do not explode."""
+
+        def __post_init__(self) -> None:
+            check_limits(self, max_score="> 0", min_deviation="> 0")
 
     mean: Tensor
     deviation: Tensor
 
-    def __init__(self, settings: config.ZScore, shape: tuple[int, int, int]) -> None:
+    def __init__(self, config: Settings, shape: Shape) -> None:
         super().__init__()
-        self.score_range = (0.0, settings.max_score)
-        self._floor = settings.min_deviation
+        self.score_range = (0.0, config.max_score)
+        self._floor = config.min_deviation
         self.register_buffer("mean", torch.zeros(shape))
         self.register_buffer("deviation", torch.ones(shape))
         self._sums, self._count = np.zeros((2, *shape)), 0
@@ -105,17 +160,37 @@ class ZScoreDetector(StreamDetector):
         return score.clamp_max(self.score_range[1])
 
 
-class PCADetector(ReconstructionDetector, StreamDetector):
-    """Residual of a linear reconstruction from the leading principal components of volumes."""
+@method(
+    "PCA-16",
+    source="plain",
+    equation="s = abs(x - mean - projection of x - mean on 16 principal components)",
+)
+class PCA(ReconstructionDetector, StreamDetector):
+    """Residual of a linear principal component reconstruction of whole volumes."""
+
+    @dataclass(frozen=True, kw_only=True)
+    class Settings(MethodSettings):
+        num_components: int = 16
+        """Components kept."""
+
+        def __post_init__(self) -> None:
+            check_limits(self, num_components=">= 1")
+
+        @property
+        def label(self) -> str:
+            """`PCA-16`."""
+            return f"PCA-{self.num_components}"
 
     mean: Tensor
     components: Tensor
 
-    def __init__(self, settings: config.PCA, shape: tuple[int, int, int]) -> None:
+    def __init__(self, config: Settings, shape: Shape) -> None:
         super().__init__()
-        num = settings.num_components
+        num = config.num_components
         self.register_buffer("mean", torch.zeros(int(np.prod(shape))))
         self.register_buffer("components", torch.zeros(num, int(np.prod(shape))))
+        from sklearn.decomposition import IncrementalPCA  # takes long to import
+
         self._pca = IncrementalPCA(n_components=num)
         self._pending: list[np.ndarray] = []
 

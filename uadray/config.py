@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from uadray.errors import ConfigError
-from uadray.methods import NAMED, PCA, Learned, MethodSettings, settings_type
+from uadray.methods import NAMED, PCA, Learned, MethodSettings, detector_type
 from uadray.methods.settings import check, check_finite
 
 __all__ = [
@@ -256,7 +256,7 @@ def from_json(kind: Any, value: Any) -> Any:
             a value of another kind: null, a number that is not finite, a text for a number.
     """
     if kind is MethodSettings and isinstance(value, dict):
-        one = settings_type(value.get("type"))
+        one = detector_type(value.get("type")).Settings
         return from_json(one, {key: inner for key, inner in value.items() if key != "type"})
     if isinstance(kind, types.UnionType):
         structured = dict if isinstance(value, dict) else tuple

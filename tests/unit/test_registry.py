@@ -117,6 +117,16 @@ class TestDecorator:
         with pytest.raises(ConfigError, match="class of its name already"):
             method("Other", source="", equation="")(other)
 
+    def test_of_several_names_the_settings_tell_which(self, my_ae: type) -> None:
+        class Two(VAE):
+            @dataclass(frozen=True, kw_only=True)
+            class Settings(Learned):
+                pass
+
+        method("Two", source="", equation="")(Two)
+        with pytest.raises(ConfigError, match="the label of 'Three' must be that, was 'Two'"):
+            method("Three", source="", equation="")(Two)
+
     def test_a_method_has_settings_of_its_own(self, my_ae: type) -> None:
         class Heir(VAE):
             pass

@@ -15,9 +15,9 @@ from uadray.methods.registry import (
     NAMED,
     PublishedMethod,
     build,
+    detector_type,
     is_fitted,
     method,
-    settings_type,
 )
 from uadray.methods.settings import Learned, MethodSettings
 
@@ -63,8 +63,8 @@ __all__ = [
     "VAERestoration",
     "ZScore",
     "build",
+    "detector_type",
     "is_fitted",
     "method",
     "num_parameters",
-    "settings_type",
 ]

@@ -70,11 +70,6 @@ class CeVAE(GradientDetector):
                 smoothing=">= 0",
             )
 
-        @property
-        def label(self) -> str:
-            """`ceVAE`."""
-            return "ceVAE"
-
     config: Settings
 
     def __init__(self, config: Settings, shape: Shape) -> None:

@@ -142,11 +142,6 @@ class FAnoGAN(GAN):
             super().__post_init__()
             check_limits(self, feature_weight=">= 0", gan_share="in (0, 1)", encoder_rate="> 0")
 
-        @property
-        def label(self) -> str:
-            """`f-AnoGAN`."""
-            return "f-AnoGAN"
-
     config: Settings
 
     def __init__(self, config: Settings, shape: Shape) -> None:

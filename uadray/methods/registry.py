@@ -66,16 +66,18 @@ def method(
         fit: As in `PublishedMethod`.
 
     Raises:
-        ConfigError: another method has that name, or another class the name of this one; or the
-            class has no `Settings` of its own.
+        ConfigError: another method has that name, or another class the name of this one; the class
+            has no `Settings` of its own, or these have another label.
     """
 
     def register(kind: Kind) -> Kind:
         own = f"{kind.__module__}.{kind.__qualname__}"
-        if name in NAMED or DETECTORS.setdefault(kind.__name__, kind) is not kind:
-            raise ConfigError(f"{own}: there is a method {name!r} or a class of its name already")
         if kind.Settings.type_name() != kind.__name__:
             raise ConfigError(f"{own} must have a class Settings of its own")
+        if name in NAMED or DETECTORS.get(kind.__name__, kind) is not kind:
+            raise ConfigError(f"{own}: there is a method {name!r} or a class of its name already")
+        if "name" not in vars(kind.Settings):
+            kind.Settings.name = name
         if (kind.Settings.__doc__ or "").startswith("Settings("):  # what a dataclass gives itself
             kind.Settings.__doc__ = kind.__doc__
         made = PublishedMethod(
@@ -85,28 +87,33 @@ def method(
             deviations=deviations,
             fit=fit or {},
         )
+        if made.method.label not in (name, ""):
+            raise ConfigError(
+                f"{own}: the label of {name!r} must be that, was {made.method.label!r}"
+            )
         # The decorators of a class run from the last to the first.
         later = {n: NAMED.pop(n) for n in list(NAMED) if type(NAMED[n].method) is kind.Settings}
         NAMED.update({name: made} | later)
+        DETECTORS[kind.__name__] = kind
         return kind
 
     return register
 
 
-def settings_type(name: object) -> type[MethodSettings]:
-    """The class of settings with that `type` in JSON.
+def detector_type(name: object) -> type[Detector]:
+    """The class of methods of that name, which is the `type` of its settings in JSON.
 
     Raises:
         ConfigError: there is none.
     """
     if not isinstance(name, str) or name not in DETECTORS:
         raise ConfigError(f"type must be one of {sorted(DETECTORS)}, was {name!r}")
-    return DETECTORS[name].Settings
+    return DETECTORS[name]
 
 
 def is_fitted(settings: MethodSettings) -> bool:
     """Whether the method learns from healthy volumes; others score the same on any cohort."""
-    return issubclass(DETECTORS[settings.type_name()], (GradientDetector, StreamDetector))
+    return issubclass(detector_type(settings.type_name()), (GradientDetector, StreamDetector))
 
 
 def build(settings: MethodSettings, shape: Shape) -> Detector:
@@ -115,5 +122,5 @@ def build(settings: MethodSettings, shape: Shape) -> Detector:
     Raises:
         ConfigError: the shape does not suit the method.
     """
-    kind: Callable[[MethodSettings, Shape], Detector] = DETECTORS[settings.type_name()]
+    kind: Callable[[MethodSettings, Shape], Detector] = detector_type(settings.type_name())
     return kind(settings, shape)

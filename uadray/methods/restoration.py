@@ -262,11 +262,6 @@ class VAERestoration(Restoration):
             super().__post_init__()
             check_limits(self, latent_size=">= 1")
 
-        @property
-        def label(self) -> str:
-            """`VAE-restoration`."""
-            return "VAE-restoration"
-
     settings: Settings
 
     def __init__(self, config: Settings, shape: Shape) -> None:
@@ -329,11 +324,6 @@ class GMVAERestoration(Restoration):
             super().__post_init__()
             sizes = ("num_clusters", "latent_size", "prior_size", "prior_width")
             check_limits(self, cluster_floor=">= 0", **dict.fromkeys(sizes, ">= 1"))
-
-        @property
-        def label(self) -> str:
-            """`GMVAE-restoration`."""
-            return "GMVAE-restoration"
 
     settings: Settings
 

@@ -82,13 +82,17 @@ def check_widths(widths: tuple[int, ...], at_least: int = 1) -> None:
 class MethodSettings:
     """Settings of a method: the class `Settings` in the method's own."""
 
+    name: ClassVar[str] = ""
+    """The method's, which its decorator sets; of several the last."""
+
     @property
     def label(self) -> str:
         """Its name in tables, such as `sVAE-GAN`, without dimension and erasing.
 
-        Empty for a method that is named by dimension and erasing alone, as that of Bengs 2021.
+        Where a class has several names its settings decide which. Empty for a method that is named
+        by dimension and erasing alone, as that of Bengs 2021.
         """
-        return self.type_name()
+        return self.name or self.type_name()
 
     @classmethod
     def type_name(cls) -> str:

@@ -113,7 +113,7 @@ class TestDecorator:
     def test_a_name_is_given_once(self, my_ae: type) -> None:
         with pytest.raises(ConfigError, match=r"method 'dAE'.*already"):
             method("dAE", source="", equation="")(VAE)
-        other = type("MyAE", (VAE,), {})
+        other = type("MyAE", (VAE,), {"Settings": my_ae.Settings})
         with pytest.raises(ConfigError, match="class of its name already"):
             method("Other", source="", equation="")(other)
 

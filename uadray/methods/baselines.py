@@ -1,7 +1,8 @@
 """Plain methods that stand beside every other: they cost nothing and often win."""
 
 from dataclasses import dataclass
-from typing import Literal
+from functools import cached_property
+from typing import Any, Literal
 
 import numpy as np
 
@@ -95,7 +96,6 @@ class MeanImage(ReconstructionDetector, StreamDetector):
         pass
 
     mean: Tensor
-    total: Tensor
 
     def __init__(self, config: Settings, shape: Shape) -> None:
         super().__init__()
@@ -189,16 +189,20 @@ class PCA(ReconstructionDetector, StreamDetector):
         num = config.num_components
         self.register_buffer("mean", torch.zeros(int(np.prod(shape))))
         self.register_buffer("components", torch.zeros(num, int(np.prod(shape))))
-        from sklearn.decomposition import IncrementalPCA  # takes long to import
+        self._num, self._pending = num, list[np.ndarray]()
 
-        self._pca = IncrementalPCA(n_components=num)
-        self._pending: list[np.ndarray] = []
+    @cached_property
+    def _pca(self) -> Any:
+        # Only a fit needs it, and it takes as long to import as torch.
+        from sklearn.decomposition import IncrementalPCA
+
+        return IncrementalPCA(n_components=self._num)
 
     def update(self, x_BZYX: Tensor) -> None:
         """Collect volumes: scikit-learn needs a first batch of at least as many as components."""
         self._pending.append(x_BZYX.flatten(1).cpu().numpy().astype(np.float32))
         # Larger batches lose less of what truncation between batches drops.
-        if sum(len(p) for p in self._pending) >= 4 * self._pca.n_components:
+        if sum(len(p) for p in self._pending) >= 4 * self._num:
             self._flush()
 
     def _flush(self) -> None:
@@ -212,9 +216,9 @@ class PCA(ReconstructionDetector, StreamDetector):
             ConfigError: there are fewer volumes than components.
         """
         seen = getattr(self._pca, "n_samples_seen_", 0) + sum(len(p) for p in self._pending)
-        if seen < self._pca.n_components:
+        if seen < self._num:
             raise ConfigError(
-                f"PCA-{self._pca.n_components} needs at least as many training volumes, got "
+                f"PCA-{self._num} needs at least as many training volumes, got "
                 f"{seen}: use a smaller n"
             )
         if self._pending:

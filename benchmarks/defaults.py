@@ -23,16 +23,17 @@ from rich.table import Table
 from benchmarks.harness import Row, write
 from uadray import files
 from uadray.config import Experiment, FitConfig, experiment
-from uadray.evaluate.distributed import EvaluateConfig, evaluate
+from uadray.evaluation.job import EvaluateConfig, evaluate
 from uadray.methods import VAE
 from uadray.prepare.ingest import prepare_cohort
 from uadray.prepare.layouts import phantom
 from uadray.prepare.splits import SplitConfig
 from uadray.prepare.steps import PrepareConfig
 from uadray.progress import Progress
+from uadray.runs.detector import load_detector
+from uadray.runs.folder import Run
 from uadray.store import Cohort
-from uadray.train.distributed import fit, load_detector
-from uadray.train.run import Run
+from uadray.train.distributed import fit
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "the defaults": {},

@@ -23,8 +23,8 @@ from torch import Tensor
 
 from benchmarks.harness import Row, publish
 from uadray.config import ErasingConfig
-from uadray.erasing import Erasing, erase, erased_boxes, erased_mask, sample_erasing
-from uadray.prepare.phantom import make_subject
+from uadray.data.erasing import Erasing, erase, erased_boxes, erased_mask, sample_erasing
+from uadray.phantom import make_subject
 
 BATCH = 32
 STRATEGIES = ("cube", "multi-cube", "half-volume")

@@ -23,16 +23,17 @@ from typing import Any
 
 import numpy as np
 import scipy.ndimage as ndi
+from numpy.typing import NDArray
 
 from benchmarks import evaluate_on_ray, metric_peers
 from benchmarks.harness import Row, in_turns, publish
 from benchmarks.metric_peers import CURVES, THRESHOLD, curves_of
 from benchmarks.scored import Measured, alone, count_many, load, pooled, save, volume
-from uadray.evaluate.components import filtered_counts
-from uadray.evaluate.counts import CohortCounts, TestPart
-from uadray.evaluate.median import median_filter
-from uadray.evaluate.postprocess import MAX_LEVEL, erode_brain
-from uadray.evaluate.statistics import bootstrap, resampling_weights
+from uadray.metrics.components import open_components
+from uadray.metrics.counts import CohortCounts, TestPart
+from uadray.metrics.median import median_filter
+from uadray.metrics.postprocess import MAX_LEVEL, erode_brain
+from uadray.metrics.statistics import bootstrap, resampling_weights
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -187,12 +188,21 @@ def medians(sizes: Sizes) -> list[Row]:
     ]  # fmt: skip
 
 
+def filtered(
+    levels: NDArray, lesion: NDArray, brain: NDArray, thresholds: NDArray
+) -> tuple[NDArray, NDArray]:
+    """True and false positives at each threshold, from one opening."""
+    opened = open_components(np.where(brain, levels, np.uint16(0)), 20)
+    true, false = (np.sort(opened[part]) for part in (lesion, brain & ~lesion))
+    return tuple(len(kept) - np.searchsorted(kept, thresholds) for kept in (true, false))
+
+
 def components(sizes: Sizes) -> list[Row]:
     """Components of at most 20 voxels dropped, 26-connected, at 100 thresholds."""
     made = [volume(number, sizes.edge) for number in range(sizes.component_volumes)]
     inputs = [(v.levels(), v.lesion, v.brain) for v in made]
     thresholds = np.linspace(300, 16000, 100).astype(int)
-    sides: dict[str, Callable[..., Any]] = {"ours": partial(filtered_counts, max_size=20)}
+    sides: dict[str, Callable[..., Any]] = {"ours": filtered}
     sides["scipy"] = partial(metric_peers.filtered_by, metric_peers.scipy_sizes)
     if find_spec("cc3d"):
         sides["cc3d"] = partial(metric_peers.filtered_by, metric_peers.cc3d_sizes)
@@ -229,7 +239,7 @@ def intervals(folder: Path, sizes: Sizes) -> list[Row]:
                 detail=f"{num} subjects" + (", drawn from the first" if num > sizes.few else "")),
         )  # fmt: skip
     num, tried = min(sizes.few, sizes.bootstrap_subset), 2
-    part = few.select(few.subjects[:num])
+    part = count_many(range(num), TestPart, sizes.edge)
     start = time.perf_counter()
     found = bootstrap(part, THRESHOLD, sizes.resamples)
     ours = time.perf_counter() - start

@@ -16,10 +16,10 @@ from benchmarks.harness import PeakMemory, Row
 from benchmarks.scored import volume
 from uadray import cluster
 from uadray.config import experiment
-from uadray.evaluate.distributed import evaluate
+from uadray.evaluation.job import evaluate
+from uadray.runs.folder import Run
 from uadray.store import CohortWriter, Split, Subject, open_cohort
 from uadray.train.distributed import fit
-from uadray.train.run import Run
 
 
 def rows(folder: Path, num: int, size: int) -> list[Row]:

@@ -219,8 +219,8 @@ def _fitted(urls: Mapping[str, str]) -> dict[str, Any]:
     """The runs among them that are finished, read back with the checks of a user's next step."""
     from uadray import files
     from uadray.errors import UadrayError
-    from uadray.train.distributed import load_detector
-    from uadray.train.run import Run
+    from uadray.runs.detector import load_detector
+    from uadray.runs.folder import Run
 
     found = {}
     for name, url in urls.items():

@@ -19,17 +19,18 @@ from scipy import ndimage
 
 from uadray import files, npz
 from uadray.config import BASELINES, Experiment, experiment, with_fit
-from uadray.evaluate.counts import TestPart as Tested
-from uadray.evaluate.counts import ThresholdPart, count_subject
-from uadray.evaluate.lesionwise import compare_lesions, component_sizes
-from uadray.evaluate.postprocess import MAX_LEVEL
-from uadray.evaluate.protocols import EvaluateConfig
-from uadray.evaluate.record import Measured, make_record
-from uadray.evaluate.slicewise import Slices
-from uadray.evaluate.thresholds import best_dice
+from uadray.evaluation.protocols import EvaluateConfig
+from uadray.evaluation.record import Measured, make_record
 from uadray.methods import VAE
+from uadray.metrics.counts import TestPart as Tested
+from uadray.metrics.counts import ThresholdPart, count_subject
+from uadray.metrics.lesionwise import compare_lesions, component_sizes
+from uadray.metrics.postprocess import MAX_LEVEL
+from uadray.metrics.slicewise import Slices
+from uadray.metrics.thresholds import best_dice
+from uadray.runs.evaluations import pack_slices
+from uadray.runs.folder import Run
 from uadray.store import Cohort, CohortWriter, Subject
-from uadray.train.run import Run
 
 GRID = 32
 """Edge of the volumes that are counted; montage slices are enlarged to the usual 64."""
@@ -200,7 +201,7 @@ def _evaluate(
     }
     stem = f"{run.url}/evaluation/{made.cohort.name}"
     files.write_bytes(f"{stem}-resamples.npz", resamples)
-    files.write_bytes(f"{stem}-slices.npz", Slices.of(test).pack())
+    files.write_bytes(f"{stem}-slices.npz", pack_slices(Slices.of(test)))
     files.write_bytes(f"{stem}-cases.npz", _cases(run, made, levels, threshold.level, random))
     files.write_json(f"{stem}.json", record)
 

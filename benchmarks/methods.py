@@ -30,7 +30,7 @@ from benchmarks.harness import Row, write
 from benchmarks.methods_page import write_page
 from uadray import files
 from uadray.config import BASELINES, OTHERS, Experiment, experiment, with_fit
-from uadray.evaluate.distributed import EvaluateConfig, evaluate_all
+from uadray.evaluation.job import EvaluateConfig, evaluate_all
 from uadray.methods import Learned
 from uadray.prepare.ingest import prepare_cohort
 from uadray.prepare.layouts import phantom
@@ -38,11 +38,11 @@ from uadray.prepare.splits import SplitConfig
 from uadray.prepare.steps import PrepareConfig
 from uadray.progress import Progress
 from uadray.report.compare import Series, compare, series_of
-from uadray.report.load import load_runs
 from uadray.report.rows import group_by_cohort
+from uadray.runs.folder import Run
+from uadray.runs.records import load_runs
 from uadray.store import Cohort, open_cohort
 from uadray.train.distributed import fit, format_metrics
-from uadray.train.run import Run
 
 LESIONED = ("tumour", "stroke")
 

@@ -15,10 +15,9 @@ from numpy.typing import NDArray
 from sklearn.metrics import average_precision_score, precision_recall_curve, roc_auc_score
 
 from benchmarks.scored import count_many, counted, load, pooled
-from uadray.evaluate import metrics
-from uadray.evaluate.counts import TestPart
-from uadray.evaluate.postprocess import MAX_LEVEL
-from uadray.evaluate.thresholds import Threshold
+from uadray.metrics import measures
+from uadray.metrics.counts import TestPart, Threshold
+from uadray.metrics.postprocess import MAX_LEVEL
 
 CURVES = ("auprc", "auroc", "upper_bound_dice")
 THRESHOLD = Threshold(level=8000, value=8000 / MAX_LEVEL, rule="fixed", fitted_on="nothing")
@@ -30,7 +29,7 @@ def our_curves(folder: Path, num: int) -> tuple[Callable[[], Any], ...]:
 
     def work() -> list[float]:
         merged = counted(*arrays).merged()
-        return [float(getattr(metrics, name)(merged)) for name in CURVES]
+        return [float(getattr(measures, name)(merged)) for name in CURVES]
 
     return work, work
 
@@ -85,7 +84,7 @@ def our_brain_curves(folder: Path, num: int) -> tuple[Callable[[], Any], ...]:
 
     def work() -> list[float]:
         merged = counted(*arrays).merged("brain")
-        return [float(metrics.auprc(merged)), float(metrics.auroc(merged))]
+        return [float(measures.auprc(merged)), float(measures.auroc(merged))]
 
     return work, work
 
@@ -95,7 +94,7 @@ def our_stream(num: int, size: int) -> tuple[Callable[[], Any], ...]:
 
     def work(count: int) -> dict[str, float | int | str | None]:
         part = count_many(range(count), TestPart, size)
-        return metrics.compute_metrics(part, THRESHOLD).to_dict()
+        return measures.compute_metrics(part, THRESHOLD).to_dict()
 
     return partial(work, 2), partial(work, num)
 

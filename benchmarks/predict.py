@@ -24,18 +24,18 @@ from benchmarks.harness import PeakMemory, Row, in_turns, publish
 from benchmarks.prepare import find_scans
 from uadray import cluster, files
 from uadray.config import experiment
-from uadray.predict import outputs
-from uadray.predict.inputs import find_items
-from uadray.predict.job import PredictJob
-from uadray.predict.scan import PredictConfig, predict_scan
+from uadray.prediction import outputs
+from uadray.prediction.inputs import find_items
+from uadray.prediction.job import PredictJob
+from uadray.prediction.model_folder import open_model
+from uadray.prediction.scan import PredictConfig, predict_scan
 from uadray.prepare.ingest import prepare_cohort
 from uadray.prepare.layouts import Scan
 from uadray.prepare.splits import SplitConfig
 from uadray.prepare.steps import PrepareConfig, prepare_scan
-from uadray.share import open_model
-from uadray.train.checkpoint import CheckpointStore
-from uadray.train.run import Run
-from uadray.train.worker import fresh, identity
+from uadray.runs.checkpoint import CheckpointStore
+from uadray.runs.detector import fresh
+from uadray.runs.folder import Run
 
 THRESHOLD = 0.2
 """Of residuals; the model is not fitted, so that none is frozen."""
@@ -50,7 +50,7 @@ def make_run(folder: Path, scans: list[Scan]) -> Run:
     )
     chosen = experiment("3D-None")
     run = Run.create(str(folder / "run"), chosen, cohort)
-    CheckpointStore(run.url, identity(run)).save(1, fresh(chosen, cohort.shape), None, 1.0)
+    CheckpointStore(run.url, run.identity).save(1, fresh(chosen, cohort.shape), None, 1.0)
     run.finish({"status": "finished", "epochs": 1, "best_epoch": 1})
     return run
 

@@ -21,11 +21,11 @@ from rich.table import Table
 from benchmarks import harness
 from benchmarks.results_page import write_page
 from uadray.config import BENGS_TABLE_1
-from uadray.evaluate.statistics import holm
+from uadray.metrics.statistics import holm
 from uadray.report.compare import Comparison, Series, compare, series_of
-from uadray.report.load import RunRecord, load_runs
 from uadray.report.rows import CohortRows, group_by_cohort
-from uadray.report.settings import flat
+from uadray.runs.records import RunRecord, load_runs
+from uadray.runs.settings import flat
 
 FIGURES = ("dice_d", "dice_s_mean", "auprc")
 """Figures that are kept of each experiment."""

@@ -24,14 +24,14 @@ from benchmarks.s3_server import ENVIRONMENT, FaultyS3
 from benchmarks.step import phantoms
 from uadray import files
 from uadray.config import experiment
-from uadray.evaluate.counts import CohortCounts, count_subject
-from uadray.evaluate.protocols import EvaluateConfig
-from uadray.evaluate.scores import ScoreStore
+from uadray.data.stream import read_rows
+from uadray.evaluation.protocols import EvaluateConfig
 from uadray.methods import GradientDetector, num_parameters
+from uadray.metrics.counts import CohortCounts, count_subject
+from uadray.runs.detector import fresh
+from uadray.runs.folder import Run
+from uadray.runs.scores import ScoreStore
 from uadray.store import CHUNK_VOLUMES, Cohort, CohortWriter, Subject, kept_name, open_cohort
-from uadray.stream import read_rows
-from uadray.train.run import Run
-from uadray.train.worker import fresh
 
 NAME = "3D-Cube-n"
 """The network that is counted."""

@@ -20,12 +20,12 @@ import numpy as np
 
 from benchmarks.harness import Row
 from uadray import files
-from uadray.order import epoch_groups
+from uadray.data.sampling import epoch_groups, train_rows
 from uadray.prepare.layouts import Scan
 from uadray.prepare.plan import make_plan, planned_scans
 from uadray.prepare.splits import SplitConfig, split_scans
 from uadray.prepare.steps import PrepareConfig
-from uadray.store import CohortWriter, open_cohort, train_rows
+from uadray.store import CohortWriter, open_cohort
 from uadray.store.layout import part_url
 
 NUM_SCANNERS = 22

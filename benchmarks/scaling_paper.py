@@ -16,7 +16,7 @@ import numpy as np
 from benchmarks.harness import RESULTS
 from benchmarks.scaling_costs import FINE, NAME
 from uadray.config import FitConfig
-from uadray.order import MIX_SHARDS
+from uadray.data.sampling import MIX_SHARDS
 from uadray.prepare.geometry import Extent
 from uadray.store import CHUNK_VOLUMES, MAX_SHARD_VOLUMES
 

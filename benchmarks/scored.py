@@ -14,8 +14,8 @@ import psutil
 import scipy.ndimage as ndi
 from numpy.typing import NDArray
 
-from uadray.evaluate.counts import CohortCounts, SubjectCounts, count_subject
-from uadray.evaluate.postprocess import PostprocessConfig, erode_brain, postprocess
+from uadray.metrics.counts import CohortCounts, SubjectCounts, count_subject
+from uadray.metrics.postprocess import PostprocessConfig, erode_brain, postprocess
 
 CONFIG = PostprocessConfig()
 SCORE_RANGE = (0.0, 1.0)

@@ -20,13 +20,13 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from benchmarks.harness import Row, in_turns, now
-from uadray.batch import Batch
 from uadray.config import Experiment, experiment, with_fit
-from uadray.erasing import erase, sample_erasing
+from uadray.data.batch import Batch
+from uadray.data.erasing import erase, sample_erasing
 from uadray.methods import VAE
 from uadray.methods.blocks import EntryConv, ExitConv
-from uadray.prepare.phantom import make_subject
-from uadray.train.checkpoint import CheckpointStore
+from uadray.phantom import make_subject
+from uadray.runs.checkpoint import CheckpointStore
 from uadray.train.loop import Metrics, fit_gradient, reduced_precision
 
 BATCH = 32

@@ -30,8 +30,8 @@ from benchmarks.harness import Row, publish
 from benchmarks.made_sweep import made_cohort, write_sweep
 from uadray import cluster
 from uadray.config import FitConfig
+from uadray.runs.folder import Run
 from uadray.store import Cohort
-from uadray.train.run import Run
 from uadray.tune.space import Space
 from uadray.tune.sweep import Outcome, SweepConfig, sweep
 

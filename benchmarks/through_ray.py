@@ -23,17 +23,17 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from benchmarks.harness import Row
 from benchmarks.step import DEVICE, make, phantoms
 from uadray import cluster
-from uadray.batch import Batch
 from uadray.config import Experiment, experiment, with_fit
+from uadray.data.batch import Batch
+from uadray.data.sampling import epoch_groups
+from uadray.data.stream import TrainingStream, read_rows
 from uadray.memory import keep_freed_memory
-from uadray.order import epoch_groups
+from uadray.runs.checkpoint import CheckpointStore
+from uadray.runs.folder import Run
 from uadray.store import Cohort, CohortWriter, Split, Subject, open_cohort
-from uadray.stream import TrainingStream, read_rows
-from uadray.train.checkpoint import CheckpointStore
 from uadray.train.distributed import fit
 from uadray.train.group import ScaleConfig, fit_group
 from uadray.train.loop import fit_gradient
-from uadray.train.run import Run
 
 VALIDATION = 4
 """Validation volumes of a benchmark's cohort."""

@@ -15,17 +15,18 @@ from rich.console import Console
 
 from uadray import cli, files
 from uadray.config import BASELINES, Experiment, experiment, learns, with_fit
-from uadray.evaluate.distributed import evaluate
+from uadray.evaluation.job import evaluate
 from uadray.methods import Learned
 from uadray.prepare.ingest import prepare_cohort
 from uadray.prepare.layouts import phantom
 from uadray.prepare.splits import SplitConfig
 from uadray.prepare.steps import PrepareConfig
 from uadray.progress import Progress
-from uadray.report import load_runs, terminal_summary, write_report
+from uadray.report import terminal_summary, write_report
+from uadray.runs.folder import Run
+from uadray.runs.records import load_runs
 from uadray.store import Cohort
 from uadray.train.distributed import fit, format_metrics
-from uadray.train.run import Run
 
 LESIONED = ("tumour", "stroke")
 

@@ -26,12 +26,12 @@ from rich.console import Console
 
 from uadray import cli
 from uadray.errors import ConfigError
-from uadray.evaluate.distributed import evaluate_all, num_volumes
-from uadray.evaluate.protocols import PROTOCOLS, EvaluateConfig
+from uadray.evaluation.job import evaluate_all, num_volumes
+from uadray.evaluation.protocols import PROTOCOLS, EvaluateConfig
 from uadray.progress import Progress
-from uadray.report import load_runs, terminal_table
-from uadray.report.load import Broken, find_runs, say_left_out
+from uadray.report import terminal_table
 from uadray.report.rows import findable_on, notes_on
+from uadray.runs.records import Broken, find_runs, load_runs
 from uadray.store import open_cohort
 
 
@@ -101,7 +101,7 @@ def main() -> int:
         for note in notes_on(records, cohort.name):
             print(f"note: {note}")
     print(f"next: python jobs/report.py {shlex.join(job.runs)} --out report.html")
-    return say_left_out(left_out)
+    return cli.say_left_out(left_out)
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from typing import Literal
 import tyro
 
 from uadray import cli, files
-from uadray.share import export_model
+from uadray.prediction.model_folder import export_model
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -24,10 +24,10 @@ from typing import Annotated, Any
 import tyro
 
 from uadray import cli
-from uadray.evaluate.postprocess import describe_findable
-from uadray.predict.folder import Predicted
-from uadray.predict.job import PredictJob
-from uadray.predict.scan import PredictConfig
+from uadray.metrics.postprocess import describe_findable
+from uadray.prediction.folder import Predicted
+from uadray.prediction.job import PredictJob
+from uadray.prediction.scan import PredictConfig
 from uadray.prepare.layouts.listing import left_out_lines
 
 SHOWN = 12

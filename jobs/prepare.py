@@ -33,8 +33,8 @@ import tyro
 
 from uadray import cli, files
 from uadray.errors import ConfigError
-from uadray.evaluate.calibration import write_calibration
-from uadray.evaluate.protocols import PROTOCOLS
+from uadray.evaluation.calibration import write_calibration
+from uadray.evaluation.protocols import PROTOCOLS
 from uadray.prepare import layouts
 from uadray.prepare.ingest import MAX_FAILURES, Redo, check_numbers, prepare_cohort, summary
 from uadray.prepare.layouts import LeftOut, Scan
@@ -42,7 +42,7 @@ from uadray.prepare.layouts.listing import left_out_lines
 from uadray.prepare.lesions import assign_masks, find_masks
 from uadray.prepare.splits import Selection, SplitConfig, select_scans
 from uadray.prepare.steps import PrepareConfig
-from uadray.report.qc import quality_url, write_quality_page
+from uadray.quality.page import quality_url, write_quality_page
 from uadray.store import Cohort, advice, open_cohort, storage_errors, verify
 
 
@@ -105,7 +105,7 @@ class Files(Job):
         if self.lesions:
             masks = find_masks(self.lesions, self.lesion_files)
             print("\n".join(left_out_lines(len(masks), masks.left_out, masks.root, "masks")))
-            scans = assign_masks(scans, masks, self.seed, self.config.lesion.contrast)
+            scans = assign_masks(scans, masks, self.seed, self.config.lesion)
             left_out += masks.left_out
         return scans, self.config, left_out
 

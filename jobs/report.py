@@ -15,8 +15,8 @@ import tyro
 from uadray import cli
 from uadray.errors import ConfigError
 from uadray.report import write_report
-from uadray.report.load import Broken, say_left_out
-from uadray.report.viewer_runs import write_viewers
+from uadray.runs.records import Broken
+from uadray.viewer.runs import write_viewers
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,7 +67,7 @@ def main() -> int:
         print(f"{len(viewers)} cases to look at in {out.removesuffix('.html')}-cases/index.html")
     where = f"in {job.export}" if job.export else "beside it"
     print(f"next: open it in a browser; it needs no network, and the tables lie {where}")
-    return say_left_out(left_out)
+    return cli.say_left_out(left_out)
 
 
 if __name__ == "__main__":

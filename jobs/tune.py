@@ -28,14 +28,14 @@ from rich.console import Console
 
 from uadray import cli
 from uadray.errors import ConfigError
-from uadray.evaluate.distributed import evaluate_all, num_volumes
-from uadray.evaluate.inputs import refuse
+from uadray.evaluation.inputs import refuse
+from uadray.evaluation.job import evaluate_all, num_volumes
 from uadray.progress import Progress
 from uadray.report import write_report
-from uadray.report.load import Broken, say_left_out
+from uadray.runs.folder import Run
+from uadray.runs.learned import compare_cohorts
+from uadray.runs.records import Broken
 from uadray.store import open_cohort
-from uadray.train.learned import compare_cohorts
-from uadray.train.run import Run
 from uadray.train.track import TrackConfig
 from uadray.tune.plan import outcome_table, plan_table
 from uadray.tune.space import PRESETS, Space
@@ -106,7 +106,7 @@ def main() -> int:
         urls = [run.url for run in runs]
         print(f"report: {write_report(urls, out, title=title, left_out=left_out)}")
     print(f"run folders: {job.out.rstrip('/')}/runs")
-    return max(say_left_out(left_out), _exit(outcomes))
+    return max(cli.say_left_out(left_out), _exit(outcomes))
 
 
 def _exit(outcomes: list[Outcome]) -> int:

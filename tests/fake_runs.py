@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from uadray import config, files
-from uadray.evaluate.slicewise import Slices
 from uadray.methods import VAE
+from uadray.metrics.slicewise import Slices
+from uadray.runs.evaluations import pack_slices
 
 LEVELS = {
     "3D-None": 0.476,
@@ -112,7 +113,7 @@ def write_run(
             files.write_bytes(target, _resamples(values, random, place))
         if slices:
             target = str(folder / "evaluation" / f"{cohort_name}-slices.npz")
-            files.write_bytes(target, _slices(values, random).pack())
+            files.write_bytes(target, pack_slices(_slices(values, random)))
         files.write_json(str(folder / "evaluation" / f"{cohort_name}.json"), values)
         arrays = _cases(num_cases, size, values, learns, random, place)
         buffer = io.BytesIO()

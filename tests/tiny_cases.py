@@ -7,7 +7,7 @@ import nibabel as nib
 import numpy as np
 from scipy import ndimage
 
-from uadray.report.viewer import CasePage, write_case
+from uadray.viewer.page import CasePage, write_case
 
 MARKUP = "<script>alert(1)</script>"
 """A name that is markup."""

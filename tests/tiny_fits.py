@@ -8,10 +8,10 @@ import torch
 from tiny_cohorts import SHAPE
 from torch import Tensor
 
-from uadray.batch import Batch
 from uadray.config import Experiment
+from uadray.data.batch import Batch
 from uadray.methods import GradientDetector, build
-from uadray.train.checkpoint import CheckpointStore
+from uadray.runs.checkpoint import CheckpointStore
 from uadray.train.loop import Metrics, fit_gradient
 
 

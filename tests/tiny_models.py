@@ -10,7 +10,7 @@ import torch
 
 from uadray import files
 from uadray.config import Experiment, experiment, to_json
-from uadray.evaluate.protocols import EvaluateConfig
+from uadray.evaluation.protocols import EvaluateConfig
 from uadray.methods import StreamDetector
 from uadray.prepare.geometry import Extent
 from uadray.prepare.identity import digest_of, look_at
@@ -18,10 +18,10 @@ from uadray.prepare.layouts import Scan
 from uadray.prepare.plan import make_plan, planned_scans, subject_of
 from uadray.prepare.splits import SplitConfig
 from uadray.prepare.steps import PrepareConfig, prepare_scan
+from uadray.runs.checkpoint import CheckpointStore, weights_digest
+from uadray.runs.detector import fresh
+from uadray.runs.folder import Run
 from uadray.store import Cohort, CohortWriter, Split
-from uadray.train.checkpoint import CheckpointStore, weights_digest
-from uadray.train.run import Run
-from uadray.train.worker import fresh, identity
 
 SMALL = PrepareConfig(
     shape=(16, 16, 16),
@@ -145,7 +145,7 @@ def finished_run(url: Path, cohort: Cohort, method: str | Experiment = "MeanImag
         images = [cohort.read("image", r, r + 1) for r in cohort.rows("train").tolist()]
         detector.update(torch.from_numpy(np.concatenate(images).astype(np.float32)))
         detector.finish()
-    CheckpointStore(run.url, identity(run)).save(1, detector, None, 0.1)
+    CheckpointStore(run.url, run.identity).save(1, detector, None, 0.1)
     run.finish(
         {"status": "finished", "epochs": 0, "best_epoch": None, "fit_seconds": 1.0, "warnings": []}
         | {"validation/reconstruction": 0.1}

@@ -38,8 +38,6 @@ if TYPE_CHECKING:
 
 
 def __getattr__(name: str) -> Any:
-    if name in ("evaluate", "predict"):
-        return import_module(f"uadray.{name}")
     if name in _VERBS:
         return getattr(import_module("uadray.api"), name)
     raise AttributeError(f"module 'uadray' has no attribute {name!r}")

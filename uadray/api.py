@@ -22,14 +22,15 @@ from uadray import config as _config
 from uadray import files
 from uadray.config import Experiment, with_fit
 from uadray.errors import PredictError
-from uadray.predict import outputs
-from uadray.predict.folder import Predicted
-from uadray.predict.inputs import find_items
-from uadray.predict.scan import PredictConfig, Prediction, predict_scan
-from uadray.share import Model, export_model, model_of_run
-from uadray.share import open_model as _open_model
+from uadray.prediction import outputs
+from uadray.prediction.folder import Predicted
+from uadray.prediction.inputs import find_items
+from uadray.prediction.model import Model, model_of_run
+from uadray.prediction.model_folder import export_model
+from uadray.prediction.model_folder import open_model as _open_model
+from uadray.prediction.scan import PredictConfig, Prediction, predict_scan
+from uadray.runs.folder import Run
 from uadray.store import Cohort, open_cohort
-from uadray.train.run import Run
 
 __all__ = [
     "evaluate",
@@ -109,13 +110,13 @@ def evaluate(
         `threshold`, `subjects` and more.
 
     Raises:
-        UadrayError: see `evaluate.distributed.evaluate`.
+        UadrayError: see `evaluation.job.evaluate`.
     """
-    from uadray.evaluate import distributed
-    from uadray.evaluate.protocols import EvaluateConfig
+    from uadray.evaluation import job
+    from uadray.evaluation.protocols import EvaluateConfig
 
     several = [runs] if isinstance(runs, (Run, str, Path)) else list(runs)
-    return distributed.evaluate(
+    return job.evaluate(
         [one if isinstance(one, Run) else open_run(one) for one in several],
         _cohort(cohort),
         healthy=None if healthy is None else _cohort(healthy),
@@ -232,7 +233,7 @@ def predict_folder(
     Raises:
         UadrayError: see `predict.folder.predict_items`.
     """
-    from uadray.predict.job import PredictJob
+    from uadray.prediction.job import PredictJob
 
     given = [scans] if isinstance(scans, (str, Path)) else scans
     return PredictJob(

@@ -6,7 +6,8 @@ import io
 import os
 import signal
 import sys
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterable
 from types import FrameType
 from typing import NoReturn, TextIO
 
@@ -28,6 +29,7 @@ def run(main: Callable[[], int | None]) -> NoReturn:
     _use_utf8_names()
     sys.stdout, sys.stderr = _lasting(sys.stdout, 1), _lasting(sys.stderr, 2)
     signal.signal(signal.SIGTERM, _interrupt)
+    sys.unraisablehook = _ask_again
     try:
         sys.exit(main() or OK)
     except UadrayError as error:
@@ -54,6 +56,16 @@ def run(main: Callable[[], int | None]) -> NoReturn:
             file=sys.stderr,
         )
         sys.exit(FAILED)
+    finally:
+        sys.unraisablehook = sys.__unraisablehook__
+
+
+def say_left_out(left_out: Iterable[object]) -> int:
+    """Print what was left out, each with its reason as its text; returns a job's exit code."""
+    lines = dict.fromkeys(map(str, left_out))
+    for line in lines:
+        print(files.without_secrets(f"left out: {line}"), file=sys.stderr)
+    return INCOMPLETE if lines else OK
 
 
 _asked: list[signal.Signals] = []
@@ -64,6 +76,26 @@ def _interrupt(number: int, frame: FrameType | None) -> NoReturn:
     # Ray raises interrupts again as its own: which signal it was is noted apart.
     _asked.append(signal.Signals(number))
     raise KeyboardInterrupt
+
+
+def _ask_again(unraisable: "sys.UnraisableHookArgs") -> None:
+    """Send once more a signal whose exception Python could not raise where it came.
+
+    Such places are callbacks of a fork and of the garbage collector: there it would be reported,
+    forgotten, and the job would go on for hours.
+    """
+    lost = unraisable.exc_value
+    if isinstance(lost, KeyboardInterrupt):
+        number = _asked[-1] if _asked else signal.SIGINT
+    elif isinstance(lost, SystemExit) and lost.code == signal.SIGTERM:
+        number = signal.SIGTERM  # by the handler that Ray has while it starts
+    else:
+        sys.__unraisablehook__(unraisable)
+        return
+    # A little later, since the callback, and this function within it, have to end before.
+    again = threading.Timer(0.1, os.kill, (os.getpid(), number))
+    again.daemon = True
+    again.start()
 
 
 def _end_on(number: signal.Signals) -> NoReturn:

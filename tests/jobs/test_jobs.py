@@ -12,9 +12,9 @@ from shell import Done, Flow, Shell
 from tiny_scans import brain_image, write
 
 from uadray import config
-from uadray.evaluate.postprocess import PostprocessConfig, describe_findable
-from uadray.evaluate.protocols import EvaluateConfig
+from uadray.evaluation.protocols import EvaluateConfig
 from uadray.methods import VAE
+from uadray.metrics.postprocess import PostprocessConfig, describe_findable
 from uadray.prepare.splits import Selection
 from uadray.prepare.steps import PrepareConfig
 from uadray.progress import PLAIN_EVERY_S

@@ -10,8 +10,8 @@ from shell import Flow
 
 from uadray.errors import RunError
 from uadray.report import write_report
-from uadray.report.viewer_runs import write_viewers
 from uadray.store import open_cohort
+from uadray.viewer.runs import write_viewers
 
 
 @pytest.mark.slow

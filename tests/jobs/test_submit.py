@@ -29,8 +29,8 @@ from tiny_scans import brain_image, write
 
 from uadray import files
 from uadray.progress import PLAIN_EVERY_S
+from uadray.runs.folder import Run
 from uadray.store import open_cohort
-from uadray.train.run import Run
 
 pytestmark = pytest.mark.ray
 

@@ -12,7 +12,7 @@ pytest.importorskip("selenium", reason="selenium is not installed")
 from browsing import open_page, wait_for
 from tiny_qc import DOUBT_NOTE, MARKUP, NAMES, write_cohort
 
-from uadray.report.qc import write_quality_page
+from uadray.quality.page import write_quality_page
 
 SHOWN = """
 return [...document.querySelectorAll("#scans tbody tr:not([hidden])")].map(r => r.dataset.id);

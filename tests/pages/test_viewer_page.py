@@ -18,7 +18,7 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from tiny_cases import MARKUP, THRESHOLD, write_tiny_case
 
-from uadray.report.viewer import CasePage, write_index
+from uadray.viewer.page import CasePage, write_index
 
 READY = """
 return document.documentElement.dataset.ready === "yes"

@@ -15,17 +15,18 @@ from tiny_cohorts import NUM_TEST, NUM_THRESHOLD, SHAPE, tiny_vae, write_healthy
 from uadray import files
 from uadray.config import experiment
 from uadray.errors import EvaluationError
-from uadray.evaluate import distributed
-from uadray.evaluate.counts import ThresholdPart
-from uadray.evaluate.distributed import evaluate
-from uadray.evaluate.postprocess import PostprocessConfig
-from uadray.evaluate.protocols import EvaluateConfig
-from uadray.evaluate.scores import ScoreStore
-from uadray.evaluate.slicewise import Slices
+from uadray.evaluation import job
+from uadray.evaluation.job import evaluate
+from uadray.evaluation.protocols import EvaluateConfig
+from uadray.metrics.counts import ThresholdPart
+from uadray.metrics.postprocess import PostprocessConfig
+from uadray.runs.checkpoint import CheckpointStore
+from uadray.runs.detector import load_detector
+from uadray.runs.evaluations import unpack_slices
+from uadray.runs.folder import Run
+from uadray.runs.scores import ScoreStore
 from uadray.store import Cohort
-from uadray.train.checkpoint import CheckpointStore
-from uadray.train.distributed import fit, load_detector
-from uadray.train.run import Run
+from uadray.train.distributed import fit
 
 pytestmark = [
     pytest.mark.ray,
@@ -199,7 +200,7 @@ def test_slices_behind_their_auprc_are_kept(
     runs: dict[str, Run], evaluated: Evaluated, name: str
 ) -> None:
     record = evaluated[0][name]
-    kept = Slices.unpack(files.read_bytes(f"{runs[name].url}/evaluation/stroke-slices.npz"))
+    kept = unpack_slices(files.read_bytes(f"{runs[name].url}/evaluation/stroke-slices.npz"))
     assert list(kept.subjects) == [subject["id"] for subject in record["subjects"]]
     found = average_precision_score(kept.lesion[kept.counted], kept.score[kept.counted])
     assert found == pytest.approx(record["metrics"]["slice_auprc"])
@@ -286,13 +287,13 @@ def test_the_threshold_never_sees_the_test_part(
     runs: dict[str, Run], stroke: Cohort, evaluated: Evaluated, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[ThresholdPart] = []
-    whole = distributed.fit_threshold
+    whole = job.fit_threshold
 
     def spy(part: ThresholdPart, rule: str) -> Any:
         seen.append(part)
         return whole(part, rule)
 
-    monkeypatch.setattr(distributed, "fit_threshold", spy)
+    monkeypatch.setattr(job, "fit_threshold", spy)
     for name in ("stroke.json", "stroke-threshold.json"):
         Path(runs["HistEq"].url, "evaluation", name).unlink()
     (record,) = evaluate([runs["HistEq"]], stroke, config=CONFIG)
@@ -387,7 +388,7 @@ def test_one_bad_run_does_not_end_the_others(
     (tmp_path / "cut short" / "summary.json").write_bytes(b'{"status": "fin')
     (tmp_path / "no checkpoint" / "checkpoint" / "state.json").unlink()
     told: dict[str, str] = {}
-    ((record,),) = distributed.evaluate_all(
+    ((record,),) = job.evaluate_all(
         list(made.values()),
         [stroke],
         config=CONFIG,
@@ -399,7 +400,7 @@ def test_one_bad_run_does_not_end_the_others(
     assert "no checkpoint" in told["no checkpoint"]
     assert files.read_json(f"{made['whole'].url}/evaluation/stroke.json") == record
     with pytest.raises(EvaluationError, match="are NaN"):
-        distributed.evaluate_all(
+        job.evaluate_all(
             [made["not finite"]], [stroke], config=CONFIG, failed=lambda run, error: None
         )
 

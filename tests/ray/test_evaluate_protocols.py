@@ -18,15 +18,15 @@ from tiny_cohorts import NUM_TEST, NUM_THRESHOLD, NUM_VALIDATION, write_healthy,
 
 from uadray.config import experiment
 from uadray.errors import ConfigError, EvaluationError, StoreError
-from uadray.evaluate import distributed
-from uadray.evaluate.components import ComponentConfig
-from uadray.evaluate.distributed import evaluate, evaluate_all, num_volumes
-from uadray.evaluate.postprocess import PostprocessConfig
-from uadray.evaluate.protocols import EvaluateConfig
-from uadray.evaluate.scores import ScoreStore
+from uadray.evaluation import job
+from uadray.evaluation.job import evaluate, evaluate_all, num_volumes
+from uadray.evaluation.protocols import EvaluateConfig
+from uadray.metrics.components import ComponentConfig
+from uadray.metrics.postprocess import PostprocessConfig
+from uadray.runs.folder import Run
+from uadray.runs.scores import ScoreStore
 from uadray.store import Cohort
 from uadray.train.distributed import fit
-from uadray.train.run import Run
 
 pytestmark = [
     pytest.mark.ray,
@@ -184,7 +184,7 @@ def test_a_frozen_threshold_is_taken_and_never_fitted_again(
     def refuse(*args: object) -> None:
         raise AssertionError("fitted again")
 
-    monkeypatch.setattr(distributed, "fit_threshold", refuse)
+    monkeypatch.setattr(job, "fit_threshold", refuse)
     (folder / "stroke.json").unlink()
     (again,) = evaluate([run], cohort, config=CONFIG)
     # Nothing was scored, and what it took is forgotten.

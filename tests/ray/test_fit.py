@@ -21,14 +21,15 @@ from torch import Tensor
 
 from uadray import counter
 from uadray.config import Experiment, experiment, with_fit
+from uadray.data.stream import TrainingStream
 from uadray.errors import CheckpointError, ConfigError, StoreError
 from uadray.methods import GradientDetector, StreamDetector, build
+from uadray.runs.detector import load_detector
+from uadray.runs.folder import Run
 from uadray.store import Cohort
-from uadray.stream import TrainingStream
 from uadray.train import group, loop
-from uadray.train.distributed import ScaleConfig, fit, load_detector
+from uadray.train.distributed import ScaleConfig, fit
 from uadray.train.loop import NotFiniteError
-from uadray.train.run import Run
 
 pytestmark = [
     pytest.mark.ray,

@@ -11,8 +11,9 @@ from tiny_cohorts import NUM_TRAIN, SHAPE, write_healthy
 from tiny_methods import tiny
 
 from uadray.methods import GradientDetector, build
-from uadray.train.distributed import ScaleConfig, fit, load_detector
-from uadray.train.run import Run
+from uadray.runs.detector import load_detector
+from uadray.runs.folder import Run
+from uadray.train.distributed import ScaleConfig, fit
 
 pytestmark = [
     pytest.mark.slow,

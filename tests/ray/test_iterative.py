@@ -12,15 +12,15 @@ import torch
 from tiny_cohorts import NUM_TEST, NUM_THRESHOLD, NUM_TRAIN, write_healthy, write_lesioned
 
 from uadray.config import Experiment, FitConfig
-from uadray.evaluate.distributed import evaluate
-from uadray.evaluate.protocols import EvaluateConfig
+from uadray.evaluation.job import evaluate
+from uadray.evaluation.protocols import EvaluateConfig
 from uadray.methods import AnoGAN, MethodSettings, Transformer, VAERestoration
 from uadray.methods.restoration import Restore
+from uadray.runs.checkpoint import CheckpointStore
+from uadray.runs.detector import load_detector
+from uadray.runs.folder import Run
 from uadray.store import Cohort
-from uadray.train.checkpoint import CheckpointStore
-from uadray.train.distributed import ScaleConfig, fit, load_detector
-from uadray.train.run import Run
-from uadray.train.worker import identity
+from uadray.train.distributed import ScaleConfig, fit
 
 pytestmark = [
     pytest.mark.slow,
@@ -66,7 +66,7 @@ def state(run: Run) -> dict[str, torch.Tensor]:
 
 
 def test_the_best_epoch_is_calibrated_in_one_file(run: Run) -> None:
-    found = CheckpointStore(run.url, identity(run)).state()
+    found = CheckpointStore(run.url, run.identity).state()
     assert found is not None
     assert found.calibrated
     weight = state(run)["tv_weight"].item()

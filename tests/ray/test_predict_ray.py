@@ -7,7 +7,7 @@ import pytest
 from tiny_models import finished_run, freeze_threshold, healthy_cohort, write_head
 
 from uadray.errors import PredictError
-from uadray.predict.job import PredictJob
+from uadray.prediction.job import PredictJob
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 

@@ -10,13 +10,11 @@ import pytest
 import torch
 from tiny_cohorts import SHAPE, write_healthy, write_lesioned
 
-from uadray.batch import Batch
 from uadray.config import ErasingConfig
-from uadray.erasing import erase, sample_erasing
-from uadray.errors import StoreError
-from uadray.order import step_sizes
-from uadray.store import Cohort, open_cohort, train_rows
-from uadray.stream import (
+from uadray.data.batch import Batch
+from uadray.data.erasing import erase, sample_erasing
+from uadray.data.sampling import step_sizes, train_rows
+from uadray.data.stream import (
     TrainingStream,
     ValidationStream,
     _Kept,
@@ -25,6 +23,8 @@ from uadray.stream import (
     read_rows,
     volumes,
 )
+from uadray.errors import StoreError
+from uadray.store import Cohort, open_cohort
 
 pytestmark = [
     pytest.mark.ray,
@@ -124,7 +124,7 @@ def test_an_actor_reads_a_cohort_once(
     cohort: Cohort, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Of this test alone.
-    monkeypatch.setattr("uadray.stream._kept", _Kept())
+    monkeypatch.setattr("uadray.data.stream._kept", _Kept())
     keep_volumes()
     alone = TrainingStream(cohort, cohort.rows("train")[:5], ndim=3, batch_size=8, seed=3)
     expected = joined(list(alone.epoch(1)))
@@ -261,7 +261,7 @@ def test_residency_follows_the_free_memory(cohort: Cohort, monkeypatch: pytest.M
     class Memory:
         available = 4 * 40 * 2 * 16**3  # four times forty volumes in float16
 
-    monkeypatch.setattr("uadray.stream.psutil.virtual_memory", Memory)
+    monkeypatch.setattr("uadray.data.stream.psutil.virtual_memory", Memory)
     assert fits_in_memory(cohort, 40, 1, "cpu")
     assert not fits_in_memory(cohort, 41, 1, "cpu")
     assert fits_in_memory(cohort, 40, 2, "cpu")  # half of them in half of the memory

@@ -18,9 +18,9 @@ from tiny_cohorts import write_healthy, write_lesioned
 
 from uadray.config import FitConfig
 from uadray.errors import ConfigError
-from uadray.evaluate.distributed import evaluate
+from uadray.evaluation.job import evaluate
+from uadray.runs.folder import Run
 from uadray.store import Cohort
-from uadray.train.run import Run
 from uadray.train.track import TrackConfig
 from uadray.tune.space import Space
 from uadray.tune.sweep import Outcome, SweepConfig, sweep

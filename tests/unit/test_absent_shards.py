@@ -10,6 +10,7 @@ import pytest
 from tiny_cohorts import AFFINE, SHAPE, write_lesioned
 
 from uadray import files
+from uadray.data.stream import read_rows
 from uadray.errors import StoreError
 from uadray.store import (
     Cohort,
@@ -20,7 +21,6 @@ from uadray.store import (
     open_cohort,
     verify,
 )
-from uadray.stream import read_rows
 
 ARRAYS = ("image", "brain", "lesion")
 

@@ -10,12 +10,12 @@ from tiny_models import finished_run, freeze_threshold, healthy_cohort, write_he
 
 import uadray
 from uadray.errors import PredictError
-from uadray.train.run import Run
+from uadray.runs.folder import Run
 
 IMPORT = """
 import sys
 import uadray
-uadray.evaluate, uadray.predict, dir(uadray)
+uadray.predict, dir(uadray)
 print(*(name for name in ("ray", "torch", "numpy", "pandas") if name in sys.modules))
 """
 
@@ -37,13 +37,18 @@ def test_all_verbs_are_there() -> None:
         uadray.predikt  # noqa: B018
 
 
-def test_stages_stay_packages() -> None:
-    import uadray.evaluate.metrics
-    import uadray.predict.scan as scan
+def test_evaluate_is_the_function_of_the_interface() -> None:
+    import uadray.evaluation.job
+    from uadray import api
 
-    assert uadray.evaluate.metrics.compute_metrics
-    assert uadray.predict.scan is scan
-    assert callable(uadray.evaluate)
+    assert uadray.evaluate is api.evaluate
+    assert uadray.evaluation.job.evaluate is not api.evaluate
+
+
+def test_predict_stays_a_package() -> None:
+    import uadray.prediction.scan as scan
+
+    assert uadray.prediction.scan is scan
     assert callable(uadray.predict)
 
 

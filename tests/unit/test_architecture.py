@@ -1,6 +1,9 @@
 """Imports go downward only, and few modules know Ray."""
 
 import ast
+import subprocess
+import sys
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -10,11 +13,11 @@ import uadray
 ROOT = Path(uadray.__file__).parent
 RAY_ALLOWED = {
     "uadray.cluster",
-    "uadray.stream",
+    "uadray.data.stream",
     "uadray.prepare.ingest",
     "uadray.train.group",
-    "uadray.evaluate.distributed",
-    "uadray.predict.distributed",
+    "uadray.evaluation.job",
+    "uadray.prediction.on_ray",
     "uadray.tune.asha",
     "uadray.tune.draws",
     "uadray.tune.sweep",
@@ -23,18 +26,21 @@ RAY_ALLOWED = {
 }
 HEIGHT = [
     {"errors", "lazy"},
-    {"files", "counter", "batch", "calling", "memory", "naming", "npz", "order", "progress"},
-    {"cli", "lock", "methods"},
-    {"config"},
-    {"store", "erasing", "cluster"},
-    {"prepare", "stream"},
+    {"files"},
+    {"counter", "html", "memory", "naming", "npz", "progress"},
+    {"cli", "lock", "methods", "results", "phantom"},
+    {"config", "metrics"},
+    {"store", "cluster"},
+    {"data"},
+    {"prepare"},
+    {"runs"},
     {"train"},
-    {"evaluate"},
+    {"evaluation"},
     {"tune"},
     {"papers"},
-    {"report"},
-    {"share"},
-    {"predict"},
+    {"report", "quality"},
+    {"viewer"},
+    {"prediction"},
     {"api"},
 ]
 """Rooms from the ground up; a room imports from itself and from lower ones."""
@@ -80,3 +86,22 @@ def test_imports_go_downward(module: str) -> None:
             and name != "uadray.__version__"
         ):
             assert height(name) < height(module), f"{module} imports {name}"
+
+
+def test_no_circle() -> None:
+    """None at all, whether an import is on top, in a function or under TYPE_CHECKING."""
+    graph = {module: imported(path) & set(MODULES) for module, path in MODULES.items()}
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        pytest.fail(" imports ".join(reversed(error.args[1])))
+
+
+def test_metrics_know_no_file_no_cohort_no_ray() -> None:
+    """Not by way of what they import either."""
+    modules = [name for name in MODULES if name.startswith("uadray.metrics.")]
+    code = f"import sys, {', '.join(modules)}; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    names = {".".join(name.split(".")[:2]) for name in done.stdout.split()}
+    of_files = {f"uadray.{room}" for room in ("files", "npz", "lock", "store", "prepare", "stream")}
+    assert not names & {"ray", "zarr", "fsspec", "nibabel", "uadray.cluster", *of_files}

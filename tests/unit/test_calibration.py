@@ -8,21 +8,22 @@ from tiny_scans import ellipsoid
 
 from uadray import files
 from uadray.errors import EvaluationError
-from uadray.evaluate.calibration import (
+from uadray.evaluation.calibration import (
     SOLVED,
     Calibration,
-    Example,
     Standing,
     calibrate,
     calibrate_cohort,
     write_calibration,
 )
-from uadray.evaluate.postprocess import PostprocessConfig
+from uadray.evaluation.protocols import EvaluateConfig
+from uadray.evaluation.scoring import Example
+from uadray.metrics.postprocess import PostprocessConfig
 from uadray.store import verify
 
 SHAPE = (14, 16, 16)
 BRAIN = ellipsoid(SHAPE, (6, 7, 7))
-RAW = PostprocessConfig(erosion_iterations=0, median_size=1)
+RAW = EvaluateConfig(postprocess=PostprocessConfig(erosion_iterations=0, median_size=1))
 
 
 def healthy(seed: int) -> np.ndarray:

@@ -19,7 +19,7 @@ from torch import nn
 
 from uadray.errors import CheckpointError
 from uadray.methods import build
-from uadray.train.checkpoint import CheckpointStore
+from uadray.runs.checkpoint import CheckpointStore
 
 IDENTITY = "0123456789abcdef-fedcba9876543210"
 

@@ -9,9 +9,8 @@ from hypothesis.extra import numpy as hnp
 from skimage.morphology import area_opening
 
 from uadray.errors import ConfigError, EvaluationError
-from uadray.evaluate.components import (
+from uadray.metrics.components import (
     ComponentConfig,
-    filtered_counts,
     neighbours,
     open_components,
 )
@@ -99,31 +98,6 @@ class TestOpenComponents:
     def test_what_are_no_levels_is_refused(self, levels):
         with pytest.raises(EvaluationError, match="expected uint16 levels over"):
             open_components(levels, 1)
-
-
-class TestFilteredCounts:
-    @settings(deadline=None)
-    @given(st.integers(0, 10**6), SIZES, CONNECTIVITIES)
-    def test_equals_counting_behind_scipy(self, seed, max_size, connectivity):
-        rng = np.random.default_rng(seed)
-        levels = blobs(seed, size=9)
-        brain, lesion = rng.random((2, *levels.shape)) < [[[[0.9]]], [[[0.2]]]]
-        thresholds = rng.permutation(np.append(rng.integers(1, 65537, 20), [1, 65536]))
-        true, false = filtered_counts(levels, lesion, brain, thresholds, max_size, connectivity)
-        for place, threshold in enumerate(thresholds):
-            kept = labelled((levels >= threshold) & brain, max_size, connectivity)
-            assert true[place] == (kept & lesion).sum()
-            assert false[place] == (kept & ~lesion).sum()
-
-    def test_other_grids_and_thresholds_are_refused(self):
-        levels, mask = np.zeros((2, 2, 2), np.uint16), np.zeros((2, 2, 2), bool)
-        with pytest.raises(EvaluationError, match="one grid"):
-            filtered_counts(levels, mask[:1], mask, np.array([1]), 1)
-        for threshold in (0, 65537):
-            with pytest.raises(EvaluationError, match=r"\[1, 65536\]"):
-                filtered_counts(levels, mask, mask, np.array([threshold]), 1)
-        true, _ = filtered_counts(levels, mask, mask, np.array([], int), 1)
-        assert true.shape == (0,)
 
 
 def test_neighbours_are_those_of_scipy():

@@ -7,15 +7,14 @@ from hypothesis import strategies as st
 from voxel_cohorts import SHAPE, Voxels, cohorts, count, pooled, random_cohort
 
 from uadray.errors import ConfigError, EvaluationError
-from uadray.evaluate.counts import (
+from uadray.metrics.counts import (
     NUM_LEVELS,
     CohortCounts,
     TestPart,
     ThresholdPart,
     count_subject,
-    split_parts,
 )
-from uadray.evaluate.postprocess import erode_brain
+from uadray.metrics.postprocess import erode_brain
 
 
 def dense(histograms, what: str) -> np.ndarray:
@@ -88,26 +87,14 @@ class TestCohortCounts:
     @given(cohorts, st.randoms(use_true_random=False))
     def test_parts_add_up_to_the_whole(self, subjects, random):
         whole = count(CohortCounts, subjects)
-        ids = list(whole.subjects)
-        random.shuffle(ids)
-        cut = random.randint(0, len(ids))
-        parts = [whole.select(some).merged() for some in (ids[:cut], ids[cut:]) if some]
+        random.shuffle(subjects)
+        cut = random.randint(0, len(subjects))
+        parts = [
+            count(CohortCounts, some).merged() for some in (subjects[:cut], subjects[cut:]) if some
+        ]
         for what in ("healthy", "lesion"):
             total = sum(dense(part, what) for part in parts)
             assert (total == dense(whole.merged(), what)).all()
-
-    def test_select_keeps_kind_order_and_rows(self):
-        subjects = random_cohort(4, seed=1)
-        part = count(TestPart, subjects).select(["s3", "s1"])
-        assert type(part) is TestPart
-        assert part.subjects == ("s3", "s1")
-        assert part.num_lesion.tolist() == [subjects[n].lesion.sum() for n in (3, 1)]
-        assert part.slice_score[1].tolist() == count(TestPart, subjects).slice_score[1].tolist()
-
-    @pytest.mark.parametrize("ids", [["s0", "who"], ["s0", "s0"], []])
-    def test_unknown_repeated_or_no_subjects_are_refused(self, ids):
-        with pytest.raises(EvaluationError, match=r"who|more than once|no subject"):
-            count(CohortCounts, random_cohort(2, seed=0)).select(ids)
 
     def test_positives_at_a_threshold(self):
         levels = np.zeros(SHAPE, np.uint16)
@@ -145,21 +132,6 @@ class TestCohortCounts:
 
 
 class TestParts:
-    def test_split_keeps_subjects_apart(self):
-        counts = count(CohortCounts, random_cohort(4, seed=2), name="atlas")
-        fit, test = split_parts(counts, ["s2", "s0"], ["s1", "s3"])
-        assert type(fit) is ThresholdPart
-        assert type(test) is TestPart
-        assert fit.subjects == ("s2", "s0")
-        assert (fit.name, test.name) == ("atlas/threshold", "atlas/test")
-        total = fit.merged().num_lesion + test.merged().num_lesion
-        assert total == counts.merged().num_lesion
-
-    def test_a_subject_on_both_sides_is_refused(self):
-        counts = count(CohortCounts, random_cohort(3, seed=2))
-        with pytest.raises(EvaluationError, match=r"\['s1'\].*disjoint"):
-            split_parts(counts, ["s0", "s1"], ["s1", "s2"])
-
     def test_neither_part_passes_for_the_other(self):
         assert not issubclass(TestPart, ThresholdPart)
         assert not issubclass(ThresholdPart, TestPart)

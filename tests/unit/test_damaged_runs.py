@@ -14,10 +14,11 @@ from tiny_models import finished_run, healthy_cohort
 
 from uadray import files
 from uadray.errors import RunError, UadrayError
-from uadray.report.load import Broken, load_runs
-from uadray.share import export_model, open_model
-from uadray.train.distributed import fit, load_detector
-from uadray.train.run import Run
+from uadray.prediction.model_folder import export_model, open_model
+from uadray.runs.detector import load_detector
+from uadray.runs.folder import Run
+from uadray.runs.records import Broken, load_runs
+from uadray.train.distributed import fit
 from uadray.tune.settings import SweepConfig
 from uadray.tune.trials import outcome, settled, status
 

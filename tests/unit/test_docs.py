@@ -146,7 +146,7 @@ def test_the_site_builds_without_a_warning(tmp_path: Path) -> None:
     pages = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*.html")}
     assert {"index.html", "tutorial.html", "reference/evaluate.html"} <= pages
     reference = (tmp_path / "reference" / "evaluate.html").read_text()
-    assert "uadray.evaluate.metrics.auprc" in reference
+    assert "uadray.metrics.measures.auprc" in reference
     outside = [
         link
         for page in tmp_path.rglob("*.html")

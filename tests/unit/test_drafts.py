@@ -12,8 +12,8 @@ from tiny_cohorts import tiny_vae, write_healthy, write_lesioned
 from tiny_models import finished_run
 
 from uadray import files
-from uadray.evaluate.protocols import EvaluateConfig
-from uadray.evaluate.scores import ScoreStore
+from uadray.evaluation.protocols import EvaluateConfig
+from uadray.runs.scores import ScoreStore
 from uadray.train.distributed import fit
 
 WRITER = """

@@ -5,8 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from uadray.errors import ConfigError
-from uadray.order import (
+from uadray.data.sampling import (
     batch_share,
     epoch_groups,
     rank_rows,
@@ -14,6 +13,7 @@ from uadray.order import (
     step_sizes,
     subset_rows,
 )
+from uadray.errors import ConfigError
 
 ROWS = st.lists(st.integers(0, 500), min_size=1, max_size=200, unique=True).map(
     lambda rows: np.array(sorted(rows))

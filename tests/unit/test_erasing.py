@@ -10,9 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from uadray import counter, erasing
+from uadray import counter
 from uadray.config import ErasingConfig
-from uadray.erasing import columns_left, erase, erased_boxes, erased_mask, sample_erasing
+from uadray.data import erasing
+from uadray.data.erasing import columns_left, erase, erased_boxes, erased_mask, sample_erasing
 
 SHAPES = {2: (24, 20), 3: (16, 24, 20)}
 STRATEGIES = ["cube", "multi-cube", "half-volume"]
@@ -252,7 +253,7 @@ def test_a_sample_is_erased_alike_in_any_batch(
 REPEAT = """
 import sys, torch
 from uadray.config import ErasingConfig
-from uadray.erasing import erase, sample_erasing
+from uadray.data.erasing import erase, sample_erasing
 torch.set_num_threads(2)
 x, ids = torch.load(sys.argv[1], weights_only=True)
 config = ErasingConfig(strategy="multi-cube", fill="noise")

@@ -12,7 +12,7 @@ from PIL import Image
 from tiny_cohorts import SHAPE, tiny_vae, write_healthy, write_lesioned
 
 from uadray.config import BENGS_TABLE_1, Experiment, experiment, with_fit
-from uadray.erasing import erase, erased_mask, sample_erasing
+from uadray.data.erasing import erase, erased_mask, sample_erasing
 from uadray.errors import ConfigError
 from uadray.report.erasing_page import (
     TALLY_EPOCHS,

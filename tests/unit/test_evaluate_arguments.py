@@ -7,9 +7,9 @@ from types import ModuleType
 
 import pytest
 
-from uadray.evaluate.components import ComponentConfig
-from uadray.evaluate.distributed import actors_for
-from uadray.evaluate.protocols import PROTOCOLS, EvaluateConfig
+from uadray.evaluation.job import actors_for
+from uadray.evaluation.protocols import PROTOCOLS, EvaluateConfig
+from uadray.metrics.components import ComponentConfig
 
 JOB = Path(__file__).resolve().parents[2] / "jobs" / "evaluate.py"
 

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from uadray.evaluate.median import median_filter
-from uadray.evaluate.postprocess import (
+from uadray.metrics.median import median_filter
+from uadray.metrics.postprocess import (
     MAX_LEVEL,
     describe_findable,
     findable,

@@ -12,13 +12,13 @@ import torch
 from tiny_cohorts import SHAPE, tiny_vae, write_healthy
 from torch import Tensor, nn
 
-from uadray.batch import Batch
 from uadray.config import Experiment, experiment
+from uadray.data.batch import Batch
+from uadray.data.sampling import epoch_groups, slice_order
 from uadray.errors import UadrayError
 from uadray.methods import GradientDetector, Learned, build
-from uadray.order import epoch_groups, slice_order
+from uadray.runs.checkpoint import CheckpointStore
 from uadray.store import Cohort
-from uadray.train.checkpoint import CheckpointStore
 from uadray.train.loop import (
     Metrics,
     NotFiniteError,

@@ -16,16 +16,16 @@ from tiny_methods import tiny
 from torch import Tensor, nn
 
 from uadray import counter
-from uadray.batch import Batch
 from uadray.config import Experiment, FitConfig
+from uadray.data.batch import Batch
+from uadray.data.sampling import batch_share, step_sizes
 from uadray.errors import ConfigError
 from uadray.methods import GradientDetector, Learned
 from uadray.methods.base import Phase, Player
-from uadray.order import batch_share, step_sizes
-from uadray.train.checkpoint import CheckpointStore
+from uadray.runs.checkpoint import CheckpointStore
+from uadray.runs.folder import Run
 from uadray.train.distributed import conclude_facts, format_metrics
 from uadray.train.loop import Metrics, NotFiniteError, Schedule, fit_gradient
-from uadray.train.run import Run
 
 CPU = torch.device("cpu")
 NUM = 12

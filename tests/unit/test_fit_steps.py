@@ -14,14 +14,14 @@ from tiny_cohorts import SHAPE, tiny_vae
 from tiny_fits import cut, fit_arrays, fresh, made_images
 from torch import Tensor, nn
 
-from uadray.batch import Batch
 from uadray.config import Experiment
+from uadray.data.batch import Batch
+from uadray.data.sampling import batch_share, step_sizes
 from uadray.methods import GradientDetector
-from uadray.order import batch_share, step_sizes
-from uadray.train.checkpoint import CheckpointStore
+from uadray.runs.checkpoint import CheckpointStore
+from uadray.runs.folder import Run
 from uadray.train.distributed import conclude_facts, format_metrics
 from uadray.train.loop import fit_gradient, numerics
-from uadray.train.run import Run
 
 CPU = torch.device("cpu")
 NUM = 21

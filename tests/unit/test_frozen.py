@@ -7,8 +7,8 @@ from types import SimpleNamespace
 import pytest
 
 from uadray.errors import EvaluationError
-from uadray.evaluate.frozen import freeze
-from uadray.evaluate.thresholds import Threshold
+from uadray.metrics.counts import Threshold
+from uadray.runs.frozen import freeze
 
 SETTINGS = {"rule": "best_dice", "cohort": "abc"}
 

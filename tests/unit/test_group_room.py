@@ -4,8 +4,8 @@ import itertools
 
 import pytest
 
+from uadray.data.stream import READ_CPUS
 from uadray.errors import ConfigError
-from uadray.stream import READ_CPUS
 from uadray.train.group import ScaleConfig, can_run
 
 CASES = [

@@ -15,8 +15,8 @@ import SimpleITK as sitk
 from tiny_scans import brain_image
 
 from uadray.errors import ScanError
-from uadray.predict.outputs import encode
-from uadray.predict.scan import Grid
+from uadray.prediction.outputs import encode
+from uadray.prediction.scan import Grid
 from uadray.prepare.geometry import DOUBT
 from uadray.prepare.layouts import Scan
 from uadray.prepare.nifti import RawImage, read_image

@@ -16,12 +16,12 @@ from skimage.exposure import equalize_hist
 from sklearn.metrics import average_precision_score, roc_auc_score
 
 from uadray.config import experiment
-from uadray.evaluate.components import open_components
-from uadray.evaluate.counts import CohortCounts, count_subject
-from uadray.evaluate.metrics import auprc, auroc, dice_d
-from uadray.evaluate.postprocess import MAX_LEVEL, PostprocessConfig, postprocess
-from uadray.evaluate.scoring import score_volumes
+from uadray.evaluation.scoring import score_volumes
 from uadray.methods import build
+from uadray.metrics.components import open_components
+from uadray.metrics.counts import CohortCounts, count_subject
+from uadray.metrics.measures import auprc, auroc, dice_d
+from uadray.metrics.postprocess import MAX_LEVEL, PostprocessConfig, postprocess
 from uadray.prepare.identity import look_at
 from uadray.prepare.layouts import mslub
 from uadray.prepare.plan import subject_of

@@ -16,7 +16,7 @@ from tiny_models import SMALL, scan_of, write_cohort, write_head
 
 from uadray import files
 from uadray.errors import EvaluationError, StoreError
-from uadray.evaluate.inputs import _check_cohort
+from uadray.evaluation.inputs import _check_cohort
 from uadray.prepare.identity import digest_of, image_digest, is_unchanged, look_at
 from uadray.prepare.ingest import _rows_to_redo, _still_good, summary
 from uadray.prepare.layouts import Scan
@@ -76,10 +76,11 @@ class TestDigest:
             replace(scan, lesion=scan.brain),
             replace(scan, more_lesions=(scan.brain,), lesion=scan.brain),
             replace(scan, synthetic_lesion=scan.brain),
+            replace(scan, template=scan.brain),
             replace(scan, brain=str(tmp_path / "absent.nii")),
         ):
             known.add(digest_of(other))
-        assert len(known) == 7
+        assert len(known) == 8
 
     def test_the_header_of_a_pair_counts(self, tmp_path: Path) -> None:
         image = nib.load(write_head(tmp_path / "a.nii.gz"))

@@ -9,13 +9,13 @@ from sklearn.metrics import average_precision_score
 from tiny_cohorts import write_healthy, write_lesioned
 
 from uadray.config import experiment
-from uadray.evaluate.counts import ThresholdPart
-from uadray.evaluate.metrics import dice_at_every_threshold
-from uadray.evaluate.postprocess import PostprocessConfig
-from uadray.evaluate.protocols import EvaluateConfig
+from uadray.evaluation.protocols import EvaluateConfig
+from uadray.metrics.counts import ThresholdPart
+from uadray.metrics.measures import dice_at_every_threshold
+from uadray.metrics.postprocess import PostprocessConfig
+from uadray.runs.detector import fresh
+from uadray.runs.folder import Run
 from uadray.store import Cohort
-from uadray.train.run import Run
-from uadray.train.worker import fresh
 from uadray.tune.labelled import count_threshold_part, measure, measure_run, measured_at
 
 PLAIN = EvaluateConfig(postprocess=PostprocessConfig(erosion_iterations=0, median_size=1))

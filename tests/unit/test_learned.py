@@ -11,12 +11,12 @@ from tiny_cohorts import AFFINE, SHAPE, tiny_vae
 from uadray import files
 from uadray.config import experiment, with_fit
 from uadray.errors import EvaluationError, RunError, StoreError
-from uadray.evaluate.inputs import compare, refuse
+from uadray.evaluation.inputs import compare, refuse
 from uadray.prepare.geometry import Extent
 from uadray.prepare.steps import PrepareConfig, record
+from uadray.runs.folder import Run
+from uadray.runs.learned import PEOPLE, Match, compare_cohorts, data_set
 from uadray.store import Cohort, CohortWriter, Split, Subject
-from uadray.train.learned import PEOPLE, Match, compare_cohorts, data_set
-from uadray.train.run import Run
 
 CONFIG = PrepareConfig()
 

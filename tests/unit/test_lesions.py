@@ -136,9 +136,11 @@ def test_masks_that_cannot_be_assigned(tmp_path):
     with pytest.raises(ConfigError, match="s0 has a real lesion already"):
         assign_masks([replace(scan(0), lesion="/l.nii")], ["/m.nii.gz"], seed=0)
     with pytest.raises(ConfigError, match="s0 is T1w, and --contrast flair-bright is for FLAIR"):
-        assign_masks([scan(0)], ["/m.nii.gz"], seed=0, contrast="flair-bright")
+        assign_masks([scan(0)], ["/m.nii.gz"], seed=0, config=LesionConfig(contrast="flair-bright"))
     unknown = replace(scan(0), modality="SWI")
-    assert assign_masks([unknown], ["/m.nii.gz"], seed=0, contrast="flair-bright")
+    assert assign_masks(
+        [unknown], ["/m.nii.gz"], seed=0, config=LesionConfig(contrast="flair-bright")
+    )
 
 
 def test_masks_are_found_by_what_their_names_tell(tmp_path):
@@ -365,6 +367,10 @@ def test_a_template_beside_the_masks_leads_to_mni(tmp_path, mni):
     corners = np.array([[x, y, z, 1] for x in (-50, 50) for y in (-80, 50) for z in (-30, 60)])
     error = np.linalg.norm((corners @ (mask.to_mni @ own).T - corners)[:, :3], axis=1)
     assert error.max() < 4.0
+    (given,) = assign_masks(
+        [scan(0)], [str(path)], seed=0, config=LesionConfig(placement="template")
+    )
+    assert given.template == str(tmp_path / "template_own.nii.gz")
     config = LesionConfig(placement="template", flip_probability=0.0)
     out = insert_lesion(mni, mask=mask, seed=(7,), config=config)
     # Template and brain are the same here, so that the mask's headers say where it must be.
@@ -420,3 +426,15 @@ def test_a_real_stroke_on_a_real_brain(real_data):
     assert out.image[out.lesion].mean() < 0.9 * plain.image[out.lesion].mean()
     # Tissue is darker, not gone: intensity alone is not to solve it.
     assert out.image[out.lesion].mean() > 0.3 * plain.image[out.lesion].mean()
+
+
+def test_a_template_that_has_changed_is_read_again(tmp_path, mni):
+    """Processes live longer than the content of a file may."""
+    path = tmp_path / "one_lesion.nii.gz"
+    nib.save(nib.Nifti1Image(STROKE.share.astype(np.uint8), STROKE.affine), path)
+    found = []
+    for shift in (0.0, 10.0):
+        moved = mni.affine + np.array([[0, 0, 0, shift]] + 3 * [[0] * 4])
+        nib.save(nib.Nifti1Image(mni.image, moved), tmp_path / "template.nii.gz")
+        found.append(read_mask(str(path), "template").to_mni)
+    assert np.allclose(found[0][0, 3] - found[1][0, 3], 10.0, atol=1.0)

@@ -12,7 +12,7 @@ from hypothesis.extra import numpy as hnp
 from scipy.spatial.distance import cdist
 
 from uadray.errors import EvaluationError
-from uadray.evaluate.lesionwise import (
+from uadray.metrics.lesionwise import (
     LesionTruth,
     SubjectLesions,
     compare_lesions,

@@ -13,10 +13,10 @@ import pytest
 
 from uadray.config import ErasingConfig, Experiment, FitConfig
 from uadray.errors import ConfigError
-from uadray.evaluate.components import ComponentConfig
-from uadray.evaluate.postprocess import PostprocessConfig
-from uadray.evaluate.protocols import EvaluateConfig
+from uadray.evaluation.protocols import EvaluateConfig
 from uadray.methods import DETECTORS, MethodSettings
+from uadray.metrics.components import ComponentConfig
+from uadray.metrics.postprocess import PostprocessConfig
 from uadray.train.group import ScaleConfig
 from uadray.tune.settings import SweepConfig
 from uadray.tune.space import Space
@@ -56,9 +56,7 @@ FIELDS = [(cls, name, default) for cls in SETTINGS for name, default in numbers(
 
 
 @pytest.mark.parametrize(
-    ("cls", "name", "default"),
-    FIELDS,
-    ids=[f"{cls.__qualname__}.{name}" for cls, name, _ in FIELDS],
+    ("cls", "name", "default"), FIELDS, ids=[f"{one[0].__qualname__}.{one[1]}" for one in FIELDS]
 )
 def test_odd_values_are_taken_or_named(cls: type, name: str, default: Any) -> None:
     for value in (-1, 0, -1.5, math.nan, math.inf, -math.inf):

@@ -14,7 +14,7 @@ from tiny_scans import brain_image, write
 
 from uadray import files
 from uadray.errors import ConfigError, NoScanFoundError
-from uadray.predict.inputs import find_items
+from uadray.prediction.inputs import find_items
 from uadray.prepare.geometry import Extent
 from uadray.prepare.ingest import prepare_cohort
 from uadray.prepare.layouts import LAYOUTS, Scan, bids, csv, phantom

@@ -26,13 +26,13 @@ import uadray
 from uadray import files, lock
 from uadray.config import experiment
 from uadray.errors import LockedError
-from uadray.evaluate.distributed import evaluate
+from uadray.evaluation.job import evaluate
 from uadray.prepare.ingest import prepare_cohort
 from uadray.prepare.splits import SplitConfig
 from uadray.prepare.steps import PrepareConfig
+from uadray.runs.folder import Run
 from uadray.store import open_cohort
 from uadray.train.distributed import fit
-from uadray.train.run import Run
 from uadray.tune.sweep import fit_trials
 
 HOLD = """

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from benchmarks.made_sweep import NUM_TEST, trials, write_sweep
-from uadray.report import load_runs, write_report
+from uadray.report import write_report
+from uadray.runs.records import load_runs
 
 
 def test_figures_are_those_of_the_counts(tmp_path: Path) -> None:

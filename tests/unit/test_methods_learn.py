@@ -15,11 +15,11 @@ from tiny_methods import EVERY, tiny
 from torch import Tensor
 
 from uadray import counter
-from uadray.batch import Batch
 from uadray.config import Experiment
+from uadray.data.batch import Batch
 from uadray.methods import GradientDetector, build
 from uadray.methods.base import slices_as_batch
-from uadray.train.checkpoint import CheckpointStore
+from uadray.runs.checkpoint import CheckpointStore
 from uadray.train.loop import Metrics, fit_gradient
 
 CPU = torch.device("cpu")

@@ -10,8 +10,8 @@ from benchmarks.methods import IN_3D, Cell, Study, above, figures, rows_of
 from uadray.config import BASELINES, OTHERS
 from uadray.methods import NAMED, Learned, build
 from uadray.report.compare import series_of
-from uadray.report.load import load_runs
 from uadray.report.rows import group_by_cohort
+from uadray.runs.records import load_runs
 
 
 def test_the_page_tells_of_every_method() -> None:

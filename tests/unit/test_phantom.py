@@ -7,8 +7,8 @@ import scipy.ndimage as ndi
 import torch
 
 from uadray.errors import ConfigError
-from uadray.prepare.phantom import Kind, PhantomSubject, make_subject, scanner_profiles
-from uadray.prepare.phantom_anatomy import (
+from uadray.phantom import Kind, PhantomSubject, make_subject, scanner_profiles
+from uadray.phantom.anatomy import (
     FIELD_SHAPE,
     band_spectrum,
     draw_anatomy,

@@ -13,10 +13,10 @@ from tiny_cohorts import tiny_vae, write_healthy
 from uadray import files
 from uadray.config import FitConfig
 from uadray.errors import ConfigError
+from uadray.runs.checkpoint import CheckpointStore
+from uadray.runs.detector import fresh
+from uadray.runs.folder import Run
 from uadray.store import Cohort
-from uadray.train.checkpoint import CheckpointStore
-from uadray.train.run import Run
-from uadray.train.worker import fresh, identity
 from uadray.tune.population import (
     FACTORS,
     Member,
@@ -130,7 +130,7 @@ def fitted(url: str, member: Member, cohort: Cohort, value: float) -> Run:
     for epoch in range(first + 1, run.experiment.fit.epochs + 1):
         record = {"epoch": epoch, "validation/reconstruction": value}
         run.write_metrics([*run.metrics(), record])
-        CheckpointStore(run.url, identity(run)).save(epoch, detector, optimizer, value)
+        CheckpointStore(run.url, run.identity).save(epoch, detector, optimizer, value)
     run.finish({"status": "finished"})
     return run
 
@@ -149,7 +149,7 @@ def test_a_generation_begins_with_its_parent_s_state_and_says_so(
     assert taken.experiment == experiment_of(POPULATION, after[3])
     assert [r["epoch"] for r in taken.metrics()] == [1, 2]
     assert taken.metrics()[-1]["validation/reconstruction"] == pytest.approx(0.1)
-    store = CheckpointStore(taken.url, identity(taken))
+    store = CheckpointStore(taken.url, taken.identity)
     state = store.state()
     assert state is not None
     assert (state.last, state.best_value) == (2, pytest.approx(0.1))

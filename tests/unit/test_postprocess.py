@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from uadray.errors import ConfigError, EvaluationError
-from uadray.evaluate.median import _plan, median_filter
-from uadray.evaluate.postprocess import (
+from uadray.metrics.median import _plan, median_filter
+from uadray.metrics.postprocess import (
     PostprocessConfig,
     dequantise,
     erode_brain,

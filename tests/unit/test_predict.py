@@ -32,18 +32,19 @@ from uadray.errors import (
     RunError,
     ScanError,
 )
-from uadray.evaluate.components import ComponentConfig
-from uadray.evaluate.postprocess import PostprocessConfig, dequantise, smallest_findable_mm
-from uadray.evaluate.protocols import EvaluateConfig
-from uadray.evaluate.scores import ScoreStore
-from uadray.evaluate.scoring import Scorer, Work
-from uadray.predict import outputs
-from uadray.predict.inputs import find_items, named_modalities
-from uadray.predict.scan import PredictConfig, Prediction, clear_of, predict_scan
+from uadray.evaluation.protocols import EvaluateConfig
+from uadray.evaluation.scoring import Scorer, Work
+from uadray.metrics.components import ComponentConfig
+from uadray.metrics.postprocess import PostprocessConfig, dequantise, smallest_findable_mm
+from uadray.prediction import outputs
+from uadray.prediction.inputs import find_items, named_modalities
+from uadray.prediction.model import Model
+from uadray.prediction.model_folder import open_model
+from uadray.prediction.scan import PredictConfig, Prediction, clear_of, predict_scan
 from uadray.prepare.steps import PrepareConfig
-from uadray.share import Model, open_model
+from uadray.runs.folder import Run
+from uadray.runs.scores import ScoreStore
 from uadray.store import Cohort, open_cohort
-from uadray.train.run import Run
 
 THRESHOLD = 0.8
 

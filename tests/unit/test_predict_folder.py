@@ -18,20 +18,20 @@ from tiny_models import finished_run, freeze_threshold, healthy_cohort, write_he
 import uadray
 from uadray import files
 from uadray.errors import EvaluationError, NoScanFoundError, PredictError, ScanError
-from uadray.evaluate.postprocess import PostprocessConfig
-from uadray.evaluate.protocols import EvaluateConfig
+from uadray.evaluation.protocols import EvaluateConfig
+from uadray.metrics.postprocess import PostprocessConfig
 from uadray.naming import name_key
-from uadray.predict import folder as folder_module
-from uadray.predict import outputs
-from uadray.predict.folder import predict_items
-from uadray.predict.inputs import Item, find_items
-from uadray.predict.job import PredictJob
-from uadray.predict.scan import PredictConfig, Prediction, predict_scan
+from uadray.prediction import folder as folder_module
+from uadray.prediction import outputs
+from uadray.prediction.folder import InProcess, predict_items
+from uadray.prediction.inputs import Item, find_items
+from uadray.prediction.job import PredictJob
+from uadray.prediction.model import Model
+from uadray.prediction.model_folder import export_model, open_model
+from uadray.prediction.scan import PredictConfig, Prediction, predict_scan
 from uadray.prepare.layouts import Scan
-from uadray.share import Model, export_model, open_model
-from uadray.share.folder import owner_of
+from uadray.runs.folder import Run
 from uadray.store import Cohort
-from uadray.train.run import Run
 
 
 @pytest.fixture(scope="module")
@@ -292,6 +292,38 @@ class TestIdentity:
         assert [json.loads(line)["name"] for line in
                 (out / "quarantine.jsonl").read_text().splitlines()] == ["a_T1w"]  # fmt: skip
 
+    def test_two_that_are_named_alike_in_the_tables(self, tmp_path, model) -> None:
+        """One of a BIDS tree and a plain file."""
+        paths = [
+            write_head(tmp_path / "bids/sub-01/anat/sub-01_T1w.nii.gz", 1),
+            write_head(tmp_path / "plain/sub-01.nii.gz", 2),
+        ]
+        for order in (paths, paths[::-1]):
+            out = tmp_path / f"out{order == paths}"
+            for path in order:
+                pages = InProcess(model=model, out=str(out), config=PredictConfig(), viewer=True)
+                predict_items(model, items_of([path]), str(out), engine=pages, viewer=True)
+            table = list(csv.DictReader((out / "predictions.tsv").open(), delimiter="\t"))
+            assert [row["name"] for row in table] == ["sub-01"] * 2
+            sources = {json.loads((out / row["summary"]).read_text())["source"] for row in table}
+            assert sources == set(paths)
+            assert (out / "index.html").read_text().count('href="sub-01/') >= 2
+
+    def test_a_scan_keeps_its_place_whatever_else_is_given(self, tmp_path, model) -> None:
+        paths = [self.write(tmp_path / f"{who}/T1.nii", k) for k, who in enumerate("ab")]
+        out = str(tmp_path / "out")
+        predict_items(model, items_of(paths[1:]), out)
+        done = predict_items(model, items_of(paths), out)
+        assert done.num_kept == 1
+        assert {s["source"]: s["folder"] for s in done.summaries} == {
+            paths[0]: "a_T1",
+            paths[1]: "T1",
+        }
+        assert predict_items(model, items_of(paths), out).num_kept == 2
+        assert predict_items(model, items_of(paths[:1]), out).num_kept == 1
+        table = list(csv.DictReader((tmp_path / "out/predictions.tsv").open(), delimiter="\t"))
+        assert sorted(row["name"] for row in table) == ["T1", "a_T1"]
+
     def test_one_file_spelled_in_two_ways(self, tmp_path: Path, model: Model) -> None:
         path = three(tmp_path)[0]
         (tmp_path / "link").symlink_to(tmp_path / "in")
@@ -349,7 +381,7 @@ class TestQuarantine:
 
         with monkeypatch.context() as patch:
             patch.setattr(folder_module, "predict_scan", die)
-            patch.setattr("uadray.predict.outputs.end", lambda out, item: None)
+            patch.setattr("uadray.prediction.outputs.end", lambda out, item: None)
             for _ in range(3):
                 with pytest.raises(SystemExit):
                     predict_items(model, items[:1], out)
@@ -628,10 +660,3 @@ def test_a_scan_that_is_named_twice_keeps_its_mask(tmp_path: Path) -> None:
         (item,) = find_items(given, "T1w").items
         assert item.scan.brain == str(tmp_path / "mask.nii.gz")
         assert item.name == "one"
-
-
-def test_another_projects_files_make_no_run(run: Run, tmp_path: Path) -> None:
-    (tmp_path / "config.json").write_text('{"project": "ours"}')
-    (tmp_path / "summary.json").write_text("{}")
-    assert owner_of(str(tmp_path / "out")) == ""
-    assert owner_of(f"{run.url}/out").startswith("a run of uadray")

@@ -12,10 +12,10 @@ import tyro
 
 from uadray.config import to_json
 from uadray.errors import ConfigError, EvaluationError
-from uadray.evaluate import metrics, thresholds
-from uadray.evaluate.components import ComponentConfig
-from uadray.evaluate.postprocess import PostprocessConfig
-from uadray.evaluate.protocols import PROTOCOLS, EvaluateConfig
+from uadray.evaluation.protocols import PROTOCOLS, EvaluateConfig
+from uadray.metrics import measures, thresholds
+from uadray.metrics.components import ComponentConfig
+from uadray.metrics.postprocess import PostprocessConfig
 from uadray.prepare.steps import PrepareConfig
 
 WITH_GRID = [name for name, protocol in PROTOCOLS.items() if protocol.grid]
@@ -26,7 +26,7 @@ def test_each_names_a_rule_and_metrics_that_exist(name):
     protocol = PROTOCOLS[name]
     assert protocol.name == name
     assert protocol.threshold_rule in thresholds.RULES
-    known = set(metrics.Metrics.__dataclass_fields__)
+    known = set(measures.Metrics.__dataclass_fields__)
     assert set(protocol.metrics) <= known
     assert re.search(r"(Bengs|Baur|Meissen) 20\d\d, section", protocol.source)
 

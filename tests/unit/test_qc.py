@@ -18,9 +18,8 @@ from tiny_qc import DOUBT_NOTE, MARKUP, NAMES, QUARANTINED, UPSIDE_DOWN, egg, wr
 
 from uadray import files
 from uadray.errors import ConfigError
-from uadray.report.qc import quality_url, write_quality_page
-from uadray.report.qc_figures import GREYS, MAX_SIDE, grey_png, outline, picture, planes_through
-from uadray.report.qc_measures import (
+from uadray.quality.figures import GREYS, MAX_SIDE, grey_png, outline, picture, planes_through
+from uadray.quality.measures import (
     BINS,
     MAX_Z,
     MEASURES,
@@ -32,6 +31,7 @@ from uadray.report.qc_measures import (
     own_doubts,
     same_voxels,
 )
+from uadray.quality.page import quality_url, write_quality_page
 from uadray.store import Cohort
 
 SPACING = (2.0, 3.0, 4.0)

@@ -22,24 +22,23 @@ from hypothesis import strategies as st
 from PIL import Image
 from rich.console import Console
 
-from uadray import files
+from uadray import files, html
 from uadray.errors import ConfigError, RunError, UadrayError
-from uadray.evaluate import statistics
+from uadray.metrics import statistics
 from uadray.papers.study import Published
 from uadray.report import (
     columns,
     compare,
     export,
     figures,
-    load_runs,
     rows,
     terminal_summary,
     terminal_table,
     words,
     write_report,
 )
-from uadray.report.load import RunRecord
 from uadray.report.montage import MAX_RUNS, montage
+from uadray.runs.records import RunRecord, load_runs
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 NASTY = "<script>alert(1)</script>"
@@ -199,7 +198,7 @@ class TestFigures:
         edit(tmp_path / "b" / "evaluation" / "stroke.json", undefine)
         group = rows.group_by_cohort(load_runs([str(tmp_path)]))[0]
         assert [row.run.label for row in group.rows] == ["PCA-16", "3D-None"]
-        assert columns.COLUMNS[1].line(group.rows[1]) == columns.ABSENT
+        assert columns.COLUMNS[1].line(group.rows[1]) == html.ABSENT
         out = write_report([str(tmp_path)], str(tmp_path / "report.html"))
         assert 'data-key="dice_d" data-value=""' in Path(out).read_text()
 

@@ -19,17 +19,18 @@ from sklearn.metrics import average_precision_score
 
 from uadray.config import Experiment
 from uadray.errors import ConfigError, RunError
-from uadray.evaluate.metrics import auprc
-from uadray.evaluate.slicewise import Slices, histograms
+from uadray.metrics.measures import auprc
+from uadray.metrics.slicewise import Slices, histograms
 from uadray.papers.study import Published
-from uadray.report import effects, export, latex, load_runs, rows, slices, words, write_report
-from uadray.report.load import RunRecord
+from uadray.report import effects, export, latex, rows, slices, words, write_report
 from uadray.report.montage import montage
 from uadray.report.over_cohorts import mean_effect
 from uadray.report.parallel import parallel
-from uadray.report.settings import flat, varied
 from uadray.report.sweep import Sweep, find_sweep
 from uadray.report.sweep_page import ended_early, reason
+from uadray.runs.evaluations import pack_slices, unpack_slices
+from uadray.runs.records import RunRecord, load_runs
+from uadray.runs.settings import flat, varied
 
 NASTY = "<script>alert(1)</script>"
 
@@ -382,7 +383,7 @@ class TestSlices:
     @settings(max_examples=20, deadline=None)
     @given(held=slice_sets())
     def test_packing_keeps_all(self, held: Slices) -> None:
-        again = Slices.unpack(held.pack())
+        again = unpack_slices(pack_slices(held))
         assert again.subjects == held.subjects
         for name in ("score", "lesion", "counted"):
             np.testing.assert_array_equal(getattr(again, name), getattr(held, name))

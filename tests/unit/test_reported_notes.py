@@ -8,13 +8,14 @@ from fake_runs import write_run
 from rich.console import Console
 
 from uadray import files
-from uadray.evaluate.record import notes_of
-from uadray.report import load_runs, terminal_summary, terminal_table, write_report
-from uadray.report.columns import NO_INTERVAL
+from uadray.evaluation.record import notes_of
+from uadray.html import NO_INTERVAL
+from uadray.report import terminal_summary, terminal_table, write_report
 from uadray.report.compare import compare, series_of
 from uadray.report.latex import to_latex
 from uadray.report.rows import NOT_COMPARED, ONE_SUBJECT, group_by_cohort
 from uadray.report.words import hold_together
+from uadray.runs.records import load_runs
 
 
 class TestNotes:

@@ -11,13 +11,13 @@ from tiny_cohorts import write_healthy, write_lesioned
 
 from uadray.config import BASELINES, experiment, to_json
 from uadray.errors import ConfigError
-from uadray.evaluate.slicewise import Slices
+from uadray.metrics.slicewise import Slices
 from uadray.papers import BENGS_2021, MEISSEN_2021
 from uadray.papers.provenance import differences
 from uadray.papers.reproduce import SCALES, Reproduction, pooled_slice_auprc
 from uadray.papers.shown import describe_lesions
+from uadray.runs.folder import Run
 from uadray.store import Cohort
-from uadray.train.run import Run
 from uadray.tune.sweep import run_url
 
 

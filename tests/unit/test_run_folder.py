@@ -11,8 +11,8 @@ from tiny_cohorts import SHAPE, tiny_vae, write_healthy
 from uadray.config import Experiment as ExperimentClass
 from uadray.config import experiment, from_json, with_fit
 from uadray.errors import CheckpointError, RunError, UadrayError
+from uadray.runs.folder import Run
 from uadray.store import Cohort
-from uadray.train.run import Run
 
 EXPERIMENT = tiny_vae(3, strategy="cube")
 

@@ -18,16 +18,16 @@ from tiny_models import finished_run, freeze_threshold, healthy_cohort, scan_of,
 from uadray import files
 from uadray.config import experiment
 from uadray.errors import CheckpointError, StoreError
-from uadray.evaluate.counts import count_subject
-from uadray.evaluate.protocols import EvaluateConfig
-from uadray.evaluate.scores import ScoreStore
-from uadray.predict.job import PredictJob
-from uadray.predict.scan import predict_scan
-from uadray.report.qc import write_quality_page
-from uadray.share import export_model, open_model
+from uadray.evaluation.protocols import EvaluateConfig
+from uadray.metrics.counts import count_subject
+from uadray.prediction.job import PredictJob
+from uadray.prediction.model_folder import export_model, open_model
+from uadray.prediction.scan import predict_scan
+from uadray.quality.page import write_quality_page
+from uadray.runs.checkpoint import CheckpointStore
+from uadray.runs.folder import Run
+from uadray.runs.scores import ScoreStore
 from uadray.store import open_cohort, verify
-from uadray.train.checkpoint import CheckpointStore, identity
-from uadray.train.run import Run
 
 
 @pytest.fixture(scope="module")
@@ -98,7 +98,7 @@ def test_run_checkpoint_and_scores_live_on_s3(bucket: str, cohort_url: str) -> N
     with pytest.raises(CheckpointError):
         Run.create(run.url, experiment("3D-Cube-n"), healthy)
 
-    model, name = torch.nn.Linear(3, 2), identity(run)
+    model, name = torch.nn.Linear(3, 2), run.identity
     for epoch, value in ((1, 0.5), (2, 0.7), (3, 0.6)):
         CheckpointStore(run.url, name).save(epoch, model, None, value)
     kept = [n for n in files.list_names(f"{run.url}/checkpoint") if n != "state.json"]

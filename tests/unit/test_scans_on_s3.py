@@ -5,10 +5,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import boto3
-import fsspec
 import numpy as np
 import pytest
-from moto.server import ThreadedMotoServer
+from buckets import serve_bucket
 from tiny_scans import TINY
 from tiny_sets import write_atlas1, write_bids_set, write_oasis1
 
@@ -34,23 +33,12 @@ def local(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def bucket(local: Path) -> Iterator[str]:
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
-        patch.setenv("AWS_ACCESS_KEY_ID", "testing")
-        patch.setenv("AWS_SECRET_ACCESS_KEY", "testing")
-        patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-        fsspec.get_filesystem_class("s3").clear_instance_cache()
+    with serve_bucket("sets") as url:
         client = boto3.client("s3")
-        client.create_bucket(Bucket="sets")
         for path in local.rglob("*"):
             if path.is_file():
                 client.upload_file(str(path), "sets", str(path.relative_to(local)))
-        yield "s3://sets"
-        fsspec.get_filesystem_class("s3").clear_instance_cache()
-    server.stop()
+        yield url
 
 
 def moved(scan: Scan, old: str, new: str) -> Scan:

@@ -12,20 +12,20 @@ from torch import Tensor
 
 from uadray.config import experiment
 from uadray.errors import EvaluationError
-from uadray.evaluate import scoring
-from uadray.evaluate.cases import write_cases
-from uadray.evaluate.components import ComponentConfig
-from uadray.evaluate.counts import CohortCounts, TestPart
-from uadray.evaluate.lesionwise import compare_lesions
-from uadray.evaluate.postprocess import PostprocessConfig
-from uadray.evaluate.protocols import PROTOCOLS, EvaluateConfig
-from uadray.evaluate.record import check_classes
-from uadray.evaluate.scores import ScoreStore
-from uadray.evaluate.scoring import Batch, Scorer, Work, examine, score_volumes
+from uadray.evaluation import scoring
+from uadray.evaluation.cases import write_cases
+from uadray.evaluation.protocols import PROTOCOLS, EvaluateConfig
+from uadray.evaluation.record import check_classes
+from uadray.evaluation.scoring import Batch, Scorer, Work, examine, score_volumes
 from uadray.methods import build
-from uadray.methods.base import Detector, ReconstructionDetector
+from uadray.methods.base import Detection, Detector, ReconstructionDetector
+from uadray.metrics.components import ComponentConfig
+from uadray.metrics.counts import CohortCounts, TestPart
+from uadray.metrics.lesionwise import compare_lesions
+from uadray.metrics.postprocess import PostprocessConfig
+from uadray.runs.folder import Run
+from uadray.runs.scores import ScoreStore
 from uadray.store import Cohort
-from uadray.train.run import Run
 
 FILTER = ComponentConfig(max_size=3, connectivity=6)
 CONFIG = EvaluateConfig(
@@ -161,7 +161,7 @@ class TestScorer:
         detector, rows = ByPlace(), [0, 3, 7, 10]
         calls: list[int] = []
         monkeypatch.setattr(
-            detector, "anomaly_map", lambda x, brain: calls.append(len(x)) or brain * 0.5
+            detector, "detect", lambda x, brain: Detection(calls.append(len(x)) or brain * 0.5)
         )
         monkeypatch.setattr(scoring, "load_detector", lambda _: detector)
         store = ScoreStore.create(run, cohort, (0.0, 1.0), CONFIG.scoring(cohort.shape))
@@ -195,9 +195,9 @@ class TestScorer:
 class ByPlace(Detector):
     """Scores a volume by its place in the batch and by their number."""
 
-    def anomaly_map(self, x_BCZYX: Tensor, brain_BZYX: Tensor) -> Tensor:
+    def detect(self, x_BCZYX: Tensor, brain_BZYX: Tensor) -> Detection:
         places = torch.arange(len(x_BCZYX)) + 1
-        return brain_BZYX * (places / 10 / len(places)).reshape(-1, 1, 1, 1)
+        return Detection(brain_BZYX * (places / 10 / len(places)).reshape(-1, 1, 1, 1))
 
 
 class Half(ReconstructionDetector):

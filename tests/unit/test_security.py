@@ -21,9 +21,9 @@ from uadray.prepare.layouts import LAYOUTS
 from uadray.prepare.plan import make_plan, planned_scans
 from uadray.prepare.splits import SplitConfig, split_scans
 from uadray.prepare.steps import PrepareConfig
-from uadray.report.qc import write_quality_page
+from uadray.quality.page import write_quality_page
+from uadray.runs.folder import Run
 from uadray.store import Cohort, CohortWriter, Failure, Subject, open_cohort, verify
-from uadray.train.run import Run
 
 PACKAGE = Path(uadray.__file__).parent
 REPOSITORY = PACKAGE.parent
@@ -106,7 +106,7 @@ class TestMarkup:
             assert not re.search(r"\|\s*safe\b|autoescape", path.read_text()), path
 
     def test_pages_hold_no_handlers_made_of_text(self) -> None:
-        for path in (*PACKAGE.rglob("*.j2"), *PACKAGE.rglob("report/templates/*.js")):
+        for path in (*PACKAGE.rglob("*.j2"), *PACKAGE.rglob("templates/*.js")):
             assert not re.search(r"\b(document\.write|insertAdjacentHTML)\b", path.read_text()), (
                 path
             )

@@ -19,11 +19,12 @@ from tiny_models import (
 
 from uadray import files
 from uadray.errors import ConfigError, ModelError, RunError
-from uadray.evaluate.postprocess import smallest_findable_mm
-from uadray.predict.scan import predict_scan
-from uadray.share import export_model, folder, open_model
-from uadray.share.model import FORMAT
-from uadray.train.run import Run
+from uadray.metrics.postprocess import smallest_findable_mm
+from uadray.prediction import folder
+from uadray.prediction.model import FORMAT
+from uadray.prediction.model_folder import export_model, open_model
+from uadray.prediction.scan import predict_scan
+from uadray.runs.folder import Run
 
 
 @pytest.fixture(scope="module")

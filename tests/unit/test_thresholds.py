@@ -18,9 +18,9 @@ from voxel_cohorts import (
 )
 
 from uadray.errors import ConfigError, EvaluationError
-from uadray.evaluate import thresholds
-from uadray.evaluate.counts import NUM_LEVELS, TestPart, ThresholdPart
-from uadray.evaluate.postprocess import dequantise
+from uadray.metrics import thresholds
+from uadray.metrics.counts import NUM_LEVELS, TestPart, Threshold, ThresholdPart
+from uadray.metrics.postprocess import dequantise
 
 DICE_RULES = [thresholds.bengs_bisection, thresholds.best_dice, thresholds.meissen_linear]
 
@@ -94,12 +94,6 @@ class TestExactSearch:
         }
         assert scores["best_dice"] == max(scores.values())
 
-    def test_the_upper_bound_is_the_same_search_on_a_test_part_and_says_so(self):
-        subjects = random_cohort(3, seed=0)
-        bound = thresholds.upper_bound_dice(count(TestPart, subjects, name="test"))
-        assert bound.level == thresholds.best_dice(count(ThresholdPart, subjects)).level
-        assert (bound.rule, bound.fitted_on) == ("upper_bound_dice", "test")
-
     def test_lesions_that_never_score_still_give_a_level(self):
         levels = np.zeros((3, 3, 3), np.uint16)
         brain = np.ones(levels.shape, bool)
@@ -168,10 +162,6 @@ class TestFitting:
         with pytest.raises(TypeError, match=r"expected a ThresholdPart.*came TestPart"):
             thresholds.fit_threshold(test, rule)
 
-    def test_the_upper_bound_never_on_a_threshold_part(self):
-        with pytest.raises(TypeError, match="expected a TestPart"):
-            thresholds.upper_bound_dice(count(ThresholdPart, random_cohort(2, seed=0)))
-
     @pytest.mark.parametrize("rule", DICE_RULES)
     def test_dice_without_lesion_is_refused(self, rule):
         healthy = [v._replace(lesion=np.zeros_like(v.lesion)) for v in random_cohort(2, seed=0)]
@@ -196,4 +186,4 @@ class TestFitting:
     @pytest.mark.parametrize("level", [0, 65537])
     def test_level_out_of_range_is_refused(self, level):
         with pytest.raises(ConfigError, match="level must lie"):
-            thresholds.Threshold(level=level, value=0, rule="x", fitted_on="y")
+            Threshold(level=level, value=0, rule="x", fitted_on="y")

@@ -11,7 +11,7 @@ import pytest
 from tiny_cohorts import SHAPE, tiny_vae
 
 from uadray.errors import ConfigError
-from uadray.train.run import Run
+from uadray.runs.folder import Run
 from uadray.train.track import TrackConfig, prepared, tracked
 
 EXPERIMENT = tiny_vae(3, strategy="cube", seed=4)

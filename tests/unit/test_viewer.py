@@ -15,9 +15,10 @@ from hypothesis import strategies as st
 from tiny_cases import MARKUP, SPOT_MM, THRESHOLD, tiny_case, write_tiny_case
 
 from uadray.errors import ConfigError
-from uadray.report import viewer, viewer_volumes
-from uadray.report.viewer import open_case, write_case, write_index
-from uadray.report.viewer_volumes import load_volumes, score_levels
+from uadray.viewer import page as viewer
+from uadray.viewer import volumes as viewer_volumes
+from uadray.viewer.page import open_case, write_case, write_index
+from uadray.viewer.volumes import load_volumes, score_levels
 
 
 def embedded(page: str, name: str) -> Any:

@@ -7,8 +7,8 @@ import numpy as np
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from uadray.evaluate.counts import CohortCounts, count_subject
-from uadray.evaluate.postprocess import erode_brain
+from uadray.metrics.counts import CohortCounts, count_subject
+from uadray.metrics.postprocess import erode_brain
 
 SHAPE = (3, 3, 4)
 LEVELS = np.array([0, 1, 7, 20000, 32768, 65535], np.uint16)

@@ -7,7 +7,7 @@ Shape suffixes: B batch, C channel, Z axial plane, Y row, X column.
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, NamedTuple, final
 
 from uadray.lazy import Module, Tensor, nn, torch
 from uadray.methods.blocks import OUTPUT_RANGE
@@ -18,6 +18,16 @@ Shape = tuple[int, int, int]
 
 Losses = dict[str, Tensor]
 """What `forward` gives."""
+
+
+class Detection(NamedTuple):
+    """What a method makes of volumes."""
+
+    scores: Tensor
+    """(B, Z, Y, X) in the method's `score_range`. What lies outside the brain has no meaning."""
+
+    reconstruction: Tensor | None = None
+    """(B, C, Z, Y, X) in [0, 1]; None where the scores are made without one."""
 
 
 class Detector(Module, ABC):
@@ -36,16 +46,18 @@ class Detector(Module, ABC):
     """Whether `reconstruct` gives the healthy version of its input."""
 
     @abstractmethod
-    def anomaly_map(self, x_BCZYX: Tensor, brain_BZYX: Tensor) -> Tensor:
-        """Scores per voxel.
+    def detect(self, x_BCZYX: Tensor, brain_BZYX: Tensor) -> Detection:
+        """Anomaly maps, with the reconstructions that they are made from.
 
         Args:
             x_BCZYX: Volumes in [0, 1] with background 0, float32, one channel.
             brain_BZYX: Brain masks, bool.
-
-        Returns:
-            (B, Z, Y, X) float32 in `score_range`. What lies outside the brain has no meaning.
         """
+
+    @final
+    def anomaly_map(self, x_BCZYX: Tensor, brain_BZYX: Tensor) -> Tensor:
+        """The scores of `detect`."""
+        return self.detect(x_BCZYX, brain_BZYX).scores
 
     def reconstruct(self, x_BCZYX: Tensor) -> Tensor:
         """The healthy version of a volume, (B, C, Z, Y, X) in [0, 1].
@@ -72,9 +84,10 @@ class ReconstructionDetector(Detector):
 
     has_reconstruction = True
 
-    def anomaly_map(self, x_BCZYX: Tensor, brain_BZYX: Tensor) -> Tensor:
+    def detect(self, x_BCZYX: Tensor, brain_BZYX: Tensor) -> Detection:
         """The absolute residual, in intensity units."""
-        return (x_BCZYX - self.reconstruct(x_BCZYX)).abs()[:, 0]
+        output = self.reconstruct(x_BCZYX)
+        return Detection((x_BCZYX - output).abs()[:, 0], output)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -193,7 +206,7 @@ class StreamDetector(Detector):
 
     @abstractmethod
     def finish(self) -> None:
-        """Derive what `anomaly_map` needs from all that was taken in."""
+        """Derive what `detect` needs from all that was taken in."""
 
 
 def slices_as_batch(x_BCZYX: Tensor) -> Tensor:

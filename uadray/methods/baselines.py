@@ -8,7 +8,7 @@ import numpy as np
 
 from uadray.errors import ConfigError
 from uadray.lazy import Tensor, torch
-from uadray.methods.base import Detector, ReconstructionDetector, Shape, StreamDetector
+from uadray.methods.base import Detection, Detector, ReconstructionDetector, Shape, StreamDetector
 from uadray.methods.blocks import OUTPUT_RANGE
 from uadray.methods.registry import method
 from uadray.methods.settings import MethodSettings, check_limits
@@ -35,10 +35,10 @@ class Intensity(Detector):
         super().__init__()
         self._dark = config.polarity == "dark"
 
-    def anomaly_map(self, x_BCZYX: Tensor, brain_BZYX: Tensor) -> Tensor:
+    def detect(self, x_BCZYX: Tensor, brain_BZYX: Tensor) -> Detection:
         """x, or 1 - x."""
         x = x_BCZYX[:, 0]
-        return 1 - x if self._dark else x
+        return Detection(1 - x if self._dark else x)
 
 
 @method(
@@ -76,7 +76,7 @@ class HistEq(Detector):
         super().__init__()
         self._dark = config.polarity == "dark"
 
-    def anomaly_map(self, x_BCZYX: Tensor, brain_BZYX: Tensor) -> Tensor:
+    def detect(self, x_BCZYX: Tensor, brain_BZYX: Tensor) -> Detection:
         """Rank in (0, 1], or one minus it; 0 outside the brain."""
         out = torch.zeros(brain_BZYX.shape, dtype=torch.float64, device=x_BCZYX.device)
         for sample, (x, brain) in enumerate(zip(x_BCZYX[:, 0], brain_BZYX, strict=True)):
@@ -84,7 +84,7 @@ class HistEq(Detector):
             rank = torch.searchsorted(values.sort().values, values, right=True).double()
             share = rank / max(1, len(values))
             out[sample][brain] = 1 - share if self._dark else share
-        return out
+        return Detection(out)
 
 
 @method("MeanImage", source="plain", equation="s = abs(x - mean)")
@@ -154,10 +154,10 @@ class ZScore(StreamDetector):
         self.mean.copy_(torch.from_numpy(mean))
         self.deviation.copy_(torch.from_numpy(np.sqrt(variance.clip(self._floor**2))))
 
-    def anomaly_map(self, x_BCZYX: Tensor, brain_BZYX: Tensor) -> Tensor:
+    def detect(self, x_BCZYX: Tensor, brain_BZYX: Tensor) -> Detection:
         """|x - mean| / deviation, clipped to the stated range."""
         score = (x_BCZYX[:, 0] - self.mean).abs() / self.deviation
-        return score.clamp_max(self.score_range[1])
+        return Detection(score.clamp_max(self.score_range[1]))
 
 
 @method(

@@ -5,7 +5,7 @@ from typing import Literal
 
 from uadray import counter
 from uadray.lazy import Tensor, torch
-from uadray.methods.base import GradientDetector, Losses, Shape, by_samples
+from uadray.methods.base import Detection, GradientDetector, Losses, Shape, by_samples
 from uadray.methods.blocks import coarse_grid
 from uadray.methods.networks import Decoder, Encoder, dropout
 from uadray.methods.registry import method
@@ -80,9 +80,9 @@ class BayesianAE(GradientDetector):
         """The mean of the reconstructions."""
         return self.sampled(x).mean(0)
 
-    def anomaly_map(self, x_BCZYX: Tensor, brain_BZYX: Tensor) -> Tensor:
+    def detect(self, x_BCZYX: Tensor, brain_BZYX: Tensor) -> Detection:
         """Distance to the mean reconstruction, or the reconstructions' standard deviation."""
         if self.config.score == "residual":
-            return super().anomaly_map(x_BCZYX, brain_BZYX)
+            return super().detect(x_BCZYX, brain_BZYX)
         spread = by_samples(lambda x: self.sampled(x).std(0), x_BCZYX, self.ndim)
-        return spread[:, 0].clamp(0, 1)
+        return Detection(spread[:, 0].clamp(0, 1))

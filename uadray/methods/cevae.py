@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from uadray.lazy import Tensor, torch
-from uadray.methods.base import GradientDetector, Losses, Shape, by_samples
+from uadray.methods.base import Detection, GradientDetector, Losses, Shape, by_samples
 from uadray.methods.blocks import coarse_grid
 from uadray.methods.networks import (
     Decoder,
@@ -136,17 +136,18 @@ class CeVAE(GradientDetector):
         """Decoded mu."""
         return self.decoder(self._encode(x)[0])
 
-    def anomaly_map(self, x_BCZYX: Tensor, brain_BZYX: Tensor) -> Tensor:
+    def detect(self, x_BCZYX: Tensor, brain_BZYX: Tensor) -> Detection:
         """Residual, gradient of the divergence, or both."""
         score = self.config.score
         if score == "residual":
-            return super().anomaly_map(x_BCZYX, brain_BZYX)
+            return super().detect(x_BCZYX, brain_BZYX)
         gradient = self.gradient(x_BCZYX)[:, 0] * brain_BZYX
         largest = gradient.flatten(1).amax(1).clamp_min(torch.finfo(gradient.dtype).tiny)
         share = gradient / largest.view(-1, 1, 1, 1)
         if score == "gradient":
-            return share
-        return share * super().anomaly_map(x_BCZYX, brain_BZYX)
+            return Detection(share)
+        residual, output = super().detect(x_BCZYX, brain_BZYX)
+        return Detection(share * residual, output)
 
     def gradient(self, x_BCZYX: Tensor) -> Tensor:
         """|dKL / dx|, smoothed, (B, 1, Z, Y, X)."""

@@ -12,6 +12,7 @@ from typing import Any, Literal
 from uadray.errors import ConfigError
 from uadray.lazy import Module, Tensor, functional, nn, torch
 from uadray.methods.base import (
+    Detection,
     GradientDetector,
     Phase,
     Player,
@@ -303,15 +304,15 @@ class Transformer(GradientDetector):
         """The healed image, 2D slice by slice."""
         return in_pieces(self.heal, x_BCZYX, self.ndim, MAX_VOXELS)
 
-    def anomaly_map(self, x_BCZYX: Tensor, brain_BZYX: Tensor) -> Tensor:
+    def detect(self, x_BCZYX: Tensor, brain_BZYX: Tensor) -> Detection:
         """|x - healed|, or minus the log-likelihood of the codes, in nats."""
         if self.config.score == "residual":
-            return super().anomaly_map(x_BCZYX, brain_BZYX)
+            return super().detect(x_BCZYX, brain_BZYX)
 
         def run(x: Tensor) -> Tensor:
             return self._upsample(-self.log_likelihoods(x).mean(1), x).clamp(0, MAX_NATS)
 
-        return in_pieces(run, x_BCZYX, self.ndim, MAX_VOXELS)[:, 0]
+        return Detection(in_pieces(run, x_BCZYX, self.ndim, MAX_VOXELS)[:, 0])
 
     def calibrate(self, volumes: Iterable[Tensor], total: Callable[[Tensor], Tensor]) -> None:
         """Set the thresholds: quantiles of the log-likelihood of healthy codes that hold brain.

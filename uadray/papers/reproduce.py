@@ -12,17 +12,18 @@ import numpy as np
 from uadray import files
 from uadray.config import BASELINES, Experiment, experiment, learns, to_json
 from uadray.errors import ConfigError
-from uadray.evaluate.distributed import evaluate_all
-from uadray.evaluate.metrics import auprc
-from uadray.evaluate.protocols import PROTOCOLS, EvaluateConfig
-from uadray.evaluate.slicewise import Slices, histograms
+from uadray.evaluation.job import evaluate_all
+from uadray.evaluation.protocols import PROTOCOLS, EvaluateConfig
 from uadray.methods import is_fitted
+from uadray.metrics.measures import auprc
+from uadray.metrics.slicewise import Slices, histograms
 from uadray.papers.provenance import differences, healthy_differences
 from uadray.papers.study import CohortNeed, Entry, Paper, Published, Study
+from uadray.runs.evaluations import place, unpack_slices
+from uadray.runs.folder import Run
 from uadray.store import Cohort
-from uadray.train.run import Run
 from uadray.tune.sweep import Outcome, SweepConfig, fit_trials, run_url
-from uadray.tune.trials import is_begun, status
+from uadray.tune.trials import status
 
 ScaleName = Literal["smoke", "phantom", "full"]
 
@@ -259,7 +260,7 @@ class Reproduction:
         for one in self.experiments():
             folder = run_url(self.url, one)
             state = status(folder)
-            if state == "unfinished" and not is_begun(folder):
+            if state == "unfinished" and not Run.is_begun(folder):
                 state = "missing"
             elif state == "finished":
                 here = [role for role in self.roles if role in self.cohorts]
@@ -321,7 +322,7 @@ class Reproduction:
 
     def _slices(self, folder: str, role: str) -> Slices:
         name = self.cohorts[role].name
-        return Slices.unpack(files.read_bytes(f"{folder}/evaluation/{name}-slices.npz"))
+        return unpack_slices(files.read_bytes(place(folder, name, "slices")))
 
     def record(self) -> dict[str, Any]:
         """All of it as a JSON value, for `<study>.json`."""
@@ -357,7 +358,7 @@ def pooled_slice_auprc(parts: Sequence[Slices]) -> float:
 
 def _record(folder: str, cohort: Cohort) -> dict[str, Any] | None:
     """The evaluation of a run on a cohort, or None where there is none of this cohort."""
-    url = files.join(folder, "evaluation", f"{cohort.name}.json")
+    url = place(folder, cohort.name)
     if not files.exists(url):
         return None
     record = dict(files.read_json(url))

@@ -4,7 +4,7 @@ import numpy as np
 from rich.table import Table
 from rich.text import Text
 
-from uadray.evaluate.lesionwise import LesionTruth, component_sizes, lesion_statistics
+from uadray.metrics.lesionwise import LesionTruth, component_sizes, lesion_statistics
 from uadray.papers.provenance import kind
 from uadray.papers.reproduce import Reproduction
 from uadray.prepare.geometry import voxel_ml

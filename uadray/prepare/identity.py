@@ -45,7 +45,7 @@ def scan_files(scan: Scan) -> Iterator[tuple[str, str]]:
         return
     named = [("image", scan.image), ("brain", scan.brain), ("lesion", scan.lesion)]
     named += [("lesion", path) for path in scan.more_lesions]
-    named.append(("shape", scan.synthetic_lesion))
+    named += [("shape", scan.synthetic_lesion), ("template", scan.template)]
     for role, path in named:
         for part in halves(path) if path else ():
             yield role, part
@@ -56,7 +56,7 @@ def look_at(scan: Scan) -> Source:
     sha, total, stamped = hashlib.sha256(), 0, True
     for role, path in scan_files(scan):
         size, version = _state(path)
-        total += size
+        total += size if role != "template" else 0  # which many scans share
         stamped &= bool(version)
         sha.update(f"{role}\0{path}\0{size}\0{version}\n".encode(errors="surrogateescape"))
     known = stamped and not scan.image.startswith(PHANTOM_SCHEME)

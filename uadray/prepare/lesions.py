@@ -215,7 +215,7 @@ def _of_a_brain(name: str) -> bool:
 
 
 def assign_masks(
-    scans: Sequence[Scan], masks: Sequence[str], seed: int, contrast: Contrast = "t1-dark"
+    scans: Sequence[Scan], masks: Sequence[str], seed: int, config: LesionConfig | None = None
 ) -> list[Scan]:
     """Give each scan a lesion mask of its own; a mask repeats only once all are used.
 
@@ -223,7 +223,7 @@ def assign_masks(
         scans: Healthy scans, in any order.
         masks: Paths of the masks, in any order.
         seed: Decides which scan has which.
-        contrast: That their lesions will have.
+        config: Contrast and placement of their lesions.
 
     Raises:
         ConfigError: a scan has a lesion already or is of a modality that the contrast is not for,
@@ -238,6 +238,8 @@ def assign_masks(
         raise ConfigError(
             f"{diseased[0]} has a real lesion already: synthetic ones are for healthy scans"
         )
+    config = config or LesionConfig()
+    contrast = config.contrast
     known = {name for names in MODALITIES.values() for name in names}
     fitting = MODALITIES[contrast]
     if others := [s for s in scans if s.modality in known and s.modality not in fitting]:
@@ -247,9 +249,13 @@ def assign_masks(
         )
     order = np.random.default_rng([seed, len(masks)]).permutation(len(masks))
     masks = sorted(masks)
+    given = [masks[order[k % len(masks)]] for k in range(len(scans))]
+    by_template = config.placement == "template"
+    beside = {path: _templates_beside(path) for path in set(given)} if by_template else {}
     return [
-        replace(scan, synthetic_lesion=masks[order[k % len(masks)]])
-        for k, scan in enumerate(sorted(scans, key=lambda scan: scan.id))
+        # One that is missing, or one of several, is quarantined with the scan.
+        replace(scan, synthetic_lesion=path, template=next(iter(beside.get(path, [])), ""))
+        for scan, path in zip(sorted(scans, key=lambda scan: scan.id), given, strict=True)
     ]
 
 
@@ -285,18 +291,28 @@ MAX_LABELS = 64
 
 
 def _template_to_mni(path: str) -> np.ndarray:
-    folder = path.rsplit("/", 1)[0]
-    names = [n for n in files.list_names(folder) if fnmatch.fnmatch(n.lower(), "template*.nii*")]
-    if len(names) != 1:
+    found = _templates_beside(path)
+    if len(found) != 1:
         raise ScanError(
             f"{path}: expected one brain template*.nii.gz beside it, in whose space it is, came "
-            f"{names}; put it there, or choose another --placement"
+            f"{[name.rsplit('/', 1)[-1] for name in found]}; put it there, or choose another "
+            "--placement"
         )
-    return _brain_to_mni(files.join(folder, names[0]))
+    return _brain_to_mni(found[0], files.digest(found[0]))
+
+
+def _templates_beside(path: str) -> list[str]:
+    folder = path.rsplit("/", 1)[0]
+    return [
+        files.join(folder, name)
+        for name in files.list_names(folder)
+        if fnmatch.fnmatch(name.lower(), "template*.nii*")
+    ]
 
 
 @lru_cache(maxsize=8)
-def _brain_to_mni(path: str) -> np.ndarray:
+def _brain_to_mni(path: str, digest: str) -> np.ndarray:
+    """Of one content: a process lives longer than that of a file may."""
     image, affine = read_nifti(path)
     brain = Volume(image=image, brain=image > 0, lesion=None, affine=affine)
     try:

@@ -57,6 +57,7 @@ def planned_scans(rows: Rows) -> Iterator[dict[str, Any]]:
 
     for scan, part in rows:
         fields = {key: value for key, value in asdict(scan).items() if value}
+        fields.pop("template", None)  # it lies beside the mask
         for key in ("image", "brain", "lesion"):
             if key in fields:
                 fields[key] = shown(fields[key])

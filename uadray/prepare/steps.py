@@ -14,6 +14,7 @@ import numpy as np
 
 from uadray.config import from_json, to_json
 from uadray.errors import ConfigError, ScanError
+from uadray.phantom import make_subject
 from uadray.prepare.geometry import (
     Extent,
     Volume,
@@ -27,7 +28,6 @@ from uadray.prepare.geometry import (
 from uadray.prepare.intensity import correct_bias, denoise, standardise
 from uadray.prepare.layouts import PHANTOM_SCHEME, Scan
 from uadray.prepare.lesions import LesionConfig, insert_lesion, read_mask
-from uadray.prepare.phantom import make_subject
 from uadray.prepare.read import load_volume
 from uadray.prepare.register import Registration, register, straighten
 from uadray.prepare.skull import TOOLS, SkullStrip, strip

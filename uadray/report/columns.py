@@ -4,11 +4,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
-from uadray.report.load import Evaluation
+from uadray.html import ABSENT, NO_INTERVAL
 from uadray.report.rows import Row
-
-ABSENT = "\N{EN DASH}"
-"""Stands where a figure is not defined or was not recorded."""
+from uadray.runs.evaluations import Evaluation
 
 Item = TypeVar("Item")
 
@@ -54,15 +52,6 @@ def short(value: float | None) -> str:
     if value is None:
         return ABSENT
     return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
-
-
-def with_interval(evaluation: Evaluation, metric: str) -> str:
-    """`0.476 [0.410, 0.540]`, the 95 % bootstrap interval over subjects in brackets."""
-    return f"{number(evaluation.metric(metric))} {brackets(evaluation.interval(metric))}".rstrip()
-
-
-NO_INTERVAL = "no interval"
-"""Stands in its place where there is one test subject."""
 
 
 def brackets(

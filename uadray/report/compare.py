@@ -14,10 +14,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from uadray.evaluate.statistics import holm, interval, wilcoxon_p
-from uadray.report.columns import ABSENT, Column, brackets, number, signed
-from uadray.report.load import RunRecord
+from uadray.html import ABSENT
+from uadray.metrics.statistics import holm, interval, wilcoxon_p
+from uadray.report.columns import Column, brackets, number, signed
 from uadray.report.rows import CohortRows, Row
+from uadray.runs.records import RunRecord
 
 COMPARED = ("dice_d", "dice_s_mean", "auprc")
 """Figures whose differences are shown."""

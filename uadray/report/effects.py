@@ -12,11 +12,12 @@ from typing import Any
 
 import numpy as np
 
-from uadray.report.columns import ABSENT, Column, brackets, number
+from uadray.html import ABSENT
+from uadray.report.columns import Column, brackets, number
 from uadray.report.compare import Comparison, Figure, Series, compare
-from uadray.report.load import RunRecord
 from uadray.report.rows import CohortRows, Row
-from uadray.report.settings import EXPERIMENT, Setting, flat
+from uadray.runs.records import RunRecord
+from uadray.runs.settings import EXPERIMENT, Setting, flat
 
 MAX_LINES = 6
 """Most lines of one plot; more combinations are averaged over, and more experiments left out."""

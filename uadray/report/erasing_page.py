@@ -3,18 +3,16 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from importlib import resources
 from typing import Any, Literal
 
 import numpy as np
 import torch
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 from numpy.typing import NDArray
 
-from uadray import __version__, files
+from uadray import __version__, files, html
 from uadray.config import Experiment
-from uadray.erasing import erase, erased_mask, sample_erasing
+from uadray.data.erasing import erase, erased_mask, sample_erasing
 from uadray.errors import ConfigError
 from uadray.methods import Learned
 from uadray.report import figures
@@ -226,7 +224,7 @@ def erasing_figure(
         if rows:
             columns = max(len(r["draws"]) for r in rows)
             tables.append({"ndim": ndim, "plane": plane, "rows": rows, "columns": columns})
-    return Markup(_environment().get_template("erasing_figure.html.j2").render(tables=tables))
+    return Markup(html.environment().get_template("erasing_figure.html.j2").render(tables=tables))
 
 
 def _row(
@@ -241,16 +239,6 @@ def _row(
         # A method that erases nothing sees the same sample in every epoch.
         "draws": [draw(one, volume, row=row, plane=plane, epoch=e) for e in epochs or [0]],
     }
-
-
-def _environment() -> Environment:
-    return Environment(
-        loader=PackageLoader("uadray.report"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
 
 
 def write_erasing_page(
@@ -281,9 +269,7 @@ def write_erasing_page(
         ConfigError: `out` does not end in `.html`, there is no such scan or slice, or an
             experiment does not erase.
     """
-    out = files.normalise(out)
-    if not out.endswith(".html"):
-        raise ConfigError(f"out must end in .html, was {out!r}")
+    out = html.page_url(out)
     table = cohort.subjects
     subject = str(table["id"].iloc[0]) if subject is None else subject
     found = table[table["id"] == subject]
@@ -296,7 +282,7 @@ def write_erasing_page(
     volume = cohort.read("image", row, row + 1)[0]
     figure = erasing_figure(experiments, volume, row=row, num_draws=num_draws, plane=plane)
     page = (
-        _environment()
+        html.environment()
         .get_template("erasing.html.j2")
         .render(
             cohort=cohort,
@@ -307,9 +293,7 @@ def write_erasing_page(
             figure=figure,
             made=made or datetime.now(UTC),
             version=__version__,
-            style=Markup(
-                (resources.files("uadray.report") / "templates" / "report.css").read_text("utf-8")
-            ),
+            style=html.style("report.css"),
             tally_epochs=TALLY_EPOCHS,
         )
     )

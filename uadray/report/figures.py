@@ -1,6 +1,5 @@
 """Plots as inline SVG that follows the page's colours, and montage tiles as small PNG images."""
 
-import base64
 import html
 import io
 import itertools
@@ -20,9 +19,11 @@ from numpy.typing import NDArray
 from PIL import Image
 from scipy import ndimage
 
+from uadray.html import data_uri
 from uadray.report.compare import Comparisons
-from uadray.report.load import Cases, RunRecord
 from uadray.report.rows import CohortRows, Row
+from uadray.runs.evaluations import Cases
+from uadray.runs.records import RunRecord
 
 MIN_FIT_SUBJECTS = 12
 """Fewest subjects for the cubic fit of Dice over lesion volume, three for each of its four terms;
@@ -104,11 +105,6 @@ def inline(draw: Callable[[Palette], Figure], description: str) -> Markup:
         description, data_uri(png.getvalue())
     )
     return image if len(image) < len(svg) else Markup(svg)
-
-
-def data_uri(png: bytes) -> str:
-    """A PNG file as a data URI."""
-    return "data:image/png;base64," + base64.b64encode(png).decode()
 
 
 def _svg(figure: Figure, description: str) -> str:

@@ -3,8 +3,9 @@
 from collections.abc import Sequence
 from typing import Any
 
+from uadray.html import ABSENT
 from uadray.report import columns, compare
-from uadray.report.columns import ABSENT, COLUMNS, LESION_COLUMNS, METHOD, Column
+from uadray.report.columns import COLUMNS, LESION_COLUMNS, METHOD, Column
 from uadray.report.effects import EFFECT_COLUMNS
 from uadray.report.rows import CohortRows, Row
 from uadray.report.sweep import Sweep

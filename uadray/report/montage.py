@@ -7,8 +7,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from uadray.report import figures
-from uadray.report.load import Cases
 from uadray.report.rows import CohortRows, Row, spread_rows
+from uadray.runs.evaluations import Cases
 
 MAX_RUNS = 10
 """Most runs side by side; of more, the best fit of each experiment before second ones."""

@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from uadray.evaluate.statistics import interval
+from uadray.metrics.statistics import interval
 from uadray.report.compare import Figure
 from uadray.report.effects import Effect, Point
-from uadray.report.settings import Setting
+from uadray.runs.settings import Setting
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,22 +1,17 @@
 """The page: one HTML file without any outside part, with its tables in other forms beside it."""
 
-import base64
-import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
-from importlib import resources
 from typing import Any
 from urllib.parse import urlsplit
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
-from uadray import __version__, files
+from uadray import __version__, files, html
 from uadray.errors import ConfigError
-from uadray.evaluate.postprocess import describe_findable
+from uadray.metrics.postprocess import describe_findable
 from uadray.report import columns, compare, export, figures
-from uadray.report.load import Broken, RunRecord, load_runs
 from uadray.report.montage import Viewers, montage
 from uadray.report.rows import PublishedFigures, Row, group_by_cohort, spread_rows
 from uadray.report.sweep import Sweep, find_sweep
@@ -28,6 +23,7 @@ from uadray.report.sweep_page import (
     sweep_context,
 )
 from uadray.report.words import Compared, hold_together
+from uadray.runs.records import Broken, RunRecord, load_runs
 
 MAX_PLOTS = 16
 """Most small plots of one kind: the best fit of each experiment, then the highest Dice_D."""
@@ -76,9 +72,7 @@ def write_report(
         RunError: a folder holds no run, or a file in it is absent or damaged, and `left_out` is
             None or no run is left.
     """
-    out = files.normalise(out)
-    if not out.endswith(".html"):
-        raise ConfigError(f"out must end in .html, was {out!r}")
+    out = html.page_url(out)
     runs = load_runs(urls, left_out)
     groups = group_by_cohort(runs, published)
     known = {name for run in runs for name in (run.label, str(run.config["name"]))}
@@ -149,26 +143,17 @@ def render(
     left_out: Sequence[Broken] = (),
 ) -> str:
     """The page as text; every string from a run folder is escaped on its way in."""
-    environment = Environment(
-        loader=PackageLoader("uadray.report"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    environment = html.environment()
     environment.filters |= {"number": columns.number, "short": columns.short, "sub": _subscripts}
     environment.globals["describe_findable"] = describe_findable
     environment.filters |= {"svgsub": _svg_subscripts, "reason": reason}
-    script = _asset("report.js")
-    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     notes = {cohort.group.name: cohort.group.notes for cohort in cohorts}
     return environment.get_template("report.html.j2").render(
         title=title,
         made=made,
         version=__version__,
-        style=Markup(_asset("report.css")),
-        script=Markup(script),
-        script_digest=digest,
+        style=html.style("report.css"),
+        **html.script("report.js"),
         runs=runs,
         columns=columns.COLUMNS,
         lesion_columns=columns.LESION_COLUMNS,
@@ -201,10 +186,6 @@ def _svg_subscripts(text: str) -> Markup:
         mark = f'Dice<tspan class="sub" dy="3">{kind}</tspan><tspan dy="-3">\u200b</tspan>'
         escaped = Markup(str(escaped).replace(f"Dice_{kind}", mark))
     return escaped
-
-
-def _asset(name: str) -> str:
-    return (resources.files("uadray.report") / "templates" / name).read_text(encoding="utf-8")
 
 
 def _by_dice(runs: Sequence[RunRecord], cohorts: Sequence[Compared]) -> list[RunRecord]:
@@ -280,12 +261,12 @@ def _threshold(row: Row) -> dict[str, Any]:
 
 def _provenance(run: RunRecord, notes: dict[str, tuple[str, ...]]) -> dict[str, Any]:
     cohort = run.config["cohort"] or {}
-    name = str(cohort.get("name", columns.ABSENT))
+    name = str(cohort.get("name", html.ABSENT))
     return {
         "run": run,
         "cohort": name,
         "notes": tuple(map(str, cohort.get("notes") or notes.get(name, ()))),
-        "cohort_fingerprint": cohort.get("fingerprint") or columns.ABSENT,
+        "cohort_fingerprint": cohort.get("fingerprint") or html.ABSENT,
         "hardware": run.config.get("hardware") or {},
         "versions": run.config.get("versions") or {},
         "seconds": run.summary.get("fit_seconds"),

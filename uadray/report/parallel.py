@@ -11,11 +11,12 @@ from typing import Any
 import numpy as np
 from matplotlib.ticker import MaxNLocator
 
-from uadray.report.columns import ABSENT, number
+from uadray.html import ABSENT
+from uadray.report.columns import number
 from uadray.report.effects import healthy_error
-from uadray.report.load import RunRecord
-from uadray.report.settings import Setting, flat
 from uadray.report.words import Compared
+from uadray.runs.records import RunRecord
+from uadray.runs.settings import Setting, flat
 
 WIDTH, HEIGHT = 158.0, 300.0
 """Between two axes, and of an axis; in the drawing's units, pixels at full size."""

@@ -4,8 +4,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from uadray.evaluate.postprocess import describe_findable
-from uadray.report.load import Evaluation, RunRecord
+from uadray.metrics.postprocess import describe_findable
+from uadray.runs.evaluations import Evaluation
+from uadray.runs.records import RunRecord
 
 
 class Published(Protocol):

@@ -6,13 +6,13 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from uadray.evaluate.metrics import auprc
-from uadray.evaluate.slicewise import Slices, histograms
-from uadray.evaluate.statistics import interval, resampling_weights
+from uadray.metrics.measures import auprc
+from uadray.metrics.slicewise import Slices, histograms
+from uadray.metrics.statistics import interval, resampling_weights
 from uadray.report.columns import brackets, number
 from uadray.report.compare import Figure, Series
-from uadray.report.load import Evaluation
 from uadray.report.words import Compared
+from uadray.runs.evaluations import Evaluation
 
 MAX_METHODS = 6
 """Most methods in one plot: the highest by slice-wise AUPRC, always with the best plain one."""

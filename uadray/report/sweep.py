@@ -12,10 +12,11 @@ import numpy as np
 from uadray.report.columns import number, signed
 from uadray.report.compare import Comparison, Series, compare
 from uadray.report.effects import Effect, Line, effects, healthy_error
-from uadray.report.load import Evaluation, RunRecord
 from uadray.report.rows import CohortRows, Row
-from uadray.report.settings import EXPERIMENT, Setting, varied
 from uadray.report.words import Compared, difference_in_words, figure_in_words
+from uadray.runs.evaluations import Evaluation
+from uadray.runs.records import RunRecord
+from uadray.runs.settings import EXPERIMENT, Setting, varied
 
 MAX_TOLD = 3
 """Most lines of an effect that are told one by one; of more, how many go up and down."""

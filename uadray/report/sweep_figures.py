@@ -13,10 +13,10 @@ from matplotlib.ticker import FixedLocator, MaxNLocator, NullFormatter, NullLoca
 from uadray.report.compare import Figure as Bounded
 from uadray.report.effects import HEALTHY, Effect
 from uadray.report.figures import Palette, axes_of, curve_of, inline
-from uadray.report.load import RunRecord
 from uadray.report.over_cohorts import MeanEffect
-from uadray.report.settings import Setting
 from uadray.report.slices import SliceCurve
+from uadray.runs.records import RunRecord
+from uadray.runs.settings import Setting
 
 HEADS = {
     "dice_d": r"Dice$_\mathrm{D}$",

@@ -9,12 +9,12 @@ from markupsafe import Markup
 from uadray.report import figures, sweep_figures
 from uadray.report.columns import number
 from uadray.report.effects import EFFECT_COLUMNS, HEALTHY, Effect
-from uadray.report.load import RunRecord
 from uadray.report.over_cohorts import mean_effect
 from uadray.report.parallel import TOP, parallel
 from uadray.report.slices import SlicePlot, slice_plots
 from uadray.report.sweep import Sweep
 from uadray.report.words import Compared
+from uadray.runs.records import RunRecord
 
 MAX_CURVES = 12
 """Most learning curves with a plot each; more are gathered by experiment."""

@@ -10,9 +10,10 @@ from rich.table import Table
 from rich.text import Text
 
 from uadray.errors import RunError
-from uadray.report.columns import ABSENT, COLUMNS, Column
-from uadray.report.load import RunRecord
+from uadray.html import ABSENT
+from uadray.report.columns import COLUMNS, Column
 from uadray.report.rows import CohortRows, Row, group_by_cohort
+from uadray.runs.records import RunRecord
 
 _TERMINAL = ("method", "dice_d", "dice_s_mean", "auprc", "upper_bound_dice", "fit_minutes")
 _SHORT_HEADS = {

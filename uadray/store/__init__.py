@@ -19,7 +19,7 @@ digests of all small files, these hold digests of all voxels: `verify` follows t
 """
 
 from uadray.store.check import Problem, advice, verify
-from uadray.store.cohort import Cohort, open_cohort, repeated_images, train_rows
+from uadray.store.cohort import Cohort, open_cohort, repeated_images
 from uadray.store.layout import (
     CHUNK_VOLUMES,
     FORMAT,
@@ -56,7 +56,6 @@ __all__ = [
     "shard_volumes",
     "software_versions",
     "storage_errors",
-    "train_rows",
     "verify",
     "write_left_out",
     "zarr_store",

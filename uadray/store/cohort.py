@@ -15,7 +15,6 @@ import zarr
 
 from uadray import files
 from uadray.errors import StoreError, StoreNotSealedError, UadrayError
-from uadray.order import subset_rows
 from uadray.store.layout import (
     LEFT_OUT,
     QUARANTINE,
@@ -223,17 +222,6 @@ class Cohort:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-
-
-def train_rows(cohort: Cohort, *, share: float, seed: int) -> np.ndarray:
-    """Rows of the training part, or of a share of its subjects (see `order.subset_rows`)."""
-    rows = cohort.rows("train")
-    if share == 1:
-        return rows
-    table = cohort.columns("row", "subject", "scanner")
-    table = table[table["row"].isin(rows)]
-    subjects, scanners = (table[name].to_numpy(object) for name in ("subject", "scanner"))
-    return subset_rows(rows, subjects, scanners, share=share, seed=seed)
 
 
 def _again(url: str) -> str:

@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 
 from uadray import files
 from uadray.errors import StoreError
+from uadray.results import refuse_inside
 from uadray.store import spool
 from uadray.store.cohort import Cohort, open_cohort
 from uadray.store.layout import (
@@ -124,6 +125,7 @@ class CohortWriter:
         elif not files.is_empty(self.url):
             raise StoreError(f"{self.url} is not empty and holds no cohort: choose another folder")
         else:
+            refuse_inside(self.url, StoreError)
             write_attributes(self.url, attributes)
         with suppress(FileNotFoundError):
             if lines_digest(scans_of(self.url)) == attributes["scans_digest"]:

@@ -10,17 +10,19 @@ import torch
 
 from uadray import cluster, files
 from uadray.config import Experiment
+from uadray.data.sampling import train_rows
+from uadray.data.stream import ValidationStream
 from uadray.errors import ConfigError, RunError, StoppedError
 from uadray.lock import hold
 from uadray.methods import Detector, GradientDetector, StreamDetector, num_parameters
-from uadray.store import Cohort, train_rows
-from uadray.stream import ValidationStream
-from uadray.train.checkpoint import CheckpointStore
+from uadray.runs.checkpoint import CheckpointStore
+from uadray.runs.detector import fresh
+from uadray.runs.folder import Run
+from uadray.store import Cohort
 from uadray.train.group import ScaleConfig, fit_group
 from uadray.train.loop import Metrics, World, fit_stream, healthy_reconstruction
-from uadray.train.run import Run
 from uadray.train.track import TrackConfig, prepared
-from uadray.train.worker import fit_worker, fresh, identity
+from uadray.train.worker import fit_worker
 
 __all__ = [
     "ScaleConfig",
@@ -28,7 +30,6 @@ __all__ = [
     "conclude_facts",
     "fit",
     "format_metrics",
-    "load_detector",
 ]
 
 
@@ -75,8 +76,7 @@ def _fit_held(
     report: Callable[[Metrics], None],
 ) -> Run:
     run = Run.create(url, experiment, cohort)
-    for folder in (run.url, files.join(run.url, "checkpoint")):
-        files.remove_drafts(folder, recursive=False)
+    run.remove_drafts()
     if run.finished:
         return run
     if run.summary is not None:
@@ -109,22 +109,6 @@ def _fit_held(
     }
     run.finish({"status": "finished", **outcome, **how, **facts})
     return run
-
-
-def load_detector(run: Run) -> Detector:
-    """The fitted detector of a run, at its best epoch, in evaluation mode.
-
-    Raises:
-        CheckpointError: there is no checkpoint, or it is damaged or of another run.
-    """
-    detector = fresh(run.experiment, run.shape)
-    checkpoints = CheckpointStore(run.url, identity(run))
-    state = checkpoints.state()
-    if state is not None:
-        checkpoints.load_model(detector, state.best)
-    elif isinstance(detector, (GradientDetector, StreamDetector)):
-        raise ConfigError(f"{run.url} has no checkpoint yet: run the same jobs/train.py again")
-    return detector.eval()
 
 
 def _fit(
@@ -171,13 +155,13 @@ def _fit_plain(detector: Detector, run: Run, cohort: Cohort) -> dict[str, Any]:
         volumes = ValidationStream(cohort, held_back, resident=False)
         error = healthy_reconstruction(detector, volumes, device)
         value = float(error[0] / error[1])
-    CheckpointStore(run.url, identity(run)).save(1, detector, None, value)
+    CheckpointStore(run.url, run.identity).save(1, detector, None, value)
     return {"num_train_volumes": len(rows), "num_validation_volumes": len(held_back)}
 
 
 def conclude_facts(run: Run) -> dict[str, Any]:
     """What the records and checkpoints of a run tell its summary, ended well or not."""
-    state = CheckpointStore(run.url, identity(run)).state()
+    state = CheckpointStore(run.url, run.identity).state()
     records = run.metrics()
     kept = next((r for r in records if state and r["epoch"] == state.best), None)
     value = state.best_value if state else None

@@ -18,14 +18,14 @@ from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedErr
 from ray.train.torch import TorchTrainer, prepare_model
 
 from uadray import cluster, files
+from uadray.data.stream import READ_CPUS
 from uadray.errors import ConfigError, StoppedError, UadrayError
 from uadray.memory import ONE_ARENA
 from uadray.methods import GradientDetector
 from uadray.methods.settings import check_finite
+from uadray.runs.folder import Run
 from uadray.store import Cohort
-from uadray.stream import READ_CPUS
 from uadray.train.loop import Metrics, World
-from uadray.train.run import Run
 from uadray.train.track import TrackConfig
 from uadray.train.worker import fit_worker
 

@@ -10,12 +10,12 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from uadray.batch import Batch
 from uadray.config import Experiment, FitConfig
+from uadray.data.batch import Batch
 from uadray.errors import ConfigError, UadrayError
 from uadray.memory import keep_freed_memory
 from uadray.methods.base import Detector, GradientDetector, Phase, StreamDetector
-from uadray.train.checkpoint import CheckpointStore
+from uadray.runs.checkpoint import CheckpointStore
 from uadray.train.steps import Metrics, Steps, make_optimizers, means, over_workers
 from uadray.train.world import World
 

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from uadray import counter
-from uadray.batch import Batch
 from uadray.config import Experiment, FitConfig
-from uadray.erasing import erase, sample_erasing
+from uadray.data.batch import Batch
+from uadray.data.erasing import erase, sample_erasing
 from uadray.methods.base import GradientDetector, Player
 from uadray.train.world import World
 

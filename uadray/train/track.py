@@ -12,7 +12,7 @@ from typing import Any
 from uadray import files
 from uadray.config import to_json
 from uadray.errors import ConfigError
-from uadray.train.run import Run
+from uadray.runs.folder import Run
 
 Follow = Callable[[dict[str, Any]], None]
 """Takes the record of an epoch."""

@@ -6,27 +6,16 @@ from typing import Any
 
 import torch
 
-from uadray.config import Experiment
+from uadray.data.sampling import step_sizes, train_rows
+from uadray.data.stream import TrainingStream, ValidationStream, fits_in_memory
 from uadray.errors import ConfigError, RunError
-from uadray.methods import Detector, GradientDetector, build
-from uadray.order import step_sizes
-from uadray.store import Cohort, train_rows
-from uadray.stream import TrainingStream, ValidationStream, fits_in_memory
-from uadray.train.checkpoint import CheckpointStore, identity
+from uadray.methods import GradientDetector
+from uadray.runs.checkpoint import CheckpointStore
+from uadray.runs.detector import fresh
+from uadray.runs.folder import EPOCHS, Run
+from uadray.store import Cohort
 from uadray.train.loop import Metrics, World, fit_gradient, reduced_precision
-from uadray.train.run import EPOCHS, Run
 from uadray.train.track import TrackConfig, tracked
-
-
-def fresh(experiment: Experiment, shape: tuple[int, int, int]) -> Detector:
-    """An unfitted detector; its weights follow the seed, and nothing else's random state moves.
-
-    Raises:
-        ConfigError: volumes of that shape do not suit the method.
-    """
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(experiment.fit.seed)
-        return build(experiment.method, shape)
 
 
 def fit_worker(
@@ -79,7 +68,7 @@ def fit_worker(
     sizes = None
     if world.size > 1:
         sizes = step_sizes([int(n) for n in of_each(world, train.num_samples())], config.batch_size)
-    past, state = run.metrics(), CheckpointStore(run.url, identity(run)).state()
+    past, state = run.metrics(), CheckpointStore(run.url, run.identity).state()
     done = 0 if state is None else state.last
     if [r["epoch"] for r in past if r["epoch"] <= done] != list(range(1, done + 1)):
         raise RunError(
@@ -99,7 +88,7 @@ def fit_worker(
             validation=ValidationStream(
                 cohort, held_back, rank=world.rank, world=world.size, resident=resident
             ),
-            checkpoints=CheckpointStore(run.url, identity(run)),
+            checkpoints=CheckpointStore(run.url, run.identity),
             report=report,
             past=past,
             device=device,
@@ -109,7 +98,7 @@ def fit_worker(
             log=log,
         )
     if detector.calibrates:
-        _calibrate(detector, CheckpointStore(run.url, identity(run)), cohort, world, device)
+        _calibrate(detector, CheckpointStore(run.url, run.identity), cohort, world, device)
     return {
         "num_train_volumes": len(rows),
         "num_validation_volumes": len(held_back),

@@ -4,7 +4,7 @@ from typing import Any
 
 from ray import tune
 
-from uadray.train.run import Run
+from uadray.runs.folder import Run
 from uadray.tune.settings import SweepConfig
 from uadray.tune.trial import OBJECTIVE
 

@@ -7,13 +7,13 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
-from uadray.batch import Batch
 from uadray.config import Experiment, learns
+from uadray.data.batch import Batch
 from uadray.methods import GradientDetector
+from uadray.runs.detector import fresh
 from uadray.store import Cohort
 from uadray.train.loop import World, reduced_precision
 from uadray.train.steps import Steps, make_optimizers
-from uadray.train.worker import fresh
 
 STEPS = 2
 """Timed steps of each network, after one that warms up."""

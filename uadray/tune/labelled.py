@@ -8,22 +8,19 @@ choose between trials and are no results. The test part is never read.
 from collections.abc import Iterator
 from typing import Any
 
-import numpy as np
 import torch
 
 from uadray import files
-from uadray.evaluate.counts import SubjectCounts, ThresholdPart, count_subject
-from uadray.evaluate.inputs import check_truth
-from uadray.evaluate.metrics import auprc, dice_d
-from uadray.evaluate.postprocess import erode_brain, postprocess
-from uadray.evaluate.protocols import EvaluateConfig
-from uadray.evaluate.scoring import score_volumes
-from uadray.evaluate.thresholds import fit_threshold
+from uadray.evaluation.protocols import EvaluateConfig
+from uadray.evaluation.scoring import count_volumes, read_example
 from uadray.methods import Detector
+from uadray.metrics.counts import SubjectCounts, ThresholdPart
+from uadray.metrics.measures import auprc, dice_d
+from uadray.metrics.thresholds import fit_threshold
+from uadray.runs.checkpoint import weights_digest
+from uadray.runs.detector import load_detector
+from uadray.runs.folder import Run
 from uadray.store import Cohort
-from uadray.train.checkpoint import weights_digest
-from uadray.train.distributed import load_detector
-from uadray.train.run import Run
 from uadray.tune.settings import USES_LABELS
 
 FILE = "objective.json"
@@ -51,15 +48,9 @@ def count_threshold_part(
 
     def counted() -> Iterator[tuple[str, SubjectCounts]]:
         for row in rows.tolist():
-            image = torch.from_numpy(cohort.read("image", row, row + 1).astype(np.float32))
-            brain, lesion = (cohort.read(n, row, row + 1).astype(bool) for n in ("brain", "lesion"))
-            check_truth(brain[0], lesion[0], names[row])
-            scores = score_volumes(detector, image, brain, device, config.residual)[0]
-            levels = postprocess(
-                scores, brain[0], detector.score_range, config.postprocess, subject=names[row]
-            )
-            eroded = erode_brain(brain[0], config.postprocess.iterations(cohort.shape))
-            yield names[row], count_subject(levels, brain[0], lesion[0], eroded)
+            example = read_example(cohort, row, names[row])
+            ((_, counts),) = count_volumes(detector, {0: example}, config, device)
+            yield example.id, counts
 
     return ThresholdPart.from_subjects(
         counted(), name=f"{cohort.name}/threshold", score_range=detector.score_range

@@ -11,13 +11,13 @@ from rich.table import Table
 from uadray.config import Experiment, learns
 from uadray.errors import RunError
 from uadray.progress import clock
+from uadray.runs.folder import Run
 from uadray.store import Cohort
-from uadray.train.run import Run
 from uadray.tune.estimate import estimate
 from uadray.tune.population import begin, experiment_of, populations
 from uadray.tune.settings import SweepConfig
 from uadray.tune.space import Space, flat
-from uadray.tune.trials import Outcome, fixed_trials, is_begun
+from uadray.tune.trials import Outcome, fixed_trials
 
 MIN_NAME = 12
 """Characters that the names of trials get at least, in however narrow a terminal."""
@@ -89,7 +89,7 @@ def outcome_table(space: Space, config: SweepConfig, outcomes: Sequence[Outcome]
     for o in outcomes:
         summary: Mapping[str, Any] = {}
         with suppress(RunError):  # it says so in its status
-            summary = (Run.open(o.url).summary if is_begun(o.url) else None) or {}
+            summary = (Run.open(o.url).summary if Run.is_begun(o.url) else None) or {}
         settings = flat(o.experiment)
         values = [summary.get("validation/reconstruction"), o.objective][: len(heads)]
         status = f"{o.status}: {o.error.splitlines()[0][:80]}" if o.error else o.status

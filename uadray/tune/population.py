@@ -29,13 +29,12 @@ from uadray import files
 from uadray.config import Experiment
 from uadray.errors import CheckpointError, ConfigError
 from uadray.methods import GradientDetector
+from uadray.runs.checkpoint import CheckpointStore
+from uadray.runs.detector import fresh
+from uadray.runs.folder import TRIALS, Run
 from uadray.store import Cohort
-from uadray.train.checkpoint import CheckpointStore
-from uadray.train.run import Run
-from uadray.train.worker import fresh, identity
 from uadray.tune.settings import SweepConfig
 from uadray.tune.space import Space, flat, with_settings
-from uadray.tune.trials import is_begun
 
 KNOBS = {
     "fit.learning_rate": "learning_rate",
@@ -197,7 +196,7 @@ def experiment_of(population: Population, member: Member) -> Experiment:
 def folder_of(url: str, population: Population, generation: int, number: int) -> str:
     """The run folder of a member's generation in the sweep at `url`."""
     if generation == population.num_generations - 1:
-        return files.join(url, "runs", f"{population.name}-m{number:02d}")
+        return files.join(url, TRIALS, f"{population.name}-m{number:02d}")
     return files.join(url, "population", population.name, f"g{generation:02d}-m{number:02d}")
 
 
@@ -213,13 +212,11 @@ def lay(url: str, population: Population, member: Member, cohort: Cohort) -> str
     folder = folder_of(url, population, member.generation, member.number)
     experiment = experiment_of(population, member)
     run = Run.create(folder, experiment, cohort)
-    config_url = files.join(folder, "config.json")
-    config = files.read_json(config_url)
     source = None
     if member.parent is not None:
         source = Run.open(folder_of(url, population, member.generation - 1, member.parent))
-    if "lineage" not in config:
-        past = [] if source is None else files.read_json(f"{source.url}/config.json")["lineage"]
+    if "lineage" not in run.config:
+        past = [] if source is None else source.config["lineage"]
         first = 0 if source is None else population.end_of(member.generation - 1)
         here = {
             "epochs": [first + 1, experiment.fit.epochs],
@@ -236,11 +233,11 @@ def lay(url: str, population: Population, member: Member, cohort: Cohort) -> str
             "ranges": {path: list(bounds) for path, bounds in population.ranges.items()},
         }
         # A name of its own: it is no fit of the experiment from its first epoch on.
-        config |= {"name": f"{experiment.name}-PBT", "population": described}
-        files.write_json(config_url, config | {"lineage": [*past, here]})
-    begun = run.summary is not None or CheckpointStore(run.url, identity(run)).state() is not None
+        name = f"{experiment.name}-PBT"
+        run.note({"name": name, "population": described, "lineage": [*past, here]})
+    begun = run.summary is not None or CheckpointStore(run.url, run.identity).state() is not None
     if source is not None and not begun:
-        _copy_state(source, run)
+        _go_on_from(source, run)
     return folder
 
 
@@ -248,24 +245,20 @@ def forget(url: str, population: Population, generation: int) -> None:
     """Remove the checkpoints of a generation that all of the next one has been begun from."""
     for number in range(population.config.population):
         folder = folder_of(url, population, generation, number)
-        if is_begun(folder):
-            files.remove(files.join(folder, "checkpoint"))
+        if Run.is_begun(folder):
+            CheckpointStore.remove(folder)
 
 
-def _copy_state(source: Run, target: Run) -> None:
+def _go_on_from(source: Run, target: Run) -> None:
     """Give a run the epochs and the checkpoint of another one; the checkpoint counts last."""
-    state = CheckpointStore(source.url, identity(source)).state()
-    if state is None:
+    store = CheckpointStore(source.url, source.identity)
+    if store.state() is None:
         raise CheckpointError(
             f"{source.url} has no checkpoint to go on from: restore it from a copy, or sweep into "
             "another folder (--out)"
         )
     target.write_metrics(source.metrics())
-    for path in state.digests:
-        content = files.read_bytes(files.join(source.url, "checkpoint", path))
-        files.write_bytes(files.join(target.url, "checkpoint", path), content)
-    owned: dict[str, Any] = vars(replace(state, identity=identity(target)))
-    files.write_json(files.join(target.url, "checkpoint", "state.json"), owned)
+    store.copy_to(target.url, target.identity)
 
 
 def _draw(population: Population, path: str, generation: int, number: int) -> float:

@@ -6,9 +6,9 @@ All of it decides which trials there are and when they end; none of it decides w
 from dataclasses import dataclass
 from typing import Literal
 
+from uadray.data.stream import READ_CPUS
 from uadray.errors import ConfigError
 from uadray.methods.settings import check_finite
-from uadray.stream import READ_CPUS
 
 RECONSTRUCTION = "validation/reconstruction"
 """The record of an epoch that healthy reconstruction is under."""

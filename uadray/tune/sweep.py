@@ -19,14 +19,15 @@ from rich.console import Console
 
 from uadray import cluster, files
 from uadray.config import Experiment, learns
+from uadray.data.stream import READ_CPUS
 from uadray.errors import CheckpointError, ConfigError, RunError
-from uadray.evaluate.inputs import refuse
+from uadray.evaluation.inputs import refuse
 from uadray.lock import hold
+from uadray.results import refuse_inside
+from uadray.runs.folder import SWEEP, Run
+from uadray.runs.learned import compare_cohorts
 from uadray.store import Cohort, open_cohort
-from uadray.stream import READ_CPUS
 from uadray.train.distributed import TrackConfig, conclude_facts
-from uadray.train.learned import compare_cohorts
-from uadray.train.run import Run
 from uadray.train.track import prepared
 from uadray.tune import population as pbt
 from uadray.tune.asha import asha
@@ -40,7 +41,6 @@ from uadray.tune.trials import (
     Task,
     check_cohort,
     fixed_trials,
-    is_begun,
     objective_of,
     outcome,
     reached,
@@ -135,6 +135,8 @@ def fit_trials(
         track=prepared(track or TrackConfig()),
         console=console,
     )
+    if not files.exists(files.join(url, SWEEP)):
+        refuse_inside(url, RunError)
     with hold(url):
         return _fit_held(job, trials, searched, found)
 
@@ -329,7 +331,7 @@ class _Job:
         """How a member stands: it has ended where its last generation has."""
         last = population.num_generations - 1
         folders = [pbt.folder_of(self.url, population, g, number) for g in range(last + 1)]
-        begun = [folder for folder in folders if is_begun(folder)]
+        begun = [folder for folder in folders if Run.is_begun(folder)]
         experiment = population.base
         if begun:
             with suppress(RunError):  # named in its outcome
@@ -425,7 +427,7 @@ def _quiet() -> None:
 def _record_ends(watch: Watch, *, stopped: bool) -> None:
     """Leave a summary where a trial could not: it was stopped, or its process died for good."""
     for task, error in watch.ended.items():
-        if status(task.url) != "unfinished" or not is_begun(task.url):
+        if status(task.url) != "unfinished" or not Run.is_begun(task.url):
             continue
         # A damaged one is named in its outcome.
         with suppress(RunError, CheckpointError):

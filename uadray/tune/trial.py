@@ -7,18 +7,17 @@ import torch
 from ray import tune
 
 from uadray.config import learns
+from uadray.data.stream import READ_CPUS, keep_volumes
 from uadray.errors import RunError, UadrayError
-from uadray.evaluate.inputs import compare
+from uadray.evaluation.inputs import compare
+from uadray.runs.checkpoint import CheckpointStore
+from uadray.runs.folder import Run
 from uadray.store import Cohort
-from uadray.stream import READ_CPUS, keep_volumes
-from uadray.train.checkpoint import CheckpointStore
 from uadray.train.distributed import ScaleConfig, TrackConfig, fit
-from uadray.train.run import Run
-from uadray.train.worker import identity
 from uadray.tune.labelled import measure_run, measured_at
 from uadray.tune.settings import RECONSTRUCTION, SweepConfig
 from uadray.tune.space import Space
-from uadray.tune.trials import ENDED, Task, is_begun, label_note, run_url, status
+from uadray.tune.trials import ENDED, Task, label_note, run_url, status
 
 OBJECTIVE = "objective"
 """What Tune compares trials by; less is better."""
@@ -63,7 +62,7 @@ def run_trial(
         keep_volumes()
     trial = _Trial(task, settings, labelled, deadline)
     ended = status(task.url) in ENDED
-    if is_begun(task.url):
+    if Run.is_begun(task.url):
         try:
             Run.open(task.url).metrics()
         except RunError as damage:
@@ -153,7 +152,7 @@ class _Trial:
     def measure_kept(self) -> None:
         """Measure the epoch that the run would detect with now, where labels are used."""
         run = Run.open(self._task.url)
-        state = CheckpointStore(run.url, identity(run)).state()
+        state = CheckpointStore(run.url, run.identity).state()
         if self._labelled is None or (state is None and learns(self._task.experiment)):
             return
         epoch = state.best if state and learns(self._task.experiment) else None
@@ -190,7 +189,7 @@ class _Trial:
 
     def last(self) -> dict[str, Any]:
         """What is told of a trial as it stands."""
-        records = Run.open(self._task.url).metrics() if is_begun(self._task.url) else []
+        records = Run.open(self._task.url).metrics() if Run.is_begun(self._task.url) else []
         told: dict[str, Any] = {"run": self._task.url}
         if records:
             told["epoch"] = records[-1]["epoch"]

@@ -10,8 +10,8 @@ import numpy as np
 from uadray import files
 from uadray.config import Experiment, from_json, learns, to_json
 from uadray.errors import CheckpointError, ConfigError, RunError
+from uadray.runs.folder import SWEEP, TRIALS, Run, read_config, read_object
 from uadray.store import Cohort
-from uadray.train.run import Run, read_config, read_object
 from uadray.tune.settings import RECONSTRUCTION, USES_LABELS, SweepConfig
 from uadray.tune.space import Space, flat, trial_name
 
@@ -76,7 +76,7 @@ def fixed_trials(space: Space, config: SweepConfig) -> list[Experiment]:
 
 def run_url(url: str, trial: Experiment) -> str:
     """The run folder of a trial in the sweep at `url`."""
-    return files.join(url, "runs", trial_name(trial))
+    return files.join(url, TRIALS, trial_name(trial))
 
 
 def check_cohort(url: str, cohort: Cohort) -> None:
@@ -85,7 +85,7 @@ def check_cohort(url: str, cohort: Cohort) -> None:
     Raises:
         CheckpointError: one was.
     """
-    folders = [files.join(url, "runs", name) for name in files.list_names(files.join(url, "runs"))]
+    folders = [files.join(url, TRIALS, name) for name in files.list_names(files.join(url, TRIALS))]
     for population in files.list_names(files.join(url, "population")):
         inside = files.join(url, "population", population)
         folders += [files.join(inside, name) for name in files.list_names(inside)]
@@ -102,14 +102,9 @@ def check_cohort(url: str, cohort: Cohort) -> None:
             )
 
 
-def is_begun(folder: str) -> bool:
-    """Whether there is a run in a folder, ended or not."""
-    return files.exists(files.join(folder, "config.json"))
-
-
 def status(folder: str) -> str:
     """How a run stands: `finished`, `stopped`, `failed` (or damaged) or `unfinished`."""
-    if not is_begun(folder):
+    if not Run.is_begun(folder):
         return "unfinished"
     try:
         return str((Run.open(folder).summary or {}).get("status", "unfinished"))
@@ -137,7 +132,7 @@ def objective_of(summary: dict[str, Any], config: SweepConfig) -> float | None:
 
 def outcome(folder: str, experiment: Experiment, config: SweepConfig) -> Outcome:
     """How a trial stands."""
-    if not is_begun(folder):
+    if not Run.is_begun(folder):
         return Outcome(experiment=experiment, url=folder, status="unfinished")
     try:
         summary = Run.open(folder).summary or {}
@@ -209,7 +204,7 @@ def write_record(
             for o in outcomes
         ],
     }
-    files.write_json(files.join(url, "sweep.json"), record)
+    files.write_json(files.join(url, SWEEP), record)
 
 
 def lineage(folder: str) -> list[dict[str, Any]]:

@@ -7,13 +7,14 @@ could be a scan: it is among the names, or among those left out.
 import os
 import stat
 from collections import Counter, deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
 from uadray import files
 from uadray.errors import NoScanFoundError
+from uadray.results import predictions_above, results_in
 
 IMAGE_ENDINGS = (".nii", ".nii.gz", ".img", ".img.gz")
 """How the files end that can hold a scan, in any case; an `.img` has its `.hdr` beside it."""
@@ -72,7 +73,7 @@ def find_files(root: str, endings: tuple[str, ...] = IMAGE_ENDINGS) -> Listing:
             inside cannot be listed.
     """
     root = files.normalise(root)
-    if inside := results_above(root):
+    if inside := predictions_above(root):
         raise NoScanFoundError(
             f"{root}: lies in {inside}, which holds results of uadray and no scans to read; give "
             "the folder of the scans"
@@ -144,7 +145,7 @@ class _Walk:
                 self._leave(folder, f"a folder that more than {MAX_VISITS} links lead to")
                 continue
             entries = _entries(folder)
-            if whose := own_results(folder, {entry.name for entry in entries}):
+            if whose := results_in(folder, {entry.name for entry in entries}):
                 if not relative:
                     raise NoScanFoundError(
                         f"{root}: holds {whose} and no scans to read; give the folder of the scans"
@@ -256,7 +257,7 @@ def _remote(root: str, endings: tuple[str, ...]) -> Listing:
     own = {
         folder: found
         for folder, names in by_folder.items()
-        if (found := own_results(f"{root}/{folder}".rstrip("/"), names))
+        if (found := results_in(f"{root}/{folder}".rstrip("/"), names))
     }
     if whose := own.get("", ""):
         raise NoScanFoundError(
@@ -283,18 +284,6 @@ def _remote(root: str, endings: tuple[str, ...]) -> Listing:
     return Listing(root, names, left_out)
 
 
-PREDICTIONS = "predict.json"
-"""In each folder of predictions, see `uadray.predict.outputs`."""
-
-_MARKS: dict[str, tuple[str, ...]] = {
-    PREDICTIONS: ("request",),
-    "dataset_description.json": ("GeneratedBy",),
-    "config.json": ("experiment", "fingerprint", "cohort"),
-    "zarr.json": ("zarr_format", "node_type"),
-}
-"""Files that say whose a folder is, with fields that they then have."""
-
-
 OWN_RESULT = "a result of uadray, as its summary beside it says"
 
 
@@ -302,58 +291,3 @@ def _is_own_result(name: str, beside: set[str]) -> bool:
     """Whether an image is one of the BIDS derivatives that `uadray.predict` writes for a scan."""
     entities, found, _ = name.partition("_desc-")
     return bool(found) and f"{entities}_desc-anomaly_summary.json" in beside
-
-
-def own_results(folder: str, names: set[str]) -> str:
-    """What of this package's a folder holds, in a few words; empty where nothing.
-
-    Args:
-        folder: Path or URL.
-        names: Of the files in it, as far as they are known.
-    """
-    if PREDICTIONS in names and _is_marked(folder, PREDICTIONS, damaged=True):
-        return "predictions of uadray"
-    if {"summary.json", "anomaly.nii.gz"} <= names:
-        return "a prediction of uadray"  # of one scan, copied out of its folder
-    if "dataset_description.json" in names and _is_marked(folder, "dataset_description.json"):
-        return "predictions of uadray"
-    if "zarr.json" in names and _is_marked(folder, "zarr.json"):
-        return "a cohort or another Zarr store"
-    if {"config.json", "metrics.jsonl"} <= names and _is_marked(folder, "config.json"):
-        return "a run of uadray"
-    if {"manifest.json", "experiment.json", "model.safetensors"} <= names:
-        return "a model of uadray"
-    return ""
-
-
-def _is_marked(folder: str, name: str, *, damaged: bool = False) -> bool:
-    """Whether a JSON file has the fields of ours; `damaged` is said of one that is no JSON."""
-    try:
-        fields: Any = files.read_json(files.join(folder, name))
-    except (OSError, ValueError, RecursionError):
-        return damaged
-    if not isinstance(fields, dict) or not set(_MARKS[name]) <= fields.keys():
-        return False
-    if name != "dataset_description.json":
-        return True
-    makers = fields["GeneratedBy"]
-    makers = makers if isinstance(makers, list) else [makers]
-    return any(isinstance(maker, dict) and maker.get("Name") == "uadray" for maker in makers)
-
-
-def results_above(root: str) -> str:
-    """The folder of predictions that `root` lies in; empty where in none."""
-    return next((folder for folder in _parents(root) if _are_predictions(folder)), "")
-
-
-def _parents(root: str) -> Iterator[str]:
-    start = root.index("://") + 3 if files.is_remote(root) else 0
-    while (cut := root.rfind("/")) > start:
-        root = root[:cut]
-        yield root
-
-
-def _are_predictions(folder: str) -> bool:
-    with suppress(Exception):  # a store refuses what is above the folder that it lets one read
-        return files.exists(files.join(folder, PREDICTIONS)) and _is_marked(folder, PREDICTIONS)
-    return False

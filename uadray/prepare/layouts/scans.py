@@ -66,6 +66,8 @@ class Scan:
     """Values of the lesion mask that count as lesion; empty where all above 0 do."""
     synthetic_lesion: str = ""
     """Path of the real lesion mask that a semi-synthetic lesion is made from; mostly empty."""
+    template: str = ""
+    """Path of the brain in whose space that mask is; empty where its placement has none."""
     orientation: str = ""
     """Where the axes of a file that does not record it run, such as LAS: to the left, the front
     and the top. Empty where files record it."""
@@ -100,7 +102,7 @@ class Scan:
         )
 
 
-_PATHS = ("image", "brain", "lesion", "synthetic_lesion")
+_PATHS = ("image", "brain", "lesion", "synthetic_lesion", "template")
 
 
 class Scans(list[Scan]):

@@ -1,0 +1,160 @@
+"""Who sees what and when: pure functions of (seed, epoch, rank), so that any run can be repeated.
+
+A worker keeps its own part of the rows for a whole fit; an epoch permutes the shards of that part,
+mixes them by twos, and permutes what is in hand. Step k of an epoch is batch k of every worker.
+"""
+
+import math
+from collections.abc import Hashable, Sequence
+
+import numpy as np
+import pandas as pd
+
+from uadray.errors import ConfigError
+from uadray.store import Cohort
+
+MIX_SHARDS = 2
+"""Shards whose volumes are mixed before they are cut into batches."""
+
+
+def subset_rows(
+    rows: np.ndarray,
+    subjects: Sequence[Hashable],
+    scanners: Sequence[str],
+    *,
+    share: float,
+    seed: int,
+) -> np.ndarray:
+    """The rows that a fit on a share of the data learns from.
+
+    A smaller share is a subset of a larger one. Subjects are taken whole, each scanner in
+    proportion to its subjects.
+
+    Args:
+        rows: All rows of the training part, ascending.
+        subjects: Whose scan each row is.
+        scanners: Where each was taken.
+        share: Of the subjects, in (0, 1]; at least one is kept.
+        seed: The run's seed; neither workers nor epochs move the choice.
+
+    Returns:
+        The chosen rows, ascending.
+    """
+    if share == 1:
+        return rows
+    codes, names = pd.factorize(np.asarray(subjects, object))
+    _, first = np.unique(codes, return_index=True)
+    scanner_of = np.asarray(scanners, object)[first]
+    rng = np.random.default_rng([seed, len(names), _SUBSET])
+    place, tie = np.empty(len(names)), np.empty(len(names))
+    for scanner in sorted(set(scanner_of)):
+        members = np.flatnonzero(scanner_of == scanner)
+        # Evenly spread over [0, 1): any beginning of the order holds each scanner's share.
+        spread = (rng.random() + np.arange(len(members))) / len(members)
+        drawn = members[rng.permutation(len(members))]
+        place[drawn], tie[drawn] = spread, rng.random(len(members))
+    kept = np.zeros(len(names), bool)
+    kept[np.lexsort((tie, place))[: max(1, round(share * len(names)))]] = True
+    return rows[kept[codes]]
+
+
+_SUBSET = 0x5B5E7
+"""Parts the draw of a subset from all other draws of the same seed."""
+
+
+def train_rows(cohort: Cohort, *, share: float, seed: int) -> np.ndarray:
+    """Rows of the training part, or of a share of its subjects (see `subset_rows`)."""
+    rows = cohort.rows("train")
+    if share == 1:
+        return rows
+    table = cohort.columns("row", "subject", "scanner")
+    table = table[table["row"].isin(rows)]
+    subjects, scanners = (table[name].to_numpy(object) for name in ("subject", "scanner"))
+    return subset_rows(rows, subjects, scanners, share=share, seed=seed)
+
+
+def batch_share(batch_size: int, rank: int, world: int) -> int:
+    """Samples of a batch that fall to one of `world` workers; the shares differ by one at most."""
+    return batch_size // world + (rank < batch_size % world)
+
+
+def rank_rows(rows: np.ndarray, rank: int, world: int, batch_size: int) -> np.ndarray:
+    """The part of `rows` that one of `world` workers trains on.
+
+    The parts are disjoint, leave no row out, and are as large as the workers' shares of a batch, so
+    that all workers have batches for the same number of steps.
+
+    Raises:
+        ConfigError: there are more workers than samples in a batch, or than rows.
+    """
+    if world > min(batch_size, len(rows)):
+        raise ConfigError(
+            f"{world} workers cannot share batches of {batch_size} out of {len(rows)} training "
+            "volumes: each needs at least one of both; lower --scale.num-workers"
+        )
+    # Rows that fill no whole batch are shared out as a batch of that many.
+    size = min(batch_size, len(rows))
+    start = sum(batch_share(size, r, world) for r in range(rank))
+    stop = start + batch_share(size, rank, world)
+    return rows[len(rows) * start // size : len(rows) * stop // size]
+
+
+def step_sizes(samples: Sequence[int], batch_size: int) -> list[int]:
+    """Samples in each step of an epoch, over all workers.
+
+    Args:
+        samples: Samples of each worker in an epoch; slices that hold brain differ from part to
+            part.
+        batch_size: Samples in a batch over all workers.
+    """
+    shares = [batch_share(batch_size, rank, len(samples)) for rank in range(len(samples))]
+    steps = max(math.ceil(n / share) for n, share in zip(samples, shares, strict=True))
+    return [
+        sum(min(max(n - k * share, 0), share) for n, share in zip(samples, shares, strict=True))
+        for k in range(steps)
+    ]
+
+
+def epoch_groups(rows: np.ndarray, shard: int, *, seed: int, epoch: int) -> list[np.ndarray]:
+    """The order of one epoch: groups of rows that are read together, permuted inside.
+
+    Args:
+        rows: A worker's rows.
+        shard: Volumes in a shard of the store.
+        seed: The run's seed.
+        epoch: The epoch, from 0.
+    """
+    rng = np.random.default_rng([seed, epoch])
+    places = same_block(rows, shard)
+    order = rng.permutation(len(places))
+    groups = []
+    for i in range(0, len(order), MIX_SHARDS):
+        mixed = np.sort(np.concatenate([places[k] for k in order[i : i + MIX_SHARDS]]))
+        groups.append(rng.permutation(rows[mixed]))
+    return groups
+
+
+def same_block(rows: np.ndarray, size: int) -> list[np.ndarray]:
+    """Where in `rows` those of each block of `size` rows stand, by ascending block.
+
+    One sort, however many blocks there are: a million rows take a tenth of a second.
+    """
+    blocks = rows // size
+    order = np.argsort(blocks, kind="stable")
+    return np.split(order, np.flatnonzero(np.diff(blocks[order])) + 1) if len(rows) else []
+
+
+def slice_order(has_brain: np.ndarray, *, seed: int, epoch: int, group: int) -> np.ndarray:
+    """Which axial slices of a group's volumes come in which order.
+
+    Args:
+        has_brain: (volumes, Z) bool.
+        seed: The run's seed.
+        epoch: The epoch, from 0.
+        group: Number of the group in the epoch.
+
+    Returns:
+        (slices, 2) int64: volume and z; each slice that holds brain, once.
+    """
+    rng = np.random.default_rng([seed, epoch, 1 + group])
+    return rng.permutation(np.argwhere(has_brain))

@@ -1,0 +1,351 @@
+"""From a cohort to batches: shuffled, split over workers, in the same order every time.
+
+Ray Data reads whole shards; which volumes a worker sees, in which order, and how they fall into
+batches is decided by `uadray.data.sampling`, as functions of (seed, epoch, rank) alone.
+`streaming_split` is not used: it places rows differently from run to run, so that a resumed run
+would not repeat the undisturbed one. For the same reason nothing here asks Ray Data for its epoch,
+which begins at 0 again whenever a group of workers does: the fit loop names the epoch.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import psutil
+import ray.data
+import torch
+from ray.data import Datasource, ReadTask
+from ray.data.block import BlockAccessor, BlockMetadata
+
+from uadray import cluster
+from uadray.data.batch import Batch
+from uadray.data.sampling import batch_share, epoch_groups, rank_rows, same_block, slice_order
+from uadray.memory import keep_freed_memory
+from uadray.store import CHUNK_VOLUMES, Cohort
+
+READ_CPUS = 0.25
+"""Logical CPUs of a read task; a whole one would wait for ever beside workers that hold them."""
+
+Block = dict[str, np.ndarray]
+"""Columns of a block of Ray Data, of one length."""
+
+
+def read_rows(cohort: Cohort, array: str, rows: np.ndarray) -> np.ndarray:
+    """Rows of one array in the order given, reading each shard's span once.
+
+    Raises:
+        StoreError: the cohort is damaged there, or a shard of it is gone.
+    """
+    out = np.empty((len(rows), *cohort.shape), np.float16 if array == "image" else bool)
+    for shard in np.unique(rows // cohort.shard):
+        here = np.flatnonzero(rows // cohort.shard == shard)
+        start, stop = int(rows[here].min()), int(rows[here].max()) + 1
+        span = cohort.read(array, start, stop)  # type: ignore[arg-type]
+        out[here] = span[rows[here] - start]
+    return out
+
+
+class VolumeSource(Datasource):
+    """Reads groups of rows; one read task and one block a group, in the order given.
+
+    Args:
+        cohort: A sealed cohort.
+        groups: Rows of each group, in order.
+        arrays: Arrays to read: `image`, `brain`, `lesion`.
+        change: Makes a block, with the group's number, one of another kind, inside the read task.
+    """
+
+    def __init__(
+        self,
+        cohort: Cohort,
+        groups: Sequence[np.ndarray],
+        arrays: Sequence[str] = ("image",),
+        change: Callable[[Block, int], Block] | None = None,
+    ) -> None:
+        super().__init__()
+        self._cohort, self._groups, self._arrays, self._change = cohort, groups, arrays, change
+        voxels = int(np.prod(cohort.shape))
+        self._row_bytes = voxels * sum(2 if name == "image" else 1 for name in arrays)
+
+    def get_name(self) -> str:
+        """Shown in Ray's progress and statistics."""
+        return "UadrayVolumes"
+
+    def estimate_inmemory_data_size(self) -> int:
+        """Bytes of all blocks."""
+        return self._row_bytes * sum(len(g) for g in self._groups)
+
+    def get_read_tasks(
+        self,
+        parallelism: int,
+        per_task_row_limit: int | None = None,
+        data_context: object | None = None,
+    ) -> list[ReadTask]:
+        """One task a group; `parallelism` is not asked, the order is fixed."""
+        cohort, arrays, change = self._cohort, self._arrays, self._change
+
+        def task(number: int, rows: np.ndarray) -> ReadTask:
+            def read() -> Iterator[object]:
+                keep_freed_memory()
+                block = {name: read_rows(cohort, name, rows) for name in arrays} | {"id": rows}
+                yield BlockAccessor.batch_to_block(change(block, number) if change else block)
+
+            metadata = BlockMetadata(
+                num_rows=len(rows) if change is None else None,
+                size_bytes=len(rows) * self._row_bytes,
+                input_files=None,
+                exec_stats=None,
+            )
+            return ReadTask(read, metadata, per_task_row_limit=per_task_row_limit)
+
+        return [task(i, rows) for i, rows in enumerate(self._groups)]
+
+
+def _as_slices(seed: int, epoch: int) -> Callable[[Block, int], Block]:
+    def cut(block: Block, group: int) -> Block:
+        images, rows = block["image"], block["id"]
+        order = slice_order(_has_brain(images), seed=seed, epoch=epoch, group=group)
+        volume, z = order[:, 0], order[:, 1]
+        return {"id": rows[volume] * images.shape[1] + z, "image": images[volume, z]}
+
+    return cut
+
+
+def _count_slices(block: Block, group: int) -> Block:
+    return {"id": block["id"], "slices": _has_brain(block["image"]).sum(1)}
+
+
+def _has_brain(images: np.ndarray) -> np.ndarray:
+    """Which axial slices hold brain, (volumes, Z)."""
+    return np.asarray(images.any((2, 3)))
+
+
+def _dataset(source: VolumeSource, num_tasks: int, num_cpus: float = READ_CPUS) -> ray.data.Dataset:
+    # More tasks at a time than there are CPUs would not read faster, but Ray gives each a process,
+    # which takes seconds to start.
+    most = max(1, min(num_tasks, int(ray.cluster_resources().get("CPU", 1))))
+    dataset = ray.data.read_datasource(
+        source, override_num_blocks=num_tasks, num_cpus=num_cpus, concurrency=most
+    )
+    dataset.context.execution_options.preserve_order = True
+    return dataset
+
+
+def volumes(
+    cohort: Cohort,
+    rows: np.ndarray,
+    arrays: Sequence[str] = ("image",),
+    *,
+    change: Callable[[Block, int], Block] | None = None,
+    num_cpus: float = READ_CPUS,
+) -> ray.data.Dataset:
+    """Rows in ascending order, each once, as a Ray dataset with `id` and one column an array.
+
+    Blocks are inner chunks of the store, so that the memory of a consumer stays flat.
+
+    Args:
+        cohort: A sealed cohort.
+        rows: Which ones, ascending.
+        arrays: Arrays to read: `image`, `brain`, `lesion`.
+        change: As in `VolumeSource`.
+        num_cpus: Logical CPUs of such a task.
+    """
+    groups = [rows[places] for places in same_block(rows, CHUNK_VOLUMES)]
+
+    source = VolumeSource(cohort, groups, arrays, change)
+    return _dataset(source, len(groups), num_cpus)
+
+
+class TrainingStream:
+    """One worker's part of a split, epoch after epoch.
+
+    Args:
+        cohort: A sealed cohort.
+        rows: What all workers train on, ascending, such as `train_rows` gives.
+        ndim: 3 for volumes, 2 for axial slices that hold brain.
+        batch_size: Samples in a batch over all workers; this one gets its `batch_share`.
+        seed: Decides the order.
+        rank: This worker.
+        world: Number of workers.
+        resident: Keep the part on `device` after reading it once; the batches are the same.
+        device: Where resident images are kept.
+
+    Raises:
+        ConfigError: there are more workers than rows or than samples in a batch.
+    """
+
+    def __init__(
+        self,
+        cohort: Cohort,
+        rows: np.ndarray,
+        *,
+        ndim: int,
+        batch_size: int,
+        seed: int,
+        rank: int = 0,
+        world: int = 1,
+        resident: bool = True,
+        device: str = "cpu",
+    ) -> None:
+        self._cohort, self._ndim, self._seed = cohort, ndim, seed
+        self._batch_size = batch_share(batch_size, rank, world)
+        self.rows = rank_rows(rows, rank, world, batch_size)
+        self._resident: torch.Tensor | None = None
+        if resident:
+            self._resident = _load(cohort, self.rows, "train", device)
+            self._has_brain = self._resident.flatten(2).any(2).cpu().numpy()
+
+    def num_samples(self) -> int:
+        """Samples of this worker in each epoch; streamed slices are counted by reading all once."""
+        if self._ndim == 3:
+            return len(self.rows)
+        if self._resident is not None:
+            return int(self._has_brain.sum())
+        groups = epoch_groups(self.rows, self._cohort.shard, seed=0, epoch=0)
+        dataset = _dataset(VolumeSource(self._cohort, groups, change=_count_slices), len(groups))
+        with cluster.plain_errors():
+            blocks = dataset.iter_batches(batch_size=None, batch_format="numpy")
+            return sum(int(block["slices"].sum()) for block in blocks)
+
+    def epoch(self, epoch: int) -> Iterator[Batch]:
+        """The batches of one epoch, from 0; the last may be smaller."""
+        groups = epoch_groups(self.rows, self._cohort.shard, seed=self._seed, epoch=epoch)
+        if self._resident is not None:
+            return self._from_memory(self._resident, groups, epoch)
+        change = _as_slices(self._seed, epoch) if self._ndim == 2 else None
+        dataset = _dataset(VolumeSource(self._cohort, groups, change=change), len(groups))
+        return _batches(dataset, self._batch_size)
+
+    def _from_memory(
+        self, images: torch.Tensor, groups: list[np.ndarray], epoch: int
+    ) -> Iterator[Batch]:
+        ids, volume, z = [], [], []
+        for number, group in enumerate(groups):
+            place = np.searchsorted(self.rows, group)
+            if self._ndim == 3:
+                ids.append(group)
+                volume.append(place)
+                continue
+            order = slice_order(self._has_brain[place], seed=self._seed, epoch=epoch, group=number)
+            ids.append(group[order[:, 0]] * images.shape[1] + order[:, 1])
+            volume.append(place[order[:, 0]])
+            z.append(order[:, 1])
+        all_ids, all_volumes = (torch.from_numpy(np.concatenate(a)) for a in (ids, volume))
+        all_z = torch.from_numpy(np.concatenate(z)) if z else None
+        for start in range(0, len(all_ids), self._batch_size):
+            cut = slice(start, start + self._batch_size)
+            where = all_volumes[cut].to(images.device)
+            picked = images[where] if all_z is None else images[where, all_z[cut].to(where.device)]
+            yield Batch(ids=all_ids[cut], images=picked)
+
+
+def _batches(dataset: ray.data.Dataset, batch_size: int) -> Iterator[Batch]:
+    with cluster.plain_errors():
+        for batch in dataset.iter_batches(batch_size=batch_size, batch_format="numpy"):
+            # Batches are read-only views of the object store; the copy makes them ours.
+            yield Batch(
+                ids=torch.from_numpy(batch["id"].astype(np.int64)),
+                images=torch.from_numpy(np.array(batch["image"], dtype=np.float16)),
+            )
+
+
+class _Kept:
+    """Volumes that outlive their fit: of each part the last that was read, none unless asked."""
+
+    def __init__(self) -> None:
+        self.wanted = False
+        self._parts: dict[str, tuple[Any, torch.Tensor]] = {}
+
+    def get(self, part: str, key: Any, read: Callable[[], torch.Tensor]) -> torch.Tensor:
+        """What `read` gives, or gave for the same key; another key's makes room before that."""
+        if self._parts.get(part, (None,))[0] != key:
+            self._parts.pop(part, None)
+            images = read()
+            if not self.wanted:
+                return images
+            self._parts[part] = (key, images)
+        return self._parts[part][1]
+
+    def nbytes(self, device: str) -> int:
+        """Bytes kept on that device, which the next fit takes over or frees."""
+        on = torch.device(device).type
+        return sum(v.nbytes for _, v in self._parts.values() if v.device.type == on)
+
+
+_kept = _Kept()
+
+
+def keep_volumes() -> None:
+    """Keep resident volumes for later fits of this process, as an actor does that fits many trials.
+
+    Reading a cohort anew takes Ray Data seconds; the next trial mostly fits on the same one.
+    """
+    _kept.wanted = True
+
+
+def _load(cohort: Cohort, rows: np.ndarray, part: str, device: str = "cpu") -> torch.Tensor:
+    def read() -> torch.Tensor:
+        batches = _batches(volumes(cohort, rows), 64)
+        return torch.cat([batch.images for batch in batches]).to(device)
+
+    key = (cohort.url, cohort.fingerprint, rows.tobytes(), device)
+    return _kept.get(part, key, read)
+
+
+class ValidationStream:
+    """One worker's part of some volumes, each once, unequal parts allowed.
+
+    Args:
+        cohort: A sealed cohort.
+        rows: What all workers share, ascending, such as those of the validation split.
+        batch_size: Volumes in a batch.
+        rank: This worker.
+        world: Number of workers.
+        resident: Read once and keep.
+    """
+
+    def __init__(
+        self,
+        cohort: Cohort,
+        rows: np.ndarray,
+        *,
+        batch_size: int = 8,
+        rank: int = 0,
+        world: int = 1,
+        resident: bool = True,
+    ) -> None:
+        self._cohort, self._batch_size = cohort, batch_size
+        self.rows = rows[rank::world]
+        self._resident: torch.Tensor | None = None
+        if resident and len(self.rows):
+            self._resident = _load(cohort, self.rows, "validation")
+
+    def _read(self) -> Iterator[Batch]:
+        if len(self.rows) == 0:
+            return iter(())
+        return _batches(volumes(self._cohort, self.rows), self._batch_size)
+
+    def __iter__(self) -> Iterator[Batch]:
+        """Batches of whole volumes in row order."""
+        return self._read() if self._resident is None else self._from_memory(self._resident)
+
+    def _from_memory(self, images: torch.Tensor) -> Iterator[Batch]:
+        ids = torch.tensor(self.rows)
+        for start in range(0, len(ids), self._batch_size):
+            cut = slice(start, start + self._batch_size)
+            yield Batch(ids=ids[cut], images=images[cut])
+
+
+def fits_in_memory(cohort: Cohort, num_volumes: int, world: int, device: str) -> bool:
+    """Whether a worker's part of so many volumes takes at most a quarter of its device's memory.
+
+    Counted is what is free now, and what `keep_volumes` keeps, which gives way; workers without a
+    device of their own share the node's.
+    """
+    needed = -(-num_volumes // world) * int(np.prod(cohort.shape)) * 2
+    if device.startswith("cuda"):
+        free = torch.cuda.mem_get_info()[0]
+    else:
+        free = psutil.virtual_memory().available // world
+    free += _kept.nbytes(device)
+    return needed <= free // 4

@@ -1,0 +1,162 @@
+"""What cannot be evaluated, refused before anything is scored."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from uadray.errors import ConfigError, EvaluationError
+from uadray.evaluation.protocols import EvaluateConfig
+from uadray.metrics.thresholds import WITHOUT_LESIONS
+from uadray.runs.evaluations import THRESHOLDS
+from uadray.runs.folder import Run, read_config
+from uadray.runs.learned import Match, compare_run
+from uadray.store import Cohort, repeated_images
+
+
+def check_inputs(
+    runs: Sequence[Run],
+    cohorts: Sequence[Cohort],
+    healthy: Cohort | None,
+    config: EvaluateConfig,
+) -> None:
+    """Refuse runs and cohorts that do not fit together.
+
+    Raises:
+        EvaluationError: There is no run or no cohort, grids differ, lesions or a split are missing,
+            a person is on both sides, or two cohorts share a name.
+        ConfigError: The rule needs lesions, and was to be fitted on healthy volumes.
+    """
+    if not runs or not cohorts:
+        raise EvaluationError("nothing to evaluate: name at least one run and one cohort")
+    if healthy is not None and config.threshold_rule not in WITHOUT_LESIONS:
+        raise ConfigError(
+            f"the threshold rule {config.threshold_rule!r} needs lesions, healthy volumes have "
+            f"none: choose one of {sorted(WITHOUT_LESIONS)}, or leave --healthy out"
+        )
+    names = [c.name for c in (*cohorts, *([healthy] if healthy is not None else []))]
+    if twice := sorted({n for n in names if names.count(n) > 1}):
+        raise EvaluationError(
+            f"cohorts {twice} are named twice; their scores would lie in one folder: evaluate "
+            "each once, and rename those that are not the same"
+        )
+    for cohort in cohorts:
+        _check_cohort(cohort, needs_threshold=healthy is None)
+    for cohort in (*cohorts, *([healthy] if healthy is not None else [])):
+        config.fixed.check_grid(cohort.shape, cohort.url)
+        for run in runs:
+            if run.shape != cohort.shape:
+                raise EvaluationError(
+                    f"{run.url} was fitted on volumes of {run.shape}, {cohort.url} holds "
+                    f"{cohort.shape}: prepare the cohort with the same --size"
+                )
+    if healthy is not None:
+        healthy.rows("validation")
+
+
+def check_run(run: Run) -> None:
+    """Refuse a run that cannot be evaluated.
+
+    Raises:
+        EvaluationError: It is not finished.
+        RunError: It is damaged or cannot be read.
+    """
+    if (run.summary or {}).get("status") not in ("finished", "stopped"):
+        raise EvaluationError(f"{run.url} is not finished: run the same jobs/train.py again")
+
+
+def compare(run: Run, cohort: Cohort, *, people: bool = True) -> Match:
+    """Compare a run with a cohort that it is to be evaluated on.
+
+    Args:
+        run: The run.
+        cohort: The cohort.
+        people: Whether to compare people; on healthy volumes thresholds alone are fitted.
+
+    Raises:
+        RunError: What the run records of its people is damaged.
+    """
+    return compare_run(run.url, read_config(run.url), run.experiment, cohort, people=people)
+
+
+def refuse(match: Match, fitted: str, tested: str, *, insist: bool) -> None:
+    """Refuse what does not go together.
+
+    Raises:
+        EvaluationError: It says in what, and which flag insists.
+    """
+    if match.seen:
+        raise EvaluationError(
+            f"{tested} holds scans that {fitted} was learned from, in its training or validation "
+            f"part: {_some(match.seen)}. Figures on them say nothing: prepare the test cohort from "
+            "other people (--hold-out and --held-out set some aside)"
+        )
+    if insist or not (match.differences or match.likely):
+        return
+    what = list(match.differences)
+    if match.likely:
+        what.append(
+            f"scans of people whom {fitted} was learned from, by their ids: {_some(match.likely)}"
+        )
+    raise EvaluationError(
+        f"{tested} does not go with {fitted}: {'; '.join(what)}. Prepare both alike and from "
+        "different people, or insist with --allow-mismatch (in a sweep: --sweep.allow-mismatch), "
+        "which marks every figure"
+    )
+
+
+def _some(names: Sequence[str]) -> str:
+    more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+    return ", ".join(names[:5]) + more
+
+
+def _check_cohort(cohort: Cohort, *, needs_threshold: bool) -> None:
+    if not cohort.has_lesion:
+        raise EvaluationError(
+            f"{cohort.url} has no lesion masks, so there is nothing to evaluate against: give a "
+            "cohort prepared with lesions"
+        )
+    if cohort.name.endswith(THRESHOLDS):
+        raise EvaluationError(
+            f"{cohort.url}: the name of a cohort must not end in {THRESHOLDS!r}, which names the "
+            "files of frozen thresholds; rename its folder"
+        )
+    cohort.rows("test")
+    if needs_threshold:
+        cohort.rows("threshold")
+    table = cohort.subjects
+    sides = table.groupby("subject")["split"].nunique()
+    if both := sorted(sides.index[sides > 1]):
+        raise EvaluationError(
+            f"{cohort.url}: scans of {both[:5]} are in the threshold part and in the test part; "
+            "prepare the cohort again, with all scans of a person on one side"
+        )
+    for same in repeated_images(table):
+        if same["split"].nunique() > 1:
+            raise EvaluationError(
+                f"{cohort.url}: {' and '.join(same['id'][:3])} hold the same image, and one is in "
+                "the threshold part, the other in the test part: leave all but one of them out, "
+                "and prepare the others into another folder"
+            )
+
+
+def check_truth(brain: np.ndarray, lesion: np.ndarray, subject: str) -> None:
+    """Refuse a subject whose lesion leaves its brain mask.
+
+    Scores exist inside the mask alone, so that such voxels could never be found; a cohort that
+    `jobs/prepare.py` wrote has none.
+
+    Args:
+        brain: (Z, Y, X) mask.
+        lesion: (Z, Y, X) truth.
+        subject: Named in the message.
+
+    Raises:
+        EvaluationError: A lesion voxel lies outside the brain.
+    """
+    outside = int(np.count_nonzero(lesion & ~brain))
+    if outside:
+        raise EvaluationError(
+            f"subject {subject!r}: {outside} of {int(np.count_nonzero(lesion))} lesion voxels lie "
+            "outside the brain mask; check that both masks are of this scan, and prepare the "
+            "cohort again"
+        )

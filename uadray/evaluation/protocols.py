@@ -1,0 +1,227 @@
+"""The papers' ways to evaluate, as data: grid, slices, post-processing, threshold rule, metrics.
+
+A protocol gives the settings of an evaluation their defaults. `EvaluateConfig.of` takes them;
+whatever the caller then changes is recorded beside the protocol's name.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any, Literal, Self
+
+from uadray.config import to_json
+from uadray.errors import ConfigError, EvaluationError
+from uadray.methods.settings import check_finite
+from uadray.metrics.components import ComponentConfig
+from uadray.metrics.postprocess import PostprocessConfig
+
+Residual = Literal["absolute", "positive"]
+"""|x - reconstruction|, or its positive part: what is brighter than its healthy version."""
+
+Rule = Literal[
+    "bengs_bisection",
+    "best_dice",
+    "meissen_linear",
+    "healthy_fpr_1",
+    "healthy_fpr_5",
+    "healthy_fpr_10",
+    "percentile_98",
+]
+"""A rule of `thresholds.RULES`."""
+
+ProtocolName = Literal["bengs2021", "baur2018", "meissen2021-I", "meissen2021-II"]
+"""A key of `PROTOCOLS`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Protocol:
+    """How a paper evaluates."""
+
+    name: ProtocolName
+    """Its key in `PROTOCOLS`."""
+
+    source: str
+    """Paper and sections."""
+
+    grid: tuple[int, int, int] | None
+    """(Z, Y, X) that a cohort must have, in voxels; None takes any grid."""
+
+    plane_multiple: int = 0
+    """Planes may also be of other sizes, if both sides are multiples of this; 0 refuses them."""
+
+    slices: tuple[int, int] | None
+    """Axial slices that are evaluated, [first, last), cut out behind the scoring; None takes all.
+    They are those of the store's grid, where each brain lies in the middle of its box; the papers
+    count in the space of the SRI24 atlas, so that they differ by how a brain lies in it."""
+
+    prepare: str
+    """Flags of `jobs/prepare.py` that make the grid."""
+
+    residual: Residual
+    """Of methods that reconstruct."""
+
+    postprocess: PostprocessConfig
+    """What happens to the scores before they are kept."""
+
+    components: ComponentConfig
+    """Which small components are dropped."""
+
+    threshold_rule: Rule
+    """How the reported threshold is found."""
+
+    metrics: tuple[str, ...]
+    """What the paper reports, as keys of an evaluation's metrics."""
+
+    def check_grid(self, shape: tuple[int, int, int], url: str) -> None:
+        """Refuse a cohort whose grid is not the protocol's.
+
+        Raises:
+            EvaluationError: It is not; the message says how to prepare it.
+        """
+        if self.grid is None or shape == self.grid:
+            return
+        multiple, others = self.plane_multiple, ""
+        if multiple:
+            if shape[0] == self.grid[0] and not any(n % multiple for n in shape[1:]):
+                return
+            others = f", or on planes whose sides are multiples of {multiple}"
+        raise EvaluationError(
+            f"{url} holds volumes of {shape}; protocol {self.name!r} ({self.source}) is "
+            f"defined on {self.grid}{others}: prepare the cohort with {self.prepare}, or choose "
+            "another --protocol"
+        )
+
+
+def _extent(z: int, y: int, x: int) -> str:
+    return f"--inferior-superior {z} --posterior-anterior {y} --left-right {x}"
+
+
+_UNFILTERED = PostprocessConfig(erosion_iterations=0, median_size=1)
+_MEISSEN = dict[str, Any](
+    # Equalised intensities have none; the study that the paper compares with takes this one.
+    residual="positive",
+    postprocess=_UNFILTERED,
+    components=ComponentConfig(max_size=20, connectivity=26, fit_after=False),
+    threshold_rule="meissen_linear",
+)
+
+PROTOCOLS: dict[str, Protocol] = {
+    "bengs2021": Protocol(
+        name="bengs2021",
+        source="Bengs 2021, sections 2.1 and 2.3",
+        # The paper's grid is 64^3; erosion follows the rows, so that smaller ones mean the same.
+        grid=None,
+        slices=None,
+        prepare="--shape 64 64 64",
+        residual="absolute",
+        postprocess=PostprocessConfig(),
+        components=ComponentConfig(),
+        threshold_rule="bengs_bisection",
+        metrics=("dice_d", "dice_s_mean", "dice_s_std", "auprc", "slice_auprc"),
+    ),
+    "baur2018": Protocol(
+        name="baur2018",
+        source="Baur 2018, section 2 (anomaly detection) and section 3",
+        # 20 slices of 1 mm around the middle of each brain's box: the box is that low, and what of
+        # the brain lies above and below is cut off behind the standardisation.
+        grid=(20, 256, 256),
+        plane_multiple=16,
+        slices=None,
+        prepare=f"--shape 20 256 256 {_extent(20, 256, 256)} --max-cut 0.95",
+        residual="absolute",
+        # The paper has "a median filter" of no stated size and no erosion; 5 as its later study.
+        postprocess=PostprocessConfig(erosion_iterations=0, median_size=5),
+        components=ComponentConfig(),
+        threshold_rule="percentile_98",
+        metrics=("dice_s_mean", "dice_s_std", "auprc"),
+    ),
+    "meissen2021-I": Protocol(
+        name="meissen2021-I",
+        source="Meissen 2021, sections 3.2 to 3.5 and table 2",
+        # SRI24 has 240 x 240 x 155 voxels of 1 mm; the planes are resized, the slices are not.
+        grid=(155, 128, 128),
+        slices=(15, 125),
+        prepare=f"--shape 155 128 128 --mask-threshold 0.9 --no-denoise {_extent(155, 240, 240)}",
+        metrics=("upper_bound_dice", "auprc", "auprc_trapezoid", "auroc"),
+        **_MEISSEN,
+    ),
+    "meissen2021-II": Protocol(
+        name="meissen2021-II",
+        source="Meissen 2021, sections 3.2 to 3.5 and 4, table 3",
+        grid=(155, 224, 224),
+        slices=(84, 88),
+        prepare=f"--shape 155 224 224 --mask-threshold 0.9 --no-denoise {_extent(155, 240, 240)}",
+        metrics=("upper_bound_dice", "auprc", "auprc_trapezoid", "auroc"),
+        **_MEISSEN,
+    ),
+}
+"""The protocols by name."""
+
+
+_SHARED = ("residual", "postprocess", "components", "threshold_rule")
+"""Settings that a protocol gives and a caller may change."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateConfig:
+    """How scores are made and read; the defaults are those of Bengs 2021."""
+
+    protocol: ProtocolName = "bengs2021"
+    """Gives the grid, the axial slices, and the defaults of all other settings."""
+    residual: Residual = "absolute"
+    """Of methods that reconstruct: |x - reconstruction|, or its positive part alone."""
+    postprocess: PostprocessConfig = field(default_factory=PostprocessConfig)
+    """What happens to the scores before they are kept."""
+    components: ComponentConfig = field(default_factory=ComponentConfig)
+    """Which small components of a prediction are dropped."""
+    threshold_rule: Rule = "bengs_bisection"
+    """How the threshold is fitted, on the threshold part or on healthy volumes alone."""
+    num_resamples: int = 1000
+    """Resamples of subjects for the 95 % intervals."""
+    batch_size: int = 4
+    """Volumes scored at once by an actor."""
+    gpus_per_actor: float = 0.0
+    """GPUs of each scoring actor; 0 scores on CPUs."""
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        if self.protocol not in PROTOCOLS:
+            raise ConfigError(f"protocol must be one of {sorted(PROTOCOLS)}, was {self.protocol!r}")
+        check_finite(self, "")
+        if self.num_resamples < 1 or self.batch_size < 1 or self.gpus_per_actor < 0:
+            raise ConfigError(
+                "evaluate: num_resamples and batch_size must be >= 1, gpus_per_actor >= 0"
+            )
+
+    @classmethod
+    def of(cls, protocol: ProtocolName, **changes: Any) -> Self:
+        """The settings of a protocol, with some of them changed.
+
+        Raises:
+            ConfigError: There is no protocol of that name.
+        """
+        if protocol not in PROTOCOLS:
+            raise ConfigError(f"protocol must be one of {sorted(PROTOCOLS)}, was {protocol!r}")
+        fixed = PROTOCOLS[protocol]
+        defaults = {name: getattr(fixed, name) for name in _SHARED}
+        return cls(**{"protocol": protocol} | defaults | changes)
+
+    @property
+    def fixed(self) -> Protocol:
+        """The protocol itself."""
+        return PROTOCOLS[self.protocol]
+
+    def changes(self) -> dict[str, Any]:
+        """What differs from the protocol, as JSON values; empty where nothing does."""
+        return {
+            name: to_json(getattr(self, name))
+            for name in _SHARED
+            if getattr(self, name) != getattr(self.fixed, name)
+        }
+
+    def scoring(self, shape: tuple[int, int, int]) -> dict[str, Any]:
+        """What decides the kept scores of a cohort of `shape` (Z, Y, X), as JSON values."""
+        return {
+            "residual": self.residual,
+            "slices": to_json(self.fixed.slices),
+            "erosion_iterations": self.postprocess.iterations(shape),
+            "median_size": self.postprocess.median_size,
+        }

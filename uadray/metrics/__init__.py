@@ -1,0 +1,1 @@
+"""Scores to counts, thresholds, metrics and intervals: pure functions of arrays."""

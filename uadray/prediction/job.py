@@ -1,0 +1,104 @@
+"""What `jobs/predict.py` does: find the scans, choose who predicts them, tell how it goes."""
+
+import math
+from dataclasses import dataclass, field
+
+import torch
+
+from uadray import files
+from uadray.errors import ConfigError
+from uadray.prediction.folder import FEW, Engine, InProcess, Outcome, Predicted, predict_items
+from uadray.prediction.inputs import Item, find_items
+from uadray.prediction.model import Model
+from uadray.prediction.model_folder import open_model
+from uadray.prediction.scan import PredictConfig, choose_threshold
+from uadray.progress import Progress
+
+
+@dataclass(frozen=True, kw_only=True)
+class PredictJob:
+    """Scans to predict, and how."""
+
+    model: str
+    """Run or model folder; a local path or an fsspec URL."""
+    scans: tuple[str, ...]
+    """NIfTI files, tables or folders."""
+    out: str
+    """Where the results go."""
+    workers: int | None = None
+    """Scans at a time; 1 stays in this process, more use Ray; by default more than eight scans
+    do, on all CPUs."""
+    cohort: str = ""
+    """Where the run's cohort lies, if it has moved."""
+    brain: str = ""
+    """Brain mask of the one scan."""
+    viewer: bool = True
+    """Whether to make a page for each scan, and one for all."""
+    gpus: float = 0.0
+    """GPUs of each worker; 0 computes on CPUs."""
+    config: PredictConfig = field(default_factory=PredictConfig)
+    """Threshold, and where the preparation differs from the cohort's."""
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        if self.workers is not None and self.workers < 1:
+            raise ConfigError(f"workers must be >= 1, was {self.workers}")
+        if not 0 <= self.gpus < math.inf:
+            raise ConfigError(f"gpus must be >= 0 and finite, was {self.gpus}")
+
+    def run(self) -> Predicted:
+        """Predict.
+
+        Raises:
+            UadrayError: the model, the inputs or the output folder cannot be used.
+        """
+        model = open_model(self.model, cohort=self.cohort)
+        # A threshold that is missing is said before any scan is looked for.
+        choose_threshold(model, self.config)
+        found = find_items(
+            self.scans,
+            model.origin.modality,
+            brain=self.brain,
+            ignore_names=self.config.ignore_names,
+        )
+        failed = 0
+        with Progress(total=len(found.items), what="scans") as progress:
+
+            def report(outcome: Outcome) -> None:
+                nonlocal failed
+                failed += bool(outcome.reason)
+                progress.advance(1, note=f"{failed} quarantined" if failed else "")
+
+            return predict_items(
+                model,
+                found.items,
+                self.out,
+                self.config,
+                engine=self._engine(model, found.items),
+                viewer=self.viewer,
+                left_out=found.left_out,
+                begin=lambda kept: progress.reach(kept) if kept < len(found.items) else None,
+                report=report,
+            )
+
+    def _engine(self, model: Model, items: tuple[Item, ...]) -> Engine:
+        out = files.normalise(self.out)
+        workers = self.workers or (None if len(items) > FEW else 1)
+        if workers == 1:
+            gpu = self.gpus > 0 and torch.cuda.is_available()
+            device = torch.device("cuda" if gpu else "cpu")
+            model.detector.to(device)
+            return InProcess(
+                model=model, out=out, config=self.config, viewer=self.viewer, device=device
+            )
+        from uadray.prediction.on_ray import OnRay
+
+        return OnRay(
+            model=files.normalise(self.model),
+            cohort=self.cohort,
+            out=out,
+            config=self.config,
+            workers=workers,
+            viewer=self.viewer,
+            gpus=self.gpus,
+        )

@@ -1,0 +1,525 @@
+"""What prediction leaves of each scan: NIfTI files on the scan's grid, and a summary, last of all.
+
+A scan is done whose summary is there and names this very scan: its path, the content of its files
+by their digest, and the settings of its own. Those that all scans share stand in the folder's
+marker. Names follow BIDS derivatives where the scan's do.
+"""
+
+import csv
+import gzip
+import hashlib
+import json
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+from numpy.typing import NDArray
+
+import uadray
+from uadray import files
+from uadray.config import to_json
+from uadray.errors import PredictError
+from uadray.lock import hold
+from uadray.naming import name_key
+from uadray.prediction import pages
+from uadray.prediction.inputs import Item, names_for
+from uadray.prediction.model import Model
+from uadray.prediction.scan import Grid, PredictConfig, Prediction, choose_threshold, reading
+from uadray.prepare.identity import digest_of, is_unchanged, look_at, same_place
+from uadray.prepare.layouts import LeftOut
+from uadray.prepare.layouts.listing import printable
+from uadray.results import PREDICTIONS, are_predictions, refuse_inside
+
+MARKER = PREDICTIONS
+"""In the output folder: whose predictions it holds, under which settings."""
+
+FORMAT = 1
+"""Version of the output folder."""
+
+TABLE, QUARANTINE = "predictions.tsv", "quarantine.jsonl"
+"""Names of the tables of all scans that are done, and of those that could not be used."""
+
+COMPRESSION = 1
+"""Of gzip: maps are mostly zeros, and higher levels take several times as long for a tenth."""
+
+_PLAIN = {
+    "anomaly": "anomaly.nii.gz",
+    "proposal": "proposal.nii.gz",
+    "reconstruction": "reconstruction.nii.gz",
+    "brain_mask": "brain_mask.nii.gz",
+}
+_BIDS = {
+    "anomaly": "desc-anomaly_probseg.nii.gz",
+    "proposal": "desc-anomaly_mask.nii.gz",
+    "reconstruction": "desc-healthy_{modality}.nii.gz",
+    "brain_mask": "desc-brain_mask.nii.gz",
+}
+_IGNORED = (MARKER, TABLE, QUARANTINE, "*_summary.json", "*.html", "*.png")
+
+
+def file_names(item: Item) -> dict[str, str]:
+    """Kind of result -> name of its file, in the scan's folder."""
+    if not item.bids:
+        return dict(_PLAIN)
+    modality = item.scan.modality
+    return {kind: f"{item.bids}_{name.format(modality=modality)}" for kind, name in _BIDS.items()}
+
+
+def encode(array: NDArray[Any], grid: Grid, description: str) -> bytes:
+    """An array on a scan's grid as a packed NIfTI file, the same bytes every time.
+
+    Args:
+        array: In the order of the file's axes; bool becomes uint8.
+        grid: Of the scan, whose header's placement it gets.
+        description: For the header, at most 79 letters.
+    """
+    array = array.astype(np.uint8) if array.dtype == bool else array
+    image = nib.Nifti1Image(array, grid.affine)
+    image.set_qform(grid.affine, code=1)
+    image.set_sform(grid.affine, code=1)
+    image.header.set_xyzt_units("mm")
+    image.header["descrip"] = description.encode()[:79]
+    content = image.to_bytes()
+    if grid.placing:
+        # Into the bytes, since nibabel mends some of these fields where it writes them.
+        header = nib.Nifti1Header(content[:348], check=False)
+        for name, value in grid.placing.items():
+            if name == "pixdim":
+                header[name][:4] = value
+            else:
+                header[name] = value
+        content = header.binaryblock + content[348:]
+    return gzip.compress(content, COMPRESSION, mtime=0)
+
+
+def request_of(model: Model, config: PredictConfig) -> dict[str, Any]:
+    """All that decides the results of a scan besides its files."""
+    threshold = choose_threshold(model, config)
+    settings = threshold.config if threshold else model.settings(config.threshold_from)
+    return {
+        "run": model.experiment.name,
+        "identity": model.identity,
+        "threshold": None if threshold is None else threshold.value,
+        "threshold_fingerprint": None if threshold is None else threshold.fingerprint,
+        "prepare": to_json(config.prepare(model.prepare)),
+        "scoring": {
+            key: to_json(getattr(settings, key))
+            for key in ("protocol", "residual", "postprocess", "components")
+        },
+    }
+
+
+@contextmanager
+def claimed(out: str, request: Mapping[str, Any], items: Sequence[Item]) -> Iterator[None]:
+    """Begin an output folder, or continue one of the same request, and keep other jobs off it.
+
+    Args:
+        out: The folder.
+        request: From `request_of`.
+        items: The scans that are to be predicted into it.
+
+    Raises:
+        PredictError: it holds predictions of another run or under other settings, or something
+            else, it lies in a run, model or cohort, or it cannot be written.
+        LockedError: another job writes it.
+    """
+    if not are_predictions(out):
+        refuse_inside(out, PredictError)
+    with ExitStack() as held:
+        try:
+            held.enter_context(hold(out))
+        except OSError as error:
+            raise unwritable(out, error) from None
+        _begin(out, request, items)
+        yield
+
+
+def _begin(out: str, request: Mapping[str, Any], items: Sequence[Item]) -> None:
+    try:
+        names = [name for name in files.list_names(out) if not files.is_transient(name)]
+        inside = next((i for i in items if i.scan.image.startswith(files.join(out, ""))), None)
+        if MARKER in names:
+            _check_marker(out, request)
+            if inside:
+                raise PredictError(
+                    f"{inside.scan.image} lies in {out}, where predictions are: results are no "
+                    "scans; give scans that lie outside of --out"
+                )
+        elif names:
+            what = f"holds scans, such as {inside.scan.image}" if inside else f"first {names[0]}"
+            raise PredictError(
+                f"{out} is not empty and holds no predictions, {what}: choose another --out, such "
+                f"as {files.join(out, 'predicted')}"
+            )
+        marker = {"format": FORMAT, "request": dict(request), "uadray": uadray.__version__}
+        files.write_json(files.join(out, MARKER), marker)
+        if any(item.bids for item in items):
+            files.write_json(files.join(out, "dataset_description.json"), _description(request))
+            files.write_bytes(files.join(out, ".bidsignore"), "\n".join(_IGNORED).encode() + b"\n")
+    except OSError as error:
+        raise unwritable(out, error) from None
+
+
+def unwritable(out: str, error: OSError) -> PredictError:
+    """The error for a target that cannot be written."""
+    return PredictError(
+        f"{out}: results cannot be written there ({error.strerror or error}): see to its "
+        "permissions and its disk, or choose another --out; what is done is kept"
+    )
+
+
+def _check_marker(out: str, request: Mapping[str, Any]) -> None:
+    try:
+        held = files.read_json(files.join(out, MARKER))["request"]
+        name, identity = held["run"], held["identity"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise PredictError(
+            f"{out}/{MARKER} is damaged ({error}), so that it is not known whose predictions these "
+            "are: choose another --out"
+        ) from None
+    if identity != request["identity"]:
+        raise PredictError(
+            f"{out} holds predictions of another run ({name}, {identity}), not of this one "
+            f"({request['run']}, {request['identity']}): choose another --out"
+        )
+    # What an earlier version did not record is no difference: its results have no digest either.
+    if changed := sorted(key for key in request if key in held and held[key] != request[key]):
+        shown = "; ".join(f"{key}: {held.get(key)} there, {request[key]} here" for key in changed)
+        raise PredictError(
+            f"{out} holds predictions of this run under other settings ({shown}): choose another "
+            "--out"
+        )
+
+
+def _description(request: Mapping[str, Any]) -> dict[str, Any]:
+    """What BIDS wants at the root of derivatives."""
+    return {
+        "Name": f"Anomaly maps of {request['run']}",
+        "BIDSVersion": "1.10.0",
+        "DatasetType": "derivative",
+        "GeneratedBy": [
+            {
+                "Name": "uadray",
+                "Version": uadray.__version__,
+                "Description": f"{request['run']}, model {request['identity']}",
+            }
+        ],
+    }
+
+
+def write(out: str, item: Item, prediction: Prediction, *, viewer: bool = False) -> dict[str, Any]:
+    """Write one scan's results, the summary last.
+
+    Nobody may take the maps for another content of the scan's files than they are of: summary and
+    page of an earlier one go first, and the new ones come last.
+
+    Args:
+        out: The output folder.
+        item: The scan.
+        prediction: What was found in it.
+        viewer: Whether to make its page.
+
+    Returns:
+        The summary, with the names of the files.
+
+    Raises:
+        OSError: the target cannot be written.
+    """
+    started = time.perf_counter()
+    folder, names = files.join(out, item.folder), file_names(item)
+    arrays = {
+        "anomaly": prediction.anomaly.astype(np.float32),
+        "proposal": prediction.proposal,
+        "reconstruction": prediction.reconstruction,
+        "brain_mask": prediction.brain,
+    }
+    name = prediction.summary["run"]["name"]
+    written: dict[str, str] = {}
+    for old in (item.summary, f"{item.folder}/{pages.page_name(item)}"):
+        files.remove_file(files.join(out, old))
+    for kind, array in arrays.items():
+        if array is not None:
+            content = encode(array, prediction.grid, f"uadray {name} {kind}")
+            files.write_bytes(files.join(folder, names[kind]), content)
+            written[kind] = names[kind]
+    summary = {
+        "status": "done",
+        **prediction.summary,
+        "name": item.name,
+        "folder": item.folder,
+        "files": {**written, "scan": item.scan.image},
+        "page": None,
+    }
+    if viewer:
+        summary |= pages.write_page(out, item, prediction, summary)
+    summary["seconds"] = {
+        **{k: round(v, 4) for k, v in summary["seconds"].items()},
+        "write": round(time.perf_counter() - started, 4),
+    }
+    files.write_json(files.join(out, item.summary), summary)
+    return summary
+
+
+def placed(out: str, items: Sequence[Item]) -> list[Item]:
+    """The items, each with a place of its own beside what other calls have left in the folder.
+
+    A plain file keeps the place where an earlier call has left its results, whatever else is in
+    this one. Where its name is taken by another one's results, it gets those of its folders before
+    it, as do two of one name in one call.
+
+    Args:
+        out: The output folder.
+        items: From `find_items`.
+
+    Raises:
+        PredictError: the place of a BIDS name is taken by another scan, or some cannot be read.
+    """
+    there = {name_key(name): name for name in files.list_names(out)}
+    with ThreadPoolExecutor(16) as pool:
+        own = list(pool.map(lambda item: _own_place(out, item, there), items))
+        holders = list(pool.map(lambda item: _holder(out, item, there), items))
+    kept = {name_key(item.folder) for item in own if item is not None}
+    taken = kept | {name_key(item.folder) for item in items}
+    found = []
+    for item, place, holder in zip(items, own, holders, strict=True):
+        if place is not None:
+            found.append(place)
+            continue
+        if _is_free_for(item, holder) and (item.bids or name_key(item.folder) not in kept):
+            found.append(_respelled(item, there))
+            continue
+        if item.bids:
+            raise PredictError(
+                f"{out} holds the results of {_source(holder)} as {item.summary}, where those of "
+                f"{item.scan.image} would go: choose another --out for one of the two"
+            )
+        found.append(_elsewhere(out, item, there, taken))
+    return found
+
+
+def _own_place(out: str, item: Item, there: Mapping[str, str]) -> Item | None:
+    """A plain file's item where an earlier call has left its results; None where none has."""
+    for name in dict.fromkeys((item.folder, *names_for(item.scan))) if not item.bids else ():
+        if name_key(name) not in there:
+            continue
+        place = _respelled(replace(item, name=name, folder=name), there)
+        holder = _holder(out, place, there)
+        if holder is not None and same_place(holder.get("source"), item.scan.image):
+            return place
+    return None
+
+
+def _elsewhere(out: str, item: Item, there: Mapping[str, str], taken: set[str]) -> Item:
+    """The item under the first longer name that is free for it; adds it to those taken."""
+    for name in names_for(item.scan):
+        other = replace(item, name=name, folder=name)
+        if name_key(name) not in taken and _is_free_for(other, _holder(out, other, there)):
+            taken.add(name_key(name))
+            return _respelled(other, there)
+    raise PredictError(
+        f"{out} holds the results of another scan under each name that {item.scan.image} could "
+        "have: choose another --out"
+    )
+
+
+def _respelled(item: Item, there: Mapping[str, str]) -> Item:
+    """The item with its folder as it is spelled there: a name may be composed in several ways."""
+    folder = there.get(name_key(item.folder), item.folder)
+    return item if item.bids else replace(item, name=folder, folder=folder)
+
+
+def _holder(out: str, item: Item, there: Mapping[str, str]) -> Mapping[str, Any] | None:
+    """The summary at an item's place: None where there is none, empty where it is damaged."""
+    try:
+        summary = files.read_json(files.join(out, _respelled(item, there).summary))
+        return summary if isinstance(summary, dict) else {}
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except ValueError:
+        return {}
+    except OSError as error:
+        raise unwritable(out, error) from None
+
+
+def _source(summary: Mapping[str, Any] | None) -> str:
+    return str((summary or {}).get("source") or "a scan that its damaged summary does not name")
+
+
+def _is_free_for(item: Item, holder: Mapping[str, Any] | None) -> bool:
+    """Whether results may go where those of `holder` are: there are none, or they are its own."""
+    if holder is None or same_place(holder.get("source"), item.scan.image):
+        return True
+    # The files have been moved: the same content, and nothing left where it was.
+    digest, source = holder.get("source_digest"), holder.get("source")
+    return (
+        bool(digest)
+        and isinstance(source, str)
+        and not files.exists(source)
+        and digest == digest_of(item.scan)
+    )
+
+
+def done(out: str, item: Item) -> dict[str, Any] | None:
+    """The summary of a scan that is done, if it is of this scan with the content that it has now.
+
+    Its source is the one asked for, its files hold what they held, by digest, it was read in the
+    same way, and all results are there.
+    """
+    scan = item.scan
+    try:
+        summary: dict[str, Any] = files.read_json(files.join(out, item.summary))
+        if (
+            summary["status"] != "done"
+            or not same_place(summary["source"], scan.image)
+            or summary["source_digest"] == ""
+            or summary["reading"] != reading(scan)
+        ):
+            return None
+        names = {name for kind, name in summary["files"].items() if kind != "scan"}
+        if not names <= set(files.list_names(files.join(out, item.folder))):
+            return None
+        digest, stamp = summary["source_digest"], summary["source_stamp"]
+        return summary if is_unchanged(scan, look_at(scan), digest=digest, stamp=stamp) else None
+    except (FileNotFoundError, NotADirectoryError, ValueError, KeyError, TypeError, AttributeError):
+        return None
+
+
+def begin(out: str, item: Item) -> int:
+    """Note that a scan is begun; returns how often a process died over it before."""
+    url = _attempt(out, item)
+    deaths = int(files.read_json(url)["begun"]) if files.exists(url) else 0
+    files.write_json(url, {"begun": deaths + 1})
+    return deaths
+
+
+def end(out: str, item: Item) -> None:
+    """Note that a scan has ended, well or not."""
+    files.remove(_attempt(out, item))
+
+
+def _attempt(out: str, item: Item) -> str:
+    which = f"{item.summary}\0{item.scan.image}".encode(errors="surrogatepass")
+    digest = hashlib.sha256(which).hexdigest()[:16]
+    return files.join(out, ".begun", f"{digest}.json")
+
+
+def earlier(out: str, items: Sequence[Item]) -> list[dict[str, Any]]:
+    """Summaries of the scans that other calls have left in the folder, as its table lists them."""
+    try:
+        table = files.read_bytes(files.join(out, TABLE)).decode()
+    except (FileNotFoundError, ValueError):
+        return []
+    rows = csv.DictReader(table.splitlines(), delimiter="\t", quoting=csv.QUOTE_NONE)
+    # A scan that could not be used may have results of an earlier content in its place.
+    places = dict.fromkeys(
+        place
+        for row in rows
+        if row.get("name") and row.get("status") in (None, "done")
+        for place in ([row["summary"]] if row.get("summary") else _likely_places(row["name"]))
+    )
+    own = {name_key(item.summary) for item in items}
+    others = [place for place in places if name_key(place) not in own]
+    with ThreadPoolExecutor(16) as pool:
+        return [one for one in pool.map(lambda place: _summary_at(out, place), others) if one]
+
+
+def _likely_places(name: str) -> Iterator[str]:
+    """Where the summary of a scan may be that a table without the places names."""
+    entities = dict(part.split("-", 1) for part in name.split("_") if "-" in part)
+    session = [f"ses-{entities['ses']}"] if "ses" in entities else []
+    folder = "/".join([f"sub-{entities.get('sub')}", *session, "anat"])
+    yield from (f"{name}/summary.json", f"{folder}/{name}_desc-anomaly_summary.json")
+
+
+def _summary_at(out: str, place: str) -> dict[str, Any] | None:
+    """The summary of a scan that is done; None where it is not there any more."""
+    try:
+        summary: dict[str, Any] = files.read_json(files.join(out, place))
+        if summary["status"] == "done" and _place_of(summary) == place:
+            return summary
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        pass
+    return None
+
+
+def _place_of(summary: Mapping[str, Any]) -> str:
+    """Where a summary lies, relative to the output folder."""
+    anomaly = str(summary["files"]["anomaly"])
+    stem = anomaly.removesuffix(_PLAIN["anomaly"]).removesuffix(_BIDS["anomaly"])
+    return f"{summary['folder']}/{stem}{'desc-anomaly_' if stem else ''}summary.json"
+
+
+def write_tables(
+    out: str,
+    summaries: Sequence[Mapping[str, Any]],
+    failures: Sequence[Mapping[str, str]],
+    items: Sequence[Item],
+    left_out: Sequence[LeftOut] = (),
+) -> None:
+    """Write `predictions.tsv`, the highest score first, and `quarantine.jsonl`.
+
+    Both also name the files that were left out, so that every file is accounted for.
+
+    Args:
+        out: The output folder.
+        summaries: Of all scans that are done.
+        failures: Of this call; those of other scans that are on record stay.
+        items: The scans of this call.
+        left_out: Of this call; likewise.
+    """
+    absent = [*failures, *map(_left_out, left_out)]
+    known = {printable(item.scan.image) for item in items} | {one["source"] for one in absent}
+    absent = [*(one for one in _quarantined(out) if one["source"] not in known), *absent]
+    heads = ["name", "top_score", "top_slice", "mean_score", "proposal_ml", "components"]
+    heads += ["largest_ml", "brain_ml", "warnings"]
+    lines = ["\t".join((*heads, "status", "reason", "summary"))]
+    for one in sorted(summaries, key=lambda one: -float(one["top_score"])):
+        proposal = one["proposal"] or {"volume_ml": "n/a", "components": "n/a", "largest_ml": "n/a"}
+        cells = [one["name"], one["top_score"], one["top_slice"], one["mean_score"]]
+        cells += [proposal["volume_ml"], proposal["components"], proposal["largest_ml"]]
+        cells += [one["brain_ml"], len(one["warnings"]), "done", "n/a"]
+        cells.append(_place_of(one))
+        lines.append("\t".join(map(_cell, cells)))
+    for one in absent:
+        status = "left out" if one["reason"].startswith(LEFT_OUT) else "quarantined"
+        reason = one["reason"].removeprefix(LEFT_OUT)
+        cells = [one["name"], *["n/a"] * (len(heads) - 1), status, reason, ""]
+        lines.append("\t".join(map(_cell, cells)))
+    files.write_bytes(files.join(out, TABLE), ("\n".join(lines) + "\n").encode())
+    text = "".join(json.dumps(dict(one)) + "\n" for one in absent)
+    files.write_bytes(files.join(out, QUARANTINE), text.encode())
+
+
+LEFT_OUT = "left out: "
+"""How the reason begins of a file that was found and is not among the scans."""
+
+
+def _left_out(one: LeftOut) -> dict[str, str]:
+    path = printable(one.path)
+    return {
+        "name": path.rsplit("/", 1)[-1],
+        "source": path,
+        "reason": f"{LEFT_OUT}{one.reason}",
+    }
+
+
+def _quarantined(out: str) -> list[dict[str, str]]:
+    """What the folder's list of scans that could not be used holds; nothing where it is damaged."""
+    try:
+        text = files.read_bytes(files.join(out, QUARANTINE)).decode()
+        found = [json.loads(line) for line in text.splitlines()]
+        return [{key: str(one[key]) for key in ("name", "source", "reason")} for one in found]
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
+        return []
+
+
+def _cell(value: Any) -> str:
+    """A value as a cell of a table; a name may hold tabs and ends of lines."""
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    return " ".join(printable(str(value)).split())

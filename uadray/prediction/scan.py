@@ -1,0 +1,480 @@
+"""One scan in a file to its anomaly map, on the scan's own grid.
+
+The scan goes through the preparation that the model's cohort is recorded with, is scored and
+post-processed by the functions of the evaluation, and the results go back the way it came.
+"""
+
+import math
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
+from typing import Any
+
+import numpy as np
+import scipy.ndimage as ndi
+import torch
+from numpy.typing import NDArray
+
+from uadray import files
+from uadray.errors import ConfigError, PredictError, ScanError
+from uadray.evaluation.protocols import EvaluateConfig
+from uadray.evaluation.scoring import clean, detect, slices
+from uadray.metrics.components import neighbours
+from uadray.metrics.postprocess import dequantise, findable
+from uadray.prediction.healthy import mean_inside
+from uadray.prediction.inputs import check_modality, named_modalities
+from uadray.prediction.model import FrozenThreshold, Model
+from uadray.prepare.geometry import (
+    BRAIN_THRESHOLD,
+    DOUBT,
+    Volume,
+    to_scanner,
+    voxel_ml,
+    voxel_sizes,
+)
+from uadray.prepare.identity import digest_of, look_at
+from uadray.prepare.layouts import PHANTOM_SCHEME, Scan
+from uadray.prepare.layouts.scans import stem
+from uadray.prepare.masks import read_share
+from uadray.prepare.nifti import RawImage
+from uadray.prepare.register import Registration
+from uadray.prepare.skull import SkullStrip
+from uadray.prepare.steps import PrepareConfig, PreparedVolume, prepare_scan
+from uadray.store import software_versions
+
+
+@dataclass(frozen=True, kw_only=True)
+class PredictConfig:
+    """How scans are predicted; by default as the model's cohort was prepared and evaluated."""
+
+    threshold: float | None = None
+    """What is proposed as lesion, in the method's units, instead of the frozen threshold."""
+    threshold_from: str = ""
+    """Name of the cohort whose frozen threshold to take, where the run has several."""
+    map_only: bool = False
+    """Propose nothing: no threshold is needed."""
+    skull_strip: SkullStrip | None = None
+    """How brain is told from the rest; as the cohort's by default. A scan with its skull needs
+    `deepbet` or `robex`, or a brain mask."""
+    grow_extent: bool | None = None
+    """As in prepare; as the cohort's by default."""
+    max_cut: float | None = None
+    """As in prepare; as the cohort's by default."""
+    min_brain_ml: float | None = None
+    """As in prepare; as the cohort's by default."""
+    register: Registration | None = None
+    """As in prepare; as the cohort's by default. `rigid` turns a tilted scan to the template's
+    pose for the model, and its maps come back on the scan's own grid."""
+    ignore_names: bool = False
+    """Take a scan for one of the model's modality whatever its file's name says."""
+
+    def __post_init__(self) -> None:
+        """Check the ranges; the model knows those of its scores and of its preparation."""
+        if self.threshold is not None and not math.isfinite(self.threshold):
+            raise ConfigError(f"threshold must be a finite score, was {self.threshold}")
+
+    def prepare(self, recorded: PrepareConfig) -> PrepareConfig:
+        """The recorded preparation with what is to be otherwise."""
+        names = ("skull_strip", "grow_extent", "max_cut", "min_brain_ml", "register")
+        given = {name: getattr(self, name) for name in names}
+        return replace(recorded, **{k: v for k, v in given.items() if v is not None})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Grid:
+    """The grid of a scan's file."""
+
+    affine: NDArray[np.float64]
+    """(4, 4), from a voxel's index to the scanner's millimetres."""
+    shape: tuple[int, int, int]
+    """In the order of the file's axes."""
+    placing: Mapping[str, Any] = field(default_factory=dict)
+    """Fields of the scan's header that lay the results on it for every reader, see `RawImage`;
+    empty where there is none: then the affine does."""
+
+    @property
+    def axial_axis(self) -> int:
+        """The axis of the file that runs along inferior and superior."""
+        return int(np.abs(self.affine[2, :3] / voxel_sizes(self.affine)).argmax())
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prediction:
+    """What was found in one scan, on the grid of its file."""
+
+    anomaly: NDArray[np.float32]
+    """What the evaluation compares with its threshold, in the method's units: post-processed
+    scores, without the components that it drops, brought to the file's grid linearly. In the order
+    of the file's axes; 0 outside the brain."""
+    proposal: NDArray[np.bool_] | None
+    """Where `anomaly` is at or above the threshold; None where none was asked for."""
+    reconstruction: NDArray[np.float32] | None
+    """The healthy version in [0, 1], as the detector works; None where the method has none."""
+    brain: NDArray[np.bool_]
+    """What was taken for brain."""
+    truth: NDArray[np.bool_] | None
+    """The lesion mask that came with the scan; None where none did."""
+    scan: NDArray[np.float32]
+    """The scan's own intensities."""
+    grid: Grid
+    """Where it lies."""
+    prepared: PreparedVolume
+    """The scan on the model's grid."""
+    levels: NDArray[np.uint16]
+    """(Z, Y, X) post-processed scores on the model's grid, as levels, all components in them."""
+    summary: dict[str, Any]
+    """All that is said of it, as JSON values."""
+
+
+def choose_threshold(model: Model, config: PredictConfig) -> FrozenThreshold | None:
+    """The threshold that a call proposes with; None for maps alone.
+
+    Raises:
+        NoThresholdError: see `Model.choose_threshold`.
+    """
+    if config.map_only:
+        return None
+    return model.choose_threshold(config.threshold_from, config.threshold)
+
+
+def predict_scan(
+    model: Model,
+    scan: Scan,
+    config: PredictConfig | None = None,
+    *,
+    device: torch.device | None = None,
+) -> Prediction:
+    """Find what is anomalous in one scan.
+
+    Args:
+        model: From `open_model`.
+        scan: Its files.
+        config: Threshold, and where the preparation differs from the cohort's.
+        device: Where the model's detector is and computes; the CPU by default.
+
+    Raises:
+        ScanError: the scan cannot be used: another modality by its name, no brain, damaged.
+        NoThresholdError: there is none to propose with.
+    """
+    config, device = config or PredictConfig(), device or torch.device("cpu")
+    threshold = choose_threshold(model, config)
+    if scan.image.startswith(PHANTOM_SCHEME):
+        raise PredictError(f"{scan.image}: a phantom is in no file; write it to one to predict it")
+    if not config.ignore_names:
+        check_modality(scan, model.origin.modality)
+    source = look_at(scan)
+    with files.digests_of_reads() as read:
+        prediction = _predict(model, scan, config, threshold, device)
+    known = {"source_digest": digest_of(scan, read), "source_stamp": source.stamp}
+    return replace(prediction, summary={**prediction.summary, **known, "reading": reading(scan)})
+
+
+def reading(scan: Scan) -> dict[str, Any]:
+    """What decides how a scan's files are read besides their content, as a JSON value."""
+    return {
+        "modality": scan.modality,
+        "orientation": scan.orientation,
+        "lesion_labels": list(scan.lesion_labels),
+    }
+
+
+def _predict(
+    model: Model,
+    scan: Scan,
+    config: PredictConfig,
+    threshold: FrozenThreshold | None,
+    device: torch.device,
+) -> Prediction:
+    clock = _Clock()
+    way = _Way(clock)
+    # What is known of the lesion is looked at, but decides nothing.
+    bare = replace(scan, lesion="", more_lesions=(), lesion_labels=(), synthetic_lesion="")
+    prepared = prepare_scan(bare, config.prepare(model.prepare), way)
+    clock.mark("prepare")
+    settings = threshold.config if threshold else model.settings(config.threshold_from)
+    level = None if threshold is None else threshold.level
+    scored = _score(model, prepared, settings, device, clock, scan.id)
+    grid = Grid(affine=way.affine, shape=way.shape, placing=way.placing)
+    found = _Mapper(affine=prepared.affine, grid=grid)
+    brain = to_scanner(way.brain.T, way.brain_affine, grid.affine, grid.shape) >= BRAIN_THRESHOLD
+    scores = found(dequantise(scored.opened, model.detector.score_range), order=1)
+    anomaly = np.where(brain, scores, np.float32(0))
+    proposal = None
+    if threshold is not None:
+        anomaly = clear_of(anomaly, threshold.value)
+        proposal = brain & (anomaly >= threshold.value)
+    reconstruction = None
+    if scored.reconstruction is not None:
+        reconstruction = found(scored.reconstruction * prepared.brain, order=1).clip(0, 1)
+    truth, unusable = _truth(scan, way)
+    clock.mark("map_back")
+    return Prediction(
+        anomaly=anomaly,
+        proposal=proposal,
+        reconstruction=reconstruction,
+        brain=brain,
+        truth=truth,
+        scan=way.image,
+        grid=grid,
+        prepared=prepared,
+        levels=scored.levels,
+        summary={
+            "name": scan.id,
+            "source": scan.image,
+            **_figures(anomaly, proposal, brain, grid),
+            "truth": _held_against(proposal, truth, grid),
+            "score_range": list(model.detector.score_range),
+            "mean_score": scored.mean_score,
+            "threshold": _told(threshold),
+            "model_grid": {
+                "shape": list(prepared.brain.shape),
+                "affine": prepared.affine.tolist(),
+                **_proposed(scored.opened, level, prepared.affine),
+                **findable(
+                    voxel_sizes(prepared.affine)[::-1].tolist(), settings.postprocess.median_size
+                ),
+            },
+            "warnings": [
+                *_unlike_the_fit(model, scan, config, prepared),
+                *_warnings(model, prepared, grid, scored.mean_score),
+                *unusable,
+            ],
+            "notes": [n for n in prepared.notes.split("; ") if n and not n.startswith(DOUBT)],
+            "run": {
+                "name": model.experiment.name,
+                "fingerprint": model.experiment.fingerprint,
+                "cohort": model.origin.fingerprint,
+                "identity": model.identity,
+            },
+            "versions": software_versions(),
+            "seconds": clock.seconds,
+        },
+    )
+
+
+class _Clock:
+    """Seconds by step, in order."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self._last = time.perf_counter()
+
+    def mark(self, name: str) -> None:
+        """All since the last mark belongs to this step."""
+        now = time.perf_counter()
+        self.seconds[name] = self.seconds.get(name, 0.0) + now - self._last
+        self._last = now
+
+
+class _Way:
+    """Watches a scan's preparation: the grid that it came on, and its brain before the crop."""
+
+    def __init__(self, clock: _Clock) -> None:
+        self._clock = clock
+
+    def __call__(self, name: str, volume: Volume) -> None:
+        self._clock.mark(name)
+        if name == "read":
+            x, y, z = volume.image.shape
+            self.image, self.affine, self.shape = volume.image, volume.affine, (x, y, z)
+            self.placing = volume.placing
+            # What records no placement lies on another grid by its voxels alone.
+            codes = [volume.placing.get(name, 0) for name in ("sform_code", "qform_code")]
+            self.oriented = max(codes) > 0
+        elif name == "strip":
+            self.brain, self.brain_affine = volume.brain, volume.scanner_affine
+
+
+def _truth(scan: Scan, way: _Way) -> tuple[NDArray[np.bool_] | None, list[str]]:
+    """What is lesion by any mask that came with the scan, on its grid; or why no mask tells."""
+    paths = [path for path in (scan.lesion, *scan.more_lesions) if path]
+    if not paths:
+        return None, []
+    raw = RawImage(voxels=way.image, affine=way.affine, oriented=way.oriented, notes=())
+    try:
+        shares = [
+            read_share(path, raw, scan.image, scan.lesion_labels, least=BRAIN_THRESHOLD)[0]
+            for path in paths
+        ]
+    except ScanError as error:
+        return None, [f"the lesion mask that came with it cannot be used: {error}"]
+    return np.asarray(np.max(shares, axis=0) > BRAIN_THRESHOLD), []
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Scored:
+    """What the detector says of a prepared scan, on its grid."""
+
+    levels: NDArray[np.uint16]
+    opened: NDArray[np.uint16]
+    reconstruction: NDArray[np.float32] | None
+    mean_score: float
+
+
+def _score(
+    model: Model,
+    prepared: PreparedVolume,
+    settings: EvaluateConfig,
+    device: torch.device,
+    clock: _Clock,
+    name: str,
+) -> _Scored:
+    """Score and post-process as the evaluation does."""
+    # The store keeps float16, and so the detector was fitted and evaluated on it.
+    image = torch.from_numpy(prepared.image.astype(np.float16).astype(np.float32)[None])
+    brain = prepared.brain
+    found = detect(model.detector, image, brain[None], device, settings.residual)
+    scores, output = found.scores[0].double().cpu().numpy(), found.reconstruction
+    if output is None and model.detector.has_reconstruction:
+        with torch.inference_mode():
+            output = model.detector.reconstruct(image[:, None].to(device))
+    reconstruction = None if output is None else output[0, 0].float().cpu().numpy()
+    # The healthy range is one of absolute residuals.
+    signed = settings.residual != "absolute" and reconstruction is not None
+    residual = np.abs(image[0].numpy() - reconstruction) if signed else None
+    clock.mark("score")
+    cut = slices(settings)
+    levels = np.zeros(brain.shape, np.uint16)
+    levels[cut] = clean(scores, brain, model.detector.score_range, settings, name)
+    opened = np.zeros(brain.shape, np.uint16)
+    opened[cut] = settings.components.open(levels[cut])
+    clock.mark("postprocess")
+    return _Scored(
+        levels=levels,
+        opened=opened,
+        reconstruction=reconstruction,
+        mean_score=mean_inside(scores if residual is None else residual, brain),
+    )
+
+
+def clear_of(scores: NDArray[np.float32], threshold: float) -> NDArray[np.float32]:
+    """Scores of which none is within rounding of a threshold and yet below it.
+
+    What equals the threshold but for the last bits of a float32 becomes the next float32 above it,
+    so that comparing the file's values gives the same voxels in single and in double precision.
+
+    Args:
+        scores: Any shape.
+        threshold: In the same units.
+    """
+    above = np.float32(threshold)
+    if float(above) < threshold:
+        above = np.nextafter(above, np.float32(np.inf))
+    near = np.abs(scores - above) <= 4 * np.spacing(above)
+    return np.where(near, above, scores)
+
+
+def _proposed(
+    opened: NDArray[np.uint16], level: int | None, affine: NDArray[np.float64]
+) -> dict[str, Any]:
+    """What the evaluation counts as proposed, on the model's own grid."""
+    if level is None:
+        return {"proposed_voxels": None, "proposed_ml": None}
+    voxels = int((opened >= level).sum())
+    return {"proposed_voxels": voxels, "proposed_ml": voxels * voxel_ml(affine)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Mapper:
+    """Brings arrays of the model's grid to a scan's."""
+
+    affine: NDArray[np.float64]
+    grid: Grid
+
+    def __call__(self, array: NDArray[Any], *, order: int) -> NDArray[np.float32]:
+        return to_scanner(array, self.affine, self.grid.affine, self.grid.shape, order)
+
+
+def _figures(
+    anomaly: NDArray[np.float32],
+    proposal: NDArray[np.bool_] | None,
+    brain: NDArray[np.bool_],
+    grid: Grid,
+) -> dict[str, Any]:
+    """Volumes, components and slices, all of what is in the files."""
+    axis, ml = grid.axial_axis, voxel_ml(grid.affine)
+    by_slice = anomaly.max(axis=tuple(k for k in range(3) if k != axis))
+    top = int(by_slice.argmax())
+    figures: dict[str, Any] = {
+        "shape": list(grid.shape),
+        "voxel_mm": [round(float(edge), 4) for edge in voxel_sizes(grid.affine)],
+        "axial_axis": axis,
+        "top_slice": top,
+        "top_score": float(by_slice[top]),
+        "slice_scores": [round(float(score), 6) for score in by_slice],
+        "brain_ml": float(brain.sum()) * ml,
+        "proposal": None,
+    }
+    if proposal is not None:
+        labels, count = ndi.label(proposal, neighbours(26))
+        sizes = np.bincount(labels.ravel())[1:]
+        figures["proposal"] = {
+            "volume_ml": float(sizes.sum()) * ml,
+            "components": int(count),
+            "largest_ml": float(sizes.max(initial=0)) * ml,
+        }
+    return figures
+
+
+def _held_against(
+    proposal: NDArray[np.bool_] | None, truth: NDArray[np.bool_] | None, grid: Grid
+) -> dict[str, Any] | None:
+    """The known lesion's volume, and the proposal's Dice with it."""
+    if truth is None:
+        return None
+    dice = None
+    if proposal is not None and (total := int(proposal.sum()) + int(truth.sum())):
+        dice = 2 * int((proposal & truth).sum()) / total
+    return {"volume_ml": float(truth.sum()) * voxel_ml(grid.affine), "dice": dice}
+
+
+def _told(threshold: FrozenThreshold | None) -> dict[str, Any] | None:
+    """A threshold in the summary's words."""
+    if threshold is None:
+        return None
+    told = threshold.to_json()
+    return {key: told[key] for key in told if key != "config"} | {
+        "protocol": threshold.config.protocol,
+        "postprocess": told["config"]["postprocess"],
+        "components": told["config"]["components"],
+    }
+
+
+def _warnings(model: Model, prepared: PreparedVolume, grid: Grid, mean_score: float) -> list[str]:
+    """What a reader of the map must know: doubts of the reading, and how the scan is unlike."""
+    doubts = [n.removeprefix(DOUBT) for n in prepared.notes.split("; ") if n.startswith(DOUBT)]
+    unlike = model.healthy.doubts(
+        prepared.image,
+        prepared.brain,
+        spacing_mm=voxel_sizes(prepared.affine)[::-1].tolist(),
+        scan_mm=voxel_sizes(grid.affine).tolist(),
+        mean_score=mean_score,
+    )
+    return [*model.notes, *doubts, *unlike]
+
+
+def _unlike_the_fit(
+    model: Model, scan: Scan, config: PredictConfig, prepared: PreparedVolume
+) -> list[str]:
+    """Where model and scan do not go together although somebody insisted, or do all too well."""
+    found = []
+    if prepared.image_digest in model.origin.image_digests:
+        found.append(
+            "the model was fitted on this very scan: what it finds here says nothing about scans "
+            "that it has not seen"
+        )
+    names, known = named_modalities(stem(scan.image)), model.origin.modality.split(", ")
+    if names and not names & set(known):
+        found.append(
+            f"its file is named as {' or '.join(sorted(names))}, but the model was fitted on "
+            f"{model.origin.modality}"
+        )
+    used = config.prepare(model.prepare)
+    for one in fields(used):
+        value, recorded = getattr(used, one.name), getattr(model.prepare, one.name)
+        if value != recorded:
+            found.append(
+                f"prepared otherwise than the scans that the model was fitted on: {one.name} is "
+                f"{value}, there {recorded}"
+            )
+    return found

@@ -1,0 +1,36 @@
+"""The detector of a run: as it begins, and as its best epoch left it."""
+
+import torch
+
+from uadray.config import Experiment
+from uadray.errors import ConfigError
+from uadray.methods import Detector, GradientDetector, StreamDetector, build
+from uadray.runs.checkpoint import CheckpointStore
+from uadray.runs.folder import Run
+
+
+def fresh(experiment: Experiment, shape: tuple[int, int, int]) -> Detector:
+    """An unfitted detector; its weights follow the seed, and nothing else's random state moves.
+
+    Raises:
+        ConfigError: volumes of that shape do not suit the method.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(experiment.fit.seed)
+        return build(experiment.method, shape)
+
+
+def load_detector(run: Run) -> Detector:
+    """The fitted detector of a run, at its best epoch, in evaluation mode.
+
+    Raises:
+        CheckpointError: there is no checkpoint, or it is damaged or of another run.
+    """
+    detector = fresh(run.experiment, run.shape)
+    checkpoints = CheckpointStore(run.url, run.identity)
+    state = checkpoints.state()
+    if state is not None:
+        checkpoints.load_model(detector, state.best)
+    elif isinstance(detector, (GradientDetector, StreamDetector)):
+        raise ConfigError(f"{run.url} has no checkpoint yet: run the same jobs/train.py again")
+    return detector.eval()

@@ -1,0 +1,314 @@
+"""What evaluations leave in a run folder, in `evaluation/`: records, and arrays beside them.
+
+`<cohort>.json` is the record, written last; `<cohort>-cases.npz`, `-resamples.npz` and
+`-slices.npz` are what pages and comparisons draw from. `<cohort>-threshold.json` lists the frozen
+thresholds, see `uadray.runs.frozen`.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from uadray import files, npz
+from uadray.errors import CheckpointError, RunError
+from uadray.metrics.slicewise import Slices
+from uadray.runs.folder import need, read_object
+from uadray.runs.state import checkpoint_weights
+
+EVALUATION = "evaluation"
+"""The folder in a run folder."""
+
+THRESHOLDS = "-threshold"
+"""What stands between a cohort's name and `.json` where frozen thresholds are listed."""
+
+ARRAYS = ("cases", "resamples", "slices")
+"""Kinds of what is kept beside the record."""
+
+METRICS = ("dice_d", "dice_s_mean", "dice_s_std", "auprc", "auroc", "upper_bound_dice")
+"""What every evaluation holds; a value may be null where it is not defined."""
+
+_UNREADABLE = (ValueError, TypeError, KeyError, OSError)
+"""What reading a torn, foreign or forbidden file raises."""
+
+
+def folder_of(run_url: str) -> str:
+    """Where the run folder at `run_url` holds its evaluations."""
+    return files.join(run_url, EVALUATION)
+
+
+def place(run_url: str, cohort: str, kind: str = "") -> str:
+    """Where a run's record on a cohort lies, or the arrays of a kind beside it."""
+    name = f"{cohort}-{kind}.npz" if kind else f"{cohort}.json"
+    return files.join(run_url, EVALUATION, name)
+
+
+def evaluated_on(run_url: str) -> list[str]:
+    """Names of the cohorts that the run at `run_url` has a record of.
+
+    Raises:
+        OSError: the folder cannot be listed.
+    """
+    names = [name for name in files.list_names(folder_of(run_url)) if not files.is_draft(name)]
+    records = [name.removesuffix(".json") for name in names if name.endswith(".json")]
+    return [name for name in records if not name.endswith(THRESHOLDS)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cases:
+    """Slices for the montage: K of (Y, X), posterior to anterior and left to right."""
+
+    ids: tuple[str, ...]
+    """Subject of each case."""
+    slices: tuple[int, ...]
+    """Axial index of each case: the slice with most lesion voxels."""
+    input: NDArray[np.float32]
+    """(K, Y, X), in [0, 1]."""
+    reconstruction: NDArray[np.float32] | None
+    """(K, Y, X), in [0, 1]; None where the method has none."""
+    scores: NDArray[np.float32]
+    """(K, Y, X), post-processed, in the method's own units."""
+    brain: NDArray[np.bool_]
+    """(K, Y, X)."""
+    lesion: NDArray[np.bool_]
+    """(K, Y, X), the truth."""
+    prediction: NDArray[np.bool_]
+    """(K, Y, X), scores at or above the threshold."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Resamples:
+    """Figures in each bootstrap resample of the test subjects, drawn alike for all runs."""
+
+    subjects: tuple[str, ...]
+    """Test subjects in the order that the draws refer to."""
+    seed: int
+    """Of the draws."""
+    values: Mapping[str, NDArray[np.float64]]
+    """(R,) by the metric's name; NaN where a resample does not define it."""
+
+    def pairs_with(self, other: "Resamples") -> bool:
+        """Whether each resample drew the same subjects in both."""
+        return (self.subjects, self.seed) == (other.subjects, other.seed)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """One run on one lesioned cohort."""
+
+    cohort: str
+    """Name of the cohort."""
+    cohort_fingerprint: str
+    """Of the cohort's store; figures compare only where it is the same."""
+    notes: tuple[str, ...]
+    """What must be said beside every figure, such as `semi-synthetic`."""
+    values: Mapping[str, Any]
+    """The whole JSON file: see `metrics`, `intervals`, `threshold` and `subjects` in it."""
+    cases: Cases | None
+    """For the montage; None where none were kept."""
+    resamples: Resamples | None
+    """For paired comparisons; None where none were kept."""
+    slices: Slices | None
+    """Scores and labels of the axial slices; None where none were kept."""
+
+    def showing(self, values: Mapping[str, Any]) -> "Evaluation":
+        """The same with other `metrics` and `intervals`, such as those before a filter."""
+        return replace(self, values={**self.values, **values})
+
+    @property
+    def has_one_subject(self) -> bool:
+        """Whether there is one test subject alone, so that no interval can be given."""
+        return len(self.values["subjects"]) == 1
+
+    def metric(self, name: str) -> float | None:
+        """A metric, or None where it is not defined."""
+        value = self.values["metrics"].get(name)
+        return None if value is None else float(value)
+
+    def interval(self, name: str) -> tuple[float, float] | None:
+        """The 95 % bootstrap interval of a metric over subjects, or None."""
+        pair = self.values["intervals"].get(name)
+        if pair is None or None in pair or self.has_one_subject:
+            return None
+        return float(pair[0]), float(pair[1])
+
+
+def load_evaluation(run_url: str, cohort: str, settings: Mapping[str, Any]) -> Evaluation:
+    """Read what an evaluation left.
+
+    Args:
+        run_url: The run folder.
+        cohort: Name of the cohort.
+        settings: `config.json` of the run.
+
+    Raises:
+        RunError: a file is absent, damaged, or of another fit than the run folder holds now.
+    """
+    url = place(run_url, cohort)
+    values = read_object(url, "evaluate the run again") or {}
+    needed = ("cohort", "metrics", "intervals", "threshold", "num_threshold", "num_test")
+    need(values, (*needed, "subjects", "lesion_voxels", "lesion_voxels_eroded"), url)
+    need(values["cohort"], ("name",), url, "cohort.")
+    need(values["metrics"], METRICS, url, "metrics.")
+    need(values["threshold"], ("value", "rule", "fitted_on"), url, "threshold.")
+    check_kinds({"subjects": isinstance(values["subjects"], list)}, url, "evaluate the run again")
+    for index, subject in enumerate(values["subjects"]):
+        need(subject, ("id", "dice", "lesion_ml"), url, f"subjects[{index}].")
+    check_kinds(_evaluation_kinds(values), url, "evaluate the run again")
+    fingerprint = settings["fingerprint"]
+    if (found := values.get("run_fingerprint", fingerprint)) != fingerprint:
+        raise RunError(
+            f"{url}: belongs to experiment {found}, but the run's config.json says {fingerprint}; "
+            "evaluate this run again"
+        )
+    if "weights" in values and values["weights"] != _weights(settings, run_url):
+        raise RunError(
+            f"{url}: its figures are of other weights of this run, which was fitted on since then: "
+            "evaluate this run again"
+        )
+    cases_url, resamples_url, slices_url = (place(run_url, cohort, kind) for kind in ARRAYS)
+    return Evaluation(
+        cohort=str(values["cohort"]["name"]),
+        cohort_fingerprint=str(values["cohort"].get("fingerprint") or ""),
+        notes=tuple(str(note) for note in values["cohort"].get("notes") or ()),
+        values=values,
+        cases=_load_cases(cases_url) if files.exists(cases_url) else None,
+        resamples=_load_resamples(resamples_url, values) if files.exists(resamples_url) else None,
+        slices=_load_slices(slices_url) if files.exists(slices_url) else None,
+    )
+
+
+def _weights(settings: Mapping[str, Any], url: str) -> str:
+    """Digest of the weights that the run has now."""
+    try:
+        name = f"{settings['fingerprint']}-{settings['cohort']['fingerprint']}"
+        return checkpoint_weights(url, name)
+    except (KeyError, CheckpointError) as error:
+        raise RunError(f"{url}: its checkpoint cannot be read ({error})") from None
+
+
+def check_kinds(kinds: Mapping[str, bool], place: str, again: str) -> None:
+    """Refuse a file in which a value is of another kind than those that pages are made of."""
+    if wrong := ", ".join(name for name, right in kinds.items() if not right):
+        raise RunError(f"{place} is damaged: {wrong} of another kind; {again}")
+
+
+def is_number(value: object) -> bool:
+    """Whether it is a figure, or none that is defined."""
+    return value is None or (isinstance(value, (int, float)) and not isinstance(value, bool))
+
+
+def _is_interval(value: object) -> bool:
+    pair = isinstance(value, list) and len(value) == 2 and all(map(is_number, value))
+    return value is None or pair
+
+
+_TEXT = ("id", "split", "subject", "threshold_rule", "threshold_fitted_on")
+"""What is no number among the figures of a cohort or a subject."""
+
+
+def _evaluation_kinds(values: Mapping[str, Any]) -> dict[str, bool]:
+    cohort, intervals = values["cohort"], values["intervals"]
+    kinds = {
+        "cohort.notes": isinstance(cohort.get("notes"), (list, type(None))),
+        "intervals": isinstance(intervals, dict),
+        "threshold.value": is_number(values["threshold"]["value"]),
+    }
+    counts = ("num_threshold", "num_test", "lesion_voxels", "lesion_voxels_eroded")
+    kinds |= {name: is_number(values[name]) for name in counts}
+    figures = {f"metrics.{name}": value for name, value in values["metrics"].items()}
+    for index, subject in enumerate(values["subjects"]):
+        figures |= {f"subjects[{index}].{name}": value for name, value in subject.items()}
+    kinds |= {k: is_number(v) for k, v in figures.items() if k.rsplit(".", 1)[1] not in _TEXT}
+    if kinds["intervals"]:
+        kinds |= {f"intervals.{name}": _is_interval(pair) for name, pair in intervals.items()}
+    return kinds
+
+
+def pack_resamples(subjects: Sequence[str], resamples: Mapping[str, NDArray[np.float64]]) -> bytes:
+    """Resamples as an npz file, by which two runs can be compared without their counts.
+
+    Args:
+        subjects: (N,) ids in the order that the draws refer to.
+        resamples: (R,) values by the metric's name, of draws with seed 0.
+    """
+    return npz.pack(subjects=np.array(subjects, np.str_), seed=np.array(0), **resamples)
+
+
+def pack_slices(slices: Slices) -> bytes:
+    """Slices as an npz file; the inverse of `unpack_slices`."""
+    return npz.pack(
+        subjects=np.array(slices.subjects, np.str_),
+        score=slices.score.astype(np.float32),
+        lesion=slices.lesion,
+        counted=slices.counted,
+    )
+
+
+def _load_slices(url: str) -> Slices:
+    try:
+        return unpack_slices(files.read_bytes(url))
+    except _UNREADABLE as error:
+        raise RunError(f"{url}: not a file of slices ({error}); evaluate again") from error
+
+
+def _load_resamples(url: str, values: Mapping[str, Any]) -> Resamples:
+    try:
+        held = npz.unpack(files.read_bytes(url))
+        subjects = tuple(str(subject) for subject in held.pop("subjects"))
+        seed = int(held.pop("seed"))
+    except _UNREADABLE as error:
+        raise RunError(f"{url}: not a file of resamples ({error}); evaluate again") from error
+    expected = [str(subject["id"]) for subject in values["subjects"]]
+    sizes = {array.shape for array in held.values()}
+    if list(subjects) != expected or len(sizes) != 1 or len(sizes.pop()) != 1:
+        raise RunError(
+            f"{url}: expected one (R,) array a metric, over the {len(expected)} test subjects of "
+            "the evaluation beside it; evaluate again"
+        )
+    return Resamples(subjects=subjects, seed=seed, values=held)
+
+
+def _load_cases(url: str) -> Cases:
+    try:
+        held = npz.unpack(files.read_bytes(url))
+        cases = Cases(
+            ids=tuple(str(i) for i in held["ids"]),
+            slices=tuple(int(i) for i in held["slice"]),
+            reconstruction=held.get("reconstruction"),
+            **{n: held[n] for n in ("input", "scores", "brain", "lesion", "prediction")},
+        )
+    except _UNREADABLE as error:
+        raise RunError(f"{url}: not a file of montage cases ({error}); evaluate again") from error
+    stacks = (cases.input, cases.scores, cases.brain, cases.lesion, cases.prediction)
+    shapes = {s.shape for s in (*stacks, cases.reconstruction) if s is not None}
+    if len(shapes) != 1 or cases.input.ndim != 3 or len(cases.ids) != len(cases.input):
+        raise RunError(
+            f"{url}: expected arrays of one shape (K, Y, X) for {len(cases.ids)} ids, "
+            f"got {sorted(shapes)}; evaluate again"
+        )
+    return cases
+
+
+def unpack_slices(content: bytes) -> Slices:
+    """Read what `pack_slices` gave.
+
+    Raises:
+        ValueError: It is not such a file, or its arrays do not go together.
+    """
+    arrays = npz.unpack(content)
+    missing = {"subjects", "score", "lesion", "counted"} - set(arrays)
+    if missing:
+        raise ValueError(f"{', '.join(sorted(missing))} missing")
+    shapes = {arrays[name].shape for name in ("score", "lesion", "counted")}
+    score, subjects = arrays["score"], arrays["subjects"]
+    if len(shapes) != 1 or score.ndim != 2 or len(subjects) != len(score):
+        raise ValueError(f"expected (N, Z) arrays for N subjects, got {sorted(shapes)}")
+    return Slices(
+        subjects=tuple(str(subject) for subject in subjects),
+        score=score,
+        lesion=arrays["lesion"],
+        counted=arrays["counted"],
+    )

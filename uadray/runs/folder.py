@@ -1,0 +1,360 @@
+"""The run folder: what a fit writes, what evaluation adds, and all that a report reads.
+
+`config.json`, `people.npz`, `metrics.jsonl` (one line an epoch), `summary.json`, `checkpoint/`,
+then `scores/` and `evaluation/`. A folder is resumed only by the same experiment on the same
+cohort.
+"""
+
+import errno
+import json
+import os
+import platform
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Self
+
+from uadray import files
+from uadray.config import Experiment, from_json, to_json
+from uadray.errors import CheckpointError, RunError
+from uadray.methods.blocks import constants
+from uadray.results import refuse_inside
+from uadray.runs.learned import PEOPLE, origin_of, record_people
+from uadray.store import Cohort, software_versions
+
+CONFIG, SUMMARY, EPOCHS = "config.json", "summary.json", "metrics.jsonl"
+"""Names of the files that a fit writes."""
+
+CHECKPOINT = "checkpoint"
+"""Folder of the weights, see `uadray.runs.checkpoint`."""
+
+SWEEP, TRIALS = "sweep.json", "runs"
+"""In the folder of a sweep: what was compared, and the folder of its runs."""
+
+_AGAIN = "restore the file from a copy, or fit again into another folder (--out)"
+"""What helps where a file of a run cannot be read."""
+
+
+def read_config(url: str) -> dict[str, Any]:
+    """`config.json` of the run folder at `url`.
+
+    Raises:
+        RunError: there is none, it is damaged or cannot be read, or it lacks a field.
+    """
+    place = files.join(url, CONFIG)
+    config = read_object(place)
+    if config is None:
+        raise RunError(f"{url}: no run there; fit one with jobs/train.py")
+    need(config, ("name", "experiment", "fingerprint", "cohort"), place)
+    for key in ("experiment", "cohort"):
+        if not isinstance(config[key], dict):
+            raise RunError(
+                f"{place}: expected {key} to be an object, got {config[key]!r}; {_AGAIN}"
+            )
+    return config
+
+
+def read_summary(url: str) -> dict[str, Any] | None:
+    """`summary.json` of the run folder at `url`; None where there is none.
+
+    Raises:
+        RunError: it is damaged or cannot be read, or lacks the status.
+    """
+    place = files.join(url, SUMMARY)
+    summary = read_object(
+        place,
+        "move it away and run the same jobs/train.py again, which makes it from the checkpoint",
+    )
+    if summary is not None:
+        need(summary, ("status",), place)
+    return summary
+
+
+def read_epochs(url: str) -> list[dict[str, Any]]:
+    """The lines of `metrics.jsonl` of the run folder at `url`, in the order of the epochs.
+
+    A copy that was cut short may have torn the last line, which is left out; of an epoch that is
+    there twice the later line counts.
+
+    Raises:
+        RunError: it is damaged or cannot be read.
+    """
+    place = files.join(url, EPOCHS)
+    lines = [line for line in (_read(place) or b"").splitlines() if line.strip()]
+    epochs: dict[int, dict[str, Any]] = {}
+    for number, line in enumerate(lines, start=1):
+        try:
+            values = files.parse_json(line)
+            epochs[int(values["epoch"])] = dict(values)
+        except (ValueError, KeyError, TypeError, OverflowError) as error:
+            if number == len(lines):
+                break
+            raise RunError(f"{place}: line {number} is not an epoch ({error}); {_AGAIN}") from None
+    return [epochs[epoch] for epoch in sorted(epochs)]
+
+
+def read_object(place: str, again: str = _AGAIN) -> dict[str, Any] | None:
+    """The JSON object in a file of a run folder; None where there is none.
+
+    Args:
+        place: The file.
+        again: What helps where it is damaged.
+
+    Raises:
+        RunError: it is damaged or cannot be read.
+    """
+    content = _read(place)
+    if content is None:
+        return None
+    try:
+        value = files.parse_json(content)
+    except ValueError as error:  # no JSON, or no UTF-8
+        raise RunError(f"{place} is damaged: it is no JSON ({error}); {again}") from None
+    if not isinstance(value, dict):
+        raise RunError(
+            f"{place} is damaged: expected a JSON object, got {type(value).__name__}; {again}"
+        )
+    return value
+
+
+def need(values: Any, keys: Iterable[str], place: str, prefix: str = "") -> None:
+    """Refuse an object in a file that lacks keys.
+
+    Raises:
+        RunError: it is no object, or lacks one.
+    """
+    if not isinstance(values, dict):
+        raise RunError(f"{place}: expected {prefix.rstrip('.')} to be an object, got {values!r}")
+    if missing := [f"{prefix}{key}" for key in keys if key not in values]:
+        raise RunError(f"{place}: {', '.join(missing)} missing; run the stage that writes it again")
+
+
+def _read(place: str) -> bytes | None:
+    """Not by `exists`, which takes what may not be looked at for absent."""
+    try:
+        return files.read_bytes(place)
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise RunError(f"{place} cannot be read ({error.strerror or error})") from None
+
+
+@contextmanager
+def writing(url: str) -> Iterator[None]:
+    """Name the run folder at `url` where it may not be written to.
+
+    Raises:
+        RunError: it is read-only, or belongs to another user.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
+            raise
+        raise RunError(
+            f"{url} cannot be written to ({error.strerror}): choose another --out"
+        ) from (error)
+
+
+def _names(url: str) -> list[str]:
+    try:
+        return files.list_names(url)
+    except OSError as error:
+        raise RunError(f"{url} cannot be listed ({error.strerror or error})") from None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """A run folder on a local path or any fsspec URL."""
+
+    url: str
+    experiment: Experiment
+    cohort_url: str
+    cohort_fingerprint: str
+    shape: tuple[int, int, int]
+
+    @classmethod
+    def create(cls, url: str, experiment: Experiment, cohort: Cohort) -> Self:
+        """Begin a run, or take up one of the same experiment on the same cohort.
+
+        Raises:
+            CheckpointError: the folder holds a run of another experiment or cohort.
+            RunError: the folder holds something else.
+        """
+        url = files.normalise(url)
+        if CONFIG in _names(url):
+            run = cls.open(url)
+            if run.experiment != experiment:
+                raise CheckpointError(
+                    f"{url} holds a run of {run.experiment.name} with other settings "
+                    f"({_differences(run.experiment, experiment)}): choose another --out"
+                )
+            if run.cohort_fingerprint != cohort.fingerprint:
+                raise CheckpointError(
+                    f"{url} was fitted on cohort {run.cohort_fingerprint} ({run.cohort_url}), not "
+                    f"on {cohort.fingerprint} ({cohort.url}): choose another --out"
+                )
+            return run
+        if any(name != PEOPLE and not files.is_transient(name) for name in _names(url)):
+            raise RunError(f"{url} is not empty and holds no run: choose another --out")
+        refuse_inside(url, RunError)
+        config = {
+            "name": experiment.name,
+            "experiment": to_json(experiment),
+            "fingerprint": experiment.fingerprint,
+            "cohort": {
+                "name": cohort.name,
+                "url": cohort.url,
+                "fingerprint": cohort.fingerprint,
+                "shape": list(cohort.shape),
+                "origin": origin_of(cohort).to_json(),
+            },
+            "network": constants(),
+            "versions": software_versions(),
+            "hardware": hardware(),
+        }
+        with writing(url):
+            record_people(url, cohort, experiment)
+            files.write_json(files.join(url, CONFIG), config)
+        return cls.open(url)
+
+    @classmethod
+    def open(cls, url: str) -> Self:
+        """Open a run folder.
+
+        Raises:
+            RunError: there is none at `url`, or it is damaged or cannot be read.
+        """
+        url = files.normalise(url)
+        config = read_config(url)
+        place, cohort = files.join(url, CONFIG), config["cohort"]
+        try:
+            z, y, x = (int(n) for n in cohort["shape"])
+            experiment = from_json(Experiment, config["experiment"])
+            if experiment.fingerprint != config["fingerprint"]:
+                raise ValueError(
+                    f"its settings have the fingerprint {experiment.fingerprint}, it records "
+                    f"{config['fingerprint']}"
+                )
+            recorded = config.get("network", constants())
+            if recorded != constants():
+                raise ValueError(
+                    f"its networks have {recorded}, those of this version {constants()}"
+                )
+            return cls(
+                url=url,
+                experiment=experiment,
+                cohort_url=str(cohort["url"]),
+                cohort_fingerprint=str(cohort["fingerprint"]),
+                shape=(z, y, x),
+            )
+        except KeyError as error:
+            raise RunError(
+                f"{place} is damaged: it lacks cohort.{error.args[0]}; {_AGAIN}"
+            ) from None
+        except (ValueError, TypeError, AttributeError) as error:
+            raise RunError(
+                f"{place} is damaged, or of another version of uadray ({error}); {_AGAIN}"
+            ) from None
+
+    @staticmethod
+    def is_begun(url: str) -> bool:
+        """Whether there is a run at `url`, ended or not."""
+        return files.exists(files.join(url, CONFIG))
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """The whole `config.json`.
+
+        Raises:
+            RunError: it is damaged or cannot be read.
+        """
+        return read_config(self.url)
+
+    def note(self, facts: dict[str, Any]) -> None:
+        """Add to `config.json` what else must be known of the run, such as its lineage."""
+        with writing(self.url):
+            files.write_json(files.join(self.url, CONFIG), self.config | facts)
+
+    def remove_drafts(self) -> None:
+        """Remove what a killed fit has left half-written; only who holds the folder may."""
+        for folder in (self.url, files.join(self.url, CHECKPOINT)):
+            files.remove_drafts(folder, recursive=False)
+
+    @property
+    def identity(self) -> str:
+        """What its checkpoints are of."""
+        return f"{self.experiment.fingerprint}-{self.cohort_fingerprint}"
+
+    @property
+    def summary(self) -> dict[str, Any] | None:
+        """What a fit left that has ended, well or not; None while it has not.
+
+        Raises:
+            RunError: it is damaged or cannot be read.
+        """
+        return read_summary(self.url)
+
+    @property
+    def finished(self) -> bool:
+        """Whether the fit has ended well."""
+        return (self.summary or {}).get("status") == "finished"
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """One record an epoch.
+
+        Raises:
+            RunError: as `read_epochs`.
+        """
+        return read_epochs(self.url)
+
+    def write_metrics(self, records: list[dict[str, Any]]) -> None:
+        """Replace the record of epochs, whole."""
+        text = "".join(json.dumps(r, allow_nan=False) + "\n" for r in records)
+        with writing(self.url):
+            files.write_bytes(files.join(self.url, EPOCHS), text.encode())
+
+    def finish(self, summary: dict[str, Any]) -> None:
+        """Mark the fit as ended; `status` says whether it is `finished` or `failed`."""
+        with writing(self.url):
+            files.write_json(files.join(self.url, SUMMARY), summary)
+
+    def reopen(self) -> None:
+        """Take back the mark of a fit that has failed: it is begun again."""
+        with writing(self.url):
+            files.remove(files.join(self.url, SUMMARY))
+
+    @property
+    def asked_to_stop(self) -> bool:
+        """Whether a fit by several workers is to end behind its present epoch."""
+        return files.exists(files.join(self.url, "stop"))
+
+    def ask_to_stop(self, stop: bool = True) -> None:
+        """Ask a fit by several workers to end behind its present epoch, or take that back."""
+        url = files.join(self.url, "stop")
+        files.write_bytes(url, b"") if stop else files.remove(url)
+
+
+def hardware() -> dict[str, Any]:
+    """What the figures of a run were measured on, without naming the machine."""
+    # Whatever reads run folders alone, such as a report, needs no torch.
+    import torch
+
+    return {
+        "cpus": os.cpu_count(),
+        "machine": platform.machine(),
+        "device": torch.cuda.get_device_name(0) if torch.cuda.is_available() else "cpu",
+    }
+
+
+def _differences(old: Experiment, new: Experiment) -> str:
+    def flat(value: Any, prefix: str = "") -> dict[str, Any]:
+        if not isinstance(value, dict):
+            return {prefix: value}
+        return {k: v for n, inner in value.items() for k, v in flat(inner, f"{prefix}.{n}").items()}
+
+    a, b = flat(to_json(old)), flat(to_json(new))
+    changed = [
+        f"{k[1:]}: {a.get(k)} there, {b.get(k)} here" for k in sorted(a | b) if a.get(k) != b.get(k)
+    ]
+    return "; ".join(changed)

@@ -1,0 +1,89 @@
+"""Thresholds frozen in the run folder before the test part is opened.
+
+`evaluation/<cohort>-threshold.json` lists every threshold that was fitted for a cohort, each with
+the settings it was fitted under and their fingerprint. The same settings take the same threshold
+ever after, so that no figure of the test part can lead to another one unseen.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable
+from typing import Any
+
+from uadray import files
+from uadray.errors import EvaluationError
+from uadray.metrics.counts import Threshold
+from uadray.runs.evaluations import THRESHOLDS, folder_of
+from uadray.runs.folder import Run
+
+
+def freeze(
+    run: Run, cohort: str, settings: dict[str, Any], fit: Callable[[], Threshold]
+) -> tuple[Threshold, str]:
+    """Return the threshold that was frozen under these settings, or fit and freeze one.
+
+    Args:
+        run: Whose scores are thresholded.
+        cohort: Name of the cohort that will be reported on.
+        settings: JSON value of all that decides the threshold.
+        fit: Fits it; called only where none is frozen.
+
+    Returns:
+        The threshold, and the fingerprint of the settings: 16 hexadecimal digits.
+
+    Raises:
+        EvaluationError: The file is damaged, or holds a threshold of other settings under this
+            fingerprint.
+    """
+    url = files.join(folder_of(run.url), f"{cohort}{THRESHOLDS}.json")
+    fingerprint = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
+    frozen = _read(url)
+    for entry in frozen:
+        if entry["fingerprint"] == fingerprint:
+            if entry["settings"] != settings:
+                raise EvaluationError(
+                    f"{url}: the threshold {fingerprint} was frozen under other settings than its "
+                    "fingerprint says; the file was edited: restore it from a copy"
+                )
+            return _threshold(entry, url), fingerprint
+    found = fit()
+    entry = {
+        "fingerprint": fingerprint,
+        "settings": settings,
+        "level": int(found.level),
+        "value": float(found.value),
+        "rule": found.rule,
+        "fitted_on": found.fitted_on,
+    }
+    files.write_json(url, {"frozen": [*frozen, entry]})
+    return found, fingerprint
+
+
+def _read(url: str) -> list[dict[str, Any]]:
+    try:
+        frozen = files.read_json(url)["frozen"]
+        if all(isinstance(entry["fingerprint"], str) and "settings" in entry for entry in frozen):
+            return list(frozen)
+    except FileNotFoundError:
+        return []
+    except (ValueError, KeyError, TypeError):
+        pass
+    raise EvaluationError(
+        f"{url} is damaged: it was to list frozen thresholds with their settings; restore it from "
+        "a copy, or move it away to have them fitted again"
+    )
+
+
+def _threshold(entry: dict[str, Any], url: str) -> Threshold:
+    try:
+        return Threshold(
+            level=int(entry["level"]),
+            value=float(entry["value"]),
+            rule=str(entry["rule"]),
+            fitted_on=str(entry["fitted_on"]),
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise EvaluationError(
+            f"{url}: the threshold {entry['fingerprint']} is damaged ({error}); restore the file "
+            "from a copy, or move it away to have it fitted again"
+        ) from None

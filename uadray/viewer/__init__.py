@@ -1,0 +1,1 @@
+"""Pages of single cases, to look at in three dimensions."""

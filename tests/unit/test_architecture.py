@@ -25,14 +25,14 @@ RAY_ALLOWED = {
     "uadray.tune.watch",
 }
 HEIGHT = [
-    {"errors"},
+    {"errors", "lazy"},
     {"files"},
     {"counter", "html", "memory", "naming", "npz", "progress"},
     {"cli", "lock", "methods", "results", "phantom"},
     {"config", "metrics"},
     {"store", "cluster"},
     {"data"},
-    {"prepare", "detectors"},
+    {"prepare"},
     {"runs"},
     {"train"},
     {"evaluation"},

@@ -15,7 +15,7 @@ import pytest
 import ray
 from tiny_scans import TINY, brain_image, write, write_bids
 
-from uadray import files
+from uadray import attempts, files
 from uadray.errors import ConfigError, StoreError, TooManyFailuresError
 from uadray.prepare import ingest
 from uadray.prepare.ingest import prepare_cohort, summary
@@ -190,7 +190,7 @@ def test_a_scan_that_kills_its_process_is_quarantined(data, tmp_path):
     cohort = prepare(scans, tmp_path / "c.zarr")
     (failure,) = cohort.quarantine
     assert failure["id"] == scans[4].id
-    assert f"died {ingest.MAX_DEATHS} times" in failure["reason"]
+    assert f"died {attempts.MAX_DEATHS} times" in failure["reason"]
     assert len(cohort.subjects) == 8
     assert verify(cohort.url) == []
 

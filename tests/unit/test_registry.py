@@ -155,7 +155,7 @@ class TestClosure:
         assert "ray" not in loaded
 
     @pytest.mark.parametrize(
-        "module", ["uadray.methods", "uadray.config", "uadray.tune.space", "uadray.train.run"]
+        "module", ["uadray.methods", "uadray.config", "uadray.tune.space", "uadray.runs.records"]
     )
     def test_names_settings_and_records_need_no_torch(self, module: str) -> None:
         code = f"import {module}; from uadray.config import *; to_json(experiment('3D-ceVAE'))"

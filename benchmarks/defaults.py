@@ -22,9 +22,9 @@ from rich.table import Table
 
 from benchmarks.harness import Row, write
 from uadray import files
-from uadray.config import VAE, Experiment, FitConfig, experiment
-from uadray.detectors.vae import VAEDetector
+from uadray.config import Experiment, FitConfig, experiment
 from uadray.evaluation.job import EvaluateConfig, evaluate
+from uadray.methods import VAE
 from uadray.prepare.ingest import prepare_cohort
 from uadray.prepare.layouts import phantom
 from uadray.prepare.splits import SplitConfig
@@ -94,7 +94,7 @@ class Comparison:
     def experiment(self, variant: str, seed: int) -> Experiment:
         """A variant of 3D-None."""
         method = replace(experiment("3D-None").method, **VARIANTS[variant])
-        assert isinstance(method, VAE)
+        assert isinstance(method, VAE.Settings)
         weight = method.kl_weight * (self.size / PAPER_SIZE) ** 3
         method = replace(method, kl_weight=weight)
         config = FitConfig(epochs=self.epochs, batch_size=4, checkpoint_every=5, seed=seed)
@@ -110,7 +110,7 @@ class Comparison:
         )
 
 
-def active_latents(detector: VAEDetector, images: torch.Tensor) -> int:
+def active_latents(detector: VAE, images: torch.Tensor) -> int:
     """Number of latents whose mean varies over the images, (B, Z, Y, X)."""
     with torch.inference_mode():
         mu = torch.cat([detector.encode(x.float()[:, None])[0] for x in images.split(16)])
@@ -126,9 +126,9 @@ def figures(run: Run, records: dict[str, dict[str, Any]], images: torch.Tensor) 
     healthy = (run.summary or {}).get("validation/reconstruction")
     if healthy is not None:
         found["healthy L1"] = healthy
-    if isinstance(run.experiment.method, VAE):
+    if isinstance(run.experiment.method, VAE.Settings):
         detector = load_detector(run)
-        assert isinstance(detector, VAEDetector)
+        assert isinstance(detector, VAE)
         found["active latents"] = active_latents(detector, images)
         found["KL"] = run.metrics()[-1]["train/kl"]
     return found

@@ -98,7 +98,7 @@ STAGES = {
             unit="scans",
             progress=_distinct(r"/rows/\d+-\d+\.npz"),
             middle=NUM_SCANS // 3,
-            worker=r"^ray::(?!IDLE).*([Mm]ap|_PrepareTask)",
+            worker=r"^ray::(?!IDLE).*([Mm]ap|_Once)",
         ),
         Stage(
             name="fit",

@@ -18,9 +18,10 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from uadray import files, npz
-from uadray.config import BASELINES, VAE, Experiment, experiment, with_fit
+from uadray.config import BASELINES, Experiment, experiment, with_fit
 from uadray.evaluation.protocols import EvaluateConfig
 from uadray.evaluation.record import Measured, make_record
+from uadray.methods import VAE
 from uadray.metrics.counts import TestPart as Tested
 from uadray.metrics.counts import ThresholdPart, count_subject
 from uadray.metrics.lesionwise import compare_lesions, component_sizes
@@ -75,7 +76,7 @@ def trials(number: int) -> list[Experiment]:
         EXPERIMENTS, LATENT_SIZES, DATA_SHARES[:: -1 if number > 60 else -2], SEEDS
     ):
         base = experiment(name)
-        assert isinstance(base.method, VAE)
+        assert isinstance(base.method, VAE.Settings)
         made = replace(base, method=replace(base.method, latent_size=latent))
         found.append(with_fit(made, epochs=EPOCHS, data_share=share, seed=seed))
     return [*found[: number - len(plain)], *plain]
@@ -99,7 +100,7 @@ def write_sweep(folder: str, number: int = 200, *, num_resamples: int = 1000) ->
         run = Run.create(url, trial, healthy.cohort)
         random = np.random.default_rng([place, trial.fit.seed])
         skill = _skill(trial, random)
-        learns = isinstance(trial.method, VAE)
+        learns = isinstance(trial.method, VAE.Settings)
         if learns and place % FAILED_EVERY == 0:
             run.finish({"status": "failed", "error": "NotFiniteError: loss is nan at epoch 3"})
             continue
@@ -118,7 +119,7 @@ def made_cohort(url: str, number: int) -> Cohort:
 
 def _skill(trial: Experiment, random: np.random.Generator) -> float:
     """How far lesions stand out, in deviations of the healthy scores."""
-    if not isinstance(trial.method, VAE):
+    if not isinstance(trial.method, VAE.Settings):
         return float(random.uniform(0.8, 1.9))
     gain = 0.25 * (trial.method.ndim == 3) + 0.2 * (trial.erasing.strategy != "none")
     size = 0.12 * np.log2(trial.method.latent_size / 32)
@@ -129,7 +130,7 @@ def _fit(
     run: Run, skill: float, random: np.random.Generator, *, epochs: int, stopped: bool
 ) -> None:
     summary: dict[str, Any] = {"status": "stopped" if stopped else "finished", "num_workers": 1}
-    if not isinstance(run.experiment.method, VAE):
+    if not isinstance(run.experiment.method, VAE.Settings):
         run.finish(
             summary
             | {"fit_seconds": float(random.uniform(1, 5)), "epochs": None, "best_epoch": None}
@@ -235,7 +236,7 @@ def _cases(
             "lesion": lesion,
             "prediction": score * MAX_LEVEL >= level,
         }
-        if isinstance(run.experiment.method, VAE):
+        if isinstance(run.experiment.method, VAE.Settings):
             change = random.normal(0, 0.02, image.shape)
             blurred = ndimage.gaussian_filter(image, 1.5)
             case["reconstruction"] = (np.clip(blurred + change, 0, 1) * brain).astype(np.float32)

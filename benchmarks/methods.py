@@ -29,8 +29,9 @@ from rich.table import Table
 from benchmarks.harness import Row, write
 from benchmarks.methods_page import write_page
 from uadray import files
-from uadray.config import BASELINES, OTHERS, Experiment, Learned, experiment, with_fit
+from uadray.config import BASELINES, OTHERS, Experiment, experiment, with_fit
 from uadray.evaluation.job import EvaluateConfig, evaluate_all
+from uadray.methods import Learned
 from uadray.prepare.ingest import prepare_cohort
 from uadray.prepare.layouts import phantom
 from uadray.prepare.splits import SplitConfig

@@ -12,8 +12,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 from benchmarks.harness import RESULTS
-from uadray.config import BASELINES, NAMED, Experiment, Learned, experiment
-from uadray.detectors import GradientDetector, build
+from uadray.config import BASELINES, Experiment, experiment
+from uadray.methods import NAMED, GradientDetector, Learned, build
 
 PAGE = RESULTS.parents[1] / "docs" / "methods.md"
 

@@ -25,8 +25,8 @@ from benchmarks.step import phantoms
 from uadray import files
 from uadray.config import experiment
 from uadray.data.stream import read_rows
-from uadray.detectors import GradientDetector, num_parameters
 from uadray.evaluation.protocols import EvaluateConfig
+from uadray.methods import GradientDetector, num_parameters
 from uadray.metrics.counts import CohortCounts, count_subject
 from uadray.runs.detector import fresh
 from uadray.runs.folder import Run

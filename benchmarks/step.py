@@ -20,11 +20,11 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from benchmarks.harness import Row, in_turns, now
-from uadray.config import VAE, Experiment, experiment, with_fit
+from uadray.config import Experiment, experiment, with_fit
 from uadray.data.batch import Batch
 from uadray.data.erasing import erase, sample_erasing
-from uadray.detectors.blocks import EntryConv, ExitConv
-from uadray.detectors.vae import VAEDetector
+from uadray.methods import VAE
+from uadray.methods.blocks import EntryConv, ExitConv
 from uadray.phantom import make_subject
 from uadray.runs.checkpoint import CheckpointStore
 from uadray.train.loop import Metrics, fit_gradient, reduced_precision
@@ -56,14 +56,14 @@ def phantoms(count: int, size: int, originals: int = 4) -> Tensor:
     return out
 
 
-def make(wanted: Experiment, size: int) -> VAEDetector:
+def make(wanted: Experiment, size: int) -> VAE:
     """The detector of an experiment, the same for each call."""
     torch.manual_seed(0)
-    assert isinstance(wanted.method, VAE)
-    return VAEDetector(wanted.method, (size,) * 3)
+    assert isinstance(wanted.method, VAE.Settings)
+    return VAE(wanted.method, (size,) * 3)
 
 
-def naive_port(detector: VAEDetector) -> VAEDetector:
+def naive_port(detector: VAE) -> VAE:
     """The same net and weights as one would write it down: plain layers, contiguous."""
     port = copy.deepcopy(detector)
     for stack in (port.encoder, port.decoder):
@@ -128,7 +128,7 @@ def _step_naively() -> None:
 
 
 def fit_on(
-    wanted: Experiment, detector: VAEDetector, batches: Iterator[Batch], validation: Tensor
+    wanted: Experiment, detector: VAE, batches: Iterator[Batch], validation: Tensor
 ) -> list[Metrics]:
     """The fit loop itself over some batches, bare; its records."""
     ids = torch.arange(len(validation))
@@ -213,7 +213,7 @@ class LayerCost:
     flops_backward: int
 
 
-def layer_costs(detector: VAEDetector, x: Tensor, bfloat16: bool, rounds: int) -> list[LayerCost]:
+def layer_costs(detector: VAE, x: Tensor, bfloat16: bool, rounds: int) -> list[LayerCost]:
     """Time each layer alone, forward and backward.
 
     Args:
@@ -339,7 +339,7 @@ def against_hardware(images: Tensor, step: float, quick: bool) -> list[Row]:
 
 
 def other_costs(
-    detector: VAEDetector, wanted: Experiment, x: Tensor, step: float, rounds: int
+    detector: VAE, wanted: Experiment, x: Tensor, step: float, rounds: int
 ) -> list[Row]:
     """What a step does beside its layers."""
     optimizer = torch.optim.Adam(detector.parameters(), lr=1e-3, fused=True)

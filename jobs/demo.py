@@ -14,8 +14,9 @@ import tyro
 from rich.console import Console
 
 from uadray import cli, files
-from uadray.config import BASELINES, Experiment, Learned, experiment, learns, with_fit
+from uadray.config import BASELINES, Experiment, experiment, learns, with_fit
 from uadray.evaluation.job import evaluate
+from uadray.methods import Learned
 from uadray.prepare.ingest import prepare_cohort
 from uadray.prepare.layouts import phantom
 from uadray.prepare.splits import SplitConfig

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from uadray import config, files
+from uadray.methods import VAE
 from uadray.metrics.slicewise import Slices
 from uadray.runs.evaluations import pack_slices
 
@@ -72,7 +73,7 @@ def write_run(
     made = config.with_fit(config.experiment(experiment), seed=seed, epochs=num_epochs)
     if change is not None:
         made = change(made)
-    learns = isinstance(made.method, config.VAE)
+    learns = isinstance(made.method, VAE.Settings)
     random = np.random.default_rng([seed, *made.fingerprint.encode()])
     cohort = {"name": "ixi", "url": "cohorts/ixi", "fingerprint": "a1b2c3d4e5f60718"}
     files.write_json(

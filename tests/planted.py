@@ -6,8 +6,8 @@ from scipy import ndimage
 from torch import Tensor
 
 from uadray import counter
-from uadray.detectors import GradientDetector
-from uadray.detectors.base import slices_as_batch
+from uadray.methods import GradientDetector
+from uadray.methods.base import slices_as_batch
 
 SHAPE = (8, 16, 16)
 """(Z, Y, X) of every volume."""

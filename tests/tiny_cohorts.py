@@ -6,7 +6,8 @@ import numpy as np
 from scipy import ndimage
 
 from uadray import files
-from uadray.config import VAE, ErasingConfig, Experiment, FitConfig
+from uadray.config import ErasingConfig, Experiment, FitConfig
+from uadray.methods import VAE
 from uadray.store import Cohort, CohortWriter, Split, Subject
 
 SHAPE = (16, 16, 16)
@@ -72,7 +73,7 @@ def tiny_vae(
     """An experiment that fits the tiny cohorts in well under a second an epoch, in float32."""
     settings = {"epochs": 4, "batch_size": 8, "precision": "float32"} | fit
     return Experiment(
-        method=VAE(ndim=ndim, widths=(8, 16), bottleneck=4, latent_size=latent_size),  # type: ignore[arg-type]
+        method=VAE.Settings(ndim=ndim, widths=(8, 16), bottleneck=4, latent_size=latent_size),  # type: ignore[arg-type]
         erasing=ErasingConfig(strategy=strategy, fill=fill),  # type: ignore[arg-type]
         fit=FitConfig(**settings),  # type: ignore[arg-type]
     )

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from uadray.config import Experiment
 from uadray.data.batch import Batch
-from uadray.detectors import GradientDetector, build
+from uadray.methods import GradientDetector, build
 from uadray.runs.checkpoint import CheckpointStore
 from uadray.train.loop import Metrics, fit_gradient
 

@@ -3,7 +3,8 @@
 from dataclasses import fields, replace
 from typing import Any
 
-from uadray.config import NAMED, Experiment, Learned, experiment, with_fit
+from uadray.config import Experiment, experiment, with_fit
+from uadray.methods import NAMED, Learned
 
 LEARNED = tuple(name for name, named in NAMED.items() if isinstance(named.method, Learned))
 """Names of all methods that learn by gradient, on slices but for `3D-None`."""

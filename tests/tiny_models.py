@@ -10,8 +10,8 @@ import torch
 
 from uadray import files
 from uadray.config import Experiment, experiment, to_json
-from uadray.detectors import StreamDetector
 from uadray.evaluation.protocols import EvaluateConfig
+from uadray.methods import StreamDetector
 from uadray.prepare.geometry import Extent
 from uadray.prepare.identity import digest_of, look_at
 from uadray.prepare.layouts import Scan

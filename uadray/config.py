@@ -14,38 +14,16 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from uadray.errors import ConfigError
-from uadray.methods import (
-    METHODS,
-    NAMED,
-    PCA,
-    VAE,
-    HistEq,
-    Intensity,
-    Learned,
-    MeanImage,
-    Method,
-    ZScore,
-    plain,
-)
-from uadray.methods.base import check, check_finite
+from uadray.methods import NAMED, PCA, Learned, MethodSettings, detector_type
+from uadray.methods.settings import check, check_finite
 
 __all__ = [
     "BASELINES",
     "BENGS_TABLE_1",
-    "METHODS",
-    "NAMED",
     "OTHERS",
-    "PCA",
-    "VAE",
     "ErasingConfig",
     "Experiment",
     "FitConfig",
-    "HistEq",
-    "Intensity",
-    "Learned",
-    "MeanImage",
-    "Method",
-    "ZScore",
     "experiment",
     "from_json",
     "learns",
@@ -144,8 +122,9 @@ class FitConfig:
 class Experiment:
     """Everything that decides a fitted detector, given a cohort."""
 
-    method: Method
-    """The detector and its own settings."""
+    # Its docstring would stand in help texts in place of the method's own.
+
+    method: MethodSettings
     erasing: ErasingConfig = field(default_factory=ErasingConfig)
     """Only methods that learn by gradient erase."""
     fit: FitConfig = field(default_factory=FitConfig)
@@ -159,7 +138,7 @@ class Experiment:
         check(all(0 <= beta < 1 for beta in betas), "method.betas", "in [0, 1)", betas)
         if self.erasing.strategy != "none" and not getattr(self.method, "erases", False):
             raise ConfigError(
-                f"erasing.strategy is {self.erasing.strategy!r}, but {type(self.method).__name__} "
+                f"erasing.strategy is {self.erasing.strategy!r}, but {self.method.type_name()} "
                 "does not learn from erased input: set it to 'none'"
             )
 
@@ -173,7 +152,7 @@ class Experiment:
         if strategy != "none":
             fill = "n" if self.erasing.fill == "noise" else "0"
             erased = [_LABELS[method.ndim][strategy], fill]
-        if isinstance(method, VAE):
+        if not method.label:
             return "-".join([f"{method.ndim}D", *(erased or ["None"])])
         return "-".join([*(["3D"] if method.ndim == 3 else []), method.label, *erased])
 
@@ -202,7 +181,7 @@ BENGS_TABLE_1 = tuple(
 )
 """The fourteen configurations of Bengs 2021, table 1."""
 
-BASELINES = tuple(plain.NAMED)
+BASELINES = tuple(name for name, one in NAMED.items() if not isinstance(one.method, Learned))
 """The plain methods that stand beside every other."""
 
 OTHERS = tuple(name for name in NAMED if name not in (*BENGS_TABLE_1, *BASELINES))
@@ -212,14 +191,14 @@ OTHERS = tuple(name for name in NAMED if name not in (*BENGS_TABLE_1, *BASELINES
 def experiment(name: str) -> Experiment:
     """The experiment of that name with its defaults.
 
-    `3D-` before a method's name takes volumes, and `-Cube-n` behind it erases (on slices
+    `3D-` before a method's name takes volumes, and `-Cube-n` after it erases (on slices
     `-Patch-n`), as in `3D-sVAE-Cube-n`.
 
     Raises:
         ConfigError: there is none of that name.
     """
     if found := re.fullmatch(r"PCA-(\d+)", name):
-        return Experiment(method=PCA(num_components=int(found[1])))
+        return Experiment(method=PCA.Settings(num_components=int(found[1])))
     ndim: Literal[2, 3] = 3 if name.startswith("3D-") else 2
     rest = name.removeprefix(f"{ndim}D-")
     for end, erasing in _endings(ndim).items():
@@ -253,10 +232,11 @@ def learns(what: Experiment) -> bool:
 
 
 def to_json(value: Any) -> Any:
-    """A dataclass as a JSON value; a member of a union carries its class as `type`."""
+    """A dataclass as a JSON value; settings of a method carry its class as `type`."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         fields = {f.name: to_json(getattr(value, f.name)) for f in dataclasses.fields(value)}
-        return ({"type": type(value).__name__} if isinstance(value, METHODS) else {}) | fields
+        kind = {"type": value.type_name()} if isinstance(value, MethodSettings) else {}
+        return kind | fields
     if isinstance(value, (list, tuple)):
         return [to_json(v) for v in value]
     if isinstance(value, dict):
@@ -275,16 +255,15 @@ def from_json(kind: Any, value: Any) -> Any:
         ConfigError: a field is unknown, so that no setting is lost in silence, or is absent, or has
             a value of another kind: null, a number that is not finite, a text for a number.
     """
+    if kind is MethodSettings and isinstance(value, dict):
+        one = detector_type(value.get("type")).Settings
+        return from_json(one, {key: inner for key, inner in value.items() if key != "type"})
     if isinstance(kind, types.UnionType):
-        if not isinstance(value, dict):
-            one = next((t for t in typing.get_args(kind) if typing.get_origin(t) is tuple), None)
-            return value if one is None else from_json(one, value)
-        members = {t.__name__: t for t in typing.get_args(kind)}
-        if members.pop("NoneType", None) and len(members) == 1:
-            return from_json(next(iter(members.values())), value)
-        if value.get("type") not in members:
-            raise ConfigError(f"type must be one of {sorted(members)}, was {value.get('type')!r}")
-        return from_json(members[value["type"]], {k: v for k, v in value.items() if k != "type"})
+        structured = dict if isinstance(value, dict) else tuple
+        for one in typing.get_args(kind):
+            if (typing.get_origin(one) or (dataclasses.is_dataclass(one) and dict)) is structured:
+                return from_json(one, value)
+        return value
     if dataclasses.is_dataclass(kind) and isinstance(kind, type):
         return _dataclass_from_json(kind, value)
     if typing.get_origin(kind) is tuple and isinstance(value, (list, tuple)):
@@ -297,7 +276,8 @@ def from_json(kind: Any, value: Any) -> Any:
 
 
 def _dataclass_from_json(kind: type[Any], value: Any) -> Any:
-    hints, name = typing.get_type_hints(kind), kind.__name__
+    hints = typing.get_type_hints(kind)
+    name = kind.type_name() if issubclass(kind, MethodSettings) else kind.__name__
     known = {f.name: f for f in dataclasses.fields(kind)}
     if not isinstance(value, dict):
         raise ConfigError(f"{name} must be an object with fields, was {value!r}")

@@ -8,9 +8,9 @@ function is the 64-bit finaliser of SplitMix64 (Steele, Lea and Flood 2014).
 import math
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
+
+from uadray.lazy import Tensor, torch
 
 _MASK64 = (1 << 64) - 1
 _GOLDEN = 0x9E3779B97F4A7C15

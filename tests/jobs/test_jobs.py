@@ -13,6 +13,7 @@ from tiny_scans import brain_image, write
 
 from uadray import config
 from uadray.evaluation.protocols import EvaluateConfig
+from uadray.methods import VAE
 from uadray.metrics.postprocess import PostprocessConfig, describe_findable
 from uadray.prepare.splits import Selection
 from uadray.prepare.steps import PrepareConfig
@@ -142,7 +143,7 @@ def helps(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Done]:
 FLAGS = (
     ("train", "fit.", config.FitConfig),
     ("train", "erasing.", config.ErasingConfig),
-    ("train", "method.", config.VAE),
+    ("train", "method.", VAE.Settings),
     ("train", "scale.", ScaleConfig),
     ("train", "track.", TrackConfig),
     ("evaluate", "", EvaluateConfig),

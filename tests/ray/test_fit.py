@@ -22,8 +22,8 @@ from torch import Tensor
 from uadray import counter
 from uadray.config import Experiment, experiment, with_fit
 from uadray.data.stream import TrainingStream
-from uadray.detectors import GradientDetector, StreamDetector, build
 from uadray.errors import CheckpointError, ConfigError, StoreError
+from uadray.methods import GradientDetector, StreamDetector, build
 from uadray.runs.detector import load_detector
 from uadray.runs.folder import Run
 from uadray.store import Cohort

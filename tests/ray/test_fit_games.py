@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from tiny_cohorts import NUM_TRAIN, SHAPE, write_healthy
 from tiny_methods import tiny
 
-from uadray.detectors import GradientDetector, build
+from uadray.methods import GradientDetector, build
 from uadray.runs.detector import load_detector
 from uadray.runs.folder import Run
 from uadray.train.distributed import ScaleConfig, fit

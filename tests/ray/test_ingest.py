@@ -15,7 +15,7 @@ import pytest
 import ray
 from tiny_scans import TINY, brain_image, write, write_bids
 
-from uadray import files
+from uadray import attempts, each, files
 from uadray.errors import ConfigError, StoreError, TooManyFailuresError
 from uadray.prepare import ingest
 from uadray.prepare.ingest import prepare_cohort, summary
@@ -48,13 +48,13 @@ def hashes(root: Path | str) -> dict[str, bytes]:
 def asked(monkeypatch) -> list[str]:
     """Ids of the scans that are given to Ray to prepare, one after the other."""
     found: list[str] = []
-    before = ingest._prepare
+    before = each.in_tasks
 
-    def spy(task, items, workers):
+    def spy(work, items, **how):
         found.extend(item.scan.id for item in items)
-        return before(task, items, workers)
+        return before(work, items, **how)
 
-    monkeypatch.setattr(ingest, "_prepare", spy)
+    monkeypatch.setattr(each, "in_tasks", spy)
     return found
 
 
@@ -137,9 +137,9 @@ class TestAgain:
         with monkeypatch.context() as patch:
             add, seen = ingest._Shards.add, []
 
-            def stop(self, result):
-                seen.append(result[0])
-                add(self, result)
+            def stop(self, row, name):
+                seen.append(row)
+                add(self, row, name)
                 if len(seen) == 11:
                     raise KeyboardInterrupt
 
@@ -190,7 +190,7 @@ def test_a_scan_that_kills_its_process_is_quarantined(data, tmp_path):
     cohort = prepare(scans, tmp_path / "c.zarr")
     (failure,) = cohort.quarantine
     assert failure["id"] == scans[4].id
-    assert f"died {ingest.MAX_DEATHS} times" in failure["reason"]
+    assert f"died {attempts.MAX_DEATHS} times" in failure["reason"]
     assert len(cohort.subjects) == 8
     assert verify(cohort.url) == []
 

@@ -14,7 +14,7 @@ from tiny_cohorts import NUM_TEST, NUM_THRESHOLD, NUM_TRAIN, write_healthy, writ
 from uadray.config import Experiment, FitConfig
 from uadray.evaluation.job import evaluate
 from uadray.evaluation.protocols import EvaluateConfig
-from uadray.methods import AnoGAN, Method, Transformer, VAERestoration
+from uadray.methods import AnoGAN, MethodSettings, Transformer, VAERestoration
 from uadray.methods.restoration import Restore
 from uadray.runs.checkpoint import CheckpointStore
 from uadray.runs.detector import load_detector
@@ -32,11 +32,11 @@ pytestmark = [
 SHAPE = (20, 16, 16)
 NUM = NUM_THRESHOLD + NUM_TEST
 RESTORE = Restore(steps=12, first_steps=8, tv_weights=(0.0, 0.2, 1.0), search_volumes=3)
-RESTORATION = VAERestoration(latent_size=4, widths=(8, 16), restore=RESTORE)
+RESTORATION = VAERestoration.Settings(latent_size=4, widths=(8, 16), restore=RESTORE)
 CONFIG = EvaluateConfig.of("baur2018", num_resamples=20, batch_size=2)
 
 
-def tiny(method: Method, epochs: int = 2, batch_size: int = 64) -> Experiment:
+def tiny(method: MethodSettings, epochs: int = 2, batch_size: int = 64) -> Experiment:
     fit_config = FitConfig(epochs=epochs, batch_size=batch_size, precision="float32")
     return Experiment(method=method, fit=fit_config)
 
@@ -137,13 +137,15 @@ def check(record: dict[str, Any]) -> None:
     "method",
     [
         RESTORATION,
-        Transformer(widths=(8, 16), num_codes=8, code_size=4, model_size=16, depth=1, heads=1),
-        AnoGAN(widths=(8, 16), latent_size=4, bottleneck=4, search_steps=5),
+        Transformer.Settings(
+            widths=(8, 16), num_codes=8, code_size=4, model_size=16, depth=1, heads=1
+        ),
+        AnoGAN.Settings(widths=(8, 16), latent_size=4, bottleneck=4, search_steps=5),
     ],
     ids=lambda method: method.label,
 )
 def test_two_workers_fit_and_score_each(
-    method: Method, healthy: Cohort, lesioned: Cohort, tmp_path: Path
+    method: MethodSettings, healthy: Cohort, lesioned: Cohort, tmp_path: Path
 ) -> None:
     # One step an epoch over all slices: otherwise two workers form other batches than one.
     what = tiny(method, epochs=4, batch_size=NUM_TRAIN * SHAPE[0])

@@ -7,12 +7,11 @@ import torch
 from planted import SHAPE, brains, contrast, plant
 
 from uadray.config import Experiment, experiment, from_json, to_json
-from uadray.detectors.anogan import AnoGANDetector
-from uadray.detectors.base import slices_as_batch
 from uadray.errors import ConfigError
 from uadray.methods import AnoGAN
+from uadray.methods.base import slices_as_batch
 
-SMALL = AnoGAN(widths=(8, 16), latent_size=6, bottleneck=4)
+SMALL = AnoGAN.Settings(widths=(8, 16), latent_size=6, bottleneck=4)
 
 
 @pytest.fixture(autouse=True)
@@ -21,8 +20,8 @@ def _one_thread_and_seed() -> None:
     torch.manual_seed(0)
 
 
-def detector(ndim: int, **changes: object) -> AnoGANDetector:
-    return AnoGANDetector(replace(SMALL, ndim=ndim, **changes), SHAPE)  # type: ignore[arg-type]
+def detector(ndim: int, **changes: object) -> AnoGAN:
+    return AnoGAN(replace(SMALL, ndim=ndim, **changes), SHAPE)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("share", [0.0, 0.1, 1.0])
@@ -88,7 +87,7 @@ def test_a_planted_lesion_stands_out_where_the_generator_makes_healthy_brains(nd
 def test_the_named_experiment_is_that_of_the_paper() -> None:
     made = experiment("AnoGAN")
     assert from_json(Experiment, to_json(made)) == made
-    assert isinstance(made.method, AnoGAN)
+    assert isinstance(made.method, AnoGAN.Settings)
     assert (made.method.latent_size, made.method.search_steps, made.fit.epochs) == (64, 100, 82)
     with pytest.raises(ConfigError, match=r"method\.feature_share"):
-        AnoGAN(feature_share=2)
+        AnoGAN.Settings(feature_share=2)

@@ -15,7 +15,7 @@ from uadray.runs.folder import Run
 IMPORT = """
 import sys
 import uadray
-uadray.predict, dir(uadray)
+dir(uadray)
 print(*(name for name in ("ray", "torch", "numpy", "pandas") if name in sys.modules))
 """
 

@@ -17,8 +17,8 @@ import torch
 from tiny_cohorts import SHAPE, tiny_vae
 from torch import nn
 
-from uadray.detectors import build
 from uadray.errors import CheckpointError
+from uadray.methods import build
 from uadray.runs.checkpoint import CheckpointStore
 
 IDENTITY = "0123456789abcdef-fedcba9876543210"

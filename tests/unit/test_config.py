@@ -1,6 +1,7 @@
 import dataclasses
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -8,18 +9,16 @@ from uadray.config import (
     BASELINES,
     BENGS_TABLE_1,
     OTHERS,
-    PCA,
-    VAE,
     ErasingConfig,
     Experiment,
     FitConfig,
-    Learned,
     experiment,
     from_json,
     to_json,
     with_fit,
 )
 from uadray.errors import ConfigError
+from uadray.methods import PCA, VAE, Learned
 
 
 def test_table_1_has_fourteen_configurations() -> None:
@@ -52,7 +51,7 @@ def test_every_field_moves_the_fingerprint() -> None:
     base = experiment("3D-Cube-n")
     changed = [
         with_fit(base, seed=1),
-        dataclasses.replace(base, method=VAE(latent_size=64)),
+        dataclasses.replace(base, method=VAE.Settings(latent_size=64)),
         dataclasses.replace(base, erasing=ErasingConfig(strategy="cube", max_share=0.2)),
         experiment("3D-Cube-0"),
     ]
@@ -74,10 +73,10 @@ def test_a_lost_setting_is_an_error() -> None:
         (lambda: ErasingConfig(probability=1.5), "erasing.probability"),
         (lambda: ErasingConfig(min_share=0.3), "min_share"),
         (lambda: FitConfig(epochs=0), "fit.epochs"),
-        (lambda: VAE(widths=(5,)), "method.widths"),
-        (lambda: PCA(num_components=0), "method.num_components"),
+        (lambda: VAE.Settings(widths=(5,)), "method.widths"),
+        (lambda: PCA.Settings(num_components=0), "method.num_components"),
         (
-            lambda: Experiment(method=PCA(), erasing=ErasingConfig(strategy="cube")),
+            lambda: Experiment(method=PCA.Settings(), erasing=ErasingConfig(strategy="cube")),
             "erasing.strategy",
         ),
     ],
@@ -87,21 +86,27 @@ def test_a_bad_setting_is_named(make: object, field: str) -> None:
         make()  # type: ignore[operator]
 
 
-FINGERPRINTS = {
-    "2D-None": "06d579b12a673763",
-    "3D-None": "ed8b1d58a70df1cf",
-    "3D-Cube-n": "6361c70a9af7e442",
-    "2D-Multi-Patch-0": "5cd700b39980e7e0",
-    "HistEq-dark": "98c105975f8bb1ec",
-    "ZScore": "a0546d3e88c1b2a3",
-    "PCA-16": "b09ae7e1f2aa08c8",
+EXPERIMENTS = {
+    kept["name"]: kept
+    for line in Path(__file__).with_name("experiments.jsonl").read_text().splitlines()
+    for kept in [json.loads(line)]
 }
-"""Of runs that exist; with another one they would be refused."""
+"""As runs that exist have them in `config.json`, and their fingerprints; with others they would be
+refused."""
 
 
-@pytest.mark.parametrize("name", FINGERPRINTS)
-def test_fingerprints_stay(name: str) -> None:
-    assert experiment(name).fingerprint == FINGERPRINTS[name]
+def test_every_name_has_its_json_pinned() -> None:
+    in_3d = {f"3D-{name}" for name in OTHERS}
+    assert {*BENGS_TABLE_1, *BASELINES, *OTHERS, *in_3d} <= set(EXPERIMENTS)
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_json_and_fingerprints_stay(name: str) -> None:
+    kept, made = EXPERIMENTS[name], experiment(name)
+    # As text, so that the order of the fields stays, too.
+    assert json.dumps(to_json(made)) == json.dumps(kept["experiment"])
+    assert made.fingerprint == kept["fingerprint"]
+    assert from_json(Experiment, kept["experiment"]) == made
 
 
 @pytest.mark.parametrize("name", OTHERS)

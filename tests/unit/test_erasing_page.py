@@ -146,7 +146,7 @@ def test_strings_are_escaped(tmp_path: Path) -> None:
 def test_what_cannot_be_shown_is_refused(cohort: Cohort, tmp_path: Path) -> None:
     one, out = experiment("3D-Cube-n"), str(tmp_path / "p.html")
     cases = [
-        ("out must end in .html, was", {"out": str(tmp_path / "p.txt")}),
+        ("a page must end in .html, was", {"out": str(tmp_path / "p.txt")}),
         ("has no scan 'nobody'; it has 40, such as healthy-000", {"subject": "nobody"}),
         ("plane must be in 0 to 15, was 16", {"plane": 16}),
         ("epochs must be >= 1, was 0", {"num_draws": 0}),

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from uadray.config import Experiment, experiment
 from uadray.data.batch import Batch
 from uadray.data.sampling import epoch_groups, slice_order
-from uadray.detectors import GradientDetector, build
 from uadray.errors import UadrayError
+from uadray.methods import GradientDetector, Learned, build
 from uadray.runs.checkpoint import CheckpointStore
 from uadray.store import Cohort
 from uadray.train.loop import (
@@ -272,10 +272,10 @@ def test_samples_that_are_not_finite_are_named(cohort: Cohort, tmp_path: Path) -
 class Scripted(GradientDetector):
     """Reconstructs with an error that follows a script: one entry an epoch."""
 
-    ndim, num_noise = 3, 1
+    num_noise = 1
 
     def __init__(self, errors: list[float], epochs_done: int = 0) -> None:
-        super().__init__()
+        super().__init__(Learned(ndim=3), SHAPE)
         self.weight = nn.Parameter(torch.zeros(1))
         self._errors, self._epoch = errors, epochs_done
 

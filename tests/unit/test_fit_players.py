@@ -19,9 +19,9 @@ from uadray import counter
 from uadray.config import Experiment, FitConfig
 from uadray.data.batch import Batch
 from uadray.data.sampling import batch_share, step_sizes
-from uadray.detectors import GradientDetector
-from uadray.detectors.base import Phase, Player
 from uadray.errors import ConfigError
+from uadray.methods import GradientDetector, Learned
+from uadray.methods.base import Phase, Player
 from uadray.runs.checkpoint import CheckpointStore
 from uadray.runs.folder import Run
 from uadray.train.distributed import conclude_facts, format_metrics
@@ -69,10 +69,10 @@ def test_one_player_takes_the_steps_of_a_plain_loop_bit_for_bit(
 class Game(GradientDetector):
     """Two numbers: `first` is pulled towards 1, three times a batch, `second` towards `first`."""
 
-    ndim, num_noise, grid = 3, 1, (1,)
+    num_noise = 1
 
     def __init__(self, spoil: str = "") -> None:
-        super().__init__()
+        super().__init__(Learned(ndim=3), (1, 1, 1))
         self.first = nn.Parameter(torch.zeros(1))
         self.second = nn.Parameter(torch.zeros(1))
         self.turns: list[tuple[str, float, float, Tensor]] = []

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from uadray.config import Experiment
 from uadray.data.batch import Batch
 from uadray.data.sampling import batch_share, step_sizes
-from uadray.detectors import GradientDetector
+from uadray.methods import GradientDetector
 from uadray.runs.checkpoint import CheckpointStore
 from uadray.runs.folder import Run
 from uadray.train.distributed import conclude_facts, format_metrics

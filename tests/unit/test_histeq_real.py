@@ -16,8 +16,8 @@ from skimage.exposure import equalize_hist
 from sklearn.metrics import average_precision_score, roc_auc_score
 
 from uadray.config import experiment
-from uadray.detectors import build
 from uadray.evaluation.scoring import score_volumes
+from uadray.methods import build
 from uadray.metrics.components import open_components
 from uadray.metrics.counts import CohortCounts, count_subject
 from uadray.metrics.measures import auprc, auroc, dice_d

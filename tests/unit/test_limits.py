@@ -11,15 +11,17 @@ from typing import Any
 
 import pytest
 
-from uadray.config import METHODS, ErasingConfig, Experiment, FitConfig
+from uadray.config import ErasingConfig, Experiment, FitConfig
 from uadray.errors import ConfigError
 from uadray.evaluation.protocols import EvaluateConfig
+from uadray.methods import DETECTORS, MethodSettings
 from uadray.metrics.components import ComponentConfig
 from uadray.metrics.postprocess import PostprocessConfig
 from uadray.train.group import ScaleConfig
 from uadray.tune.settings import SweepConfig
 from uadray.tune.space import Space
 
+METHODS = tuple(kind.Settings for kind in DETECTORS.values())
 SETTINGS = (
     *(ErasingConfig, FitConfig, EvaluateConfig, PostprocessConfig, ComponentConfig),
     *(ScaleConfig, SweepConfig, Space, *METHODS),
@@ -44,8 +46,8 @@ def build(cls: type, name: str, default: Any, value: float) -> None:
     """Make the settings, and what is made of them."""
     given = (value,) * max(1, len(default)) if isinstance(default, tuple) else value
     made = dataclasses.replace(cls(), **{name: given})  # type: ignore[type-var]
-    if isinstance(made, METHODS):
-        Experiment(method=made)  # type: ignore[arg-type]
+    if isinstance(made, MethodSettings):
+        Experiment(method=made)
     if isinstance(made, Space):
         made.trials()
 
@@ -54,7 +56,7 @@ FIELDS = [(cls, name, default) for cls in SETTINGS for name, default in numbers(
 
 
 @pytest.mark.parametrize(
-    ("cls", "name", "default"), FIELDS, ids=[f"{cls.__name__}.{name}" for cls, name, _ in FIELDS]
+    ("cls", "name", "default"), FIELDS, ids=[f"{one[0].__qualname__}.{one[1]}" for one in FIELDS]
 )
 def test_odd_values_are_taken_or_named(cls: type, name: str, default: Any) -> None:
     for value in (-1, 0, -1.5, math.nan, math.inf, -math.inf):
@@ -66,7 +68,7 @@ def test_odd_values_are_taken_or_named(cls: type, name: str, default: Any) -> No
         known = {name, name.removesuffix("s"), "levels"}  # of a space, and what widths allow
         assert not refused or any(one in refused for one in known), refused
         if not math.isfinite(value) or (value < 0 and name in NEVER_NEGATIVE):
-            assert refused, f"{cls.__name__}.{name} = {value} was taken"
+            assert refused, f"{cls.__qualname__}.{name} = {value} was taken"
 
 
 @pytest.mark.parametrize(

@@ -17,8 +17,8 @@ from torch import Tensor
 from uadray import counter
 from uadray.config import Experiment
 from uadray.data.batch import Batch
-from uadray.detectors import GradientDetector, build
-from uadray.detectors.base import slices_as_batch
+from uadray.methods import GradientDetector, build
+from uadray.methods.base import slices_as_batch
 from uadray.runs.checkpoint import CheckpointStore
 from uadray.train.loop import Metrics, fit_gradient
 

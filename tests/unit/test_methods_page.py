@@ -7,8 +7,8 @@ import pytest
 from benchmarks import methods_page
 from benchmarks.made_sweep import write_sweep
 from benchmarks.methods import IN_3D, Cell, Study, above, figures, rows_of
-from uadray.config import BASELINES, NAMED, OTHERS, Learned
-from uadray.detectors import build
+from uadray.config import BASELINES, OTHERS
+from uadray.methods import NAMED, Learned, build
 from uadray.report.compare import series_of
 from uadray.report.rows import group_by_cohort
 from uadray.runs.records import load_runs

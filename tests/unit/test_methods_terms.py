@@ -12,11 +12,12 @@ from tiny_methods import tiny
 from torch import Tensor, nn
 from torch.nn import functional
 
-from uadray.detectors import GradientDetector, build
-from uadray.detectors.cevae import separable, smoothed
-from uadray.detectors.coders import Critic, divergence, dropped, uniform
-from uadray.detectors.gan import gradient_penalty
 from uadray.errors import ConfigError
+from uadray.methods import GradientDetector, build
+from uadray.methods.base import by_samples, slices_as_batch
+from uadray.methods.cevae import smoothed
+from uadray.methods.gan import gradient_penalty
+from uadray.methods.networks import Critic, dropout, kl_divergence, separable, uniform
 
 
 def made(name: str, **changes: Any) -> Any:
@@ -41,10 +42,10 @@ def test_numbers_become_uniform() -> None:
 
 def test_dropout_drops_its_share_and_keeps_the_mean() -> None:
     noise = torch.randn(50_000, generator=torch.Generator().manual_seed(0))
-    kept = dropped(torch.ones(50_000), noise, 0.3)
+    kept = dropout(torch.ones(50_000), noise, 0.3)
     assert float((kept == 0).float().mean()) == pytest.approx(0.3, abs=0.01)
     assert float(kept.mean()) == pytest.approx(1, abs=0.02)
-    assert torch.equal(kept, dropped(torch.ones(50_000), noise, 0.3))
+    assert torch.equal(kept, dropout(torch.ones(50_000), noise, 0.3))
 
 
 def test_divergence_is_torchs() -> None:
@@ -52,7 +53,7 @@ def test_divergence_is_torchs() -> None:
     wanted = torch.distributions.kl_divergence(
         torch.distributions.Normal(mu, log_sigma.exp()), torch.distributions.Normal(0.0, 1.0)
     )
-    torch.testing.assert_close(divergence(mu, log_sigma), wanted)
+    torch.testing.assert_close(kl_divergence(mu, log_sigma), wanted)
 
 
 @pytest.mark.parametrize("name", ["dVAE", "3D-dVAE", "sVAE", "3D-sVAE"])
@@ -122,8 +123,8 @@ def test_the_study_drops_from_latent_and_dense_layer() -> None:
     opened = 8 * math.prod(detector.grid)
     assert detector.num_noise == 16 + opened
     (z,) = detector.encoder(x)
-    hidden = detector.decoder.expand(dropped(z, noise[:, :16], 0.5))
-    hidden = dropped(hidden, noise[:, 16:].view(hidden.shape), 0.5)
+    hidden = detector.decoder.expand(dropout(z, noise[:, :16], 0.5))
+    hidden = dropout(hidden, noise[:, 16:].view(hidden.shape), 0.5)
     output = detector.decoder.finish(detector.decoder.blocks(hidden))
     torch.testing.assert_close(detector(x, x, noise)["loss"], functional.l1_loss(output, x))
     whole = detector.decoder(detector.encoder(x)[0])
@@ -140,7 +141,7 @@ class TestContextEncoder:
         output = detector.decoder(mu + log_sigma.exp() * noise[:, :16])
         masked = detector.mask(x, noise[:, 16:])
         filled = detector.decoder(detector._encode(masked)[0])
-        vae = functional.l1_loss(output, x) + 0.5 * divergence(mu, log_sigma).sum(1).mean() / (
+        vae = functional.l1_loss(output, x) + 0.5 * kl_divergence(mu, log_sigma).sum(1).mean() / (
             math.prod(x.shape[1:])
         )
         torch.testing.assert_close(terms["loss"], 0.75 * vae + 0.25 * functional.l1_loss(filled, x))
@@ -183,7 +184,7 @@ class TestContextEncoder:
 
         def total(y: Tensor) -> Tensor:
             mu, log_sigma = detector.encoder(y)
-            return divergence(mu, 4 * torch.tanh(log_sigma / 4)).sum()
+            return kl_divergence(mu, 4 * torch.tanh(log_sigma / 4)).sum()
 
         slope = (total(asked + step) - total(asked - step)).abs() / 2e-5
         where = (1, 0, *(4,) * 3) if name.startswith("3D") else (1, 0, 5, 4, 4)
@@ -220,7 +221,10 @@ def test_the_adversarial_autoencoder_plays_on_the_latent() -> None:
 def test_the_bayesian_autoencoder_scores_by_mean_or_deviation(name: str) -> None:
     x = torch.rand(2, 1, *SHAPE, generator=torch.Generator().manual_seed(2))
     residual, deviation = made(name).eval(), made(name, score="deviation").eval()
-    drawn = residual.sampled(x)
+    num = residual.config.samples
+    drawn = torch.stack(
+        [by_samples(lambda s, k=k: residual.sampled(s)[k], x, residual.ndim) for k in range(num)]
+    )
     assert drawn.shape == (3, 2, 1, *SHAPE)
     assert not torch.equal(drawn[0], drawn[1])
     brain = x[:, 0] > 0
@@ -230,7 +234,8 @@ def test_the_bayesian_autoencoder_scores_by_mean_or_deviation(name: str) -> None
     torch.testing.assert_close(deviation.anomaly_map(x, brain), wanted)
     # Without dropout all draws are the one reconstruction.
     sure = made(name, dropout=1e-12).eval()
-    torch.testing.assert_close(sure.sampled(x)[0], sure.sampled(x)[2])
+    samples = x if sure.ndim == 3 else slices_as_batch(x)
+    torch.testing.assert_close(sure.sampled(samples)[0], sure.sampled(samples)[2])
 
 
 class TestScaleSpace:

@@ -689,7 +689,7 @@ class TestPage:
         assert names == ["page-paired.csv", "page.csv", "page.html", "page.md", "page.tex"]
 
     def test_out_must_be_a_page(self, folder: Path, tmp_path: Path) -> None:
-        with pytest.raises(ConfigError, match=r"out must end in \.html"):
+        with pytest.raises(ConfigError, match=r"a page must end in \.html"):
             write_report([str(folder)], str(tmp_path / "report.pdf"))
 
     def test_a_refused_run_leaves_the_old_page(self, tmp_path: Path) -> None:

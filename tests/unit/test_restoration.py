@@ -15,13 +15,10 @@ from torch import Tensor
 from torch.distributions import Categorical, Normal, kl_divergence
 
 from uadray.config import Experiment, experiment, from_json, to_json
-from uadray.detectors import build
-from uadray.detectors.base import slices_as_batch
-from uadray.detectors.gmvae import GMVAEDetector, VAERestorationDetector
-from uadray.detectors.restoration import choose, restore, total_variation
 from uadray.errors import ConfigError
-from uadray.methods import GMVAERestoration, VAERestoration
-from uadray.methods.restoration import Restore
+from uadray.methods import GMVAERestoration, VAERestoration, build
+from uadray.methods.base import slices_as_batch
+from uadray.methods.restoration import Restore, choose, restore, total_variation
 
 QUICK = Restore(steps=30, first_steps=20, tv_weights=(0.0, 0.3, 1.0))
 
@@ -32,18 +29,18 @@ def _one_thread_and_seed() -> None:
     torch.manual_seed(0)
 
 
-def vae(ndim: int, **changes: object) -> VAERestorationDetector:
+def vae(ndim: int, **changes: object) -> VAERestoration:
     values = {"latent_size": 6, "restore": QUICK} | changes
-    return VAERestorationDetector(VAERestoration(ndim=ndim, widths=(8, 16), **values), SHAPE)  # type: ignore[arg-type]
+    return VAERestoration(VAERestoration.Settings(ndim=ndim, widths=(8, 16), **values), SHAPE)  # type: ignore[arg-type]
 
 
-def gmvae(ndim: int, **changes: object) -> GMVAEDetector:
+def gmvae(ndim: int, **changes: object) -> GMVAERestoration:
     values = {"num_clusters": 4, "latent_size": 6, "prior_size": 2, "prior_width": 8}
     values |= {"restore": QUICK} | changes  # type: ignore[dict-item]
-    return GMVAEDetector(GMVAERestoration(ndim=ndim, widths=(8, 16), **values), SHAPE)  # type: ignore[arg-type]
+    return GMVAERestoration(GMVAERestoration.Settings(ndim=ndim, widths=(8, 16), **values), SHAPE)  # type: ignore[arg-type]
 
 
-BOTH: list[Callable[..., VAERestorationDetector | GMVAEDetector]] = [vae, gmvae]
+BOTH: list[Callable[..., VAERestoration | GMVAERestoration]] = [vae, gmvae]
 
 
 @given(seed=st.integers(0, 99), ndim=st.sampled_from([2, 3]))

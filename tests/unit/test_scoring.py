@@ -11,14 +11,14 @@ from tiny_cohorts import AFFINE, SHAPE, write_lesioned
 from torch import Tensor
 
 from uadray.config import experiment
-from uadray.detectors import build
-from uadray.detectors.base import Detection, Detector, ReconstructionDetector
 from uadray.errors import EvaluationError
 from uadray.evaluation import scoring
 from uadray.evaluation.cases import write_cases
 from uadray.evaluation.protocols import PROTOCOLS, EvaluateConfig
 from uadray.evaluation.record import check_classes
 from uadray.evaluation.scoring import Batch, Scorer, Work, examine, score_volumes
+from uadray.methods import build
+from uadray.methods.base import Detection, Detector, ReconstructionDetector
 from uadray.metrics.components import ComponentConfig
 from uadray.metrics.counts import CohortCounts, TestPart
 from uadray.metrics.lesionwise import compare_lesions

@@ -20,7 +20,7 @@ from tiny_models import (
 from uadray import files
 from uadray.errors import ConfigError, ModelError, RunError
 from uadray.metrics.postprocess import smallest_findable_mm
-from uadray.prediction import folder
+from uadray.prediction import model_folder
 from uadray.prediction.model import FORMAT
 from uadray.prediction.model_folder import export_model, open_model
 from uadray.prediction.scan import predict_scan
@@ -382,6 +382,6 @@ class TestOnnx:
             export_model(plain.url, str(tmp_path / "model"), onnx=True)
 
     def test_without_the_packages(self, run, tmp_path, monkeypatch) -> None:
-        monkeypatch.setattr(folder, "has_onnx", lambda: False)
+        monkeypatch.setattr(model_folder, "has_onnx", lambda: False)
         _, notes = export_model(run.url, str(tmp_path / "model"))
         assert notes == ["no reconstruction.onnx: it needs pip install 'uadray[onnx]'"]

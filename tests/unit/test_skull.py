@@ -14,6 +14,7 @@ from tiny_scans import TINY, brain_image, ellipsoid, write
 from uadray.errors import ConfigError, ScanError
 from uadray.prepare import skull
 from uadray.prepare.geometry import DOUBT, Volume, resample, to_canonical, voxel_ml
+from uadray.prepare.intensity import contrast_of
 from uadray.prepare.layouts import Scan
 from uadray.prepare.read import read_nifti
 from uadray.prepare.skull import strip
@@ -105,6 +106,18 @@ def test_a_tool_that_is_not_installed(method, package, monkeypatch):
     monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(ConfigError, match=rf"needs {package}.* pip install 'uadray\[skullstrip\]'"):
         bounded(head(), method)
+
+
+def test_robex_sees_images_of_any_unit():
+    """Of one in [0, 1] it called the whole head brain; what it can work with keeps its bits."""
+    image = np.random.default_rng(0).uniform(0, 100, (8, 8, 8)).astype(np.float32)
+    for scale in (1, 40, 1e4):
+        same = image * np.float32(scale)
+        assert np.array_equal(skull._for_robex(same), same)
+    for power in (-1, -8, -30):
+        seen = skull._for_robex(np.ldexp(image, power))
+        assert 128 <= contrast_of(seen) < 256
+        assert np.array_equal(seen, np.ldexp(image, 1))
 
 
 class TestRobexHome:

@@ -2,8 +2,9 @@
 
 import pytest
 
-from uadray.config import BASELINES, BENGS_TABLE_1, VAE, FitConfig
+from uadray.config import BASELINES, BENGS_TABLE_1, FitConfig
 from uadray.errors import ConfigError
+from uadray.methods import VAE
 from uadray.tune.space import PRESETS, Space, flat, trial_name, with_settings
 
 
@@ -45,7 +46,7 @@ def test_a_baseline_follows_the_data_share_and_its_seed_only() -> None:
 
 def test_presets_are_the_papers() -> None:
     erasing = PRESETS["bengs-erasing"]()
-    trials = [t for t in erasing.trials() if isinstance(t.method, VAE)]
+    trials = [t for t in erasing.trials() if isinstance(t.method, VAE.Settings)]
     assert {t.name for t in trials} == set(BENGS_TABLE_1)
     assert len(trials) == 14 * 3
     shares = {t.fit.data_share for t in PRESETS["bengs-data-size"]().trials()}

@@ -4,6 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import fsspec
+import nibabel as nib
 import numpy as np
 import pytest
 import scipy.ndimage as ndi
@@ -353,14 +354,38 @@ class TestUnits:
     """What a scan becomes does not depend on the unit of its intensities."""
 
     @pytest.mark.parametrize("correct_bias", [False, True])
-    @pytest.mark.parametrize("scale", [1e-30, 1e-8, 1e-6, 1e-4, 1e-2, 1e4, 1e8, 1e20])
+    @pytest.mark.parametrize("scale", [1e-30, 1e-8, 1e-6, 1e-4, 1e-2, 0.37, 1e3, 1e4, 1e8, 1e20])
     def test_scale(self, tmp_path, scale, correct_bias):
+        """To float32's rounding; float16, as the store keeps it, to its last place."""
         config = replace(TINY, correct_bias=correct_bias, bias_shrink=1)
+        for seed in range(1 if correct_bias else 4):
+            image = brain_image(seed=seed)
+            plain = prepare_scan(scan(write(tmp_path / "a.nii", image)), config)
+            other = prepare_scan(scan(write(tmp_path / "b.nii", image * np.float32(scale))), config)
+            assert np.array_equal(plain.brain, other.brain)
+            assert np.abs(plain.image - other.image).max() < 3e-6
+            kept = [one.image.astype(np.float16) for one in (plain, other)]
+            assert (np.abs(kept[0] - kept[1]) <= np.spacing(kept[0])).all()
+
+    def test_a_power_of_two_changes_no_bit_of_the_denoised(self):
+        before = volume(brain_image())
+        expected = denoise(before, time_step=0.125, iterations=3).image
+        for power in (-60, -20, -3, 1, 5, 12, 40):
+            scaled = replace(before, image=np.ldexp(before.image, power))
+            out = denoise(scaled, time_step=0.125, iterations=3).image
+            assert np.array_equal(out, np.ldexp(expected, power))
+
+    @pytest.mark.parametrize("scale", [0.37, 1e4])
+    def test_zeros_inside_the_brain_do_not_tie_the_bias_field_to_the_unit(self, tmp_path, scale):
+        """N4 takes the logarithm of 0 for 0, as if it were that of 1."""
+        config = replace(TINY, denoise=False, correct_bias=True, bias_shrink=1)
         image = brain_image()
-        plain = prepare_scan(scan(write(tmp_path / "a.nii", image)), config)
-        other = prepare_scan(scan(write(tmp_path / "b.nii", image * np.float32(scale))), config)
-        assert np.array_equal(plain.brain, other.brain)
-        assert np.allclose(plain.image, other.image, atol=1e-4)
+        mask = write(tmp_path / "m.nii", image > 0)
+        image[8:12, 10:14, 9:12] = 0
+        plain = prepare_scan(scan(write(tmp_path / "a.nii", image), brain=mask), config)
+        scaled = image * np.float32(scale)
+        other = prepare_scan(scan(write(tmp_path / "b.nii", scaled), brain=mask), config)
+        assert np.abs(plain.image - other.image).max() < 1e-5
 
     @pytest.mark.parametrize(("scale", "offset"), [(1, 1000), (1, -300), (1e-6, 1e-4), (1e6, 1e8)])
     def test_offset(self, tmp_path, scale, offset):
@@ -380,3 +405,17 @@ class TestUnits:
             image = brain_image() * np.float32(high / 150)
             path = write(tmp_path / f"{high:g}.nii", image)
             assert np.array_equal(load_volume(scan(path)).image, image)
+
+
+@pytest.mark.parametrize(("scale", "dtype"), [(0.37, "float32"), (1e4, "float32"), (100, "int16")])
+def test_a_real_brain_in_another_unit(real_data, tmp_path, scale, dtype):
+    path = real_data / "oasis30/sub-1000/anat/sub-1000_T1w.nii.gz"
+    image = nib.load(path)
+    voxels = np.asarray(image.dataobj, np.float64) * scale
+    scaled = tmp_path / "scaled.nii"
+    nib.save(nib.Nifti1Image(voxels.astype(dtype), image.affine), scaled)
+    plain, other = (prepare_scan(scan(str(one)), PrepareConfig()) for one in (path, scaled))
+    assert np.abs(plain.image - other.image).max() < 3e-6
+    kept = [one.image.astype(np.float16) for one in (plain, other)]
+    # Only what lies within float32's rounding of a border of float16 falls on its other side.
+    assert (kept[0] != kept[1]).sum() < 100

@@ -12,13 +12,12 @@ from torch import Tensor
 from torch.nn import functional
 
 from uadray.config import Experiment, experiment, from_json, to_json
-from uadray.detectors.autoregressive import CausalTransformer, ordering
-from uadray.detectors.base import slices_as_batch
-from uadray.detectors.vqvae import Codebook, TransformerDetector
 from uadray.errors import ConfigError
 from uadray.methods import Transformer
+from uadray.methods.base import slices_as_batch
+from uadray.methods.codes import CausalTransformer, Codebook, ordering
 
-SMALL = Transformer(
+SMALL = Transformer.Settings(
     widths=(8, 16), num_codes=16, code_size=8, num_residual=1, model_size=16, depth=2, heads=2
 )
 
@@ -29,8 +28,8 @@ def _one_thread_and_seed() -> None:
     torch.manual_seed(0)
 
 
-def detector(ndim: int, **changes: object) -> TransformerDetector:
-    return TransformerDetector(replace(SMALL, ndim=ndim, **changes), SHAPE)  # type: ignore[arg-type]
+def detector(ndim: int, **changes: object) -> Transformer:
+    return Transformer(replace(SMALL, ndim=ndim, **changes), SHAPE)  # type: ignore[arg-type]
 
 
 def codebook(codes: list[list[float]], usage: float = 1.0, **changes: float) -> Codebook:
@@ -273,9 +272,9 @@ def test_a_planted_lesion_is_healed(ndim: int) -> None:
 
 def test_a_grid_that_leaves_too_many_codes_is_refused() -> None:
     with pytest.raises(ConfigError, match="divisible by 4"):
-        TransformerDetector(SMALL, (8, 18, 16))
+        Transformer(SMALL, (8, 18, 16))
     with pytest.raises(ConfigError, match=r"leave 4096 codes.*max_tokens, which is 1024"):
-        TransformerDetector(replace(SMALL, ndim=2), (8, 256, 256))
+        Transformer(replace(SMALL, ndim=2), (8, 256, 256))
 
 
 @pytest.mark.parametrize(
@@ -283,8 +282,8 @@ def test_a_grid_that_leaves_too_many_codes_is_refused() -> None:
     [(3, 32, (8, 8, 8)), (3, 64, (8, 8, 8)), (2, 32, (8, 8)), (2, 224, (28, 28))],
 )
 def test_the_grid_follows_the_size(ndim: int, side: int, grid: tuple[int, ...]) -> None:
-    small = Transformer(ndim=ndim, model_size=8, depth=1, heads=1)  # type: ignore[arg-type]
-    assert TransformerDetector(small, (side,) * 3).grid == grid
+    small = Transformer.Settings(ndim=ndim, model_size=8, depth=1, heads=1)  # type: ignore[arg-type]
+    assert Transformer(small, (side,) * 3).grid == grid
 
 
 @pytest.mark.parametrize("name", ["Transformer", "3D-Transformer"])

@@ -13,13 +13,20 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from uadray import config as settings
 from uadray import files
-from uadray.config import Method
-from uadray.detectors import Detector, StreamDetector, build
 from uadray.errors import EvaluationError
 from uadray.evaluation.protocols import EvaluateConfig
 from uadray.evaluation.scoring import Example, count_volumes, read_example
+from uadray.methods import (
+    PCA,
+    Detector,
+    Intensity,
+    MeanImage,
+    MethodSettings,
+    StreamDetector,
+    ZScore,
+    build,
+)
 from uadray.metrics.counts import SubjectCounts, TestPart, ThresholdPart
 from uadray.metrics.measures import compute_metrics
 from uadray.metrics.thresholds import best_dice
@@ -44,9 +51,9 @@ MAX_HEALTHY = 200
 FILE = "calibration.json"
 """Where a cohort's folder keeps its calibration."""
 
-PLAIN: dict[str, Method] = {
-    "x": settings.Intensity(),
-    "1 - x": settings.Intensity(polarity="dark"),
+PLAIN: dict[str, MethodSettings] = {
+    "x": Intensity.Settings(),
+    "1 - x": Intensity.Settings(polarity="dark"),
 }
 """Raw intensity, which learns nothing."""
 
@@ -129,15 +136,15 @@ class Calibration:
         return "\n".join(lines)
 
 
-def learned_methods(num_healthy: int) -> dict[str, Method]:
+def learned_methods(num_healthy: int) -> dict[str, MethodSettings]:
     """The plain methods that learn from that many healthy subjects."""
     if num_healthy < 2:
         return {}
     num = min(16, num_healthy)
     return {
-        "mean image": settings.MeanImage(),
-        "z-score": settings.ZScore(),
-        f"PCA-{num}": settings.PCA(num_components=num),
+        "mean image": MeanImage.Settings(),
+        "z-score": ZScore.Settings(),
+        f"PCA-{num}": PCA.Settings(num_components=num),
     }
 
 
@@ -188,7 +195,7 @@ def calibrate(
     )
 
 
-def _fit(method: Method, shape: tuple[int, ...], healthy: Sequence[NDArray]) -> Detector:
+def _fit(method: MethodSettings, shape: tuple[int, ...], healthy: Sequence[NDArray]) -> Detector:
     z, y, x = shape
     detector = build(method, (z, y, x))
     if isinstance(detector, StreamDetector):

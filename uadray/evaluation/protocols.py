@@ -9,7 +9,7 @@ from typing import Any, Literal, Self
 
 from uadray.config import to_json
 from uadray.errors import ConfigError, EvaluationError
-from uadray.methods.base import check_finite
+from uadray.methods.settings import check_finite
 from uadray.metrics.components import ComponentConfig
 from uadray.metrics.postprocess import PostprocessConfig
 

@@ -10,10 +10,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from uadray.detectors import Detector
-from uadray.detectors.base import Detection, ReconstructionDetector
 from uadray.evaluation.inputs import check_truth
 from uadray.evaluation.protocols import EvaluateConfig, Residual
+from uadray.methods import Detector
+from uadray.methods.base import Detection, ReconstructionDetector
 from uadray.metrics.counts import SubjectCounts, count_subject
 from uadray.metrics.lesionwise import compare_lesions
 from uadray.metrics.postprocess import erode_brain, postprocess

@@ -1,31 +1,43 @@
-"""Settings of every method, and their names.
+"""Every method: a family a file, with its settings, its network, its names and its source.
 
-A method is: settings here (a frozen dataclass, a member of `Method`, an entry of `NAMED`) and a
-class in `uadray.detectors` with a line in its registry.
+A new one is a class with a decorator (`uadray.methods.registry`) in a file that is imported below.
 """
 
-from typing import get_args
-
-from uadray.methods import adversarial, anogan, autoencoders, bengs, plain, restoration, vqvae
-from uadray.methods.adversarial import FAnoGAN
-from uadray.methods.anogan import AnoGAN
-from uadray.methods.autoencoders import (
-    AAE,
-    SSAE,
-    Autoencoder,
-    BayesianAE,
-    CeVAE,
-    StudyAE,
+from uadray.methods.base import (
+    Detector,
+    GradientDetector,
+    ReconstructionDetector,
+    StreamDetector,
+    num_parameters,
 )
-from uadray.methods.base import Learned, Named, Settings
-from uadray.methods.bengs import VAE
-from uadray.methods.plain import PCA, HistEq, Intensity, MeanImage, ZScore
+from uadray.methods.registry import (
+    DETECTORS,
+    NAMED,
+    PublishedMethod,
+    build,
+    detector_type,
+    is_fitted,
+    method,
+)
+from uadray.methods.settings import Learned, MethodSettings
+
+# In the order of the tables.
+# isort: off
+from uadray.methods.vae import VAE
+from uadray.methods.autoencoder import Autoencoder, StudyAE
+from uadray.methods.cevae import CeVAE
+from uadray.methods.aae import AAE
+from uadray.methods.bayesian import BayesianAE
+from uadray.methods.ssae import SSAE
+from uadray.methods.gan import AnoGAN, FAnoGAN
 from uadray.methods.restoration import GMVAERestoration, VAERestoration
 from uadray.methods.vqvae import Transformer
+from uadray.methods.baselines import PCA, HistEq, Intensity, MeanImage, ZScore
+# isort: on
 
 __all__ = [
     "AAE",
-    "METHODS",
+    "DETECTORS",
     "NAMED",
     "PCA",
     "SSAE",
@@ -34,50 +46,25 @@ __all__ = [
     "Autoencoder",
     "BayesianAE",
     "CeVAE",
+    "Detector",
     "FAnoGAN",
     "GMVAERestoration",
+    "GradientDetector",
     "HistEq",
     "Intensity",
     "Learned",
     "MeanImage",
-    "Method",
-    "Named",
-    "Settings",
+    "MethodSettings",
+    "PublishedMethod",
+    "ReconstructionDetector",
+    "StreamDetector",
     "StudyAE",
     "Transformer",
     "VAERestoration",
     "ZScore",
+    "build",
+    "detector_type",
+    "is_fitted",
+    "method",
+    "num_parameters",
 ]
-
-Method = (
-    VAE
-    | Autoencoder
-    | StudyAE
-    | CeVAE
-    | AAE
-    | BayesianAE
-    | SSAE
-    | FAnoGAN
-    | AnoGAN
-    | VAERestoration
-    | GMVAERestoration
-    | Transformer
-    | Intensity
-    | HistEq
-    | MeanImage
-    | ZScore
-    | PCA
-)
-METHODS: tuple[type[Settings], ...] = get_args(Method)
-"""Every class of settings."""
-
-NAMED: dict[str, Named] = {
-    **bengs.NAMED,
-    **autoencoders.NAMED,
-    **adversarial.NAMED,
-    **anogan.NAMED,
-    **restoration.NAMED,
-    **vqvae.NAMED,
-    **plain.NAMED,
-}
-"""Every method by its name: that of the settings' `label`, but for the two of Bengs."""

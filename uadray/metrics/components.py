@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from uadray.errors import ConfigError, EvaluationError
-from uadray.methods.base import check_finite
+from uadray.methods.settings import check_finite
 
 Connectivity = Literal[6, 18, 26]
 """Neighbours of a voxel: those that share a face; also an edge; also a corner."""

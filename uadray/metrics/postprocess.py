@@ -20,7 +20,7 @@ import scipy.ndimage as ndi
 from numpy.typing import NDArray
 
 from uadray.errors import ConfigError, EvaluationError
-from uadray.methods.base import check_finite
+from uadray.methods.settings import check_finite
 from uadray.metrics.median import median_filter
 
 MAX_LEVEL = 65535

@@ -1,6 +1,7 @@
 """Baur et al. 2018: deep autoencoding models for MS lesions in FLAIR."""
 
-from uadray.config import NAMED, experiment
+from uadray.config import experiment
+from uadray.methods import NAMED
 from uadray.papers.study import CohortNeed, Entry, Paper, Published, Study
 
 MS = CohortNeed(role="ms", data="in-house, 49 patients with MS", modality="FLAIR", num_test=49)

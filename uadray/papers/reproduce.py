@@ -10,10 +10,11 @@ from typing import Any, Literal
 import numpy as np
 
 from uadray import files
-from uadray.config import BASELINES, Experiment, HistEq, Intensity, experiment, learns, to_json
+from uadray.config import BASELINES, Experiment, experiment, learns, to_json
 from uadray.errors import ConfigError
 from uadray.evaluation.job import evaluate_all
 from uadray.evaluation.protocols import PROTOCOLS, EvaluateConfig
+from uadray.methods import is_fitted
 from uadray.metrics.measures import auprc
 from uadray.metrics.slicewise import Slices, histograms
 from uadray.papers.provenance import differences, healthy_differences
@@ -141,7 +142,7 @@ class Reproduction:
         if self.baselines and found and self.has_healthy and any(map(learns, found)):
             found += [experiment(name) for name in BASELINES]
         if not self.has_healthy:
-            found = [e for e in found if _needs_nothing(e)]
+            found = [e for e in found if not is_fitted(e.method)]
         made = []
         for one in dict.fromkeys(found):
             seeds = self.seeds if learns(one) or one.fit.data_share < 1 else (0,)
@@ -248,7 +249,7 @@ class Reproduction:
                 )
         told += [f"method {name}: not built" for name in self.study.missing_methods()]
         if not self.has_healthy:
-            learned = [e for e in self.study.experiments() if not _needs_nothing(e)]
+            learned = [e for e in self.study.experiments() if is_fitted(e.method)]
             if learned:
                 told.append(f"healthy cohort: not given; {len(learned)} methods are fitted on one")
         return told
@@ -362,8 +363,3 @@ def _record(folder: str, cohort: Cohort) -> dict[str, Any] | None:
         return None
     record = dict(files.read_json(url))
     return record if record["cohort"]["fingerprint"] == cohort.fingerprint else None
-
-
-def _needs_nothing(one: Experiment) -> bool:
-    """Whether a method scores without healthy volumes."""
-    return isinstance(one.method, (HistEq, Intensity))

@@ -4,8 +4,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from uadray.config import to_json
-from uadray.detectors import num_parameters
 from uadray.html import NO_INTERVAL
+from uadray.methods import num_parameters
 from uadray.metrics.postprocess import describe_findable, findable
 from uadray.prediction.model import Model
 from uadray.runs.evaluations import Evaluation

@@ -9,11 +9,12 @@ from typing import Any
 
 import torch
 
-from uadray import files
+from uadray import attempts, files
 from uadray.errors import ScanError, UadrayError
 from uadray.prediction import outputs, pages
 from uadray.prediction.inputs import Item
 from uadray.prediction.model import Model
+from uadray.prediction.model_folder import open_model
 from uadray.prediction.scan import PredictConfig, predict_scan
 from uadray.prepare.layouts import LeftOut, Scan
 from uadray.prepare.layouts.listing import printable
@@ -23,9 +24,6 @@ _log = logging.getLogger(__name__)
 
 FEW = 8
 """So many scans are predicted in this process; more go through Ray, unless told otherwise."""
-
-MAX_DEATHS = 3
-"""How often the process that predicts a scan may die before the scan is given up."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -161,12 +159,51 @@ class InProcess:
     def __call__(self, items: Sequence[Item]) -> Iterator[Outcome]:
         """See `Engine`."""
         for item in items:
-            try:
-                yield predict_item(
-                    self.model, item, self.out, self.config, viewer=self.viewer, device=self.device
-                )
-            except OSError as error:
-                raise outputs.unwritable(self.out, error) from None
+            yield self.predict(item)
+
+    def predict(self, item: Item) -> Outcome:
+        """Predict one scan, see `predict_item`."""
+        return predict_item(
+            self.model, item, self.out, self.config, viewer=self.viewer, device=self.device
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class OnRay:
+    """Predicts scans on the cluster, in actors that hold the model, one scan at a time each."""
+
+    model: str
+    """Run or model folder, on storage that all nodes reach."""
+    cohort: str
+    """Where the run's cohort lies, if it has moved."""
+    out: str
+    """The output folder, likewise."""
+    config: PredictConfig
+    """How they are predicted."""
+    workers: int | None = None
+    """Scans at a time; as many as there are CPUs by default."""
+    viewer: bool = False
+    """Whether to make a page for each scan."""
+    gpus: float = 0.0
+    """GPUs of each worker; 0 computes on CPUs."""
+
+    def __call__(self, items: Sequence[Item]) -> Iterator[Outcome]:
+        """See `Engine`."""
+        # A few scans are predicted without Ray, which takes seconds to load.
+        from uadray import cluster, each
+
+        cluster.connect()
+        done = each.in_actors(self.load, items, workers=self.workers, gpus=self.gpus)
+        return (outcome for _, outcome in done)
+
+    def load(self) -> Callable[[Item], Outcome]:
+        """Open the model in an actor."""
+        device = torch.device("cuda" if self.gpus and torch.cuda.is_available() else "cpu")
+        model = open_model(self.model, cohort=self.cohort)
+        model.detector.to(device)
+        return InProcess(
+            model=model, out=self.out, config=self.config, viewer=self.viewer, device=device
+        ).predict
 
 
 def predict_item(
@@ -184,15 +221,25 @@ def predict_item(
     does not expect. It is left out with a reason and the others go on.
 
     Raises:
-        OSError: the target cannot be written.
+        PredictError: the target cannot be written.
     """
+    try:
+        return _predict_item(model, item, out, config, viewer, device)
+    except OSError as error:
+        raise outputs.unwritable(out, error) from None
+
+
+def _predict_item(
+    model: Model,
+    item: Item,
+    out: str,
+    config: PredictConfig,
+    viewer: bool,
+    device: torch.device | None,
+) -> Outcome:
     deaths = outputs.begin(out, item)
     try:
-        if deaths >= MAX_DEATHS:
-            raise ScanError(
-                f"{item.scan.image}: the process that predicted it died {deaths} times (out of "
-                "memory, or a library crashed); look at the file, or use fewer --workers"
-            )
+        attempts.refuse(item.scan.image, deaths, "predicted")
         with _blamed_on(item.scan), storage_errors(item.scan.image):
             prediction = predict_scan(model, item.scan, config, device=device)
         with _blamed_on(item.scan, (OSError,)):

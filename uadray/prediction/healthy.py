@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 
 from uadray import files
 from uadray.config import from_json, to_json
-from uadray.detectors import Detector
 from uadray.errors import ConfigError
 from uadray.evaluation.scoring import score_volumes
+from uadray.methods import Detector
 from uadray.prepare.geometry import voxel_sizes
 from uadray.prepare.pose import PoseRange, pose_degrees, pose_range
 from uadray.quality.measures import (

@@ -7,7 +7,15 @@ import torch
 
 from uadray import files
 from uadray.errors import ConfigError
-from uadray.prediction.folder import FEW, Engine, InProcess, Outcome, Predicted, predict_items
+from uadray.prediction.folder import (
+    FEW,
+    Engine,
+    InProcess,
+    OnRay,
+    Outcome,
+    Predicted,
+    predict_items,
+)
 from uadray.prediction.inputs import Item, find_items
 from uadray.prediction.model import Model
 from uadray.prediction.model_folder import open_model
@@ -91,8 +99,6 @@ class PredictJob:
             return InProcess(
                 model=model, out=out, config=self.config, viewer=self.viewer, device=device
             )
-        from uadray.prediction.on_ray import OnRay
-
         return OnRay(
             model=files.normalise(self.model),
             cohort=self.cohort,

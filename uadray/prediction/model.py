@@ -12,7 +12,6 @@ from safetensors.torch import save
 
 from uadray import files
 from uadray.config import Experiment, from_json, to_json
-from uadray.detectors import Detector
 from uadray.errors import (
     ConfigError,
     NoThresholdError,
@@ -20,6 +19,7 @@ from uadray.errors import (
     StoreError,
 )
 from uadray.evaluation.protocols import EvaluateConfig
+from uadray.methods import Detector
 from uadray.metrics.postprocess import MAX_LEVEL
 from uadray.prediction.healthy import Healthy, measure_healthy
 from uadray.prepare.steps import PrepareConfig, recorded_config

@@ -14,8 +14,8 @@ from importlib.util import find_spec
 import torch
 from torch import Tensor, nn
 
-from uadray.detectors import Detector
 from uadray.errors import ConfigError
+from uadray.methods import Detector
 
 OPSET = 18
 """Version of the ONNX operators."""

@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 import uadray
-from uadray import files
+from uadray import attempts, files
 from uadray.config import to_json
 from uadray.errors import PredictError
 from uadray.lock import hold
@@ -391,21 +391,18 @@ def done(out: str, item: Item) -> dict[str, Any] | None:
 
 def begin(out: str, item: Item) -> int:
     """Note that a scan is begun; returns how often a process died over it before."""
-    url = _attempt(out, item)
-    deaths = int(files.read_json(url)["begun"]) if files.exists(url) else 0
-    files.write_json(url, {"begun": deaths + 1})
-    return deaths
+    return attempts.begin(_attempt(out, item))
 
 
 def end(out: str, item: Item) -> None:
     """Note that a scan has ended, well or not."""
-    files.remove(_attempt(out, item))
+    attempts.end(_attempt(out, item))
 
 
 def _attempt(out: str, item: Item) -> str:
     which = f"{item.summary}\0{item.scan.image}".encode(errors="surrogatepass")
     digest = hashlib.sha256(which).hexdigest()[:16]
-    return files.join(out, ".begun", f"{digest}.json")
+    return files.join(out, ".begun", digest)
 
 
 def earlier(out: str, items: Sequence[Item]) -> list[dict[str, Any]]:

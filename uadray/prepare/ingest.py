@@ -5,27 +5,22 @@ killed prepares no scan twice, shards may be large, and as many scans as the clu
 under way at a time. What a task hands back is a few words; voxels never pass through the driver.
 """
 
-import json
 import logging
 import shlex
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import ray
-import SimpleITK as sitk
-import torch
-from ray import cloudpickle
 
-from uadray import cluster, errors, files
+from uadray import attempts, cluster, each, files
 from uadray.errors import (
     ConfigError,
     ScanError,
     StoreError,
     TooManyFailuresError,
-    UadrayError,
 )
 from uadray.lock import hold
 from uadray.prepare.identity import Source, digest_of, is_unchanged
@@ -57,14 +52,8 @@ Redo = Literal["quarantined", "changed", "damaged"]
 MAX_FAILURES = 0.25
 """More than this share of unusable scans is a wrong folder or setting, not bad luck."""
 
-MAX_TASKS = 10_000
-"""A larger cohort has several scans in a task."""
-
 NAMED = 8
 """Scans that a message names; of more it says how many."""
-
-MAX_DEATHS = 3
-"""How often the process that prepares a scan may die before the scan is given up."""
 
 
 def prepare_cohort(
@@ -268,11 +257,16 @@ def _fill(
     with Progress(total=len(rows), what="scans") as progress:
         # Full-size scans take a while: say at once that the job has begun, and where.
         progress.reach(len(rows) - len(items), note=f"{len(failures)} quarantined")
-        for result in _prepare(_PrepareTask(writer=writer, config=config), items, workers):
-            if isinstance(result, Failure):
-                failures.append(result)
+        task = _PrepareTask(writer=writer, config=config)
+        for item, result in each.in_tasks(task, items, workers=workers):
+            if isinstance(result, _Kept):
+                shards.add(item.row, result.name)
+            else:
+                # What it did not come to read is read here: the file may have killed its process.
+                failure = item.failure(result.reason, digest_of(item.scan, result.read))
+                failures.append(failure)
                 limit.check(failures)
-            shards.add(result)
+                shards.leave_out(failure)
             progress.advance(1, note=f"{len(failures)} quarantined")
         shards.finish()
 
@@ -336,21 +330,12 @@ class _PrepareTask:
     writer: CohortWriter
     config: PrepareConfig
 
-    def __call__(self, packed: dict[str, Any]) -> dict[str, Any]:
-        item: _Item = cloudpickle.loads(packed["item"])
-        result = {"row": item.row, "name": "", "reason": "", "error": "", "message": ""}
-        result["read"] = "{}"
-        try:
-            with files.digests_of_reads() as read, storage_errors(item.scan.image):
-                try:
-                    return result | {"name": self.keep(item, read)}
-                except ScanError as error:
-                    # Arrow takes no bytes of names that are no UTF-8.
-                    return result | {"reason": printable(str(error)), "read": json.dumps(read)}
-        except UadrayError as error:
-            # Ray Data drops the cause of a failed task on its way back, so that a named error of
-            # ours travels as a value.
-            return result | {"error": type(error).__name__, "message": printable(str(error))}
+    def __call__(self, item: _Item) -> "_Kept | _Refused":
+        with files.digests_of_reads() as read, storage_errors(item.scan.image):
+            try:
+                return _Kept(name=self.keep(item, read))
+            except ScanError as error:
+                return _Refused(reason=str(error), read=dict(read))
 
     def keep(self, item: _Item, read: Mapping[str, str]) -> str:
         """Prepare one scan and write it aside; return the file's name.
@@ -359,9 +344,6 @@ class _PrepareTask:
             item: The scan.
             read: Digests of the files that are read meanwhile, as they come.
         """
-        # Ray grants one CPU; a library that takes all of them only makes the tasks wait.
-        torch.set_num_threads(1)
-        sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(1)
         volume = self.prepare(item.row, item.scan)
         # float16 as in the store.
         arrays = {"image": volume.image.astype(np.float16), "brain": volume.brain}
@@ -374,40 +356,32 @@ class _PrepareTask:
             return self.writer.put_row(subject, arrays)
 
     def prepare(self, row: int, scan: Scan) -> PreparedVolume:
-        """Prepare one scan, unless its process dies each time: Ray would try it for ever."""
+        """Prepare one scan, unless its process dies each time."""
         with storage_errors(self.writer.url):
             deaths = self.writer.begin_row(row)
         try:
-            if deaths < MAX_DEATHS:
-                return prepare_scan(scan, self.config)
+            attempts.refuse(scan.image, deaths, "prepared")
+            return prepare_scan(scan, self.config)
         finally:
             with storage_errors(self.writer.url):
                 self.writer.end_row(row)
-        raise ScanError(
-            f"{scan.image}: the process that prepared it died {deaths} times (out of memory, or a "
-            "library crashed); look at the file, or try it with fewer --workers"
-        )
 
 
-def _prepare(
-    task: _PrepareTask, items: Sequence[_Item], workers: int | None
-) -> Iterator[tuple[int, str] | Failure]:
-    """Run one task a scan on the cluster; yield each scan's row and kept file, or its failure."""
-    if not items:
-        return
-    given = {item.row: item for item in items}
-    packed = [{"item": cloudpickle.dumps(item)} for item in items]
-    dataset = ray.data.from_items(packed, override_num_blocks=min(len(items), MAX_TASKS))
-    done = dataset.map(task, num_cpus=1, compute=ray.data.TaskPoolStrategy(size=workers))
-    for result in done.iter_rows():
-        item = given[result["row"]]
-        if result["error"]:
-            raise getattr(errors, result["error"])(result["message"])
-        if result["reason"]:
-            # What it did not come to read is read here: the file may have killed its process.
-            yield item.failure(result["reason"], digest_of(item.scan, json.loads(result["read"])))
-        else:
-            yield item.row, result["name"]
+@dataclass(frozen=True, kw_only=True)
+class _Kept:
+    """A prepared scan."""
+
+    name: str
+    """Of its file."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Refused:
+    """A scan that cannot be used."""
+
+    reason: str
+    read: dict[str, str]
+    """Digests of those of its files that were read."""
 
 
 class _Shards:
@@ -429,14 +403,16 @@ class _Shards:
         for shard in missing:
             self._write_if_whole(shard)
 
-    def add(self, result: tuple[int, str] | Failure) -> None:
-        """Take note of a scan that is prepared, or that cannot be."""
-        if isinstance(result, Failure):
-            row = result.row
-            self._failures[row] = result
-        else:
-            row, self.names[row] = result[0], result[1]
+    def add(self, row: int, name: str) -> None:
+        """Take note of a scan that is prepared, and of its file."""
+        self.names[row] = name
         self._write_if_whole(row // self._writer.shard)
+        self._wait(timeout=0)
+
+    def leave_out(self, failure: Failure) -> None:
+        """Take note of a scan that cannot be used."""
+        self._failures[failure.row] = failure
+        self._write_if_whole(failure.row // self._writer.shard)
         self._wait(timeout=0)
 
     def finish(self) -> None:

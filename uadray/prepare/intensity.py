@@ -11,7 +11,11 @@ from uadray.errors import ScanError
 from uadray.prepare.geometry import Volume, brain_box
 
 FLAT = 1e-9
-"""Least squared gradient where the direction of a level set is known; as in ITK."""
+"""Least squared gradient per mm where the direction of a level set is known, as in ITK; for
+intensities of a contrast of `CONTRAST` it is where their rounding ends."""
+
+CONTRAST = 2**7
+"""`denoise` works at a contrast from this to twice as much, whatever the unit of the image."""
 
 PLANES = 4
 """Planes that the curvature flow works on at a time, so that they stay in the CPU's cache."""
@@ -20,17 +24,37 @@ BIAS_ITERATIONS = (50, 50, 50, 50)
 """Of N4 on each of its levels; SimpleITK's default."""
 
 
+def contrast_of(inside: np.ndarray) -> float:
+    """Range of a brain's intensities, (n,), without its outer percents; 0 where all are one."""
+    # One odd voxel must not decide, and some thousand voxels tell.
+    low, high = np.percentile(inside[:: max(1, inside.size // 10_000)], (1, 99))
+    return float(high - low) or float(inside.max() - inside.min())
+
+
+def power_to(target: int, contrast: float) -> int:
+    """The power of two that brings a contrast to [target, 2 * target), target being one, too."""
+    return target.bit_length() - 1 - int(np.floor(np.log2(contrast)))
+
+
 def denoise(volume: Volume, *, time_step: float, iterations: int) -> Volume:
     """Smooth by curvature flow, which keeps edges (Sethian 1996), inside the brain's box.
 
     A voxel feels only those within `iterations` of it, so that a margin as wide makes the brain
-    the same as if the whole volume were smoothed.
+    the same as if the whole volume were smoothed. What is flat follows from the brain's contrast,
+    so that the result does not depend on the unit of the image.
     """
     box = brain_box(volume.brain, margin=iterations)
-    image = volume.image.copy()
-    image[box] = curvature_flow(
-        volume.image[box], volume.spacing, time_step=time_step, iterations=iterations
+    contrast = contrast_of(volume.image[volume.brain])
+    # By a power of two there and back: exactly.
+    power = power_to(CONTRAST, contrast) if contrast > 0 else 0
+    smooth = curvature_flow(
+        np.ldexp(volume.image[box], power),
+        volume.spacing,
+        time_step=time_step,
+        iterations=iterations,
     )
+    image = volume.image.copy()
+    image[box] = np.ldexp(smooth, -power)
     return replace(volume, image=image)
 
 
@@ -103,6 +127,9 @@ def _curvature_speed(slab: np.ndarray, per_mm: np.ndarray) -> np.ndarray:
 def correct_bias(volume: Volume, *, shrink: int) -> Volume:
     """Divide by the smooth field that N4 finds inside the brain (Tustison et al. 2010; SimpleITK).
 
+    Voxels of 0 are left out of the search: N4 works on logarithms and takes that of 0 for 0, which
+    is that of an intensity of 1, in whatever unit.
+
     Args:
         volume: A brain without its skull.
         shrink: The field is estimated on every `shrink`-th voxel along each axis.
@@ -112,7 +139,7 @@ def correct_bias(volume: Volume, *, shrink: int) -> Volume:
     """
     image = sitk.GetImageFromArray(np.maximum(volume.image, 0).T)
     image.SetSpacing(volume.spacing.tolist())
-    mask = sitk.GetImageFromArray(volume.brain.T.astype(np.uint8))
+    mask = sitk.GetImageFromArray((volume.brain & (volume.image > 0)).T.astype(np.uint8))
     mask.CopyInformation(image)
     factors = [min(shrink, n) for n in image.GetSize()]
     n4 = sitk.N4BiasFieldCorrectionImageFilter()

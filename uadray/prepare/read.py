@@ -6,6 +6,7 @@ import scipy.ndimage as ndi
 from uadray.errors import ScanError
 from uadray.prepare.geometry import BRAIN_THRESHOLD, DOUBT, Volume, voxel_sizes
 from uadray.prepare.identity import image_digest
+from uadray.prepare.intensity import CONTRAST, contrast_of, power_to
 from uadray.prepare.layouts import Scan
 from uadray.prepare.masks import read_share
 from uadray.prepare.nifti import RawImage, read_image
@@ -182,13 +183,10 @@ def _shift_up(image: np.ndarray, brain: np.ndarray) -> tuple[np.ndarray, list[st
 
 def _ordinary(image: np.ndarray, brain: np.ndarray) -> tuple[np.ndarray, list[str]]:
     """Bring intensities of an unusual unit to an ordinary range, by a power of two: exactly."""
-    # Percentiles, since one odd voxel must not decide; some thousand voxels tell them.
-    inside = image[brain]
-    low, high = np.percentile(inside[:: max(1, inside.size // 10_000)], (1, 99))
-    contrast = float(high - low) or float(inside.max() - inside.min())
+    contrast = contrast_of(image[brain])
     if ORDINARY[0] <= contrast <= ORDINARY[1] or contrast == 0 or not np.isfinite(contrast):
         return image, []
-    power = 7 - int(np.floor(np.log2(contrast)))
+    power = power_to(CONTRAST, contrast)
     # In two halves: 2 ** 140 is no float32.
     scaled = np.ldexp(np.ldexp(image, power // 2), power - power // 2)
     return scaled, [f"intensities of a range of {contrast:.2g} multiplied by 2^{power}"]

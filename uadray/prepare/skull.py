@@ -19,6 +19,7 @@ import numpy as np
 
 from uadray.errors import ConfigError, ScanError
 from uadray.prepare.geometry import DOUBT, Volume, voxel_ml
+from uadray.prepare.intensity import CONTRAST, contrast_of, power_to
 
 SkullStrip = Literal["auto", "none", "mask", "deepbet", "robex"]
 """How brain is told from the rest; see `PrepareConfig.skull_strip`."""
@@ -110,7 +111,7 @@ def _robex(volume: Volume) -> np.ndarray:
     with tempfile.TemporaryDirectory(prefix="uadray-robex-") as name:
         folder = Path(name)
         binary = _robex_home(package, folder)
-        image = nib.Nifti1Image(volume.image, volume.affine)
+        image = nib.Nifti1Image(_for_robex(volume.image), volume.affine)
         image.set_qform(volume.affine, code=1)
         nib.save(image, folder / "image.nii")
         command = [str(binary), "image.nii", "stripped.nii", "mask.nii", "0"]
@@ -131,6 +132,14 @@ def _robex(volume: Volume) -> np.ndarray:
         mask: Any = nib.load(folder / "mask.nii")
         brain = np.asarray(mask.dataobj).reshape(volume.image.shape) > 0
     return brain
+
+
+def _for_robex(image: np.ndarray) -> np.ndarray:
+    """The image with a contrast that ROBEX sees: of one in [0, 1] it calls the whole head brain."""
+    contrast = contrast_of(image.ravel())
+    if contrast == 0 or contrast >= CONTRAST / 2:
+        return image
+    return np.asarray(np.ldexp(image, power_to(CONTRAST, contrast)))
 
 
 def _robex_home(package: Path, folder: Path) -> Path:

@@ -11,9 +11,10 @@ from markupsafe import Markup
 from numpy.typing import NDArray
 
 from uadray import __version__, files, html
-from uadray.config import Experiment, Learned
+from uadray.config import Experiment
 from uadray.data.erasing import erase, erased_mask, sample_erasing
 from uadray.errors import ConfigError
+from uadray.methods import Learned
 from uadray.report import figures
 from uadray.store import Cohort
 

@@ -3,8 +3,8 @@
 import torch
 
 from uadray.config import Experiment
-from uadray.detectors import Detector, GradientDetector, StreamDetector, build
 from uadray.errors import ConfigError
+from uadray.methods import Detector, GradientDetector, StreamDetector, build
 from uadray.runs.checkpoint import CheckpointStore
 from uadray.runs.folder import Run
 

@@ -17,7 +17,7 @@ from typing import Any, Self
 from uadray import files
 from uadray.config import Experiment, from_json, to_json
 from uadray.errors import CheckpointError, RunError
-from uadray.methods.network import constants
+from uadray.methods.blocks import constants
 from uadray.results import refuse_inside
 from uadray.runs.learned import PEOPLE, origin_of, record_people
 from uadray.store import Cohort, software_versions

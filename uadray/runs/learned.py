@@ -18,16 +18,14 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from uadray import files, npz
-from uadray.config import Experiment, HistEq, Intensity
+from uadray.config import Experiment
 from uadray.data.sampling import train_rows
 from uadray.errors import RunError, StoreError
+from uadray.methods import is_fitted
 from uadray.store import Cohort, open_cohort
 
 PEOPLE = "people.npz"
 """In a run folder: digests of who was learned from."""
-
-LEARN_FROM_NOBODY = (Intensity, HistEq)
-"""Methods that are the same whatever cohort they are given."""
 
 TOLERANCE = 0.02
 """Relative, between the voxels of two grids that count as the same: rounding alone."""
@@ -133,7 +131,7 @@ def people_of(cohort: Cohort, rows: Iterable[int] | None = None) -> People:
 
 def record_people(url: str, cohort: Cohort, experiment: Experiment) -> None:
     """Leave in the run folder at `url` who the experiment learns from on this cohort."""
-    if isinstance(experiment.method, LEARN_FROM_NOBODY):
+    if not is_fitted(experiment.method):
         return
     share, seed = experiment.fit.data_share, experiment.fit.seed
     rows = [*train_rows(cohort, share=share, seed=seed), *_rows(cohort, "validation")]
@@ -166,7 +164,7 @@ def compare_run(
     Raises:
         RunError: `people.npz` is damaged or cannot be read.
     """
-    if isinstance(experiment.method, LEARN_FROM_NOBODY):
+    if not is_fitted(experiment.method):
         return Match()
     origin, learned = _recorded_origin(config), _recorded_people(url)
     if origin is None or (people and learned is None):

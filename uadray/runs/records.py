@@ -6,6 +6,7 @@ from typing import Any
 
 from uadray import config, files
 from uadray.errors import RunError
+from uadray.methods import NAMED
 from uadray.runs.evaluations import (
     EVALUATION,
     Evaluation,
@@ -28,10 +29,7 @@ from uadray.runs.folder import (
 )
 from uadray.runs.settings import variants
 
-_PLAIN = {
-    kind.__name__
-    for kind in (config.Intensity, config.HistEq, config.MeanImage, config.ZScore, config.PCA)
-}
+_PLAIN = {NAMED[name].method.type_name() for name in config.BASELINES}
 
 
 @dataclass(frozen=True, kw_only=True)

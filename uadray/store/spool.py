@@ -7,12 +7,11 @@ A file is a zip archive of arrays: it has a checksum, and nothing in it is execu
 
 import json
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import asdict
 
 import numpy as np
 
-from uadray import files, npz
+from uadray import attempts, files, npz
 from uadray.errors import StoreError
 from uadray.store.layout import Subject
 
@@ -69,21 +68,13 @@ def names(url: str) -> set[str]:
 
 
 def begin(url: str, row: int) -> int:
-    """Note that a scan is about to be prepared; return how often that was noted before.
-
-    The note stays where the process dies before `end`.
-    """
-    note = _note(url, row)
-    before = b""
-    with suppress(FileNotFoundError):
-        before = files.read_bytes(note)
-    files.write_bytes(note, before + b".")
-    return len(before)
+    """Note that a scan is about to be prepared; return how often a process died over it."""
+    return attempts.begin(_note(url, row))
 
 
 def end(url: str, row: int) -> None:
     """Note that the preparation has come to an end, good or bad."""
-    files.remove_file(_note(url, row))
+    attempts.end(_note(url, row))
 
 
 def forget_begun(url: str) -> None:

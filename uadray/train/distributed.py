@@ -12,9 +12,9 @@ from uadray import cluster, files
 from uadray.config import Experiment
 from uadray.data.sampling import train_rows
 from uadray.data.stream import ValidationStream
-from uadray.detectors import Detector, GradientDetector, StreamDetector, num_parameters
 from uadray.errors import ConfigError, RunError, StoppedError
 from uadray.lock import hold
+from uadray.methods import Detector, GradientDetector, StreamDetector, num_parameters
 from uadray.runs.checkpoint import CheckpointStore
 from uadray.runs.detector import fresh
 from uadray.runs.folder import Run

@@ -19,10 +19,10 @@ from ray.train.torch import TorchTrainer, prepare_model
 
 from uadray import cluster, files
 from uadray.data.stream import READ_CPUS
-from uadray.detectors import GradientDetector
 from uadray.errors import ConfigError, StoppedError, UadrayError
 from uadray.memory import ONE_ARENA
-from uadray.methods.base import check_finite
+from uadray.methods import GradientDetector
+from uadray.methods.settings import check_finite
 from uadray.runs.folder import Run
 from uadray.store import Cohort
 from uadray.train.loop import Metrics, World

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from uadray.config import Experiment, FitConfig
 from uadray.data.batch import Batch
-from uadray.detectors.base import Detector, GradientDetector, Phase, StreamDetector
 from uadray.errors import ConfigError, UadrayError
 from uadray.memory import keep_freed_memory
+from uadray.methods.base import Detector, GradientDetector, Phase, StreamDetector
 from uadray.runs.checkpoint import CheckpointStore
 from uadray.train.steps import Metrics, Steps, make_optimizers, means, over_workers
 from uadray.train.world import World

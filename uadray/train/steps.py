@@ -13,7 +13,7 @@ from uadray import counter
 from uadray.config import Experiment, FitConfig
 from uadray.data.batch import Batch
 from uadray.data.erasing import erase, sample_erasing
-from uadray.detectors.base import GradientDetector, Player
+from uadray.methods.base import GradientDetector, Player
 from uadray.train.world import World
 
 Metrics = dict[str, Any]

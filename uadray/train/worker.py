@@ -8,8 +8,8 @@ import torch
 
 from uadray.data.sampling import step_sizes, train_rows
 from uadray.data.stream import TrainingStream, ValidationStream, fits_in_memory
-from uadray.detectors import GradientDetector
 from uadray.errors import ConfigError, RunError
+from uadray.methods import GradientDetector
 from uadray.runs.checkpoint import CheckpointStore
 from uadray.runs.detector import fresh
 from uadray.runs.folder import EPOCHS, Run

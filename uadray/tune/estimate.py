@@ -9,7 +9,7 @@ import torch
 
 from uadray.config import Experiment, learns
 from uadray.data.batch import Batch
-from uadray.detectors import GradientDetector
+from uadray.methods import GradientDetector
 from uadray.runs.detector import fresh
 from uadray.store import Cohort
 from uadray.train.loop import World, reduced_precision

@@ -11,9 +11,9 @@ from typing import Any
 import torch
 
 from uadray import files
-from uadray.detectors import Detector
 from uadray.evaluation.protocols import EvaluateConfig
 from uadray.evaluation.scoring import count_volumes, read_example
+from uadray.methods import Detector
 from uadray.metrics.counts import SubjectCounts, ThresholdPart
 from uadray.metrics.measures import auprc, dice_d
 from uadray.metrics.thresholds import fit_threshold

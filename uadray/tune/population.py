@@ -27,8 +27,8 @@ import numpy as np
 
 from uadray import files
 from uadray.config import Experiment
-from uadray.detectors import GradientDetector
 from uadray.errors import CheckpointError, ConfigError
+from uadray.methods import GradientDetector
 from uadray.runs.checkpoint import CheckpointStore
 from uadray.runs.detector import fresh
 from uadray.runs.folder import TRIALS, Run

@@ -8,7 +8,7 @@ from typing import Literal
 
 from uadray.data.stream import READ_CPUS
 from uadray.errors import ConfigError
-from uadray.methods.base import check_finite
+from uadray.methods.settings import check_finite
 
 RECONSTRUCTION = "validation/reconstruction"
 """The record of an epoch that healthy reconstruction is under."""

@@ -5,14 +5,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from uadray.config import (
-    BASELINES,
-    BENGS_TABLE_1,
-    Experiment,
-    FitConfig,
-    experiment,
-    learns,
-)
+from uadray.config import BASELINES, BENGS_TABLE_1, Experiment, FitConfig, experiment, learns
 from uadray.errors import ConfigError
 
 

@@ -1,14 +1,92 @@
-"""A transformer over the codes of an image, one after the other.
+"""Codes of an image, and a transformer over them, one after the other.
 
-Shape suffixes: B batch, T tokens, E numbers a token, H heads, K codes.
+Shape suffixes: B batch, T tokens, E numbers a token, H heads, N features, F numbers in a code, K
+codes.
 """
 
 import itertools
 import math
 
-import torch
-from torch import Tensor, nn
-from torch.nn import functional
+from uadray.lazy import Module, Tensor, functional, nn, torch
+
+
+class Codebook(Module):
+    """Replaces each feature by the nearest of a few codes (van den Oord 2017).
+
+    Codes are moving averages of the features that chose them, in buffers; so they follow the
+    encoder at once, and workers average them as they do all buffers. What hardly any feature
+    chooses starts again at a feature of the batch, at first all codes: evenly spread over the
+    features, from the worst represented to the best, so that nothing is drawn.
+
+    Args:
+        num_codes: Codes.
+        size: Numbers in a code.
+        commitment: Weight of the distance of a feature to its code.
+        decay: Of the moving averages, a batch.
+        dead_share: A code begins anew whose usage is below this share of the mean usage.
+    """
+
+    usage: Tensor
+    sums: Tensor
+
+    def __init__(
+        self, num_codes: int, size: int, *, commitment: float, decay: float, dead_share: float
+    ) -> None:
+        super().__init__()
+        self.commitment, self.decay, self.dead_share = commitment, decay, dead_share
+        self.register_buffer("usage", torch.zeros(num_codes))
+        self.register_buffer("sums", torch.randn(num_codes, size))
+
+    @property
+    def codes(self) -> Tensor:
+        """(K, F)."""
+        return self.sums / torch.where(self.usage > 0, self.usage, 1.0)[:, None]
+
+    def squared_distances(self, features_NF: Tensor) -> Tensor:
+        """To each code, (N, K), float32."""
+        # In bfloat16 other codes than those of scoring would be the nearest.
+        with torch.autocast(features_NF.device.type, enabled=False):
+            features_NF, codes = features_NF.float(), self.codes
+            cross = features_NF @ codes.T
+            return features_NF.square().sum(1, keepdim=True) - 2 * cross + codes.square().sum(1)
+
+    def nearest(self, features_NF: Tensor) -> Tensor:
+        """Number of the nearest code, (N,)."""
+        return self.squared_distances(features_NF).argmin(1)
+
+    def forward(self, features_NF: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Quantise; while training, the codes move first.
+
+        Returns:
+            Codes in place of the features, through which gradients pass unchanged, (N, F); the
+            features' part of the quantisation error, a scalar; the chosen numbers, (N,).
+        """
+        features_NF = features_NF.float()
+        if self.training:
+            with torch.no_grad():
+                self._follow(features_NF.detach())
+        chosen = self.nearest(features_NF.detach())
+        codes = self.codes[chosen]
+        error = self.commitment * (features_NF - codes).square().mean()
+        return features_NF + (codes - features_NF).detach(), error, chosen
+
+    def _follow(self, features_NF: Tensor) -> None:
+        num, num_codes = len(features_NF), len(self.usage)
+        distance, chosen = self.squared_distances(features_NF).min(1)
+        with torch.autocast(features_NF.device.type, enabled=False):
+            # A product, not a scattered sum, so that a GPU adds in the same order every time.
+            whose = functional.one_hot(chosen, num_codes).float()
+            self.usage.lerp_(whose.sum(0) * (self.usage.sum() > 0), 1 - self.decay)
+            self.sums.lerp_(whose.T @ features_NF, 1 - self.decay)
+        mean = self.usage.mean()
+        dead = (self.usage <= self.dead_share * mean).nonzero()[:, 0]
+        if len(dead) == 0:
+            return
+        worst_first = distance.argsort(descending=True, stable=True)
+        places = torch.arange(len(dead), device=dead.device) * num // len(dead)
+        count = torch.where(mean > 0, mean, num * (1 - self.decay) / num_codes)
+        self.usage[dead] = count
+        self.sums[dead] = count * features_NF[worst_first[places]]
 
 
 def ordering(grid: tuple[int, ...], number: int) -> Tensor:
@@ -30,7 +108,7 @@ def ordering(grid: tuple[int, ...], number: int) -> Tensor:
     return places.permute(permuted).flatten().clone()
 
 
-class _Layer(nn.Module):
+class _Layer(Module):
     """Attention to what came before, and two dense layers; each normalises its input."""
 
     def __init__(self, size: int, heads: int) -> None:
@@ -40,7 +118,7 @@ class _Layer(nn.Module):
         self.to_qkv, self.leave = nn.Linear(size, 3 * size), nn.Linear(size, size)
         self.dense = nn.Sequential(nn.Linear(size, 4 * size), nn.GELU(), nn.Linear(4 * size, size))
 
-    def forward(self, x_BTE: Tensor, kept: "list[Tensor] | None" = None) -> Tensor:
+    def forward(self, x_BTE: Tensor, kept: list[Tensor] | None = None) -> Tensor:
         """All tokens at once, or the next token beside the keys and values `kept` of the others."""
         split = self.to_qkv(self.norm_1(x_BTE)).unflatten(2, (3, self.heads, -1))
         query, key, value = (t.transpose(1, 2) for t in split.unbind(2))
@@ -48,13 +126,15 @@ class _Layer(nn.Module):
             if kept:
                 key, value = torch.cat([kept[0], key], 2), torch.cat([kept[1], value], 2)
             kept[:] = [key, value]
-        found = functional.scaled_dot_product_attention(query, key, value, is_causal=kept is None)
-        x_BTE = x_BTE + self.leave(found.transpose(1, 2).flatten(2))
+        attended = functional.scaled_dot_product_attention(
+            query, key, value, is_causal=kept is None
+        )
+        x_BTE = x_BTE + self.leave(attended.transpose(1, 2).flatten(2))
         out: Tensor = x_BTE + self.dense(self.norm_2(x_BTE))
         return out
 
 
-class CausalTransformer(nn.Module):
+class CausalTransformer(Module):
     """Which code comes next, given those before it.
 
     Args:

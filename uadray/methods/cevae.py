@@ -1,51 +1,93 @@
-"""Context-encoding variational autoencoder (Zimmerer 2018)."""
+"""Context-encoding variational autoencoder."""
 
 import math
+from dataclasses import dataclass
+from typing import Literal
 
-import torch
-from torch import Tensor
-from torch.nn import functional
+from uadray.lazy import Tensor, torch
+from uadray.methods.base import Detection, GradientDetector, Losses, Shape, by_samples
+from uadray.methods.blocks import coarse_grid
+from uadray.methods.networks import (
+    Decoder,
+    Encoder,
+    bound_log_sigma,
+    kl_divergence,
+    separable,
+    uniform,
+)
+from uadray.methods.registry import method
+from uadray.methods.settings import DenseLatent, check_limits
 
-from uadray.detectors.base import Detection, GradientDetector, by_samples
-from uadray.detectors.coders import Decoder, Encoder, bounded, coarse_grid, divergence, uniform
-from uadray.methods.autoencoders import CeVAE
-from uadray.methods.network import OUTPUT_RANGE
 
+@method(
+    "ceVAE",
+    source="Zimmerer 2018, Context-encoding variational autoencoder",
+    equation=(
+        "min (1 - c)(sum abs(x - D(mu + sigma e)) + KL) + c sum abs(x - D(mu(masked x))); "
+        "s = abs(x - D(mu)) times smoothed abs(dKL/dx)"
+    ),
+    deviations=(
+        "The target of the masked input is the clean image, and each sample has squares of its "
+        "own, which public code gets wrong. The gradient is scaled to its largest in a volume "
+        "so that scores have a stated range."
+    ),
+    fit={"epochs": 100, "batch_size": 32, "learning_rate": 1e-3},
+)
+class CeVAE(GradientDetector):
+    """Context-encoding VAE (Zimmerer 2018): squares are masked, and what was there is learned.
 
-class CeVAEDetector(GradientDetector):
-    """A VAE that also learns to fill in squares, and scores by residual and gradient.
-
-    Each sample has squares of its own, each filled with one value, and the target is the clean
-    image. (Public code applies one sample's squares to its whole batch, keeps the last square
-    alone, or learns to give the masked image back.)
-
-    Args:
-        config: Its settings.
-        shape: (Z, Y, X) of a volume.
-
-    Raises:
-        ConfigError: a side is not divisible by 2 for each strided convolution.
+    It scores by residual and gradient. Each sample has squares of its own, each filled with one
+    value, and the target is the clean image. (Public code applies one sample's squares to its whole
+    batch, keeps the last square alone, or learns to give the masked image back.)
     """
 
-    def __init__(self, config: CeVAE, shape: tuple[int, int, int]) -> None:
-        super().__init__()
-        self.config, self.ndim = config, config.ndim
-        self.grid = coarse_grid(shape, config.ndim, len(config.widths), config.label)
+    @dataclass(frozen=True, kw_only=True)
+    class Settings(DenseLatent):
+        latent_size: int = 256
+        """Units of the latent."""
+        kl_weight: float = 1.0
+        """Beside the L1 term, both summed over their elements."""
+        context_share: float = 0.5
+        """Weight of the context encoder's term; the VAE's has the rest."""
+        max_squares: int = 3
+        """0 to so many squares, or cubes, are masked."""
+        max_side: float = 0.5
+        """Their longest side as a share of the input's."""
+        score: Literal["residual", "gradient", "combination"] = "combination"
+        """`residual`: |x - reconstruction|; `gradient`: |dKL/dx|, smoothed, as a share of its
+        largest; `combination`: their product."""
+        smoothing: float = 1.0
+        """Standard deviation of the Gaussian that smooths the gradient, in voxels."""
+
+        def __post_init__(self) -> None:
+            super().__post_init__()
+            check_limits(
+                self,
+                kl_weight=">= 0",
+                context_share="in [0, 1]",
+                max_squares=">= 1",
+                max_side="in (0, 1]",
+                smoothing=">= 0",
+            )
+
+    config: Settings
+
+    def __init__(self, config: Settings, shape: Shape) -> None:
+        super().__init__(config, shape)
+        self.grid = coarse_grid(config, shape)
         self.encoder = Encoder.dense(config, self.grid, heads=2)
         self.decoder = Decoder.dense(config, self.grid)
         # The latent's; how many squares; and of each its side, its value and its corner.
         self.num_noise = config.latent_size + 1 + config.max_squares * (2 + config.ndim)
 
-    def forward(
-        self, x_in: Tensor, target: Tensor, noise: Tensor, player: str = ""
-    ) -> dict[str, Tensor]:
+    def forward(self, x_in: Tensor, target: Tensor, noise: Tensor, player: str = "") -> Losses:
         """(1 - c)(L1 + kl_weight * KL) + c L1 of the masked input, L1 terms a voxel."""
         config = self.config
         to_draw, to_mask = noise[:, : config.latent_size], noise[:, config.latent_size :]
         mu, log_sigma = self._encode(x_in)
         output = self.decoder(mu + log_sigma.exp() * to_draw)
         reconstruction = (output - target).abs().mean()
-        units = divergence(mu, log_sigma)
+        units = kl_divergence(mu, log_sigma)
         kl = units.sum(1).mean()
         variational = reconstruction + config.kl_weight * kl / math.prod(target.shape[1:])
         filled = self.decoder(self._encode(self.mask(x_in, to_mask))[0])
@@ -88,15 +130,11 @@ class CeVAEDetector(GradientDetector):
 
     def _encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
         mu, log_sigma = self.encoder(x)
-        return mu.float(), bounded(log_sigma)
+        return mu.float(), bound_log_sigma(log_sigma)
 
-    def reconstruct(self, x_BCZYX: Tensor) -> Tensor:
-        """Decoded mu, clamped to [0, 1]."""
-
-        def run(x: Tensor) -> Tensor:
-            return self.decoder(self._encode(x)[0]).clamp(*OUTPUT_RANGE)
-
-        return by_samples(run, x_BCZYX, self.ndim)
+    def healthy(self, x: Tensor) -> Tensor:
+        """Decoded mu."""
+        return self.decoder(self._encode(x)[0])
 
     def detect(self, x_BCZYX: Tensor, brain_BZYX: Tensor) -> Detection:
         """Residual, gradient of the divergence, or both."""
@@ -118,7 +156,7 @@ class CeVAEDetector(GradientDetector):
             # Scoring runs in inference mode, whose tensors have no gradient: a copy does.
             with torch.inference_mode(False), torch.enable_grad():
                 asked = x.clone().requires_grad_(True)
-                total = divergence(*self._encode(asked)).sum()
+                total = kl_divergence(*self._encode(asked)).sum()
                 (slope,) = torch.autograd.grad(total, asked)
             return smoothed(slope.abs(), self.config.smoothing)
 
@@ -133,17 +171,3 @@ def smoothed(x: Tensor, deviation: float) -> Tensor:
     at = torch.arange(-radius, radius + 1, device=x.device, dtype=x.dtype)
     kernel = torch.exp(-0.5 * (at / deviation) ** 2)
     return separable(x, kernel / kernel.sum())
-
-
-def separable(x: Tensor, kernel: Tensor) -> Tensor:
-    """A kernel, (taps,) with odd length, along each spatial axis of (B, 1, *spatial)."""
-    ndim, radius = x.ndim - 2, len(kernel) // 2
-    # What is smoothed may be a target: bfloat16 has too few digits for it.
-    with torch.autocast(x.device.type, enabled=False):
-        for axis in range(ndim):
-            rows = x.movedim(2 + axis, -1)
-            flat = functional.conv1d(
-                rows.reshape(-1, 1, rows.shape[-1]), kernel.view(1, 1, -1), padding=radius
-            )
-            x = flat.view(rows.shape).movedim(-1, 2 + axis)
-    return x

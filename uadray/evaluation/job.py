@@ -259,7 +259,7 @@ class _Pass:
         if len(rows) == 0:
             return seconds
         cluster.connect()
-        cluster.check_readable(files.join(self.cohort.url, "zarr.json"))
+        cluster.check_readable(self.cohort.seal_url)
         cluster.check_shared(*(pair.run.url for pair in pairs))
         fit, cpus = actors_for(cluster.room()[0])
         actors = min(len(np.unique(rows // CHUNK_VOLUMES)), fit)

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from uadray import cluster, files
+from uadray import cluster
 from uadray.config import Experiment
 from uadray.data.batch import Batch
 from uadray.data.sampling import train_rows
@@ -20,11 +20,12 @@ from uadray.runs.checkpoint import CheckpointStore
 from uadray.runs.detector import fresh
 from uadray.runs.folder import Run
 from uadray.store import Cohort
-from uadray.train.fit import fit_worker, healthy_reconstruction
+from uadray.train.fit import healthy_reconstruction
 from uadray.train.group import ScaleConfig, fit_group
 from uadray.train.steps import Metrics, World
 from uadray.train.summary import conclude_facts
 from uadray.train.track import TrackConfig, prepared
+from uadray.train.worker import fit_worker
 
 
 def fit(
@@ -117,7 +118,7 @@ def _fit(
     if isinstance(detector, (GradientDetector, StreamDetector)):
         # The dashboard frees what a group leaves behind whose driver was killed.
         cluster.connect(dashboard=scale.num_workers > 1)
-        cluster.check_readable(files.join(cohort.url, "zarr.json"))
+        cluster.check_readable(cohort.seal_url)
     if not isinstance(detector, GradientDetector):
         if track != TrackConfig():
             raise ConfigError(f"{run.experiment.name} has no epochs to track: drop --track")

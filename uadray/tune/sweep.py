@@ -148,7 +148,7 @@ def _fit_held(
     check_cohort(url, cohort)
     files.remove_drafts(url, recursive=False)
     cluster.connect(dashboard=config.workers_per_trial > 1)
-    cluster.check_readable(files.join(cohort.url, "zarr.json"))
+    cluster.check_readable(cohort.seal_url)
     cluster.check_shared(url)
     tasks = [Task(experiment=t, url=run_url(url, t)) for t in trials]
     left = [t for t in tasks if not settled(t.url, config)]

@@ -33,7 +33,7 @@ from uadray.progress import Progress
 from uadray.runs.detector import load_detector
 from uadray.runs.folder import Run
 from uadray.store import Cohort
-from uadray.train.distributed import fit
+from uadray.train.job import fit
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "the defaults": {},

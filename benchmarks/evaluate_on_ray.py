@@ -19,7 +19,7 @@ from uadray.config import experiment
 from uadray.evaluation.job import evaluate
 from uadray.runs.folder import Run
 from uadray.store import CohortWriter, Split, Subject, open_cohort
-from uadray.train.distributed import fit
+from uadray.train.job import fit
 
 
 def rows(folder: Path, num: int, size: int) -> list[Row]:

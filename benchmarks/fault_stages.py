@@ -96,7 +96,7 @@ STAGES = {
             name="prepare",
             command=_prepare,
             unit="scans",
-            progress=_distinct(r"/rows/\d+-\d+\.npz"),
+            progress=_distinct(r"/rows/\d+-[0-9a-f]*-[0-9a-f]*\.npz"),
             middle=NUM_SCANS // 3,
             worker=r"^ray::(?!IDLE).*([Mm]ap|_Once)",
         ),

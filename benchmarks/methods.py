@@ -42,7 +42,8 @@ from uadray.report.rows import group_by_cohort
 from uadray.runs.folder import Run
 from uadray.runs.records import load_runs
 from uadray.store import Cohort, open_cohort
-from uadray.train.distributed import fit, format_metrics
+from uadray.train.job import fit
+from uadray.train.summary import format_metrics
 
 LESIONED = ("tumour", "stroke")
 

@@ -145,7 +145,8 @@ def _prepare(net: Network, count: int, size: Weak) -> tuple[str, float, str]:
         *("--left-right", 24, "--posterior-anterior", 28),
         *("--inferior-superior", 26),
     )
-    rate, how = _rate(net, r"PUT /data/made\.zarr/rows/\d+-\d+\.npz 200", count, load)
+    kept = r"PUT /data/made\.zarr/rows/\d+-[0-9a-f]*-[0-9a-f]*\.npz 200"
+    rate, how = _rate(net, kept, count, load)
     return "prepare", rate, f"{how}; {num} in {seconds:.0f} s, start and end included"
 
 

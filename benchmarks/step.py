@@ -27,7 +27,9 @@ from uadray.methods import VAE
 from uadray.methods.blocks import EntryConv, ExitConv
 from uadray.phantom import make_subject
 from uadray.runs.checkpoint import CheckpointStore
-from uadray.train.loop import Metrics, fit_gradient, reduced_precision
+from uadray.train.fit import Fit
+from uadray.train.precision import reduced_precision
+from uadray.train.steps import Metrics
 
 BATCH = 32
 """Volumes in a step (Bengs 2021, section 2.3)."""
@@ -133,16 +135,14 @@ def fit_on(
     """The fit loop itself over some batches, bare; its records."""
     ids = torch.arange(len(validation))
     with tempfile.TemporaryDirectory() as folder:
-        return fit_gradient(
-            detector,
-            wanted,
+        return Fit(
+            detector=detector,
+            experiment=wanted,
             train=lambda epoch: batches,
             validation=[Batch(ids=ids, images=validation)],
             checkpoints=CheckpointStore(folder, "bare"),
-            report=lambda record: None,
-            past=[],
             device=DEVICE,
-        )
+        ).run()
 
 
 def against_naive(images: Tensor, rounds: int) -> tuple[list[Row], float]:

@@ -31,9 +31,9 @@ from uadray.memory import keep_freed_memory
 from uadray.runs.checkpoint import CheckpointStore
 from uadray.runs.folder import Run
 from uadray.store import Cohort, CohortWriter, Split, Subject, open_cohort
-from uadray.train.distributed import fit
+from uadray.train.fit import Fit
 from uadray.train.group import ScaleConfig, fit_group
-from uadray.train.loop import fit_gradient
+from uadray.train.job import fit
 
 VALIDATION = 4
 """Validation volumes of a benchmark's cohort."""
@@ -87,19 +87,17 @@ def bare(wanted: Experiment, url: str, out: str, threads: int) -> None:
             place = np.searchsorted(rows["train"], ids)
             yield Batch(ids=torch.from_numpy(ids), images=images["train"][place])
 
-    fit_gradient(
-        make(wanted, cohort.shape[0]),
-        wanted,
+    Fit(
+        detector=make(wanted, cohort.shape[0]),
+        experiment=wanted,
         train=train,
         validation=[
             Batch(ids=torch.from_numpy(rows["validation"].copy()), images=images["validation"])
         ],
         checkpoints=CheckpointStore(out, "bare"),
-        report=lambda record: None,
-        past=[],
         device=DEVICE,
         log=run.write_metrics,
-    )
+    ).run()
 
 
 def in_process(wanted: Experiment, url: str, out: str, threads: int) -> None:
@@ -154,7 +152,7 @@ def epochs_of(side: Callable[..., None], *args: Any, **options: Any) -> tuple[fl
     return ticks[0] - start, np.diff(ticks).tolist()
 
 
-Fit = Callable[[Experiment, str, str, int], None]
+Way = Callable[[Experiment, str, str, int], None]
 
 
 @dataclass(frozen=True)
@@ -184,7 +182,7 @@ class Epochs:
 
 
 def fits_in_turn(
-    sides: Mapping[str, Fit], folder: str, url: str, *, epochs: int, rounds: int, threads: int
+    sides: Mapping[str, Way], folder: str, url: str, *, epochs: int, rounds: int, threads: int
 ) -> dict[str, Epochs]:
     """Fit in each way in turn, round after round, with so many threads."""
     wanted = with_fit(
@@ -207,7 +205,7 @@ def fits_in_turn(
 def overhead(folder: str, url: str, epochs: int, rounds: int) -> list[Row]:
     """Fits through Ray against the bare loop, in turn, on all cores and on all but one."""
     threads, size = torch.get_num_threads(), {"epochs": epochs, "rounds": rounds}
-    sides: dict[str, Fit] = {"bare loop": bare, "in process": in_process, "under Ray Train": group}
+    sides: dict[str, Way] = {"bare loop": bare, "in process": in_process, "under Ray Train": group}
     on_all = fits_in_turn(sides, folder, url, threads=threads, **size)
     rows = [_against_bare(name, on_all, "") for name in ("in process", "under Ray Train")]
     if threads > 1:

@@ -26,7 +26,8 @@ from uadray.report import terminal_summary, write_report
 from uadray.runs.folder import Run
 from uadray.runs.records import load_runs
 from uadray.store import Cohort
-from uadray.train.distributed import fit, format_metrics
+from uadray.train.job import fit
+from uadray.train.summary import format_metrics
 
 LESIONED = ("tumour", "stroke")
 

@@ -23,7 +23,10 @@ from uadray import cli
 from uadray.config import BASELINES, BENGS_TABLE_1, OTHERS, Experiment, experiment, learns
 from uadray.progress import Progress
 from uadray.store import open_cohort
-from uadray.train.distributed import ScaleConfig, TrackConfig, fit, format_metrics
+from uadray.train.group import ScaleConfig
+from uadray.train.job import fit
+from uadray.train.summary import format_metrics
+from uadray.train.track import TrackConfig
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,7 +5,7 @@ import threading
 import torch
 from torch import Tensor, nn
 
-from uadray.train.loop import World
+from uadray.train.steps import World
 
 
 class Team:

@@ -12,7 +12,8 @@ from uadray.config import Experiment
 from uadray.data.batch import Batch
 from uadray.methods import GradientDetector, build
 from uadray.runs.checkpoint import CheckpointStore
-from uadray.train.loop import Metrics, fit_gradient
+from uadray.train.fit import Fit
+from uadray.train.steps import Metrics
 
 
 def made_images(num: int) -> Tensor:
@@ -48,15 +49,14 @@ def fit_arrays(
     """The network and its records; every epoch goes over all images in order by default."""
     detector = options.pop("detector", None) or fresh(what)
     whole = cut(images, list(range(len(images))), what.fit.batch_size)
-    records = fit_gradient(
-        detector,
-        what,
+    records = Fit(
+        detector=detector,
+        experiment=what,
         train=batches or (lambda epoch: whole),
         validation=[Batch(ids=torch.arange(4), images=images[:4])],
         checkpoints=CheckpointStore(str(folder), what.fingerprint),
-        report=lambda record: None,
-        past=options.pop("past", []),
+        records=options.pop("past", []),
         device=torch.device("cpu"),
         **options,
-    )
+    ).run()
     return detector, records

@@ -80,12 +80,12 @@ def fit(method: str | Experiment, cohort: Place | Cohort, out: Place, **fit: Any
         fit: Fields of `FitConfig` to change, such as `epochs=20`.
 
     Raises:
-        UadrayError: see `train.distributed.fit`.
+        UadrayError: see `train.job.fit`.
     """
-    from uadray.train import distributed
+    from uadray.train import job
 
     chosen = experiment(method) if isinstance(method, str) else method
-    return distributed.fit(with_fit(chosen, **fit), _cohort(cohort), str(out))
+    return job.fit(with_fit(chosen, **fit), _cohort(cohort), str(out))
 
 
 def evaluate(

@@ -19,7 +19,8 @@ from uadray.prepare.splits import Selection
 from uadray.prepare.steps import PrepareConfig
 from uadray.progress import PLAIN_EVERY_S
 from uadray.store import open_cohort, verify
-from uadray.train.distributed import ScaleConfig, TrackConfig
+from uadray.train.group import ScaleConfig
+from uadray.train.track import TrackConfig
 
 pytestmark = pytest.mark.ray
 

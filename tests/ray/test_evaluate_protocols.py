@@ -26,7 +26,7 @@ from uadray.metrics.postprocess import PostprocessConfig
 from uadray.runs.folder import Run
 from uadray.runs.scores import ScoreStore
 from uadray.store import Cohort
-from uadray.train.distributed import fit
+from uadray.train.job import fit
 
 pytestmark = [
     pytest.mark.ray,

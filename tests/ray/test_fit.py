@@ -27,9 +27,11 @@ from uadray.methods import GradientDetector, StreamDetector, build
 from uadray.runs.detector import load_detector
 from uadray.runs.folder import Run
 from uadray.store import Cohort
-from uadray.train import group, loop
-from uadray.train.distributed import ScaleConfig, fit
-from uadray.train.loop import NotFiniteError
+from uadray.train import fit as loop
+from uadray.train import group
+from uadray.train.fit import NotFiniteError
+from uadray.train.group import ScaleConfig
+from uadray.train.job import fit
 
 pytestmark = [
     pytest.mark.ray,

@@ -13,7 +13,8 @@ from tiny_methods import tiny
 from uadray.methods import GradientDetector, build
 from uadray.runs.detector import load_detector
 from uadray.runs.folder import Run
-from uadray.train.distributed import ScaleConfig, fit
+from uadray.train.group import ScaleConfig
+from uadray.train.job import fit
 
 pytestmark = [
     pytest.mark.slow,

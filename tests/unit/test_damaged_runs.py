@@ -18,7 +18,7 @@ from uadray.prediction.model_folder import export_model, open_model
 from uadray.runs.detector import load_detector
 from uadray.runs.folder import Run
 from uadray.runs.records import Broken, load_runs
-from uadray.train.distributed import fit
+from uadray.train.job import fit
 from uadray.tune.settings import SweepConfig
 from uadray.tune.trials import outcome, settled, status
 

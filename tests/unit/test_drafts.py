@@ -14,7 +14,7 @@ from tiny_models import finished_run
 from uadray import files
 from uadray.evaluation.protocols import EvaluateConfig
 from uadray.runs.scores import ScoreStore
-from uadray.train.distributed import fit
+from uadray.train.job import fit
 
 WRITER = """
 import os, sys

@@ -19,13 +19,9 @@ from uadray.errors import UadrayError
 from uadray.methods import GradientDetector, Learned, build
 from uadray.runs.checkpoint import CheckpointStore
 from uadray.store import Cohort
-from uadray.train.loop import (
-    Metrics,
-    NotFiniteError,
-    fit_gradient,
-    healthy_reconstruction,
-    reduced_precision,
-)
+from uadray.train.fit import Fit, NotFiniteError, healthy_reconstruction
+from uadray.train.precision import reduced_precision
+from uadray.train.steps import Metrics
 
 CPU = torch.device("cpu")
 KEYS = {
@@ -114,17 +110,17 @@ def fit(
         if record["epoch"] == stop_after:
             raise KeyboardInterrupt
 
-    records = fit_gradient(
-        detector,
-        experiment,
+    records = Fit(
+        detector=detector,
+        experiment=experiment,
         train=train or train_batches(cohort, experiment),
         validation=validation_batches(cohort),
         checkpoints=checkpoints or CheckpointStore(str(folder), experiment.fingerprint),
         report=report,
-        past=past or [],
+        records=past or [],
         device=CPU,
         log=lambda records: None if logged is None else logged.append(list(records)),
-    )
+    ).run()
     return detector, records
 
 

@@ -24,8 +24,10 @@ from uadray.methods import GradientDetector, Learned
 from uadray.methods.base import Phase, Player
 from uadray.runs.checkpoint import CheckpointStore
 from uadray.runs.folder import Run
-from uadray.train.distributed import conclude_facts, format_metrics
-from uadray.train.loop import Metrics, NotFiniteError, Schedule, fit_gradient
+from uadray.train.fit import Fit, NotFiniteError
+from uadray.train.schedule import Schedule
+from uadray.train.steps import Metrics
+from uadray.train.summary import conclude_facts, format_metrics
 
 CPU = torch.device("cpu")
 NUM = 12
@@ -187,16 +189,14 @@ def test_phases_share_the_epochs_and_the_best_is_of_the_last(
             kept.append((state.last, state.best))
             return state
 
-    records = fit_gradient(
-        detector,
-        what,
+    records = Fit(
+        detector=detector,
+        experiment=what,
         train=lambda epoch: cut(images, list(range(NUM)), NUM),
         validation=[Batch(ids=torch.arange(2), images=images[:2])],
         checkpoints=Watched(str(tmp_path), f"{what.fingerprint}-0"),
-        report=lambda record: None,
-        past=[],
         device=CPU,
-    )
+    ).run()
     assert detector.seen == ["one"] * 3 + ["two"] * 3
     assert {t[0] for t in detector.turns[:9]} == {"first"}
     assert {t[0] for t in detector.turns[9:]} == {"second"}

@@ -20,8 +20,9 @@ from uadray.data.sampling import batch_share, step_sizes
 from uadray.methods import GradientDetector
 from uadray.runs.checkpoint import CheckpointStore
 from uadray.runs.folder import Run
-from uadray.train.distributed import conclude_facts, format_metrics
-from uadray.train.loop import fit_gradient, numerics
+from uadray.train.fit import Fit
+from uadray.train.precision import numerics
+from uadray.train.summary import conclude_facts, format_metrics
 
 CPU = torch.device("cpu")
 NUM = 21
@@ -169,17 +170,15 @@ def test_a_collapsed_latent_is_warned_of(
         shape=SHAPE,
     )
     detector = fresh(experiment)
-    records = fit_gradient(
-        detector,
-        experiment,
+    records = Fit(
+        detector=detector,
+        experiment=experiment,
         train=lambda epoch: cut(images, list(range(NUM)), 8),
         validation=[Batch(ids=torch.arange(4), images=images[:4])],
         checkpoints=CheckpointStore(run.url, f"{experiment.fingerprint}-0"),
-        report=lambda record: None,
-        past=[],
         device=CPU,
         log=run.write_metrics,
-    )
+    ).run()
     warnings = conclude_facts(run)["warnings"]
     if collapsed:
         best = conclude_facts(run)["best_epoch"]

@@ -32,7 +32,7 @@ from uadray.prepare.splits import SplitConfig
 from uadray.prepare.steps import PrepareConfig
 from uadray.runs.folder import Run
 from uadray.store import open_cohort
-from uadray.train.distributed import fit
+from uadray.train.job import fit
 from uadray.tune.sweep import fit_trials
 
 HOLD = """

@@ -20,7 +20,8 @@ from uadray.data.batch import Batch
 from uadray.methods import GradientDetector, build
 from uadray.methods.base import slices_as_batch
 from uadray.runs.checkpoint import CheckpointStore
-from uadray.train.loop import Metrics, fit_gradient
+from uadray.train.fit import Fit
+from uadray.train.steps import Metrics
 
 CPU = torch.device("cpu")
 NUM = 12
@@ -83,17 +84,17 @@ def fit(
     batches = [
         Batch(ids=a, images=b) for a, b in zip(ids.split(size), samples.split(size), strict=True)
     ]
-    records = fit_gradient(
-        detector,
-        what,
+    records = Fit(
+        detector=detector,
+        experiment=what,
         train=lambda epoch: batches,
         validation=[Batch(ids=ids[:2], images=images[:2])],
         checkpoints=CheckpointStore(str(folder), what.fingerprint),
         report=report,
-        past=past or [],
+        records=past or [],
         device=CPU,
         **options,
-    )
+    ).run()
     return detector, records
 
 

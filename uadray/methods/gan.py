@@ -258,7 +258,7 @@ class AnoGAN(GAN):
         return z.detach()
 
     def reconstruct(self, x_BCZYX: Tensor) -> Tensor:
-        """What the generator makes of the latent found, in [0, 1]; 2D slice by slice."""
+        """What the generator makes of that latent, in [0, 1]; 2D slice by slice."""
         return in_pieces(
             lambda x: self.generator(self.search(x)).clamp(*OUTPUT_RANGE),
             x_BCZYX,

@@ -25,9 +25,9 @@ from uadray.methods import GradientDetector
 from uadray.methods.settings import check_finite
 from uadray.runs.folder import Run
 from uadray.store import Cohort
-from uadray.train.loop import Metrics, World
+from uadray.train.fit import fit_worker
+from uadray.train.steps import Metrics, World
 from uadray.train.track import TrackConfig
-from uadray.train.worker import fit_worker
 
 
 @dataclass(frozen=True, kw_only=True)

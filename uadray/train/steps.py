@@ -1,7 +1,7 @@
 """The steps of a fit: one optimiser, or several players who take turns on each batch."""
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,9 +14,9 @@ from uadray.config import Experiment, FitConfig
 from uadray.data.batch import Batch
 from uadray.data.erasing import erase, sample_erasing
 from uadray.methods.base import GradientDetector, Player
-from uadray.train.world import World
 
 Metrics = dict[str, Any]
+"""The record of an epoch."""
 Sums = dict[str, Tensor]
 """What adds up over samples and workers, float64, by name: see `means`."""
 
@@ -25,6 +25,20 @@ ACTIVE_NATS = 0.01
 
 _SHARED = ("reconstruction", "kl", "kl_units")
 """Terms that mean the same whoever reports them; others bear their player's name."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class World:
+    """The workers of a fit; alone by default."""
+
+    rank: int = 0
+    """This worker."""
+    size: int = 1
+    """Number of workers."""
+    wrap: Callable[[nn.Module], nn.Module] = lambda module: module
+    """Makes a module with one optimiser average its gradients over the workers."""
+    sum: Callable[[Tensor], Tensor] = lambda tensor: tensor
+    """Sum over the workers; it may overwrite its argument."""
 
 
 def make_optimizers(detector: GradientDetector, fit: FitConfig) -> dict[str, torch.optim.Optimizer]:

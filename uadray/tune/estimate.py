@@ -12,8 +12,8 @@ from uadray.data.batch import Batch
 from uadray.methods import GradientDetector
 from uadray.runs.detector import fresh
 from uadray.store import Cohort
-from uadray.train.loop import World, reduced_precision
-from uadray.train.steps import Steps, make_optimizers
+from uadray.train.precision import reduced_precision
+from uadray.train.steps import Steps, World, make_optimizers
 
 STEPS = 2
 """Timed steps of each network, after one that warms up."""

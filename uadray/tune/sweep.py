@@ -27,8 +27,8 @@ from uadray.results import refuse_inside
 from uadray.runs.folder import SWEEP, Run
 from uadray.runs.learned import compare_cohorts
 from uadray.store import Cohort, open_cohort
-from uadray.train.distributed import TrackConfig, conclude_facts
-from uadray.train.track import prepared
+from uadray.train.summary import conclude_facts
+from uadray.train.track import TrackConfig, prepared
 from uadray.tune import population as pbt
 from uadray.tune.asha import asha
 from uadray.tune.draws import OptunaDraws

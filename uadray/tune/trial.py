@@ -13,7 +13,9 @@ from uadray.evaluation.inputs import compare
 from uadray.runs.checkpoint import CheckpointStore
 from uadray.runs.folder import Run
 from uadray.store import Cohort
-from uadray.train.distributed import ScaleConfig, TrackConfig, fit
+from uadray.train.group import ScaleConfig
+from uadray.train.job import fit
+from uadray.train.track import TrackConfig
 from uadray.tune.labelled import measure_run, measured_at
 from uadray.tune.settings import RECONSTRUCTION, SweepConfig
 from uadray.tune.space import Space

@@ -1,0 +1,52 @@
+"""How a fit computes: in which precision, and how a GPU rounds and searches."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+from uadray.config import FitConfig
+from uadray.methods.base import GradientDetector
+
+
+def reduced_precision(wanted: str, detector: GradientDetector, device: torch.device) -> bool:
+    """Whether to compute in bfloat16: `auto` does so where the hardware multiplies it natively.
+
+    On CPUs oneDNN's backward pass of strided 3D convolutions gives uninitialised memory in bfloat16
+    where the coarsest grid has two voxels along a side (torch 2.13); `auto` takes float32 there.
+    """
+    if wanted != "auto":
+        return wanted == "bfloat16"
+    if device.type == "cpu" and detector.ndim == 3 and min(detector.grid) < 3:
+        return False
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return bool(torch.cpu._is_avx512_bf16_supported())
+
+
+@contextmanager
+def numerics(device: torch.device, fit: FitConfig) -> Iterator[None]:
+    """How a GPU computes, while the context lasts; a CPU is left as it is.
+
+    By default the fastest convolution is searched for, and products that stay float32 may round to
+    TensorFloat-32; `deterministic` forbids the first and `precision="float32"` the second.
+    """
+    if device.type != "cuda":
+        yield
+        return
+    cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
+    before = cudnn.benchmark, cudnn.deterministic, cudnn.allow_tf32, matmul.allow_tf32
+    strict = torch.are_deterministic_algorithms_enabled()
+    reduced = fit.precision != "float32"
+    if fit.deterministic:
+        # cuBLAS reads it when it is first used.
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    try:
+        cudnn.benchmark, cudnn.deterministic = not fit.deterministic, fit.deterministic
+        cudnn.allow_tf32, matmul.allow_tf32 = reduced, reduced
+        torch.use_deterministic_algorithms(fit.deterministic or strict)
+        yield
+    finally:
+        cudnn.benchmark, cudnn.deterministic, cudnn.allow_tf32, matmul.allow_tf32 = before
+        torch.use_deterministic_algorithms(strict)

@@ -268,7 +268,7 @@ def write_calibration(cohort: Cohort, healthy: Cohort | None = None) -> Calibrat
 
 
 def _sample(rows: NDArray[np.int64], most: int) -> list[int]:
-    """At most so many rows, evenly spaced."""
+    """At most this many rows, evenly spaced."""
     places = np.linspace(0, len(rows) - 1, min(most, len(rows))).round().astype(int)
     return [int(row) for row in rows[places]]
 

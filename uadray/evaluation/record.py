@@ -51,7 +51,7 @@ class Measured:
     """Counts of the test subjects, as scored."""
 
     filtered: TestPart | None
-    """The same behind the component filter; None where there is none."""
+    """The same after the component filter; None where there is none."""
 
     threshold: Threshold
     """Frozen before the test part was opened."""
@@ -200,7 +200,7 @@ def _figures(test: TestPart, threshold: Threshold, num_resamples: int) -> _Figur
 
 
 def _mixed(plain: dict[str, Any], filtered: dict[str, Any]) -> dict[str, Any]:
-    """Dice behind the filter, curves before it: what the protocols that filter report."""
+    """Dice after the filter, curves before it: what the protocols that filter report."""
     return {key: (filtered if key in _OF_A_PREDICTION else plain)[key] for key in plain}
 
 

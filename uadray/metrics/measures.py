@@ -32,7 +32,7 @@ def dice(true_positives: Values, false_positives: Values, num_lesion: Values) ->
     """Return 2 |X and Y| / (|X| + |Y|) (Bengs 2021, section 2.3).
 
     NaN where there is no lesion voxel, whatever is predicted: with an empty truth the coefficient
-    only tells whether one voxel was flagged (0) or none (0 / 0). An empty prediction where there
+    only says whether one voxel was flagged (0) or none (0 / 0). An empty prediction where there
     is a lesion is 0.
     """
     value = 2 * true_positives / np.maximum(true_positives + false_positives + num_lesion, 1)
@@ -150,7 +150,7 @@ def auroc(histograms: Histograms) -> Values:
 
 
 def slice_auprc(counts: CohortCounts) -> Values:
-    """Return the average precision of telling axial slices with lesion from those without.
+    """Return the average precision of separating axial slices with lesion from those without.
 
     A slice's score is the mean level over its un-eroded brain; slices of all subjects are pooled
     ("for each data set", Bengs 2021, section 2.3, which leaves open whether slices or subjects

@@ -192,7 +192,7 @@ def measure(study: Study) -> dict[str, Cells]:
                     wanted,
                     healthy,
                     files.join(study.out, "fits", f"{name}-{seed}"),
-                    report=lambda m, p=progress: p.reach(m["epoch"], format_metrics(m)),  # type: ignore[misc]
+                    report=lambda m, p=progress: p.set_done(m["epoch"], format_metrics(m)),  # type: ignore[misc]
                 )
             runs.setdefault(name, []).append(run)
     # All in one pass; each one's seconds are counted apart.

@@ -28,7 +28,7 @@ from uadray.data.stream import read_rows
 from uadray.evaluation.protocols import EvaluateConfig
 from uadray.methods import GradientDetector, num_parameters
 from uadray.metrics.counts import CohortCounts, count_subject
-from uadray.runs.detector import fresh
+from uadray.runs.detector import build_detector
 from uadray.runs.folder import Run
 from uadray.runs.scores import ScoreStore
 from uadray.store import CHUNK_VOLUMES, Cohort, CohortWriter, Subject, kept_name, open_cohort
@@ -203,7 +203,7 @@ def _evaluate(cohort: Cohort, images: np.ndarray) -> None:
 def _network(size: int) -> list[Row]:
     """Parameters and operations of a training step, by volume, without computing any."""
     with torch.device("meta"):
-        detector = fresh(experiment(NAME), (size, size, size))
+        detector = build_detector(experiment(NAME), (size, size, size))
         assert isinstance(detector, GradientDetector)
         x = torch.empty(2, 1, size, size, size)
         noise = torch.empty(2, detector.num_noise)

@@ -81,7 +81,7 @@ def fit_one(job: Demo, name: str, cohort: Cohort) -> Run:
             wanted,
             cohort,
             files.join(job.out, "fits", name),
-            report=lambda m: progress.reach(m["epoch"], format_metrics(m)),
+            report=lambda m: progress.set_done(m["epoch"], format_metrics(m)),
         )
 
 

@@ -48,7 +48,7 @@ class Progress:
         self._done += count
         self._show(note)
 
-    def reach(self, done: int, note: str = "") -> None:
+    def set_done(self, done: int, note: str = "") -> None:
         """Say that item number `done` is done; the speed counts from the first such call."""
         if not self._done:
             # Before it lies the start, and what an earlier process did.

@@ -98,7 +98,7 @@ def test_run_checkpoint_and_scores_live_on_s3(bucket: str, cohort_url: str) -> N
     with pytest.raises(CheckpointError):
         Run.create(run.url, experiment("3D-Cube-n"), healthy)
 
-    model, name = torch.nn.Linear(3, 2), run.identity
+    model, name = torch.nn.Linear(3, 2), run.checkpoint_key
     for epoch, value in ((1, 0.5), (2, 0.7), (3, 0.6)):
         CheckpointStore(run.url, name).save(epoch, model, None, value)
     kept = [n for n in files.list_names(f"{run.url}/checkpoint") if n != "state.json"]

@@ -34,7 +34,7 @@ from uadray.prediction.model import (
 from uadray.prediction.onnx_export import has_onnx, reconstruction_onnx
 from uadray.prepare.steps import PrepareConfig
 from uadray.results import refuse_inside
-from uadray.runs.detector import fresh
+from uadray.runs.detector import build_detector
 from uadray.runs.folder import Run
 from uadray.runs.records import Broken, RunRecord, load_runs
 from uadray.store import software_versions, storage_errors
@@ -219,7 +219,7 @@ def read_model(url: str) -> Model:
         z, y, x = shape = from_json(_Fitted, {k: held[k] for k in _FITTED}).shape
         experiment: Experiment = from_json(Experiment, held["experiment"])
         origin: Origin = from_json(Origin, held["origin"])
-        detector = fresh(experiment, (z, y, x))
+        detector = build_detector(experiment, (z, y, x))
     with _naming(url, WEIGHTS, made_by):
         detector.load_state_dict(load(weights))
     with _naming(url, "preprocessing.json", made_by):

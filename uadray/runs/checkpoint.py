@@ -9,7 +9,7 @@ to detect with. A folder that it does not name was cut short and is removed.
 import hashlib
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, Self
 
 import torch
 from safetensors.torch import load, save
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from uadray import files
 from uadray.errors import CheckpointError
-from uadray.runs.folder import CHECKPOINT, writing
+from uadray.runs.folder import CHECKPOINT, Run, writing
 from uadray.runs.state import (
     AGAIN,
     NO_WEIGHTS,
@@ -43,6 +43,11 @@ class CheckpointStore:
 
     def __init__(self, run_url: str, identity: str) -> None:
         self._url, self._identity = files.join(run_url, CHECKPOINT), identity
+
+    @classmethod
+    def of(cls, run: Run) -> Self:
+        """The checkpoints of a run."""
+        return cls(run.url, run.checkpoint_key)
 
     def state(self) -> State | None:
         """The current state, or None before the first checkpoint.

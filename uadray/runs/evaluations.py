@@ -2,7 +2,7 @@
 
 `<cohort>.json` is the record, written last; `<cohort>-cases.npz`, `-resamples.npz` and
 `-slices.npz` are what pages and comparisons draw from. `<cohort>-threshold.json` lists the frozen
-thresholds, see `uadray.runs.frozen`.
+thresholds, see `uadray.runs.frozen_thresholds`.
 """
 
 from collections.abc import Mapping, Sequence

@@ -282,7 +282,7 @@ class Run:
             files.remove_drafts(folder, recursive=False)
 
     @property
-    def identity(self) -> str:
+    def checkpoint_key(self) -> str:
         """What its checkpoints are of."""
         return f"{self.experiment.fingerprint}-{self.cohort_fingerprint}"
 

@@ -7,9 +7,9 @@ from uadray.runs.folder import Run
 from uadray.train.steps import Metrics
 
 
-def conclude_facts(run: Run) -> dict[str, Any]:
+def summarise(run: Run) -> dict[str, Any]:
     """What the records and checkpoints of a run tell its summary, ended well or not."""
-    state = CheckpointStore(run.url, run.identity).state()
+    state = CheckpointStore.of(run).state()
     records = run.metrics()
     kept = next((r for r in records if state and r["epoch"] == state.best), None)
     value = state.best_value if state else None

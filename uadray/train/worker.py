@@ -11,7 +11,7 @@ from uadray.data.stream import TrainingStream, ValidationStream, fits_in_memory
 from uadray.errors import ConfigError, RunError
 from uadray.methods.base import GradientDetector
 from uadray.runs.checkpoint import CheckpointStore
-from uadray.runs.detector import fresh
+from uadray.runs.detector import build_detector
 from uadray.runs.folder import EPOCHS, Run
 from uadray.store import Cohort
 from uadray.train.fit import Fit
@@ -41,7 +41,7 @@ def fit_worker(
         NotFiniteError: the loss is not finite.
     """
     experiment, config = run.experiment, run.experiment.fit
-    detector = fresh(experiment, run.shape)
+    detector = build_detector(experiment, run.shape)
     assert isinstance(detector, GradientDetector)
     if micro_batch and any(isinstance(m, _BATCH_NORM) for m in detector.modules()):
         raise ConfigError(
@@ -70,7 +70,7 @@ def fit_worker(
     sizes = None
     if world.size > 1:
         sizes = step_sizes([int(n) for n in of_each(world, train.num_samples())], config.batch_size)
-    past, state = run.metrics(), CheckpointStore(run.url, run.identity).state()
+    past, state = run.metrics(), CheckpointStore.of(run).state()
     done = 0 if state is None else state.last
     if [r["epoch"] for r in past if r["epoch"] <= done] != list(range(1, done + 1)):
         raise RunError(
@@ -90,7 +90,7 @@ def fit_worker(
             validation=ValidationStream(
                 cohort, held_back, rank=world.rank, world=world.size, resident=resident
             ),
-            checkpoints=CheckpointStore(run.url, run.identity),
+            checkpoints=CheckpointStore.of(run),
             report=report,
             records=past,
             device=device,
@@ -100,7 +100,7 @@ def fit_worker(
             log=log,
         ).run()
     if detector.calibrates:
-        _calibrate(detector, CheckpointStore(run.url, run.identity), cohort, world, device)
+        _calibrate(detector, CheckpointStore.of(run), cohort, world, device)
     return {
         "num_train_volumes": len(rows),
         "num_validation_volumes": len(held_back),

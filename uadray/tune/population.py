@@ -30,7 +30,7 @@ from uadray.config import Experiment
 from uadray.errors import CheckpointError, ConfigError
 from uadray.methods import GradientDetector
 from uadray.runs.checkpoint import CheckpointStore
-from uadray.runs.detector import fresh
+from uadray.runs.detector import build_detector
 from uadray.runs.folder import TRIALS, Run
 from uadray.store import Cohort
 from uadray.tune.settings import SweepConfig
@@ -119,7 +119,7 @@ def check_phases(found: Sequence[Population], shape: tuple[int, int, int]) -> No
         ConfigError: one of them does.
     """
     for population in found:
-        detector = fresh(population.base, shape)
+        detector = build_detector(population.base, shape)
         if isinstance(detector, GradientDetector) and len(detector.phases()) > 1:
             raise ConfigError(
                 f"{population.base.name} learns in {len(detector.phases())} phases; a population "
@@ -235,7 +235,7 @@ def lay(url: str, population: Population, member: Member, cohort: Cohort) -> str
         # A name of its own: it is no fit of the experiment from its first epoch on.
         name = f"{experiment.name}-PBT"
         run.note({"name": name, "population": described, "lineage": [*past, here]})
-    begun = run.summary is not None or CheckpointStore(run.url, run.identity).state() is not None
+    begun = run.summary is not None or CheckpointStore.of(run).state() is not None
     if source is not None and not begun:
         _go_on_from(source, run)
     return folder
@@ -251,14 +251,14 @@ def forget(url: str, population: Population, generation: int) -> None:
 
 def _go_on_from(source: Run, target: Run) -> None:
     """Give a run the epochs and the checkpoint of another one; the checkpoint counts last."""
-    store = CheckpointStore(source.url, source.identity)
+    store = CheckpointStore.of(source)
     if store.state() is None:
         raise CheckpointError(
             f"{source.url} has no checkpoint to go on from: restore it from a copy, or sweep into "
             "another folder (--out)"
         )
     target.write_metrics(source.metrics())
-    store.copy_to(target.url, target.identity)
+    store.copy_to(target.url, target.checkpoint_key)
 
 
 def _draw(population: Population, path: str, generation: int, number: int) -> float:

@@ -123,7 +123,7 @@ class SweepConfig:
         """What the objective is multiplied with so that less is better."""
         return -1 if self.uses_labels else 1
 
-    def told(self) -> str:
+    def describe(self) -> str:
         """In words, how trials are compared."""
         if not self.uses_labels:
             return "trials are compared by the reconstruction of healthy volumes, without a label"

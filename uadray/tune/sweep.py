@@ -27,11 +27,12 @@ from uadray.results import refuse_inside
 from uadray.runs.folder import SWEEP, Run
 from uadray.runs.learned import compare_cohorts
 from uadray.store import Cohort, open_cohort
-from uadray.train.summary import conclude_facts
+from uadray.train.summary import summarise
 from uadray.train.track import TrackConfig, prepared
 from uadray.tune import population as pbt
 from uadray.tune.asha import asha
-from uadray.tune.draws import OptunaDraws
+from uadray.tune.live_table import Watch
+from uadray.tune.optuna_search import OptunaDraws
 from uadray.tune.settings import RECONSTRUCTION, SweepConfig
 from uadray.tune.space import Space
 from uadray.tune.trial import OBJECTIVE, read_task, run_trial
@@ -49,7 +50,6 @@ from uadray.tune.trials import (
     status,
     write_record,
 )
-from uadray.tune.watch import Watch
 
 __all__ = ["Outcome", "SweepConfig", "fit_trials", "fixed_trials", "run_url", "sweep"]
 
@@ -433,6 +433,6 @@ def _record_ends(watch: Watch, *, stopped: bool) -> None:
         with suppress(RunError, CheckpointError):
             run = Run.open(task.url)
             if error:
-                run.finish({"status": "failed", "error": error, **conclude_facts(run)})
+                run.finish({"status": "failed", "error": error, **summarise(run)})
             elif stopped:
-                run.finish({"status": "stopped", **conclude_facts(run)})
+                run.finish({"status": "stopped", **summarise(run)})

@@ -154,7 +154,7 @@ class _Trial:
     def measure_kept(self) -> None:
         """Measure the epoch that the run would detect with now, where labels are used."""
         run = Run.open(self._task.url)
-        state = CheckpointStore(run.url, run.identity).state()
+        state = CheckpointStore.of(run).state()
         if self._labelled is None or (state is None and learns(self._task.experiment)):
             return
         epoch = state.best if state and learns(self._task.experiment) else None

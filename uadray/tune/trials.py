@@ -189,7 +189,7 @@ def write_record(
             "name": config.objective,
             "uses_labels": config.uses_labels,
             "labelled": config.labelled or None,
-            "in_words": config.told(),
+            "in_words": config.describe(),
         },
         "cohort": {"url": cohort.url, "name": cohort.name, "fingerprint": cohort.fingerprint},
         "trials": [
@@ -217,4 +217,4 @@ def lineage(folder: str) -> list[dict[str, Any]]:
 
 def label_note(config: SweepConfig) -> str:
     """What stands in the summary of each run whose sweep compares by labels."""
-    return f"{USES_LABELS}: in this sweep {config.told()}"
+    return f"{USES_LABELS}: in this sweep {config.describe()}"

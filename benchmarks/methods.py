@@ -61,7 +61,7 @@ IN_3D = (
 FIGURES = {"dice_d": "Dice_D", "dice_s_mean": "Dice_S", "auprc": "AUPRC"}
 
 REFERENCE = "PCA-16"
-"""The plain baseline that every method is held against."""
+"""The plain baseline that every method is compared with."""
 
 RATE = 1e-3
 """Learning rate of every reconstruction here."""

@@ -1,6 +1,6 @@
 """Sides of the evaluation's benchmark: ours and peers', from the same kept scores.
 
-A side that runs in a process of its own loads its inputs and returns the work to measure, behind
+A side that runs in a process of its own loads its inputs and returns the work to measure, after
 what warms up where it gives two.
 """
 

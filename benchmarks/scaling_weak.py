@@ -181,7 +181,7 @@ def _job(net: Network, name: str, *args: object) -> tuple[float, "_Load"]:
 def _rate(net: Network, pattern: str, count: int, load: "_Load") -> tuple[float, str]:
     """Volumes a second that nodes put into the store, or ask of it, while all of them work.
 
-    Before, the processes of some nodes are still starting; behind it the last ones finish alone.
+    Before, the processes of some nodes are still starting; afterwards the last ones finish alone.
     Beside it in words, how busy in between was what the nodes share.
     """
     times: dict[str, list[float]] = {}

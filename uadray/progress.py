@@ -44,7 +44,7 @@ class Progress:
             self._status.stop()
 
     def advance(self, count: int, note: str = "") -> None:
-        """Count items as done; `note` stands behind the line that says so."""
+        """Count items as done; `note` follows the line that says so."""
         self._done += count
         self._show(note)
 

@@ -272,7 +272,7 @@ def _fill_on_device(
     brain = flat > 0
     within = brain.cumsum(1)
     first = torch.arange(0, flat.numel(), num_voxels, device=x.device)
-    # What is no brain goes to one place behind the rest; a sample without brain gives zeros.
+    # What is no brain goes to one place after the rest; a sample without brain gives zeros.
     slot = torch.where(brain, within - 1 + first[:, None], flat.numel())
     pool = flat.new_zeros(flat.numel() + 1)
     pool.scatter_(0, slot.flatten(), flat.flatten())

@@ -121,7 +121,7 @@ class GAN(GradientDetector):
     ),
     deviations=(
         "The norm in the penalty is of the whole image (the study's code takes rows). Images "
-        "in [0, 1] behind a sigmoid, as in the study; the encoder's output has no bound, as "
+        "in [0, 1] after a sigmoid, as in the study; the encoder's output has no bound, as "
         "the latent has none. Gradients of each step are clipped like those of all methods."
     ),
     fit={"epochs": 250, "batch_size": 64, "learning_rate": 1e-4},

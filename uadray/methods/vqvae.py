@@ -65,7 +65,7 @@ class _Residual(Module):
     ),
     deviations=(
         "The paper's sizes could not be read: 64 codes, four layers. Codes hardly used "
-        "begin anew at features spread over the batch, without a draw. Healed "
+        "restart at features spread over the batch, without a draw. Healed "
         "by the most likely code, not by a drawn one, so that scores repeat; what is unlikely "
         "is a quantile of healthy validation. The paper's ensemble of eight orderings is an "
         "option."

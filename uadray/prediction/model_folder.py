@@ -90,7 +90,7 @@ def export_model(
     Args:
         run_url: A finished run.
         out: The model folder, on a local path or any fsspec URL. One of the same model is written
-            anew; anything else there is refused.
+            again; anything else there is refused.
         cohort: Where the run's cohort lies now, if it has moved.
         licence: Of the weights, as an SPDX name; the card says so where none is given.
         onnx: Whether to write the reconstruction as ONNX; None does where the method has one and
@@ -155,7 +155,7 @@ def _documents(model: Model, record: RunRecord) -> dict[str, Any]:
 
 
 def _without_places(values: Mapping[str, Any]) -> dict[str, Any]:
-    """An evaluation without the paths of whoever made it."""
+    """An evaluation without the paths of its author."""
     cohorts = ("cohort", "healthy_cohort")
     return {
         key: {k: v for k, v in value.items() if k != "url"} if key in cohorts and value else value

@@ -255,7 +255,7 @@ def _fill(
         if r not in shards.names
     ]
     with Progress(total=len(rows), what="scans") as progress:
-        # Full-size scans take a while: say at once that the job has begun, and where.
+        # Full-size scans take a while: say at once that the job has started, and where.
         progress.set_done(len(rows) - len(items), note=f"{len(failures)} quarantined")
         task = _PrepareTask(writer=writer, config=config)
         for item, result in each.in_tasks(task, items, workers=workers):

@@ -1,7 +1,7 @@
 """Checkpoints without pickle: safetensors for tensors, JSON for the rest.
 
 `checkpoint/epoch-00041/` holds `model.safetensors` and, for the newest, `optimizer.safetensors`;
-of a method with something to calibrate behind the fit the best one also `calibrated.safetensors`.
+of a method with something to calibrate after the fit the best one also `calibrated.safetensors`.
 `checkpoint/state.json` is written last and says which folders count: `last` to resume from, `best`
 to detect with. A folder that it does not name was cut short and is removed.
 """
@@ -100,7 +100,7 @@ class CheckpointStore:
             for path, content in contents.items():
                 files.write_bytes(files.join(self._url, path), content)
         digests = {p: hashlib.sha256(c).hexdigest() for p, c in contents.items()}
-        # A fit that was cut short behind its checkpoint writes the same epoch once more.
+        # A fit that was cut short after its checkpoint writes the same epoch once more.
         is_best = old is None or value < old.best_value or old.best == epoch or old.best <= since
         if old and not is_best:
             digests[model_path(old.best)] = old.digests[model_path(old.best)]

@@ -72,7 +72,7 @@ class CohortWriter:
         scans: Iterable[Mapping[str, Any]] = (),
         command: str = "",
     ) -> Self:
-        """Lay out a cohort, or take up one that was begun from the same plan.
+        """Lay out a cohort, or resume one that was started from the same plan.
 
         Args:
             url: Local folder or fsspec URL.

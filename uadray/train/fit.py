@@ -48,7 +48,7 @@ class Fit:
     device: torch.device
     """Where to compute."""
     records: list[Metrics] = field(default_factory=list)
-    """Of the epochs so far, when a run is taken up again."""
+    """Of the epochs so far, when a run is resumed."""
     world: World = field(default_factory=World)
     """The workers."""
     sizes: Sequence[int] | None = None
@@ -167,7 +167,7 @@ class Fit:
                 "several: leave it out"
             )
         # What each turn's gradient is of changes, and double gradients pass through no DDP: steps
-        # average the gradients of whoever acts by themselves.
+        # average the gradients of the acting player by themselves.
         return detector
 
 

@@ -24,7 +24,7 @@ ACTIVE_NATS = 0.01
 """A unit of the latent is active where its KL divergence is larger, on average over an epoch."""
 
 _SHARED = ("reconstruction", "kl", "kl_units")
-"""Terms that mean the same whoever reports them; others bear their player's name."""
+"""Terms that mean the same for every player; others bear their player's name."""
 
 
 @dataclass(frozen=True, kw_only=True)

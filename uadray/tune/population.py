@@ -10,7 +10,7 @@ of a first one and change its knobs by chance. Members wait for each other, so t
 from whom follows from what the folders hold and the seed alone, and a sweep that was killed ends as
 an undisturbed one.
 
-Every generation of a member is a run folder of its own, begun with the epochs and the checkpoint
+Every generation of a member is a run folder of its own, started with the epochs and the checkpoint
 that it goes on from: `population/.../g00-m03` and, for the last one, `runs/3D-None-PBT-...-m03`.
 `lineage` in its `config.json` says which epochs were fitted by which member under which knobs: the
 experiment beside it holds for the last of them alone.
@@ -47,7 +47,7 @@ FACTORS = (0.8, 1.25)
 """A knob that is taken over is multiplied by one of these."""
 
 RESAMPLE = 0.25
-"""How often it is drawn anew instead."""
+"""How often it is redrawn instead."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -201,7 +201,7 @@ def folder_of(url: str, population: Population, generation: int, number: int) ->
 
 
 def lay(url: str, population: Population, member: Member, cohort: Cohort) -> str:
-    """Begin the run folder of a member's generation, or take up one that was begun.
+    """Begin the run folder of a member's generation, or resume one that was started.
 
     It is given the record and the checkpoint of the generation that it goes on from. What was cut
     short is done again.
@@ -242,7 +242,7 @@ def lay(url: str, population: Population, member: Member, cohort: Cohort) -> str
 
 
 def forget(url: str, population: Population, generation: int) -> None:
-    """Remove the checkpoints of a generation that all of the next one has been begun from."""
+    """Remove the checkpoints of a generation that all of the next one has been started from."""
     for number in range(population.config.population):
         folder = folder_of(url, population, generation, number)
         if Run.is_begun(folder):

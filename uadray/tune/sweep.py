@@ -229,7 +229,7 @@ class _Job:
         return left is not None and left <= 0
 
     def fit(self, tasks: Sequence[Task], *, stops: bool = False, what: str = "trials") -> None:
-        """Fit tasks side by side."""
+        """Fit tasks in parallel."""
         if self.out_of_time:
             return
         space = {"task": tune.grid_search([t.to_json() for t in tasks])}
@@ -242,7 +242,7 @@ class _Job:
         self._run(watch, None, param_space=space, scheduler=scheduler)
 
     def draw(self, space: Space) -> list[Task]:
-        """Let Optuna draw trials; those that it drew before are taken up first."""
+        """Let Optuna draw trials; those that it drew before come first."""
         place = files.join(self.url, "drawn.json")
         points = _drawn(place)[: self.config.max_trials]
         tasks = [read_task(point, self.url, space) for point in points]
@@ -280,7 +280,7 @@ class _Job:
         return [*tasks, *(t for t in watch.tasks if t not in tasks)]
 
     def evolve(self, found: Sequence[pbt.Population]) -> list[Outcome]:
-        """Take all populations through their generations, side by side."""
+        """Take all populations through their generations in parallel."""
         members = {p.name: pbt.begin(p) for p in found}
         alive = list(found)
         for generation in range(max(p.num_generations for p in found)):

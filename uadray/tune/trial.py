@@ -74,7 +74,7 @@ def run_trial(
             # A sweep that goes on has not stopped it.
             Run.open(task.url).ask_to_stop(False)
             trial.measure_kept()
-        # A trial that was begun before tells the scheduler again how it went.
+        # A trial that was started before tells the scheduler again how it went.
         for record in Run.open(task.url).metrics():
             trial.tell(record, anew=False)
     error = "" if ended or trial.is_late else trial.fit(cohort, track)

@@ -344,7 +344,7 @@ def _cohort_of(run: Run, given: str) -> Cohort:
 
 
 def origin_of(cohort: Cohort) -> Origin:
-    """What is told of the cohort that a model was fitted on."""
+    """What is recorded of the cohort that a model was fitted on."""
     table = cohort.subjects
     return Origin(
         name=cohort.name,

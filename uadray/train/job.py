@@ -84,10 +84,10 @@ def _fit_held(
         run.finish({"status": "stopped", **summarise(run)})
         return run
     except Exception as error:
-        told = f"{type(error).__name__}: {error}"
-        # A folder that cannot be written to cannot be told so; the error still reaches the user.
+        message = f"{type(error).__name__}: {error}"
+        # A folder that cannot be written to cannot say so; the error still reaches the user.
         with suppress(OSError, RunError):
-            run.finish({"status": "failed", "error": told[:2000], **summarise(run)})
+            run.finish({"status": "failed", "error": message[:2000], **summarise(run)})
         raise
     outcome = summarise(run)
     if outcome["epochs"] == 0:

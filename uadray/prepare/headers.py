@@ -118,8 +118,8 @@ def begin_of_voxels(
             return place, [f"voxels begin at byte {recorded:g} by its header, taken as {place}"]
     raise ScanError(
         f"{path}: its header says that the voxels begin at byte {recorded:g}, which lies in the "
-        f"header itself or its extensions, and the size of the file ({len(content)} bytes, {expected} of "
-        "them voxels) does not tell where they do; export it again"
+        f"header itself or its extensions, and the size of the file ({len(content)} bytes, "
+        f"{expected} of them voxels) does not tell where they do; export it again"
     )
 
 

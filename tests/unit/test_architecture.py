@@ -27,7 +27,7 @@ RAY_ALLOWED = {
 HEIGHT = [
     {"errors", "lazy"},
     {"files"},
-    {"counter", "html", "memory", "naming", "npz", "progress"},
+    {"counter", "html", "memory", "naming", "npz", "progress", "tables"},
     {"attempts", "cli", "lock", "methods", "results", "phantom"},
     {"config", "metrics"},
     {"store", "cluster"},

@@ -1,6 +1,7 @@
 """The house: the order of its rooms is the table of CONTRIBUTING.md, and few of them know Ray."""
 
 import ast
+import itertools
 import re
 import subprocess
 import sys
@@ -69,6 +70,19 @@ def loads_ray(module: str) -> bool:
 
 def test_every_room_is_in_the_table() -> None:
     assert {module.split(".")[1] for module in MODULES} == set(HEIGHT)
+
+
+def test_the_picture_in_the_documentation_has_the_order_of_the_table() -> None:
+    text = (ROOT.parent / "docs/index.md").read_text().split("## The house")[1]
+    shown = [word for word in re.findall(r"\w+", text.split("```")[1]) if word in HEIGHT]
+    lines = [
+        [HEIGHT[word] for word in re.split(r"\s{3,}", line.strip())[0].split() if word in HEIGHT]
+        for line in text.split("```")[1].splitlines()
+    ]
+    levels = [found for found in lines if found]
+    assert {"papers", "runs", "methods", "files"} <= set(shown)
+    for above, below in itertools.pairwise(levels):
+        assert min(above) > max(below)
 
 
 @pytest.mark.parametrize("module", MODULES)

@@ -5,7 +5,7 @@ from dataclasses import asdict
 from typing import Any
 
 from benchmarks.harness import Row
-from benchmarks.nodes import REPOSITORY
+from tests.nodes import REPOSITORY
 from uadray.tables import to_markdown
 
 PAGE = REPOSITORY / "docs" / "reliability.md"

@@ -5,7 +5,7 @@
     python -m benchmarks.faults --minutes 12         start no cell after so long
     python -m benchmarks.faults --page               only write docs/reliability.md from the results
 
-Two Ray nodes of one CPU each and an S3 server, in namespaces of their own (`benchmarks.nodes`);
+Two Ray nodes of one CPU each and an S3 server, in namespaces of their own (`tests.nodes`);
 every cell is a job in a process of its own. It takes Linux and root. Each cell is kept as soon as
 it is measured; the same command goes on with the others.
 """
@@ -29,16 +29,16 @@ import psutil
 from benchmarks import fault_page
 from benchmarks.fault_stages import STAGES, Stage
 from benchmarks.harness import RESULTS, circumstances
-from benchmarks.nodes import (
+from tests.nodes import (
     BUCKET,
     REPOSITORY,
     Network,
     S3Faults,
     Started,
     network,
-    wait_until,
     why_not,
 )
+from tests.waiting import wait_until
 
 CACHE = REPOSITORY / "runs" / "faults"
 FILE = RESULTS / "faults.json"

@@ -6,9 +6,9 @@ Part of `python -m benchmarks.scaling`. The cluster is a node in a namespace of 
 import time
 from statistics import median
 
-from benchmarks import nodes
 from benchmarks.harness import Row
-from benchmarks.nodes import HEAD, Network
+from tests import nodes
+from tests.nodes import HEAD, Network
 
 _CONNECT = "from uadray import cluster; cluster.connect(); import ray; ray.get(ray.put(1))"
 _TASK = f"{_CONNECT}; ray.get(ray.remote(lambda: 1).remote())"

@@ -11,10 +11,10 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
-from buckets import serve_bucket
 from tiny_cohorts import write_healthy, write_lesioned
 from tiny_models import finished_run, freeze_threshold, healthy_cohort, scan_of, write_head
 
+from tests.s3_server import serve_bucket
 from uadray import files
 from uadray.config import experiment
 from uadray.errors import CheckpointError, StoreError
@@ -32,8 +32,8 @@ from uadray.store import open_cohort, verify
 
 @pytest.fixture(scope="module")
 def bucket() -> Iterator[str]:
-    with serve_bucket("scans") as url:
-        yield url
+    with serve_bucket("scans"):
+        yield "s3://scans"
 
 
 @pytest.fixture(scope="module")

@@ -3,7 +3,7 @@
 import json
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import MISSING, fields, is_dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 from benchmarks.harness import RESULTS
-from uadray.config import BASELINES, Experiment, experiment
+from uadray.config import BASELINES, Experiment, experiment, flat, to_json
 from uadray.methods import NAMED, GradientDetector, Learned, build
 from uadray.tables import to_markdown
 
@@ -170,26 +170,16 @@ def _method(name: str) -> str:
     lines.append(f"- `{named.equation}`")
     if named.deviations:
         lines.append(f"- {named.deviations}")
-    settings = ", ".join(f"`{key}` {value}" for key, value in _settings(method))
+    settings = [
+        f"`{key}` {' '.join(map(str, value)) if isinstance(value, list) else value}"
+        for key, value in flat(to_json(method)).items()
+        if key != "type"
+    ]
     if settings:
-        lines.append(f"- Defaults: {settings}.")
+        lines.append(f"- Defaults: {', '.join(settings)}.")
     if fit:
         lines.append("- Fit: " + ", ".join(f"`{k}` {v:g}" for k, v in fit.items()) + ".")
     return "\n".join(lines) + "\n"
-
-
-def _settings(value: Any, prefix: str = "") -> list[tuple[str, str]]:
-    found = []
-    for one in fields(value):
-        mine = getattr(value, one.name)
-        if is_dataclass(mine):
-            found += _settings(mine, f"{prefix}{one.name}.")
-            continue
-        if one.default is MISSING and one.default_factory is MISSING:
-            continue
-        text = " ".join(map(str, mine)) if isinstance(mine, tuple) else str(mine)
-        found.append((prefix + one.name, text))
-    return found
 
 
 def _first_line(kind: type) -> str:

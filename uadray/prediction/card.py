@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from uadray.config import to_json
+from uadray.config import flat, to_json
 from uadray.html import NO_INTERVAL
 from uadray.methods import num_parameters
 from uadray.metrics.postprocess import describe_findable, findable
@@ -179,7 +179,7 @@ def _licence(licence: str) -> str:
 
 def _provenance(model: Model, record: RunRecord, names: Sequence[str]) -> str:
     summary: Mapping[str, Any] = record.summary
-    settings = "; ".join(f"{key} {value}" for key, value in _flat(to_json(model.experiment)))
+    settings = "; ".join(f"{key} {value}" for key, value in flat(to_json(model.experiment)).items())
     fitted = summary.get("fit_seconds")
     lines = [
         f"- Experiment `{model.experiment.fingerprint}`, model `{model.identity}`.",
@@ -191,15 +191,6 @@ def _provenance(model: Model, record: RunRecord, names: Sequence[str]) -> str:
         f"- Files: {', '.join(f'`{name}`' for name in names)}; `manifest.json` has their SHA-256.",
     ]
     return "\n".join(lines)
-
-
-def _flat(value: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
-    found: list[tuple[str, Any]] = []
-    for key, inner in value.items():
-        found += (
-            _flat(inner, f"{prefix}{key}.") if isinstance(inner, dict) else [(prefix + key, inner)]
-        )
-    return found
 
 
 def _notes(notes: Sequence[str]) -> str:

@@ -18,7 +18,7 @@ from uadray.report.columns import Column, brackets, number
 from uadray.report.compare import Comparison, Figure, Series, compare
 from uadray.report.rows import CohortRows, Row
 from uadray.runs.records import RunRecord
-from uadray.runs.settings import EXPERIMENT, Setting, flat
+from uadray.runs.settings import EXPERIMENT, Setting, settings_of
 
 MAX_LINES = 6
 """Most lines of one plot; more combinations are averaged over, and more experiments left out."""
@@ -137,7 +137,7 @@ _Key = tuple[Any, ...]
 def _effect(group: CohortRows, setting: Setting, others: Sequence[Setting]) -> Effect:
     contexts: dict[tuple[str, _Key], dict[Any, list[Row]]] = {}
     for row in group.rows:
-        held = flat(row.run.config)
+        held = settings_of(row.run.config)
         if setting.path in held:
             key = (held[EXPERIMENT], tuple(held.get(other.path) for other in others))
             contexts.setdefault(key, {}).setdefault(held[setting.path], []).append(row)

@@ -85,24 +85,22 @@ def _measure(config: ErasingConfig, x: Tensor, *, rounds: int, ndim: int) -> lis
     label = f"{ndim}D {config.strategy} {config.fill}"
     unit, what = "us", "volume" if ndim == 3 else "slice"
     detail = f"copy {each['copy']:.1f} us; {each['ours into a buffer']:.1f} us into a kept buffer"
-    measured = [
-        Row(measure=f"erase, {label}, per {what}", value=each["ours"], unit=unit, detail=detail),
-    ]
+    measured = [Row(f"erase, {label}, per {what}", each["ours"], unit, detail=detail)]
     if ndim == 3:
         measured.append(
             Row(
-                measure=f"erase, {label}",
-                value=each["ours"] / each["copy"],
-                unit="ratio",
+                f"erase, {label}",
+                each["ours"] / each["copy"],
+                "ratio",
                 against="a copy of the batch",
             )
         )
     if "monai" in each:
         measured.append(
             Row(
-                measure=f"erase, {label}",
-                value=each["monai"] / each["ours"],
-                unit="ratio",
+                f"erase, {label}",
+                each["monai"] / each["ours"],
+                "ratio",
                 against="MONAI RandCoarseDropout on the same boxes",
                 detail=f"{each['monai']:.1f} us; above 1: ours is faster",
             )

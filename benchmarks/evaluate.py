@@ -73,7 +73,7 @@ MIN_MEASURED = 1e-3
 
 def ratio(what: str, ours: float, theirs: float, against: str, goal: str, detail: str) -> Row:
     value = theirs / ours if ours >= MIN_MEASURED else None
-    return Row(measure=what, value=value, unit="ratio", against=against, goal=goal, detail=detail)
+    return Row(what, value, "ratio", against=against, goal=goal, detail=detail)
 
 
 def curves(folder: Path, sizes: Sizes) -> list[Row]:
@@ -90,7 +90,7 @@ def curves(folder: Path, sizes: Sizes) -> list[Row]:
               f"{num} volumes: {ours.seconds:.3f} against {theirs.seconds:.1f} s"),
         ratio(f"{what}: memory", ours.mib, theirs.mib, "scikit-learn", ">= 20",
               f"{num} volumes: {ours.mib:.0f} against {theirs.mib:.0f} MiB above the inputs"),
-        Row(measure=f"{what}: largest difference", value=gap, unit="", against="scikit-learn",
+        Row(f"{what}: largest difference", gap, "", against="scikit-learn",
             goal="<= 1e-9", detail="on the kept scores"),
     ]  # fmt: skip
     rows.append(_kept_against_float(sizes))
@@ -115,9 +115,9 @@ def _kept_against_float(sizes: Sizes) -> Row:
     kept = curves_of(flat, pooled(np.stack(levels)))
     gaps = ", ".join(f"{n} {abs(a - b):.1e}" for n, a, b in zip(CURVES, exact, kept, strict=True))
     return Row(
-        measure="kept 16-bit scores against float32: largest difference",
-        value=max(abs(a - b) for a, b in zip(exact, kept, strict=True)),
-        unit="",
+        "kept 16-bit scores against float32: largest difference",
+        max(abs(a - b) for a, b in zip(exact, kept, strict=True)),
+        "",
         detail=f"{len(scores)} volumes: {gaps}",
     )
 
@@ -156,9 +156,9 @@ def streams(sizes: Sizes) -> list[Row]:
     tenth: Measured = alone(metric_peers.our_stream, sizes.many // 10, sizes.edge)
     whole: Measured = alone(metric_peers.our_stream, sizes.many, sizes.edge)
     return [
-        Row(measure="make, post-process, count, all metrics", value=sizes.many / whole.seconds,
-            unit="volumes/s", detail=f"{sizes.many} volumes in {whole.seconds:.0f} s, one process"),
-        Row(measure="memory above the start", value=whole.mib, unit="MiB",
+        Row("make, post-process, count, all metrics", sizes.many / whole.seconds,
+            "volumes/s", detail=f"{sizes.many} volumes in {whole.seconds:.0f} s, one process"),
+        Row("memory above the start", whole.mib, "MiB",
             detail=f"{sizes.many} volumes; {tenth.mib:.0f} MiB with {sizes.many // 10}"),
     ]  # fmt: skip
 
@@ -234,8 +234,8 @@ def intervals(folder: Path, sizes: Sizes) -> list[Row]:
         start = time.perf_counter()
         bootstrap(part, THRESHOLD, sizes.resamples)
         rows.append(
-            Row(measure=f"bootstrap of {sizes.resamples}, six figures",
-                value=time.perf_counter() - start, unit="s",
+            Row(f"bootstrap of {sizes.resamples}, six figures",
+                time.perf_counter() - start, "s",
                 detail=f"{num} subjects" + (", drawn from the first" if num > sizes.few else "")),
         )  # fmt: skip
     num, tried = min(sizes.few, sizes.bootstrap_subset), 2

@@ -47,19 +47,19 @@ def rows(folder: Path, num: int, size: int) -> list[Row]:
         # The small cohort takes as long to start, so the difference is of volumes alone.
         rates[workers] = rate(9 * num, whole, measured[small, workers][1])
         found.append(
-            Row(measure=f"whole evaluation, {workers} worker{'s' * (workers > 1)}",
-                value=rates[workers], unit="volumes/s",
+            Row(f"whole evaluation, {workers} worker{'s' * (workers > 1)}",
+                rates[workers], "volumes/s",
                 detail=f"{10 * num} volumes in {whole:.1f} s, {num} in "
                 f"{measured[small, workers][1]:.1f} s, the workers' start included; "
                 f"{scoring * 1e3:.0f} ms of a worker a volume{unmeasured(rates[workers])}"),
         )  # fmt: skip
     found.append(
-        Row(measure="2 workers against 1", value=quotient(rates[2], rates[1]), unit="ratio",
+        Row("2 workers against 1", quotient(rates[2], rates[1]), "ratio",
             against="1 worker", detail="after the start"),
     )  # fmt: skip
     few, many = measured[small, 2][2], measured[large, 2][2]
     found.append(
-        Row(measure="peak memory at 10 times the volumes", value=many / few, unit="ratio",
+        Row("peak memory at 10 times the volumes", many / few, "ratio",
             against=f"{num} volumes", goal="<= 1.3",
             detail=f"{many:.2f} against {few:.2f} GiB, Ray and its workers included"),
     )  # fmt: skip

@@ -9,7 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import KW_ONLY, asdict, dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -22,7 +22,7 @@ from rich.table import Table
 RESULTS = Path(__file__).parent / "results"
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Row:
     """One measured figure."""
 
@@ -32,6 +32,7 @@ class Row:
     """The figure; None where it could not be measured, which the detail explains."""
     unit: str
     """Its unit; `ratio` for one side over another."""
+    _: KW_ONLY
     against: str = ""
     """The other side of a ratio."""
     goal: str = ""
@@ -66,9 +67,7 @@ def publish(name: str, rows: list[Row], *, keep: bool = True) -> None:
 
 def write(name: str, rows: list[Row]) -> None:
     """Write `results/NAME.json`."""
-    content = circumstances(name) | {
-        "rows": [asdict(row) | {"holds": row.holds} for row in rows],
-    }
+    content = circumstances(name) | {"rows": [asdict(row) | {"holds": row.holds} for row in rows]}
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / f"{name}.json").write_text(json.dumps(content, indent=2) + "\n")
     print(f"benchmarks/results/{name}.json")

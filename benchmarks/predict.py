@@ -98,25 +98,19 @@ def one_by_one(run: Run, scans: list[Scan], folder: Path, rounds: int) -> list[R
             spent[name] += seconds
     median = {name: statistics.median(values) for name, values in spent.items()}
     count = f"median of {len(items)} scans, one thread, 64^3, stripped input"
-    rows = [
-        Row(measure=f"{name}, a scan", value=value, unit="s", detail=count)
-        for name, value in median.items()
-    ]
+    rows = [Row(f"{name}, a scan", value, "s", detail=count) for name, value in median.items()]
     rows.append(
         Row(
-            measure="predict and write, over preparation",
-            value=median["predict and write"] / median["prepare"],
-            unit="ratio",
+            "predict and write, over preparation",
+            median["predict and write"] / median["prepare"],
+            "ratio",
             against="prepare alone",
             detail=count,
         )
     )
-    rows += [
-        Row(measure=f"step: {name}", value=statistics.median(values), unit="s")
-        for name, values in steps.items()
-    ]
-    rows.append(Row(measure="open a run, its cohort measured", value=first, unit="s"))
-    rows.append(Row(measure="open a run again", value=again, unit="s"))
+    rows += [Row(f"step: {name}", statistics.median(values), "s") for name, values in steps.items()]
+    rows.append(Row("open a run, its cohort measured", first, "s"))
+    rows.append(Row("open a run again", again, "s"))
     return rows + _sizes(folder / "one-True", len(items))
 
 
@@ -128,7 +122,7 @@ def _sizes(folder: Path, count: int) -> list[Row]:
             kind = "page" if path.suffix in (".html", ".png") else "maps"
             sizes[kind] += path.stat().st_size
     return [
-        Row(measure=f"{kind} of a scan", value=size / count / 1e6, unit="MB", detail="mean")
+        Row(f"{kind} of a scan", size / count / 1e6, "MB", detail="mean")
         for kind, size in sorted(sizes.items())
     ]
 
@@ -152,10 +146,10 @@ def a_folder(run: Run, scans: list[Scan], folder: Path, workers: int) -> list[Ro
     again = time.perf_counter() - start
     what = f"{len(scans)} scans, {workers} workers, with pages"
     return [
-        Row(measure="a folder", value=seconds, unit="s", detail=what),
-        Row(measure="a folder, a scan", value=seconds / len(scans), unit="s", detail=what),
-        Row(measure="a folder, peak memory", value=memory.gib, unit="GiB", detail="PSS, with Ray"),
-        Row(measure="the same folder again", value=again, unit="s", detail="nothing to do"),
+        Row("a folder", seconds, "s", detail=what),
+        Row("a folder, a scan", seconds / len(scans), "s", detail=what),
+        Row("a folder, peak memory", memory.gib, "GiB", detail="PSS, with Ray"),
+        Row("the same folder again", again, "s", detail="nothing to do"),
     ]
 
 

@@ -92,21 +92,14 @@ def by_step(scans: list[Scan], config: PrepareConfig) -> list[Row]:
                 print(error)
     rows = [
         Row(
-            measure=f"step: {name}",
-            value=60 / statistics.median(values),
-            unit="scans/min/core",
+            f"step: {name}",
+            60 / statistics.median(values),
+            "scans/min/core",
             detail=f"{statistics.median(values):.3f} s, median of {len(values)} scans",
         )
         for name, values in seconds.items()
     ]
-    rows.append(
-        Row(
-            measure="whole pipeline",
-            value=60 / whole,
-            unit="scans/min/core",
-            detail=f"{whole:.2f} s",
-        )
-    )
+    rows.append(Row("whole pipeline", 60 / whole, "scans/min/core", detail=f"{whole:.2f} s"))
     return rows
 
 
@@ -133,9 +126,9 @@ def against_plain(scans: list[Scan], config: PrepareConfig) -> list[Row]:
         pairs = zip(made["ours"], made[name], strict=True)
         rows.append(
             Row(
-                measure="mean absolute difference of the volumes",
-                value=float(np.mean([abs(a - b)[a > 0].mean() for a, b in pairs])),
-                unit="of [0, 1]",
+                "mean absolute difference of the volumes",
+                float(np.mean([abs(a - b)[a > 0].mean() for a, b in pairs])),
+                "of [0, 1]",
                 against=name,
                 detail="inside the brain; the same steps, other filters and rounding",
             )
@@ -146,9 +139,9 @@ def against_plain(scans: list[Scan], config: PrepareConfig) -> list[Row]:
 def _ratios(what: str, seconds: dict[str, float], goal: str) -> list[Row]:
     return [
         Row(
-            measure=what,
-            value=theirs / seconds["ours"],
-            unit="ratio",
+            what,
+            theirs / seconds["ours"],
+            "ratio",
             against=name,
             goal=goal,
             detail=f"{seconds['ours']:.3f} s against {theirs:.3f} s a scan, one thread, medians",
@@ -185,26 +178,26 @@ def at_scale(scans: list[Scan], config: PrepareConfig, folder: Path, times: int)
         seconds[workers], gib = _prepare(scans, url, config, workers)
         rows.append(
             Row(
-                measure=f"the job with {workers} worker{'s' * (workers > 1)}",
-                value=60 * len(scans) / seconds[workers],
-                unit="scans/min",
+                f"the job with {workers} worker{'s' * (workers > 1)}",
+                60 * len(scans) / seconds[workers],
+                "scans/min",
                 detail=f"{len(scans)} scans in {seconds[workers]:.0f} s, {gib:.2f} GiB with Ray",
             )
         )
     rows.append(
         Row(
-            measure="2 workers over 1",
-            value=seconds[1] / seconds[2],
-            unit="ratio",
+            "2 workers over 1",
+            seconds[1] / seconds[2],
+            "ratio",
             detail="with the start of the tasks and the seal",
         )
     )
     inputs = sum(os.path.getsize(scan.image) for scan in scans)
     rows.append(
         Row(
-            measure="store over NIfTI input",
-            value=_bytes(folder / "w2.zarr") / inputs,
-            unit="ratio",
+            "store over NIfTI input",
+            _bytes(folder / "w2.zarr") / inputs,
+            "ratio",
             detail=f"{_bytes(folder / 'w2.zarr') / 1e6:.1f} MB against {inputs / 1e6:.1f} MB "
             f"of 8-bit .nii.gz, {len(scans)} scans at {' x '.join(map(str, config.shape))}",
         )
@@ -220,9 +213,9 @@ def at_scale(scans: list[Scan], config: PrepareConfig, folder: Path, times: int)
     many_s, most = _prepare(many, folder / "many.zarr", lean, 2)
     rows.append(
         Row(
-            measure=f"peak memory at {len(many)} scans over that at {len(scans)}",
-            value=most / few,
-            unit="ratio",
+            f"peak memory at {len(many)} scans over that at {len(scans)}",
+            most / few,
+            "ratio",
             goal="<= 1.15",
             detail=f"{most:.2f} against {few:.2f} GiB (PSS with Ray, 2 workers, no denoising); "
             f"{many_s:.0f} against {few_s:.0f} s",

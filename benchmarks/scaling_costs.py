@@ -53,9 +53,9 @@ def _store(folder: Path, count: int, size: int) -> list[Row]:
         seconds.append(time.perf_counter() - start)
     voxels = size**3
     return [
-        Row(measure=f"stored bytes of a voxel, {size}^3", value=stored / count / voxels,
-            unit="bytes", detail=f"{count} phantoms, image and brain mask, {writer.shard} a shard"),
-        Row(measure=f"decoding, {size}^3", value=count / min(seconds[1:]), unit="volumes/s",
+        Row(f"stored bytes of a voxel, {size}^3", stored / count / voxels,
+            "bytes", detail=f"{count} phantoms, image and brain mask, {writer.shard} a shard"),
+        Row(f"decoding, {size}^3", count / min(seconds[1:]), "volumes/s",
             detail="one thread, from the page cache, least of 3"),
     ]  # fmt: skip
 
@@ -137,8 +137,8 @@ def _requests() -> list[Row]:
         writes = sum(methods[m] for m in ("PUT", "POST")) / per
         reads = sum(methods[m] for m in ("GET", "HEAD")) / per
         found += [
-            Row(measure=f"writing requests: {name}", value=writes, unit="requests", detail=listed),
-            Row(measure=f"reading requests: {name}", value=reads, unit="requests", detail=listed),
+            Row(f"writing requests: {name}", writes, "requests", detail=listed),
+            Row(f"reading requests: {name}", reads, "requests", detail=listed),
         ]
     return found
 
@@ -174,9 +174,9 @@ def _network(size: int) -> list[Row]:
     with FlopCounterMode(display=False) as counter:
         detector(x, x, noise)["loss"].backward()
     return [
-        Row(measure=f"operations of a training step, {size}^3",
-            value=counter.get_total_flops() / 2 / 1e9, unit="GFLOP/volume",
+        Row(f"operations of a training step, {size}^3",
+            counter.get_total_flops() / 2 / 1e9, "GFLOP/volume",
             detail=f"{NAME}, forward and backward"),
-        Row(measure=f"parameters, {size}^3", value=num_parameters(detector) / 1e6, unit="million",
+        Row(f"parameters, {size}^3", num_parameters(detector) / 1e6, "million",
             detail=NAME),
     ]  # fmt: skip

@@ -27,8 +27,8 @@ def stages(job: demo.Demo) -> list[Row]:
             result = work()
         seconds = time.perf_counter() - start
         total, highest = total + seconds, max(highest, memory.gib)
-        rows.append(Row(measure=name, value=seconds, unit="s"))
-        rows.append(Row(measure=f"{name}, peak memory", value=memory.gib, unit="GiB"))
+        rows.append(Row(name, seconds, "s"))
+        rows.append(Row(f"{name}, peak memory", memory.gib, "GiB"))
         return result
 
     measure("start Ray", cluster.connect)
@@ -40,17 +40,13 @@ def stages(job: demo.Demo) -> list[Row]:
     ]
     measure("evaluate", lambda: demo.evaluate_all(job, runs, cohorts))
     measure("report", lambda: demo.report(job, runs))
-    rows.append(Row(measure="whole demo", value=total, unit="s", goal="<= 480"))
-    rows.append(
-        Row(measure="whole demo, peak memory", value=highest, unit="GiB", goal="<= 6", detail="PSS")
-    )
+    rows.append(Row("whole demo", total, "s", goal="<= 480"))
+    rows.append(Row("whole demo, peak memory", highest, "GiB", goal="<= 6", detail="PSS"))
     again = time.perf_counter()
     for name in job.names:
         demo.fit_one(job, name, demo.make_cohorts(job)["healthy"])
     demo.evaluate_all(job, runs, cohorts)
-    rows.append(
-        Row(measure="second call, before the report", value=time.perf_counter() - again, unit="s")
-    )
+    rows.append(Row("second call, before the report", time.perf_counter() - again, "s"))
     return rows
 
 

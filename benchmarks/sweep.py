@@ -165,39 +165,35 @@ def overheads(cohort: Cohort, folder: str, sizes: Sizes) -> list[Row]:
     detail = "median over {} trials after the first, one at a time"
     return [
         Row(
-            measure="overhead of a trial after the first",
-            value=middle["reused"],
-            unit="s",
+            "overhead of a trial after the first",
+            middle["reused"],
+            "s",
             goal="<= 1",
             detail=detail.format(len(made["reused"].overheads)),
         ),
+        Row("the same, the slowest", max(made["reused"].overheads), "s"),
         Row(
-            measure="the same, the slowest",
-            value=max(made["reused"].overheads),
-            unit="s",
-        ),
-        Row(
-            measure="overhead of a trial on an actor of its own",
-            value=middle["fresh"],
-            unit="s",
+            "overhead of a trial on an actor of its own",
+            middle["fresh"],
+            "s",
             detail=detail.format(len(made["fresh"].overheads)),
         ),
         Row(
-            measure="overhead of a fresh actor over a reused one",
-            value=middle["fresh"] / middle["reused"],
-            unit="ratio",
+            "overhead of a fresh actor over a reused one",
+            middle["fresh"] / middle["reused"],
+            "ratio",
             against="reused actors",
         ),
         Row(
-            measure="overhead of a trial of two workers under Ray Train",
-            value=middle["nested"],
-            unit="s",
+            "overhead of a trial of two workers under Ray Train",
+            middle["nested"],
+            "s",
             detail=detail.format(len(made["nested"].overheads)),
         ),
         Row(
-            measure="overhead of a nested trial over one in the actor",
-            value=middle["nested"] / middle["reused"],
-            unit="ratio",
+            "overhead of a nested trial over one in the actor",
+            middle["nested"] / middle["reused"],
+            "ratio",
             against="one worker in the trial's actor",
         ),
     ]
@@ -216,13 +212,13 @@ def shares(cohort: Cohort, folder: str, sizes: Sizes) -> list[Row]:
     whole = sum(found.fitting) / (slots * found.call)
     return [
         Row(
-            measure="share of the time in which workers fit",
-            value=found.share(slots),
-            unit="ratio",
+            "share of the time in which workers fit",
+            found.share(slots),
+            "ratio",
             goal=">= 0.9",
             detail=detail,
         ),
-        Row(measure="the same, of the whole call of the sweep", value=whole, unit="ratio"),
+        Row("the same, of the whole call of the sweep", whole, "ratio"),
     ]
 
 
@@ -239,16 +235,16 @@ def reports(folder: str, sizes: Sizes) -> list[Row]:
         largest = number == 200
         rows += [
             Row(
-                measure=f"report of {number} trials",
-                value=seconds,
-                unit="s",
+                f"report of {number} trials",
+                seconds,
+                "s",
                 goal="<= 20" if largest else "",
                 detail="the job from start to end, two cohorts",
             ),
             Row(
-                measure=f"report of {number} trials, size",
-                value=out.stat().st_size / 1e6,
-                unit="MB",
+                f"report of {number} trials, size",
+                out.stat().st_size / 1e6,
+                "MB",
                 goal="<= 15" if largest else "",
             ),
         ]

@@ -216,9 +216,9 @@ def overhead(folder: str, url: str, epochs: int, rounds: int) -> list[Row]:
         rows.append(_against_bare("under Ray Train", spare, ", a core left to Ray"))
     return rows + [
         Row(
-            measure=f"{name}, start-up",
-            value=median(found.first) - found.steady,
-            unit="s",
+            f"{name}, start-up",
+            median(found.first) - found.steady,
+            "s",
             detail="until the first epoch is recorded, less a later epoch",
         )
         for name, found in on_all.items()
@@ -228,9 +228,9 @@ def overhead(folder: str, url: str, epochs: int, rounds: int) -> list[Row]:
 def _against_bare(name: str, found: Mapping[str, Epochs], how: str) -> Row:
     ours, theirs = found[name], found["bare loop"]
     return Row(
-        measure=f"one worker {name}, epochs{how}",
-        value=theirs.steady / ours.steady,
-        unit="ratio",
+        f"one worker {name}, epochs{how}",
+        theirs.steady / ours.steady,
+        "ratio",
         against="bare loop in a process without Ray",
         goal=">= 0.97",
         detail=ours.slower_than(theirs),
@@ -265,18 +265,18 @@ def scaling(folder: str, url: str, epochs: int, batch_size: int) -> list[Row]:
     shape = open_cohort(url).shape
     return [
         Row(
-            measure="two workers of one thread, efficiency",
-            value=steady[1] / (2 * steady[2]),
-            unit="ratio",
+            "two workers of one thread, efficiency",
+            steady[1] / (2 * steady[2]),
+            "ratio",
             against="one worker of one thread, the same global batch",
             goal=">= 0.9",
             detail=f"{steady[2]:.2f} against {steady[1]:.2f} s an epoch; batch {batch_size}, "
             f"{shape[0]}^3",
         ),
         Row(
-            measure="two unrelated processes of one thread, efficiency",
-            value=alone / max(both),
-            unit="ratio",
+            "two unrelated processes of one thread, efficiency",
+            alone / max(both),
+            "ratio",
             against="one of them alone",
             detail=f"{alone:.2f} against {both[0]:.2f} and {both[1]:.2f} s an epoch; what the "
             "cores give without any exchange",
@@ -310,9 +310,9 @@ def streaming(url: str, epochs: int) -> list[Row]:
     ratios = [a / b for a, b in zip(speeds["stream"], speeds["loader"], strict=True)]
     return [
         Row(
-            measure="stream",
-            value=middle["stream"] / middle["loader"],
-            unit="ratio",
+            "stream",
+            middle["stream"] / middle["loader"],
+            "ratio",
             against="DataLoader of two workers on the same shards",
             goal=">= 1.0",
             detail=f"{middle['stream']:.0f} against {middle['loader']:.0f} volumes a second, "
@@ -359,7 +359,7 @@ def streamed_fit(folder: str, url: str, epochs: int) -> list[Row]:
     out = os.path.join(folder, "streamed")
     epochs_of(in_process, wanted, url, out, torch.get_num_threads())
     speed = median(r["samples_per_second"] for r in Run.open(out).metrics()[1:])
-    return [Row(measure="volumes streamed into a fit", value=speed, unit="volumes/s")]
+    return [Row("volumes streamed into a fit", speed, "volumes/s")]
 
 
 def rows(quick: bool, folder: str) -> list[Row]:

@@ -9,10 +9,7 @@ get the same kept scores and must give the same figure, or the benchmark ends. P
 and scipy; torchmetrics, MONAI and cc3d where installed (`pip install 'uadray[bench]'`).
 """
 
-import argparse
-import shutil
 import statistics
-import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -26,7 +23,7 @@ import scipy.ndimage as ndi
 from numpy.typing import NDArray
 
 from benchmarks import evaluate_on_ray, metric_peers
-from benchmarks.harness import Row, in_turns, publish
+from benchmarks.harness import Row, in_turns, main
 from benchmarks.metric_peers import CURVES, THRESHOLD, curves_of
 from benchmarks.scored import Measured, alone, count_many, load, pooled, save, volume
 from uadray.metrics.components import open_components
@@ -287,21 +284,17 @@ def _repeated(part: CohortCounts, num: int) -> CohortCounts:
     )
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="small, to see that it runs")
-    quick = parser.parse_args().quick
+def rows(quick: bool, folder: Path) -> list[Row]:
+    """All rows."""
     sizes = QUICK if quick else Sizes()
-    folder = Path(tempfile.mkdtemp())
-    try:
-        save(folder, sizes.few, sizes.edge)
-        rows = curves(folder, sizes)
-        rows += streams(sizes) + medians(sizes) + components(sizes) + intervals(folder, sizes)
-        rows += evaluate_on_ray.rows(folder, sizes.cohort, sizes.edge)
-    finally:
-        shutil.rmtree(folder)
-    publish("evaluate", rows, keep=not quick)
+    save(folder, sizes.few, sizes.edge)
+    found = curves(folder, sizes) + streams(sizes) + medians(sizes) + components(sizes)
+    return [
+        *found,
+        *intervals(folder, sizes),
+        *evaluate_on_ray.rows(folder, sizes.cohort, sizes.edge),
+    ]
 
 
 if __name__ == "__main__":
-    main()
+    main("evaluate", rows)

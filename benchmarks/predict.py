@@ -8,21 +8,18 @@ on what it has learned. The scans are those of OpenNeuro ds002748 in the folder 
 UADRAY_REAL_DATA names, or in ../shared/data.
 """
 
-import argparse
 import statistics
-import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 
 import SimpleITK as sitk
 import torch
 
-from benchmarks.harness import PeakMemory, Row, in_turns, publish
+from benchmarks.harness import PeakMemory, Row, main, on_each_in_turns
 from benchmarks.prepare import find_scans
-from uadray import cluster, files
+from uadray import cluster
 from uadray.config import experiment
 from uadray.prediction import outputs
 from uadray.prediction.inputs import find_items
@@ -91,10 +88,7 @@ def one_by_one(run: Run, scans: list[Scan], folder: Path, rounds: int) -> list[R
         "predict, write and page": written(True),
     }
     for k in range(len(items)):
-        bound: dict[str, Callable[[], object]] = {
-            name: partial(side, k) for name, side in sides.items()
-        }
-        for name, seconds in in_turns(bound, rounds).items():
+        for name, seconds in on_each_in_turns(sides, [k] * (rounds + 1)).items():
             spent[name] += seconds
     median = {name: statistics.median(values) for name, values in spent.items()}
     count = f"median of {len(items)} scans, one thread, 64^3, stripped input"
@@ -153,21 +147,14 @@ def a_folder(run: Run, scans: list[Scan], folder: Path, workers: int) -> list[Ro
     ]
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="few scans, to see that it runs")
-    quick = parser.parse_args().quick
+def rows(quick: bool, folder: Path) -> list[Row]:
+    """All rows."""
     scans = find_scans()
     few, many, rounds = (scans[:2], scans[:4], 1) if quick else (scans[:8], scans, 2)
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        cluster.connect()
-        run = make_run(folder, scans[:4] if quick else scans[:12])
-        rows = one_by_one(run, few, folder, rounds)
-        rows += a_folder(run, many, folder, workers=2)
-        files.remove(str(folder / "many"))
-    publish("predict", rows, keep=not quick)
+    cluster.connect()
+    run = make_run(folder, scans[:4] if quick else scans[:12])
+    return [*one_by_one(run, few, folder, rounds), *a_folder(run, many, folder, workers=2)]
 
 
 if __name__ == "__main__":
-    main()
+    main("predict", rows)

@@ -7,10 +7,8 @@ The scans are those of OpenNeuro ds002748 in the folder that UADRAY_REAL_DATA na
 ../shared/data; the other sides need `pip install 'uadray[bench]'`.
 """
 
-import argparse
 import os
 import statistics
-import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Callable
@@ -23,7 +21,7 @@ import torch
 from threadpoolctl import threadpool_limits
 
 from benchmarks import plain_prepare
-from benchmarks.harness import PeakMemory, Row, publish
+from benchmarks.harness import PeakMemory, Row, main, on_each_in_turns
 from uadray import cluster
 from uadray.errors import ConfigError
 from uadray.prepare.geometry import Volume, resample, to_canonical
@@ -48,13 +46,7 @@ def find_scans() -> list[Scan]:
 
 def in_turn(scans: list[Scan], sides: dict[str, Side]) -> dict[str, float]:
     """Median seconds of each side on a scan; the first scan only warms up."""
-    seconds: dict[str, list[float]] = {name: [] for name in sides}
-    for number, scan in enumerate([scans[0], *scans]):
-        for name, side in sides.items():
-            start = time.perf_counter()
-            side(scan)
-            if number:
-                seconds[name].append(time.perf_counter() - start)
+    seconds = on_each_in_turns(sides, [scans[0], *scans])
     return {name: statistics.median(values) for name, values in seconds.items()}
 
 
@@ -238,24 +230,16 @@ def _bytes(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="few scans, to see that it runs")
-    quick = parser.parse_args().quick
-    scans = find_scans()
+def rows(quick: bool, folder: Path) -> list[Row]:
+    """All rows."""
+    scans, config = find_scans(), PrepareConfig()
     few = scans[:1] if quick else scans[:6]
-    config = PrepareConfig()
     torch.set_num_threads(1)
     sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(1)
     with threadpool_limits(1):
-        rows = by_step(few, config) + against_plain(few, config) + flow_against_itk(few)
-    with tempfile.TemporaryDirectory() as folder:
-        if quick:
-            rows += at_scale(scans[:4], config, Path(folder), 2)
-        else:
-            rows += at_scale(scans, config, Path(folder), 10)
-    publish("prepare", rows, keep=not quick)
+        found = by_step(few, config) + against_plain(few, config) + flow_against_itk(few)
+    return found + at_scale(scans[:4] if quick else scans, config, folder, 2 if quick else 10)
 
 
 if __name__ == "__main__":
-    main()
+    main("prepare", rows)

@@ -4,14 +4,12 @@ python -m benchmarks.spine            the demo's own size: about 7 minutes on 2 
 python -m benchmarks.spine --quick    small, to see that it runs; keeps nothing
 """
 
-import argparse
-import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-from benchmarks.harness import PeakMemory, Row, publish
+from benchmarks.harness import PeakMemory, Row, main
 from jobs import demo
 from uadray import cluster
 
@@ -50,17 +48,13 @@ def stages(job: demo.Demo) -> list[Row]:
     return rows
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="small, to see that it runs")
-    quick = parser.parse_args().quick
-    with tempfile.TemporaryDirectory() as folder:
-        job = demo.Demo(out=str(Path(folder) / "demo"))
-        if quick:
-            job = replace(job, healthy=24, lesioned=10, epochs=2, names=("3D-None", "ZScore"))
-        rows = stages(job)
-    publish("spine", rows, keep=not quick)
+def rows(quick: bool, folder: Path) -> list[Row]:
+    """All rows."""
+    job = demo.Demo(out=str(folder / "demo"))
+    if quick:
+        job = replace(job, healthy=24, lesioned=10, epochs=2, names=("3D-None", "ZScore"))
+    return stages(job)
 
 
 if __name__ == "__main__":
-    main()
+    main("spine", rows)

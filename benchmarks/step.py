@@ -7,7 +7,6 @@ import copy
 import math
 import multiprocessing
 import tempfile
-import time
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -405,11 +404,3 @@ def rows(quick: bool) -> list[Row]:
         resident = on_gpu(images, quick)
         step, found = BATCH / resident[0].value, found + resident
     return found + against_hardware(images, step, quick)
-
-
-if __name__ == "__main__":
-    start = time.perf_counter()
-    from benchmarks.harness import publish
-
-    publish("step", rows(quick=True), keep=False)
-    print(f"{time.perf_counter() - start:.0f} s")

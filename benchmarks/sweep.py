@@ -7,16 +7,14 @@ A trial's end is when its summary was written, so that the time between two ends
 whole trial: what its epochs took is fitting, the rest is overhead.
 """
 
-import argparse
 import contextlib
 import logging
 import os
 import statistics
 import subprocess
 import sys
-import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,7 +24,7 @@ import ray
 import ray.tune
 from rich.console import Console
 
-from benchmarks.harness import Row, publish
+from benchmarks.harness import Row, main
 from benchmarks.made_sweep import made_cohort, write_sweep
 from uadray import cluster
 from uadray.config import FitConfig
@@ -251,22 +249,18 @@ def reports(folder: str, sizes: Sizes) -> list[Row]:
     return rows
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="small, to see that it runs")
-    quick = parser.parse_args(arguments).quick
-    sizes = QUICK if quick else Sizes()
+def rows(quick: bool, place: Path) -> list[Row]:
+    """All rows."""
+    sizes, folder = QUICK if quick else Sizes(), str(place)
     logging.getLogger("ray").setLevel(logging.WARNING)
-    with tempfile.TemporaryDirectory() as folder:
-        rows = reports(folder, sizes)
-        # As for a sweep whose trials have several workers: the nested ones here need it.
-        cluster.connect(dashboard=True)
-        cohort = made_cohort(f"{folder}/healthy.zarr", sizes.volumes)
-        # The first trial of all starts workers and reads libraries.
-        timed(cohort, f"{folder}/first", seeds=1, epochs=1, config=SweepConfig())
-        rows = overheads(cohort, folder, sizes) + shares(cohort, folder, sizes) + rows
-    publish("sweep", rows, keep=not quick)
+    found = reports(folder, sizes)
+    # As for a sweep whose trials have several workers: the nested ones here need it.
+    cluster.connect(dashboard=True)
+    cohort = made_cohort(f"{folder}/healthy.zarr", sizes.volumes)
+    # The first trial of all starts workers and reads libraries.
+    timed(cohort, f"{folder}/first", seeds=1, epochs=1, config=SweepConfig())
+    return overheads(cohort, folder, sizes) + shares(cohort, folder, sizes) + found
 
 
 if __name__ == "__main__":
-    main()
+    main("sweep", rows)

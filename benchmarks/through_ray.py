@@ -20,8 +20,9 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
-from benchmarks.harness import Row
+from benchmarks.harness import Row, apart
 from benchmarks.step import DEVICE, make, phantoms
+from tests.tiny_cohorts import Volume, write_cohort
 from uadray import cluster
 from uadray.config import Experiment, experiment, with_fit
 from uadray.data.batch import Batch
@@ -30,7 +31,7 @@ from uadray.data.stream import TrainingStream, read_rows
 from uadray.memory import keep_freed_memory
 from uadray.runs.checkpoint import CheckpointStore
 from uadray.runs.folder import Run
-from uadray.store import Cohort, CohortWriter, Split, Subject, open_cohort
+from uadray.store import Cohort, Split, open_cohort
 from uadray.train.fit import Fit
 from uadray.train.group import ScaleConfig, fit_group
 from uadray.train.job import fit
@@ -39,35 +40,15 @@ VALIDATION = 4
 """Validation volumes of a benchmark's cohort."""
 
 
-def store(url: str, count: int, size: int, base: torch.Tensor) -> str:
+def store(url: str, count: int, base: torch.Tensor) -> str:
     """A sealed cohort of `count` volumes like those of `base`, `VALIDATION` of them to validate."""
-    writer = CohortWriter.create(
-        url, num_rows=count, shape=(size,) * 3, has_lesion=False, plan={"benchmark": count}
-    )
-    for shard in range(writer.num_shards):
-        rows = writer.rows_of(shard)
-        image = base[torch.tensor(list(rows)) % len(base)].numpy()
-        subjects = [_subject(r, "validation" if r < VALIDATION else "train") for r in rows]
-        writer.write_shard(
-            shard, image=image, brain=image > 0, lesion=None, subjects=subjects, failures=[]
-        )
-    writer.seal()
-    return url
 
+    def made(row: int) -> Volume:
+        image = base[row % len(base)].numpy()
+        return image, image > 0, None
 
-def _subject(row: int, split: Split) -> Subject:
-    return Subject(
-        row=row,
-        id=f"volume-{row}",
-        subject=f"volume-{row}",
-        scanner="",
-        split=split,
-        modality="T1w",
-        affine=tuple(map(tuple, np.eye(4).tolist())),
-        source="benchmarks",
-        brain_ml=1.0,
-        lesion_ml=0.0,
-    )
+    splits: list[Split] = ["validation"] * VALIDATION + ["train"] * (count - VALIDATION)
+    return write_cohort(url, splits, made).url
 
 
 def bare(wanted: Experiment, url: str, out: str, threads: int) -> None:
@@ -304,8 +285,7 @@ class ShardDataset(IterableDataset):
 
 def streaming(url: str, epochs: int) -> list[Row]:
     """Volumes a second of our stream and of a DataLoader of two workers, in turn."""
-    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
-        speeds = pool.submit(_stream_speeds, url, epochs).result()
+    speeds = apart(_stream_speeds, url, epochs)
     middle = {name: median(values) for name, values in speeds.items()}
     ratios = [a / b for a, b in zip(speeds["stream"], speeds["loader"], strict=True)]
     return [
@@ -366,8 +346,8 @@ def rows(quick: bool, folder: str) -> list[Row]:
     """All rows of this module."""
     size = 32 if quick else 64
     base = phantoms(64 if quick else 384, size, 8)
-    few = store(os.path.join(folder, "few.zarr"), (32 if quick else 96) + VALIDATION, size, base)
-    many = store(os.path.join(folder, "many.zarr"), 256 if quick else 1792, size, base)
+    few = store(os.path.join(folder, "few.zarr"), (32 if quick else 96) + VALIDATION, base)
+    many = store(os.path.join(folder, "many.zarr"), 256 if quick else 1792, base)
     found = overhead(folder, few, 3 if quick else 5, 1 if quick else 3)
     found += streaming(many, 1 if quick else 9)
     if torch.cuda.is_available():
@@ -378,5 +358,5 @@ def rows(quick: bool, folder: str) -> list[Row]:
 def two_workers(quick: bool, folder: str) -> list[Row]:
     """Rows of two workers against one; they need two GPUs, or none."""
     size = 32 if quick else 64
-    url = store(os.path.join(folder, "few.zarr"), 64 + VALIDATION, size, phantoms(64, size, 8))
+    url = store(os.path.join(folder, "few.zarr"), 64 + VALIDATION, phantoms(64, size, 8))
     return scaling(folder, url, 3 if quick else 5, 16 if quick else 32)

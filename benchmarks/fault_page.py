@@ -6,6 +6,7 @@ from typing import Any
 
 from benchmarks.harness import Row
 from tests.nodes import REPOSITORY
+from uadray.tables import to_markdown
 
 PAGE = REPOSITORY / "docs" / "reliability.md"
 BEGIN, END = "<!-- measured: begin -->", "<!-- measured: end -->"
@@ -91,17 +92,12 @@ def write(measured: Sequence[Cell]) -> None:
 def text(measured: Sequence[Cell]) -> str:
     """The measured part of the page, in Markdown."""
     cells = {(c["stage"], c["fault"]): c for c in measured}
-    lines = [
-        "| | " + " | ".join(STAGES) + " |",
-        "|---" * (len(STAGES) + 1) + "|",
-        "| undisturbed | " + " | ".join(_alone(cells.get((s, "none"))) for s in STAGES) + " |",
-    ]
+    rows = [["undisturbed", *(_alone(cells.get((stage, "none"))) for stage in STAGES)]]
     for fault, head in HEADS.items():
-        shown = [_shown(cells.get((stage, fault)), cells) for stage in STAGES]
-        lines.append(f"| {head} | " + " | ".join(shown) + " |")
-    exceptions = _exceptions(cells)
+        rows.append([head, *(_shown(cells.get((stage, fault)), cells) for stage in STAGES)])
+    lines = [to_markdown(["", *STAGES], rows, align="l")]
     lines += ["", "### What does not hold, or is not known", ""]
-    lines += exceptions or ["Every cell that was measured holds."]
+    lines += _exceptions(cells) or ["Every cell that was measured holds."]
     return "\n".join(lines)
 
 

@@ -14,6 +14,7 @@ from torch.utils.flop_counter import flop_registry
 from benchmarks.harness import RESULTS
 from uadray.config import BASELINES, Experiment, experiment
 from uadray.methods import NAMED, GradientDetector, Learned, build
+from uadray.tables import to_markdown
 
 PAGE = RESULTS.parents[1] / "docs" / "methods.md"
 
@@ -80,7 +81,7 @@ def _sizes(names: Iterable[str]) -> str:
         f"a volume of {SIZE}^3 at the default settings; of methods that search or restore, those "
         "of one step.\n"
     )
-    return _table(head, rows) + told
+    return to_markdown(head, rows, align="l") + "\n" + told
 
 
 def _size(what: Experiment) -> tuple[str, str]:
@@ -146,7 +147,8 @@ def _measured(results: dict[str, Any]) -> str:
         "ranks at the papers' sizes, nor on patients. Other work ran on the same cores: minutes "
         "and seconds are sizes, not speeds."
     )
-    return f"{where}\n\n{words}\n\n" + _table(["experiment", *shown], rows)
+    table = to_markdown(["experiment", *shown], rows, align="l")
+    return f"{where}\n\n{words}\n\n{table}\n"
 
 
 def _cell(column: str, cell: tuple[float, str] | None) -> str:
@@ -197,8 +199,3 @@ def _first_line(kind: type) -> str:
 def _link(name: str) -> str:
     anchor = re.sub(r"[^a-z0-9 -]", "", name.lower()).replace(" ", "-")
     return f"[{name}](#{anchor})"
-
-
-def _table(head: list[str], rows: list[list[str]]) -> str:
-    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
-    return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in rows)]) + "\n"

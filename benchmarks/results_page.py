@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from benchmarks.harness import RESULTS
+from uadray.tables import to_markdown
 
 PAGE = RESULTS.parents[1] / "docs" / "results.md"
 
@@ -75,7 +76,7 @@ def _cohort(found: dict[str, Any]) -> list[str]:
         name = one["name"] if share == 1 else f"{one['name']}, {share:.0%} of the data"
         rows.append([name, str(one["latent_size"] or ""), *cells, each])
     head = ["experiment", "latent size", *_FIGURES.values(), "Dice_D of each seed"]
-    parts.append(_table(head, rows))
+    parts.append(to_markdown(head, rows, align="l") + "\n")
     for head_line, differences in found["differences"].items():
         parts.append(f"**{_opened(head_line)}**\n")
         rows = [
@@ -91,7 +92,7 @@ def _cohort(found: dict[str, Any]) -> list[str]:
             for one in differences
         ]
         head = ["of", "against", "Dice_D", "AUPRC", "p (Holm)", "Dice_D over seeds", "Dice_D is"]
-        parts.append(_table(head, rows))
+        parts.append(to_markdown(head, rows, align="l") + "\n")
     return parts
 
 
@@ -115,8 +116,3 @@ def _with_bounds(value: float, bounds: Sequence[float] | None, sign: str) -> str
 
 def _span(bounds: Sequence[float] | None) -> str:
     return f"{bounds[0]:+.3f} to {bounds[1]:+.3f}" if bounds else ""
-
-
-def _table(head: list[str], rows: list[list[str]]) -> str:
-    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
-    return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in rows)]) + "\n"

@@ -19,6 +19,7 @@ from uadray.config import FitConfig
 from uadray.data.sampling import MIX_SHARDS
 from uadray.prepare.geometry import Extent
 from uadray.store import CHUNK_VOLUMES, MAX_SHARD_VOLUMES
+from uadray.tables import to_markdown
 
 COUNTS = (2_000, 50_000, 1_000_000)
 """Bengs' cohort and more; UK Biobank's imaging; what does not exist yet."""
@@ -277,6 +278,7 @@ def page(
         weak: What `--nodes` kept; None where it was not measured.
     """
     small, fine = costs(found)
+    assumed = [[name, f"{one.value:g}", one.source] for name, one in ASSUMED.items()]
     held = [_bytes(MIX_SHARDS * MAX_SHARD_VOLUMES * cost.raw) for cost in (small, fine)]
     return f"""# Scaling
 
@@ -287,7 +289,7 @@ rewrites it from these without measuring. No figure here is typed by hand but th
 
 ## What a volume costs
 
-{_table(("", small.grid, fine.grid), _cost_lines(small, fine))}
+{to_markdown(("", small.grid, fine.grid), _cost_lines(small, fine))}
 
 1 mm stands for {" x ".join(map(str, fine.shape))} voxels (axial planes, rows, columns), Bengs' box
 without the last step; its bytes, decoding and operations are measured on a cube of {FINE}^3 and
@@ -300,7 +302,7 @@ A shard holds {MAX_SHARD_VOLUMES} volumes in chunks of {CHUNK_VOLUMES}. Requests
 preparation with its output on an object store: a note that a scan was started, the scan itself, its
 shard, the seal. `once` is requests and cores, `a month` the storage.
 
-{_table(COHORT_HEAD, cohort_table(found))}
+{to_markdown(COHORT_HEAD, cohort_table(found))}
 
 Preparing is bound by cores at every size: it takes as many as there are, a scan each. A task that
 streams holds {MIX_SHARDS} shards: {held[0]} at 64^3, {held[1]} at 1 mm, where nodes want that much
@@ -310,7 +312,7 @@ memory for each read task.
 
 {FitConfig().epochs} epochs; an evaluation is one pass of one method, after the network.
 
-{_table(FIT_HEAD, fit_table(found))}
+{to_markdown(FIT_HEAD, fit_table(found))}
 
 ## What saturates first
 
@@ -319,7 +321,7 @@ into a quarter of its memory, so that only the first epoch is read; else each ep
 What stands in brackets is demand over supply: above 1 GPUs wait for it, and an epoch takes that
 much longer.
 
-{_table(LIMIT_HEAD, limit_table(found))}
+{to_markdown(LIMIT_HEAD, limit_table(found))}
 
 `volumes for a step` above 1: there are fewer volumes than a step of all GPUs wants, so that fewer
 GPUs, or smaller batches, do as well. It is arithmetic on bytes, requests and operations: what a
@@ -343,7 +345,7 @@ subjects is the columns that are asked for.
 
 ## What is assumed
 
-{_table(("what", "value", "source"), [[k, f"{v.value:g}", v.source] for k, v in ASSUMED.items()])}
+{to_markdown(("what", "value", "source"), assumed)}
 """
 
 
@@ -378,7 +380,7 @@ def _result_table(rows: Sequence[Mapping[str, Any]]) -> str:
         lines.append(
             [row["measure"], f"{shown} {row['unit']}", goal, row["against"], row["detail"]]
         )
-    return _table(("what", "measured", "goal", "against", "how"), lines)
+    return to_markdown(("what", "measured", "goal", "against", "how"), lines)
 
 
 def _weak(kept: Mapping[str, Any] | None) -> str:
@@ -392,11 +394,6 @@ def _weak(kept: Mapping[str, Any] | None) -> str:
         "how\nmany such nodes there can be, and all of them share the server.\n\n"
         + _result_table(kept["rows"])
     )
-
-
-def _table(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
-    rule = ["---"] + ["--:"] * (len(head) - 1)
-    return "\n".join("| " + " | ".join(line) + " |" for line in (head, rule, *lines))
 
 
 def _bytes(value: float) -> str:

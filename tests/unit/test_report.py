@@ -19,6 +19,7 @@ import scipy.stats
 from fake_runs import write_run
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from markdown_tables import rows_of
 from PIL import Image
 from rich.console import Console
 
@@ -141,8 +142,7 @@ class TestFigures:
         tables = [part.split("\n### ")[0] for part in text.split("\n## ")[1:]]
         for table in tables:
             cohort = table.split(" ", 1)[0]
-            lines = [line.strip("| ").split(" | ") for line in table.splitlines() if "|" in line]
-            for line in lines[2:]:
+            for line in rows_of(table)[1:]:
                 values = truth[cohort, line[0].removesuffix(" (plain baseline)")]
                 low, high = values["intervals"]["auprc"]
                 assert line[3] == f"{values['metrics']['auprc']:.3f} \\[{low:.3f}, {high:.3f}\\]"

@@ -3,6 +3,7 @@
 from rich.table import Table
 from rich.text import Text
 
+from uadray import tables
 from uadray.evaluation.record import describe_lesions
 from uadray.papers.provenance import kind
 from uadray.papers.reproduce import Reproduction
@@ -111,17 +112,17 @@ def to_markdown(one: Reproduction) -> str:
     lines = [f"# {title(one)}", "", f"{one.paper.citation}: {one.study.title}.", ""]
     lines += [f"- Note: {line}" for line in one.caveats()]
     lines += [f"- Missing: {line}" for line in one.missing()]
-    if rows := one.rows():
-        lines += ["", "| method | cohort | figure | ours | 95 % or seeds | the paper's |"]
-        lines += ["|---|---|---|---|---|---|"]
-    for row in rows:
+    cells = []
+    for row in one.rows():
         printed = _number(row["published"])
         if row["published_deviation"] is not None:
             printed += f" ± {_number(row['published_deviation'])}"
         spread = _spread(row["interval"], row["ours_each_seed"])
-        ours = _number(row["ours"])
-        cells = (row["label"], row["role"], row["metric"], ours, spread, printed)
-        lines.append(f"| {' | '.join(cells)} |")
+        what = [row["label"], row["role"], row["metric"]]
+        cells.append([*what, _number(row["ours"]), spread, printed])
+    if cells:
+        head = ["method", "cohort", "figure", "ours", "95 % or seeds", "the paper's"]
+        lines += ["", tables.to_markdown(head, cells, align="lllr")]
     return "\n".join([*lines, ""])
 
 

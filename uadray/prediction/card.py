@@ -10,6 +10,7 @@ from uadray.metrics.postprocess import describe_findable, findable
 from uadray.prediction.model import Model
 from uadray.runs.evaluations import Evaluation
 from uadray.runs.records import RunRecord
+from uadray.tables import escape, to_markdown
 
 _FIGURES = {
     "dice_d": "Dice_D",
@@ -82,12 +83,12 @@ def _use(model: Model) -> str:
     ]
     if not model.thresholds:
         return "\n".join([*lines[:4], "No threshold was fitted: maps alone, or `--threshold`."])
-    lines += ["| name | threshold | rule | fitted on |", "|:--|--:|:--|:--|"]
-    lines += [
-        f"| {t.name} | {t.value:.5g} | {t.rule} | {t.fitted_on}{_notes(t.notes)} |"
+    rows = [
+        [escape(t.name), f"{t.value:.5g}", t.rule, escape(t.fitted_on + _notes(t.notes))]
         for t in model.thresholds
     ]
-    return "\n".join(lines)
+    table = to_markdown(["name", "threshold", "rule", "fitted on"], rows, align="lrl")
+    return "\n".join([*lines, table])
 
 
 def _data(model: Model) -> str:
@@ -118,20 +119,17 @@ def _data(model: Model) -> str:
 def _results(record: RunRecord) -> str:
     if not record.evaluations:
         return "The run was not evaluated on a cohort with lesions: nothing is known of its use."
-    heads = ["cohort", "test subjects", *_FIGURES.values()]
-    lines = [
+    rows = [
+        [escape(one.cohort + _notes(one.notes)), str(one.values["num_test"])]
+        + [_figure(one, name) for name in _FIGURES]
+        for one in record.evaluations
+    ]
+    return (
         "On test subjects that neither fit nor threshold had seen; 95 % bootstrap intervals over "
         "them, which cover the subjects and not the seed. The upper bound takes its threshold from "
-        "the test part itself.",
-        "",
-        "| " + " | ".join(heads) + " |",
-        "|:--|--:" + "|--:" * len(_FIGURES) + "|",
-    ]
-    for one in record.evaluations:
-        cells = [one.cohort + _notes(one.notes), str(one.values["num_test"])]
-        cells += [_figure(one, name) for name in _FIGURES]
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+        "the test part itself.\n\n"
+        + to_markdown(["cohort", "test subjects", *_FIGURES.values()], rows)
+    )
 
 
 def _figure(evaluation: Evaluation, name: str) -> str:

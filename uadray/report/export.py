@@ -1,13 +1,11 @@
 """The tables as CSV, Markdown and LaTeX."""
 
-import csv
-import io
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from uadray import files
+from uadray import files, tables
 from uadray.report import columns, compare
 from uadray.report.columns import COLUMNS, FILTER_COLUMNS, LESION_COLUMNS, Column
 from uadray.report.effects import EFFECT_COLUMNS
@@ -15,8 +13,7 @@ from uadray.report.latex import to_latex
 from uadray.report.rows import CohortRows
 from uadray.report.sweep import Sweep
 from uadray.report.words import Compared
-
-_FORMULA = ("=", "+", "-", "@", "\t", "\r")
+from uadray.tables import escape
 
 
 def write_tables(
@@ -61,7 +58,7 @@ def to_sweep_csv(sweep: Sweep) -> str:
         for effect in sweep.effects
         for point in effect.points
     ]
-    return _csv(head, lines)
+    return tables.to_csv(head, lines)
 
 
 def to_csv(groups: Sequence[CohortRows]) -> str:
@@ -86,7 +83,7 @@ def to_csv(groups: Sequence[CohortRows]) -> str:
             line += [values.get("num_resamples")]
             line += [row.run.is_plain, row.run.seed, row.run.config["fingerprint"], row.run.url]
             lines.append(line)
-    return _csv(head, lines)
+    return tables.to_csv(head, lines)
 
 
 def to_paired_csv(compared: Sequence[Compared]) -> str:
@@ -101,7 +98,7 @@ def to_paired_csv(compared: Sequence[Compared]) -> str:
                 line: list[object] = [cohort.group.name, cohort.group.fingerprint]
                 line += [table.reference.label, *_cells(shown, one)]
                 lines.append([*line, None if np.isnan(one.p) else one.p_holm, one.num_subjects])
-    return _csv(head, lines)
+    return tables.to_csv(head, lines)
 
 
 def _heads(shown: Sequence[Column[Any]]) -> list[str]:
@@ -118,71 +115,42 @@ def _cells(shown: Sequence[Column[Any]], item: object) -> list[object]:
     return cells
 
 
-def _csv(head: Sequence[str], lines: Sequence[Sequence[object]]) -> str:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(head)
-    writer.writerows([_guard(cell) for cell in line] for line in lines)
-    return text.getvalue()
-
-
-def _guard(cell: object) -> object:
-    """Keep a spreadsheet from taking a name for a formula; figures stay figures."""
-    if isinstance(cell, str) and cell.startswith(_FORMULA):
-        return f"'{cell}"
-    return cell
-
-
 def to_markdown(compared: Sequence[Compared], title: str, sweep: Sweep | None = None) -> str:
     """The tables as GitHub Markdown, with the sentences above each."""
-    lines = [f"# {_markdown(title)}", ""]
+    lines = [f"# {escape(title)}", ""]
     if sweep is not None:
-        lines += ["## Sweep", "", *map(_markdown, sweep.sentences), ""]
+        lines += ["## Sweep", "", *map(escape, sweep.sentences), ""]
         for effect in sweep.effects:
             where = f" on {effect.group.name}" if effect.group.name else ""
-            lines += [f"### {_markdown(effect.setting.label.capitalize() + where)}", ""]
-            lines += [_markdown(effect.method), "", *_table(EFFECT_COLUMNS, effect.points), ""]
+            lines += [f"### {escape(effect.setting.label.capitalize() + where)}", ""]
+            lines += [escape(effect.method), "", _table(EFFECT_COLUMNS, effect.points), ""]
     for cohort in compared:
         group = cohort.group
-        notes = "".join(f" **[{_markdown(note)}]**" for note in group.notes)
-        lines += [f"## {_markdown(group.name)}{notes}", ""]
-        lines += [_markdown(sentence) for sentence in (*cohort.sentences, *group.warnings)]
-        lines += ["", *_table(COLUMNS, group.rows), ""]
+        notes = "".join(f" **[{escape(note)}]**" for note in group.notes)
+        lines += [f"## {escape(group.name)}{notes}", ""]
+        lines += [escape(sentence) for sentence in (*cohort.sentences, *group.warnings)]
+        lines += ["", _table(COLUMNS, group.rows), ""]
         if columns.has_lesions(group.rows):
-            lines += ["### Lesion by lesion", "", *_table(LESION_COLUMNS, group.rows), ""]
+            lines += ["### Lesion by lesion", "", _table(LESION_COLUMNS, group.rows), ""]
         if columns.has_filter(group.rows):
-            lines += ["### Component filter", "", *_table(FILTER_COLUMNS, group.rows), ""]
+            lines += ["### Component filter", "", _table(FILTER_COLUMNS, group.rows), ""]
         several = [series for series in cohort.series if len(series.rows) > 1]
         if several:
-            lines += ["### Over seeds", "", *_table(compare.SEED_COLUMNS, several), ""]
+            lines += ["### Over seeds", "", _table(compare.SEED_COLUMNS, several), ""]
         for table in cohort.comparisons:
             if table.comparisons:
-                lines += [f"### Paired differences from {_markdown(table.reference.label)}", ""]
-                lines += [*_table(compare.COMPARISON_COLUMNS, table.comparisons), ""]
+                lines += [f"### Paired differences from {escape(table.reference.label)}", ""]
+                lines += [_table(compare.COMPARISON_COLUMNS, table.comparisons), ""]
     return "\n".join(lines)
 
 
-def _table(shown: Sequence[Column[Any]], items: Sequence[Any]) -> list[str]:
-    heads = [_markdown(f"{column.head} {_note(column)}".rstrip()) for column in shown]
-    lines = [_line(heads), "|" + "|".join([":--", *["--:"] * (len(shown) - 1)]) + "|"]
-    for item in items:
-        cells = [_markdown(column.line(item)) for column in shown]
-        cells[0] += " (plain baseline)" if item.is_plain else ""
-        lines.append(_line(cells))
-    return lines
+def _table(shown: Sequence[Column[Any]], items: Sequence[Any]) -> str:
+    heads = [escape(f"{column.head} {_note(column)}".rstrip()) for column in shown]
+    rows = [[escape(column.line(item)) for column in shown] for item in items]
+    for row, item in zip(rows, items, strict=True):
+        row[0] += " (plain baseline)" if item.is_plain else ""
+    return tables.to_markdown(heads, rows)
 
 
 def _note(column: Column[Any]) -> str:
     return f"({column.note})" if column.note and column.note[0] != "[" else column.note
-
-
-def _line(cells: Sequence[str]) -> str:
-    return "| " + " | ".join(cells) + " |"
-
-
-def _markdown(text: str) -> str:
-    """`text` with what Markdown or HTML would take for markup escaped."""
-    text = " ".join(text.split()).replace("&", "&amp;").replace("<", "&lt;")
-    for mark in "\\`*_[]|#":
-        text = text.replace(mark, f"\\{mark}")
-    return text

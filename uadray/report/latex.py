@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from typing import Any
 
+import pandas as pd
+
 from uadray.html import ABSENT
 from uadray.report import columns, compare
 from uadray.report.columns import COLUMNS, LESION_COLUMNS, METHOD, Column
@@ -64,10 +66,10 @@ def to_latex(compared: Sequence[Compared], title: str, sweep: Sweep | None = Non
         printed = _published_columns(group.rows)
         caption = f"Results {where}: {size}. Best figure of each column in bold."
         label = f"tab:results-{n}"
-        parts += _table([*shown, *printed], group.rows, caption, label, bold=True)
+        parts.append(_table([*shown, *printed], group.rows, caption, label, bold=True))
         if columns.has_lesions(group.rows):
             caption = f"Lesion by lesion {where}: {size}."
-            parts += _table(LESION_COLUMNS, group.rows, caption, f"tab:lesions-{n}")
+            parts.append(_table(LESION_COLUMNS, group.rows, caption, f"tab:lesions-{n}"))
         for k, table in enumerate(cohort.comparisons, start=1):
             if table.comparisons:
                 caption = (
@@ -75,10 +77,12 @@ def to_latex(compared: Sequence[Compared], title: str, sweep: Sweep | None = Non
                     "signed-rank test on Dice_S, in brackets corrected for all comparisons (Holm)."
                 )
                 columns_shown = compare.COMPARISON_COLUMNS
-                parts += _table(columns_shown, table.comparisons, caption, f"tab:paired-{n}-{k}")
+                parts.append(
+                    _table(columns_shown, table.comparisons, caption, f"tab:paired-{n}-{k}")
+                )
         for k, effect in enumerate(e for e in (sweep.effects if sweep else ()) if e.group is group):
             caption = f"Effect of {effect.setting.label} {where}. {effect.method}"
-            parts += _table(EFFECT_COLUMNS, effect.points, caption, f"tab:effect-{n}-{k + 1}")
+            parts.append(_table(EFFECT_COLUMNS, effect.points, caption, f"tab:effect-{n}-{k + 1}"))
     return "\n".join(parts)
 
 
@@ -118,28 +122,25 @@ def _table(
     label: str,
     *,
     bold: bool = False,
-) -> list[str]:
+) -> str:
     best = {c.key: _best(c, items) for c in shown[1:]} if bold else {}
-    head = " & ".join(rf"\textbf{{{escape(column.head)}}}" for column in shown) + r" \\"
-    notes = " & ".join(escape(column.note) for column in shown) + r" \\"
-    lines = [
-        r"\begin{longtable}{l" + "r" * (len(shown) - 1) + "}",
-        rf"\caption{{{escape(caption)}}}\label{{{label}}}\\",
-        r"\toprule",
-        head,
-        *([notes] if any(column.note for column in shown) else []),
-        r"\midrule",
-        r"\endhead",
-        r"\bottomrule",
-        r"\endfoot",
-    ]
-    for item in items:
-        cells = [_cell(column, item, best) for column in shown]
-        cells[0] += " (plain)" if item.is_plain else ""
-        # A bracket or a star behind a line break would be taken for its argument.
-        guard = "{}" if cells[0].startswith(("[", "*")) else ""
-        lines.append(guard + " & ".join(cells) + r" \\")
-    return [*lines, r"\end{longtable}", ""]
+    rows = [[_cell(column, item, best) for column in shown] for item in items]
+    for row, item in zip(rows, items, strict=True):
+        # A bracket or a star after a line break would be taken for its argument.
+        guard = "{}" if row[0].startswith(("[", "*")) else ""
+        row[0] = f"{guard}{row[0]}{' (plain)' if item.is_plain else ''}"
+    heads = [rf"\textbf{{{escape(column.head)}}}" for column in shown]
+    notes = [escape(column.note) for column in shown]
+    head = pd.MultiIndex.from_arrays([heads, notes] if any(notes) else [heads])
+    style = pd.DataFrame(rows, columns=head, dtype=object).style.hide(axis="index")
+    return style.to_latex(
+        environment="longtable",
+        column_format="l" + "r" * (len(shown) - 1),
+        hrules=True,
+        sparse_columns=False,
+        caption=escape(caption),
+        label=label,
+    )
 
 
 def _best(column: Column[Any], items: Sequence[Any]) -> Any:

@@ -177,9 +177,9 @@ def rows_of(found: dict[str, list[dict[str, float]]], job: Comparison) -> list[R
                 words.append(f"better than the defaults in {wins} of {len(values)} seeds")
             rows.append(
                 Row(
-                    measure=f"{name}: {column}",
-                    value=fmean(values),
-                    unit={"healthy L1": "intensity", "KL": "nats", "active latents": ""}.get(
+                    f"{name}: {column}",
+                    fmean(values),
+                    {"healthy L1": "intensity", "KL": "nats", "active latents": ""}.get(
                         column, "ratio"
                     ),
                     detail="; ".join(words),
@@ -187,9 +187,9 @@ def rows_of(found: dict[str, list[dict[str, float]]], job: Comparison) -> list[R
             )
     rows.append(
         Row(
-            measure="size of the comparison",
-            value=job.healthy,
-            unit="healthy phantoms",
+            "size of the comparison",
+            job.healthy,
+            "healthy phantoms",
             detail=f"{job.size}^3, {job.lesioned} phantoms of each lesion, {job.epochs} epochs of "
             f"batches of 4, {job.seeds} seeds; KL weights times {(job.size / PAPER_SIZE) ** 3:g}; "
             "thresholds fitted on 40 %, figures of the rest",

@@ -10,9 +10,7 @@ ours drew, and has to erase the same voxels. Its noise is uniform between the im
 has the image's own distribution.
 """
 
-import argparse
 import statistics
-import time
 from collections.abc import Callable
 from importlib.util import find_spec
 from typing import Any
@@ -21,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from benchmarks.harness import Row, publish
+from benchmarks.harness import Row, main, on_each_in_turns
 from uadray.config import ErasingConfig
 from uadray.data.erasing import Erasing, erase, erased_boxes, erased_mask, sample_erasing
 from uadray.phantom import make_subject
@@ -74,35 +72,27 @@ def _measure(config: ErasingConfig, x: Tensor, *, rounds: int, ndim: int) -> lis
         monai = Monai(config.fill)
         monai.check(config, x, ids)
         sides["monai"] = lambda epoch: monai(x, drawn[0])
-    seconds: dict[str, list[float]] = {name: [] for name in sides}
-    for epoch in range(rounds + 2):
-        for name, side in sides.items():
-            start = time.perf_counter()
-            side(epoch)
-            if epoch >= 2:  # the first ones warm up
-                seconds[name].append(time.perf_counter() - start)
+    seconds = on_each_in_turns(sides, range(rounds + 2), warm_up=2)
     each = {name: statistics.median(values) / BATCH * 1e6 for name, values in seconds.items()}
     label = f"{ndim}D {config.strategy} {config.fill}"
     unit, what = "us", "volume" if ndim == 3 else "slice"
     detail = f"copy {each['copy']:.1f} us; {each['ours into a buffer']:.1f} us into a kept buffer"
-    measured = [
-        Row(measure=f"erase, {label}, per {what}", value=each["ours"], unit=unit, detail=detail),
-    ]
+    measured = [Row(f"erase, {label}, per {what}", each["ours"], unit, detail=detail)]
     if ndim == 3:
         measured.append(
             Row(
-                measure=f"erase, {label}",
-                value=each["ours"] / each["copy"],
-                unit="ratio",
+                f"erase, {label}",
+                each["ours"] / each["copy"],
+                "ratio",
                 against="a copy of the batch",
             )
         )
     if "monai" in each:
         measured.append(
             Row(
-                measure=f"erase, {label}",
-                value=each["monai"] / each["ours"],
-                unit="ratio",
+                f"erase, {label}",
+                each["monai"] / each["ours"],
+                "ratio",
                 against="MONAI RandCoarseDropout on the same boxes",
                 detail=f"{each['monai']:.1f} us; above 1: ours is faster",
             )
@@ -150,12 +140,5 @@ class Monai:
         return out
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="few rounds, to see that it runs")
-    quick = parser.parse_args().quick
-    publish("erasing", rows(quick), keep=not quick)
-
-
 if __name__ == "__main__":
-    main()
+    main("erasing", lambda quick, _: rows(quick))

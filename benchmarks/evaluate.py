@@ -9,10 +9,7 @@ get the same kept scores and must give the same figure, or the benchmark ends. P
 and scipy; torchmetrics, MONAI and cc3d where installed (`pip install 'uadray[bench]'`).
 """
 
-import argparse
-import shutil
 import statistics
-import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -26,7 +23,7 @@ import scipy.ndimage as ndi
 from numpy.typing import NDArray
 
 from benchmarks import evaluate_on_ray, metric_peers
-from benchmarks.harness import Row, in_turns, publish
+from benchmarks.harness import Row, in_turns, main
 from benchmarks.metric_peers import CURVES, THRESHOLD, curves_of
 from benchmarks.scored import Measured, alone, count_many, load, pooled, save, volume
 from uadray.metrics.components import open_components
@@ -73,7 +70,7 @@ MIN_MEASURED = 1e-3
 
 def ratio(what: str, ours: float, theirs: float, against: str, goal: str, detail: str) -> Row:
     value = theirs / ours if ours >= MIN_MEASURED else None
-    return Row(measure=what, value=value, unit="ratio", against=against, goal=goal, detail=detail)
+    return Row(what, value, "ratio", against=against, goal=goal, detail=detail)
 
 
 def curves(folder: Path, sizes: Sizes) -> list[Row]:
@@ -90,7 +87,7 @@ def curves(folder: Path, sizes: Sizes) -> list[Row]:
               f"{num} volumes: {ours.seconds:.3f} against {theirs.seconds:.1f} s"),
         ratio(f"{what}: memory", ours.mib, theirs.mib, "scikit-learn", ">= 20",
               f"{num} volumes: {ours.mib:.0f} against {theirs.mib:.0f} MiB above the inputs"),
-        Row(measure=f"{what}: largest difference", value=gap, unit="", against="scikit-learn",
+        Row(f"{what}: largest difference", gap, "", against="scikit-learn",
             goal="<= 1e-9", detail="on the kept scores"),
     ]  # fmt: skip
     rows.append(_kept_against_float(sizes))
@@ -115,9 +112,9 @@ def _kept_against_float(sizes: Sizes) -> Row:
     kept = curves_of(flat, pooled(np.stack(levels)))
     gaps = ", ".join(f"{n} {abs(a - b):.1e}" for n, a, b in zip(CURVES, exact, kept, strict=True))
     return Row(
-        measure="kept 16-bit scores against float32: largest difference",
-        value=max(abs(a - b) for a, b in zip(exact, kept, strict=True)),
-        unit="",
+        "kept 16-bit scores against float32: largest difference",
+        max(abs(a - b) for a, b in zip(exact, kept, strict=True)),
+        "",
         detail=f"{len(scores)} volumes: {gaps}",
     )
 
@@ -156,9 +153,9 @@ def streams(sizes: Sizes) -> list[Row]:
     tenth: Measured = alone(metric_peers.our_stream, sizes.many // 10, sizes.edge)
     whole: Measured = alone(metric_peers.our_stream, sizes.many, sizes.edge)
     return [
-        Row(measure="make, post-process, count, all metrics", value=sizes.many / whole.seconds,
-            unit="volumes/s", detail=f"{sizes.many} volumes in {whole.seconds:.0f} s, one process"),
-        Row(measure="memory above the start", value=whole.mib, unit="MiB",
+        Row("make, post-process, count, all metrics", sizes.many / whole.seconds,
+            "volumes/s", detail=f"{sizes.many} volumes in {whole.seconds:.0f} s, one process"),
+        Row("memory above the start", whole.mib, "MiB",
             detail=f"{sizes.many} volumes; {tenth.mib:.0f} MiB with {sizes.many // 10}"),
     ]  # fmt: skip
 
@@ -234,8 +231,8 @@ def intervals(folder: Path, sizes: Sizes) -> list[Row]:
         start = time.perf_counter()
         bootstrap(part, THRESHOLD, sizes.resamples)
         rows.append(
-            Row(measure=f"bootstrap of {sizes.resamples}, six figures",
-                value=time.perf_counter() - start, unit="s",
+            Row(f"bootstrap of {sizes.resamples}, six figures",
+                time.perf_counter() - start, "s",
                 detail=f"{num} subjects" + (", drawn from the first" if num > sizes.few else "")),
         )  # fmt: skip
     num, tried = min(sizes.few, sizes.bootstrap_subset), 2
@@ -287,21 +284,17 @@ def _repeated(part: CohortCounts, num: int) -> CohortCounts:
     )
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="small, to see that it runs")
-    quick = parser.parse_args().quick
+def rows(quick: bool, folder: Path) -> list[Row]:
+    """All rows."""
     sizes = QUICK if quick else Sizes()
-    folder = Path(tempfile.mkdtemp())
-    try:
-        save(folder, sizes.few, sizes.edge)
-        rows = curves(folder, sizes)
-        rows += streams(sizes) + medians(sizes) + components(sizes) + intervals(folder, sizes)
-        rows += evaluate_on_ray.rows(folder, sizes.cohort, sizes.edge)
-    finally:
-        shutil.rmtree(folder)
-    publish("evaluate", rows, keep=not quick)
+    save(folder, sizes.few, sizes.edge)
+    found = curves(folder, sizes) + streams(sizes) + medians(sizes) + components(sizes)
+    return [
+        *found,
+        *intervals(folder, sizes),
+        *evaluate_on_ray.rows(folder, sizes.cohort, sizes.edge),
+    ]
 
 
 if __name__ == "__main__":
-    main()
+    main("evaluate", rows)

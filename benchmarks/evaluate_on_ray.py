@@ -5,20 +5,19 @@ measured is reading, post-processing, counting, keeping, thresholds, metrics and
 side runs in a process of its own with a Ray of its own.
 """
 
-import multiprocessing
 import time
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import numpy as np
 
-from benchmarks.harness import PeakMemory, Row
+from benchmarks.harness import PeakMemory, Row, apart
 from benchmarks.scored import volume
+from tests.tiny_cohorts import Volume, write_cohort
 from uadray import cluster
 from uadray.config import experiment
 from uadray.evaluation.job import evaluate
 from uadray.runs.folder import Run
-from uadray.store import CohortWriter, Split, Subject, open_cohort
+from uadray.store import Split, open_cohort
 from uadray.train.job import fit
 
 
@@ -37,7 +36,7 @@ def rows(folder: Path, num: int, size: int) -> list[Row]:
     )
     sides = [(cohort, workers) for workers in (2, 1) for cohort in (small, large)]
     measured = {
-        (cohort, workers): _alone(folder / f"run-{n}", healthy, cohort, workers)
+        (cohort, workers): apart(_evaluate, str(folder / f"run-{n}"), healthy, cohort, workers)
         for n, (cohort, workers) in enumerate(sides)
     }
     found: list[Row] = []
@@ -47,19 +46,19 @@ def rows(folder: Path, num: int, size: int) -> list[Row]:
         # The small cohort takes as long to start, so the difference is of volumes alone.
         rates[workers] = rate(9 * num, whole, measured[small, workers][1])
         found.append(
-            Row(measure=f"whole evaluation, {workers} worker{'s' * (workers > 1)}",
-                value=rates[workers], unit="volumes/s",
+            Row(f"whole evaluation, {workers} worker{'s' * (workers > 1)}",
+                rates[workers], "volumes/s",
                 detail=f"{10 * num} volumes in {whole:.1f} s, {num} in "
                 f"{measured[small, workers][1]:.1f} s, the workers' start included; "
                 f"{scoring * 1e3:.0f} ms of a worker a volume{unmeasured(rates[workers])}"),
         )  # fmt: skip
     found.append(
-        Row(measure="2 workers against 1", value=quotient(rates[2], rates[1]), unit="ratio",
+        Row("2 workers against 1", quotient(rates[2], rates[1]), "ratio",
             against="1 worker", detail="after the start"),
     )  # fmt: skip
     few, many = measured[small, 2][2], measured[large, 2][2]
     found.append(
-        Row(measure="peak memory at 10 times the volumes", value=many / few, unit="ratio",
+        Row("peak memory at 10 times the volumes", many / few, "ratio",
             against=f"{num} volumes", goal="<= 1.3",
             detail=f"{many:.2f} against {few:.2f} GiB, Ray and its workers included"),
     )  # fmt: skip
@@ -86,49 +85,16 @@ def unmeasured(value: float | None) -> str:
     return "" if value is not None else "; too little of it is volumes: take more of them"
 
 
-def store(url: Path, count: int, size: int, *, lesioned: bool) -> str:
+def store(url: Path | str, count: int, size: int, *, lesioned: bool) -> str:
     """A sealed cohort of made volumes whose darkness is the score."""
-    writer = CohortWriter.create(
-        str(url), num_rows=count, shape=(size,) * 3, has_lesion=lesioned, plan={"made": count}
-    )
-    for shard in range(writer.num_shards):
-        numbers = list(writer.rows_of(shard))
-        made = [volume(number, size) for number in numbers]
-        writer.write_shard(
-            shard,
-            image=np.stack([np.where(v.brain, 1 - v.scores, 0) for v in made]),
-            brain=np.stack([v.brain for v in made]),
-            lesion=np.stack([v.lesion for v in made]) if lesioned else None,
-            subjects=[
-                _subject(n, v.lesion.sum() if lesioned else 0)
-                for n, v in zip(numbers, made, strict=True)
-            ],
-            failures=[],
-        )
-    writer.seal()
-    return str(url)
+    parts: tuple[Split, Split] = ("threshold", "test") if lesioned else ("validation", "train")
 
+    def made(row: int) -> Volume:
+        found = volume(row, size)
+        image = np.where(found.brain, 1 - found.scores, 0)
+        return image, found.brain, found.lesion if lesioned else None
 
-def _subject(row: int, num_lesion: int) -> Subject:
-    parts: tuple[Split, Split] = ("threshold", "test") if num_lesion else ("validation", "train")
-    return Subject(
-        row=row,
-        id=f"volume-{row}",
-        subject=f"volume-{row}",
-        scanner="",
-        split=parts[0] if row % 4 == 0 else parts[1],
-        modality="T1w",
-        affine=tuple(map(tuple, np.eye(4).tolist())),
-        source="benchmarks",
-        brain_ml=1.0,
-        lesion_ml=num_lesion / 1000,
-    )
-
-
-def _alone(folder: Path, healthy: str, cohort: str, workers: int) -> tuple[float, float, float]:
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(1, mp_context=context) as pool:
-        return pool.submit(_evaluate, str(folder), healthy, cohort, workers).result()
+    return write_cohort(str(url), [parts[row % 4 > 0] for row in range(count)], made).url
 
 
 def _evaluate(out: str, healthy: str, cohort: str, workers: int) -> tuple[float, float, float]:

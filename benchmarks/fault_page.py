@@ -70,9 +70,9 @@ def rows(measured: Sequence[Cell]) -> list[dict[str, Any]]:
     }
     found = [
         Row(
-            measure=what,
-            value=sum(holds) / len(holds),
-            unit="share",
+            what,
+            sum(holds) / len(holds),
+            "share",
             goal="" if "themselves" in what and "command" not in what else ">= 1",
             detail=f"{sum(holds)} of {len(holds)} cells",
         )

@@ -29,15 +29,7 @@ import psutil
 from benchmarks import fault_page
 from benchmarks.fault_stages import STAGES, Stage
 from benchmarks.harness import RESULTS, circumstances
-from tests.nodes import (
-    BUCKET,
-    REPOSITORY,
-    Network,
-    S3Faults,
-    Started,
-    network,
-    why_not,
-)
+from tests.nodes import BUCKET, REPOSITORY, Network, S3Faults, Started, network, why_not
 from tests.waiting import wait_until
 
 CACHE = REPOSITORY / "runs" / "faults"

@@ -1,15 +1,19 @@
-"""The small harness of all benchmarks: rows, a table, a JSON file, peak memory."""
+"""What all benchmarks share: the command line, rows, a table, a JSON file, turns, memory."""
 
+import argparse
 import datetime
 import json
+import multiprocessing
 import platform
 import shlex
 import subprocess
 import sys
+import tempfile
 import threading
 import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import KW_ONLY, asdict, dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -22,7 +26,7 @@ from rich.table import Table
 RESULTS = Path(__file__).parent / "results"
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Row:
     """One measured figure."""
 
@@ -32,6 +36,7 @@ class Row:
     """The figure; None where it could not be measured, which the detail explains."""
     unit: str
     """Its unit; `ratio` for one side over another."""
+    _: KW_ONLY
     against: str = ""
     """The other side of a ratio."""
     goal: str = ""
@@ -46,6 +51,28 @@ class Row:
             return None
         sign, bound = self.goal.split()
         return self.value <= float(bound) if sign == "<=" else self.value >= float(bound)
+
+
+def arguments() -> argparse.ArgumentParser:
+    """The command line of the benchmark that runs: its docstring, and `--quick`."""
+    parser = argparse.ArgumentParser(
+        description=sys.modules["__main__"].__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--quick", action="store_true", help="small, to see that it runs")
+    return parser
+
+
+def main(name: str, rows: Callable[[bool, Path], list[Row]]) -> None:
+    """A benchmark whose only option is `--quick`; see `measure`."""
+    measure(name, rows, arguments().parse_args().quick)
+
+
+def measure(name: str, rows: Callable[[bool, Path], list[Row]], quick: bool) -> None:
+    """Measure rows with a temporary folder, print them and, unless `quick`, keep them."""
+    with tempfile.TemporaryDirectory() as folder:
+        found = rows(quick, Path(folder))
+    publish(name, found, keep=not quick)
 
 
 def publish(name: str, rows: list[Row], *, keep: bool = True) -> None:
@@ -66,9 +93,7 @@ def publish(name: str, rows: list[Row], *, keep: bool = True) -> None:
 
 def write(name: str, rows: list[Row]) -> None:
     """Write `results/NAME.json`."""
-    content = circumstances(name) | {
-        "rows": [asdict(row) | {"holds": row.holds} for row in rows],
-    }
+    content = circumstances(name) | {"rows": [asdict(row) | {"holds": row.holds} for row in rows]}
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / f"{name}.json").write_text(json.dumps(content, indent=2) + "\n")
     print(f"benchmarks/results/{name}.json")
@@ -103,14 +128,33 @@ def in_turns(
         rounds: Timed rounds.
         device: Waited for after each call where it is a GPU.
     """
+    on_none = {name: lambda _, side=side: side() for name, side in sides.items()}
+    return on_each_in_turns(on_none, range(rounds + 1), device=device)
+
+
+def on_each_in_turns(
+    sides: Mapping[str, Callable[[Any], object]],
+    items: Iterable[Any],
+    *,
+    warm_up: int = 1,
+    device: torch.device | None = None,
+) -> dict[str, list[float]]:
+    """Seconds of each side on each item: one call of each in turn; the first items warm up."""
     seconds: dict[str, list[float]] = {name: [] for name in sides}
-    for number in range(rounds + 1):
+    for number, item in enumerate(items):
         for name, side in sides.items():
             start = now(device)
-            side()
-            if number:
+            side(item)
+            if number >= warm_up:
                 seconds[name].append(now(device) - start)
     return seconds
+
+
+def apart(work: Callable[..., Any], *args: Any) -> Any:
+    """What `work` returns, in a fresh process of its own."""
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, mp_context=context) as pool:
+        return pool.submit(work, *args).result()
 
 
 def now(device: torch.device | None = None) -> float:

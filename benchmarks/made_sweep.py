@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
+from tests.tiny_cohorts import write_cohort
 from uadray import files, npz
 from uadray.config import BASELINES, Experiment, experiment, with_fit
 from uadray.evaluation.protocols import EvaluateConfig
@@ -30,7 +31,7 @@ from uadray.metrics.slicewise import Slices
 from uadray.metrics.thresholds import best_dice
 from uadray.runs.evaluations import pack_slices
 from uadray.runs.folder import Run
-from uadray.store import Cohort, CohortWriter, Subject
+from uadray.store import Cohort
 
 GRID = 32
 """Edge of the volumes that are counted; montage slices are enlarged to the usual 64."""
@@ -272,43 +273,14 @@ def _store(
     image, brain, lesion = (np.stack(part) for part in zip(*_brains(seed, number), strict=True))
     if lesioned:
         image = np.where(lesion, 0.6 * image, image)
-    name = url.rsplit("/", 1)[-1].removesuffix(".zarr")
-    ids = tuple(f"{name}-{n:04d}" for n in range(number))
-    writer = CohortWriter.create(
+    cohort = write_cohort(
         url,
-        num_rows=number,
-        shape=(GRID, GRID, GRID),
-        has_lesion=lesioned,
-        plan={"seed": seed, "name": f"{name}.zarr"},
+        [_split(row, lesioned) for row in range(number)],
+        lambda row: (image[row].astype(np.float16), brain[row], lesion[row] if lesioned else None),
+        seed=seed,
+        affine=tuple(tuple(row) for row in np.diag([VOXEL_MM] * 3 + [1.0]).tolist()),
     )
-    affine = tuple(tuple(row) for row in np.diag([VOXEL_MM] * 3 + [1.0]).tolist())
-    ml = VOXEL_MM**3 / 1000
-    for shard in range(writer.num_shards):
-        rows = writer.rows_of(shard)
-        writer.write_shard(
-            shard,
-            image=image[list(rows)].astype(np.float16),
-            brain=brain[list(rows)],
-            lesion=lesion[list(rows)] if lesioned else None,
-            subjects=[
-                Subject(
-                    row=row,
-                    id=ids[row],
-                    subject=ids[row],
-                    scanner="one",
-                    split=_split(row, lesioned),
-                    modality="T1w",
-                    affine=affine,
-                    source=f"{ids[row]}.nii.gz",
-                    brain_ml=float(brain[row].sum() * ml),
-                    lesion_ml=float(lesion[row].sum() * ml) if lesioned else 0.0,
-                    notes="made by numbers, not a brain",
-                )
-                for row in rows
-            ],
-            failures=[],
-        )
-    cohort = writer.seal()
+    ids = tuple(cohort.subjects["id"])
     return Lesioned(cohort=cohort, image=image, brain=brain, lesion=lesion, ids=ids)
 
 

@@ -273,12 +273,7 @@ UNITS = {
 def rows_of(found: dict[str, Cells], study: Study) -> list[Row]:
     """Means over seeds; in words their interval over subjects, and how far the seeds differ."""
     rows = [
-        Row(
-            measure=f"{name}: {column}",
-            value=cell.value,
-            unit=UNITS.get(column, "ratio"),
-            detail=cell.words,
-        )
+        Row(f"{name}: {column}", cell.value, UNITS.get(column, "ratio"), detail=cell.words)
         for name, cells in found.items()
         for column, cell in cells.items()
     ]
@@ -288,9 +283,9 @@ def rows_of(found: dict[str, Cells], study: Study) -> list[Row]:
     )
     rows.append(
         Row(
-            measure="size of the study",
-            value=study.seeds,
-            unit="seeds",
+            "size of the study",
+            study.seeds,
+            "seeds",
             detail=f"{cohorts}; {study.epochs} epochs of batches of 16 slices, or "
             f"{study.epochs_3d} of 4 volumes; widths halved, learning rate {RATE:g}, adversarial "
             f"rates {HURRIED['adversarial_rate']:g}, {RESTORE_STEPS} steps of restorations and "

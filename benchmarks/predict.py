@@ -8,21 +8,18 @@ on what it has learned. The scans are those of OpenNeuro ds002748 in the folder 
 UADRAY_REAL_DATA names, or in ../shared/data.
 """
 
-import argparse
 import statistics
-import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 
 import SimpleITK as sitk
 import torch
 
-from benchmarks.harness import PeakMemory, Row, in_turns, publish
+from benchmarks.harness import PeakMemory, Row, main, on_each_in_turns
 from benchmarks.prepare import find_scans
-from uadray import cluster, files
+from uadray import cluster
 from uadray.config import experiment
 from uadray.prediction import outputs
 from uadray.prediction.inputs import find_items
@@ -91,32 +88,23 @@ def one_by_one(run: Run, scans: list[Scan], folder: Path, rounds: int) -> list[R
         "predict, write and page": written(True),
     }
     for k in range(len(items)):
-        bound: dict[str, Callable[[], object]] = {
-            name: partial(side, k) for name, side in sides.items()
-        }
-        for name, seconds in in_turns(bound, rounds).items():
+        for name, seconds in on_each_in_turns(sides, [k] * (rounds + 1)).items():
             spent[name] += seconds
     median = {name: statistics.median(values) for name, values in spent.items()}
     count = f"median of {len(items)} scans, one thread, 64^3, stripped input"
-    rows = [
-        Row(measure=f"{name}, a scan", value=value, unit="s", detail=count)
-        for name, value in median.items()
-    ]
+    rows = [Row(f"{name}, a scan", value, "s", detail=count) for name, value in median.items()]
     rows.append(
         Row(
-            measure="predict and write, over preparation",
-            value=median["predict and write"] / median["prepare"],
-            unit="ratio",
+            "predict and write, over preparation",
+            median["predict and write"] / median["prepare"],
+            "ratio",
             against="prepare alone",
             detail=count,
         )
     )
-    rows += [
-        Row(measure=f"step: {name}", value=statistics.median(values), unit="s")
-        for name, values in steps.items()
-    ]
-    rows.append(Row(measure="open a run, its cohort measured", value=first, unit="s"))
-    rows.append(Row(measure="open a run again", value=again, unit="s"))
+    rows += [Row(f"step: {name}", statistics.median(values), "s") for name, values in steps.items()]
+    rows.append(Row("open a run, its cohort measured", first, "s"))
+    rows.append(Row("open a run again", again, "s"))
     return rows + _sizes(folder / "one-True", len(items))
 
 
@@ -128,7 +116,7 @@ def _sizes(folder: Path, count: int) -> list[Row]:
             kind = "page" if path.suffix in (".html", ".png") else "maps"
             sizes[kind] += path.stat().st_size
     return [
-        Row(measure=f"{kind} of a scan", value=size / count / 1e6, unit="MB", detail="mean")
+        Row(f"{kind} of a scan", size / count / 1e6, "MB", detail="mean")
         for kind, size in sorted(sizes.items())
     ]
 
@@ -152,28 +140,21 @@ def a_folder(run: Run, scans: list[Scan], folder: Path, workers: int) -> list[Ro
     again = time.perf_counter() - start
     what = f"{len(scans)} scans, {workers} workers, with pages"
     return [
-        Row(measure="a folder", value=seconds, unit="s", detail=what),
-        Row(measure="a folder, a scan", value=seconds / len(scans), unit="s", detail=what),
-        Row(measure="a folder, peak memory", value=memory.gib, unit="GiB", detail="PSS, with Ray"),
-        Row(measure="the same folder again", value=again, unit="s", detail="nothing to do"),
+        Row("a folder", seconds, "s", detail=what),
+        Row("a folder, a scan", seconds / len(scans), "s", detail=what),
+        Row("a folder, peak memory", memory.gib, "GiB", detail="PSS, with Ray"),
+        Row("the same folder again", again, "s", detail="nothing to do"),
     ]
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="few scans, to see that it runs")
-    quick = parser.parse_args().quick
+def rows(quick: bool, folder: Path) -> list[Row]:
+    """All rows."""
     scans = find_scans()
     few, many, rounds = (scans[:2], scans[:4], 1) if quick else (scans[:8], scans, 2)
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        cluster.connect()
-        run = make_run(folder, scans[:4] if quick else scans[:12])
-        rows = one_by_one(run, few, folder, rounds)
-        rows += a_folder(run, many, folder, workers=2)
-        files.remove(str(folder / "many"))
-    publish("predict", rows, keep=not quick)
+    cluster.connect()
+    run = make_run(folder, scans[:4] if quick else scans[:12])
+    return [*one_by_one(run, few, folder, rounds), *a_folder(run, many, folder, workers=2)]
 
 
 if __name__ == "__main__":
-    main()
+    main("predict", rows)

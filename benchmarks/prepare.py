@@ -7,10 +7,8 @@ The scans are those of OpenNeuro ds002748 in the folder that UADRAY_REAL_DATA na
 ../shared/data; the other sides need `pip install 'uadray[bench]'`.
 """
 
-import argparse
 import os
 import statistics
-import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Callable
@@ -23,7 +21,7 @@ import torch
 from threadpoolctl import threadpool_limits
 
 from benchmarks import plain_prepare
-from benchmarks.harness import PeakMemory, Row, publish
+from benchmarks.harness import PeakMemory, Row, main, on_each_in_turns
 from uadray import cluster
 from uadray.errors import ConfigError
 from uadray.prepare.geometry import Volume, resample, to_canonical
@@ -48,13 +46,7 @@ def find_scans() -> list[Scan]:
 
 def in_turn(scans: list[Scan], sides: dict[str, Side]) -> dict[str, float]:
     """Median seconds of each side on a scan; the first scan only warms up."""
-    seconds: dict[str, list[float]] = {name: [] for name in sides}
-    for number, scan in enumerate([scans[0], *scans]):
-        for name, side in sides.items():
-            start = time.perf_counter()
-            side(scan)
-            if number:
-                seconds[name].append(time.perf_counter() - start)
+    seconds = on_each_in_turns(sides, [scans[0], *scans])
     return {name: statistics.median(values) for name, values in seconds.items()}
 
 
@@ -92,21 +84,14 @@ def by_step(scans: list[Scan], config: PrepareConfig) -> list[Row]:
                 print(error)
     rows = [
         Row(
-            measure=f"step: {name}",
-            value=60 / statistics.median(values),
-            unit="scans/min/core",
+            f"step: {name}",
+            60 / statistics.median(values),
+            "scans/min/core",
             detail=f"{statistics.median(values):.3f} s, median of {len(values)} scans",
         )
         for name, values in seconds.items()
     ]
-    rows.append(
-        Row(
-            measure="whole pipeline",
-            value=60 / whole,
-            unit="scans/min/core",
-            detail=f"{whole:.2f} s",
-        )
-    )
+    rows.append(Row("whole pipeline", 60 / whole, "scans/min/core", detail=f"{whole:.2f} s"))
     return rows
 
 
@@ -133,9 +118,9 @@ def against_plain(scans: list[Scan], config: PrepareConfig) -> list[Row]:
         pairs = zip(made["ours"], made[name], strict=True)
         rows.append(
             Row(
-                measure="mean absolute difference of the volumes",
-                value=float(np.mean([abs(a - b)[a > 0].mean() for a, b in pairs])),
-                unit="of [0, 1]",
+                "mean absolute difference of the volumes",
+                float(np.mean([abs(a - b)[a > 0].mean() for a, b in pairs])),
+                "of [0, 1]",
                 against=name,
                 detail="inside the brain; the same steps, other filters and rounding",
             )
@@ -146,9 +131,9 @@ def against_plain(scans: list[Scan], config: PrepareConfig) -> list[Row]:
 def _ratios(what: str, seconds: dict[str, float], goal: str) -> list[Row]:
     return [
         Row(
-            measure=what,
-            value=theirs / seconds["ours"],
-            unit="ratio",
+            what,
+            theirs / seconds["ours"],
+            "ratio",
             against=name,
             goal=goal,
             detail=f"{seconds['ours']:.3f} s against {theirs:.3f} s a scan, one thread, medians",
@@ -185,26 +170,26 @@ def at_scale(scans: list[Scan], config: PrepareConfig, folder: Path, times: int)
         seconds[workers], gib = _prepare(scans, url, config, workers)
         rows.append(
             Row(
-                measure=f"the job with {workers} worker{'s' * (workers > 1)}",
-                value=60 * len(scans) / seconds[workers],
-                unit="scans/min",
+                f"the job with {workers} worker{'s' * (workers > 1)}",
+                60 * len(scans) / seconds[workers],
+                "scans/min",
                 detail=f"{len(scans)} scans in {seconds[workers]:.0f} s, {gib:.2f} GiB with Ray",
             )
         )
     rows.append(
         Row(
-            measure="2 workers over 1",
-            value=seconds[1] / seconds[2],
-            unit="ratio",
+            "2 workers over 1",
+            seconds[1] / seconds[2],
+            "ratio",
             detail="with the start of the tasks and the seal",
         )
     )
     inputs = sum(os.path.getsize(scan.image) for scan in scans)
     rows.append(
         Row(
-            measure="store over NIfTI input",
-            value=_bytes(folder / "w2.zarr") / inputs,
-            unit="ratio",
+            "store over NIfTI input",
+            _bytes(folder / "w2.zarr") / inputs,
+            "ratio",
             detail=f"{_bytes(folder / 'w2.zarr') / 1e6:.1f} MB against {inputs / 1e6:.1f} MB "
             f"of 8-bit .nii.gz, {len(scans)} scans at {' x '.join(map(str, config.shape))}",
         )
@@ -220,9 +205,9 @@ def at_scale(scans: list[Scan], config: PrepareConfig, folder: Path, times: int)
     many_s, most = _prepare(many, folder / "many.zarr", lean, 2)
     rows.append(
         Row(
-            measure=f"peak memory at {len(many)} scans over that at {len(scans)}",
-            value=most / few,
-            unit="ratio",
+            f"peak memory at {len(many)} scans over that at {len(scans)}",
+            most / few,
+            "ratio",
             goal="<= 1.15",
             detail=f"{most:.2f} against {few:.2f} GiB (PSS with Ray, 2 workers, no denoising); "
             f"{many_s:.0f} against {few_s:.0f} s",
@@ -245,24 +230,16 @@ def _bytes(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="few scans, to see that it runs")
-    quick = parser.parse_args().quick
-    scans = find_scans()
+def rows(quick: bool, folder: Path) -> list[Row]:
+    """All rows."""
+    scans, config = find_scans(), PrepareConfig()
     few = scans[:1] if quick else scans[:6]
-    config = PrepareConfig()
     torch.set_num_threads(1)
     sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(1)
     with threadpool_limits(1):
-        rows = by_step(few, config) + against_plain(few, config) + flow_against_itk(few)
-    with tempfile.TemporaryDirectory() as folder:
-        if quick:
-            rows += at_scale(scans[:4], config, Path(folder), 2)
-        else:
-            rows += at_scale(scans, config, Path(folder), 10)
-    publish("prepare", rows, keep=not quick)
+        found = by_step(few, config) + against_plain(few, config) + flow_against_itk(few)
+    return found + at_scale(scans[:4] if quick else scans, config, folder, 2 if quick else 10)
 
 
 if __name__ == "__main__":
-    main()
+    main("prepare", rows)

@@ -15,6 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks.harness import Row
 from benchmarks.step import phantoms
 from tests.s3_server import serve_bucket
+from tests.tiny_cohorts import subject_of, write_cohort
 from uadray import files
 from uadray.config import experiment
 from uadray.data.stream import read_rows
@@ -24,7 +25,7 @@ from uadray.metrics.counts import CohortCounts, count_subject
 from uadray.runs.detector import build_detector
 from uadray.runs.folder import Run
 from uadray.runs.scores import ScoreStore
-from uadray.store import CHUNK_VOLUMES, Cohort, CohortWriter, Subject, kept_name, open_cohort
+from uadray.store import CHUNK_VOLUMES, Cohort, CohortWriter, kept_name, open_cohort
 
 NAME = "3D-Cube-n"
 """The network that is counted."""
@@ -44,60 +45,27 @@ def _store(folder: Path, count: int, size: int) -> list[Row]:
     """Bytes on disk of a volume of phantoms, and volumes that one thread decodes a second."""
     url = str(folder / f"store-{size}.zarr")
     images = phantoms(count, size, originals=1 if size > 64 else 4).numpy()
-    writer = _write(url, images)
+    cohort = write_cohort(url, ["train"] * count, lambda row: (images[row], images[row] > 0, None))
     stored = sum(p.stat().st_size for p in Path(url).rglob("*") if p.is_file())
-    cohort, seconds = open_cohort(url), []
+    seconds = []
     for _ in range(4):
         start = time.perf_counter()
         read_rows(cohort, "image", np.arange(count))
         seconds.append(time.perf_counter() - start)
     voxels = size**3
     return [
-        Row(measure=f"stored bytes of a voxel, {size}^3", value=stored / count / voxels,
-            unit="bytes", detail=f"{count} phantoms, image and brain mask, {writer.shard} a shard"),
-        Row(measure=f"decoding, {size}^3", value=count / min(seconds[1:]), unit="volumes/s",
+        Row(f"stored bytes of a voxel, {size}^3", stored / count / voxels,
+            "bytes", detail=f"{count} phantoms, image and brain mask, {cohort.shard} a shard"),
+        Row(f"decoding, {size}^3", count / min(seconds[1:]), "volumes/s",
             detail="one thread, from the page cache, least of 3"),
     ]  # fmt: skip
-
-
-def _write(url: str, images: np.ndarray) -> CohortWriter:
-    writer = CohortWriter.create(
-        url,
-        num_rows=len(images),
-        shape=images.shape[1:],
-        has_lesion=False,
-        plan={"made": len(images)},
-    )
-    for shard in range(writer.num_shards):
-        members = writer.rows_of(shard)
-        part = images[members.start : members.stop]
-        lines = [_subject(row) for row in members]
-        writer.write_shard(
-            shard, image=part, brain=part > 0, lesion=None, subjects=lines, failures=[]
-        )
-    writer.seal()
-    return writer
-
-
-def _subject(row: int) -> Subject:
-    return Subject(
-        row=row,
-        id=f"sub-{row}",
-        subject=f"sub-{row}",
-        scanner="",
-        split="train",
-        modality="T1w",
-        affine=tuple(map(tuple, np.eye(4).tolist())),
-        source="benchmarks",
-        brain_ml=1.0,
-        lesion_ml=0.0,
-    )
 
 
 def _requests() -> list[Row]:
     """Requests that a preparation and an epoch make, for each volume and each shard."""
     num, images = 128, np.zeros((128, 8, 8, 8), np.float16)
     images[:, 2:6, 2:6, 2:6] = 0.5
+    subjects = [subject_of(f"sub-{row}", row, "train", images[row] > 0) for row in range(num)]
     kinds: dict[str, tuple[Counter[str], int]] = {}
     with serve_bucket("data") as server:
         counted = server.methods
@@ -112,11 +80,11 @@ def _requests() -> list[Row]:
         counted.clear()
         for row in range(num):
             writer.begin_row(row)
-            writer.put_row(_subject(row), {"image": images[row], "brain": images[row] > 0})
+            writer.put_row(subjects[row], {"image": images[row], "brain": images[row] > 0})
             writer.end_row(row)
         since("a volume prepared and kept", num)
         for shard in range(writer.num_shards):
-            names = [kept_name(_subject(row)) for row in writer.rows_of(shard)]
+            names = [kept_name(subjects[row]) for row in writer.rows_of(shard)]
             writer.write_kept(shard, names, [])
         since("a volume moved into its shard", num)
         writer.seal()
@@ -137,8 +105,8 @@ def _requests() -> list[Row]:
         writes = sum(methods[m] for m in ("PUT", "POST")) / per
         reads = sum(methods[m] for m in ("GET", "HEAD")) / per
         found += [
-            Row(measure=f"writing requests: {name}", value=writes, unit="requests", detail=listed),
-            Row(measure=f"reading requests: {name}", value=reads, unit="requests", detail=listed),
+            Row(f"writing requests: {name}", writes, "requests", detail=listed),
+            Row(f"reading requests: {name}", reads, "requests", detail=listed),
         ]
     return found
 
@@ -174,9 +142,9 @@ def _network(size: int) -> list[Row]:
     with FlopCounterMode(display=False) as counter:
         detector(x, x, noise)["loss"].backward()
     return [
-        Row(measure=f"operations of a training step, {size}^3",
-            value=counter.get_total_flops() / 2 / 1e9, unit="GFLOP/volume",
+        Row(f"operations of a training step, {size}^3",
+            counter.get_total_flops() / 2 / 1e9, "GFLOP/volume",
             detail=f"{NAME}, forward and backward"),
-        Row(measure=f"parameters, {size}^3", value=num_parameters(detector) / 1e6, unit="million",
+        Row(f"parameters, {size}^3", num_parameters(detector) / 1e6, "million",
             detail=NAME),
     ]  # fmt: skip

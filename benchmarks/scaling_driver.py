@@ -42,14 +42,14 @@ def rows(folder: Path, counts: tuple[int, ...]) -> list[Row]:
             seconds, mib, base = _alone(step, url)
             peaks[step, count] = mib
             found.append(
-                Row(measure=f"{_name(what)}, {count} scans", value=seconds, unit="s",
+                Row(f"{_name(what)}, {count} scans", seconds, "s",
                     detail=f"{mib:.0f} MiB at most, of which {base:.0f} are imports"),
             )  # fmt: skip
         files.remove(url)
     few, many = counts[0], counts[-1]
     for step, what in STEPS.items():
         found.append(
-            Row(measure=f"driver's memory: {_name(what)}", value=peaks[step, many], unit="MiB",
+            Row(f"driver's memory: {_name(what)}", peaks[step, many], "MiB",
                 against=f"{few} scans: {peaks[step, few]:.0f}", goal="<= 2048",
                 detail=f"{many} scans"),
         )  # fmt: skip

@@ -29,7 +29,7 @@ def rows(*, rounds: int = 3) -> list[Row]:
             "not sent: joined, first task done": ("python", "-c", _TASK),
         }
         found = [
-            Row(measure=f"a job's start, {name}", value=_seconds(net, command, rounds), unit="s",
+            Row(f"a job's start, {name}", _seconds(net, command, rounds), "s",
                 detail=f"median of {rounds}, after one that warms up")
             for name, command in sides.items()
         ]  # fmt: skip
@@ -38,7 +38,7 @@ def rows(*, rounds: int = 3) -> list[Row]:
         start = _seconds(net, alone, rounds, joined=False)
     return [
         *found,
-        Row(measure="a job's start, Ray of its own, first task done", value=start, unit="s",
+        Row("a job's start, Ray of its own, first task done", start, "s",
             detail=f"median of {rounds}, after one that warms up"),
     ]  # fmt: skip
 

@@ -74,13 +74,13 @@ def rows(size: Weak) -> list[Row]:
         one = rates[job, size.nodes[0]]
         for count in size.nodes:
             found.append(
-                Row(measure=f"{job} on {count} nodes", value=rates[job, count], unit="volumes/s",
+                Row(f"{job} on {count} nodes", rates[job, count], "volumes/s",
                     detail=details[job, count]),
             )  # fmt: skip
         most = size.nodes[-1]
         found.append(
-            Row(measure=f"weak scaling of {job}", value=rates[job, most] / one / most,
-                unit="of ideal", against=f"{size.nodes[0]} node", goal=">= 0.8",
+            Row(f"weak scaling of {job}", rates[job, most] / one / most,
+                "of ideal", against=f"{size.nodes[0]} node", goal=">= 0.8",
                 detail=f"{most} nodes of {size.share:g} CPUs each"),
         )  # fmt: skip
     return found
@@ -162,7 +162,7 @@ def _evaluate(net: Network, count: int, size: Weak) -> list[tuple[str, float, st
     run = f"s3://{BUCKET}/run"
     _job(net, "train", "Intensity", "--cohort", f"s3://{BUCKET}/healthy.zarr", "--out", run)
     seconds, load = _job(
-        *(net, "evaluate", run, "--cohort", f"s3://{BUCKET}/stroke.zarr", "--num-resamples", 20),
+        *(net, "evaluate", run, "--cohort", f"s3://{BUCKET}/stroke.zarr", "--num-resamples", 20)
     )
     found = []
     for job, method in ((SCORED, "PUT"), (HELD, "GET")):

@@ -1,9 +1,7 @@
 """Made anomaly scores with brains and lesions, and a process of one's own to measure in."""
 
-import multiprocessing
 import time
 from collections.abc import Callable, Iterable
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -14,6 +12,7 @@ import psutil
 import scipy.ndimage as ndi
 from numpy.typing import NDArray
 
+from benchmarks.harness import apart
 from uadray.metrics.counts import CohortCounts, SubjectCounts, count_subject
 from uadray.metrics.postprocess import PostprocessConfig, erode_brain, postprocess
 
@@ -114,9 +113,8 @@ def alone(side: Callable[..., tuple[Callable[[], Any], ...]], *args: Any) -> Mea
         side: Loads its inputs and returns the work to do, after what warms up if it gives two.
         args: Its arguments.
     """
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(1, mp_context=context) as pool:
-        return pool.submit(_measure, side, args).result()
+    measured: Measured = apart(_measure, side, args)
+    return measured
 
 
 def _measure(side: Callable[..., tuple[Callable[[], Any], ...]], args: tuple) -> Measured:

@@ -4,14 +4,12 @@ python -m benchmarks.spine            the demo's own size: about 7 minutes on 2 
 python -m benchmarks.spine --quick    small, to see that it runs; keeps nothing
 """
 
-import argparse
-import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-from benchmarks.harness import PeakMemory, Row, publish
+from benchmarks.harness import PeakMemory, Row, main
 from jobs import demo
 from uadray import cluster
 
@@ -27,8 +25,8 @@ def stages(job: demo.Demo) -> list[Row]:
             result = work()
         seconds = time.perf_counter() - start
         total, highest = total + seconds, max(highest, memory.gib)
-        rows.append(Row(measure=name, value=seconds, unit="s"))
-        rows.append(Row(measure=f"{name}, peak memory", value=memory.gib, unit="GiB"))
+        rows.append(Row(name, seconds, "s"))
+        rows.append(Row(f"{name}, peak memory", memory.gib, "GiB"))
         return result
 
     measure("start Ray", cluster.connect)
@@ -40,31 +38,23 @@ def stages(job: demo.Demo) -> list[Row]:
     ]
     measure("evaluate", lambda: demo.evaluate_all(job, runs, cohorts))
     measure("report", lambda: demo.report(job, runs))
-    rows.append(Row(measure="whole demo", value=total, unit="s", goal="<= 480"))
-    rows.append(
-        Row(measure="whole demo, peak memory", value=highest, unit="GiB", goal="<= 6", detail="PSS")
-    )
+    rows.append(Row("whole demo", total, "s", goal="<= 480"))
+    rows.append(Row("whole demo, peak memory", highest, "GiB", goal="<= 6", detail="PSS"))
     again = time.perf_counter()
     for name in job.names:
         demo.fit_one(job, name, demo.make_cohorts(job)["healthy"])
     demo.evaluate_all(job, runs, cohorts)
-    rows.append(
-        Row(measure="second call, before the report", value=time.perf_counter() - again, unit="s")
-    )
+    rows.append(Row("second call, before the report", time.perf_counter() - again, "s"))
     return rows
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="small, to see that it runs")
-    quick = parser.parse_args().quick
-    with tempfile.TemporaryDirectory() as folder:
-        job = demo.Demo(out=str(Path(folder) / "demo"))
-        if quick:
-            job = replace(job, healthy=24, lesioned=10, epochs=2, names=("3D-None", "ZScore"))
-        rows = stages(job)
-    publish("spine", rows, keep=not quick)
+def rows(quick: bool, folder: Path) -> list[Row]:
+    """All rows."""
+    job = demo.Demo(out=str(folder / "demo"))
+    if quick:
+        job = replace(job, healthy=24, lesioned=10, epochs=2, names=("3D-None", "ZScore"))
+    return stages(job)
 
 
 if __name__ == "__main__":
-    main()
+    main("spine", rows)

@@ -7,7 +7,6 @@ import copy
 import math
 import multiprocessing
 import tempfile
-import time
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -175,9 +174,9 @@ def against_naive(images: Tensor, rounds: int) -> tuple[list[Row], float]:
         fit_on(wanted, detector, batches(), images[:1])
     ours, theirs = median(seconds["ours"]), median(seconds["naive"])
     row = Row(
-        measure=f"training step at {images.shape[-1]}^3, batch {BATCH}",
-        value=theirs / ours,
-        unit="ratio",
+        f"training step at {images.shape[-1]}^3, batch {BATCH}",
+        theirs / ours,
+        "ratio",
         against="naive port: float32, contiguous, default Adam, DataLoader + RandCoarseDropout",
         goal=">= 5",
         detail=f"{1e3 * ours / BATCH:.1f} against {1e3 * theirs / BATCH:.1f} ms a volume, "
@@ -307,15 +306,12 @@ def against_hardware(images: Tensor, step: float, quick: bool) -> list[Row]:
     flops = sum(c.flops_forward + c.flops_backward for c in costs)
     best = best_product(quick)
     peak = max(best.values())
-    rows = [
-        Row(measure=f"matrix product, {name}", value=value / 1e9, unit="GFLOP/s")
-        for name, value in best.items()
-    ]
+    rows = [Row(f"matrix product, {name}", value / 1e9, "GFLOP/s") for name, value in best.items()]
     rows.append(
         Row(
-            measure="training step, share of the best matrix product",
-            value=flops / step / peak,
-            unit="ratio",
+            "training step, share of the best matrix product",
+            flops / step / peak,
+            "ratio",
             against=f"{peak / 1e9:.0f} GFLOP/s",
             goal=">= 0.5" if DEVICE.type == "cpu" else ">= 0.4",
             detail=f"{flops / step / 1e9:.0f} GFLOP/s, {flops / len(x) / 1e9:.1f} GFLOP a volume",
@@ -332,9 +328,9 @@ def against_hardware(images: Tensor, step: float, quick: bool) -> list[Row]:
             rate = (cost.flops_forward + cost.flops_backward) / (cost.forward + cost.backward)
             words += f", {rate / 1e9:.0f} GFLOP/s"
         name = f"share of a step: {cost.name}"
-        rows.append(Row(measure=name, value=share, unit="share", detail=words))
+        rows.append(Row(name, share, "share", detail=words))
     name = "share of a step: the other layers together"
-    rows.append(Row(measure=name, value=rest, unit="share"))
+    rows.append(Row(name, rest, "share"))
     return rows + other_costs(detector, wanted, x, step, 1 if quick else 5)
 
 
@@ -364,9 +360,9 @@ def other_costs(
     seconds = in_turns(sides, rounds, x.device)
     return [
         Row(
-            measure=f"share of a step: {name}",
-            value=median(seconds[name]) / step,
-            unit="share",
+            f"share of a step: {name}",
+            median(seconds[name]) / step,
+            "share",
             goal="<= 0.01" if name == "erasing" and x.device.type == "cuda" else "",
             detail=f"{1e3 * median(seconds[name]):.1f} ms",
         )
@@ -390,11 +386,11 @@ def on_gpu(images: Tensor, quick: bool) -> list[Row]:
     records = fit_on(wanted, make(wanted, images.shape[-1]), Epoch(), images[:8])  # type: ignore[arg-type]
     speed = median(r["samples_per_second"] for r in records[1:])
     return [
-        Row(measure="volumes in device memory", value=speed, unit="volumes/s"),
+        Row("volumes in device memory", speed, "volumes/s"),
         Row(
-            measure="peak device memory",
-            value=torch.cuda.max_memory_allocated() / 2**30,
-            unit="GiB",
+            "peak device memory",
+            torch.cuda.max_memory_allocated() / 2**30,
+            "GiB",
             detail=f"{resident.numel() * 2 / 2**30:.2f} of them volumes",
         ),
     ]
@@ -408,11 +404,3 @@ def rows(quick: bool) -> list[Row]:
         resident = on_gpu(images, quick)
         step, found = BATCH / resident[0].value, found + resident
     return found + against_hardware(images, step, quick)
-
-
-if __name__ == "__main__":
-    start = time.perf_counter()
-    from benchmarks.harness import publish
-
-    publish("step", rows(quick=True), keep=False)
-    print(f"{time.perf_counter() - start:.0f} s")

@@ -7,16 +7,14 @@ A trial's end is when its summary was written, so that the time between two ends
 whole trial: what its epochs took is fitting, the rest is overhead.
 """
 
-import argparse
 import contextlib
 import logging
 import os
 import statistics
 import subprocess
 import sys
-import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,7 +24,7 @@ import ray
 import ray.tune
 from rich.console import Console
 
-from benchmarks.harness import Row, publish
+from benchmarks.harness import Row, main
 from benchmarks.made_sweep import made_cohort, write_sweep
 from uadray import cluster
 from uadray.config import FitConfig
@@ -165,39 +163,35 @@ def overheads(cohort: Cohort, folder: str, sizes: Sizes) -> list[Row]:
     detail = "median over {} trials after the first, one at a time"
     return [
         Row(
-            measure="overhead of a trial after the first",
-            value=middle["reused"],
-            unit="s",
+            "overhead of a trial after the first",
+            middle["reused"],
+            "s",
             goal="<= 1",
             detail=detail.format(len(made["reused"].overheads)),
         ),
+        Row("the same, the slowest", max(made["reused"].overheads), "s"),
         Row(
-            measure="the same, the slowest",
-            value=max(made["reused"].overheads),
-            unit="s",
-        ),
-        Row(
-            measure="overhead of a trial on an actor of its own",
-            value=middle["fresh"],
-            unit="s",
+            "overhead of a trial on an actor of its own",
+            middle["fresh"],
+            "s",
             detail=detail.format(len(made["fresh"].overheads)),
         ),
         Row(
-            measure="overhead of a fresh actor over a reused one",
-            value=middle["fresh"] / middle["reused"],
-            unit="ratio",
+            "overhead of a fresh actor over a reused one",
+            middle["fresh"] / middle["reused"],
+            "ratio",
             against="reused actors",
         ),
         Row(
-            measure="overhead of a trial of two workers under Ray Train",
-            value=middle["nested"],
-            unit="s",
+            "overhead of a trial of two workers under Ray Train",
+            middle["nested"],
+            "s",
             detail=detail.format(len(made["nested"].overheads)),
         ),
         Row(
-            measure="overhead of a nested trial over one in the actor",
-            value=middle["nested"] / middle["reused"],
-            unit="ratio",
+            "overhead of a nested trial over one in the actor",
+            middle["nested"] / middle["reused"],
+            "ratio",
             against="one worker in the trial's actor",
         ),
     ]
@@ -216,13 +210,13 @@ def shares(cohort: Cohort, folder: str, sizes: Sizes) -> list[Row]:
     whole = sum(found.fitting) / (slots * found.call)
     return [
         Row(
-            measure="share of the time in which workers fit",
-            value=found.share(slots),
-            unit="ratio",
+            "share of the time in which workers fit",
+            found.share(slots),
+            "ratio",
             goal=">= 0.9",
             detail=detail,
         ),
-        Row(measure="the same, of the whole call of the sweep", value=whole, unit="ratio"),
+        Row("the same, of the whole call of the sweep", whole, "ratio"),
     ]
 
 
@@ -239,38 +233,34 @@ def reports(folder: str, sizes: Sizes) -> list[Row]:
         largest = number == 200
         rows += [
             Row(
-                measure=f"report of {number} trials",
-                value=seconds,
-                unit="s",
+                f"report of {number} trials",
+                seconds,
+                "s",
                 goal="<= 20" if largest else "",
                 detail="the job from start to end, two cohorts",
             ),
             Row(
-                measure=f"report of {number} trials, size",
-                value=out.stat().st_size / 1e6,
-                unit="MB",
+                f"report of {number} trials, size",
+                out.stat().st_size / 1e6,
+                "MB",
                 goal="<= 15" if largest else "",
             ),
         ]
     return rows
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="small, to see that it runs")
-    quick = parser.parse_args(arguments).quick
-    sizes = QUICK if quick else Sizes()
+def rows(quick: bool, place: Path) -> list[Row]:
+    """All rows."""
+    sizes, folder = QUICK if quick else Sizes(), str(place)
     logging.getLogger("ray").setLevel(logging.WARNING)
-    with tempfile.TemporaryDirectory() as folder:
-        rows = reports(folder, sizes)
-        # As for a sweep whose trials have several workers: the nested ones here need it.
-        cluster.connect(dashboard=True)
-        cohort = made_cohort(f"{folder}/healthy.zarr", sizes.volumes)
-        # The first trial of all starts workers and reads libraries.
-        timed(cohort, f"{folder}/first", seeds=1, epochs=1, config=SweepConfig())
-        rows = overheads(cohort, folder, sizes) + shares(cohort, folder, sizes) + rows
-    publish("sweep", rows, keep=not quick)
+    found = reports(folder, sizes)
+    # As for a sweep whose trials have several workers: the nested ones here need it.
+    cluster.connect(dashboard=True)
+    cohort = made_cohort(f"{folder}/healthy.zarr", sizes.volumes)
+    # The first trial of all starts workers and reads libraries.
+    timed(cohort, f"{folder}/first", seeds=1, epochs=1, config=SweepConfig())
+    return overheads(cohort, folder, sizes) + shares(cohort, folder, sizes) + found
 
 
 if __name__ == "__main__":
-    main()
+    main("sweep", rows)

@@ -20,8 +20,9 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
-from benchmarks.harness import Row
+from benchmarks.harness import Row, apart
 from benchmarks.step import DEVICE, make, phantoms
+from tests.tiny_cohorts import Volume, write_cohort
 from uadray import cluster
 from uadray.config import Experiment, experiment, with_fit
 from uadray.data.batch import Batch
@@ -30,7 +31,7 @@ from uadray.data.stream import TrainingStream, read_rows
 from uadray.memory import keep_freed_memory
 from uadray.runs.checkpoint import CheckpointStore
 from uadray.runs.folder import Run
-from uadray.store import Cohort, CohortWriter, Split, Subject, open_cohort
+from uadray.store import Cohort, Split, open_cohort
 from uadray.train.fit import Fit
 from uadray.train.group import ScaleConfig, fit_group
 from uadray.train.job import fit
@@ -39,35 +40,15 @@ VALIDATION = 4
 """Validation volumes of a benchmark's cohort."""
 
 
-def store(url: str, count: int, size: int, base: torch.Tensor) -> str:
+def store(url: str, count: int, base: torch.Tensor) -> str:
     """A sealed cohort of `count` volumes like those of `base`, `VALIDATION` of them to validate."""
-    writer = CohortWriter.create(
-        url, num_rows=count, shape=(size,) * 3, has_lesion=False, plan={"benchmark": count}
-    )
-    for shard in range(writer.num_shards):
-        rows = writer.rows_of(shard)
-        image = base[torch.tensor(list(rows)) % len(base)].numpy()
-        subjects = [_subject(r, "validation" if r < VALIDATION else "train") for r in rows]
-        writer.write_shard(
-            shard, image=image, brain=image > 0, lesion=None, subjects=subjects, failures=[]
-        )
-    writer.seal()
-    return url
 
+    def made(row: int) -> Volume:
+        image = base[row % len(base)].numpy()
+        return image, image > 0, None
 
-def _subject(row: int, split: Split) -> Subject:
-    return Subject(
-        row=row,
-        id=f"volume-{row}",
-        subject=f"volume-{row}",
-        scanner="",
-        split=split,
-        modality="T1w",
-        affine=tuple(map(tuple, np.eye(4).tolist())),
-        source="benchmarks",
-        brain_ml=1.0,
-        lesion_ml=0.0,
-    )
+    splits: list[Split] = ["validation"] * VALIDATION + ["train"] * (count - VALIDATION)
+    return write_cohort(url, splits, made).url
 
 
 def bare(wanted: Experiment, url: str, out: str, threads: int) -> None:
@@ -216,9 +197,9 @@ def overhead(folder: str, url: str, epochs: int, rounds: int) -> list[Row]:
         rows.append(_against_bare("under Ray Train", spare, ", a core left to Ray"))
     return rows + [
         Row(
-            measure=f"{name}, start-up",
-            value=median(found.first) - found.steady,
-            unit="s",
+            f"{name}, start-up",
+            median(found.first) - found.steady,
+            "s",
             detail="until the first epoch is recorded, less a later epoch",
         )
         for name, found in on_all.items()
@@ -228,9 +209,9 @@ def overhead(folder: str, url: str, epochs: int, rounds: int) -> list[Row]:
 def _against_bare(name: str, found: Mapping[str, Epochs], how: str) -> Row:
     ours, theirs = found[name], found["bare loop"]
     return Row(
-        measure=f"one worker {name}, epochs{how}",
-        value=theirs.steady / ours.steady,
-        unit="ratio",
+        f"one worker {name}, epochs{how}",
+        theirs.steady / ours.steady,
+        "ratio",
         against="bare loop in a process without Ray",
         goal=">= 0.97",
         detail=ours.slower_than(theirs),
@@ -265,18 +246,18 @@ def scaling(folder: str, url: str, epochs: int, batch_size: int) -> list[Row]:
     shape = open_cohort(url).shape
     return [
         Row(
-            measure="two workers of one thread, efficiency",
-            value=steady[1] / (2 * steady[2]),
-            unit="ratio",
+            "two workers of one thread, efficiency",
+            steady[1] / (2 * steady[2]),
+            "ratio",
             against="one worker of one thread, the same global batch",
             goal=">= 0.9",
             detail=f"{steady[2]:.2f} against {steady[1]:.2f} s an epoch; batch {batch_size}, "
             f"{shape[0]}^3",
         ),
         Row(
-            measure="two unrelated processes of one thread, efficiency",
-            value=alone / max(both),
-            unit="ratio",
+            "two unrelated processes of one thread, efficiency",
+            alone / max(both),
+            "ratio",
             against="one of them alone",
             detail=f"{alone:.2f} against {both[0]:.2f} and {both[1]:.2f} s an epoch; what the "
             "cores give without any exchange",
@@ -304,15 +285,14 @@ class ShardDataset(IterableDataset):
 
 def streaming(url: str, epochs: int) -> list[Row]:
     """Volumes a second of our stream and of a DataLoader of two workers, in turn."""
-    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
-        speeds = pool.submit(_stream_speeds, url, epochs).result()
+    speeds = apart(_stream_speeds, url, epochs)
     middle = {name: median(values) for name, values in speeds.items()}
     ratios = [a / b for a, b in zip(speeds["stream"], speeds["loader"], strict=True)]
     return [
         Row(
-            measure="stream",
-            value=middle["stream"] / middle["loader"],
-            unit="ratio",
+            "stream",
+            middle["stream"] / middle["loader"],
+            "ratio",
             against="DataLoader of two workers on the same shards",
             goal=">= 1.0",
             detail=f"{middle['stream']:.0f} against {middle['loader']:.0f} volumes a second, "
@@ -359,15 +339,15 @@ def streamed_fit(folder: str, url: str, epochs: int) -> list[Row]:
     out = os.path.join(folder, "streamed")
     epochs_of(in_process, wanted, url, out, torch.get_num_threads())
     speed = median(r["samples_per_second"] for r in Run.open(out).metrics()[1:])
-    return [Row(measure="volumes streamed into a fit", value=speed, unit="volumes/s")]
+    return [Row("volumes streamed into a fit", speed, "volumes/s")]
 
 
 def rows(quick: bool, folder: str) -> list[Row]:
     """All rows of this module."""
     size = 32 if quick else 64
     base = phantoms(64 if quick else 384, size, 8)
-    few = store(os.path.join(folder, "few.zarr"), (32 if quick else 96) + VALIDATION, size, base)
-    many = store(os.path.join(folder, "many.zarr"), 256 if quick else 1792, size, base)
+    few = store(os.path.join(folder, "few.zarr"), (32 if quick else 96) + VALIDATION, base)
+    many = store(os.path.join(folder, "many.zarr"), 256 if quick else 1792, base)
     found = overhead(folder, few, 3 if quick else 5, 1 if quick else 3)
     found += streaming(many, 1 if quick else 9)
     if torch.cuda.is_available():
@@ -378,5 +358,5 @@ def rows(quick: bool, folder: str) -> list[Row]:
 def two_workers(quick: bool, folder: str) -> list[Row]:
     """Rows of two workers against one; they need two GPUs, or none."""
     size = 32 if quick else 64
-    url = store(os.path.join(folder, "few.zarr"), 64 + VALIDATION, size, phantoms(64, size, 8))
+    url = store(os.path.join(folder, "few.zarr"), 64 + VALIDATION, phantoms(64, size, 8))
     return scaling(folder, url, 3 if quick else 5, 16 if quick else 32)

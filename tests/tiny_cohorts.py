@@ -1,5 +1,6 @@
 """Small sealed cohorts of random brains, with and without lesions, written as the store does."""
 
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,10 @@ SHAPE = (16, 16, 16)
 NUM_TRAIN, NUM_VALIDATION = 36, 4
 NUM_THRESHOLD, NUM_TEST = 5, 7
 
-AFFINE = tuple(tuple(row) for row in np.diag([4.0, 4.0, 4.0, 1.0]).tolist())
+Affine = tuple[tuple[float, ...], ...]
+Volume = tuple[np.ndarray, np.ndarray, np.ndarray | None]
+
+AFFINE: Affine = tuple(tuple(row) for row in np.diag([4.0, 4.0, 4.0, 1.0]).tolist())
 """Voxels of 4 mm: 0.064 mL each."""
 
 
@@ -33,7 +37,8 @@ def write_healthy(
     validation = set(rng.choice(num, NUM_VALIDATION, replace=False).tolist())
     splits: list[Split] = ["validation" if k in validation else "train" for k in range(num)]
     volumes = [_brain(rng, shape) for _ in range(num)]
-    return _write(files.join(str(folder), f"{name}.zarr"), splits, volumes, lesions=None, seed=seed)
+    url = files.join(str(folder), f"{name}.zarr")
+    return write_cohort(url, splits, lambda row: (*volumes[row], None), seed=seed)
 
 
 def write_lesioned(
@@ -57,9 +62,8 @@ def write_lesioned(
         image[lesion] = rng.uniform(0.8, 1.0) if bright else rng.uniform(0.02, 0.1)
         volumes.append((image, brain))
         lesions.append(lesion)
-    return _write(
-        files.join(str(folder), f"{name}.zarr"), splits, volumes, lesions=lesions, seed=seed
-    )
+    url = files.join(str(folder), f"{name}.zarr")
+    return write_cohort(url, splits, lambda row: (*volumes[row], lesions[row]), seed=seed)
 
 
 def tiny_vae(
@@ -98,48 +102,69 @@ def _blob(rng: np.random.Generator, brain: np.ndarray) -> np.ndarray:
     return ball
 
 
-def _write(
+def write_cohort(
     url: str,
-    splits: list[Split],
-    volumes: list[tuple[np.ndarray, np.ndarray]],
+    splits: Sequence[Split],
+    volume: Callable[[int], Volume],
     *,
-    lesions: list[np.ndarray] | None,
-    seed: int,
+    seed: int = 0,
+    affine: Affine = AFFINE,
 ) -> Cohort:
-    shape = volumes[0][0].shape
+    """Write and seal a cohort, with one shard's volumes in memory at a time.
+
+    Args:
+        url: Where to.
+        splits: Of each row.
+        volume: Image, brain and lesion of a row, (Z, Y, X); no lesion for healthy ones.
+        seed: Only a part of the cohort's plan.
+        affine: Of every volume.
+    """
     stem = url.rsplit("/", 1)[-1].removesuffix(".zarr")
+    image, _, lesion = volume(0)
     writer = CohortWriter.create(
         url,
         num_rows=len(splits),
-        shape=shape,
-        has_lesion=lesions is not None,
-        plan={"seed": seed, "splits": splits, "name": f"{stem}.zarr"},
+        shape=image.shape,
+        has_lesion=lesion is not None,
+        plan={"seed": seed, "splits": list(splits), "name": f"{stem}.zarr"},
     )
-    voxel_ml = abs(np.linalg.det(np.array(AFFINE)[:3, :3])) / 1000
     for shard in range(writer.num_shards):
         rows = writer.rows_of(shard)
-        subjects = [
-            Subject(
-                row=row,
-                id=f"{stem}-{row:03d}",
-                subject=f"{stem}-{row:03d}",
-                scanner="one" if row % 2 else "two",
-                split=splits[row],
-                modality="T1w",
-                affine=AFFINE,
-                source=f"{stem}-{row:03d}.nii.gz",
-                brain_ml=float(volumes[row][1].sum() * voxel_ml),
-                lesion_ml=float(lesions[row].sum() * voxel_ml) if lesions else 0.0,
-                notes=f"semi-synthetic lesion from case {row}" if lesions else "",
-            )
-            for row in rows
-        ]
+        images, brains, lesions = zip(*map(volume, rows), strict=True)
         writer.write_shard(
             shard,
-            image=np.stack([volumes[row][0] for row in rows]),
-            brain=np.stack([volumes[row][1] for row in rows]),
-            lesion=np.stack([lesions[row] for row in rows]) if lesions else None,
-            subjects=subjects,
+            image=np.stack(images),
+            brain=np.stack(brains),
+            lesion=None if lesion is None else np.stack(lesions),
+            subjects=[
+                subject_of(f"{stem}-{row:03d}", row, splits[row], brain, mask, affine)
+                for row, brain, mask in zip(rows, brains, lesions, strict=True)
+            ],
             failures=[],
         )
     return writer.seal()
+
+
+def subject_of(
+    name: str,
+    row: int,
+    split: Split,
+    brain: np.ndarray,
+    lesion: np.ndarray | None = None,
+    affine: Affine = AFFINE,
+) -> Subject:
+    """A line of the table of subjects."""
+    voxel_ml = abs(np.linalg.det(np.array(affine)[:3, :3])) / 1000
+    return Subject(
+        row=row,
+        id=name,
+        subject=name,
+        scanner="one" if row % 2 else "two",
+        split=split,
+        modality="T1w",
+        affine=affine,
+        source=f"{name}.nii.gz",
+        brain_ml=float(brain.sum() * voxel_ml),
+        lesion_ml=float(lesion.sum() * voxel_ml) if lesion is not None else 0.0,
+        notes=f"semi-synthetic lesion from case {row}" if lesion is not None else "",
+    )

@@ -12,8 +12,7 @@ import pytest
 import ray
 from tiny_scans import TINY, write_bids
 
-from uadray import files
-from uadray.prepare import ingest
+from uadray import each, files
 from uadray.prepare.ingest import prepare_cohort
 from uadray.prepare.layouts import bids
 from uadray.prepare.splits import SplitConfig
@@ -70,13 +69,13 @@ def test_a_driver_killed_at_random_moments(tmp_path, monkeypatch):
     assert progress == sorted(progress)
     assert progress[1] < NUM_SCANS, "killed too late to tell anything"
     # What the last of them had under way may still come to its end.
-    kept, asked, prepare = done(url), [], ingest._prepare
+    kept, asked, prepare = done(url), [], each.in_tasks
 
-    def spy(task, items, workers):
+    def spy(work, items, **how):
         asked.extend(item.row for item in items)
-        return prepare(task, items, workers)
+        return prepare(work, items, **how)
 
-    monkeypatch.setattr(ingest, "_prepare", spy)
+    monkeypatch.setattr(each, "in_tasks", spy)
     scans, settings = bids(str(data), "T1w"), {"config": TINY, "split": SplitConfig()}
     again = prepare_cohort(scans, str(url), **settings)
     assert not kept & set(asked)

@@ -10,7 +10,7 @@ import pytest
 from tiny_scans import TINY, write_bids
 
 from tests.s3_server import FaultyS3, S3Faults, serve
-from uadray import files
+from uadray import each, files
 from uadray.errors import StoreError
 from uadray.prepare import ingest
 from uadray.prepare.ingest import prepare_cohort
@@ -63,11 +63,11 @@ def test_source_and_target_behind_a_flaky_server(server, root, tmp_path):
 
 def test_a_server_that_goes_down(server, root, monkeypatch):
     url, asked, kept = "s3://data/out/e.zarr", [], set()
-    before, add = ingest._prepare, ingest._Shards.add
+    before, add = each.in_tasks, ingest._Shards.add
 
-    def stop(self, result):
-        add(self, result)
-        kept.add(result[0])
+    def stop(self, row, name):
+        add(self, row, name)
+        kept.add(row)
         server.faults = S3Faults(down=len(kept) >= 4)
 
     with monkeypatch.context() as patch:
@@ -76,11 +76,11 @@ def test_a_server_that_goes_down(server, root, monkeypatch):
             prepare("s3://data/bïds", url)
     server.faults = S3Faults()
 
-    def spy(task, items, workers):
+    def spy(work, items, **how):
         asked.extend(item.row for item in items)
-        return before(task, items, workers)
+        return before(work, items, **how)
 
-    monkeypatch.setattr(ingest, "_prepare", spy)
+    monkeypatch.setattr(each, "in_tasks", spy)
     assert verify(prepare("s3://data/bïds", url).url) == []
     assert len(kept) >= 4
     assert not kept & set(asked)

@@ -19,7 +19,7 @@ def test_a_rate_needs_a_difference(whole: float, part: float, expected: float | 
 
 
 def test_what_was_not_measured_is_said(capsys: pytest.CaptureFixture[str]) -> None:
-    row = Row(measure="m", value=None, unit="volumes/s", goal=">= 3")
+    row = Row("m", None, "volumes/s", goal=">= 3")
     assert row.holds is None
     publish("made", [row], keep=False)
     assert "not measured" in capsys.readouterr().out

@@ -412,7 +412,7 @@ class TestRuntimeEnvironment:
         from ray._private.thirdparty.pathspec import PathSpec
 
         patterns = read(CLUSTER / "runtime_env.yaml")["excludes"]
-        for name in (".rayignore", ".gitignore", ".dockerignore"):
+        for name in (".rayignore", ".gitignore"):
             lines = (REPOSITORY / name).read_text().splitlines()
             code = [p for folder in ("uadray", "jobs") for p in (REPOSITORY / folder).rglob("*.py")]
             files = [str(path.relative_to(REPOSITORY)) for path in code] + ["pyproject.toml"]

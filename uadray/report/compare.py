@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from uadray.html import ABSENT
 from uadray.metrics.statistics import holm, interval, wilcoxon_p
-from uadray.report.columns import Column, brackets, number, signed
+from uadray.report.columns import Column, ascending, brackets, number, signed
 from uadray.report.rows import CohortRows, Row
 from uadray.runs.records import RunRecord
 
@@ -307,13 +307,7 @@ def _seeds(comparison: Comparison) -> str:
 
 
 COMPARISON_COLUMNS: tuple[Column[Comparison], ...] = (
-    Column(
-        key="method",
-        head="Method",
-        value=lambda c: c.series.label,
-        text=lambda c: c.series.label,
-        first="ascending",
-    ),
+    ascending("method", "Method", lambda c: c.series.label),
     _difference("dice_d", "Dice_D"),
     _difference("dice_s_mean", "Dice_S"),
     _difference("auprc", "AUPRC"),
@@ -334,13 +328,7 @@ COMPARISON_COLUMNS: tuple[Column[Comparison], ...] = (
         text=lambda c: str(len(c.series.rows)),
         detail=_seeds,
     ),
-    Column(
-        key="verdict",
-        head="Dice_D is",
-        value=lambda c: c.verdict,
-        text=lambda c: c.verdict,
-        first="ascending",
-    ),
+    ascending("verdict", "Dice_D is", lambda c: c.verdict),
 )
 """The columns of a table of paired comparisons."""
 
@@ -366,13 +354,7 @@ def _over_seeds(metric: str, head: str) -> Column[Series]:
 
 
 SEED_COLUMNS: tuple[Column[Series], ...] = (
-    Column(
-        key="method",
-        head="Method",
-        value=lambda series: series.label,
-        text=lambda series: series.label,
-        first="ascending",
-    ),
+    ascending("method", "Method", lambda series: series.label),
     Column(
         key="fits",
         head="Fits",

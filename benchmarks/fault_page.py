@@ -5,7 +5,7 @@ from dataclasses import asdict
 from typing import Any
 
 from benchmarks.harness import Row
-from benchmarks.nodes import REPOSITORY
+from tests.nodes import REPOSITORY
 from uadray.tables import to_markdown
 
 PAGE = REPOSITORY / "docs" / "reliability.md"
@@ -34,7 +34,7 @@ def outcome(cell: Cell) -> str:
     if codes[-1] != 0:
         return "**not**"
     again = "the same command" if len(codes) == 2 else f"the same command, {len(codes) - 1} times"
-    return f"{again}, behind a hang" if "hung" in codes else again
+    return f"{again}, after a hang" if "hung" in codes else again
 
 
 def is_equal(cell: Cell, cells: Mapping[tuple[str, str], Cell]) -> bool:
@@ -109,7 +109,7 @@ def _shown(cell: Cell | None, cells: Mapping[tuple[str, str], Cell]) -> str:
     if cell is None or (cell["stage"], "none") not in cells:
         return "not measured"
     figures = "equal" if is_equal(cell, cells) else "**not equal**"
-    back = "" if cell["back_s"] is None else f", on again {cell['back_s']:.0f} s behind it"
+    back = "" if cell["back_s"] is None else f", on again {cell['back_s']:.0f} s later"
     return f"{outcome(cell)}{back}; {lost(cell, cells):+.0f} s; figures {figures}"
 
 

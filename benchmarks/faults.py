@@ -1,11 +1,11 @@
 """What is broken on purpose, and what becomes of it: every stage under every fault.
 
     python -m benchmarks.faults                      what is not measured yet; about 50 minutes
-    python -m benchmarks.faults --only fit:worker    one cell; --again measures it anew
+    python -m benchmarks.faults --only fit:worker    one cell; --again measures it again
     python -m benchmarks.faults --minutes 12         start no cell after so long
     python -m benchmarks.faults --page               only write docs/reliability.md from the results
 
-Two Ray nodes of one CPU each and an S3 server, in namespaces of their own (`benchmarks.nodes`);
+Two Ray nodes of one CPU each and an S3 server, in namespaces of their own (`tests.nodes`);
 every cell is a job in a process of its own. It takes Linux and root. Each cell is kept as soon as
 it is measured; the same command goes on with the others.
 """
@@ -29,16 +29,16 @@ import psutil
 from benchmarks import fault_page
 from benchmarks.fault_stages import STAGES, Stage
 from benchmarks.harness import RESULTS, circumstances
-from benchmarks.nodes import (
+from tests.nodes import (
     BUCKET,
     REPOSITORY,
     Network,
     S3Faults,
     Started,
     network,
-    wait_until,
     why_not,
 )
+from tests.waiting import wait_until
 
 CACHE = REPOSITORY / "runs" / "faults"
 FILE = RESULTS / "faults.json"
@@ -264,7 +264,7 @@ class Attempt:
 
     def _replace_lost(self) -> None:
         if self.net.raylet(1) is None:
-            self.notes.append("the cluster had given the node up; it was started anew")
+            self.notes.append("the cluster had given the node up; it was started again")
             self.net.join(1, 1)
 
 
@@ -376,7 +376,7 @@ def main() -> None:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--only", nargs="*", default=[], help="cells, such as fit:worker")
-    parser.add_argument("--again", action="store_true", help="measure what is measured anew")
+    parser.add_argument("--again", action="store_true", help="measure what is already measured")
     parser.add_argument("--minutes", type=float, default=1e9, help="start no cell after so long")
     parser.add_argument("--page", action="store_true", help="only write the page")
     args = parser.parse_args()
@@ -388,7 +388,7 @@ def main() -> None:
 
 
 def run(only: list[str], again: bool, minutes: float) -> None:
-    """Measure what is asked for, and first what it is held against."""
+    """Measure what is asked for, and first what it is compared with."""
     started, cells = time.monotonic(), read()
     wanted = CELLS
     if only:

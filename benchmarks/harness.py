@@ -96,12 +96,12 @@ def circumstances(name: str) -> dict[str, Any]:
 def in_turns(
     sides: dict[str, Callable[[], object]], rounds: int, device: torch.device | None = None
 ) -> dict[str, list[float]]:
-    """Seconds of each side in each round: one call of each in turn, behind a round that warms up.
+    """Seconds of each side in each round: one call of each in turn, after a warm-up round.
 
     Args:
         sides: What to time, by name.
         rounds: Timed rounds.
-        device: Waited for behind each call where it is a GPU.
+        device: Waited for after each call where it is a GPU.
     """
     seconds: dict[str, list[float]] = {name: [] for name in sides}
     for number in range(rounds + 1):

@@ -61,7 +61,7 @@ IN_3D = (
 FIGURES = {"dice_d": "Dice_D", "dice_s_mean": "Dice_S", "auprc": "AUPRC"}
 
 REFERENCE = "PCA-16"
-"""The plain baseline that every method is held against."""
+"""The plain baseline that every method is compared with."""
 
 RATE = 1e-3
 """Learning rate of every reconstruction here."""
@@ -192,7 +192,7 @@ def measure(study: Study) -> dict[str, Cells]:
                     wanted,
                     healthy,
                     files.join(study.out, "fits", f"{name}-{seed}"),
-                    report=lambda m, p=progress: p.reach(m["epoch"], format_metrics(m)),  # type: ignore[misc]
+                    report=lambda m, p=progress: p.set_done(m["epoch"], format_metrics(m)),  # type: ignore[misc]
                 )
             runs.setdefault(name, []).append(run)
     # All in one pass; each one's seconds are counted apart.

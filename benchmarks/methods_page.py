@@ -42,7 +42,7 @@ _EQUATIONS = (
 
 
 def write_page() -> Path:
-    """Write it anew."""
+    """Write it again."""
     kept = {}
     for name, title in STUDIES.items():
         results = RESULTS / f"{name}.json"
@@ -142,7 +142,7 @@ def _measured(results: dict[str, Any]) -> str:
     machine = results["machine"]
     where = f"{told}. Measured on {results['date']} on {machine['cpu']}, one thread a fit."
     words = (
-        "Figures are means over the seeds; under them the 95 % interval over subjects and, behind "
+        "Figures are means over the seeds; below them the 95 % interval over subjects and, after "
         "a ±, the deviation over seeds. Ranks after so few epochs of small networks say nothing of "
         "ranks at the papers' sizes, nor on patients. Other work ran on the same cores: minutes "
         "and seconds are sizes, not speeds."

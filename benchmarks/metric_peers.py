@@ -1,6 +1,6 @@
 """Sides of the evaluation's benchmark: ours and peers', from the same kept scores.
 
-A side that runs in a process of its own loads its inputs and returns the work to measure, behind
+A side that runs in a process of its own loads its inputs and returns the work to measure, after
 what warms up where it gives two.
 """
 
@@ -18,6 +18,7 @@ from benchmarks.scored import count_many, counted, load, pooled
 from uadray.metrics import measures
 from uadray.metrics.counts import TestPart, Threshold
 from uadray.metrics.postprocess import MAX_LEVEL
+from uadray.metrics.table import compute_metrics
 
 CURVES = ("auprc", "auroc", "upper_bound_dice")
 THRESHOLD = Threshold(level=8000, value=8000 / MAX_LEVEL, rule="fixed", fitted_on="nothing")
@@ -94,7 +95,7 @@ def our_stream(num: int, size: int) -> tuple[Callable[[], Any], ...]:
 
     def work(count: int) -> dict[str, float | int | str | None]:
         part = count_many(range(count), TestPart, size)
-        return measures.compute_metrics(part, THRESHOLD).to_dict()
+        return compute_metrics(part, THRESHOLD)
 
     return partial(work, 2), partial(work, num)
 

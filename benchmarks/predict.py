@@ -34,7 +34,7 @@ from uadray.prepare.layouts import Scan
 from uadray.prepare.splits import SplitConfig
 from uadray.prepare.steps import PrepareConfig, prepare_scan
 from uadray.runs.checkpoint import CheckpointStore
-from uadray.runs.detector import fresh
+from uadray.runs.detector import build_detector
 from uadray.runs.folder import Run
 
 THRESHOLD = 0.2
@@ -50,7 +50,7 @@ def make_run(folder: Path, scans: list[Scan]) -> Run:
     )
     chosen = experiment("3D-None")
     run = Run.create(str(folder / "run"), chosen, cohort)
-    CheckpointStore(run.url, run.identity).save(1, fresh(chosen, cohort.shape), None, 1.0)
+    CheckpointStore.of(run).save(1, build_detector(chosen, cohort.shape), None, 1.0)
     run.finish({"status": "finished", "epochs": 1, "best_epoch": 1})
     return run
 

@@ -2,7 +2,7 @@
 
     python -m benchmarks.real_use runs/erasing --name erasing-phantom --told "phantoms at 32^3 ..."
 
-    python -m benchmarks.real_use --page     only docs/results.md anew, from what is kept
+    python -m benchmarks.real_use --page     only docs/results.md again, from what is kept
 
 Reads the run folders of an evaluated sweep and writes `results/real-NAME.json` and docs/results.md:
 every experiment with its seeds and intervals, and the paired differences that the paper's claims

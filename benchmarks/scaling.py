@@ -3,7 +3,7 @@
 python -m benchmarks.scaling            about 8 minutes on 2 cores
 python -m benchmarks.scaling --nodes    weak scaling alone: about 10 minutes, Linux and root
 python -m benchmarks.scaling --quick    both, small, to see that they run; keeps nothing
-python -m benchmarks.scaling --paper    docs/scaling.md anew from what is measured
+python -m benchmarks.scaling --paper    docs/scaling.md again from what is measured
 """
 
 import argparse

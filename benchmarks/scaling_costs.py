@@ -4,31 +4,24 @@ Part of `python -m benchmarks.scaling`. Every figure comes from the package itse
 written and read, a real S3 server counts requests, a network is counted on torch's `meta` device.
 """
 
-import os
-import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
-import fsspec
 import numpy as np
 import torch
-from moto.server import DomainDispatcherApplication, create_backend_app
 from torch.utils.flop_counter import FlopCounterMode
-from werkzeug.serving import WSGIRequestHandler, make_server
 
 from benchmarks.harness import Row
-from benchmarks.s3_server import ENVIRONMENT, FaultyS3
 from benchmarks.step import phantoms
+from tests.s3_server import serve_bucket
 from uadray import files
 from uadray.config import experiment
 from uadray.data.stream import read_rows
 from uadray.evaluation.protocols import EvaluateConfig
 from uadray.methods import GradientDetector, num_parameters
 from uadray.metrics.counts import CohortCounts, count_subject
-from uadray.runs.detector import fresh
+from uadray.runs.detector import build_detector
 from uadray.runs.folder import Run
 from uadray.runs.scores import ScoreStore
 from uadray.store import CHUNK_VOLUMES, Cohort, CohortWriter, Subject, kept_name, open_cohort
@@ -44,7 +37,7 @@ def rows(folder: Path, *, quick: bool = False) -> list[Row]:
     """All of it."""
     fine = 32 if quick else FINE
     found = [*_store(folder, 16 if quick else 64, 64), *_store(folder, 8, fine)]
-    return [*found, *_requests(folder), *_network(64), *_network(fine)]
+    return [*found, *_requests(), *_network(64), *_network(fine)]
 
 
 def _store(folder: Path, count: int, size: int) -> list[Row]:
@@ -101,42 +94,13 @@ def _subject(row: int) -> Subject:
     )
 
 
-@contextmanager
-def _storage(folder: Path) -> Iterator[Counter[str]]:
-    """An S3 server in this process; yields how often each method was asked for, from now on."""
-    counted: Counter[str] = Counter()
-    app = FaultyS3(DomainDispatcherApplication(create_backend_app), folder)
-
-    def count(environ: dict[str, object], start: object) -> object:
-        counted[str(environ["REQUEST_METHOD"])] += 1
-        return app(environ, start)  # type: ignore[arg-type]
-
-    class Quiet(WSGIRequestHandler):
-        def log_request(self, *_: object) -> None:
-            """Say nothing."""
-
-    server = make_server("127.0.0.1", 0, count, threaded=True, request_handler=Quiet)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    known = ENVIRONMENT | {"AWS_ENDPOINT_URL": f"http://127.0.0.1:{server.server_port}"}
-    before = {name: os.environ.get(name) for name in known}
-    os.environ.update(known)
-    fsspec.get_filesystem_class("s3").clear_instance_cache()
-    try:
-        fsspec.filesystem("s3").mkdir("data")
-        yield counted
-    finally:
-        fsspec.get_filesystem_class("s3").clear_instance_cache()
-        for name, value in before.items():
-            os.environ.pop(name) if value is None else os.environ.update({name: value})
-        server.shutdown()
-
-
-def _requests(folder: Path) -> list[Row]:
+def _requests() -> list[Row]:
     """Requests that a preparation and an epoch make, for each volume and each shard."""
     num, images = 128, np.zeros((128, 8, 8, 8), np.float16)
     images[:, 2:6, 2:6, 2:6] = 0.5
     kinds: dict[str, tuple[Counter[str], int]] = {}
-    with _storage(folder) as counted:
+    with serve_bucket("data") as server:
+        counted = server.methods
 
         def since(name: str, per: int) -> None:
             kinds[name] = Counter(counted), per
@@ -203,7 +167,7 @@ def _evaluate(cohort: Cohort, images: np.ndarray) -> None:
 def _network(size: int) -> list[Row]:
     """Parameters and operations of a training step, by volume, without computing any."""
     with torch.device("meta"):
-        detector = fresh(experiment(NAME), (size, size, size))
+        detector = build_detector(experiment(NAME), (size, size, size))
         assert isinstance(detector, GradientDetector)
         x = torch.empty(2, 1, size, size, size)
         noise = torch.empty(2, detector.num_noise)

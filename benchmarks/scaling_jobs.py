@@ -6,9 +6,9 @@ Part of `python -m benchmarks.scaling`. The cluster is a node in a namespace of 
 import time
 from statistics import median
 
-from benchmarks import nodes
 from benchmarks.harness import Row
-from benchmarks.nodes import HEAD, Network
+from tests import nodes
+from tests.nodes import HEAD, Network
 
 _CONNECT = "from uadray import cluster; cluster.connect(); import ray; ray.get(ray.put(1))"
 _TASK = f"{_CONNECT}; ray.get(ray.remote(lambda: 1).remote())"
@@ -30,7 +30,7 @@ def rows(*, rounds: int = 3) -> list[Row]:
         }
         found = [
             Row(measure=f"a job's start, {name}", value=_seconds(net, command, rounds), unit="s",
-                detail=f"median of {rounds}, behind one that warms up")
+                detail=f"median of {rounds}, after one that warms up")
             for name, command in sides.items()
         ]  # fmt: skip
     with nodes.network(1) as net:
@@ -39,7 +39,7 @@ def rows(*, rounds: int = 3) -> list[Row]:
     return [
         *found,
         Row(measure="a job's start, Ray of its own, first task done", value=start, unit="s",
-            detail=f"median of {rounds}, behind one that warms up"),
+            detail=f"median of {rounds}, after one that warms up"),
     ]  # fmt: skip
 
 

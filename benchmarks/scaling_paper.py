@@ -51,7 +51,7 @@ ASSUMED = {
     "$ for a CPU core an hour": Assumed(0.05, "general-purpose instances on demand"),
     "$ for a GPU an hour": Assumed(4.0, "H100 on demand; spot is about half"),
 }
-"""What to change for another place; `python -m benchmarks.scaling --paper` writes the page anew."""
+"""What to change for another place; `python -m benchmarks.scaling --paper` rewrites the page."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,7 +71,7 @@ class Costs:
     prepare_s: float
     """Core seconds of the default pipeline."""
     evaluate_s: float
-    """Core seconds behind the network: post-processing, counting, keeping."""
+    """Core seconds after the network: post-processing, counting, keeping."""
 
     @property
     def raw(self) -> float:
@@ -283,7 +283,7 @@ def page(
     return f"""# Scaling
 
 Written by `python -m benchmarks.scaling` from measured costs (`benchmarks/results/`); `--paper`
-writes it anew from these without measuring. No figure here is typed by hand but those under
+rewrites it from these without measuring. No figure here is typed by hand but those under
 [What is assumed](#what-is-assumed). Measured at commit {head["commit"]} on {head["date"]},
 {head["machine"]["cpus"]} cores of {head["machine"]["cpu"]}.
 
@@ -299,7 +299,7 @@ in the dense layers around the latent.
 ## A cohort
 
 A shard holds {MAX_SHARD_VOLUMES} volumes in chunks of {CHUNK_VOLUMES}. Requests are those of a
-preparation with its output on an object store: a note that a scan is begun, the scan itself, its
+preparation with its output on an object store: a note that a scan was started, the scan itself, its
 shard, the seal. `once` is requests and cores, `a month` the storage.
 
 {to_markdown(COHORT_HEAD, cohort_table(found))}
@@ -310,7 +310,7 @@ memory for each read task.
 
 ## A fit and an evaluation
 
-{FitConfig().epochs} epochs; an evaluation is one pass of one method, behind the network.
+{FitConfig().epochs} epochs; an evaluation is one pass of one method, after the network.
 
 {to_markdown(FIT_HEAD, fit_table(found))}
 

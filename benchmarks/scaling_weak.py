@@ -24,9 +24,10 @@ import nibabel as nib
 import numpy as np
 import psutil
 
-from benchmarks import nodes
 from benchmarks.harness import Row
-from benchmarks.nodes import BUCKET, S3_HOST, S3_PORT, Network
+from tests import nodes
+from tests.nodes import BUCKET, S3_HOST, S3_PORT, Network
+from tests.waiting import wait_until
 
 CGROUP = Path("/sys/fs/cgroup/cpu")
 """Of version 1 of the controllers."""
@@ -114,10 +115,10 @@ def _remove(group: Path) -> None:
 def _start(net: Network, groups: Sequence[Path]) -> None:
     """A head without work, and a node of one logical CPU in each group."""
     net.head(0)
-    nodes.wait_until(lambda: "yes" in _asked(net, 0), 120, "the head of the cluster")
+    wait_until(lambda: "yes" in _asked(net, 0), 120, "the head of the cluster")
     for k, group in enumerate(groups, 1):
         join = net.join(k, 1)
-        nodes.wait_until(lambda n=k: "yes" in _asked(net, n), 120, f"node {k}")  # type: ignore[misc]
+        wait_until(lambda n=k: "yes" in _asked(net, n), 120, f"node {k}")  # type: ignore[misc]
         # Not before: Ray gives a node 30 s to start. What the raylet starts later is limited too.
         for process in (top := psutil.Process(join.process.pid)).children(recursive=True):
             with contextlib.suppress(OSError):  # it has ended
@@ -181,7 +182,7 @@ def _job(net: Network, name: str, *args: object) -> tuple[float, "_Load"]:
 def _rate(net: Network, pattern: str, count: int, load: "_Load") -> tuple[float, str]:
     """Volumes a second that nodes put into the store, or ask of it, while all of them work.
 
-    Before, the processes of some nodes are still starting; behind it the last ones finish alone.
+    Before, the processes of some nodes are still starting; afterwards the last ones finish alone.
     Beside it in words, how busy in between was what the nodes share.
     """
     times: dict[str, list[float]] = {}
@@ -203,7 +204,7 @@ class _Load:
     """How busy are this machine's cores, and the S3 server's one, while a job runs."""
 
     def __init__(self, net: Network) -> None:
-        found = net.processes("benchmarks.s3_server")
+        found = net.processes("tests.s3_server")
         self._server = max(found, key=lambda process: sum(process.cpu_times()[:2]))
         self._samples: list[tuple[float, float, float]] = []
         self._ended = threading.Event()

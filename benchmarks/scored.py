@@ -111,7 +111,7 @@ def alone(side: Callable[..., tuple[Callable[[], Any], ...]], *args: Any) -> Mea
     """Measure in a fresh process.
 
     Args:
-        side: Loads its inputs and returns the work to do, behind what warms up if it gives two.
+        side: Loads its inputs and returns the work to do, after what warms up if it gives two.
         args: Its arguments.
     """
     context = multiprocessing.get_context("spawn")

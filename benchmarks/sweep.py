@@ -81,7 +81,7 @@ class Timed:
     fitting: tuple[float, ...]
     """Seconds of a trial's epochs."""
     epoch: float
-    """Seconds of an epoch behind the first, the median."""
+    """Seconds of an epoch after the first, the median."""
     call: float
     """Seconds of the whole call."""
 
@@ -204,7 +204,7 @@ def overheads(cohort: Cohort, folder: str, sizes: Sizes) -> list[Row]:
 
 
 def shares(cohort: Cohort, folder: str, sizes: Sizes) -> list[Row]:
-    """How much of the slots' time goes into epochs, with trials side by side."""
+    """How much of the slots' time goes into epochs, with trials in parallel."""
     slots = int(ray.cluster_resources()["CPU"])
     config = SweepConfig(cpus_per_trial=1.0)
     probe = timed(cohort, f"{folder}/probe", seeds=slots, epochs=4, config=config)

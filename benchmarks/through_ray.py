@@ -132,7 +132,7 @@ def epochs_of(side: Callable[..., None], *args: Any, **options: Any) -> tuple[fl
     done = threading.Event()
 
     def watch() -> None:
-        # The file is replaced behind each epoch; its time is exact, however late it is seen.
+        # The file is replaced after each epoch; its time is exact, however late it is seen.
         while not done.wait(0.02):
             seen = metrics.stat().st_mtime if metrics.exists() else 0.0
             if seen and seen not in ticks:
@@ -166,7 +166,7 @@ class Epochs:
 
     @property
     def steady(self) -> float:
-        """Seconds of an epoch behind the first."""
+        """Seconds of an epoch after the first."""
         return median(chain.from_iterable(self.later))
 
     def slower_than(self, other: "Epochs") -> str:
@@ -177,7 +177,7 @@ class Epochs:
         )
         return (
             f"{self.steady:.2f} against {other.steady:.2f} s, medians of "
-            f"{sum(map(len, self.later))} epochs behind the first; of each round {rounds}"
+            f"{sum(map(len, self.later))} epochs after the first; of each round {rounds}"
         )
 
 

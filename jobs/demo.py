@@ -51,7 +51,7 @@ class Demo:
 
     def experiment(self, name: str) -> Experiment:
         """The experiment of that name at the demo's size."""
-        # Epochs are of a second or two: a checkpoint behind each would take as long.
+        # Epochs are of a second or two: a checkpoint after each would take as long.
         wanted = with_fit(experiment(name), epochs=self.epochs, checkpoint_every=5)
         is_3d = isinstance(wanted.method, Learned) and wanted.method.ndim == 3
         # The paper's batches of 32 volumes would make three steps an epoch of so small a cohort.
@@ -81,7 +81,7 @@ def fit_one(job: Demo, name: str, cohort: Cohort) -> Run:
             wanted,
             cohort,
             files.join(job.out, "fits", name),
-            report=lambda m: progress.reach(m["epoch"], format_metrics(m)),
+            report=lambda m: progress.set_done(m["epoch"], format_metrics(m)),
         )
 
 

@@ -59,7 +59,7 @@ class Predict:
     """Threshold, and where the preparation differs from the cohort's."""
 
 
-def told(one: dict[str, Any]) -> str:
+def describe(one: dict[str, Any]) -> str:
     """A scan in a line."""
     line = f"{one['name']}: highest score {one['top_score']:.3g} in slice {one['top_slice']}"
     if one["proposal"] is not None:
@@ -72,7 +72,7 @@ def show(done: Predicted) -> None:
     """Say what was found, what could not be used, and where it all is."""
     ordered = sorted(done.summaries, key=lambda one: -one["top_score"])
     for one in ordered[:SHOWN]:
-        print(told(one))
+        print(describe(one))
         for warning in one["warnings"]:
             print(f"  warning: {warning}")
     if len(ordered) > SHOWN:

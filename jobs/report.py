@@ -30,7 +30,7 @@ class Report:
     title: str = "Unsupervised anomaly detection in brain MRI"
     """Its head."""
     reference: tuple[str, ...] = ()
-    """Methods that all others are held against; by default the best plain baseline and 3D-None."""
+    """Methods that all others are compared with; by default the best plain baseline and 3D-None."""
     export: str = ""
     """Folder for the tables (.csv, .md, .tex); beside the page by default."""
     healthy: str = ""

@@ -69,7 +69,7 @@ def main() -> None:
             job.out,
             scale=job.scale,
             track=job.track,
-            report=lambda m: progress.reach(m["epoch"], format_metrics(m)),
+            report=lambda m: progress.set_done(m["epoch"], format_metrics(m)),
         )
     summary = run.summary or {}
     print(f"{run.experiment.name}: run folder {run.url}")

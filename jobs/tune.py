@@ -101,7 +101,7 @@ def main() -> int:
             )
     console.print(outcome_table(job.space, job.sweep, outcomes))
     if runs:
-        title = f"Sweep {args[0]}: {job.sweep.told()}"
+        title = f"Sweep {args[0]}: {job.sweep.describe()}"
         out = f"{job.out.rstrip('/')}/report.html"
         urls = [run.url for run in runs]
         print(f"report: {write_report(urls, out, title=title, left_out=left_out)}")

@@ -5,7 +5,7 @@ import torch
 from scipy import ndimage
 from torch import Tensor
 
-from uadray import counter
+from uadray import random
 from uadray.methods import GradientDetector
 from uadray.methods.base import slices_as_batch
 
@@ -65,8 +65,8 @@ def fit_few(detector: GradientDetector, *, epochs: int, rate: float = 3e-3) -> l
                     parameter.requires_grad_(False)
                 for parameter in players[name].parameters:
                     parameter.requires_grad_(True)
-                key = counter.keys(0, epoch, torch.arange(len(samples)), counter.LATENT)
-                noise = counter.normal(key, detector.num_noise)
+                key = random.keys(0, epoch, torch.arange(len(samples)), random.LATENT)
+                noise = random.normal(key, detector.num_noise)
                 who = {"player": name} if name else {}
                 optimizers[name].zero_grad()
                 loss = detector(samples, samples, noise, **who)["loss"]

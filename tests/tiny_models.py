@@ -19,7 +19,7 @@ from uadray.prepare.plan import make_plan, planned_scans, subject_of
 from uadray.prepare.splits import SplitConfig
 from uadray.prepare.steps import PrepareConfig, prepare_scan
 from uadray.runs.checkpoint import CheckpointStore, weights_digest
-from uadray.runs.detector import fresh
+from uadray.runs.detector import build_detector
 from uadray.runs.folder import Run
 from uadray.store import Cohort, CohortWriter, Split
 
@@ -140,12 +140,12 @@ def finished_run(url: Path, cohort: Cohort, method: str | Experiment = "MeanImag
     """A run as a fit leaves it, without Ray; networks keep the weights that they begin with."""
     chosen = experiment(method) if isinstance(method, str) else method
     run = Run.create(str(url), chosen, cohort)
-    detector = fresh(chosen, cohort.shape)
+    detector = build_detector(chosen, cohort.shape)
     if isinstance(detector, StreamDetector):
         images = [cohort.read("image", r, r + 1) for r in cohort.rows("train").tolist()]
         detector.update(torch.from_numpy(np.concatenate(images).astype(np.float32)))
         detector.finish()
-    CheckpointStore(run.url, run.identity).save(1, detector, None, 0.1)
+    CheckpointStore.of(run).save(1, detector, None, 0.1)
     run.finish(
         {"status": "finished", "epochs": 0, "best_epoch": None, "fit_seconds": 1.0, "warnings": []}
         | {"validation/reconstruction": 0.1}

@@ -4,9 +4,14 @@ import time
 from collections.abc import Callable
 
 
-def wait_until(holds: Callable[[], object], minutes: float = 10) -> None:
-    """Return as soon as `holds`; fail only where it never comes."""
-    deadline = time.monotonic() + 60 * minutes
+def wait_until(holds: Callable[[], object], seconds: float = 600, what: str = "") -> None:
+    """Wait for a condition.
+
+    Raises:
+        TimeoutError: it did not come to hold.
+    """
+    deadline = time.monotonic() + seconds
     while not holds():
-        assert time.monotonic() < deadline, f"{holds} did not come in {minutes:g} minutes"
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"not within {seconds:.0f} s: {what or holds}")
         time.sleep(0.05)

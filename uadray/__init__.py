@@ -4,7 +4,7 @@ import os
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 # Torch's threads would wait for each other by spinning. Beside any other work (Ray's own processes
 # are enough) that costs small steps a multiple of their time. Read when OpenMP is first loaded.

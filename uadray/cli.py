@@ -47,7 +47,7 @@ def run(main: Callable[[], int | None]) -> NoReturn:
             _end_on(_asked[-1])  # what the interrupt broke on its way
         if (full := _full_disk(error)) is None:
             raise
-        # Ray Data puts advice on retries behind an error's arguments, where the name of a file is.
+        # Ray Data appends advice on retries to an error's arguments, where the name of a file is.
         named = full.filename and "\n" not in str(full.filename)
         where = f"{full.filename}: " if named else ""
         print(

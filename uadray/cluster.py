@@ -125,7 +125,7 @@ def _start(dashboard: bool) -> None:
 def _why_not(error: Exception) -> str:
     """Why Ray did not start, and what to do."""
     text = str(error)
-    if "timed out during startup" in text:  # behind 30 s that no one can set
+    if "timed out during startup" in text:  # after 30 s that no one can set
         return (
             "it was not ready within its 30 s, as on a machine that is busy with other work. Run "
             "the same command again, it goes on where it stopped; or start Ray apart "
@@ -235,7 +235,7 @@ def check_readable(*paths: str) -> None:
     """Refuse local files to read that other nodes of the cluster lack, or have in another version.
 
     Copies of the same content on each node are as good as a shared folder. A file that this node
-    lacks is left to whoever reads it.
+    lacks is left to its reader.
 
     Raises:
         ConfigError: a node lacks one.
@@ -259,7 +259,7 @@ MAX_CHECKED_NODES = 16
 """More are not asked: folders are missing on one node, or on all but one."""
 
 _ANSWER_S = 60.0
-"""A node that does not answer within so many seconds is not held against the folder."""
+"""A node that does not answer within so many seconds does not count against the folder."""
 
 
 def _other_nodes() -> list[dict[str, Any]]:
@@ -358,7 +358,7 @@ def wait_for_room(
 
 
 _ADVICE = re.compile(r"\nFailed to [^\n]+ after \d+/\d+ attempts")
-"""Where Ray Data's lines on retries begin, which it puts behind an error's message."""
+"""Where Ray Data's lines on retries begin, which it appends to an error's message."""
 
 
 def _without_advice(error: UadrayError) -> UadrayError:

@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 from uadray.errors import ConfigError
 from uadray.methods import NAMED, PCA, Learned, MethodSettings, detector_type
-from uadray.methods.settings import check, check_finite
+from uadray.methods.settings import check, check_finite, check_limits
 
 __all__ = [
     "BASELINES",
@@ -56,19 +56,18 @@ class ErasingConfig:
 
     def __post_init__(self) -> None:
         check_finite(self, "erasing.")
-        check(0 <= self.probability <= 1, "erasing.probability", "in [0, 1]", self.probability)
+        check_limits(
+            self,
+            "erasing.",
+            probability="in [0, 1]",
+            max_regions=">= 1",
+            max_slices_share="in (0, 1]",
+        )
         check(
             0 < self.min_share <= self.max_share <= 1,
             "erasing.min_share and max_share",
             "0 < min_share <= max_share <= 1",
             (self.min_share, self.max_share),
-        )
-        check(self.max_regions >= 1, "erasing.max_regions", ">= 1", self.max_regions)
-        check(
-            0 < self.max_slices_share <= 1,
-            "erasing.max_slices_share",
-            "in (0, 1]",
-            self.max_slices_share,
         )
 
 
@@ -111,14 +110,18 @@ class FitConfig:
 
     def __post_init__(self) -> None:
         check_finite(self, "fit.")
-        check(self.epochs >= 1, "fit.epochs", ">= 1", self.epochs)
-        check(self.batch_size >= 1, "fit.batch_size", ">= 1", self.batch_size)
-        check(0 < self.data_share <= 1, "fit.data_share", "in (0, 1]", self.data_share)
-        check(self.learning_rate > 0, "fit.learning_rate", "> 0", self.learning_rate)
-        check(self.clip_norm > 0, "fit.clip_norm", "> 0", self.clip_norm)
-        check(self.seed >= 0, "fit.seed", ">= 0", self.seed)
-        check(self.checkpoint_every >= 1, "fit.checkpoint_every", ">= 1", self.checkpoint_every)
-        check(self.patience >= 0, "fit.patience", ">= 0", self.patience)
+        check_limits(
+            self,
+            "fit.",
+            epochs=">= 1",
+            batch_size=">= 1",
+            data_share="in (0, 1]",
+            learning_rate="> 0",
+            clip_norm="> 0",
+            seed=">= 0",
+            checkpoint_every=">= 1",
+            patience=">= 0",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -55,7 +55,7 @@ class LockedError(UadrayError, RuntimeError):
 
 
 class StoppedError(UadrayError, RuntimeError):
-    """A fit ended behind an epoch because it was asked to; its checkpoint counts."""
+    """A fit ended after an epoch because it was asked to; its checkpoint counts."""
 
 
 class EvaluationError(UadrayError, ValueError):

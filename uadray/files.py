@@ -44,7 +44,7 @@ def is_empty(url: str) -> bool:
 
 
 def is_remote(url: str) -> bool:
-    """Whether `url` names a store behind a protocol such as `s3://`, not a local path."""
+    """Whether `url` names a store with a protocol such as `s3://`, not a local path."""
     return "://" in url and not url.startswith("file://")
 
 
@@ -87,7 +87,7 @@ def without_secrets(text: str) -> str:
 
 
 def join(url: str, *parts: str) -> str:
-    """`url` with `parts` behind it."""
+    """`url` followed by `parts`."""
     return "/".join([url.rstrip("/"), *parts])
 
 

@@ -170,7 +170,7 @@ def _write(place: str, holder: Holder) -> None:
 def _message(place: str, holder: Holder | None) -> str:
     folder = place.rpartition("/")[0]
     if holder is None:
-        return f"{folder}: another job has just begun to write it: wait until it has ended"
+        return f"{folder}: another job has just started to write it: wait until it has ended"
     return (
         f"{folder}: process {holder.pid} on {holder.host} has been writing it since "
         f"{holder.since} ({holder.command}): wait until it has ended and run the same command "

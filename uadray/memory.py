@@ -10,14 +10,14 @@ ONE_ARENA = {"MALLOC_ARENA_MAX": "1"}
 """Environment of processes that fit in another thread than their first one, as Ray's workers do.
 
 glibc gives each further thread an arena of its own, made of pieces of 64 MB: a larger block is
-mapped anew each time whatever `keep_freed_memory` says, and pieces that fall empty are given back.
+mapped again each time whatever `keep_freed_memory` says, and pieces that fall empty are given back.
 """
 
 
 def keep_freed_memory() -> bool:
     """Let this process keep the large blocks that it frees, from now on: see `ONE_ARENA`.
 
-    By default glibc maps blocks of over 32 MB anew each time, and the kernel fills them with zeros
+    By default glibc maps blocks of over 32 MB again each time, and the kernel fills them with zeros
     at first touch. Activations of 32 volumes of 64^3 are such blocks, and so are shards: it takes
     an eighth of a training step on a CPU.
 

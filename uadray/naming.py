@@ -17,7 +17,7 @@ def file_name(text: str) -> str:
     """
     text = unicodedata.normalize("NFC", text)
     kept = "".join(c if _is_safe(c) else "_" for c in text)
-    # A name with a point in front is hidden, one with a point behind is lost on some systems.
+    # A name with a point in front is hidden, one with a point at its end is lost on some systems.
     kept = kept.lstrip(".").rstrip(".")
     if len(kept.encode()) > MAX_BYTES:
         start = kept.encode()[: MAX_BYTES - 9].decode(errors="ignore")

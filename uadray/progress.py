@@ -44,11 +44,11 @@ class Progress:
             self._status.stop()
 
     def advance(self, count: int, note: str = "") -> None:
-        """Count items as done; `note` stands behind the line that says so."""
+        """Count items as done; `note` follows the line that says so."""
         self._done += count
         self._show(note)
 
-    def reach(self, done: int, note: str = "") -> None:
+    def set_done(self, done: int, note: str = "") -> None:
         """Say that item number `done` is done; the speed counts from the first such call."""
         if not self._done:
             # Before it lies the start, and what an earlier process did.

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 from shell import JOBS
 from tiny_cohorts import write_healthy
-from waiting import wait_until
+
+from tests.waiting import wait_until
 
 pytestmark = pytest.mark.ray
 

@@ -13,7 +13,7 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +27,7 @@ from moto.server import ThreadedMotoServer
 from tiny_cohorts import write_healthy, write_lesioned
 from tiny_scans import brain_image, write
 
+from tests.waiting import wait_until
 from uadray import files
 from uadray.progress import PLAIN_EVERY_S
 from uadray.runs.folder import Run
@@ -96,14 +97,6 @@ class Head:
 
         wait_until(lambda: job()["status"] not in ("PENDING", "RUNNING"), seconds, name)
         return str(job()["status"])
-
-
-def wait_until(holds: Callable[[], object], seconds: float, what: str) -> None:
-    deadline = time.monotonic() + seconds
-    while not holds():
-        if time.monotonic() > deadline:
-            pytest.fail(f"not within {seconds:.0f} s: {what}")
-        time.sleep(0.2)
 
 
 @pytest.fixture(scope="module")

@@ -3,9 +3,9 @@
 import os
 from collections.abc import Iterator
 
-import flaky_s3
 import pytest
 
+from tests import s3_server
 from uadray import cluster
 
 _ENVIRONMENT = {
@@ -24,7 +24,7 @@ def ray_session() -> Iterator[None]:
     """A Ray of 4 logical CPUs; started before `cluster.connect`, which then joins it."""
     os.environ.update(_ENVIRONMENT)
     # Processes of the cluster know what it was started with.
-    flaky_s3.set_environment()
+    s3_server.set_environment()
     import ray
 
     ray.init(

@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 from tiny_cohorts import NUM_TRAIN, NUM_VALIDATION, SHAPE, tiny_vae, write_healthy
 from torch import Tensor
 
-from uadray import counter
+from uadray import random
 from uadray.config import Experiment, experiment, with_fit
 from uadray.data.stream import TrainingStream
 from uadray.errors import CheckpointError, ConfigError, StoreError
@@ -239,8 +239,8 @@ def averaged_gradients(cohort: Cohort, what: Experiment, world: int) -> tuple[di
                 if step < len(part):
                     num_steps[rank] += 1
                     x = part[step].images.float()[:, None]
-                    key = counter.keys(what.fit.seed, epoch, part[step].ids, counter.LATENT)
-                    noise = counter.normal(key, detector.num_noise)
+                    key = random.keys(what.fit.seed, epoch, part[step].ids, random.LATENT)
+                    noise = random.normal(key, detector.num_noise)
                     (detector(x, x, noise)["loss"] * (len(x) / total)).backward()
             torch.nn.utils.clip_grad_norm_(detector.parameters(), what.fit.clip_norm)
             optimizer.step()

@@ -67,7 +67,7 @@ def state(run: Run) -> dict[str, torch.Tensor]:
 
 
 def test_the_best_epoch_is_calibrated_in_one_file(run: Run) -> None:
-    found = CheckpointStore(run.url, run.identity).state()
+    found = CheckpointStore.of(run).state()
     assert found is not None
     assert found.calibrated
     weight = state(run)["tv_weight"].item()

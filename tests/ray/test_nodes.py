@@ -1,6 +1,6 @@
 """Every stage on two and on four nodes, with cohorts and runs on S3: the same bits as on one node.
 
-The nodes are network namespaces with a raylet each (`benchmarks.nodes`); the jobs are those of
+The nodes are network namespaces with a raylet each (`tests.nodes`); the jobs are those of
 `benchmarks.fault_stages`, each in a process of its own.
 """
 
@@ -10,9 +10,10 @@ from typing import Any
 
 import pytest
 
-from benchmarks import faults, nodes
+from benchmarks import faults
 from benchmarks.fault_stages import STAGES
 from benchmarks.faults import Bench
+from tests import nodes
 
 pytestmark = [
     pytest.mark.ray,

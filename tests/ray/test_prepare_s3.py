@@ -1,15 +1,15 @@
 """From scans behind S3 to a cohort behind S3, on a server that fails now and then."""
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import boto3
-import flaky_s3
 import fsspec
 import pytest
-from flaky_s3 import FlakyS3
 from tiny_scans import TINY, write_bids
 
+from tests.s3_server import FaultyS3, S3Faults, serve
 from uadray import files
 from uadray.errors import StoreError
 from uadray.prepare import ingest
@@ -22,16 +22,16 @@ pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_session")]
 
 
 @pytest.fixture(scope="module")
-def server(ray_session) -> Iterator[FlakyS3]:
+def server(ray_session) -> Iterator[FaultyS3]:
     fsspec.get_filesystem_class("s3").clear_instance_cache()
-    with flaky_s3.serve() as app:
+    with serve(int(os.environ["UADRAY_TEST_S3_PORT"])) as (app, _):
         boto3.client("s3").create_bucket(Bucket="data")
         yield app
     fsspec.get_filesystem_class("s3").clear_instance_cache()
 
 
 @pytest.fixture(scope="module")
-def root(server: FlakyS3, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def root(server: FaultyS3, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = write_bids(tmp_path_factory.mktemp("s3") / "bïds", 10, lesion=True)
     client = boto3.client("s3")
     for path in folder.rglob("*.nii.gz"):
@@ -47,13 +47,13 @@ def prepare(root: str | Path, url: str | Path, **options) -> Cohort:
 @pytest.mark.slow
 def test_source_and_target_behind_a_flaky_server(server, root, tmp_path):
     local = prepare(root, tmp_path / "c.zarr")
-    server.fail_every, server.refused = 25, 0
+    server.faults, server.hits = S3Faults(every=25), 0
     try:
         remote = prepare("s3://data/bïds", "s3://data/out/c.zarr")
         assert verify(remote.url) == []
     finally:
-        server.fail_every = 0
-    assert server.refused > 5
+        server.faults = S3Faults()
+    assert server.hits > 5
     assert remote.fingerprint == local.fingerprint
     assert files.list_names("s3://data/out/c.zarr/rows") == []
     # The same from a local source, and the source elsewhere.
@@ -68,13 +68,13 @@ def test_a_server_that_goes_down(server, root, monkeypatch):
     def stop(self, result):
         add(self, result)
         kept.add(result[0])
-        server.down = len(kept) >= 4
+        server.faults = S3Faults(down=len(kept) >= 4)
 
     with monkeypatch.context() as patch:
         patch.setattr(ingest._Shards, "add", stop)
         with pytest.raises(StoreError, match="run the same command again"):
             prepare("s3://data/bïds", url)
-    server.down = False
+    server.faults = S3Faults()
 
     def spy(task, items, workers):
         asked.extend(item.row for item in items)

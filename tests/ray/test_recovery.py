@@ -14,16 +14,16 @@ import torch
 from safetensors.torch import load_file
 from tiny_cohorts import NUM_TRAIN, write_healthy
 
-from benchmarks.nodes import (
+from tests.nodes import (
     HEAD,
     QUICK_TO_GIVE_UP,
     REPOSITORY,
     Network,
     Started,
     network,
-    wait_until,
     why_not,
 )
+from tests.waiting import wait_until
 from uadray.store import Cohort
 
 pytestmark = [

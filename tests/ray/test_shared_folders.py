@@ -8,8 +8,9 @@ import pytest
 from tiny_cohorts import write_healthy
 from tiny_scans import write_bids
 
-from benchmarks import nodes
-from benchmarks.nodes import BIN, HEAD, Network
+from tests import nodes
+from tests.nodes import BIN, HEAD, Network
+from tests.waiting import wait_until
 
 pytestmark = [
     pytest.mark.ray,
@@ -25,14 +26,14 @@ def net() -> Iterator[Network]:
         private = made.folder / "private"
         private.mkdir()
         made.head(2)
-        nodes.wait_until(lambda: made.cpus()[0] == 2, 300, "the head of the cluster")
+        wait_until(lambda: made.cpus()[0] == 2, 300, "the head of the cluster")
         join = (
             f"mount -t tmpfs tmpfs {private} && exec {BIN}/ray start --block --num-cpus=2 "
             f"--address={HEAD}:6379 --node-ip-address={made.address(1)} "
             "--object-store-memory=100000000"
         )
         made.start("unshare", "--mount", "sh", "-c", join, node=1)
-        nodes.wait_until(lambda: made.cpus()[0] == 4, 300, "the second node")
+        wait_until(lambda: made.cpus()[0] == 4, 300, "the second node")
         yield made
 
 

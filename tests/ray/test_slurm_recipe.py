@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from tiny_cohorts import write_healthy
 
-from benchmarks import nodes
+from tests import nodes
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 ENVIRONMENT = Path(sys.executable).parents[1]

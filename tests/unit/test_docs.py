@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import pkgutil
 import re
 import shlex
 import subprocess
@@ -127,6 +128,13 @@ def test_no_machine_or_tool_shows_through() -> None:
     for page in PAGES:
         found = re.search(r"/(root|work)/", page.read_text(encoding="utf-8"))
         assert found is None, f"{page}: {found}"
+
+
+def test_the_reference_names_what_there_is() -> None:
+    """As the build of the documentation finds, which takes packages that few have."""
+    for page in sorted((ROOT / "docs/reference").glob("*.md")):
+        for name in re.findall(r"^::: ([\w.]+)$", page.read_text(), re.MULTILINE):
+            assert pkgutil.resolve_name(name), f"{page}: {name}"
 
 
 @pytest.mark.slow

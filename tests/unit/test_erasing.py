@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from uadray import counter
+from uadray import random
 from uadray.config import ErasingConfig
 from uadray.data import erasing
 from uadray.data.erasing import columns_left, erase, erased_boxes, erased_mask, sample_erasing
@@ -47,7 +47,7 @@ def reference(config: ErasingConfig, ids: torch.Tensor, x: torch.Tensor) -> torc
     """Voxel by voxel: what lies in a box or on the side gets zero, or the brain voxel drawn."""
     spatial = tuple(x.shape[1:])
     where = sample_erasing(config, ids, seed=5, epoch=0, spatial=spatial)
-    key = counter.keys(5, 0, ids, counter.NOISE)
+    key = random.keys(5, 0, ids, random.NOISE)
     out = x.clone()
     for b in np.flatnonzero(where.erased):
         brain = x[b][x[b] > 0]
@@ -60,7 +60,7 @@ def reference(config: ErasingConfig, ids: torch.Tensor, x: torch.Tensor) -> torc
             if inside and config.fill == "zero":
                 out[(b, *place)] = 0
             elif inside:
-                bits = int(counter.bits(key[b : b + 1], torch.tensor([voxel])))
+                bits = int(random.bits(key[b : b + 1], torch.tensor([voxel])))
                 out[(b, *place)] = brain[bits * len(brain) >> 32]
     return out
 
@@ -191,8 +191,8 @@ def test_the_way_of_accelerators_gives_the_same_bits(
     x[4] = 0  # no brain
     where = sample_erasing(config, ids, seed=5, epoch=0, spatial=SHAPES[ndim])
     boxes = erased_boxes(x, where)
-    key = counter.keys(5, 0, ids, counter.NOISE) if fill == "noise" else None
-    monkeypatch.setattr(counter, "bits", counter.bits_on_device)
+    key = random.keys(5, 0, ids, random.NOISE) if fill == "noise" else None
+    monkeypatch.setattr(random, "bits", random.bits_on_device)
     out = x.clone()
     erasing._fill_on_device(x, out, boxes, key)
     nothing = x.clone()

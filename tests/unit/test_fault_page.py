@@ -34,7 +34,7 @@ def table(*cells: dict[str, Any]) -> dict[tuple[str, str], Any]:
         ([0], "by itself"),
         ([-9, 0], "the same command"),
         ([1, 1, 0], "the same command, 2 times"),
-        (["hung", 0], "the same command, behind a hang"),
+        (["hung", 0], "the same command, after a hang"),
         ([1, 1, 1, 1], "**not**"),
     ],
 )

@@ -15,7 +15,7 @@ from tiny_fits import cut, fit_arrays, fresh, made_images
 from tiny_methods import tiny
 from torch import Tensor, nn
 
-from uadray import counter
+from uadray import random
 from uadray.config import Experiment, FitConfig
 from uadray.data.batch import Batch
 from uadray.data.sampling import batch_share, step_sizes
@@ -27,7 +27,7 @@ from uadray.runs.folder import Run
 from uadray.train.fit import Fit, NotFiniteError
 from uadray.train.schedule import Schedule
 from uadray.train.steps import Metrics
-from uadray.train.summary import conclude_facts, format_metrics
+from uadray.train.summary import format_metrics, summarise
 
 CPU = torch.device("cpu")
 NUM = 12
@@ -60,9 +60,9 @@ def test_one_player_takes_the_steps_of_a_plain_loop_bit_for_bit(
     for epoch in range(3):
         for batch in cut(images, list(range(NUM)), what.fit.batch_size):
             x = batch.images.float()[:, None]
-            key = counter.keys(what.fit.seed, epoch, batch.ids, counter.LATENT)
+            key = random.keys(what.fit.seed, epoch, batch.ids, random.LATENT)
             optimizer.zero_grad()
-            plain(x, x, counter.normal(key, plain.num_noise))["loss"].backward()
+            plain(x, x, random.normal(key, plain.num_noise))["loss"].backward()
             nn.utils.clip_grad_norm_(plain.parameters(), what.fit.clip_norm)
             optimizer.step()
     assert torch.equal(weights(fitted), weights(plain))
@@ -210,7 +210,7 @@ def test_phases_share_the_epochs_and_the_best_is_of_the_last(
         url=str(tmp_path), experiment=what, cohort_url="", cohort_fingerprint="0", shape=SHAPE
     )
     run.write_metrics(records)
-    facts = conclude_facts(run)
+    facts = summarise(run)
     assert (facts["best_epoch"], facts["validation/surprise"]) == (5, 0.3)
     assert facts["validation/reconstruction"] is None
 

@@ -22,7 +22,7 @@ from uadray.runs.checkpoint import CheckpointStore
 from uadray.runs.folder import Run
 from uadray.train.fit import Fit
 from uadray.train.precision import numerics
-from uadray.train.summary import conclude_facts, format_metrics
+from uadray.train.summary import format_metrics, summarise
 
 CPU = torch.device("cpu")
 NUM = 21
@@ -179,9 +179,9 @@ def test_a_collapsed_latent_is_warned_of(
         device=CPU,
         log=run.write_metrics,
     ).run()
-    warnings = conclude_facts(run)["warnings"]
+    warnings = summarise(run)["warnings"]
     if collapsed:
-        best = conclude_facts(run)["best_epoch"]
+        best = summarise(run)["best_epoch"]
         assert records[best - 1]["train/active_units"] == 0
         assert len(warnings) == 1
         assert (

@@ -13,7 +13,7 @@ from uadray.evaluation.protocols import EvaluateConfig
 from uadray.metrics.counts import ThresholdPart
 from uadray.metrics.measures import dice_at_every_threshold
 from uadray.metrics.postprocess import PostprocessConfig
-from uadray.runs.detector import fresh
+from uadray.runs.detector import build_detector
 from uadray.runs.folder import Run
 from uadray.store import Cohort
 from uadray.tune.labelled import count_threshold_part, measure, measure_run, measured_at
@@ -44,7 +44,7 @@ class Only:
 
 
 def test_the_test_part_is_never_read(lesioned: Cohort) -> None:
-    detector = fresh(experiment("Intensity"), lesioned.shape).eval()
+    detector = build_detector(experiment("Intensity"), lesioned.shape).eval()
     rows = set(lesioned.rows("threshold").tolist())
     only = Only(lesioned, rows)
     part = count_threshold_part(detector, only)  # type: ignore[arg-type]
@@ -55,7 +55,7 @@ def test_the_test_part_is_never_read(lesioned: Cohort) -> None:
 
 
 def test_the_figures_are_those_of_the_voxels(lesioned: Cohort) -> None:
-    detector = fresh(experiment("Intensity"), lesioned.shape).eval()
+    detector = build_detector(experiment("Intensity"), lesioned.shape).eval()
     part = count_threshold_part(detector, lesioned, PLAIN)
     rows = lesioned.rows("threshold")
     images = np.concatenate([lesioned.read("image", r, r + 1) for r in rows]).astype(np.float32)

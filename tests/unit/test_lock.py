@@ -11,7 +11,6 @@ from pathlib import Path
 
 import psutil
 import pytest
-from buckets import serve_bucket
 from tiny_cohorts import write_healthy, write_lesioned
 from tiny_models import (
     finished_run,
@@ -20,9 +19,10 @@ from tiny_models import (
     scan_of,
     write_head,
 )
-from waiting import wait_until
 
 import uadray
+from tests.s3_server import serve_bucket
+from tests.waiting import wait_until
 from uadray import files, lock
 from uadray.config import experiment
 from uadray.errors import LockedError
@@ -46,8 +46,8 @@ with hold(sys.argv[1]):
 
 @pytest.fixture(scope="module")
 def bucket() -> Iterator[str]:
-    with serve_bucket("outputs") as url:
-        yield url
+    with serve_bucket("outputs"):
+        yield "s3://outputs"
 
 
 @pytest.fixture(params=["local", "s3"])

@@ -14,7 +14,7 @@ from tiny_cohorts import SHAPE
 from tiny_methods import EVERY, tiny
 from torch import Tensor
 
-from uadray import counter
+from uadray import random
 from uadray.config import Experiment
 from uadray.data.batch import Batch
 from uadray.methods import GradientDetector, build
@@ -246,8 +246,8 @@ def teach(detector: GradientDetector, samples: Tensor, steps: int) -> None:
             acting = set(map(id, player.parameters))
             for parameter in detector.parameters():
                 parameter.requires_grad_(id(parameter) in acting)
-            noise = counter.normal(
-                counter.keys(0, step, torch.arange(len(samples)), counter.LATENT),
+            noise = random.normal(
+                random.keys(0, step, torch.arange(len(samples)), random.LATENT),
                 detector.num_noise,
             )
             optimizers[name].zero_grad()

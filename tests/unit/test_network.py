@@ -7,8 +7,9 @@ from collections.abc import Iterator
 import psutil
 import pytest
 
-from benchmarks import nodes
-from benchmarks.nodes import BUCKET, S3_HOST, S3_PORT, Network, S3Faults, network, wait_until
+from tests import nodes
+from tests.nodes import BUCKET, S3_HOST, S3_PORT, Network, S3Faults, network
+from tests.waiting import wait_until
 
 pytestmark = pytest.mark.skipif(bool(nodes.why_not()), reason=nodes.why_not())
 

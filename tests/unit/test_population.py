@@ -14,7 +14,7 @@ from uadray import files
 from uadray.config import FitConfig
 from uadray.errors import ConfigError
 from uadray.runs.checkpoint import CheckpointStore
-from uadray.runs.detector import fresh
+from uadray.runs.detector import build_detector
 from uadray.runs.folder import Run
 from uadray.store import Cohort
 from uadray.tune.population import (
@@ -121,7 +121,7 @@ def fitted(url: str, member: Member, cohort: Cohort, value: float) -> Run:
     """A generation as a fit leaves it, with weights that tell whose they are."""
     folder = lay(url, POPULATION, member, cohort)
     run = Run.open(folder)
-    detector = fresh(run.experiment, run.shape)
+    detector = build_detector(run.experiment, run.shape)
     with torch.no_grad():
         for parameter in detector.parameters():
             parameter.fill_(member.number + 10 * member.generation)
@@ -130,7 +130,7 @@ def fitted(url: str, member: Member, cohort: Cohort, value: float) -> Run:
     for epoch in range(first + 1, run.experiment.fit.epochs + 1):
         record = {"epoch": epoch, "validation/reconstruction": value}
         run.write_metrics([*run.metrics(), record])
-        CheckpointStore(run.url, run.identity).save(epoch, detector, optimizer, value)
+        CheckpointStore.of(run).save(epoch, detector, optimizer, value)
     run.finish({"status": "finished"})
     return run
 
@@ -149,11 +149,11 @@ def test_a_generation_begins_with_its_parent_s_state_and_says_so(
     assert taken.experiment == experiment_of(POPULATION, after[3])
     assert [r["epoch"] for r in taken.metrics()] == [1, 2]
     assert taken.metrics()[-1]["validation/reconstruction"] == pytest.approx(0.1)
-    store = CheckpointStore(taken.url, taken.identity)
+    store = CheckpointStore.of(taken)
     state = store.state()
     assert state is not None
     assert (state.last, state.best_value) == (2, pytest.approx(0.1))
-    detector = fresh(taken.experiment, taken.shape)
+    detector = build_detector(taken.experiment, taken.shape)
     store.load_model(detector, state.last)
     assert all((p == 0).all() for p in detector.parameters())
     config = json.loads((Path(folders[3]) / "config.json").read_text())

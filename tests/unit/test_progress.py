@@ -56,7 +56,7 @@ def test_epochs_of_an_earlier_process_do_not_count_for_the_speed(log: Log) -> No
     with Progress(total=100, what="epochs", console=log.console) as shown:
         for epoch, seconds in ((51, 40), (52, 35), (53, 35), (100, 35)):
             log.now += seconds
-            shown.reach(epoch)
+            shown.set_done(epoch)
     assert log.lines == [
         "51 of 100 epochs",
         "52 of 100 epochs, 35.0 s each, about 28:00 left",

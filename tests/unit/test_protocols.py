@@ -13,9 +13,10 @@ import tyro
 from uadray.config import to_json
 from uadray.errors import ConfigError, EvaluationError
 from uadray.evaluation.protocols import PROTOCOLS, EvaluateConfig
-from uadray.metrics import measures, thresholds
+from uadray.metrics import thresholds
 from uadray.metrics.components import ComponentConfig
 from uadray.metrics.postprocess import PostprocessConfig
+from uadray.metrics.table import BY_KEY
 from uadray.prepare.steps import PrepareConfig
 
 WITH_GRID = [name for name, protocol in PROTOCOLS.items() if protocol.grid]
@@ -26,7 +27,7 @@ def test_each_names_a_rule_and_metrics_that_exist(name):
     protocol = PROTOCOLS[name]
     assert protocol.name == name
     assert protocol.threshold_rule in thresholds.RULES
-    known = set(measures.Metrics.__dataclass_fields__)
+    known = set(BY_KEY)
     assert set(protocol.metrics) <= known
     assert re.search(r"(Bengs|Baur|Meissen) 20\d\d, section", protocol.source)
 

@@ -151,7 +151,7 @@ class TestClosure:
             "for one in NAMED.values(): build(one.method, (32, 32, 32))\n0"
         )
         rooms = {name.split(".")[1] for name in loaded if name.startswith("uadray.")}
-        assert rooms == {"methods", "errors", "lazy", "counter"}
+        assert rooms == {"methods", "errors", "lazy", "random"}
         assert "ray" not in loaded
 
     @pytest.mark.parametrize(

@@ -11,10 +11,10 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
-from buckets import serve_bucket
 from tiny_cohorts import write_healthy, write_lesioned
 from tiny_models import finished_run, freeze_threshold, healthy_cohort, scan_of, write_head
 
+from tests.s3_server import serve_bucket
 from uadray import files
 from uadray.config import experiment
 from uadray.errors import CheckpointError, StoreError
@@ -32,8 +32,8 @@ from uadray.store import open_cohort, verify
 
 @pytest.fixture(scope="module")
 def bucket() -> Iterator[str]:
-    with serve_bucket("scans") as url:
-        yield url
+    with serve_bucket("scans"):
+        yield "s3://scans"
 
 
 @pytest.fixture(scope="module")
@@ -98,7 +98,7 @@ def test_run_checkpoint_and_scores_live_on_s3(bucket: str, cohort_url: str) -> N
     with pytest.raises(CheckpointError):
         Run.create(run.url, experiment("3D-Cube-n"), healthy)
 
-    model, name = torch.nn.Linear(3, 2), run.identity
+    model, name = torch.nn.Linear(3, 2), run.checkpoint_key
     for epoch, value in ((1, 0.5), (2, 0.7), (3, 0.6)):
         CheckpointStore(run.url, name).save(epoch, model, None, value)
     kept = [n for n in files.list_names(f"{run.url}/checkpoint") if n != "state.json"]

@@ -7,10 +7,10 @@ from pathlib import Path
 import boto3
 import numpy as np
 import pytest
-from buckets import serve_bucket
 from tiny_scans import TINY
 from tiny_sets import write_atlas1, write_bids_set, write_oasis1
 
+from tests.s3_server import serve_bucket
 from uadray.errors import NoScanFoundError, ScanError
 from uadray.prepare.layouts import LAYOUTS, Scan
 from uadray.prepare.steps import prepare_scan
@@ -33,12 +33,12 @@ def local(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def bucket(local: Path) -> Iterator[str]:
-    with serve_bucket("sets") as url:
+    with serve_bucket("sets"):
         client = boto3.client("s3")
         for path in local.rglob("*"):
             if path.is_file():
                 client.upload_file(str(path), "sets", str(path.relative_to(local)))
-        yield url
+        yield "s3://sets"
 
 
 def moved(scan: Scan, old: str, new: str) -> Scan:

@@ -20,12 +20,14 @@ from uadray.evaluation.scoring import Batch, Scorer, Work, examine, score_volume
 from uadray.methods import build
 from uadray.methods.base import Detection, Detector, ReconstructionDetector
 from uadray.metrics.components import ComponentConfig
-from uadray.metrics.counts import CohortCounts, TestPart
+from uadray.metrics.counts import CohortCounts, TestPart, ThresholdPart
 from uadray.metrics.lesionwise import compare_lesions
 from uadray.metrics.postprocess import PostprocessConfig
+from uadray.runs.detector import load_detector
 from uadray.runs.folder import Run
 from uadray.runs.scores import ScoreStore
 from uadray.store import Cohort
+from uadray.tune.labelled import count_threshold_part
 
 FILTER = ComponentConfig(max_size=3, connectivity=6)
 CONFIG = EvaluateConfig(
@@ -153,6 +155,20 @@ class TestScorer:
         for alone in ([2], [7, 1, 5], [4, 5, 6], [3, 4]):
             store = score(run, cohort, alone)
             assert all(np.array_equal(store.levels(row), whole[row]) for row in alone)
+
+    def test_the_objectives_of_a_sweep_count_alike(
+        self, cohort: Cohort, run: Run, some_slices: None
+    ) -> None:
+        rows = cohort.rows("threshold").tolist()
+        kept = score(run, cohort, rows).counts(
+            [(row, names(cohort)[row]) for row in rows], "c", ThresholdPart
+        )
+        part = count_threshold_part(load_detector(run), cohort, CONFIG)
+        assert part.subjects == kept.subjects
+        for name in ("healthy", "lesion"):
+            assert (getattr(part, name) != getattr(kept, name)).nnz == 0
+        np.testing.assert_array_equal(part.slice_score, kept.slice_score)
+        np.testing.assert_array_equal(part.num_lesion_eroded, kept.num_lesion_eroded)
 
     def test_volumes_that_lie_scattered_are_scored_at_once(
         self, cohort: Cohort, run: Run, monkeypatch: pytest.MonkeyPatch

@@ -33,7 +33,7 @@ def fit_on(run: Run) -> None:
         for tensor in detector.state_dict().values():
             if tensor.dtype.is_floating_point:
                 tensor.mul_(0.5)
-    CheckpointStore(run.url, run.identity).save(2, detector, None, 0.05)
+    CheckpointStore.of(run).save(2, detector, None, 0.05)
 
 
 @pytest.fixture
@@ -49,7 +49,7 @@ def run(tmp_path: Path) -> Run:
 class TestDigest:
     def test_is_of_the_best_epoch(self, run: Run) -> None:
         first = weights_digest(run)
-        store = CheckpointStore(run.url, run.identity)
+        store = CheckpointStore.of(run)
         store.save(2, load_detector(run), None, 9.0)  # the newest, and not the best
         assert weights_digest(run) == first
         fit_on(run)
@@ -64,7 +64,7 @@ class TestDigest:
         detector = load_detector(run)
         with torch.no_grad():
             next(detector.parameters()).add_(1)
-        CheckpointStore(run.url, run.identity).save_calibrated(detector)
+        CheckpointStore.of(run).save_calibrated(detector)
         assert weights_digest(run) != first
 
     def test_a_method_without_weights_has_none(self, tmp_path: Path) -> None:
@@ -150,7 +150,7 @@ def test_objectives_are_measured_again(run: Run, cohort: Cohort) -> None:
     with torch.no_grad():
         for parameter in detector.parameters():
             parameter.mul_(0.5)
-    CheckpointStore(run.url, run.identity).save(1, detector, None, 0.1)
+    CheckpointStore.of(run).save(1, detector, None, 0.1)
     again = labelled.measure_run(run, cohort, 1)
     assert again["weights"] != first["weights"]
     assert len(files.read_json(f"{run.url}/{labelled.FILE}")["measured"]) == 1

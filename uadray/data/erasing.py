@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from uadray import counter
+from uadray import random
 from uadray.config import ErasingConfig
 
 _CPU_VOXELS = 2**18
@@ -67,9 +67,9 @@ def sample_erasing(
     """
     ndim, size = len(spatial), np.array(spatial)
     num_regions = config.max_regions if config.strategy == "multi-cube" else 1
-    key = counter.keys(seed, epoch, ids.cpu(), counter.PARAMETERS)
+    key = random.keys(seed, epoch, ids.cpu(), random.PARAMETERS)
     # Sampled on the CPU whatever the device: a last-bit difference would move a box by a voxel.
-    u = counter.uniform(key, 4 + num_regions * (ndim + 1)).numpy()
+    u = random.uniform(key, 4 + num_regions * (ndim + 1)).numpy()
     erased = (u[:, 0] < config.probability) & (config.strategy != "none")
     regions = np.zeros((len(ids), num_regions, ndim, 2), np.int64)
     if config.strategy == "half-volume":
@@ -194,7 +194,7 @@ def erase(
         out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     assert (out.shape, out.dtype, out.is_contiguous()) == (x.shape, x.dtype, True)
     assert out.data_ptr() != x.data_ptr(), "the target must stay clean"
-    key = counter.keys(seed, epoch, ids.cpu(), counter.NOISE) if config.fill == "noise" else None
+    key = random.keys(seed, epoch, ids.cpu(), random.NOISE) if config.fill == "noise" else None
     if x.device.type != "cpu":
         _fill_on_device(x, out.copy_(x), erased_boxes(x, erasing), key)
         return out
@@ -234,7 +234,7 @@ def _fill(x: Tensor, out: Tensor, boxes_BRD2: NDArray[np.int64], key_B: Tensor |
     key = key_B.numpy()
     if len(x) > 1:
         key = np.repeat(key[runs.sample], runs.length)
-    pick = counter.bits(torch.from_numpy(key), torch.from_numpy(voxel)).numpy()
+    pick = random.bits(torch.from_numpy(key), torch.from_numpy(voxel)).numpy()
     ends = np.append(runs.before, len(voxel))[np.searchsorted(runs.sample, np.arange(len(x) + 1))]
     source, target = _integers(x).reshape(len(x), -1), target.reshape(len(x), -1)
     for sample, (first, last) in enumerate(pairwise(ends.tolist())):
@@ -272,12 +272,12 @@ def _fill_on_device(
     brain = flat > 0
     within = brain.cumsum(1)
     first = torch.arange(0, flat.numel(), num_voxels, device=x.device)
-    # What is no brain goes to one place behind the rest; a sample without brain gives zeros.
+    # What is no brain goes to one place after the rest; a sample without brain gives zeros.
     slot = torch.where(brain, within - 1 + first[:, None], flat.numel())
     pool = flat.new_zeros(flat.numel() + 1)
     pool.scatter_(0, slot.flatten(), flat.flatten())
     key = key_B[torch.from_numpy(chosen)].to(x.device)
-    pick = (counter.bits(key[sample], voxel) * within[:, -1][sample]) >> 32
+    pick = (random.bits(key[sample], voxel) * within[:, -1][sample]) >> 32
     out.view(-1).scatter_(0, place, pool[pick + first[sample]])
 
 

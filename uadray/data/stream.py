@@ -278,7 +278,7 @@ _kept = _Kept()
 def keep_volumes() -> None:
     """Keep resident volumes for later fits of this process, as an actor does that fits many trials.
 
-    Reading a cohort anew takes Ray Data seconds; the next trial mostly fits on the same one.
+    Reading a cohort again takes Ray Data seconds; the next trial mostly fits on the same one.
     """
     _kept.wanted = True
 

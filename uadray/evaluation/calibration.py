@@ -28,7 +28,7 @@ from uadray.methods import (
     build,
 )
 from uadray.metrics.counts import SubjectCounts, TestPart, ThresholdPart
-from uadray.metrics.measures import compute_metrics
+from uadray.metrics.table import compute_metrics
 from uadray.metrics.thresholds import best_dice
 from uadray.store import Cohort, Split, storage_errors
 
@@ -219,13 +219,16 @@ def _standing(
     bounds = (0.0, 1.0) if detector is None else detector.score_range
     fit = ThresholdPart.from_subjects(parts[0][name], name="threshold", score_range=bounds)
     test = TestPart.from_subjects(parts[1][name], name="test", score_range=bounds)
-    figures = compute_metrics(test, best_dice(fit))
+    figures = {
+        key: np.nan if value is None else value
+        for key, value in compute_metrics(test, best_dice(fit)).items()
+    }
     return Standing(
         method=name,
         learns=learns,
-        dice_d=figures.dice_d,
-        upper_bound_dice=figures.upper_bound_dice,
-        auprc=figures.auprc,
+        dice_d=figures["dice_d"],
+        upper_bound_dice=figures["upper_bound_dice"],
+        auprc=figures["auprc"],
     )
 
 
@@ -268,7 +271,7 @@ def write_calibration(cohort: Cohort, healthy: Cohort | None = None) -> Calibrat
 
 
 def _sample(rows: NDArray[np.int64], most: int) -> list[int]:
-    """At most so many rows, evenly spaced."""
+    """At most this many rows, evenly spaced."""
     places = np.linspace(0, len(rows) - 1, min(most, len(rows))).round().astype(int)
     return [int(row) for row in rows[places]]
 

@@ -1,8 +1,8 @@
 """The evaluation job: score each subject once on Ray, then thresholds and metrics as lookups.
 
 Two passes over a cohort. The first scores volumes, keeps the scores and counts them, with and
-without small components; thresholds are fitted on counts and frozen. The second holds kept scores
-of the test part, at the frozen threshold, against the true lesions.
+without small components; thresholds are fitted on counts and frozen. The second compares kept
+scores of the test part, at the frozen threshold, with the true lesions.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -135,7 +135,7 @@ def _held(runs: Sequence[Run], cohort: Cohort) -> AbstractContextManager[None]:
 
 
 def actors_for(nodes: Sequence[float]) -> tuple[int, float]:
-    """Scoring actors that find room on nodes beside a read task, and the logical CPUs of each.
+    """Scoring actors that fit on nodes next to a read task, and the logical CPUs of each.
 
     Where no node has any CPUs, as with a head whose workers an autoscaler is still to start, it is
     one actor that waits for them.
@@ -259,7 +259,7 @@ class _Pass:
         if len(rows) == 0:
             return seconds
         cluster.connect()
-        cluster.check_readable(files.join(self.cohort.url, "zarr.json"))
+        cluster.check_readable(self.cohort.seal_url)
         cluster.check_shared(*(pair.run.url for pair in pairs))
         fit, cpus = actors_for(cluster.room()[0])
         actors = min(len(np.unique(rows // CHUNK_VOLUMES)), fit)
@@ -338,7 +338,7 @@ class _Pass:
             config=self.config,
         )
         # In the tasks that read: as tasks of their own they would take turns with those, and on a
-        # node whose CPUs they fill Ray ends the process of whoever has had to wait for a second.
+        # node whose CPUs they fill Ray ends a process that has had to wait for a second.
         cpus = actors_for(cluster.room()[0])[1]
         dataset = volumes(
             self.cohort, rows, ("lesion",), change=lambda block, _: compare(block), num_cpus=cpus

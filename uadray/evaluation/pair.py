@@ -18,7 +18,7 @@ from uadray.runs.checkpoint import weights_digest
 from uadray.runs.detector import load_detector
 from uadray.runs.evaluations import folder_of, pack_slices, place
 from uadray.runs.folder import Run
-from uadray.runs.frozen import freeze
+from uadray.runs.frozen_thresholds import freeze
 from uadray.runs.learned import Match
 from uadray.runs.scores import ScoreStore
 from uadray.store import Cohort, Split

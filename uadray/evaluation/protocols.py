@@ -48,7 +48,7 @@ class Protocol:
     """Planes may also be of other sizes, if both sides are multiples of this; 0 refuses them."""
 
     slices: tuple[int, int] | None
-    """Axial slices that are evaluated, [first, last), cut out behind the scoring; None takes all.
+    """Axial slices that are evaluated, [first, last), cut out after scoring; None takes all.
     They are those of the store's grid, where each brain lies in the middle of its box; the papers
     count in the space of the SRI24 atlas, so that they differ by how a brain lies in it."""
 
@@ -121,7 +121,7 @@ PROTOCOLS: dict[str, Protocol] = {
         name="baur2018",
         source="Baur 2018, section 2 (anomaly detection) and section 3",
         # 20 slices of 1 mm around the middle of each brain's box: the box is that low, and what of
-        # the brain lies above and below is cut off behind the standardisation.
+        # the brain lies above and below is cut off after the standardisation.
         grid=(20, 256, 256),
         plane_multiple=16,
         slices=None,

@@ -23,17 +23,18 @@ from uadray.metrics.lesionwise import (
     lesion_metrics,
     lesion_statistics,
 )
-from uadray.metrics.measures import compute_metrics, dice_s
+from uadray.metrics.measures import dice_s
 from uadray.metrics.postprocess import findable
 from uadray.metrics.statistics import bootstrap, interval, resampling_weights
+from uadray.metrics.table import METRICS, compute_metrics
 from uadray.prepare.geometry import voxel_ml
 from uadray.runs.evaluations import pack_resamples
 from uadray.runs.folder import Run
 from uadray.runs.learned import Match, origin_of
 from uadray.store import CHUNK_VOLUMES, Cohort
 
-_OF_A_PREDICTION = ("dice_d", "dice_s_mean", "dice_s_std", "upper_bound_dice")
-"""Metrics that a component filter is meant to change; the others speak of the scores."""
+_OF_A_PREDICTION = {metric.key for metric in METRICS if metric.of_a_prediction}
+"""Metrics that a component filter is meant to change; the others are of the scores."""
 
 
 MAX_NOTES = 3
@@ -51,7 +52,7 @@ class Measured:
     """Counts of the test subjects, as scored."""
 
     filtered: TestPart | None
-    """The same behind the component filter; None where there is none."""
+    """The same after the component filter; None where there is none."""
 
     threshold: Threshold
     """Frozen before the test part was opened."""
@@ -193,14 +194,14 @@ _Figures = tuple[dict[str, Any], dict[str, NDArray[np.float64]]]
 def _figures(test: TestPart, threshold: Threshold, num_resamples: int) -> _Figures:
     intervals = bootstrap(test, threshold, num_resamples)
     figures = {
-        "metrics": compute_metrics(test, threshold).to_dict(),
+        "metrics": compute_metrics(test, threshold),
         "intervals": {k: [_defined(i.low), _defined(i.high)] for k, i in intervals.items()},
     }
     return figures, {k: i.resamples for k, i in intervals.items()}
 
 
 def _mixed(plain: dict[str, Any], filtered: dict[str, Any]) -> dict[str, Any]:
-    """Dice behind the filter, curves before it: what the protocols that filter report."""
+    """Dice after the filter, curves before it: what the protocols that filter report."""
     return {key: (filtered if key in _OF_A_PREDICTION else plain)[key] for key in plain}
 
 

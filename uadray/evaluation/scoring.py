@@ -39,7 +39,7 @@ class Work:
     """Rows without scores and counts."""
 
     to_filter: frozenset[int]
-    """Rows without counts behind the component filter; empty where there is none."""
+    """Rows without counts after the component filter; empty where there is none."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -243,7 +243,7 @@ def examine(
     spacings: dict[int, tuple[float, float, float]],
     config: EvaluateConfig,
 ) -> Batch:
-    """Hold the kept scores of a batch of subjects, at frozen thresholds, against the truth.
+    """Compare the kept scores of a batch of subjects, at frozen thresholds, with the truth.
 
     Args:
         batch: `id` and `lesion`.

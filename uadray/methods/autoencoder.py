@@ -246,7 +246,7 @@ class StudyAE(Autoencoder):
         betas: tuple[float, float] = (0.5, 0.999)
         """Of Adam."""
         norm: Norm = "batch"
-        """Normalisation behind each convolution."""
+        """Normalisation after each convolution."""
 
         @property
         def label(self) -> str:

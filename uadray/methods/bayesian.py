@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from uadray import counter
+from uadray import random
 from uadray.lazy import Tensor, torch
 from uadray.methods.base import Detection, GradientDetector, Losses, Shape, by_samples
 from uadray.methods.blocks import coarse_grid
@@ -50,8 +50,8 @@ class BayesianAE(GradientDetector):
         # After each convolution but the last two, whose maps are the image's own pixels.
         self._widths = (*config.widths, *reversed(config.widths))
         self.num_noise = sum(self._widths)
-        key = counter.keys(0, 0, torch.arange(config.samples), counter.LATENT)
-        noise = counter.normal(key, self.num_noise)
+        key = random.keys(0, 0, torch.arange(config.samples), random.LATENT)
+        noise = random.normal(key, self.num_noise)
         self.register_buffer("score_noise", noise, persistent=False)
 
     def forward(self, x_in: Tensor, target: Tensor, noise: Tensor, player: str = "") -> Losses:

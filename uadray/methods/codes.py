@@ -23,7 +23,7 @@ class Codebook(Module):
         size: Numbers in a code.
         commitment: Weight of the distance of a feature to its code.
         decay: Of the moving averages, a batch.
-        dead_share: A code begins anew whose usage is below this share of the mean usage.
+        dead_share: A code starts again whose usage is below this share of the mean usage.
     """
 
     usage: Tensor

@@ -121,7 +121,7 @@ class GAN(GradientDetector):
     ),
     deviations=(
         "The norm in the penalty is of the whole image (the study's code takes rows). Images "
-        "in [0, 1] behind a sigmoid, as in the study; the encoder's output has no bound, as "
+        "in [0, 1] after a sigmoid, as in the study; the encoder's output has no bound, as "
         "the latent has none. Gradients of each step are clipped like those of all methods."
     ),
     fit={"epochs": 250, "batch_size": 64, "learning_rate": 1e-4},
@@ -258,7 +258,7 @@ class AnoGAN(GAN):
         return z.detach()
 
     def reconstruct(self, x_BCZYX: Tensor) -> Tensor:
-        """What the generator makes of the latent found, in [0, 1]; 2D slice by slice."""
+        """What the generator makes of that latent, in [0, 1]; 2D slice by slice."""
         return in_pieces(
             lambda x: self.generator(self.search(x)).clamp(*OUTPUT_RANGE),
             x_BCZYX,

@@ -11,7 +11,7 @@ so that y keeps to what the network knows, and differs from x by patches rather 
 import math
 from abc import abstractmethod
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Literal
 
 from uadray.lazy import Tensor, nn, torch
@@ -145,7 +145,7 @@ class Restoration(VAE):
         bottleneck: int = 16
         """Feature maps of the 1x1 convolution before the dense layer."""
         norm: Norm = "group"
-        """Normalisation behind each convolution."""
+        """Normalisation after each convolution."""
         slope: float = 0.01
         """Negative slope of the leaky ReLU."""
         kl_weight: float = 1.0
@@ -166,16 +166,9 @@ class Restoration(VAE):
     calibrates = True
 
     def __init__(self, config: Settings, shape: Shape, latent_size: int) -> None:
-        network = VAE.Settings(
-            ndim=config.ndim,
-            latent_size=latent_size,
-            widths=config.widths,
-            bottleneck=config.bottleneck,
-            kl_weight=config.kl_weight,
-            norm=config.norm,
-            slope=config.slope,
-        )
-        super().__init__(network, shape)
+        common = {f.name for f in fields(config)} & {f.name for f in fields(VAE.Settings)}
+        network = {name: getattr(config, name) for name in common} | {"latent_size": latent_size}
+        super().__init__(VAE.Settings(**network), shape)
         self.settings, self.calibration_volumes = config, config.restore.search_volumes
         weight = torch.tensor(float(config.restore.tv_weights[0]))
         self.register_buffer("tv_weight", weight)
@@ -387,18 +380,18 @@ class GMVAERestoration(Restoration):
 
     def forward(self, x_in: Tensor, target: Tensor, noise: Tensor, player: str = "") -> Losses:
         """Data term + kl_weight * the three divergences, a voxel."""
-        found = self.terms(x_in, target, noise)
-        apart = found["kl_z"] + found["kl_w"] + found["kl_c"]
-        total = found["data"] + self.settings.kl_weight * apart
+        terms = self.terms(x_in, target, noise)
+        divergence = terms["kl_z"] + terms["kl_w"] + terms["kl_c"]
+        total = terms["data"] + self.settings.kl_weight * divergence
         return {
             "loss": total.mean() / target[0].numel(),
-            "reconstruction": (found["output"] - target).abs().mean(),
-            "kl": apart.mean(),
-            "kl_units": found["units"].detach().mean(0),
+            "reconstruction": (terms["output"] - target).abs().mean(),
+            "kl": divergence.mean(),
+            "kl_units": terms["units"].detach().mean(0),
         }
 
     def energy(self, image: Tensor) -> Tensor:
         """The four terms at the latents' means, (B,)."""
-        found = self.terms(image, image, None)
-        apart = found["kl_z"] + found["kl_w"] + found["kl_c"]
-        return found["data"] + self.settings.kl_weight * apart
+        terms = self.terms(image, image, None)
+        divergence = terms["kl_z"] + terms["kl_w"] + terms["kl_c"]
+        return terms["data"] + self.settings.kl_weight * divergence

@@ -65,7 +65,7 @@ class _Residual(Module):
     ),
     deviations=(
         "The paper's sizes could not be read: 64 codes, four layers. Codes hardly used "
-        "begin anew at features spread over the batch, without a draw. Healed "
+        "restart at features spread over the batch, without a draw. Healed "
         "by the most likely code, not by a drawn one, so that scores repeat; what is unlikely "
         "is a quantile of healthy validation. The paper's ensemble of eight orderings is an "
         "option."
@@ -200,14 +200,14 @@ class Transformer(GradientDetector):
 
     def held_out_error(self, x_BCZYX: Tensor) -> Tensor:
         """Of the decoded codes over the brain's voxels; then the codes' surprise, in nats."""
-        found = torch.zeros(2, dtype=torch.float64, device=x_BCZYX.device)
+        total = torch.zeros(2, dtype=torch.float64, device=x_BCZYX.device)
         for x in self._samples(x_BCZYX):
             if self.phase == "prior":
                 error, counted = -self.log_likelihoods(x).mean(1), self._holds_brain(x)
             else:
                 error, counted = (x - self.plain_reconstruction(x)).abs(), x > 0
-            found += torch.stack([error[counted].double().sum(), counted.double().sum()])
-        return found
+            total += torch.stack([error[counted].double().sum(), counted.double().sum()])
+        return total
 
     def _samples(self, x_BCZYX: Tensor) -> tuple[Tensor, ...]:
         """Samples with brain, a few at a time."""
@@ -259,11 +259,11 @@ class Transformer(GradientDetector):
     def log_likelihoods(self, x: Tensor) -> Tensor:
         """Of each cell by each transformer, (B, orderings, T) in raster order."""
         tokens = self.tokens(x)
-        found = []
+        likelihoods = []
         for (prior, ordered), order in zip(self._read(tokens), self._orders, strict=True):
             back = order.argsort().to(tokens.device)
-            found.append(prior.log_likelihood(ordered)[:, back])
-        return torch.stack(found, 1)
+            likelihoods.append(prior.log_likelihood(ordered)[:, back])
+        return torch.stack(likelihoods, 1)
 
     def plain_reconstruction(self, x: Tensor) -> Tensor:
         """Decoded codes as they are, (B, 1, *spatial) in [0, 1]."""

@@ -29,7 +29,7 @@ class ComponentConfig:
     """Which connected components of a thresholded map are dropped (Meissen 2021, section 3.4)."""
 
     max_size: int = 0
-    """Components of at most so many voxels are dropped; 0 drops none.
+    """Components of at most this many voxels are dropped; 0 drops none.
 
     Meissen's text says "less than 20", its code drops 20 as well: 20 here does as the code."""
 
@@ -37,7 +37,7 @@ class ComponentConfig:
     """Neighbours of a voxel; both public codes of the papers' lines take 26."""
 
     fit_after: bool = True
-    """Whether the threshold is fitted on filtered scores; Meissen's code filters once, behind it.
+    """Whether the threshold is fitted on filtered scores; Meissen's code filters once, after it.
     """
 
     def __post_init__(self) -> None:

@@ -62,7 +62,7 @@ def compare_lesions(
     spacing_mm: Sequence[float],
     connectivity: Connectivity = LESION_CONNECTIVITY,
 ) -> SubjectLesions:
-    """Hold one subject's predicted lesions against the true ones.
+    """Compare one subject's predicted lesions with the true ones.
 
     A true lesion is detected if any of its voxels is predicted, and a predicted one is false if
     none of its voxels is lesion: the lesion-wise true and false positives of Carass 2017
@@ -225,18 +225,18 @@ def lesion_statistics(
         JSON values: components in all and per subject, their mean and median size in voxels and
         mL, and each subject's own; sizes are None where there is no component.
     """
-    held = list(subjects)
-    voxels = np.concatenate([np.asarray(s.sizes, np.float64) for s in held] or [np.empty(0)])
-    ml = np.concatenate([np.asarray(s.sizes) * s.voxel_ml for s in held] or [np.empty(0)])
+    every = list(subjects)
+    voxels = np.concatenate([np.asarray(s.sizes, np.float64) for s in every] or [np.empty(0)])
+    ml = np.concatenate([np.asarray(s.sizes) * s.voxel_ml for s in every] or [np.empty(0)])
 
     def of(function: str, values: NDArray) -> float | None:
         return float(getattr(np, function)(values)) if len(values) else None
 
     return {
         "connectivity": connectivity,
-        "num_subjects": len(held),
+        "num_subjects": len(every),
         "num_components": len(voxels),
-        "components_per_subject": len(voxels) / len(held) if held else None,
+        "components_per_subject": len(voxels) / len(every) if every else None,
         "mean_size_voxels": of("mean", voxels),
         "median_size_voxels": of("median", voxels),
         "mean_size_ml": of("mean", ml),
@@ -249,6 +249,6 @@ def lesion_statistics(
                 "voxels": int(np.sum(s.sizes)),
                 "largest_voxels": int(np.max(s.sizes, initial=0)),
             }
-            for s in held
+            for s in every
         ],
     }

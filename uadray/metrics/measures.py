@@ -8,16 +8,11 @@ or 1: a subject without lesion says nothing about overlap.
 "Predicted" is: level >= threshold, threshold >= 1. Level 0 means no anomaly and is never predicted.
 """
 
-import math
-from dataclasses import asdict, dataclass
-
 import numpy as np
 from numpy.typing import NDArray
 
-from uadray.errors import EvaluationError
-from uadray.metrics.counts import CohortCounts, TestPart, Threshold
+from uadray.metrics.counts import CohortCounts
 from uadray.metrics.histograms import Histograms
-from uadray.metrics.postprocess import MAX_LEVEL, dequantise
 
 Values = NDArray[np.float64]
 
@@ -32,7 +27,7 @@ def dice(true_positives: Values, false_positives: Values, num_lesion: Values) ->
     """Return 2 |X and Y| / (|X| + |Y|) (Bengs 2021, section 2.3).
 
     NaN where there is no lesion voxel, whatever is predicted: with an empty truth the coefficient
-    only tells whether one voxel was flagged (0) or none (0 / 0). An empty prediction where there
+    only says whether one voxel was flagged (0) or none (0 / 0). An empty prediction where there
     is a lesion is 0.
     """
     value = 2 * true_positives / np.maximum(true_positives + false_positives + num_lesion, 1)
@@ -150,130 +145,10 @@ def auroc(histograms: Histograms) -> Values:
 
 
 def slice_auprc(counts: CohortCounts) -> Values:
-    """Return the average precision of telling axial slices with lesion from those without.
+    """Return the average precision of separating axial slices with lesion from those without.
 
     A slice's score is the mean level over its un-eroded brain; slices of all subjects are pooled
     ("for each data set", Bengs 2021, section 2.3, which leaves open whether slices or subjects
     are averaged). NaN where no slice holds lesion.
     """
     return auprc(counts.slice_histograms().merged())
-
-
-@dataclass(frozen=True, kw_only=True)
-class Metrics:
-    """What is reported of one method on one test part. NaN where undefined."""
-
-    dice_d: float
-    """Dice over all voxels of the part, at the frozen threshold; in [0, 1]."""
-
-    dice_s_mean: float
-    """Mean of the subject-wise Dice, over subjects with lesion; in [0, 1]."""
-
-    dice_s_std: float
-    """Its standard deviation (division by n)."""
-
-    auprc: float
-    """Average precision over all voxels of the grid; in [0, 1]."""
-
-    auprc_trapezoid: float
-    """Area under the linearly joined curve, for comparison with Meissen 2021; in [0, 1]."""
-
-    auroc: float
-    """Area under the ROC curve over all voxels of the grid, background included; in [0, 1]."""
-
-    auroc_brain: float
-    """The same over the brain mask (and lesion) alone; in [0, 1]."""
-
-    upper_bound_dice: float
-    """Best Dice over all thresholds *on the test part itself*: an upper bound, not a result."""
-
-    slice_auprc: float
-    """Average precision over axial slices; in [0, 1]."""
-
-    threshold: float
-    """The frozen threshold, as a score of the method."""
-
-    threshold_rule: str
-    """How it was found."""
-
-    threshold_fitted_on: str
-    """Where it was found."""
-
-    num_subjects: int
-    """Subjects in the part."""
-
-    num_subjects_with_lesion: int
-    """Those that `dice_s_mean` averages."""
-
-    num_lesion: int
-    """Lesion voxels of the part; all of them count, eroded or not."""
-
-    num_lesion_eroded: int
-    """Lesion voxels in the brain that the erosion of the mask took away."""
-
-    def to_dict(self) -> dict[str, float | int | str | None]:
-        """Return plain values for JSON; what is undefined becomes `None`."""
-        return {
-            key: None if isinstance(value, float) and math.isnan(value) else value
-            for key, value in asdict(self).items()
-        }
-
-
-def compute_metrics(test: TestPart, threshold: Threshold) -> Metrics:
-    """Compute everything that is reported of one method on one test part.
-
-    Args:
-        test: Counts of the test subjects.
-        threshold: Fitted on a threshold part with the same score range.
-
-    Raises:
-        TypeError: `test` is not a test part.
-        EvaluationError: The threshold belongs to another score range, or was fitted on the test
-            part.
-    """
-    check_test(test, threshold)
-    per_subject = dice_s(test, threshold.level)
-    defined = per_subject[~np.isnan(per_subject)]
-    volume = test.merged("volume")
-    return Metrics(
-        dice_d=float(dice_d(test, threshold.level)),
-        dice_s_mean=float(mean_dice_s(per_subject)),
-        dice_s_std=float(defined.std()) if len(defined) else math.nan,
-        auprc=float(auprc(volume)),
-        auprc_trapezoid=float(auprc_trapezoid(volume)),
-        auroc=float(auroc(volume)),
-        auroc_brain=float(auroc(test.merged("brain"))),
-        upper_bound_dice=float(upper_bound_dice(volume)),
-        slice_auprc=float(slice_auprc(test)),
-        threshold=threshold.value,
-        threshold_rule=threshold.rule,
-        threshold_fitted_on=threshold.fitted_on,
-        num_subjects=len(test.subjects),
-        num_subjects_with_lesion=len(defined),
-        num_lesion=int(test.num_lesion.sum()),
-        num_lesion_eroded=int(test.num_lesion_eroded.sum()),
-    )
-
-
-def check_test(test: TestPart, threshold: Threshold) -> None:
-    """Refuse a part that is none to report on, and a threshold that does not belong to it.
-
-    Raises:
-        TypeError: `test` is not a test part.
-        EvaluationError: See `compute_metrics`.
-    """
-    if not isinstance(test, TestPart):
-        raise TypeError(f"expected a TestPart to report on, came {type(test).__name__}")
-    if threshold.fitted_on == test.name:
-        raise EvaluationError(
-            f"threshold {threshold.rule!r} was fitted on {test.name!r} itself; expected one from "
-            "a threshold part: the best Dice on the test part is reported as `upper_bound_dice`"
-        )
-    expected = float(dequantise(threshold.level, test.score_range))
-    level_width = (test.score_range[1] - test.score_range[0]) / MAX_LEVEL
-    if abs(expected - threshold.value) > level_width / 2:
-        raise EvaluationError(
-            f"threshold level {threshold.level} stands for score {threshold.value}, but for "
-            f"{expected} in the range {test.score_range} of {test.name!r}; fit it on counts of "
-            "the same method and score range"
-        )

@@ -69,7 +69,7 @@ def quantise(
     """Turn scores into 16-bit fixed point over the method's stated range.
 
     Args:
-        scores: Any shape, larger is stranger. Values outside the range are clipped to it.
+        scores: Any shape, higher is more anomalous. Values outside the range are clipped to it.
         score_range: (low, high), low < high; low becomes level 0, high level 65535.
         subject: Named in the error message.
 
@@ -144,7 +144,7 @@ def postprocess(
     reference code does not, and the zeros around it have already pulled the median down there.
 
     Args:
-        scores: (Z, Y, X) floats, larger is stranger.
+        scores: (Z, Y, X) floats, higher is more anomalous.
         brain: (Z, Y, X) mask, not eroded.
         score_range: The method's stated (low, high).
         config: Erosion and median.

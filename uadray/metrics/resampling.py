@@ -23,7 +23,7 @@ def resampled_curves(
 ) -> dict[str, NDArray[np.float64]]:
     """Take areas and best Dice of weighted sums of subjects.
 
-    Exact: every count is a whole number below 2^53, held as a float64.
+    Exact: every count is a whole number below 2^53, kept as a float64.
 
     Args:
         histograms: Of N subjects.

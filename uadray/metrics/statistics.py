@@ -16,9 +16,8 @@ import scipy.stats
 from numpy.typing import NDArray
 
 from uadray.errors import ConfigError
-from uadray.metrics import measures
 from uadray.metrics.counts import TestPart, Threshold
-from uadray.metrics.resampling import resampled_curves
+from uadray.metrics.table import METRICS, Resampled
 
 CONFIDENCE = 0.95
 """Share of the resamples between the ends of an interval."""
@@ -54,26 +53,20 @@ def bootstrap(
         seed: Seed of the draw; the same seed draws the same subjects for every method.
 
     Returns:
-        Intervals for dice_d, dice_s_mean, auprc, auroc, upper_bound_dice and slice_auprc; AUPRC
-        and AUROC over the whole grid, as in `compute_metrics`.
+        Intervals by the key of each metric that has one.
 
     Raises:
         TypeError: `test` is not a test part.
         EvaluationError: The threshold does not belong to it.
     """
-    measures.check_test(test, threshold)
     num = len(test.subjects)
     # The first row counts every subject once: the estimate is computed as the resamples are.
     weights = np.concatenate(
         [np.ones((1, num), np.int64), resampling_weights(num, num_resamples, seed)]
     )
-    values = {
-        "dice_d": measures.dice_d(test, threshold.level, weights),
-        "dice_s_mean": measures.mean_dice_s(measures.dice_s(test, threshold.level), weights),
-        **resampled_curves(test.histograms(), weights),
-        "slice_auprc": resampled_curves(test.slice_histograms(), weights)["auprc"],
-    }
-    return {name: interval(row[0], row[1:], num_subjects=num) for name, row in values.items()}
+    drawn = Resampled(test, threshold, weights)
+    values = {metric.key: metric.resampled(drawn) for metric in METRICS if metric.resampled}
+    return {key: interval(row[0], row[1:], num_subjects=num) for key, row in values.items()}
 
 
 def interval(estimate: float, resamples: NDArray[np.float64], *, num_subjects: int = 2) -> Interval:

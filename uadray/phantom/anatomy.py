@@ -1,4 +1,4 @@
-"""Anatomy of the phantom brains: the MNI152 tissue maps, deformed, aged and folded anew.
+"""Anatomy of the phantom brains: the MNI152 tissue maps, deformed, aged and refolded.
 
 Two coordinate frames, both in mm from the centre of the box, axes (x, y, z) = (right, anterior,
 superior): *template* is where nilearn's tissue maps lie, *subject* is the deformed brain. Volumes

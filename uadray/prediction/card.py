@@ -7,19 +7,13 @@ from uadray.config import flat, to_json
 from uadray.html import NO_INTERVAL
 from uadray.methods import num_parameters
 from uadray.metrics.postprocess import describe_findable, findable
+from uadray.metrics.table import METRICS
 from uadray.prediction.model import Model
 from uadray.runs.evaluations import Evaluation
 from uadray.runs.records import RunRecord
 from uadray.tables import escape, to_markdown
 
-_FIGURES = {
-    "dice_d": "Dice_D",
-    "dice_s_mean": "Dice_S",
-    "auprc": "AUPRC",
-    "auroc": "AUROC",
-    "slice_auprc": "slice AUPRC",
-    "upper_bound_dice": "upper-bound Dice",
-}
+_FIGURES = {metric.key: metric.head for metric in METRICS if metric.shown}
 
 
 def model_card(model: Model, record: RunRecord, *, licence: str, files: Sequence[str]) -> str:

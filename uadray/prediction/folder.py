@@ -23,7 +23,7 @@ from uadray.store import storage_errors
 _log = logging.getLogger(__name__)
 
 FEW = 8
-"""So many scans are predicted in this process; more go through Ray, unless told otherwise."""
+"""So many scans are predicted in this process; more go through Ray, unless set otherwise."""
 
 
 @dataclass(frozen=True, kw_only=True)

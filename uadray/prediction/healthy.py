@@ -69,13 +69,13 @@ class Healthy:
     """What healthy scans look like to one model."""
 
     num_scans: int
-    """Scans behind the measures."""
+    """Scans that the measures come from."""
     measures: tuple[HealthyRange, ...]
     """One a measure of the quality page."""
     histogram: tuple[float, ...]
     """Mean histogram of the intensities inside the brain, 32 shares over [0, 1]."""
     num_scored: int
-    """Scans behind the score: of the validation part, which the model was not fitted on."""
+    """Scans that the score comes from, of the validation part: the model was not fitted on them."""
     mean_score: float
     """Median over them of the mean raw anomaly score inside the brain, in the method's units; for
     a method that reconstructs, the mean absolute residual."""

@@ -85,7 +85,7 @@ class PredictJob:
                 engine=self._engine(model, found.items),
                 viewer=self.viewer,
                 left_out=found.left_out,
-                begin=lambda kept: progress.reach(kept) if kept < len(found.items) else None,
+                begin=lambda kept: progress.set_done(kept) if kept < len(found.items) else None,
                 report=report,
             )
 

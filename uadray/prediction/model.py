@@ -312,12 +312,12 @@ def _kept(run: Run, detector: Detector, cohort: str) -> tuple[_Kept, tuple[str, 
 
 def _identity(run: Run) -> str:
     """Of the fit, so that a run that is fitted on for longer is measured again."""
-    return f"{run.identity}-{weights_digest(run)}"
+    return f"{run.checkpoint_key}-{weights_digest(run)}"
 
 
 def _identity_by_epoch(run: Run) -> str:
     """As it was recorded before weights had a digest."""
-    return f"{run.identity}-{(run.summary or {}).get('best_epoch')}"
+    return f"{run.checkpoint_key}-{(run.summary or {}).get('best_epoch')}"
 
 
 def _cohort_of(run: Run, given: str) -> Cohort:
@@ -344,7 +344,7 @@ def _cohort_of(run: Run, given: str) -> Cohort:
 
 
 def origin_of(cohort: Cohort) -> Origin:
-    """What is told of the cohort that a model was fitted on."""
+    """What is recorded of the cohort that a model was fitted on."""
     table = cohort.subjects
     return Origin(
         name=cohort.name,

@@ -34,7 +34,7 @@ from uadray.prediction.model import (
 from uadray.prediction.onnx_export import has_onnx, reconstruction_onnx
 from uadray.prepare.steps import PrepareConfig
 from uadray.results import refuse_inside
-from uadray.runs.detector import fresh
+from uadray.runs.detector import build_detector
 from uadray.runs.folder import Run
 from uadray.runs.records import Broken, RunRecord, load_runs
 from uadray.store import software_versions, storage_errors
@@ -90,7 +90,7 @@ def export_model(
     Args:
         run_url: A finished run.
         out: The model folder, on a local path or any fsspec URL. One of the same model is written
-            anew; anything else there is refused.
+            again; anything else there is refused.
         cohort: Where the run's cohort lies now, if it has moved.
         licence: Of the weights, as an SPDX name; the card says so where none is given.
         onnx: Whether to write the reconstruction as ONNX; None does where the method has one and
@@ -155,7 +155,7 @@ def _documents(model: Model, record: RunRecord) -> dict[str, Any]:
 
 
 def _without_places(values: Mapping[str, Any]) -> dict[str, Any]:
-    """An evaluation without the paths of whoever made it."""
+    """An evaluation without the paths of its author."""
     cohorts = ("cohort", "healthy_cohort")
     return {
         key: {k: v for k, v in value.items() if k != "url"} if key in cohorts and value else value
@@ -219,7 +219,7 @@ def read_model(url: str) -> Model:
         z, y, x = shape = from_json(_Fitted, {k: held[k] for k in _FITTED}).shape
         experiment: Experiment = from_json(Experiment, held["experiment"])
         origin: Origin = from_json(Origin, held["origin"])
-        detector = fresh(experiment, (z, y, x))
+        detector = build_detector(experiment, (z, y, x))
     with _naming(url, WEIGHTS, made_by):
         detector.load_state_dict(load(weights))
     with _naming(url, "preprocessing.json", made_by):

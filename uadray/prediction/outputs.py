@@ -390,7 +390,7 @@ def done(out: str, item: Item) -> dict[str, Any] | None:
 
 
 def begin(out: str, item: Item) -> int:
-    """Note that a scan is begun; returns how often a process died over it before."""
+    """Note that a scan was started; returns how often a process died over it before."""
     return attempts.begin(_attempt(out, item))
 
 

@@ -432,11 +432,11 @@ def _told(threshold: FrozenThreshold | None) -> dict[str, Any] | None:
     """A threshold in the summary's words."""
     if threshold is None:
         return None
-    told = threshold.to_json()
-    return {key: told[key] for key in told if key != "config"} | {
+    record = threshold.to_json()
+    return {key: record[key] for key in record if key != "config"} | {
         "protocol": threshold.config.protocol,
-        "postprocess": told["config"]["postprocess"],
-        "components": told["config"]["components"],
+        "postprocess": record["config"]["postprocess"],
+        "components": record["config"]["components"],
     }
 
 

@@ -104,8 +104,8 @@ def begin_of_voxels(
         first: The byte after the header and its four bytes on extensions; 0 in a pair.
         expected: Bytes of voxels.
     """
-    told = float(raw["vox_offset"])
-    offset = int(told) if np.isfinite(told) and told >= 0 else -1
+    recorded = float(raw["vox_offset"])
+    offset = int(recorded) if np.isfinite(recorded) and recorded >= 0 else -1
     ends = _extension_ends(raw, content, first)
     single = first > 0
     fits = offset >= first and len(content) - offset == expected
@@ -115,11 +115,11 @@ def begin_of_voxels(
     # The file's size leaves one place; older writers have no four bytes on extensions.
     for place in (*ends, first, max(0, first - 4)):
         if len(content) - place == expected:
-            return place, [f"voxels begin at byte {told:g} by its header, taken as {place}"]
+            return place, [f"voxels begin at byte {recorded:g} by its header, taken as {place}"]
     raise ScanError(
-        f"{path}: its header says that the voxels begin at byte {told:g}, which lies in the header "
-        f"itself or its extensions, and the size of the file ({len(content)} bytes, {expected} of "
-        "them voxels) does not tell where they do; export it again"
+        f"{path}: its header says that the voxels begin at byte {recorded:g}, which lies in the "
+        f"header itself or its extensions, and the size of the file ({len(content)} bytes, "
+        f"{expected} of them voxels) does not tell where they do; export it again"
     )
 
 

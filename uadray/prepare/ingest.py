@@ -255,8 +255,8 @@ def _fill(
         if r not in shards.names
     ]
     with Progress(total=len(rows), what="scans") as progress:
-        # Full-size scans take a while: say at once that the job has begun, and where.
-        progress.reach(len(rows) - len(items), note=f"{len(failures)} quarantined")
+        # Full-size scans take a while: say at once that the job has started, and where.
+        progress.set_done(len(rows) - len(items), note=f"{len(failures)} quarantined")
         task = _PrepareTask(writer=writer, config=config)
         for item, result in each.in_tasks(task, items, workers=workers):
             if isinstance(result, _Kept):

@@ -118,7 +118,7 @@ def read_image(path: str, *, orientation: str = "") -> RawImage:
 
 @contextmanager
 def _without_remarks() -> Iterator[None]:
-    """Keep nibabel's remarks on headers from the terminal: what matters is told by us."""
+    """Keep nibabel's remarks on headers from the terminal: what matters is reported by us."""
     level = imageglobals.logger.level
     imageglobals.logger.setLevel(logging.CRITICAL + 1)
     try:
@@ -315,7 +315,7 @@ def _place(path: str, raw: Any, voxels: np.ndarray, orientation: str) -> RawImag
 
 
 def _assumed(sizes: np.ndarray, shape: tuple[int, ...], orientation: str) -> np.ndarray:
-    """The affine of axes that run as told, the scanner's origin in the middle."""
+    """The affine of axes that run as given, the scanner's origin in the middle."""
     affine = np.eye(4)
     affine[:3, :3] = 0
     for axis, (world, sign) in enumerate(axcodes2ornt(tuple(orientation))):

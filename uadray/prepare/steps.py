@@ -234,7 +234,7 @@ def prepare_scan(
     Args:
         scan: Where its files are.
         config: The steps' parameters.
-        watch: Called behind the reading (`read`, the volume as in the file) and behind each step;
+        watch: Called after the reading (`read`, the volume as in the file) and after each step;
             not for phantoms, which need none.
 
     Raises:

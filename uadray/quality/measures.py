@@ -71,7 +71,7 @@ class ScanMeasures:
 
 @dataclass(frozen=True, kw_only=True)
 class Measure:
-    """One figure that all scans are held against, and a column of the page."""
+    """One figure by which all scans are compared, and a column of the page."""
 
     key: str
     """Name in `ScanMeasures`, or `histogram` for the distance to the cohort's mean histogram."""

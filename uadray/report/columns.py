@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 from uadray.html import ABSENT, NO_INTERVAL
+from uadray.metrics.table import METRICS
 from uadray.report.rows import Row
 from uadray.runs.evaluations import Evaluation
 
@@ -156,15 +157,17 @@ METHOD: Column[Row] = ascending("method", "Method", lambda row: row.run.label)
 
 COLUMNS: tuple[Column[Row], ...] = (
     METHOD,
-    _metric("dice_d", "Dice_D", interval=True),
-    _metric("dice_s_mean", "Dice_S", note="mean ± std over subjects", deviation="dice_s_std"),
-    _metric("auprc", "AUPRC", interval=True),
-    _metric("auroc", "AUROC"),
-    _metric("slice_auprc", "AUPRC by slice", note="axial slices"),
-    _metric(
-        "upper_bound_dice",
-        "Upper-bound Dice",
-        note="upper bound: threshold chosen on the test part",
+    *(
+        _metric(
+            metric.key,
+            metric.head,
+            note=metric.note,
+            interval=metric.shows_interval and metric.resampled is not None,
+            deviation=metric.deviation,
+            first="descending" if metric.higher_is_better else "ascending",
+        )
+        for metric in METRICS
+        if metric.shown
     ),
     Column(
         key="threshold",
@@ -310,10 +313,7 @@ def _filtered(key: str, head: str) -> Column[Row]:
 
 FILTER_COLUMNS: tuple[Column[Row], ...] = (
     METHOD,
-    _filtered("dice_d", "Dice_D"),
-    _filtered("dice_s_mean", "Dice_S"),
-    _filtered("auprc", "AUPRC"),
-    _filtered("upper_bound_dice", "Upper-bound Dice"),
+    *(_filtered(metric.key, metric.head) for metric in METRICS if metric.brief),
 )
 """Figures before and after small components are dropped; for evaluations with that filter."""
 

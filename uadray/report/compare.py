@@ -16,11 +16,12 @@ from numpy.typing import NDArray
 
 from uadray.html import ABSENT
 from uadray.metrics.statistics import holm, interval, wilcoxon_p
+from uadray.metrics.table import METRICS
 from uadray.report.columns import Column, ascending, brackets, number, signed
 from uadray.report.rows import CohortRows, Row
 from uadray.runs.records import RunRecord
 
-COMPARED = ("dice_d", "dice_s_mean", "auprc")
+COMPARED = tuple(metric.key for metric in METRICS if metric.compared)
 """Figures whose differences are shown."""
 
 REFERENCE = "3D-None"
@@ -308,9 +309,7 @@ def _seeds(comparison: Comparison) -> str:
 
 COMPARISON_COLUMNS: tuple[Column[Comparison], ...] = (
     ascending("method", "Method", lambda c: c.series.label),
-    _difference("dice_d", "Dice_D"),
-    _difference("dice_s_mean", "Dice_S"),
-    _difference("auprc", "AUPRC"),
+    *(_difference(metric.key, metric.head) for metric in METRICS if metric.compared),
     Column(
         key="wilcoxon_p",
         head="p of Dice_S",
@@ -340,8 +339,8 @@ def _over_seeds(metric: str, head: str) -> Column[Series]:
 
     def text(series: Series) -> str:
         deviation = series.deviation(metric)
-        behind = "" if deviation is None else f" ± {deviation:.3f}"
-        return number(series.mean(metric)) + behind
+        after = "" if deviation is None else f" ± {deviation:.3f}"
+        return number(series.mean(metric)) + after
 
     return Column(
         key=metric,
@@ -362,9 +361,6 @@ SEED_COLUMNS: tuple[Column[Series], ...] = (
         value=lambda series: len(series.rows),
         text=lambda series: str(len(series.rows)),
     ),
-    _over_seeds("dice_d", "Dice_D"),
-    _over_seeds("dice_s_mean", "Dice_S"),
-    _over_seeds("auprc", "AUPRC"),
-    _over_seeds("upper_bound_dice", "Upper-bound Dice"),
+    *(_over_seeds(metric.key, metric.head) for metric in METRICS if metric.brief),
 )
 """The columns of the table of experiments with several seeds."""

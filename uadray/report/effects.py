@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from uadray.html import ABSENT
+from uadray.metrics.table import BY_KEY
 from uadray.report.columns import Column, ascending, brackets, number
 from uadray.report.compare import Comparison, Figure, Series, compare
 from uadray.report.rows import CohortRows, Row
@@ -259,8 +260,7 @@ EFFECT_COLUMNS: tuple[Column[Point], ...] = (
         value=lambda point: len(point.series.rows),
         text=lambda point: str(len(point.series.rows)) if point.series.rows else ABSENT,
     ),
-    _figure_column("dice_d", "Dice_D"),
-    _figure_column("auprc", "AUPRC"),
+    *(_figure_column(key, BY_KEY[key].head) for key in ("dice_d", "auprc")),
     _figure_column(HEALTHY, "Healthy L1", 4),
 )
 """The columns of the table behind a plot of an effect."""

@@ -1,7 +1,7 @@
 """Checkpoints without pickle: safetensors for tensors, JSON for the rest.
 
 `checkpoint/epoch-00041/` holds `model.safetensors` and, for the newest, `optimizer.safetensors`;
-of a method with something to calibrate behind the fit the best one also `calibrated.safetensors`.
+of a method with something to calibrate after the fit the best one also `calibrated.safetensors`.
 `checkpoint/state.json` is written last and says which folders count: `last` to resume from, `best`
 to detect with. A folder that it does not name was cut short and is removed.
 """
@@ -9,7 +9,7 @@ to detect with. A folder that it does not name was cut short and is removed.
 import hashlib
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, Self
 
 import torch
 from safetensors.torch import load, save
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from uadray import files
 from uadray.errors import CheckpointError
-from uadray.runs.folder import CHECKPOINT, writing
+from uadray.runs.folder import CHECKPOINT, Run, writing
 from uadray.runs.state import (
     AGAIN,
     NO_WEIGHTS,
@@ -43,6 +43,11 @@ class CheckpointStore:
 
     def __init__(self, run_url: str, identity: str) -> None:
         self._url, self._identity = files.join(run_url, CHECKPOINT), identity
+
+    @classmethod
+    def of(cls, run: Run) -> Self:
+        """The checkpoints of a run."""
+        return cls(run.url, run.checkpoint_key)
 
     def state(self) -> State | None:
         """The current state, or None before the first checkpoint.
@@ -95,7 +100,7 @@ class CheckpointStore:
             for path, content in contents.items():
                 files.write_bytes(files.join(self._url, path), content)
         digests = {p: hashlib.sha256(c).hexdigest() for p, c in contents.items()}
-        # A fit that was cut short behind its checkpoint writes the same epoch once more.
+        # A fit that was cut short after its checkpoint writes the same epoch once more.
         is_best = old is None or value < old.best_value or old.best == epoch or old.best <= since
         if old and not is_best:
             digests[model_path(old.best)] = old.digests[model_path(old.best)]

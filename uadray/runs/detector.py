@@ -9,7 +9,7 @@ from uadray.runs.checkpoint import CheckpointStore
 from uadray.runs.folder import Run
 
 
-def fresh(experiment: Experiment, shape: tuple[int, int, int]) -> Detector:
+def build_detector(experiment: Experiment, shape: tuple[int, int, int]) -> Detector:
     """An unfitted detector; its weights follow the seed, and nothing else's random state moves.
 
     Raises:
@@ -26,8 +26,8 @@ def load_detector(run: Run) -> Detector:
     Raises:
         CheckpointError: there is no checkpoint, or it is damaged or of another run.
     """
-    detector = fresh(run.experiment, run.shape)
-    checkpoints = CheckpointStore(run.url, run.identity)
+    detector = build_detector(run.experiment, run.shape)
+    checkpoints = CheckpointStore.of(run)
     state = checkpoints.state()
     if state is not None:
         checkpoints.load_model(detector, state.best)

@@ -283,7 +283,7 @@ class Run:
             files.remove_drafts(folder, recursive=False)
 
     @property
-    def identity(self) -> str:
+    def checkpoint_key(self) -> str:
         """What its checkpoints are of."""
         return f"{self.experiment.fingerprint}-{self.cohort_fingerprint}"
 
@@ -321,17 +321,17 @@ class Run:
             files.write_json(files.join(self.url, SUMMARY), summary)
 
     def reopen(self) -> None:
-        """Take back the mark of a fit that has failed: it is begun again."""
+        """Take back the mark of a fit that has failed: it is started again."""
         with writing(self.url):
             files.remove(files.join(self.url, SUMMARY))
 
     @property
     def asked_to_stop(self) -> bool:
-        """Whether a fit by several workers is to end behind its present epoch."""
+        """Whether a fit by several workers is to end after its present epoch."""
         return files.exists(files.join(self.url, "stop"))
 
     def ask_to_stop(self, stop: bool = True) -> None:
-        """Ask a fit by several workers to end behind its present epoch, or take that back."""
+        """Ask a fit by several workers to end after its present epoch, or take that back."""
         url = files.join(self.url, "stop")
         files.write_bytes(url, b"") if stop else files.remove(url)
 

@@ -257,8 +257,8 @@ def _label(runs: list[RunRecord]) -> list[RunRecord]:
     made: dict[str, RunRecord] = {}
     for name in {run.label for run in runs}:
         group = [run for run in runs if run.label == name]
-        told = variants([run.config for run in group])
-        group = [replace(run, variant=text) for run, text in zip(group, told, strict=True)]
+        texts = variants([run.config for run in group])
+        group = [replace(run, variant=text) for run, text in zip(group, texts, strict=True)]
         labels = {run.url: name for run in group}
         for part in parts:
             if len(set(labels.values())) == len(group):

@@ -103,7 +103,7 @@ class ScoreStore:
         return cls(url=url, score_range=score_range, mends=True)
 
     def done(self, components: ComponentConfig | None = None) -> set[int]:
-        """Rows that are scored and counted, behind a component filter where one is given."""
+        """Rows that are scored and counted, after a component filter where one is given."""
         names = files.list_names(files.join(self.url, _folder(components)))
         return {int(name.removesuffix(".npz")) for name in names if name.endswith(".npz")}
 
@@ -115,7 +115,7 @@ class ScoreStore:
     def write_counts(
         self, row: int, counts: SubjectCounts, components: ComponentConfig | None = None
     ) -> None:
-        """Keep one subject's counts, of the scores as they are or behind a component filter."""
+        """Keep one subject's counts, of the scores as they are or after a component filter."""
         files.write_bytes(self._counts_url(row, components), npz.pack(**vars(counts)))
 
     def levels(self, row: int) -> np.ndarray:
@@ -163,7 +163,7 @@ class ScoreStore:
             subjects: Pairs of row and id.
             name: Of the part.
             kind: Such as `ThresholdPart`.
-            components: The filter that the counts are behind; None for none.
+            components: The filter that the counts come after; None for none.
 
         Raises:
             EvaluationError: one is not scored yet, or its file is damaged; that is dropped, so that
@@ -210,7 +210,7 @@ class ScoreStore:
                 files.remove_file(self._counts_url(row, components))
         return EvaluationError(
             f"the kept scores of subject {subject!r} in {self.url} are cut short or damaged "
-            f"({found}): run the same jobs/evaluate.py again, which makes them anew"
+            f"({found}): run the same jobs/evaluate.py again, which makes them again"
         )
 
     def _counts_url(self, row: int, components: ComponentConfig | None) -> str:

@@ -87,7 +87,7 @@ def weights_digest(run: Run) -> str:
     Raises:
         CheckpointError: the checkpoint is of another run, or damaged.
     """
-    return checkpoint_weights(run.url, run.identity)
+    return checkpoint_weights(run.url, run.checkpoint_key)
 
 
 def checkpoint_weights(url: str, identity: str) -> str:

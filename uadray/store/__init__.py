@@ -34,7 +34,7 @@ from uadray.store.layout import (
     write_left_out,
     zarr_store,
 )
-from uadray.store.spool import kept_name, parse_name
+from uadray.store.staging import kept_name, parse_name
 from uadray.store.writer import CohortWriter
 
 __all__ = [

@@ -86,7 +86,7 @@ def verify(url: str) -> list[Problem]:
 
 
 def _named(url: str, problems: list[Problem]) -> list[Problem]:
-    """The problems, with their scans' names from the list of scans where no record told them."""
+    """The problems, with their scans' names from the list of scans where no record names them."""
     nameless = {row for problem in problems if not problem.ids for row in problem.rows}
     names: dict[int, str] = {}
     with suppress(FileNotFoundError, ValueError, KeyError, TypeError):  # absent or damaged

@@ -50,6 +50,11 @@ class Cohort:
         return str(self.attributes["seal"]["fingerprint"])
 
     @property
+    def seal_url(self) -> str:
+        """The file that says what the cohort is, by which nodes tell that they see the same one."""
+        return files.join(self.url, "zarr.json")
+
+    @property
     def shape(self) -> tuple[int, int, int]:
         """(Z, Y, X) of a volume."""
         z, y, x = self.attributes["shape"]

@@ -109,7 +109,7 @@ class Failure:
 def shard_volumes(num_rows: int) -> int:
     """Volumes in a shard: whole chunks, about eight shards in a small cohort, at most 64.
 
-    It follows from the cohort's size alone, so that a store is the same whoever writes it.
+    It follows from the cohort's size alone, so that a store is the same for every writer.
     """
     chunks = -(-num_rows // (8 * CHUNK_VOLUMES))
     return min(MAX_SHARD_VOLUMES, max(1, chunks) * CHUNK_VOLUMES)

@@ -16,7 +16,7 @@ from uadray import files
 from uadray.config import changes
 from uadray.errors import StoreError
 from uadray.results import refuse_inside
-from uadray.store import spool
+from uadray.store import staging
 from uadray.store.cohort import Cohort, open_cohort
 from uadray.store.layout import (
     FORMAT,
@@ -73,7 +73,7 @@ class CohortWriter:
         scans: Iterable[Mapping[str, Any]] = (),
         command: str = "",
     ) -> Self:
-        """Lay out a cohort, or take up one that was begun from the same plan.
+        """Lay out a cohort, or resume one that was started from the same plan.
 
         Args:
             url: Local folder or fsspec URL.
@@ -184,23 +184,23 @@ class CohortWriter:
             subject: Its line in the table.
             arrays: `image`, `brain` and, in a cohort with lesions, `lesion`, each (Z, Y, X).
         """
-        return spool.put(self.url, subject, arrays)
+        return staging.put(self.url, subject, arrays)
 
     def begin_row(self, row: int) -> int:
         """Note that a row is about to be prepared; return how often its process died before."""
-        return spool.begin(self.url, row)
+        return staging.begin(self.url, row)
 
     def end_row(self, row: int) -> None:
         """Note that the preparation of a row has come to an end, good or bad."""
-        spool.end(self.url, row)
+        staging.end(self.url, row)
 
     def kept_rows(self) -> set[str]:
         """File names of the scans that are prepared and not yet in a shard.
 
         Call it when a job begins: it forgets what `begin_row` noted in an earlier one.
         """
-        spool.forget_begun(self.url)
-        return spool.names(self.url)
+        staging.forget_begun(self.url)
+        return staging.names(self.url)
 
     def write_kept(self, shard: int, names: Sequence[str], failures: list[Failure]) -> None:
         """Write one whole shard from scans that `put_row` kept, which are then let go.
@@ -220,7 +220,7 @@ class CohortWriter:
         }
         subjects = []
         for name in names:
-            subject, content = spool.get(self.url, name)
+            subject, content = staging.get(self.url, name)
             subjects.append(subject)
             for key, array in arrays.items():
                 array[subject.row - rows.start] = content[key]
@@ -233,7 +233,7 @@ class CohortWriter:
             failures=failures,
         )
         for name in names:
-            spool.drop(self.url, name)
+            staging.drop(self.url, name)
 
     def write_shard(
         self,
@@ -350,7 +350,7 @@ class CohortWriter:
                     f"{self.url}: none of {self.num_rows} scans could be used; the first reason: "
                     f"{failures[0].id}: {failures[0].reason}"
                 )
-        spool.clear(self.url)
+        staging.clear(self.url)
         files.remove_drafts(self.url, all_are_dead=True)
         self.list_failures(failures)
         attributes = read_attributes(self.url)

@@ -1,5 +1,5 @@
 "use strict";
-// Sorts the tables: a button in each head cell, the order told by aria-sort.
+// Sorts the tables: a button in each head cell, the order given by aria-sort.
 for (const table of document.querySelectorAll("table.sortable")) {
   const heads = [...table.tHead.rows[0].cells];
   const body = table.tBodies[0];

@@ -1,34 +1,26 @@
 """A fit by gradient, of one worker: alone in its process, or one of a group.
 
-`Fit` is the one loop. It knows batches, checkpoints and the other workers, and neither Ray nor a
-cohort; `fit_worker` gives it those of a run.
+It knows batches, checkpoints and the other workers, and neither Ray nor a cohort.
 """
 
-import resource
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, cast
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
 from uadray.config import Experiment
 from uadray.data.batch import Batch
-from uadray.data.sampling import step_sizes, train_rows
-from uadray.data.stream import TrainingStream, ValidationStream, fits_in_memory
-from uadray.errors import ConfigError, RunError, UadrayError
+from uadray.errors import ConfigError, UadrayError
 from uadray.memory import keep_freed_memory
 from uadray.methods.base import Detector, GradientDetector, Phase
 from uadray.runs.checkpoint import CheckpointStore
-from uadray.runs.detector import fresh
-from uadray.runs.folder import EPOCHS, Run
 from uadray.runs.state import State
-from uadray.store import Cohort
 from uadray.train.precision import numerics, reduced_precision
 from uadray.train.schedule import Schedule
 from uadray.train.steps import Metrics, Steps, World, make_optimizers, means, over_workers
-from uadray.train.track import TrackConfig, tracked
 
 
 class NotFiniteError(UadrayError, ArithmeticError):
@@ -56,7 +48,7 @@ class Fit:
     device: torch.device
     """Where to compute."""
     records: list[Metrics] = field(default_factory=list)
-    """Of the epochs so far, when a run is taken up again."""
+    """Of the epochs so far, when a run is resumed."""
     world: World = field(default_factory=World)
     """The workers."""
     sizes: Sequence[int] | None = None
@@ -175,7 +167,7 @@ class Fit:
                 "several: leave it out"
             )
         # What each turn's gradient is of changes, and double gradients pass through no DDP: steps
-        # average the gradients of whoever acts by themselves.
+        # average the gradients of the acting player by themselves.
         return detector
 
 
@@ -208,136 +200,3 @@ class _Timed(Iterator[Batch]):
             return next(self._batches)
         finally:
             self.seconds += time.perf_counter() - start
-
-
-def fit_worker(
-    run: Run,
-    cohort: Cohort,
-    *,
-    world: World,
-    device: torch.device,
-    micro_batch: int,
-    track: TrackConfig,
-    report: Callable[[Metrics], None],
-) -> dict[str, Any]:
-    """Fit a method that learns by gradient, from the newest checkpoint to the end.
-
-    Returns:
-        How it was done, for the summary: volumes, residency, precision, device, threads and the
-        peak memory of the worker with the highest.
-
-    Raises:
-        ConfigError: the workers or micro-batches do not suit the batch or the method.
-        NotFiniteError: the loss is not finite.
-    """
-    experiment, config = run.experiment, run.experiment.fit
-    detector = fresh(experiment, run.shape)
-    assert isinstance(detector, GradientDetector)
-    if micro_batch and any(isinstance(m, _BATCH_NORM) for m in detector.modules()):
-        raise ConfigError(
-            "scale.micro_batch changes what batch normalisation learns: choose another "
-            "--method.norm, or 0 micro-batches"
-        )
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-    rows = train_rows(cohort, share=config.data_share, seed=config.seed)
-    held_back = cohort.rows("validation")
-    num_volumes = len(rows) + len(held_back)
-    resident = config.residency == "device" or (
-        config.residency == "auto" and fits_in_memory(cohort, num_volumes, world.size, str(device))
-    )
-    train = TrainingStream(
-        cohort,
-        rows,
-        ndim=detector.ndim,
-        batch_size=config.batch_size,
-        seed=config.seed,
-        rank=world.rank,
-        world=world.size,
-        resident=resident,
-        device=str(device),
-    )
-    sizes = None
-    if world.size > 1:
-        sizes = step_sizes([int(n) for n in of_each(world, train.num_samples())], config.batch_size)
-    past, state = run.metrics(), CheckpointStore(run.url, run.identity).state()
-    done = 0 if state is None else state.last
-    if [r["epoch"] for r in past if r["epoch"] <= done] != list(range(1, done + 1)):
-        raise RunError(
-            f"{run.url}/{EPOCHS} does not hold each of the {done} epochs that the checkpoint has: "
-            "restore it from a copy, or fit again into another folder (--out)"
-        )
-    with tracked(run, track if world.rank == 0 else TrackConfig()) as follow:
-
-        def log(records: list[Metrics]) -> None:
-            run.write_metrics(records)
-            follow(records[-1])
-
-        Fit(
-            detector=detector,
-            experiment=experiment,
-            train=train.epoch,
-            validation=ValidationStream(
-                cohort, held_back, rank=world.rank, world=world.size, resident=resident
-            ),
-            checkpoints=CheckpointStore(run.url, run.identity),
-            report=report,
-            records=past,
-            device=device,
-            world=world,
-            sizes=sizes,
-            micro_batch=micro_batch,
-            log=log,
-        ).run()
-    if detector.calibrates:
-        _calibrate(detector, CheckpointStore(run.url, run.identity), cohort, world, device)
-    return {
-        "num_train_volumes": len(rows),
-        "num_validation_volumes": len(held_back),
-        "residency": "device" if resident else "stream",
-        "precision": (
-            "bfloat16" if reduced_precision(config.precision, detector, device) else "float32"
-        ),
-        "device": device.type,
-        "threads": torch.get_num_threads(),
-        "peak_memory_gib": max(of_each(world, _peak_memory(device))),
-    }
-
-
-def _calibrate(
-    detector: GradientDetector,
-    checkpoints: CheckpointStore,
-    cohort: Cohort,
-    world: World,
-    device: torch.device,
-) -> None:
-    """Let the best epoch's detector set its buffers by healthy volumes, once."""
-    state = checkpoints.state()
-    assert state is not None
-    if state.calibrated:
-        return
-    rows = cohort.rows("validation")
-    rows = rows[: detector.calibration_volumes or len(rows)]
-    stream = ValidationStream(cohort, rows, rank=world.rank, world=world.size, resident=False)
-    checkpoints.load_model(detector.to(device).eval(), state.best)
-    with torch.no_grad():
-        detector.calibrate((b.images.to(device).float()[:, None] for b in stream), world.sum)
-    if world.rank == 0:
-        checkpoints.save_calibrated(detector)
-
-
-_BATCH_NORM = torch.nn.modules.batchnorm._BatchNorm
-
-
-def of_each(world: World, value: float) -> list[float]:
-    """A number of each worker, by rank, on all of them."""
-    mine = torch.zeros(world.size, dtype=torch.float64)
-    mine[world.rank] = value
-    return world.sum(mine).tolist()
-
-
-def _peak_memory(device: torch.device) -> float:
-    """GiB: what the fit took of its GPU, or else the highest resident size of this process."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 2**30
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20

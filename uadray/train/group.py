@@ -25,9 +25,9 @@ from uadray.methods import GradientDetector
 from uadray.methods.settings import check_finite
 from uadray.runs.folder import Run
 from uadray.store import Cohort
-from uadray.train.fit import fit_worker
 from uadray.train.steps import Metrics, World
 from uadray.train.track import TrackConfig
+from uadray.train.worker import fit_worker
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -251,7 +251,7 @@ def _group_worker(config: dict[str, Any]) -> dict[str, Any]:
         asked = torch.tensor([float(rank == 0 and run.asked_to_stop)])
         is_last = record["epoch"] == run.experiment.fit.epochs
         if float(total(asked) if size > 1 else asked) and not is_last:
-            raise StoppedError(f"{run.url} was asked to stop behind epoch {record['epoch']}")
+            raise StoppedError(f"{run.url} was asked to stop after epoch {record['epoch']}")
 
     alone = World(rank=rank, size=size)
     return fit_worker(
@@ -274,7 +274,7 @@ def _group_worker(config: dict[str, Any]) -> dict[str, Any]:
 def _averaged(module: torch.nn.Module, shape: tuple[int, int, int]) -> torch.nn.Module:
     """The module under DDP, after steps that count nothing.
 
-    DDP lays its buckets out anew behind its second step, and where a gradient stands in a bucket
+    DDP rebuilds its buckets after its second step, and where a gradient stands in a bucket
     decides in which order more than two workers add it up. With these steps over, the first one of
     a resumed fit rounds as the same one of an undisturbed fit did.
     """

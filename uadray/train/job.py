@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from uadray import cluster, files
+from uadray import cluster
 from uadray.config import Experiment
 from uadray.data.batch import Batch
 from uadray.data.sampling import train_rows
@@ -17,14 +17,15 @@ from uadray.errors import ConfigError, RunError, StoppedError
 from uadray.lock import hold
 from uadray.methods import Detector, GradientDetector, StreamDetector, num_parameters
 from uadray.runs.checkpoint import CheckpointStore
-from uadray.runs.detector import fresh
+from uadray.runs.detector import build_detector
 from uadray.runs.folder import Run
 from uadray.store import Cohort
-from uadray.train.fit import fit_worker, healthy_reconstruction
+from uadray.train.fit import healthy_reconstruction
 from uadray.train.group import ScaleConfig, fit_group
 from uadray.train.steps import Metrics, World
-from uadray.train.summary import conclude_facts
+from uadray.train.summary import summarise
 from uadray.train.track import TrackConfig, prepared
+from uadray.train.worker import fit_worker
 
 
 def fit(
@@ -77,18 +78,18 @@ def _fit_held(
         run.reopen()
     start = time.perf_counter()
     try:
-        detector = fresh(experiment, cohort.shape)
+        detector = build_detector(experiment, cohort.shape)
         facts = _fit(detector, run, cohort, scale, track, report)
     except StoppedError:
-        run.finish({"status": "stopped", **conclude_facts(run)})
+        run.finish({"status": "stopped", **summarise(run)})
         return run
     except Exception as error:
-        told = f"{type(error).__name__}: {error}"
-        # A folder that cannot be written to cannot be told so; the error still reaches the user.
+        message = f"{type(error).__name__}: {error}"
+        # A folder that cannot be written to cannot say so; the error still reaches the user.
         with suppress(OSError, RunError):
-            run.finish({"status": "failed", "error": told[:2000], **conclude_facts(run)})
+            run.finish({"status": "failed", "error": message[:2000], **summarise(run)})
         raise
-    outcome = conclude_facts(run)
+    outcome = summarise(run)
     if outcome["epochs"] == 0:
         fitted = isinstance(detector, StreamDetector)
         outcome["fit_seconds"] = time.perf_counter() - start if fitted else None
@@ -117,7 +118,7 @@ def _fit(
     if isinstance(detector, (GradientDetector, StreamDetector)):
         # The dashboard frees what a group leaves behind whose driver was killed.
         cluster.connect(dashboard=scale.num_workers > 1)
-        cluster.check_readable(files.join(cohort.url, "zarr.json"))
+        cluster.check_readable(cohort.seal_url)
     if not isinstance(detector, GradientDetector):
         if track != TrackConfig():
             raise ConfigError(f"{run.experiment.name} has no epochs to track: drop --track")
@@ -156,5 +157,5 @@ def _fit_plain(detector: Detector, run: Run, cohort: Cohort) -> dict[str, Any]:
         volumes = ValidationStream(cohort, held_back, resident=False)
         error = healthy_reconstruction(detector, volumes, device)
         value = float(error[0] / error[1])
-    CheckpointStore(run.url, run.identity).save(1, detector, None, value)
+    CheckpointStore.of(run).save(1, detector, None, value)
     return {"num_train_volumes": len(rows), "num_validation_volumes": len(held_back)}

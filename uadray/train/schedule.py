@@ -35,7 +35,7 @@ class Schedule:
         return next(n for n, end in enumerate(self._ends) if epoch < end)
 
     def enter(self, epoch: int) -> tuple[Phase, int]:
-        """The phase of an epoch, from 0, which the detector is told.
+        """The phase of an epoch, from 0, which is set on the detector.
 
         Returns:
             It, and how many epochs lie before all whose values may be compared with this one's.

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from uadray import counter
+from uadray import random
 from uadray.config import Experiment, FitConfig
 from uadray.data.batch import Batch
 from uadray.data.erasing import erase, sample_erasing
@@ -24,7 +24,7 @@ ACTIVE_NATS = 0.01
 """A unit of the latent is active where its KL divergence is larger, on average over an epoch."""
 
 _SHARED = ("reconstruction", "kl", "kl_units")
-"""Terms that mean the same whoever reports them; others bear their player's name."""
+"""Terms that mean the same for every player; others bear their player's name."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,9 +151,9 @@ class Steps:
 
     def _backward(self, part: "_Part", player: Player, turn: int, epoch: int) -> Sums:
         # The noise follows the sample too, so that no generator's state is to be kept.
-        stream = counter.LATENT + turn
-        key = counter.keys(self.experiment.fit.seed, epoch, part.ids, stream)
-        noise = counter.normal(key, self.detector.num_noise).to(self.device)
+        stream = random.LATENT + turn
+        key = random.keys(self.experiment.fit.seed, epoch, part.ids, stream)
+        noise = random.normal(key, self.detector.num_noise).to(self.device)
         who = {"player": player.name} if len(self.players) > 1 else {}
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bfloat16):
             losses = self.module(part.x_in, part.x, noise, **who)

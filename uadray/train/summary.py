@@ -7,9 +7,9 @@ from uadray.runs.folder import Run
 from uadray.train.steps import Metrics
 
 
-def conclude_facts(run: Run) -> dict[str, Any]:
+def summarise(run: Run) -> dict[str, Any]:
     """What the records and checkpoints of a run tell its summary, ended well or not."""
-    state = CheckpointStore(run.url, run.identity).state()
+    state = CheckpointStore.of(run).state()
     records = run.metrics()
     kept = next((r for r in records if state and r["epoch"] == state.best), None)
     value = state.best_value if state else None
@@ -50,18 +50,18 @@ COLLAPSED_SHARE = 0.01
 
 def format_metrics(metrics: Metrics) -> str:
     """What an epoch reached; the line of progress before it says which one it is."""
-    told = []
+    parts = []
     if "phase" in metrics:
-        told.append(f"phase {metrics['phase']}")
+        parts.append(f"phase {metrics['phase']}")
     for key, name in _SHOWN.items():
         if key in metrics:
-            told.append(f"{name} {metrics[key]:.4f}")
+            parts.append(f"{name} {metrics[key]:.4f}")
     if not any(key in metrics for key in _SHOWN):
         losses = (key for key in metrics if key.startswith("train/") and key.endswith("/loss"))
-        told += [f"{key.split('/')[1]} {metrics[key]:.4f}" for key in losses]
+        parts += [f"{key.split('/')[1]} {metrics[key]:.4f}" for key in losses]
     if "train/active_units" in metrics:
-        told.append(f"{metrics['train/active_units']} latent units active")
-    return ", ".join([*told, f"{metrics['samples_per_second']:.0f} samples/s"])
+        parts.append(f"{metrics['train/active_units']} latent units active")
+    return ", ".join([*parts, f"{metrics['samples_per_second']:.0f} samples/s"])
 
 
 _SHOWN = {"train/reconstruction": "train L1", "validation/reconstruction": "validation L1"}

@@ -29,7 +29,7 @@ def asha(config: SweepConfig, most_epochs: int) -> tune.schedulers.ASHAScheduler
     """ASHA over the epochs of trials that have at most `most_epochs`."""
     kind = GentleASHA if config.workers_per_trial > 1 else tune.schedulers.ASHAScheduler
     return kind(
-        # The epoch, not the number of reports: a trial that is taken up again reports anew.
+        # The epoch, not the number of reports: a resumed trial reports again.
         time_attr="epoch",
         # One more than there are: at the last epoch the trial itself ends, as finished.
         max_t=most_epochs + 1,

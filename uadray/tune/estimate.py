@@ -10,7 +10,7 @@ import torch
 from uadray.config import Experiment, learns
 from uadray.data.batch import Batch
 from uadray.methods import GradientDetector
-from uadray.runs.detector import fresh
+from uadray.runs.detector import build_detector
 from uadray.store import Cohort
 from uadray.train.precision import reduced_precision
 from uadray.train.steps import Steps, World, make_optimizers
@@ -71,7 +71,7 @@ def estimate(trials: Sequence[Experiment], cohort: Cohort, *, threads: int = 1) 
 def seconds_per_sample(trial: Experiment, shape: tuple[int, int, int]) -> float:
     """Seconds of a training step, a sample, over all its phases; on a GPU where there is one."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    detector = fresh(trial, shape)
+    detector = build_detector(trial, shape)
     assert isinstance(detector, GradientDetector)
     detector = detector.to(device)
     spatial = shape if detector.ndim == 3 else shape[1:]

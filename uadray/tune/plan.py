@@ -54,7 +54,7 @@ def plan_table(space: Space, config: SweepConfig, cohort: Cohort) -> Table:
         caption += ". Members change their settings on the way"
     table = Table(
         title=f"{len(found)} trials, {clock(total)} one after another at {threads} threads; "
-        + config.told(),
+        + config.describe(),
         caption=caption,
     )
     paths = [path for path in space.varied if path != "experiment"]
@@ -76,7 +76,9 @@ def outcome_table(space: Space, config: SweepConfig, outcomes: Sequence[Outcome]
     """How the trials ended, the best first."""
     ended = [o.status for o in outcomes]
     counts = ", ".join(f"{ended.count(s)} {s}" for s in dict.fromkeys(ended))
-    table = Table(title=f"{len(outcomes)} trials: {counts}", caption=f"best first; {config.told()}")
+    table = Table(
+        title=f"{len(outcomes)} trials: {counts}", caption=f"best first; {config.describe()}"
+    )
     paths = [path for path in space.varied if path != "experiment"]
     heads = dict.fromkeys(("healthy L1", config.head))
     for head in ("trial", *map(_head, paths), *heads, "best epoch", "status"):

@@ -10,7 +10,7 @@ of a first one and change its knobs by chance. Members wait for each other, so t
 from whom follows from what the folders hold and the seed alone, and a sweep that was killed ends as
 an undisturbed one.
 
-Every generation of a member is a run folder of its own, begun with the epochs and the checkpoint
+Every generation of a member is a run folder of its own, started with the epochs and the checkpoint
 that it goes on from: `population/.../g00-m03` and, for the last one, `runs/3D-None-PBT-...-m03`.
 `lineage` in its `config.json` says which epochs were fitted by which member under which knobs: the
 experiment beside it holds for the last of them alone.
@@ -30,7 +30,7 @@ from uadray.config import Experiment
 from uadray.errors import CheckpointError, ConfigError
 from uadray.methods import GradientDetector
 from uadray.runs.checkpoint import CheckpointStore
-from uadray.runs.detector import fresh
+from uadray.runs.detector import build_detector
 from uadray.runs.folder import TRIALS, Run
 from uadray.store import Cohort
 from uadray.tune.settings import SweepConfig
@@ -47,7 +47,7 @@ FACTORS = (0.8, 1.25)
 """A knob that is taken over is multiplied by one of these."""
 
 RESAMPLE = 0.25
-"""How often it is drawn anew instead."""
+"""How often it is redrawn instead."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,7 +119,7 @@ def check_phases(found: Sequence[Population], shape: tuple[int, int, int]) -> No
         ConfigError: one of them does.
     """
     for population in found:
-        detector = fresh(population.base, shape)
+        detector = build_detector(population.base, shape)
         if isinstance(detector, GradientDetector) and len(detector.phases()) > 1:
             raise ConfigError(
                 f"{population.base.name} learns in {len(detector.phases())} phases; a population "
@@ -201,7 +201,7 @@ def folder_of(url: str, population: Population, generation: int, number: int) ->
 
 
 def lay(url: str, population: Population, member: Member, cohort: Cohort) -> str:
-    """Begin the run folder of a member's generation, or take up one that was begun.
+    """Begin the run folder of a member's generation, or resume one that was started.
 
     It is given the record and the checkpoint of the generation that it goes on from. What was cut
     short is done again.
@@ -235,14 +235,14 @@ def lay(url: str, population: Population, member: Member, cohort: Cohort) -> str
         # A name of its own: it is no fit of the experiment from its first epoch on.
         name = f"{experiment.name}-PBT"
         run.note({"name": name, "population": described, "lineage": [*past, here]})
-    begun = run.summary is not None or CheckpointStore(run.url, run.identity).state() is not None
+    begun = run.summary is not None or CheckpointStore.of(run).state() is not None
     if source is not None and not begun:
         _go_on_from(source, run)
     return folder
 
 
 def forget(url: str, population: Population, generation: int) -> None:
-    """Remove the checkpoints of a generation that all of the next one has been begun from."""
+    """Remove the checkpoints of a generation that all of the next one has been started from."""
     for number in range(population.config.population):
         folder = folder_of(url, population, generation, number)
         if Run.is_begun(folder):
@@ -251,14 +251,14 @@ def forget(url: str, population: Population, generation: int) -> None:
 
 def _go_on_from(source: Run, target: Run) -> None:
     """Give a run the epochs and the checkpoint of another one; the checkpoint counts last."""
-    store = CheckpointStore(source.url, source.identity)
+    store = CheckpointStore.of(source)
     if store.state() is None:
         raise CheckpointError(
             f"{source.url} has no checkpoint to go on from: restore it from a copy, or sweep into "
             "another folder (--out)"
         )
     target.write_metrics(source.metrics())
-    store.copy_to(target.url, target.identity)
+    store.copy_to(target.url, target.checkpoint_key)
 
 
 def _draw(population: Population, path: str, generation: int, number: int) -> float:

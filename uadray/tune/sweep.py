@@ -27,11 +27,12 @@ from uadray.results import refuse_inside
 from uadray.runs.folder import SWEEP, Run
 from uadray.runs.learned import compare_cohorts
 from uadray.store import Cohort, open_cohort
-from uadray.train.summary import conclude_facts
+from uadray.train.summary import summarise
 from uadray.train.track import TrackConfig, prepared
 from uadray.tune import population as pbt
 from uadray.tune.asha import asha
-from uadray.tune.draws import OptunaDraws
+from uadray.tune.live_table import Watch
+from uadray.tune.optuna_search import OptunaDraws
 from uadray.tune.settings import RECONSTRUCTION, SweepConfig
 from uadray.tune.space import Space
 from uadray.tune.trial import OBJECTIVE, read_task, run_trial
@@ -49,7 +50,6 @@ from uadray.tune.trials import (
     status,
     write_record,
 )
-from uadray.tune.watch import Watch
 
 __all__ = ["Outcome", "SweepConfig", "fit_trials", "fixed_trials", "run_url", "sweep"]
 
@@ -148,7 +148,7 @@ def _fit_held(
     check_cohort(url, cohort)
     files.remove_drafts(url, recursive=False)
     cluster.connect(dashboard=config.workers_per_trial > 1)
-    cluster.check_readable(files.join(cohort.url, "zarr.json"))
+    cluster.check_readable(cohort.seal_url)
     cluster.check_shared(url)
     tasks = [Task(experiment=t, url=run_url(url, t)) for t in trials]
     left = [t for t in tasks if not settled(t.url, config)]
@@ -229,7 +229,7 @@ class _Job:
         return left is not None and left <= 0
 
     def fit(self, tasks: Sequence[Task], *, stops: bool = False, what: str = "trials") -> None:
-        """Fit tasks side by side."""
+        """Fit tasks in parallel."""
         if self.out_of_time:
             return
         space = {"task": tune.grid_search([t.to_json() for t in tasks])}
@@ -242,7 +242,7 @@ class _Job:
         self._run(watch, None, param_space=space, scheduler=scheduler)
 
     def draw(self, space: Space) -> list[Task]:
-        """Let Optuna draw trials; those that it drew before are taken up first."""
+        """Let Optuna draw trials; those that it drew before come first."""
         place = files.join(self.url, "drawn.json")
         points = _drawn(place)[: self.config.max_trials]
         tasks = [read_task(point, self.url, space) for point in points]
@@ -280,7 +280,7 @@ class _Job:
         return [*tasks, *(t for t in watch.tasks if t not in tasks)]
 
     def evolve(self, found: Sequence[pbt.Population]) -> list[Outcome]:
-        """Take all populations through their generations, side by side."""
+        """Take all populations through their generations in parallel."""
         members = {p.name: pbt.begin(p) for p in found}
         alive = list(found)
         for generation in range(max(p.num_generations for p in found)):
@@ -433,6 +433,6 @@ def _record_ends(watch: Watch, *, stopped: bool) -> None:
         with suppress(RunError, CheckpointError):
             run = Run.open(task.url)
             if error:
-                run.finish({"status": "failed", "error": error, **conclude_facts(run)})
+                run.finish({"status": "failed", "error": error, **summarise(run)})
             elif stopped:
-                run.finish({"status": "stopped", **conclude_facts(run)})
+                run.finish({"status": "stopped", **summarise(run)})

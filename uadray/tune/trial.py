@@ -74,13 +74,13 @@ def run_trial(
             # A sweep that goes on has not stopped it.
             Run.open(task.url).ask_to_stop(False)
             trial.measure_kept()
-        # A trial that was begun before tells the scheduler again how it went.
+        # A trial that was started before tells the scheduler again how it went.
         for record in Run.open(task.url).metrics():
             trial.tell(record, anew=False)
     error = "" if ended or trial.is_late else trial.fit(cohort, track)
     if not error and status(task.url) in ENDED:
         trial.conclude()
-    if error or not trial.told:
+    if error or not trial.has_reported:
         tune.report(trial.last() | ({"error": error} if error else {}))
 
 
@@ -97,7 +97,7 @@ class _Trial:
         self._task, self._settings, self._labelled = task, settings, labelled
         self._deadline = deadline
         self._value: float | None = None
-        self.told = False
+        self.has_reported = False
 
     def fit(self, cohort: Cohort, track: TrackConfig) -> str:
         """Fit it; returns why that cannot be, if it cannot."""
@@ -134,10 +134,10 @@ class _Trial:
         epoch = int(record["epoch"])
         if anew and self.is_late:
             Run.open(self._task.url).ask_to_stop()
-        told = {"epoch": epoch, "run": self._task.url}
+        report = {"epoch": epoch, "run": self._task.url}
         if RECONSTRUCTION in record:
             # Some phases of some methods have none.
-            told[RECONSTRUCTION] = record[RECONSTRUCTION]
+            report[RECONSTRUCTION] = record[RECONSTRUCTION]
         if self._labelled is None:
             self._value = record.get(RECONSTRUCTION)
         elif self._settings.scheduler == "asha":
@@ -147,14 +147,14 @@ class _Trial:
             else:
                 self._take(measured_at(run, self._labelled, epoch))
         if self._value is not None:
-            told[OBJECTIVE] = self._value
-        self.told = True
-        tune.report(told)
+            report[OBJECTIVE] = self._value
+        self.has_reported = True
+        tune.report(report)
 
     def measure_kept(self) -> None:
         """Measure the epoch that the run would detect with now, where labels are used."""
         run = Run.open(self._task.url)
-        state = CheckpointStore(run.url, run.identity).state()
+        state = CheckpointStore.of(run).state()
         if self._labelled is None or (state is None and learns(self._task.experiment)):
             return
         epoch = state.best if state and learns(self._task.experiment) else None
@@ -187,19 +187,19 @@ class _Trial:
             summary["warnings"] = [*summary.get("warnings", []), note]
             run.finish(summary)
         tune.report(self.last())
-        self.told = True
+        self.has_reported = True
 
     def last(self) -> dict[str, Any]:
-        """What is told of a trial as it stands."""
+        """The state of a trial as it stands."""
         records = Run.open(self._task.url).metrics() if Run.is_begun(self._task.url) else []
-        told: dict[str, Any] = {"run": self._task.url}
+        state: dict[str, Any] = {"run": self._task.url}
         if records:
-            told["epoch"] = records[-1]["epoch"]
+            state["epoch"] = records[-1]["epoch"]
             if RECONSTRUCTION in records[-1]:
-                told[RECONSTRUCTION] = records[-1][RECONSTRUCTION]
+                state[RECONSTRUCTION] = records[-1][RECONSTRUCTION]
         if self._value is not None:
-            told[OBJECTIVE] = self._value
-        return told
+            state[OBJECTIVE] = self._value
+        return state
 
     def _take(self, figures: dict[str, Any] | None) -> None:
         if figures is not None:

@@ -27,7 +27,7 @@ class Task:
     url: str
 
     def to_json(self) -> dict[str, Any]:
-        """As a trial of Ray Tune is told it."""
+        """As a trial of Ray Tune receives it."""
         return {"experiment": to_json(self.experiment), "run": self.url}
 
     @classmethod
@@ -125,8 +125,8 @@ def objective_of(summary: dict[str, Any], config: SweepConfig) -> float | None:
     if not config.uses_labels:
         value = summary.get("validation/reconstruction")
     else:
-        told = summary.get("objective") or {}
-        value = told.get("value") if told.get("name") == config.objective else None
+        objective = summary.get("objective") or {}
+        value = objective.get("value") if objective.get("name") == config.objective else None
     return None if value is None else float(value)
 
 
@@ -167,8 +167,8 @@ def reached(folder: str, config: SweepConfig) -> float | None:
         run = Run.open(folder)
         value = _objective(folder, run.summary or {}, config)
         if value is None and not config.uses_labels:
-            told = [r[RECONSTRUCTION] for r in run.metrics() if RECONSTRUCTION in r]
-            value = min(told, default=None)
+            values = [r[RECONSTRUCTION] for r in run.metrics() if RECONSTRUCTION in r]
+            value = min(values, default=None)
     except RunError:
         return None
     return None if value is None else config.sign * value
@@ -189,7 +189,7 @@ def write_record(
             "name": config.objective,
             "uses_labels": config.uses_labels,
             "labelled": config.labelled or None,
-            "in_words": config.told(),
+            "in_words": config.describe(),
         },
         "cohort": {"url": cohort.url, "name": cohort.name, "fingerprint": cohort.fingerprint},
         "trials": [
@@ -217,4 +217,4 @@ def lineage(folder: str) -> list[dict[str, Any]]:
 
 def label_note(config: SweepConfig) -> str:
     """What stands in the summary of each run whose sweep compares by labels."""
-    return f"{USES_LABELS}: in this sweep {config.told()}"
+    return f"{USES_LABELS}: in this sweep {config.describe()}"

@@ -105,7 +105,7 @@ def write_case(
         out: The page, ending in `.html`; a local path or an fsspec URL. Replaced whole.
         scan: As for `load_volumes`, as are the other volumes: images of nibabel or NIfTI files, all
             on the scan's grid.
-        anomaly: Scores; larger is stranger.
+        anomaly: Scores; higher means more anomalous.
         proposal: Mask of what the method proposes.
         reconstruction: The scan as the method would have it.
         truth: Mask of the known lesion.

@@ -109,7 +109,7 @@ def load_volumes(
 
     Args:
         scan: The scan, (X, Y, Z) in any orientation.
-        anomaly: Scores on the scan's grid, larger is stranger; 0 outside the brain.
+        anomaly: Scores on the scan's grid, higher means more anomalous; 0 outside the brain.
         proposal: Mask on the scan's grid.
         reconstruction: Intensities on the scan's grid.
         truth: Mask on the scan's grid.

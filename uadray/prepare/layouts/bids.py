@@ -97,7 +97,7 @@ def bids(root: str, modality: str = "T1w") -> Scans:
         (name, alternatives)
         for alternatives in candidates.values()
         for name in alternatives
-        # Twice where .nii and .nii.gz of one name lie side by side: refused below.
+        # Twice where .nii and .nii.gz of one name lie in one folder: refused below.
         if stem(name) == stem(min(alternatives, key=_plainness))
     ]
     scanners = _scanners(root, names, [name for name, _ in chosen])

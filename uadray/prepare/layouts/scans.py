@@ -37,7 +37,7 @@ __all__ = [
 _log = logging.getLogger(__name__)
 
 PHANTOM_SCHEME = "phantom://"
-"""Scans behind it are made, not read: `phantom://stroke/17` is subject 17 of the kind stroke."""
+"""Scans with it are made, not read: `phantom://stroke/17` is subject 17 of the kind stroke."""
 
 
 @dataclass(frozen=True, kw_only=True)

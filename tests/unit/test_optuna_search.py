@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from uadray.config import FitConfig
-from uadray.tune.draws import OptunaDraws
+from uadray.tune.optuna_search import OptunaDraws
 from uadray.tune.space import Space
 
 pytest.importorskip("optuna")

@@ -103,7 +103,7 @@ class Watch(Callback):
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **_: Any
     ) -> None:
-        """A trial has told an epoch, or why it cannot go on."""
+        """A trial has reported an epoch, or why it cannot go on."""
         if trial.trial_id not in self._running:
             return
         if "error" in result:
@@ -125,8 +125,8 @@ class Watch(Callback):
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
         """A trial has failed; Tune may start it again."""
-        told = str(trial.get_error() or "its process died").strip().splitlines()
-        self._end(trial, told[-1] if told else "its process died")
+        lines = str(trial.get_error() or "its process died").strip().splitlines()
+        self._end(trial, lines[-1] if lines else "its process died")
 
     def _end(self, trial: Any, error: str) -> None:
         if trial.trial_id not in self._running:
@@ -187,12 +187,12 @@ class Watch(Callback):
         return table
 
     def _figure(self, result: dict[str, Any]) -> str:
-        config, told = self._config, ""
+        config, text = self._config, ""
         if result.get(RECONSTRUCTION) is not None:
-            told = f", epoch {result['epoch']}, healthy L1 {result[RECONSTRUCTION]:.4f}"
+            text = f", epoch {result['epoch']}, healthy L1 {result[RECONSTRUCTION]:.4f}"
         if config.uses_labels and result.get("objective") is not None:
-            told += f", {config.head} {config.sign * result['objective']:.4f}"
-        return told
+            text += f", {config.head} {config.sign * result['objective']:.4f}"
+        return text
 
 
 def _copy() -> Watch:

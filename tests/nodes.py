@@ -18,8 +18,7 @@ import signal
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,8 +26,9 @@ from typing import Any
 
 import psutil
 
-from benchmarks import s3_server
-from benchmarks.s3_server import S3Faults
+from tests import s3_server
+from tests.s3_server import S3Faults
+from tests.waiting import wait_until
 from uadray.cluster import KEEP_WORKERS
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -72,19 +72,6 @@ def why_not() -> str:
 
 
 _UNSHARE = ("unshare", "--net", "--pid", "--mount", "--fork", "--kill-child", "--mount-proc")
-
-
-def wait_until(holds: Callable[[], object], seconds: float, what: str) -> None:
-    """Wait for a condition.
-
-    Raises:
-        TimeoutError: it did not come to hold.
-    """
-    deadline = time.monotonic() + seconds
-    while not holds():
-        if time.monotonic() > deadline:
-            raise TimeoutError(f"not within {seconds:.0f} s: {what}")
-        time.sleep(0.02)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -412,7 +399,7 @@ def _layout(made: Network) -> str:
 
 def _serve(made: Network) -> None:
     made.s3_folder.mkdir()
-    command = (sys.executable, "-m", "benchmarks.s3_server", S3_HOST, S3_PORT, made.s3_folder)
+    command = (sys.executable, "-m", "tests.s3_server", S3_HOST, S3_PORT, made.s3_folder)
     started = made.start(*command, node="s3")
     wait_until(
         lambda: (made.s3_folder / "ready").exists() or started.process.poll() is not None,

@@ -23,7 +23,7 @@ class OptunaDraws(Searcher):
 
     Args:
         space: Where points are drawn from.
-        metric: What Tune is told; less is better.
+        metric: What is reported to Tune; less is better.
         seed: The same seed and the same figures in the same order draw the same points.
         past: Points that were drawn before, with what they gave, where that is known.
         num: Most points, the past ones included.

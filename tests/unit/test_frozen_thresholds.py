@@ -8,7 +8,7 @@ import pytest
 
 from uadray.errors import EvaluationError
 from uadray.metrics.counts import Threshold
-from uadray.runs.frozen import freeze
+from uadray.runs.frozen_thresholds import freeze
 
 SETTINGS = {"rule": "best_dice", "cohort": "abc"}
 

@@ -1,0 +1,242 @@
+"""The one table of metrics: what each is called, which way is better, and how it is computed.
+
+A new one is one entry; records, the bootstrap, reports, model cards and the papers read it here.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from uadray.errors import EvaluationError
+from uadray.metrics import measures
+from uadray.metrics.counts import TestPart, Threshold
+from uadray.metrics.histograms import Histograms
+from uadray.metrics.postprocess import MAX_LEVEL, dequantise
+from uadray.metrics.resampling import resampled_curves
+
+Values = NDArray[np.float64]
+
+
+class Tested:
+    """A test part at a frozen threshold, from which metrics are computed.
+
+    Raises:
+        TypeError: `part` is not a test part.
+        EvaluationError: the threshold belongs to another score range, or was fitted on the part.
+    """
+
+    def __init__(self, part: TestPart, threshold: Threshold) -> None:
+        _check(part, threshold)
+        self.part, self.threshold = part, threshold
+
+    @cached_property
+    def volume(self) -> Histograms:
+        """All voxels of the grid, the background included, over all subjects."""
+        return self.part.merged("volume")
+
+    @cached_property
+    def dice_s(self) -> Values:
+        """(N,) of each subject, NaN without lesion."""
+        return measures.dice_s(self.part, self.threshold.level)
+
+
+class Resampled(Tested):
+    """The same in R draws of its subjects.
+
+    Args:
+        part: N test subjects.
+        threshold: Frozen.
+        weights: (R, N), how often each subject counts in each draw.
+    """
+
+    def __init__(self, part: TestPart, threshold: Threshold, weights: NDArray[np.int64]) -> None:
+        super().__init__(part, threshold)
+        self.weights = weights
+
+    @cached_property
+    def curves(self) -> dict[str, Values]:
+        """Areas and best Dice over the voxels of the grid, (R,) each."""
+        return resampled_curves(self.part.histograms(), self.weights)
+
+    @cached_property
+    def slice_curves(self) -> dict[str, Values]:
+        """The same over axial slices."""
+        return resampled_curves(self.part.slice_histograms(), self.weights)
+
+
+def _check(test: TestPart, threshold: Threshold) -> None:
+    """Refuse a part that is none to report on, and a threshold that does not belong to it.
+
+    Raises:
+        TypeError: `test` is not a test part.
+        EvaluationError: see `Tested`.
+    """
+    if not isinstance(test, TestPart):
+        raise TypeError(f"expected a TestPart to report on, came {type(test).__name__}")
+    if threshold.fitted_on == test.name:
+        raise EvaluationError(
+            f"threshold {threshold.rule!r} was fitted on {test.name!r} itself; expected one from "
+            "a threshold part: the best Dice on the test part is reported as `upper_bound_dice`"
+        )
+    expected = float(dequantise(threshold.level, test.score_range))
+    level_width = (test.score_range[1] - test.score_range[0]) / MAX_LEVEL
+    if abs(expected - threshold.value) > level_width / 2:
+        raise EvaluationError(
+            f"threshold level {threshold.level} stands for score {threshold.value}, but for "
+            f"{expected} in the range {test.score_range} of {test.name!r}; fit it on counts of "
+            "the same method and score range"
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Metric:
+    """One figure of a method on a test part."""
+
+    key: str
+    """Name in records, CSV files and protocols."""
+    head: str
+    """Name in tables; Dice_D and Dice_S have real subscripts on pages."""
+    value: Callable[[Tested], float]
+    """The figure; NaN where it is undefined."""
+    resampled: Callable[[Resampled], Values] | None = None
+    """(R,) figures of draws, for its interval; None where none is given."""
+    note: str = ""
+    """What is said below its name."""
+    higher_is_better: bool = True
+    """Which way is better."""
+    deviation: str = ""
+    """Key of the metric that stands after it with ±."""
+    shown: bool = True
+    """Whether it has a column in the main table, and in model cards."""
+    shows_interval: bool = True
+    """Whether tables show its interval."""
+    printed: bool = True
+    """Whether it has a column on a printed page, which holds fewer."""
+    brief: str = ""
+    """Its head where there is little room: on the terminal, and over seeds; empty for not there."""
+    compared: bool = False
+    """Whether differences between methods are shown in it."""
+    of_a_prediction: bool = False
+    """Whether it is of voxels above the threshold, which a component filter is meant to change;
+    the others are of the scores."""
+
+
+METRICS: tuple[Metric, ...] = (
+    Metric(
+        key="dice_d",
+        head="Dice_D",
+        value=lambda one: float(measures.dice_d(one.part, one.threshold.level)),
+        resampled=lambda one: measures.dice_d(one.part, one.threshold.level, one.weights),
+        of_a_prediction=True,
+        brief="Dice_D\n[95 %]",
+        compared=True,
+    ),
+    Metric(
+        key="dice_s_mean",
+        head="Dice_S",
+        value=lambda one: float(measures.mean_dice_s(one.dice_s)),
+        resampled=lambda one: measures.mean_dice_s(one.dice_s, one.weights),
+        of_a_prediction=True,
+        note="mean ± std over subjects",
+        deviation="dice_s_std",
+        shows_interval=False,
+        brief="Dice_S\n± std",
+        compared=True,
+    ),
+    Metric(
+        key="dice_s_std",
+        head="Dice_S deviation",
+        value=lambda one: _deviation(_defined(one.dice_s)),
+        higher_is_better=False,
+        of_a_prediction=True,
+        shown=False,
+    ),
+    Metric(
+        key="auprc",
+        head="AUPRC",
+        value=lambda one: float(measures.auprc(one.volume)),
+        resampled=lambda one: one.curves["auprc"],
+        brief="AUPRC\n[95 %]",
+        compared=True,
+    ),
+    Metric(
+        key="auprc_trapezoid",
+        head="AUPRC (trapezoid)",
+        value=lambda one: float(measures.auprc_trapezoid(one.volume)),
+        shown=False,
+    ),
+    Metric(
+        key="auroc",
+        head="AUROC",
+        value=lambda one: float(measures.auroc(one.volume)),
+        resampled=lambda one: one.curves["auroc"],
+        shows_interval=False,
+        printed=False,
+    ),
+    Metric(
+        key="auroc_brain",
+        head="AUROC in the brain",
+        value=lambda one: float(measures.auroc(one.part.merged("brain"))),
+        shown=False,
+    ),
+    Metric(
+        key="slice_auprc",
+        head="AUPRC by slice",
+        value=lambda one: float(measures.slice_auprc(one.part)),
+        resampled=lambda one: one.slice_curves["auprc"],
+        note="axial slices",
+        shows_interval=False,
+    ),
+    Metric(
+        key="upper_bound_dice",
+        head="Upper-bound Dice",
+        value=lambda one: float(measures.upper_bound_dice(one.volume)),
+        resampled=lambda one: one.curves["upper_bound_dice"],
+        of_a_prediction=True,
+        note="upper bound: threshold chosen on the test part",
+        shows_interval=False,
+        brief="Upper\nbound",
+    ),
+)
+"""In the order of records and tables."""
+
+BY_KEY = {metric.key: metric for metric in METRICS}
+
+
+def compute_metrics(part: TestPart, threshold: Threshold) -> dict[str, Any]:
+    """Everything that is reported of one method on one test part, as JSON values.
+
+    Args:
+        part: Counts of the test subjects.
+        threshold: Fitted on a threshold part with the same score range.
+
+    Returns:
+        Each metric by its key (None where it is undefined), the threshold, and what was counted.
+
+    Raises:
+        TypeError: `part` is not a test part.
+        EvaluationError: the threshold belongs to another score range, or was fitted on the part.
+    """
+    tested = Tested(part, threshold)
+    values = {metric.key: metric.value(tested) for metric in METRICS}
+    return {key: None if np.isnan(value) else value for key, value in values.items()} | {
+        "threshold": threshold.value,
+        "threshold_rule": threshold.rule,
+        "threshold_fitted_on": threshold.fitted_on,
+        "num_subjects": len(part.subjects),
+        "num_subjects_with_lesion": len(_defined(tested.dice_s)),
+        "num_lesion": int(part.num_lesion.sum()),
+        "num_lesion_eroded": int(part.num_lesion_eroded.sum()),
+    }
+
+
+def _defined(values: Values) -> Values:
+    return values[~np.isnan(values)]
+
+
+def _deviation(values: Values) -> float:
+    return float(values.std()) if len(values) else np.nan

@@ -1,0 +1,153 @@
+"""What one worker of a fit does, alone in its process or in a group: `Fit` on a run's cohort."""
+
+import resource
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from uadray.data.sampling import step_sizes, train_rows
+from uadray.data.stream import TrainingStream, ValidationStream, fits_in_memory
+from uadray.errors import ConfigError, RunError
+from uadray.methods.base import GradientDetector
+from uadray.runs.checkpoint import CheckpointStore
+from uadray.runs.detector import build_detector
+from uadray.runs.folder import EPOCHS, Run
+from uadray.store import Cohort
+from uadray.train.fit import Fit
+from uadray.train.precision import reduced_precision
+from uadray.train.steps import Metrics, World
+from uadray.train.track import TrackConfig, tracked
+
+
+def fit_worker(
+    run: Run,
+    cohort: Cohort,
+    *,
+    world: World,
+    device: torch.device,
+    micro_batch: int,
+    track: TrackConfig,
+    report: Callable[[Metrics], None],
+) -> dict[str, Any]:
+    """Fit a method that learns by gradient, from the newest checkpoint to the end.
+
+    Returns:
+        How it was done, for the summary: volumes, residency, precision, device, threads and the
+        peak memory of the worker with the highest.
+
+    Raises:
+        ConfigError: the workers or micro-batches do not suit the batch or the method.
+        NotFiniteError: the loss is not finite.
+    """
+    experiment, config = run.experiment, run.experiment.fit
+    detector = build_detector(experiment, run.shape)
+    assert isinstance(detector, GradientDetector)
+    if micro_batch and any(isinstance(m, _BATCH_NORM) for m in detector.modules()):
+        raise ConfigError(
+            "scale.micro_batch changes what batch normalisation learns: choose another "
+            "--method.norm, or 0 micro-batches"
+        )
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    rows = train_rows(cohort, share=config.data_share, seed=config.seed)
+    held_back = cohort.rows("validation")
+    num_volumes = len(rows) + len(held_back)
+    resident = config.residency == "device" or (
+        config.residency == "auto" and fits_in_memory(cohort, num_volumes, world.size, str(device))
+    )
+    train = TrainingStream(
+        cohort,
+        rows,
+        ndim=detector.ndim,
+        batch_size=config.batch_size,
+        seed=config.seed,
+        rank=world.rank,
+        world=world.size,
+        resident=resident,
+        device=str(device),
+    )
+    sizes = None
+    if world.size > 1:
+        sizes = step_sizes([int(n) for n in of_each(world, train.num_samples())], config.batch_size)
+    past, state = run.metrics(), CheckpointStore.of(run).state()
+    done = 0 if state is None else state.last
+    if [r["epoch"] for r in past if r["epoch"] <= done] != list(range(1, done + 1)):
+        raise RunError(
+            f"{run.url}/{EPOCHS} does not hold each of the {done} epochs that the checkpoint has: "
+            "restore it from a copy, or fit again into another folder (--out)"
+        )
+    with tracked(run, track if world.rank == 0 else TrackConfig()) as follow:
+
+        def log(records: list[Metrics]) -> None:
+            run.write_metrics(records)
+            follow(records[-1])
+
+        Fit(
+            detector=detector,
+            experiment=experiment,
+            train=train.epoch,
+            validation=ValidationStream(
+                cohort, held_back, rank=world.rank, world=world.size, resident=resident
+            ),
+            checkpoints=CheckpointStore.of(run),
+            report=report,
+            records=past,
+            device=device,
+            world=world,
+            sizes=sizes,
+            micro_batch=micro_batch,
+            log=log,
+        ).run()
+    if detector.calibrates:
+        _calibrate(detector, CheckpointStore.of(run), cohort, world, device)
+    return {
+        "num_train_volumes": len(rows),
+        "num_validation_volumes": len(held_back),
+        "residency": "device" if resident else "stream",
+        "precision": (
+            "bfloat16" if reduced_precision(config.precision, detector, device) else "float32"
+        ),
+        "device": device.type,
+        "threads": torch.get_num_threads(),
+        "peak_memory_gib": max(of_each(world, _peak_memory(device))),
+    }
+
+
+def _calibrate(
+    detector: GradientDetector,
+    checkpoints: CheckpointStore,
+    cohort: Cohort,
+    world: World,
+    device: torch.device,
+) -> None:
+    """Let the best epoch's detector set its buffers by healthy volumes, once."""
+    state = checkpoints.state()
+    assert state is not None
+    if state.calibrated:
+        return
+    rows = cohort.rows("validation")
+    rows = rows[: detector.calibration_volumes or len(rows)]
+    stream = ValidationStream(cohort, rows, rank=world.rank, world=world.size, resident=False)
+    checkpoints.load_model(detector.to(device).eval(), state.best)
+    with torch.no_grad():
+        detector.calibrate((b.images.to(device).float()[:, None] for b in stream), world.sum)
+    if world.rank == 0:
+        checkpoints.save_calibrated(detector)
+
+
+_BATCH_NORM = torch.nn.modules.batchnorm._BatchNorm
+
+
+def of_each(world: World, value: float) -> list[float]:
+    """A number of each worker, by rank, on all of them."""
+    mine = torch.zeros(world.size, dtype=torch.float64)
+    mine[world.rank] = value
+    return world.sum(mine).tolist()
+
+
+def _peak_memory(device: torch.device) -> float:
+    """GiB: what the fit took of its GPU, or else the highest resident size of this process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**30
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from uadray.html import ABSENT
 from uadray.metrics.statistics import holm, interval, wilcoxon_p
 from uadray.metrics.table import METRICS
-from uadray.report.columns import Column, brackets, number, signed
+from uadray.report.columns import Column, ascending, brackets, number, signed
 from uadray.report.rows import CohortRows, Row
 from uadray.runs.records import RunRecord
 
@@ -308,13 +308,7 @@ def _seeds(comparison: Comparison) -> str:
 
 
 COMPARISON_COLUMNS: tuple[Column[Comparison], ...] = (
-    Column(
-        key="method",
-        head="Method",
-        value=lambda c: c.series.label,
-        text=lambda c: c.series.label,
-        first="ascending",
-    ),
+    ascending("method", "Method", lambda c: c.series.label),
     *(_difference(metric.key, metric.head) for metric in METRICS if metric.compared),
     Column(
         key="wilcoxon_p",
@@ -333,13 +327,7 @@ COMPARISON_COLUMNS: tuple[Column[Comparison], ...] = (
         text=lambda c: str(len(c.series.rows)),
         detail=_seeds,
     ),
-    Column(
-        key="verdict",
-        head="Dice_D is",
-        value=lambda c: c.verdict,
-        text=lambda c: c.verdict,
-        first="ascending",
-    ),
+    ascending("verdict", "Dice_D is", lambda c: c.verdict),
 )
 """The columns of a table of paired comparisons."""
 
@@ -365,13 +353,7 @@ def _over_seeds(metric: str, head: str) -> Column[Series]:
 
 
 SEED_COLUMNS: tuple[Column[Series], ...] = (
-    Column(
-        key="method",
-        head="Method",
-        value=lambda series: series.label,
-        text=lambda series: series.label,
-        first="ascending",
-    ),
+    ascending("method", "Method", lambda series: series.label),
     Column(
         key="fits",
         head="Fits",

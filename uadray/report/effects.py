@@ -14,7 +14,7 @@ import numpy as np
 
 from uadray.html import ABSENT
 from uadray.metrics.table import BY_KEY
-from uadray.report.columns import Column, brackets, number
+from uadray.report.columns import Column, ascending, brackets, number
 from uadray.report.compare import Comparison, Figure, Series, compare
 from uadray.report.rows import CohortRows, Row
 from uadray.runs.records import RunRecord
@@ -246,13 +246,7 @@ def _figure_column(metric: str, head: str, digits: int = 3) -> Column[Point]:
 
 
 EFFECT_COLUMNS: tuple[Column[Point], ...] = (
-    Column(
-        key="line",
-        head="Line",
-        value=lambda point: point.line,
-        text=lambda point: point.line,
-        first="ascending",
-    ),
+    ascending("line", "Line", lambda point: point.line),
     Column(
         key="value",
         head="Value",

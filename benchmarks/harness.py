@@ -20,10 +20,37 @@ from typing import Any, Self
 
 import psutil
 import torch
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from rich.console import Console
 from rich.table import Table
 
+from uadray.tables import to_markdown
+
 RESULTS = Path(__file__).parent / "results"
+DOCS = Path(__file__).parents[1] / "docs"
+
+
+def render(page: str, **values: Any) -> str:
+    """The text of `templates/PAGE.j2`; `table` in it makes a Markdown table."""
+    found = Environment(
+        loader=FileSystemLoader(Path(__file__).parent / "templates"),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    ).get_template(f"{page}.j2")
+    return found.render(values | {"table": to_markdown, "opened": opened})
+
+
+def opened(text: str) -> str:
+    """With a capital first letter, as a sentence begins."""
+    return text[:1].upper() + text[1:]
+
+
+def write_page(page: str, text: str) -> None:
+    """Write a page of the documentation."""
+    (DOCS / page).write_text(text)
+    print(f"docs/{page}")
 
 
 @dataclass(frozen=True)

@@ -18,14 +18,15 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import harness
-from benchmarks.results_page import write_page
+from benchmarks.harness import RESULTS, circumstances, render, write_page
 from uadray.config import BENGS_TABLE_1
 from uadray.metrics.statistics import holm
 from uadray.report.compare import Comparison, Series, compare, series_of
 from uadray.report.rows import CohortRows, group_by_cohort
 from uadray.runs.records import RunRecord, load_runs
 from uadray.runs.settings import settings_of
+
+PAGE = "results.md"
 
 FIGURES = ("dice_d", "dice_s_mean", "auprc")
 """Figures that are kept of each experiment."""
@@ -53,7 +54,7 @@ class RealUse:
 def main() -> None:
     job = tyro.cli(RealUse, description=__doc__)
     if job.page:
-        write_page()
+        write_page(PAGE, page(kept()))
         return
     if not (job.sweep and job.name and job.told):
         raise SystemExit("give the sweep's folder, --name and --told, or --page")
@@ -63,11 +64,11 @@ def main() -> None:
     for one in found:
         show(one)
     if job.keep:
-        content = harness.circumstances("real_use") | provenance(runs)
-        path = harness.RESULTS / f"real-{job.name}.json"
+        content = circumstances("real_use") | provenance(runs)
+        path = RESULTS / f"real-{job.name}.json"
         path.write_text(json.dumps(content | {"told": job.told, "cohorts": found}, indent=1) + "\n")
         print(f"benchmarks/results/{path.name}")
-        write_page()
+        write_page(PAGE, page(kept()))
 
 
 def cohort_result(group: CohortRows) -> dict[str, Any]:
@@ -253,12 +254,7 @@ def show(found: dict[str, Any]) -> None:
     for head in ("experiment", "latent", "seeds", *FIGURES):
         table.add_column(head)
     for one in found["experiments"]:
-        cells = []
-        for name in FIGURES:
-            figure = one["figures"][name]
-            bounds = figure and figure["interval_over_subjects"]
-            spread = f" [{bounds[0]:.3f}, {bounds[1]:.3f}]" if bounds else ""
-            cells.append(f"{figure['mean']:.3f}{spread}" if figure else "")
+        cells = [_interval(one["figures"][name], "mean", "") for name in FIGURES]
         table.add_row(one["name"], str(one["latent_size"] or ""), str(len(one["seeds"])), *cells)
     console.print(table)
     for head, differences in found["differences"].items():
@@ -266,18 +262,83 @@ def show(found: dict[str, Any]) -> None:
         for column in ("of", "against", "Dice_D difference", "p (Holm)", "seeds", "Dice_D is"):
             table.add_column(column)
         for one in differences:
-            figure = one["differences"]["dice_d"]
-            low, high = figure["interval"] or (float("nan"),) * 2
-            seeds = one["over_seeds_dice_d"]
             table.add_row(
                 one["of"],
                 one["against"],
-                f"{figure['value']:+.3f} [{low:+.3f}, {high:+.3f}]",
+                _interval(one["differences"]["dice_d"], "value", "+"),
                 f"{one['wilcoxon_p'] or float('nan'):.3f} ({one['holm_p'] or float('nan'):.3f})",
-                f"{seeds[0]:+.3f} to {seeds[1]:+.3f}" if seeds else "",
+                _span(one["over_seeds_dice_d"]),
                 one["verdict"],
             )
         console.print(table)
+
+
+def kept() -> list[dict[str, Any]]:
+    """What is kept of each sweep."""
+    return [json.loads(path.read_text()) for path in sorted(RESULTS.glob("real-*.json"))]
+
+
+def page(results: Sequence[dict[str, Any]]) -> str:
+    """The text of docs/results.md, from what is kept of each sweep."""
+    sweeps = []
+    for one in results:
+        data, _, settings = one["told"].partition(":")
+        sweeps.append(
+            one
+            | {
+                "data": data,
+                "settings": settings.strip(),
+                "endings": ", ".join(f"{number} {how}" for how, number in one["ended"].items()),
+                "cohorts": [_shown(cohort) for cohort in one["cohorts"]],
+            }
+        )
+    return render(PAGE, sweeps=sweeps)
+
+
+def _shown(cohort: dict[str, Any]) -> dict[str, Any]:
+    """A cohort with the cells of its tables."""
+    rows = []
+    for one in cohort["experiments"]:
+        share, dice = one.get("data_share", 1.0), one["figures"]["dice_d"]
+        each = dice["each_seed"] if dice and not one["is_plain"] else ()
+        cells = [_interval(one["figures"][name], "mean", "") for name in FIGURES]
+        name = one["name"] if share == 1 else f"{one['name']}, {share:.0%} of the data"
+        latent = str(one["latent_size"] or "")
+        rows.append([name, latent, *cells, " ".join(f"{x:.3f}" for x in each)])
+    pairs = [
+        (
+            what,
+            [
+                [
+                    one["of"],
+                    one["against"],
+                    *(
+                        _interval(one["differences"].get(name), "value", "+")
+                        for name in ("dice_d", "auprc")
+                    ),
+                    "" if one["holm_p"] is None else f"{one['holm_p']:.3f}",
+                    _span(one["over_seeds_dice_d"]),
+                    one["verdict"],
+                ]
+                for one in differences
+            ],
+        )
+        for what, differences in cohort["differences"].items()
+    ]
+    return cohort | {"rows": rows, "pairs": pairs}
+
+
+def _interval(figure: dict[str, Any] | None, value: str, sign: str) -> str:
+    """A figure and its interval, in brackets."""
+    if not figure:
+        return ""
+    bounds = figure.get("interval", figure.get("interval_over_subjects"))
+    spread = f" [{bounds[0]:{sign}.3f}, {bounds[1]:{sign}.3f}]" if bounds else ""
+    return f"{figure[value]:{sign}.3f}{spread}"
+
+
+def _span(bounds: Sequence[float] | None) -> str:
+    return f"{bounds[0]:+.3f} to {bounds[1]:+.3f}" if bounds else ""
 
 
 if __name__ == "__main__":

@@ -6,20 +6,20 @@ what neither knows (prices, what hardware can do) stands in `ASSUMED`, each with
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from benchmarks.harness import RESULTS
+from benchmarks.harness import RESULTS, render, write_page
 from benchmarks.scaling_costs import FINE, NAME
 from uadray.config import FitConfig
 from uadray.data.sampling import MIX_SHARDS
 from uadray.prepare.geometry import Extent
 from uadray.store import CHUNK_VOLUMES, MAX_SHARD_VOLUMES
-from uadray.tables import to_markdown
+
+PAGE = "scaling.md"
 
 COUNTS = (2_000, 50_000, 1_000_000)
 """Bengs' cohort and more; UK Biobank's imaging; what does not exist yet."""
@@ -81,6 +81,11 @@ class Costs:
 
 def assumed(name: str) -> float:
     return ASSUMED[name].value
+
+
+def gflop_rate() -> float:
+    """Of a GPU while it fits, GFLOP/s."""
+    return assumed("peak TFLOP/s of a GPU") * assumed("share of it that a fit reaches") * 1e3
 
 
 def measured(name: str) -> dict[str, dict[str, Any]]:
@@ -165,16 +170,9 @@ def cohort_table(found: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:
     return lines
 
 
-COHORT_HEAD = (
-    "grid", "volumes", "raw", "stored", "shards", "objects", "writes", "reads", "core hours",
-    "once", "a month",
-)  # fmt: skip
-
-
 def fit_table(found: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:
     """What a fit and an evaluation take."""
-    lines, epochs = [], FitConfig().epochs
-    rate = assumed("peak TFLOP/s of a GPU") * assumed("share of it that a fit reaches") * 1e3
+    lines, epochs, rate = [], FitConfig().epochs, gflop_rate()
     for cost in costs(found):
         for count in COUNTS:
             gpu_hours = count * cost.gflop * epochs / rate / 3600
@@ -201,16 +199,9 @@ def fit_table(found: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:
     return lines
 
 
-FIT_HEAD = (
-    "grid", "volumes", "FLOP of a fit", "GPU hours", "", "core hours of an evaluation", "writes",
-    "reads", "",
-)  # fmt: skip
-
-
 def limits(cost: Costs, count: int, gpus: int, found: Mapping[str, Any]) -> dict[str, float]:
     """Demand over supply of each resource while all GPUs compute; above 1 they wait for it."""
-    rate = assumed("peak TFLOP/s of a GPU") * assumed("share of it that a fit reaches") * 1e3
-    each = rate / cost.gflop
+    each = gflop_rate() / cost.gflop
     machines = math.ceil(gpus / assumed("GPUs of a machine"))
     steps = each / FitConfig().batch_size
     read = requests(found, "reading", "a shard streamed in an epoch")
@@ -243,8 +234,7 @@ def limit_table(found: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:
                 inner = ("gradients between machines", "volumes for a step")
                 counted = {k: v for k, v in found_limits.items() if not held or k in inner}
                 first = max(counted, key=lambda name: counted[name])
-                rate = assumed("peak TFLOP/s of a GPU") * 1e3
-                each = rate * assumed("share of it that a fit reaches") / cost.gflop
+                each = gflop_rate() / cost.gflop
                 epoch = count / gpus / each * max(1.0, counted[first])
                 lines.append(
                     [
@@ -260,11 +250,6 @@ def limit_table(found: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:
     return lines
 
 
-LIMIT_HEAD = (
-    "grid", "volumes", "GPUs", "volumes/s", "data", "saturates first", "an epoch",
-)  # fmt: skip
-
-
 def page(
     found: Mapping[str, Mapping[str, Any]],
     head: Mapping[str, Any],
@@ -278,122 +263,51 @@ def page(
         weak: What `--nodes` kept; None where it was not measured.
     """
     small, fine = costs(found)
-    assumed = [[name, f"{one.value:g}", one.source] for name, one in ASSUMED.items()]
-    held = [_bytes(MIX_SHARDS * MAX_SHARD_VOLUMES * cost.raw) for cost in (small, fine)]
-    return f"""# Scaling
-
-Written by `python -m benchmarks.scaling` from measured costs (`benchmarks/results/`); `--paper`
-rewrites it from these without measuring. No figure here is typed by hand but those under
-[What is assumed](#what-is-assumed). Measured at commit {head["commit"]} on {head["date"]},
-{head["machine"]["cpus"]} cores of {head["machine"]["cpu"]}.
-
-## What a volume costs
-
-{to_markdown(("", small.grid, fine.grid), _cost_lines(small, fine))}
-
-1 mm stands for {" x ".join(map(str, fine.shape))} voxels (axial planes, rows, columns), Bengs' box
-without the last step; its bytes, decoding and operations are measured on a cube of {FINE}^3 and
-scaled by voxels. The network is {NAME} at its published widths; at 1 mm nearly all parameters lie
-in the dense layers around the latent.
-
-## A cohort
-
-A shard holds {MAX_SHARD_VOLUMES} volumes in chunks of {CHUNK_VOLUMES}. Requests are those of a
-preparation with its output on an object store: a note that a scan was started, the scan itself, its
-shard, the seal. `once` is requests and cores, `a month` the storage.
-
-{to_markdown(COHORT_HEAD, cohort_table(found))}
-
-Preparing is bound by cores at every size: it takes as many as there are, a scan each. A task that
-streams holds {MIX_SHARDS} shards: {held[0]} at 64^3, {held[1]} at 1 mm, where nodes want that much
-memory for each read task.
-
-## A fit and an evaluation
-
-{FitConfig().epochs} epochs; an evaluation is one pass of one method, after the network.
-
-{to_markdown(FIT_HEAD, fit_table(found))}
-
-## What saturates first
-
-Each GPU takes a batch of {FitConfig().batch_size}. `held` is where a GPU's part of the cohort fits
-into a quarter of its memory, so that only the first epoch is read; else each epoch is streamed.
-What stands in brackets is demand over supply: above 1 GPUs wait for it, and an epoch takes that
-much longer.
-
-{to_markdown(LIMIT_HEAD, limit_table(found))}
-
-`volumes for a step` above 1: there are fewer volumes than a step of all GPUs wants, so that fewer
-GPUs, or smaller batches, do as well. It is arithmetic on bytes, requests and operations: what a
-step launches on a GPU is not in it, nor what Ray takes for a task, of which there is one for
-{MIX_SHARDS * MAX_SHARD_VOLUMES} volumes.
-
-## The driver at a million scans
-
-{_measured(found, "driver's memory", "Seal,", "Open")}
-
-A task is sent the cohort without its list of scans and its digests; what is read of the table of
-subjects is the columns that are asked for.
-
-## A job's start
-
-{_measured(found, "a job's start")}
-
-## Weak scaling, measured
-
-{_weak(weak)}
-
-## What is assumed
-
-{to_markdown(("what", "value", "source"), assumed)}
-"""
+    return render(
+        PAGE,
+        head=head,
+        fine=fine,
+        small=small,
+        costs=[[name, of(small), of(fine)] for name, of in _COSTS.items()],
+        cohorts=cohort_table(found),
+        fits=fit_table(found),
+        limits=limit_table(found),
+        held=[_bytes(MIX_SHARDS * MAX_SHARD_VOLUMES * cost.raw) for cost in (small, fine)],
+        mixed=MIX_SHARDS,
+        shard=MAX_SHARD_VOLUMES,
+        CHUNK_VOLUMES=CHUNK_VOLUMES,
+        FINE=FINE,
+        NAME=NAME,
+        fit=FitConfig(),
+        driver=_lines(found.values(), "driver's memory", "Seal,", "Open"),
+        starts=_lines(found.values(), "a job's start"),
+        weak=weak and {**weak, "rows": _lines(weak["rows"], "")},
+        assumed=[[name, f"{one.value:g}", one.source] for name, one in ASSUMED.items()],
+    )
 
 
-def _cost_lines(small: Costs, fine: Costs) -> list[list[str]]:
-    def line(name: str, of: Any) -> list[str]:
-        return [name, of(small), of(fine)]
-
-    return [
-        line("image, float16", lambda c: _bytes(c.raw)),
-        line("stored with its brain mask", lambda c: _bytes(c.stored)),
-        line("decoded by a core in a second", lambda c: f"{c.decoded:,.0f} volumes"),
-        line("operations of a training step", lambda c: f"{c.gflop:,.0f} GFLOP"),
-        line("parameters of the network", lambda c: f"{c.parameters:,.1f} million"),
-        line("prepared by a core in", lambda c: f"{c.prepare_s:.2f} s"),
-        line("evaluated by a core in", lambda c: f"{c.evaluate_s * 1e3:,.0f} ms"),
-    ]
+_COSTS: dict[str, Callable[[Costs], str]] = {
+    "image, float16": lambda c: _bytes(c.raw),
+    "stored with its brain mask": lambda c: _bytes(c.stored),
+    "decoded by a core in a second": lambda c: f"{c.decoded:,.0f} volumes",
+    "operations of a training step": lambda c: f"{c.gflop:,.0f} GFLOP",
+    "parameters of the network": lambda c: f"{c.parameters:,.1f} million",
+    "prepared by a core in": lambda c: f"{c.prepare_s:.2f} s",
+    "evaluated by a core in": lambda c: f"{c.evaluate_s * 1e3:,.0f} ms",
+}
 
 
-def _measured(found: Mapping[str, Mapping[str, Any]], *starts: str) -> str:
-    kept = [row for name, row in found.items() if name.startswith(starts)]
-    if not kept:
-        return "Not measured yet."
-    return _result_table(kept)
-
-
-def _result_table(rows: Sequence[Mapping[str, Any]]) -> str:
+def _lines(rows: Iterable[Mapping[str, Any]], *starts: str) -> list[list[str]]:
+    """The rows whose measures start so, as cells."""
     lines = []
     for row in rows:
-        value = row["value"]
-        shown = f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
-        goal = f"{row['goal']} (missed)" if row["holds"] is False else row["goal"]
-        lines.append(
-            [row["measure"], f"{shown} {row['unit']}", goal, row["against"], row["detail"]]
-        )
-    return to_markdown(("what", "measured", "goal", "against", "how"), lines)
-
-
-def _weak(kept: Mapping[str, Any] | None) -> str:
-    if kept is None:
-        return "Not measured yet: `python -m benchmarks.scaling --nodes` takes Linux and root."
-    return (
-        f"By `{kept['command']}` at commit {kept['commit']} on {kept['date']}. "
-        "Nodes are network\nnamespaces of one machine, each "
-        "allowed a share of a CPU, beside a head without work and a real S3\nserver; scans are "
-        "tiny, all else is as it is (`benchmarks/scaling_weak.py`). The machine's cores bound "
-        "how\nmany such nodes there can be, and all of them share the server.\n\n"
-        + _result_table(kept["rows"])
-    )
+        if row["measure"].startswith(starts):
+            value = row["value"]
+            shown = f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+            goal = f"{row['goal']} (missed)" if row["holds"] is False else row["goal"]
+            what = [row["measure"], f"{shown} {row['unit']}"]
+            lines.append([*what, goal, row["against"], row["detail"]])
+    return lines
 
 
 def _bytes(value: float) -> str:
@@ -415,10 +329,9 @@ def _money(value: float) -> str:
     return f"${value:,.0f}" if value >= 10 else f"${value:.2f}"
 
 
-def write(path: Path) -> None:
+def write() -> None:
     """Write the page from what is measured."""
     head = json.loads((RESULTS / "scaling.json").read_text())
     weak = RESULTS / "scaling-nodes.json"
     kept = json.loads(weak.read_text()) if weak.exists() else None
-    path.write_text(page(measured("scaling"), head, kept))
-    print(path.relative_to(path.parents[1]))
+    write_page(PAGE, page(measured("scaling"), head, kept))

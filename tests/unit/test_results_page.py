@@ -4,7 +4,8 @@ from typing import Any
 
 from markdown_tables import rows_of
 
-from benchmarks.results_page import PAGE, kept, page
+from benchmarks.harness import DOCS
+from benchmarks.real_use import PAGE, kept, page
 
 
 def made(name: str, seeds: list[float], *, is_plain: bool = False) -> dict[str, Any]:
@@ -66,4 +67,4 @@ def test_every_figure_stands_with_its_interval_and_seeds() -> None:
 
 
 def test_the_page_is_that_of_the_kept_results() -> None:
-    assert PAGE.read_text() == page(kept()), "run python -m benchmarks.real_use --page"
+    assert (DOCS / PAGE).read_text() == page(kept()), "run python -m benchmarks.real_use --page"

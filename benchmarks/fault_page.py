@@ -92,9 +92,8 @@ def text(measured: Sequence[Cell]) -> str:
     rows = [["undisturbed", *(_alone(cells.get((stage, "none"))) for stage in STAGES)]]
     for fault, head in HEADS.items():
         rows.append([head, *(_shown(cells.get((stage, fault)), cells) for stage in STAGES)])
-    return render(
-        "reliability.md", stages=STAGES, rows=rows, exceptions=_exceptions(cells)
-    ).rstrip()
+    exceptions = _exceptions(cells)
+    return render("reliability.md", stages=list(STAGES), rows=rows, exceptions=exceptions).rstrip()
 
 
 def _alone(cell: Cell | None) -> str:

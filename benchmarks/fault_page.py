@@ -1,14 +1,11 @@
 """The table of `docs/reliability.md`, from what `benchmarks.faults` has measured."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from typing import Any
 
-from benchmarks.harness import Row
-from tests.nodes import REPOSITORY
-from uadray.tables import to_markdown
+from benchmarks.harness import DOCS, Row, as_json, render
 
-PAGE = REPOSITORY / "docs" / "reliability.md"
+PAGE = DOCS / "reliability.md"
 BEGIN, END = "<!-- measured: begin -->", "<!-- measured: end -->"
 """What stands between them is written by `write`; the rest of the page is not touched."""
 
@@ -78,7 +75,7 @@ def rows(measured: Sequence[Cell]) -> list[dict[str, Any]]:
         )
         for what, holds in counts.items()
     ]
-    return [asdict(row) | {"holds": row.holds} for row in found]
+    return as_json(found)
 
 
 def write(measured: Sequence[Cell]) -> None:
@@ -86,7 +83,7 @@ def write(measured: Sequence[Cell]) -> None:
     before, _, rest = PAGE.read_text().partition(BEGIN)
     after = rest.partition(END)[2]
     PAGE.write_text(f"{before}{BEGIN}\n{text(measured)}\n{END}{after}")
-    print(PAGE.relative_to(REPOSITORY))
+    print(f"docs/{PAGE.name}")
 
 
 def text(measured: Sequence[Cell]) -> str:
@@ -95,10 +92,8 @@ def text(measured: Sequence[Cell]) -> str:
     rows = [["undisturbed", *(_alone(cells.get((stage, "none"))) for stage in STAGES)]]
     for fault, head in HEADS.items():
         rows.append([head, *(_shown(cells.get((stage, fault)), cells) for stage in STAGES)])
-    lines = [to_markdown(["", *STAGES], rows, align="l")]
-    lines += ["", "### What does not hold, or is not known", ""]
-    lines += _exceptions(cells) or ["Every cell that was measured holds."]
-    return "\n".join(lines)
+    exceptions = _exceptions(cells)
+    return render("reliability.md", stages=list(STAGES), rows=rows, exceptions=exceptions).rstrip()
 
 
 def _alone(cell: Cell | None) -> str:
@@ -121,7 +116,7 @@ def _exceptions(cells: Mapping[tuple[str, str], Cell]) -> list[str]:
         missing = [head for f, head in HEADS.items() if not known or (stage, f) not in cells]
         if missing:
             which = "" if len(missing) == len(HEADS) else f": {'; '.join(missing)}"
-            lines.append(f"- {stage}, not measured yet{which}.")
+            lines.append(f"{stage}, not measured yet{which}.")
         for fault, head in HEADS.items():
             cell = cells.get((stage, fault))
             if cell is None or not known:
@@ -137,5 +132,5 @@ def _exceptions(cells: Mapping[tuple[str, str], Cell]) -> list[str]:
                 what.append(f"passed as whole and was not: {', '.join(cell['false_whole'])}")
             if what:
                 said = f" It said: `{cell['said'][-1]}`" if cell["said"] else ""
-                lines.append(f"- {name}: {'; '.join(what)}.{said}")
+                lines.append(f"{name}: {'; '.join(what)}.{said}")
     return lines

@@ -120,10 +120,15 @@ def publish(name: str, rows: list[Row], *, keep: bool = True) -> None:
 
 def write(name: str, rows: list[Row]) -> None:
     """Write `results/NAME.json`."""
-    content = circumstances(name) | {"rows": [asdict(row) | {"holds": row.holds} for row in rows]}
+    content = circumstances(name) | {"rows": as_json(rows)}
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / f"{name}.json").write_text(json.dumps(content, indent=2) + "\n")
     print(f"benchmarks/results/{name}.json")
+
+
+def as_json(rows: list[Row]) -> list[dict[str, Any]]:
+    """Rows as they are kept."""
+    return [asdict(row) | {"holds": row.holds} for row in rows]
 
 
 def circumstances(name: str) -> dict[str, Any]:

@@ -26,8 +26,8 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks import methods_page
 from benchmarks.harness import Row, write
-from benchmarks.methods_page import write_page
 from uadray import files
 from uadray.config import BASELINES, OTHERS, Experiment, experiment, with_fit
 from uadray.evaluation.job import EvaluateConfig, evaluate_all
@@ -327,7 +327,7 @@ def main() -> None:
     parser.add_argument("--epochs-3d", type=int, default=Study.epochs_3d, help="of volumes")
     args = parser.parse_args()
     if args.page:
-        write_page()
+        methods_page.write()
         return
     torch.set_num_threads(1)
     study = Study(
@@ -345,7 +345,7 @@ def main() -> None:
         Console(width=200).print(table_of(found))
         if study.cohorts or not args.names:
             write("methods-real" if study.cohorts else "methods", rows_of(found, study))
-            write_page()
+            methods_page.write()
         return
     folder = tempfile.mkdtemp()
     try:

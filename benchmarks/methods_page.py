@@ -2,55 +2,35 @@
 
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
-from benchmarks.harness import RESULTS
+from benchmarks.harness import RESULTS, render, write_page
 from uadray.config import BASELINES, Experiment, experiment, flat, to_json
 from uadray.methods import NAMED, GradientDetector, Learned, build
-from uadray.tables import to_markdown
 
-PAGE = RESULTS.parents[1] / "docs" / "methods.md"
+PAGE = "methods.md"
 
 SIZE = 64
-"""Side of the volumes that sizes are told of: the grid of Bengs 2021."""
+"""Side of the volumes of the table of sizes: the grid of Bengs 2021."""
 
 STUDIES = {"methods": "Measured on phantoms", "methods-real": "Measured on real anatomy"}
 """Title of each study on the page."""
 
-_HEAD = """# Methods
 
-Made from the registry and `benchmarks/results/methods*.json` by `python -m benchmarks.methods
---page`; edits here are lost.
-
-Every method is an experiment: `python jobs/train.py NAME --cohort HEALTHY.zarr --out RUN`. Methods
-that learn by gradient take axial slices by default and volumes as `3D-NAME`, and may learn from
-erased input: `sVAE-Patch-n`, `3D-sVAE-Cube-n`. Those of Bengs 2021 name their dimension:
-`2D-None`, `3D-None`, `3D-Cube-n`.
-"""
-
-_EQUATIONS = (
-    "x is the image, s its score in each voxel, E an encoder, D a decoder, e and z standard "
-    "normal; sums are over voxels."
-)
-
-
-def write_page() -> Path:
-    """Write it again."""
+def write() -> None:
+    """Write the page from what the studies left."""
     kept = {}
     for name, title in STUDIES.items():
         results = RESULTS / f"{name}.json"
         if results.exists():
             kept[title] = json.loads(results.read_text())
-    PAGE.write_text(page(kept))
-    print("docs/methods.md")
-    return PAGE
+    write_page(PAGE, page(kept))
 
 
 def page(results: Mapping[str, dict[str, Any]]) -> str:
@@ -60,28 +40,21 @@ def page(results: Mapping[str, dict[str, Any]]) -> str:
         results: What the studies left, by their title.
     """
     learned = [n for n in NAMED if isinstance(NAMED[n].method, Learned)]
-    parts = [_HEAD, "## At a glance\n", _sizes(learned)]
-    for title, kept in results.items():
-        parts += [f"## {title}\n", _measured(kept)]
-    parts += ["## One by one\n", _EQUATIONS + "\n"]
-    parts += [_method(name) for name in (*learned, *BASELINES)]
-    return "\n".join(parts).rstrip() + "\n"
-
-
-def _sizes(names: Iterable[str]) -> str:
-    rows = []
-    for name in names:
-        both = [name] if name[1:3] == "D-" else [name, f"3D-{name}"]
-        cells = {experiment(n).method.ndim: _size(experiment(n)) for n in both}  # type: ignore[union-attr]
-        numbers = [x for d in (2, 3) for x in cells.get(d, ("", ""))]
-        rows.append([_link(name), NAMED[name].source, *numbers])
-    head = ["experiment", "source", "parameters", "GFLOP", "in 3D: parameters", "GFLOP"]
-    told = (
-        "\nParameters, and the floating point operations of convolutions and products that score "
-        f"a volume of {SIZE}^3 at the default settings; of methods that search or restore, those "
-        "of one step.\n"
+    return render(
+        PAGE,
+        sizes=[_sizes(name) for name in learned],
+        size=SIZE,
+        studies={title: measured(kept) for title, kept in results.items()},
+        methods=[described(name) for name in (*learned, *BASELINES)],
     )
-    return to_markdown(head, rows, align="l") + "\n" + told
+
+
+def _sizes(name: str) -> list[str]:
+    both = [name] if name[1:3] == "D-" else [name, f"3D-{name}"]
+    cells = {experiment(n).method.ndim: _size(experiment(n)) for n in both}  # type: ignore[union-attr]
+    anchor = re.sub(r"[^a-z0-9 -]", "", name.lower()).replace(" ", "-")
+    numbers = [x for ndim in (2, 3) for x in cells.get(ndim, ("", ""))]
+    return [f"[{name}](#{anchor})", NAMED[name].source, *numbers]
 
 
 def _size(what: Experiment) -> tuple[str, str]:
@@ -124,31 +97,19 @@ class _Flops(TorchDispatchMode):
         return out
 
 
-def _measured(results: dict[str, Any]) -> str:
+def measured(results: dict[str, Any]) -> dict[str, Any]:
+    """What a study left, with the cells of its table."""
     found: dict[str, dict[str, tuple[float, str]]] = {}
-    told = ""
+    about = ""
     for row in results["rows"]:
         name, _, column = row["measure"].rpartition(": ")
-        if not name:
-            told = row["detail"]
-            continue
-        found.setdefault(name, {})[column] = (row["value"], row["detail"])
-    columns = list(dict.fromkeys(c for cells in found.values() for c in cells))
-    shown = [c for c in columns if c != "parameters"]
-    rows = [
-        [name, *(_cell(column, cells.get(column)) for column in shown)]
-        for name, cells in found.items()
-    ]
-    machine = results["machine"]
-    where = f"{told}. Measured on {results['date']} on {machine['cpu']}, one thread a fit."
-    words = (
-        "Figures are means over the seeds; below them the 95 % interval over subjects and, after "
-        "a ±, the deviation over seeds. Ranks after so few epochs of small networks say nothing of "
-        "ranks at the papers' sizes, nor on patients. Other work ran on the same cores: minutes "
-        "and seconds are sizes, not speeds."
-    )
-    table = to_markdown(["experiment", *shown], rows, align="l")
-    return f"{where}\n\n{words}\n\n{table}\n"
+        if name:
+            found.setdefault(name, {})[column] = (row["value"], row["detail"])
+        else:
+            about = row["detail"]
+    columns = dict.fromkeys(c for cells in found.values() for c in cells if c != "parameters")
+    lines = [[name, *(_cell(c, cells.get(c)) for c in columns)] for name, cells in found.items()]
+    return results | {"about": about, "head": ["experiment", *columns], "lines": lines}
 
 
 def _cell(column: str, cell: tuple[float, str] | None) -> str:
@@ -163,29 +124,20 @@ def _cell(column: str, cell: tuple[float, str] | None) -> str:
     return "<br>".join([f"{value:.{digits}f}", *(f"<small>{one}</small>" for one in spreads)])
 
 
-def _method(name: str) -> str:
-    named = NAMED[name]
-    method, fit = experiment(name).method, named.fit
-    lines = [f"### {name}\n", f"{_first_line(type(method))}\n", f"- Source: {named.source}."]
-    lines.append(f"- `{named.equation}`")
-    if named.deviations:
-        lines.append(f"- {named.deviations}")
-    settings = [
+def described(name: str) -> dict[str, str]:
+    """A method in words: its source, equation, deviations, settings and fit."""
+    named, method = NAMED[name], experiment(name).method
+    settings = (
         f"`{key}` {' '.join(map(str, value)) if isinstance(value, list) else value}"
         for key, value in flat(to_json(method)).items()
         if key != "type"
-    ]
-    if settings:
-        lines.append(f"- Defaults: {', '.join(settings)}.")
-    if fit:
-        lines.append("- Fit: " + ", ".join(f"`{k}` {v:g}" for k, v in fit.items()) + ".")
-    return "\n".join(lines) + "\n"
-
-
-def _first_line(kind: type) -> str:
-    return (kind.__doc__ or "").strip().splitlines()[0]
-
-
-def _link(name: str) -> str:
-    anchor = re.sub(r"[^a-z0-9 -]", "", name.lower()).replace(" ", "-")
-    return f"[{name}](#{anchor})"
+    )
+    return {
+        "name": name,
+        "says": (type(method).__doc__ or "").strip().splitlines()[0],
+        "source": named.source,
+        "equation": named.equation,
+        "deviations": named.deviations,
+        "settings": ", ".join(settings),
+        "fit": ", ".join(f"`{k}` {v:g}" for k, v in named.fit.items()),
+    }

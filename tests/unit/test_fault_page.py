@@ -85,7 +85,6 @@ def test_the_rest_of_the_page_is_not_touched(tmp_path, monkeypatch) -> None:
     text = f"before\n{fault_page.BEGIN}\nstale\n{fault_page.END}\nafter\n"
     page.write_text(text)
     monkeypatch.setattr(fault_page, "PAGE", page)
-    monkeypatch.setattr(fault_page, "REPOSITORY", tmp_path)
     fault_page.write([cell("fit", "none")])
     first, last = page.read_text().split(fault_page.BEGIN)[0], page.read_text()
     assert first == "before\n"

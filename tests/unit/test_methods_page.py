@@ -2,10 +2,10 @@
 
 from pathlib import Path
 
-import markdown_tables
 import pytest
 
 from benchmarks import methods_page
+from benchmarks.harness import DOCS
 from benchmarks.made_sweep import write_sweep
 from benchmarks.methods import IN_3D, Cell, Study, above, figures, rows_of
 from uadray.config import BASELINES, OTHERS
@@ -16,7 +16,7 @@ from uadray.runs.records import load_runs
 
 
 def test_the_page_tells_of_every_method() -> None:
-    text = methods_page.PAGE.read_text()
+    text = (DOCS / methods_page.PAGE).read_text()
     for name, named in NAMED.items():
         assert f"\n### {name}\n" in text, f"{name}: run python -m benchmarks.methods --page"
         assert f"- Source: {named.source}." in text
@@ -24,11 +24,12 @@ def test_the_page_tells_of_every_method() -> None:
 
 
 def test_a_method_is_told_with_its_defaults() -> None:
-    text = methods_page._method("sVAE-GAN")
-    assert text.startswith("### sVAE-GAN\n\nAn autoencoder of Baur 2018")
-    for piece in ("`adversarial_rate` 0.0001", "`widths` 32 64 128 128", "`epochs` 150"):
-        assert piece in text
-    assert "`restore.steps` 150" in methods_page._method("VAE-restoration")
+    found = methods_page.described("sVAE-GAN")
+    assert found["says"].startswith("An autoencoder of Baur 2018")
+    for piece in ("`adversarial_rate` 0.0001", "`widths` 32 64 128 128"):
+        assert piece in found["settings"]
+    assert "`epochs` 150" in found["fit"]
+    assert "`restore.steps` 150" in methods_page.described("VAE-restoration")["settings"]
 
 
 @pytest.mark.slow
@@ -64,15 +65,11 @@ def test_figures_become_rows_and_rows_become_cells() -> None:
         "date": "2026-01-01",
         "machine": {"cpu": "a processor"},
     }
-    text = methods_page._measured(results)
+    found_again = methods_page.measured(results)
     dice = "0.350<br><small>0.250 to 0.375</small><br><small>± 0.071</small>"
-    assert [
-        "sVAE",
-        dice,
-        "0.300<br><small>0.250 to 0.375</small>",
-        "1.2",
-    ] in markdown_tables.rows_of(text)
-    assert "a processor" in text
+    line = ["sVAE", dice, "0.300<br><small>0.250 to 0.375</small>", "1.2"]
+    assert found_again["lines"] == [line]
+    assert found_again["machine"]["cpu"] == "a processor"
 
 
 def test_a_method_is_held_against_the_reference_on_the_same_subjects(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Every method on phantoms, fitted and evaluated alike, and the page that tells what each one is.
+"""Every method on phantoms, fitted and evaluated alike, and the page that describes each one.
 
 python -m benchmarks.methods             all methods, one seed: about 40 minutes of one core
 python -m benchmarks.methods --seeds 3   three seeds; goes on from what is there

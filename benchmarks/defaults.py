@@ -7,9 +7,7 @@ Each variant differs from the defaults in one setting; all are fitted with the s
 the same seed may be compared. Only the scores count: the seconds are those of a busy machine.
 """
 
-import argparse
 import math
-import shutil
 import tempfile
 from dataclasses import dataclass, replace
 from statistics import fmean, stdev
@@ -17,22 +15,16 @@ from typing import Any
 
 import numpy as np
 import torch
-from rich.console import Console
-from rich.table import Table
 
-from benchmarks.harness import Row, write
+from benchmarks.harness import Row, arguments, print_table, write
+from benchmarks.methods import LESIONED, phantoms
 from uadray import files
 from uadray.config import Experiment, FitConfig, experiment
 from uadray.evaluation.job import EvaluateConfig, evaluate
 from uadray.methods import VAE
-from uadray.prepare.ingest import prepare_cohort
-from uadray.prepare.layouts import phantom
-from uadray.prepare.splits import SplitConfig
-from uadray.prepare.steps import PrepareConfig
 from uadray.progress import Progress
 from uadray.runs.detector import load_detector
 from uadray.runs.folder import Run
-from uadray.store import Cohort
 from uadray.train.job import fit
 
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -56,7 +48,6 @@ strong at 32^3. `reduction` needs no rows of its own: means are sums with anothe
 PLAIN = ("HistEq", "HistEq-dark", "MeanImage", "ZScore", "PCA-16")
 """Methods without a seed that stand beside."""
 
-LESIONED = ("stroke", "tumour")
 
 ACTIVE_VARIANCE = 0.01
 """A latent counts as used where its mean varies more than this over healthy volumes (Burda,
@@ -100,15 +91,6 @@ class Comparison:
         config = FitConfig(epochs=self.epochs, batch_size=4, checkpoint_every=5, seed=seed)
         return Experiment(method=method, fit=config)
 
-    def cohort(self, kind: str, count: int) -> Cohort:
-        """Phantoms of one kind, made once."""
-        return prepare_cohort(
-            phantom(kind, count, 0),
-            files.join(self.out, f"{kind}.zarr"),
-            config=PrepareConfig(shape=(self.size,) * 3),
-            split=SplitConfig(),
-        )
-
 
 def active_latents(detector: VAE, images: torch.Tensor) -> int:
     """Number of latents whose mean varies over the images, (B, Z, Y, X)."""
@@ -136,8 +118,8 @@ def figures(run: Run, records: dict[str, dict[str, Any]], images: torch.Tensor) 
 
 def compare(job: Comparison) -> dict[str, list[dict[str, float]]]:
     """Fit and evaluate all; for each variant or plain method the figures of each seed."""
-    healthy = job.cohort("healthy", job.healthy)
-    lesioned = {kind: job.cohort(kind, job.lesioned) for kind in LESIONED}
+    healthy = phantoms(job.out, "healthy", job.healthy, job.size)
+    lesioned = {kind: phantoms(job.out, kind, job.lesioned, job.size) for kind in LESIONED}
     rows = np.concatenate([healthy.rows("train"), healthy.rows("validation")])
     images = torch.from_numpy(healthy.read("image", 0, int(rows.max()) + 1)[np.sort(rows)])
     found: dict[str, list[dict[str, float]]] = {}
@@ -198,12 +180,9 @@ def rows_of(found: dict[str, list[dict[str, float]]], job: Comparison) -> list[R
     return rows
 
 
-def table_of(found: dict[str, list[dict[str, float]]]) -> Table:
+def show(found: dict[str, list[dict[str, float]]]) -> None:
     """Means and standard deviations over the seeds."""
-    table = Table(title="what the paper leaves open, one setting at a time")
-    table.add_column("variant")
-    for column in COLUMNS:
-        table.add_column(column, justify="right")
+    lines = []
     for name, runs in found.items():
         cells = []
         for column in COLUMNS:
@@ -213,28 +192,20 @@ def table_of(found: dict[str, list[dict[str, float]]]) -> Table:
             if len(values) > 1 and not math.isclose(stdev(values), 0):
                 cell += f" ±{stdev(values):.{digits}f}"
             cells.append(cell)
-        if name == PLAIN[0]:
-            table.add_section()
-        table.add_row(name, *cells)
-    return table
+        lines.append([name, *cells])
+    print_table("what the paper leaves open, one setting at a time", ["variant", *COLUMNS], lines)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="small, to see that it runs")
-    quick = parser.parse_args().quick
+    quick = arguments().parse_args().quick
     job = Comparison()
-    if quick:
-        folder = tempfile.mkdtemp()
-        job = Comparison(out=folder, size=24, healthy=24, lesioned=10, epochs=2, seeds=2)
-    try:
-        found = compare(job)
-    finally:
+    with tempfile.TemporaryDirectory() as folder:
         if quick:
-            shutil.rmtree(folder)
+            job = Comparison(out=folder, size=24, healthy=24, lesioned=10, epochs=2, seeds=2)
+        found = compare(job)
     # Seed by seed: the plain methods, which have none, come first there and last here.
     ordered = {name: found[name] for name in (*VARIANTS, *PLAIN)}
-    Console(width=160).print(table_of(ordered))
+    show(ordered)
     if not quick:
         write("defaults", rows_of(ordered, job))
 

@@ -114,7 +114,7 @@ class Monai:
         )
 
     def check(self, config: ErasingConfig, x: Tensor, ids: Tensor) -> None:
-        """Hold ours against it: the same voxels, and with zeros the same bits."""
+        """Compare ours with it: the same voxels, and with zeros the same bits."""
         where = sample_erasing(config, ids, seed=SEED, epoch=0, spatial=tuple(x.shape[1:]))
         ours = erase(x, where, config, ids, seed=SEED, epoch=0)
         theirs = self(x, where)

@@ -343,8 +343,8 @@ def _false_whole(whole: dict[str, Any], undisturbed: dict[str, Any]) -> list[str
 
 def _last_words(log: str) -> str:
     lines = [line.strip() for line in log.splitlines() if line.strip()]
-    told = [line for line in lines if line.startswith("error:")]
-    return (told or lines or [""])[-1][:300]
+    errors = [line for line in lines if line.startswith("error:")]
+    return (errors or lines or [""])[-1][:300]
 
 
 def read() -> dict[str, dict[str, Any]]:

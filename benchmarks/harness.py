@@ -4,6 +4,7 @@ import argparse
 import datetime
 import json
 import multiprocessing
+import os
 import platform
 import shlex
 import subprocess
@@ -11,7 +12,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import KW_ONLY, asdict, dataclass
 from pathlib import Path
@@ -24,6 +25,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from rich.console import Console
 from rich.table import Table
 
+from uadray.prepare.layouts import LAYOUTS, Scan
 from uadray.tables import to_markdown
 
 RESULTS = Path(__file__).parent / "results"
@@ -100,6 +102,18 @@ def measure(name: str, rows: Callable[[bool, Path], list[Row]], quick: bool) -> 
     with tempfile.TemporaryDirectory() as folder:
         found = rows(quick, Path(folder))
     publish(name, found, keep=not quick)
+
+
+def print_table(
+    title: str, head: Iterable[str], lines: Iterable[Sequence[str]], width: int = 160
+) -> None:
+    """Print a table; figures are right of their column."""
+    table = Table(title=title)
+    for number, name in enumerate(head):
+        table.add_column(name, justify="right" if number else "left")
+    for line in lines:
+        table.add_row(*line)
+    Console(width=width).print(table)
 
 
 def publish(name: str, rows: list[Row], *, keep: bool = True) -> None:
@@ -180,6 +194,12 @@ def on_each_in_turns(
             if number >= warm_up:
                 seconds[name].append(now(device) - start)
     return seconds
+
+
+def find_scans() -> list[Scan]:
+    """All T1 scans of ds002748."""
+    root = Path(os.environ.get("UADRAY_REAL_DATA", DOCS.parents[1] / "shared" / "data"))
+    return LAYOUTS["bids"](str(root / "ds002748"), "T1w")
 
 
 def apart(work: Callable[..., Any], *args: Any) -> Any:

@@ -1,9 +1,9 @@
-"""Every method on phantoms, fitted and evaluated alike, and the page that tells what each one is.
+"""Every method on phantoms, fitted and evaluated alike, and the page that describes each one.
 
 python -m benchmarks.methods             all methods, one seed: about 40 minutes of one core
 python -m benchmarks.methods --seeds 3   three seeds; goes on from what is there
 python -m benchmarks.methods --names sVAE 3D-sVAE f-AnoGAN      only printed
-python -m benchmarks.methods --cohorts HEALTHY.zarr STROKE.zarr --told "44 scans of ..." \
+python -m benchmarks.methods --cohorts HEALTHY.zarr STROKE.zarr --about "44 scans of ..." \
     --out runs/methods-real              on prepared cohorts, kept as methods-real.json
 python -m benchmarks.methods --page      docs/methods.md alone, from the registry and kept figures
 python -m benchmarks.methods --quick     small, to see that it runs; keeps nothing
@@ -14,8 +14,6 @@ volumes of 32^3 hold an eighth of the voxels of 64^3, and rates of 1e-4 are rais
 epochs need: the ranks on phantoms say nothing of ranks on patients.
 """
 
-import argparse
-import shutil
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
@@ -23,11 +21,9 @@ from statistics import fmean
 from typing import Any
 
 import torch
-from rich.console import Console
-from rich.table import Table
 
 from benchmarks import methods_page
-from benchmarks.harness import Row, write
+from benchmarks.harness import Row, arguments, print_table, write
 from uadray import files
 from uadray.config import BASELINES, OTHERS, Experiment, experiment, with_fit
 from uadray.evaluation.job import EvaluateConfig, evaluate_all
@@ -101,7 +97,7 @@ class Study:
     """Of the subjects, for the intervals."""
     cohorts: tuple[str, ...] = ()
     """A healthy cohort and those with lesions, where it is not phantoms; of `size`."""
-    told: str = ""
+    about: str = ""
     """What they are, in words."""
 
     def stores(self) -> tuple[Cohort, list[Cohort]]:
@@ -109,9 +105,8 @@ class Study:
         if self.cohorts:
             healthy, *lesioned = (open_cohort(url) for url in self.cohorts)
             return healthy, lesioned
-        return self.cohort("healthy", self.healthy), [
-            self.cohort(kind, self.lesioned) for kind in LESIONED
-        ]
+        healthy = phantoms(self.out, "healthy", self.healthy, self.size)
+        return healthy, [phantoms(self.out, kind, self.lesioned, self.size) for kind in LESIONED]
 
     def experiment(self, name: str, seed: int) -> Experiment:
         """The experiment of that name at the study's size."""
@@ -141,14 +136,15 @@ class Study:
             seed=seed,
         )
 
-    def cohort(self, kind: str, count: int) -> Cohort:
-        """Phantoms of one kind, made once."""
-        return prepare_cohort(
-            phantom(kind, count, 0),
-            files.join(self.out, f"{kind}.zarr"),
-            config=PrepareConfig(shape=(self.size,) * 3),
-            split=SplitConfig(),
-        )
+
+def phantoms(out: str, kind: str, count: int, size: int) -> Cohort:
+    """A cohort of phantoms of one kind, made once."""
+    return prepare_cohort(
+        phantom(kind, count, 0),
+        files.join(out, f"{kind}.zarr"),
+        config=PrepareConfig(shape=(size,) * 3),
+        split=SplitConfig(),
+    )
 
 
 @dataclass(frozen=True)
@@ -164,12 +160,12 @@ class Cell:
     @property
     def words(self) -> str:
         """Interval and deviation, where there are any."""
-        told = []
+        words = []
         if self.bounds is not None:
-            told.append("95 % over subjects: {:.3f} to {:.3f}".format(*self.bounds))
+            words.append("95 % over subjects: {:.3f} to {:.3f}".format(*self.bounds))
         if self.deviation is not None:
-            told.append(f"deviation over seeds: {self.deviation:.3f}")
-        return "; ".join(told)
+            words.append(f"deviation over seeds: {self.deviation:.3f}")
+        return "; ".join(words)
 
 
 Cells = dict[str, Cell]
@@ -209,7 +205,7 @@ def measure(study: Study) -> dict[str, Cells]:
         name: {
             **figures([series[one.name][each[0].url] for one in lesioned]),
             **above([(one[each[0].url], one.get(reference)) for one in series.values()]),
-            **told([run.summary or {} for run in each]),
+            **of_the_fits([run.summary or {} for run in each]),
         }
         for name, each in runs.items()
     }
@@ -246,8 +242,8 @@ def above(pairs: Sequence[tuple[Series, Series | None]]) -> Cells:
     return found
 
 
-def told(summaries: Sequence[dict[str, Any]]) -> Cells:
-    """What the fits tell: minutes, reconstruction of healthy volumes, parameters."""
+def of_the_fits(summaries: Sequence[dict[str, Any]]) -> Cells:
+    """What the fits recorded: minutes, reconstruction of healthy volumes, parameters."""
     columns = {
         "fit minutes": ("fit_seconds", 1 / 60),
         "healthy L1": ("validation/reconstruction", 1.0),
@@ -277,7 +273,7 @@ def rows_of(found: dict[str, Cells], study: Study) -> list[Row]:
         for name, cells in found.items()
         for column, cell in cells.items()
     ]
-    cohorts = study.told or (
+    cohorts = study.about or (
         f"{study.healthy} healthy phantoms of {study.size}^3, a tenth of which validates, and "
         f"{study.lesioned} of each lesion, thresholds fitted on 40 %, figures of the rest"
     )
@@ -296,33 +292,27 @@ def rows_of(found: dict[str, Cells], study: Study) -> list[Row]:
     return rows
 
 
-def table_of(found: dict[str, Cells]) -> Table:
+def show(found: dict[str, Cells]) -> None:
     """Means over the seeds."""
-    table = Table(title="every method")
     columns = list(dict.fromkeys(column for cells in found.values() for column in cells))
-    table.add_column("method")
-    for column in columns:
-        table.add_column(column, justify="right")
+    lines = []
     for name, cells in found.items():
-        shown = []
-        for column in columns:
-            digits = 0 if column == "parameters" else 3
-            shown.append(f"{cells[column].value:.{digits}f}" if column in cells else "")
-        table.add_row(name, *shown)
-    return table
+        shown = (
+            f"{cells[c].value:.{0 if c == 'parameters' else 3}f}" if c in cells else ""
+            for c in columns
+        )
+        lines.append([name, *shown])
+    print_table("every method", ["method", *columns], lines, width=200)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--quick", action="store_true", help="small, to see that it runs")
+    parser = arguments()
     parser.add_argument("--page", action="store_true", help="write docs/methods.md and no more")
     parser.add_argument("--names", nargs="+", help="experiments; all methods by default")
     parser.add_argument("--seeds", type=int, default=1, help="fits of each method")
     parser.add_argument("--out", default=Study.out, help="folder of the cohorts and runs")
     parser.add_argument("--cohorts", nargs="+", default=(), help="healthy, then with lesions")
-    parser.add_argument("--told", default="", help="what the cohorts are, in words")
+    parser.add_argument("--about", default="", help="what the cohorts are, in words")
     parser.add_argument("--epochs", type=int, default=Study.epochs, help="of slices")
     parser.add_argument("--epochs-3d", type=int, default=Study.epochs_3d, help="of volumes")
     args = parser.parse_args()
@@ -336,24 +326,20 @@ def main() -> None:
         epochs=args.epochs,
         epochs_3d=args.epochs_3d,
         cohorts=tuple(args.cohorts),
-        told=args.told,
+        about=args.about,
     )
     if args.names:
         study = replace(study, names=tuple(args.names))
     if not args.quick:
         found = measure(study)
-        Console(width=200).print(table_of(found))
+        show(found)
         if study.cohorts or not args.names:
             write("methods-real" if study.cohorts else "methods", rows_of(found, study))
             methods_page.write()
         return
-    folder = tempfile.mkdtemp()
-    try:
+    with tempfile.TemporaryDirectory() as folder:
         small = replace(study, out=folder, healthy=20, lesioned=10, epochs=2, seeds=1, resamples=20)
-        found = measure(small)
-    finally:
-        shutil.rmtree(folder)
-    Console(width=200).print(table_of(found))
+        show(measure(small))
 
 
 if __name__ == "__main__":

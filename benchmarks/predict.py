@@ -17,8 +17,7 @@ from pathlib import Path
 import SimpleITK as sitk
 import torch
 
-from benchmarks.harness import PeakMemory, Row, main, on_each_in_turns
-from benchmarks.prepare import find_scans
+from benchmarks.harness import PeakMemory, Row, find_scans, main, on_each_in_turns
 from uadray import cluster
 from uadray.config import experiment
 from uadray.prediction import outputs

@@ -21,27 +21,20 @@ import torch
 from threadpoolctl import threadpool_limits
 
 from benchmarks import plain_prepare
-from benchmarks.harness import PeakMemory, Row, main, on_each_in_turns
+from benchmarks.harness import PeakMemory, Row, find_scans, main, on_each_in_turns
 from uadray import cluster
 from uadray.errors import ConfigError
 from uadray.prepare.geometry import Volume, resample, to_canonical
 from uadray.prepare.ingest import prepare_cohort
 from uadray.prepare.intensity import correct_bias, curvature_flow
-from uadray.prepare.layouts import LAYOUTS, Scan
+from uadray.prepare.layouts import Scan
 from uadray.prepare.read import load_volume
 from uadray.prepare.register import register
 from uadray.prepare.skull import strip
 from uadray.prepare.splits import SplitConfig
 from uadray.prepare.steps import PrepareConfig, PreparedVolume, pipeline, prepare_scan
 
-REPOSITORY = Path(__file__).resolve().parents[1]
 Side = Callable[[Scan], object]
-
-
-def find_scans() -> list[Scan]:
-    """All T1 scans of ds002748."""
-    root = Path(os.environ.get("UADRAY_REAL_DATA", REPOSITORY.parent / "shared" / "data"))
-    return LAYOUTS["bids"](str(root / "ds002748"), "T1w")
 
 
 def in_turn(scans: list[Scan], sides: dict[str, Side]) -> dict[str, float]:

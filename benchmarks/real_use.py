@@ -1,6 +1,6 @@
 """What a sweep that was really run supports of the claims of Bengs 2021.
 
-    python -m benchmarks.real_use runs/erasing --name erasing-phantom --told "phantoms at 32^3 ..."
+    python -m benchmarks.real_use runs/erasing --name erasing-phantom --about "phantoms at 32^3 ..."
 
     python -m benchmarks.real_use --page     only docs/results.md again, from what is kept
 
@@ -15,10 +15,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import tyro
-from rich.console import Console
-from rich.table import Table
 
-from benchmarks.harness import RESULTS, circumstances, render, write_page
+from benchmarks.harness import RESULTS, circumstances, print_table, render, write_page
 from uadray.config import BENGS_TABLE_1
 from uadray.metrics.statistics import holm
 from uadray.report.compare import Comparison, Series, compare, series_of
@@ -43,7 +41,7 @@ class RealUse:
     """Folder of the sweep."""
     name: str = ""
     """Of the result."""
-    told: str = ""
+    about: str = ""
     """What it was run on, a colon, and sizes and settings in words."""
     page: bool = False
     """Only write the page from what is kept."""
@@ -56,8 +54,8 @@ def main() -> None:
     if job.page:
         write_page(PAGE, page(kept()))
         return
-    if not (job.sweep and job.name and job.told):
-        raise SystemExit("give the sweep's folder, --name and --told, or --page")
+    if not (job.sweep and job.name and job.about):
+        raise SystemExit("give the sweep's folder, --name and --about, or --page")
     runs = load_runs([f"{job.sweep.rstrip('/')}/runs"])
     groups = group_by_cohort(runs)
     found = [cohort_result(group) for group in groups]
@@ -66,7 +64,9 @@ def main() -> None:
     if job.keep:
         content = circumstances("real_use") | provenance(runs)
         path = RESULTS / f"real-{job.name}.json"
-        path.write_text(json.dumps(content | {"told": job.told, "cohorts": found}, indent=1) + "\n")
+        path.write_text(
+            json.dumps(content | {"told": job.about, "cohorts": found}, indent=1) + "\n"
+        )
         print(f"benchmarks/results/{path.name}")
         write_page(PAGE, page(kept()))
 
@@ -220,8 +220,8 @@ def _in_2d(name: str) -> str | None:
 
 def _label(series: Series) -> str:
     latent, share = settings_of(series.rows[0].run.config).get("method.latent_size"), _share(series)
-    told = series.name if latent is None else f"{series.name}, z {latent}"
-    return told if share == 1 else f"{told}, {share:.0%} of the data"
+    name = series.name if latent is None else f"{series.name}, z {latent}"
+    return name if share == 1 else f"{name}, {share:.0%} of the data"
 
 
 def _number(p: float) -> float | None:
@@ -249,28 +249,21 @@ def provenance(runs: Sequence[RunRecord]) -> dict[str, Any]:
 
 def show(found: dict[str, Any]) -> None:
     """Print one cohort's differences."""
-    console = Console(width=140)
-    table = Table(title=f"{found['cohort']}: {found['num_test']} test subjects")
-    for head in ("experiment", "latent", "seeds", *FIGURES):
-        table.add_column(head)
+    lines = []
     for one in found["experiments"]:
         cells = [_interval(one["figures"][name], "mean", "") for name in FIGURES]
-        table.add_row(one["name"], str(one["latent_size"] or ""), str(len(one["seeds"])), *cells)
-    console.print(table)
-    for head, differences in found["differences"].items():
-        table = Table(title=head)
-        for column in ("of", "against", "Dice_D difference", "p (Holm)", "seeds", "Dice_D is"):
-            table.add_column(column)
+        lines.append([one["name"], str(one["latent_size"] or ""), str(len(one["seeds"])), *cells])
+    head = ["experiment", "latent", "seeds", *FIGURES]
+    print_table(f"{found['cohort']}: {found['num_test']} test subjects", head, lines)
+    for title, differences in found["differences"].items():
+        lines = []
         for one in differences:
-            table.add_row(
-                one["of"],
-                one["against"],
-                _interval(one["differences"]["dice_d"], "value", "+"),
-                f"{one['wilcoxon_p'] or float('nan'):.3f} ({one['holm_p'] or float('nan'):.3f})",
-                _span(one["over_seeds_dice_d"]),
-                one["verdict"],
-            )
-        console.print(table)
+            p = f"{one['wilcoxon_p'] or float('nan'):.3f} ({one['holm_p'] or float('nan'):.3f})"
+            figure = _interval(one["differences"]["dice_d"], "value", "+")
+            seeds = _span(one["over_seeds_dice_d"])
+            lines.append([one["of"], one["against"], figure, p, seeds, one["verdict"]])
+        head = ["of", "against", "Dice_D difference", "p (Holm)", "seeds", "Dice_D is"]
+        print_table(title, head, lines)
 
 
 def kept() -> list[dict[str, Any]]:

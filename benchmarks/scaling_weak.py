@@ -70,7 +70,7 @@ def rows(size: Weak) -> list[Row]:
             for job, rate, detail in (_prepare(net, count, size), *_evaluate(net, count, size)):
                 rates[job, count], details[job, count] = rate, detail
     found = []
-    for job in ("prepare", SCORED, HELD):
+    for job in ("prepare", SCORED, COMPARED):
         one = rates[job, size.nodes[0]]
         for count in size.nodes:
             found.append(
@@ -151,7 +151,7 @@ def _prepare(net: Network, count: int, size: Weak) -> tuple[str, float, str]:
     return "prepare", rate, f"{how}; {num} in {seconds:.0f} s, start and end included"
 
 
-SCORED, HELD = "evaluate, scoring", "evaluate, holding scores against the lesions"
+SCORED, COMPARED = "evaluate, scoring", "evaluate, comparing scores with the lesions"
 """The two passes of an evaluation."""
 
 
@@ -165,7 +165,7 @@ def _evaluate(net: Network, count: int, size: Weak) -> list[tuple[str, float, st
         *(net, "evaluate", run, "--cohort", f"s3://{BUCKET}/stroke.zarr", "--num-resamples", 20)
     )
     found = []
-    for job, method in ((SCORED, "PUT"), (HELD, "GET")):
+    for job, method in ((SCORED, "PUT"), (COMPARED, "GET")):
         pattern = rf"{method} /data/run/scores/stroke\.zarr/scores/c/\S+ 200"
         rate, how = _rate(net, pattern, count, load)
         found.append((job, rate, f"{how}; {num} in {seconds:.0f} s for both passes and the start"))

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -38,6 +38,19 @@ from uadray.train.job import fit
 
 VALIDATION = 4
 """Validation volumes of a benchmark's cohort."""
+
+
+def cube(
+    epochs: int, batch_size: int, residency: Literal["device", "stream"] = "device"
+) -> Experiment:
+    """3D-Cube-n for a few epochs, kept once at their end."""
+    return with_fit(
+        experiment("3D-Cube-n"),
+        epochs=epochs,
+        batch_size=batch_size,
+        checkpoint_every=epochs,
+        residency=residency,
+    )
 
 
 def store(url: str, count: int, base: torch.Tensor) -> str:
@@ -166,13 +179,7 @@ def fits_in_turn(
     sides: Mapping[str, Way], folder: str, url: str, *, epochs: int, rounds: int, threads: int
 ) -> dict[str, Epochs]:
     """Fit in each way in turn, round after round, with so many threads."""
-    wanted = with_fit(
-        experiment("3D-Cube-n"),
-        epochs=epochs,
-        batch_size=8,
-        checkpoint_every=epochs,
-        residency="device",
-    )
+    wanted = cube(epochs, 8)
     found = {name: Epochs([], []) for name in sides}
     for number in range(rounds):
         for name, side in sides.items():
@@ -224,13 +231,7 @@ def scaling(folder: str, url: str, epochs: int, batch_size: int) -> list[Row]:
     Beside it what the hardware gives: two bare loops that know nothing of each other, on half the
     volumes and half the batch each, against one of them alone.
     """
-    wanted = with_fit(
-        experiment("3D-Cube-n"),
-        epochs=epochs,
-        batch_size=batch_size,
-        checkpoint_every=epochs,
-        residency="device",
-    )
+    wanted = cube(epochs, batch_size)
     steady = {}
     for workers in (1, 2):
         out = os.path.join(folder, f"workers-{workers}")
@@ -329,13 +330,7 @@ def _stream_speeds(url: str, epochs: int) -> dict[str, list[float]]:
 
 def streamed_fit(folder: str, url: str, epochs: int) -> list[Row]:
     """Volumes a second of a fit that streams each epoch from the store: for a GPU."""
-    wanted = with_fit(
-        experiment("3D-Cube-n"),
-        epochs=epochs,
-        batch_size=32,
-        checkpoint_every=epochs,
-        residency="stream",
-    )
+    wanted = cube(epochs, 32, "stream")
     out = os.path.join(folder, "streamed")
     epochs_of(in_process, wanted, url, out, torch.get_num_threads())
     speed = median(r["samples_per_second"] for r in Run.open(out).metrics()[1:])

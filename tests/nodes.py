@@ -6,7 +6,7 @@
 
 Each node is a network namespace with a raylet in it; a bridge in a namespace of its own joins them,
 so that nothing listens to the outside, Ray's search for other instances finds none, and a cable can
-be pulled. Beside the nodes stands a real S3 server that can be told to fail, and a small disk that
+be pulled. Beside the nodes stands a real S3 server that can be made to fail, and a small disk that
 all nodes see, as they would see NFS. It takes Linux and root; `why_not` says what is missing.
 """
 
@@ -34,7 +34,7 @@ from uadray.cluster import KEEP_WORKERS
 REPOSITORY = Path(__file__).resolve().parents[1]
 BIN = Path(sys.executable).parent
 INTERFACE = "rnet0"
-"""The same name on every node: gloo is told one."""
+"""The same name on every node: gloo takes one."""
 
 HEAD, S3_HOST, S3_PORT = "10.77.0.1", "10.77.0.100", 9000
 BUCKET = "data"

@@ -15,7 +15,7 @@ from uadray.report.rows import group_by_cohort
 from uadray.runs.records import load_runs
 
 
-def test_the_page_tells_of_every_method() -> None:
+def test_the_page_names_every_method() -> None:
     text = (DOCS / methods_page.PAGE).read_text()
     for name, named in NAMED.items():
         assert f"\n### {name}\n" in text, f"{name}: run python -m benchmarks.methods --page"
@@ -23,7 +23,7 @@ def test_the_page_tells_of_every_method() -> None:
         assert f"`{named.equation}`" in text
 
 
-def test_a_method_is_told_with_its_defaults() -> None:
+def test_a_method_is_described_with_its_defaults() -> None:
     found = methods_page.described("sVAE-GAN")
     assert found["says"].startswith("An autoencoder of Baur 2018")
     for piece in ("`adversarial_rate` 0.0001", "`widths` 32 64 128 128"):
@@ -72,7 +72,7 @@ def test_figures_become_rows_and_rows_become_cells() -> None:
     assert found_again["machine"]["cpu"] == "a processor"
 
 
-def test_a_method_is_held_against_the_reference_on_the_same_subjects(tmp_path: Path) -> None:
+def test_a_method_is_compared_with_the_reference_on_the_same_subjects(tmp_path: Path) -> None:
     runs = load_runs([write_sweep(str(tmp_path), 12, num_resamples=50)])
     for group in group_by_cohort(runs):
         for one in (all_series := series_of(group)):

@@ -76,7 +76,7 @@ def edit(path: Path, change: Callable[[dict[str, Any]], None]) -> None:
 
 
 def compared(runs: list[RunRecord]) -> list[words.Compared]:
-    return [words.hold_together(group) for group in rows.group_by_cohort(runs)]
+    return [words.compare_cohort(group) for group in rows.group_by_cohort(runs)]
 
 
 class Cells(HTMLParser):
@@ -352,7 +352,7 @@ class TestWords:
                 values["intervals"]["dice_d"] = pair
 
             edit(root / name / "evaluation" / "stroke.json", change)
-        return " ".join(words.in_words(rows.group_by_cohort(load_runs([str(root)]))[0]))
+        return " ".join(words.sentences_of(rows.group_by_cohort(load_runs([str(root)]))[0]))
 
     @staticmethod
     def draw(root: Path, **resamples: list[float]) -> None:
@@ -429,8 +429,8 @@ class TestWords:
         for name in ("3D-None", "3D-Cube-n", "2D-None", "PCA-16"):
             write_run(tmp_path / name, name)
         (group,) = rows.group_by_cohort(load_runs([str(tmp_path)]))
-        assert " Against 2D-None with " in " ".join(words.in_words(group, ["2D-None"]))
-        assert "2D-None with" not in " ".join(words.in_words(group))
+        assert " Against 2D-None with " in " ".join(words.sentences_of(group, ["2D-None"]))
+        assert "2D-None with" not in " ".join(words.sentences_of(group))
 
     def test_count_of_those_set_apart(self, two: Path) -> None:
         write_run(two / "mean", "MeanImage")
@@ -472,7 +472,7 @@ class TestComparisons:
     @staticmethod
     def held(root: Path, *wanted: str) -> words.Compared:
         (group,) = rows.group_by_cohort(load_runs([str(root)]))
-        return words.hold_together(group, wanted)
+        return words.compare_cohort(group, wanted)
 
     def test_fits_are_gathered_by_experiment(self, seeds: Path) -> None:
         write_run(seeds / "shorter", "3D-None", num_epochs=3)
@@ -814,7 +814,7 @@ def test_any_name_survives_csv_and_markdown(runs: list[RunRecord], label: str, n
 
     assert guarded(label) in {line["method"] for line in lines}
     assert {line["notes"] for line in lines} == {guarded(note)}
-    text = export.to_markdown([words.hold_together(group) for group in groups], "t")
+    text = export.to_markdown([words.compare_cohort(group) for group in groups], "t")
     widths = {len(columns.COLUMNS), len(columns.LESION_COLUMNS), len(compare.COMPARISON_COLUMNS)}
     for line in text.splitlines():
         if line.startswith("|"):
@@ -825,7 +825,7 @@ def test_any_name_survives_csv_and_markdown(runs: list[RunRecord], label: str, n
 @pytest.mark.parametrize("name", ["=1+1", "+A1", "-2", "@SUM(A1)", "\t=1", '=HYPERLINK("x")'])
 def test_names_are_no_formulas_in_a_spreadsheet(runs: list[RunRecord], name: str) -> None:
     group = rows.group_by_cohort([replace(runs[0], label=name), *runs[1:]])[0]
-    for text in (export.to_csv([group]), export.to_paired_csv([words.hold_together(group)])):
+    for text in (export.to_csv([group]), export.to_paired_csv([words.compare_cohort(group)])):
         cells = [cell for line in csv.reader(io.StringIO(text)) for cell in line]
         assert f"'{name}" in cells
         for cell in cells:

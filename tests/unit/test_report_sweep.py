@@ -74,7 +74,7 @@ def runs(folder: Path) -> list[RunRecord]:
 
 @pytest.fixture(scope="module")
 def cohorts(runs: list[RunRecord]) -> list[words.Compared]:
-    return [words.hold_together(group) for group in rows.group_by_cohort(runs)]
+    return [words.compare_cohort(group) for group in rows.group_by_cohort(runs)]
 
 
 @pytest.fixture(scope="module")
@@ -479,7 +479,7 @@ class TestTables:
         first = cohorts[0]
         named = [replace(r, run=replace(r.run, label=name)) for r in first.group.rows]
         group = replace(first.group, rows=tuple(named[:3]), name=name, notes=(name,))
-        check_latex(latex.to_latex([words.hold_together(group)], name))
+        check_latex(latex.to_latex([words.compare_cohort(group)], name))
 
 
 def test_a_nested_setting_is_compared_by_its_own_path() -> None:

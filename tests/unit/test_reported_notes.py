@@ -14,7 +14,7 @@ from uadray.report import terminal_summary, terminal_table, write_report
 from uadray.report.compare import compare, series_of
 from uadray.report.latex import to_latex
 from uadray.report.rows import NOT_COMPARED, ONE_SUBJECT, group_by_cohort
-from uadray.report.words import hold_together
+from uadray.report.words import compare_cohort
 from uadray.runs.records import load_runs
 
 
@@ -73,7 +73,7 @@ class TestOneSubject:
         assert found is None or found.verdict == "not compared"
         page = Path(write_report([str(runs)], str(tmp_path / "r.html"))).read_text()
         assert ONE_SUBJECT in page
-        assert "so no intervals" in to_latex([hold_together(group)], "title")
+        assert "so no intervals" in to_latex([compare_cohort(group)], "title")
 
 
 class TestMismatch:

@@ -1,4 +1,4 @@
-"""The arithmetic of docs/scaling.md, held against a store that exists."""
+"""The arithmetic of docs/scaling.md, compared with a store that exists."""
 
 import json
 import math

@@ -29,7 +29,7 @@ REFERENCE = "3D-None"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Figure:
+class Estimate:
     """A figure or a difference with its 95 % interval over subjects."""
 
     value: float
@@ -89,16 +89,16 @@ class Series:
         values = [r.values[metric] for r in held if r is not None]
         return np.mean(values, axis=0) if len({len(v) for v in values}) == 1 else None
 
-    def figure(self, metric: str) -> Figure | None:
+    def figure(self, metric: str) -> Estimate | None:
         """Mean over the fits, with the interval over subjects of that mean."""
         value = self.mean(metric)
         if value is None:
             return None
         if len(self.rows) == 1:
-            return Figure(value=value, bounds=self.rows[0].evaluation.interval(metric))
+            return Estimate(value=value, bounds=self.rows[0].evaluation.interval(metric))
         resamples = self.resamples(metric)
         if resamples is None:
-            return Figure(value=value, bounds=None)
+            return Estimate(value=value, bounds=None)
         return _figure(value, resamples, len(self.rows[0].evaluation.values["subjects"]))
 
     def dice(self) -> dict[str, float]:
@@ -123,7 +123,7 @@ class Comparison:
     """The one that is judged."""
     reference: Series
     """What it is held against."""
-    differences: Mapping[str, Figure]
+    differences: Mapping[str, Estimate]
     """By name of the metric; one that is undefined or was not kept is missing."""
     p: float
     """Two-sided, of Wilcoxon's signed-rank test on the subject-wise Dice; NaN without pairs."""
@@ -245,7 +245,7 @@ def compare(series: Series, reference: Series) -> Comparison | None:
     ours, theirs = (one.rows[0].evaluation.resamples for one in (series, reference))
     if ours is None or theirs is None or not ours.pairs_with(theirs):
         return None
-    differences: dict[str, Figure] = {}
+    differences: dict[str, Estimate] = {}
     for metric in COMPARED:
         values = series.mean(metric), reference.mean(metric)
         drawn = series.resamples(metric), reference.resamples(metric)
@@ -270,10 +270,10 @@ def compare(series: Series, reference: Series) -> Comparison | None:
     )
 
 
-def _figure(value: float, resamples: NDArray[np.float64], num_subjects: int) -> Figure:
+def _figure(value: float, resamples: NDArray[np.float64], num_subjects: int) -> Estimate:
     bounds = interval(value, resamples, num_subjects=num_subjects)
     defined = not np.isnan(bounds.low)
-    return Figure(value=value, bounds=(bounds.low, bounds.high) if defined else None)
+    return Estimate(value=value, bounds=(bounds.low, bounds.high) if defined else None)
 
 
 def probability(p: float) -> str:
@@ -284,7 +284,7 @@ def probability(p: float) -> str:
 
 
 def _difference(metric: str, head: str) -> Column[Comparison]:
-    def get(comparison: Comparison) -> Figure | None:
+    def get(comparison: Comparison) -> Estimate | None:
         return comparison.differences.get(metric)
 
     def read(comparison: Comparison, attribute: str) -> Any:

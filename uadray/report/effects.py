@@ -15,7 +15,7 @@ import numpy as np
 from uadray.html import ABSENT
 from uadray.metrics.table import BY_KEY
 from uadray.report.columns import Column, ascending, brackets, number
-from uadray.report.compare import Comparison, Figure, Series, compare
+from uadray.report.compare import Comparison, Estimate, Series, compare
 from uadray.report.rows import CohortRows, Row
 from uadray.runs.records import RunRecord
 from uadray.runs.settings import EXPERIMENT, Setting, settings_of
@@ -51,12 +51,12 @@ class Point:
             return self.series.each(metric)
         return [v for v in map(healthy_error, (r.run for r in self.series.rows)) if v is not None]
 
-    def figure(self, metric: str) -> Figure | None:
+    def figure(self, metric: str) -> Estimate | None:
         """Mean over the fits with its interval over test subjects; healthy errors have none."""
         if metric != HEALTHY:
             return self.series.figure(metric)
         each = self.each(metric)
-        return Figure(value=float(np.mean(each)), bounds=None) if each else None
+        return Estimate(value=float(np.mean(each)), bounds=None) if each else None
 
 
 @dataclass(frozen=True, kw_only=True)

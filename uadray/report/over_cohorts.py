@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from uadray.metrics.statistics import interval
-from uadray.report.compare import Figure
+from uadray.report.compare import Estimate
 from uadray.report.effects import Effect, Point
 from uadray.runs.settings import Setting
 
@@ -26,7 +26,7 @@ class MeanPoint:
     parts: tuple[Point, ...]
     """The same fits, one a cohort."""
 
-    def figure(self, metric: str) -> Figure | None:
+    def figure(self, metric: str) -> Estimate | None:
         """Mean over cohorts and fits; the interval is over the subjects of all cohorts."""
         values = [part.series.mean(metric) for part in self.parts]
         if any(value is None for value in values):
@@ -35,7 +35,7 @@ class MeanPoint:
         drawn = [_shuffled(part.series.resamples(metric), n) for n, part in enumerate(self.parts)]
         held = [one for one in drawn if one is not None]
         if len(held) < len(drawn) or len({len(one) for one in held}) > 1:
-            return Figure(value=mean, bounds=None)
+            return Estimate(value=mean, bounds=None)
         fewest = min(
             len(row.evaluation.values["subjects"])
             for part in self.parts
@@ -43,7 +43,7 @@ class MeanPoint:
         )
         bounds = interval(mean, np.mean(held, axis=0), num_subjects=fewest)
         defined = not np.isnan(bounds.low)
-        return Figure(value=mean, bounds=(bounds.low, bounds.high) if defined else None)
+        return Estimate(value=mean, bounds=(bounds.low, bounds.high) if defined else None)
 
     def each(self, metric: str) -> list[float]:
         """The mean over cohorts of each fit that has a figure on all of them."""

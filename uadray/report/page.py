@@ -22,7 +22,7 @@ from uadray.report.sweep_page import (
     slice_context,
     sweep_context,
 )
-from uadray.report.words import Compared, hold_together
+from uadray.report.words import Compared, compare_cohort
 from uadray.runs.records import Broken, RunRecord, load_runs
 
 MAX_PLOTS = 16
@@ -79,7 +79,7 @@ def write_report(
     if unknown := [name for name in references if name not in known]:
         raise ConfigError(f"no run is called {unknown[0]!r}; there are {sorted(known)}")
     check_viewers(viewers or {})
-    cohorts = [hold_together(group, references) for group in groups]
+    cohorts = [compare_cohort(group, references) for group in groups]
     sweep = find_sweep(runs, cohorts)
     page = render(
         runs,

@@ -10,7 +10,7 @@ from uadray.metrics.measures import auprc
 from uadray.metrics.slicewise import Slices, histograms
 from uadray.metrics.statistics import interval, resampling_weights
 from uadray.report.columns import brackets, number
-from uadray.report.compare import Figure, Series
+from uadray.report.compare import Estimate, Series
 from uadray.report.words import Compared
 from uadray.runs.evaluations import Evaluation
 
@@ -31,7 +31,7 @@ class SliceCurve:
     """Its fits."""
     lines: tuple[tuple[NDArray[np.float64], NDArray[np.float64]], ...]
     """Recall and precision of each fit, from the highest threshold on."""
-    figure: Figure
+    figure: Estimate
     """AUPRC over slices: mean over the fits, interval over subjects."""
 
     @property
@@ -96,7 +96,7 @@ def _pooled(cohorts: Sequence[Compared]) -> SlicePlot | None:
         if not all(url in place for place in places for url in urls):
             continue
         parts = [[_slices(place[url]) for place in places] for url in urls]
-        made.append((series, parts, Figure(value=_mean_auprc(parts), bounds=None)))
+        made.append((series, parts, Estimate(value=_mean_auprc(parts), bounds=None)))
     # Intervals take long, so only those that are shown get one.
     shown = [(series, parts, _bounded(parts, figure)) for series, parts, figure in _choose(made)]
     if not shown:
@@ -104,7 +104,7 @@ def _pooled(cohorts: Sequence[Compared]) -> SlicePlot | None:
     return _plot(cohorts, shown, len(made))
 
 
-_Made = tuple[Series, list[list[Slices]], Figure]
+_Made = tuple[Series, list[list[Slices]], Estimate]
 """A method, the slices of its fits by cohort, and its AUPRC."""
 
 
@@ -149,7 +149,7 @@ def _mean_auprc(fits: Sequence[Sequence[Slices]]) -> float:
     return float(np.mean([auprc(histograms(*_joined(parts)))[0] for parts in fits]))
 
 
-def _bounded(fits: Sequence[Sequence[Slices]], figure: Figure) -> Figure:
+def _bounded(fits: Sequence[Sequence[Slices]], figure: Estimate) -> Estimate:
     """The interval over the subjects of all cohorts, each resampled for itself."""
     weights = [
         resampling_weights(len(part.subjects), NUM_RESAMPLES, seed=n)
@@ -159,7 +159,7 @@ def _bounded(fits: Sequence[Sequence[Slices]], figure: Figure) -> Figure:
     fewest = min(len(part.subjects) for part in fits[0])
     bounds = interval(figure.value, drawn, num_subjects=fewest)
     defined = not np.isnan(bounds.low)
-    return Figure(value=figure.value, bounds=(bounds.low, bounds.high) if defined else None)
+    return Estimate(value=figure.value, bounds=(bounds.low, bounds.high) if defined else None)
 
 
 def _curve(parts: Sequence[Slices]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, MaxNLocator, NullFormatter, NullLocator
 
 from uadray.metrics.table import BY_KEY
-from uadray.report.compare import Figure as Bounded
+from uadray.report.compare import Estimate
 from uadray.report.effects import HEALTHY, Effect
 from uadray.report.figures import Palette, axes_of, curve_of, inline
 from uadray.report.over_cohorts import MeanEffect
@@ -44,7 +44,7 @@ _DASHES: tuple[Any, ...] = (
 )
 _SIZE = (4.4, 3.3)
 
-_Drawn = tuple[str, list[tuple[Any, list[float], Bounded | None]]]
+_Drawn = tuple[str, list[tuple[Any, list[float], Estimate | None]]]
 """Label of a line, and value, single fits and mean of each of its points."""
 
 

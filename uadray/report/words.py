@@ -7,7 +7,7 @@ from uadray.report.columns import brackets, number, signed
 from uadray.report.compare import (
     Comparison,
     Comparisons,
-    Figure,
+    Estimate,
     Series,
     compare,
     compare_all,
@@ -31,18 +31,18 @@ class Compared:
     """The summary in words."""
 
 
-def hold_together(group: CohortRows, wanted: Sequence[str] = ()) -> Compared:
+def compare_cohort(group: CohortRows, wanted: Sequence[str] = ()) -> Compared:
     """Compare the methods of one cohort; see `compare.references` for `wanted`."""
     series = series_of(group)
     return Compared(
         group=group,
         series=series,
         comparisons=tuple(compare_all(series, one) for one in references(series, wanted)),
-        sentences=tuple(in_words(group, wanted)),
+        sentences=tuple(sentences_of(group, wanted)),
     )
 
 
-def in_words(group: CohortRows, wanted: Sequence[str] = ()) -> list[str]:
+def sentences_of(group: CohortRows, wanted: Sequence[str] = ()) -> list[str]:
     """Sentences on one cohort.
 
     Args:
@@ -124,7 +124,7 @@ def _overlap(top: Series, rival: Series) -> str:
     return f"the intervals do not overlap on {num} test subjects; {again}."
 
 
-def _do_overlap(a: Figure, b: Figure) -> bool:
+def _do_overlap(a: Estimate, b: Estimate) -> bool:
     assert a.bounds is not None
     assert b.bounds is not None
     return a.bounds[0] <= b.bounds[1] and b.bounds[0] <= a.bounds[1]

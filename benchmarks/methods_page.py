@@ -3,7 +3,7 @@
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import MISSING, fields, is_dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -11,7 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 from benchmarks.harness import RESULTS, render, write_page
-from uadray.config import BASELINES, Experiment, experiment
+from uadray.config import BASELINES, Experiment, experiment, flat, to_json
 from uadray.methods import NAMED, GradientDetector, Learned, build
 
 PAGE = "methods.md"
@@ -127,26 +127,17 @@ def _cell(column: str, cell: tuple[float, str] | None) -> str:
 def described(name: str) -> dict[str, str]:
     """A method in words: its source, equation, deviations, settings and fit."""
     named, method = NAMED[name], experiment(name).method
+    settings = (
+        f"`{key}` {' '.join(map(str, value)) if isinstance(value, list) else value}"
+        for key, value in flat(to_json(method)).items()
+        if key != "type"
+    )
     return {
         "name": name,
         "says": (type(method).__doc__ or "").strip().splitlines()[0],
         "source": named.source,
         "equation": named.equation,
         "deviations": named.deviations,
-        "settings": ", ".join(f"`{key}` {value}" for key, value in _settings(method)),
+        "settings": ", ".join(settings),
         "fit": ", ".join(f"`{k}` {v:g}" for k, v in named.fit.items()),
     }
-
-
-def _settings(value: Any, prefix: str = "") -> list[tuple[str, str]]:
-    found = []
-    for one in fields(value):
-        mine = getattr(value, one.name)
-        if is_dataclass(mine):
-            found += _settings(mine, f"{prefix}{one.name}.")
-            continue
-        if one.default is MISSING and one.default_factory is MISSING:
-            continue
-        text = " ".join(map(str, mine)) if isinstance(mine, tuple) else str(mine)
-        found.append((prefix + one.name, text))
-    return found

@@ -22,7 +22,7 @@ from uadray.metrics.statistics import holm
 from uadray.report.compare import Comparison, Series, compare, series_of
 from uadray.report.rows import CohortRows, group_by_cohort
 from uadray.runs.records import RunRecord, load_runs
-from uadray.runs.settings import flat
+from uadray.runs.settings import settings_of
 
 PAGE = "results.md"
 
@@ -109,9 +109,9 @@ def _described(one: Series) -> dict[str, Any]:
     return {
         "name": one.name,
         "is_plain": one.is_plain,
-        "latent_size": flat(config).get("method.latent_size"),
+        "latent_size": settings_of(config).get("method.latent_size"),
         "data_share": _share(one),
-        "epochs": flat(config)["fit.epochs"] if not one.is_plain else None,
+        "epochs": settings_of(config)["fit.epochs"] if not one.is_plain else None,
         "seeds": [row.run.seed for row in one.rows],
         "figures": {
             name: None
@@ -175,12 +175,14 @@ def _on_all(learned: Sequence[Series]) -> list[Series]:
 
 def _share(series: Series) -> float:
     """Of the training data."""
-    return float(flat(series.rows[0].run.config).get("fit.data_share", 1.0))
+    return float(settings_of(series.rows[0].run.config).get("fit.data_share", 1.0))
 
 
 def _latent(one: Series, other: Series) -> bool:
     """Whether both have the same latent size, or that of the paper: 512 in 3D and 128 in 2D."""
-    sizes = [flat(series.rows[0].run.config).get("method.latent_size") for series in (one, other)]
+    sizes = [
+        settings_of(series.rows[0].run.config).get("method.latent_size") for series in (one, other)
+    ]
     of_the_paper = [{"2": 128, "3": 512}[series.name[0]] for series in (one, other)]
     return sizes[0] == sizes[1] or sizes == of_the_paper
 
@@ -188,7 +190,7 @@ def _latent(one: Series, other: Series) -> bool:
 def _spans(learned: Sequence[Series], path: str) -> list[Comparison]:
     by_name: dict[str, dict[Any, Series]] = {}
     for one in learned:
-        value = flat(one.rows[0].run.config).get(path)
+        value = settings_of(one.rows[0].run.config).get(path)
         if value is not None:
             by_name.setdefault(one.name, {})[value] = one
     found = []
@@ -217,7 +219,7 @@ def _in_2d(name: str) -> str | None:
 
 
 def _label(series: Series) -> str:
-    latent, share = flat(series.rows[0].run.config).get("method.latent_size"), _share(series)
+    latent, share = settings_of(series.rows[0].run.config).get("method.latent_size"), _share(series)
     name = series.name if latent is None else f"{series.name}, z {latent}"
     return name if share == 1 else f"{name}, {share:.0%} of the data"
 

@@ -24,8 +24,9 @@ from rich.console import Console
 from uadray import cli, files
 from uadray.errors import ConfigError
 from uadray.papers import PAPERS
+from uadray.papers.phantoms import make_phantoms
 from uadray.papers.reproduce import SCALES, Reproduction, ScaleName
-from uadray.papers.shown import (
+from uadray.papers.tables import (
     caveats_text,
     figures_table,
     state_table,
@@ -33,7 +34,6 @@ from uadray.papers.shown import (
     title,
     to_markdown,
 )
-from uadray.papers.stand_ins import make_phantoms
 from uadray.report import write_report
 from uadray.store import Cohort, open_cohort
 from uadray.tune.sweep import SweepConfig

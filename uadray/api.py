@@ -128,7 +128,7 @@ def open_model(url: Place, *, cohort: Place = "") -> Model:
     """Open a run folder or an exported model folder, to predict with it many times.
 
     Raises:
-        UadrayError: see `share.folder.open_model`.
+        UadrayError: see `prediction.model_folder.open_model`.
     """
     return _open_model(str(url), cohort=str(cohort))
 
@@ -183,7 +183,7 @@ def predict(
         given.
 
     Raises:
-        UadrayError: see `predict.scan.predict_scan`; a scan that cannot be used raises.
+        UadrayError: see `prediction.scan.predict_scan`; a scan that cannot be used raises.
     """
     one = isinstance(scans, (str, Path))
     given = [str(scans)] if isinstance(scans, (str, Path)) else [str(scan) for scan in scans]
@@ -231,7 +231,7 @@ def predict_folder(
         config: Fields of `PredictConfig`.
 
     Raises:
-        UadrayError: see `predict.folder.predict_items`.
+        UadrayError: see `prediction.folder.predict_items`.
     """
     from uadray.prediction.job import PredictJob
 
@@ -259,7 +259,7 @@ def export(run: Run | Place, out: Place, *, licence: str = "", onnx: bool | None
         onnx: Whether to write the reconstruction as ONNX; None does where it can.
 
     Raises:
-        UadrayError: see `share.folder.export_model`.
+        UadrayError: see `prediction.model_folder.export_model`.
     """
     url = run.url if isinstance(run, Run) else str(run)
     return export_model(url, str(out), licence=licence, onnx=onnx)[0]

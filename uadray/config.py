@@ -10,6 +10,7 @@ import math
 import re
 import types
 import typing
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -24,7 +25,9 @@ __all__ = [
     "ErasingConfig",
     "Experiment",
     "FitConfig",
+    "changes",
     "experiment",
+    "flat",
     "from_json",
     "learns",
     "to_json",
@@ -321,6 +324,21 @@ def _fits(hint: Any, value: Any) -> bool:
     if hint in (bool, int, str, types.NoneType):
         return type(value) is hint
     return isinstance(value, hint) if isinstance(hint, type) else True
+
+
+def flat(settings: Any, path: str = "") -> dict[str, Any]:
+    """Settings as JSON by dotted path, such as `method.restore.steps`; a list is one value."""
+    if not isinstance(settings, Mapping):
+        return {path: settings}
+    inside = ((f"{path}.{name}" if path else name, value) for name, value in settings.items())
+    return {key: value for name, one in inside for key, value in flat(one, name).items()}
+
+
+def changes(there: Any, here: Any) -> list[str]:
+    """In a few words, each setting that is not the same in two JSON values."""
+    a, b = flat(there), flat(here)
+    changed = sorted(key for key in a.keys() | b.keys() if a.get(key) != b.get(key))
+    return [f"{key}: {a.get(key)} there, {b.get(key)} here" for key in changed]
 
 
 def with_fit(base: Experiment, **changes: Any) -> Experiment:

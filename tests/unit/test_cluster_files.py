@@ -408,7 +408,13 @@ class TestRuntimeEnvironment:
         assert not [variable for variable in environment["env_vars"] if secret.search(variable)]
 
     def test_what_is_left_out_is_no_code(self) -> None:
-        excludes = read(CLUSTER / "runtime_env.yaml")["excludes"]
-        ignored = (REPOSITORY / ".rayignore").read_text().splitlines()
-        for pattern in (*excludes, *ignored):
-            assert pattern.strip("/") not in ("uadray", "jobs", "cluster", "pyproject.toml")
+        """Patterns without a leading slash match at any depth: `runs/` is a package, too."""
+        from ray._private.thirdparty.pathspec import PathSpec
+
+        patterns = read(CLUSTER / "runtime_env.yaml")["excludes"]
+        for name in (".rayignore", ".gitignore"):
+            lines = (REPOSITORY / name).read_text().splitlines()
+            code = [p for folder in ("uadray", "jobs") for p in (REPOSITORY / folder).rglob("*.py")]
+            files = [str(path.relative_to(REPOSITORY)) for path in code] + ["pyproject.toml"]
+            left_out = PathSpec.from_lines("gitwildmatch", [*patterns, *lines]).match_files(files)
+            assert not list(left_out), name

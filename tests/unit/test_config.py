@@ -12,7 +12,9 @@ from uadray.config import (
     ErasingConfig,
     Experiment,
     FitConfig,
+    changes,
     experiment,
+    flat,
     from_json,
     to_json,
     with_fit,
@@ -121,3 +123,25 @@ def test_every_method_takes_volumes_and_erasing_by_name(name: str) -> None:
         assert erased.name == f"{name}-Patch-n"
         assert erased.erasing == experiment("2D-Patch-n").erasing
         assert replace(erased, erasing=ErasingConfig()) == experiment(name)
+
+
+def test_settings_are_flat_by_dotted_path() -> None:
+    made = experiment("VAE-restoration")
+    found = flat(to_json(made))
+    assert found["method.restore.steps"] == made.method.restore.steps
+    assert found["method.widths"] == list(made.method.widths), "a list is one value"
+    assert [path.partition(".")[0] for path in found] == sorted(
+        (path.partition(".")[0] for path in found), key=["method", "erasing", "fit"].index
+    )
+    assert flat({}) == {}
+    assert flat({"a": {"b": {"c": 1}}, "d": None}) == {"a.b.c": 1, "d": None}
+
+
+def test_changes_name_each_setting_with_both_values() -> None:
+    there, here = {"a": {"b": 1, "c": [1, 2]}, "d": 3}, {"a": {"b": 2, "c": [1, 2]}, "e": 4}
+    assert changes(there, here) == [
+        "a.b: 1 there, 2 here",
+        "d: 3 there, None here",
+        "e: None there, 4 here",
+    ]
+    assert changes(there, there) == []

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from sklearn.metrics import average_precision_score
 
-from uadray.config import Experiment
+from uadray.config import Experiment, experiment, to_json
 from uadray.errors import ConfigError, RunError
 from uadray.metrics.measures import auprc
 from uadray.metrics.slicewise import Slices, histograms
@@ -30,7 +30,7 @@ from uadray.report.sweep import Sweep, find_sweep
 from uadray.report.sweep_page import ended_early, reason
 from uadray.runs.evaluations import pack_slices, unpack_slices
 from uadray.runs.records import RunRecord, load_runs
-from uadray.runs.settings import flat, varied
+from uadray.runs.settings import settings_of, varied
 
 NASTY = "<script>alert(1)</script>"
 
@@ -143,7 +143,7 @@ class TestEffects:
                 own = [
                     row.evaluation.metric("dice_d")
                     for row in cohorts[0].group.rows
-                    if flat(row.run.config).get("method.latent_size") == point.value
+                    if settings_of(row.run.config).get("method.latent_size") == point.value
                     and row.run.config["name"] == line.label
                 ]
                 figure = point.figure("dice_d")
@@ -176,7 +176,7 @@ class TestEffects:
         assert "mean over latent size" in effect.method
         for line in effect.lines:
             for point in line.points:
-                sizes = [flat(r.run.config)["method.latent_size"] for r in point.series.rows]
+                sizes = [settings_of(r.run.config)["method.latent_size"] for r in point.series.rows]
                 assert sorted(sizes) == [8, 16, 24, 28]
 
     def test_no_complete_combination_is_said(self, tmp_path: Path) -> None:
@@ -480,6 +480,17 @@ class TestTables:
         named = [replace(r, run=replace(r.run, label=name)) for r in first.group.rows]
         group = replace(first.group, rows=tuple(named[:3]), name=name, notes=(name,))
         check_latex(latex.to_latex([words.hold_together(group)], name))
+
+
+def test_a_nested_setting_is_compared_by_its_own_path() -> None:
+    base = experiment("VAE-restoration")
+    configs = []
+    for steps in (50, 100):
+        restore = replace(base.method.restore, steps=steps)
+        made = replace(base, method=replace(base.method, restore=restore))
+        configs.append({"name": made.name, "experiment": to_json(made)})
+    (one,) = varied(configs)
+    assert (one.path, one.label, one.values) == ("method.restore.steps", "restore steps", (50, 100))
 
 
 def check_latex(text: str) -> None:

@@ -14,7 +14,7 @@ from uadray.errors import ConfigError
 from uadray.evaluation.record import describe_lesions
 from uadray.metrics.slicewise import Slices
 from uadray.papers import BENGS_2021, MEISSEN_2021
-from uadray.papers.provenance import differences
+from uadray.papers.caveats import differences
 from uadray.papers.reproduce import SCALES, Reproduction, pooled_slice_auprc
 from uadray.runs.folder import Run
 from uadray.store import Cohort

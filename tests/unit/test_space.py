@@ -5,7 +5,7 @@ import pytest
 from uadray.config import BASELINES, BENGS_TABLE_1, FitConfig
 from uadray.errors import ConfigError
 from uadray.methods import VAE
-from uadray.tune.space import PRESETS, Space, flat, trial_name, with_settings
+from uadray.tune.space import PRESETS, Space, settings_of, trial_name, with_settings
 
 
 def test_combinations_are_all_there_and_distinct() -> None:
@@ -18,7 +18,7 @@ def test_combinations_are_all_there_and_distinct() -> None:
     )
     trials = space.trials()
     assert len(trials) == len(set(trials)) == 2 * 2 * 2 * 3
-    seen = {tuple(flat(t).items()) for t in trials}
+    seen = {tuple(settings_of(t).items()) for t in trials}
     assert len(seen) == len(trials)
     assert len({trial_name(t) for t in trials}) == len(trials)
     assert space.varied == ("experiment", "method.latent_size", "fit.learning_rate", "fit.seed")

@@ -104,8 +104,22 @@ class Metric:
     """The figure; NaN where it is undefined."""
     resampled: Callable[[Resampled], Values] | None = None
     """(R,) figures of draws, for its interval; None where none is given."""
+    note: str = ""
+    """What is said below its name."""
     higher_is_better: bool = True
     """Which way is better."""
+    deviation: str = ""
+    """Key of the metric that stands after it with ±."""
+    shown: bool = True
+    """Whether it has a column in the main table, and in model cards."""
+    shows_interval: bool = True
+    """Whether tables show its interval."""
+    printed: bool = True
+    """Whether it has a column on a printed page, which holds fewer."""
+    brief: str = ""
+    """Its head where there is little room: on the terminal, and over seeds; empty for not there."""
+    compared: bool = False
+    """Whether differences between methods are shown in it."""
     of_a_prediction: bool = False
     """Whether it is of voxels above the threshold, which a component filter is meant to change;
     the others are of the scores."""
@@ -118,6 +132,8 @@ METRICS: tuple[Metric, ...] = (
         value=lambda one: float(measures.dice_d(one.part, one.threshold.level)),
         resampled=lambda one: measures.dice_d(one.part, one.threshold.level, one.weights),
         of_a_prediction=True,
+        brief="Dice_D\n[95 %]",
+        compared=True,
     ),
     Metric(
         key="dice_s_mean",
@@ -125,6 +141,11 @@ METRICS: tuple[Metric, ...] = (
         value=lambda one: float(measures.mean_dice_s(one.dice_s)),
         resampled=lambda one: measures.mean_dice_s(one.dice_s, one.weights),
         of_a_prediction=True,
+        note="mean ± std over subjects",
+        deviation="dice_s_std",
+        shows_interval=False,
+        brief="Dice_S\n± std",
+        compared=True,
     ),
     Metric(
         key="dice_s_std",
@@ -132,28 +153,43 @@ METRICS: tuple[Metric, ...] = (
         value=lambda one: _deviation(_defined(one.dice_s)),
         higher_is_better=False,
         of_a_prediction=True,
+        shown=False,
     ),
     Metric(
         key="auprc",
         head="AUPRC",
         value=lambda one: float(measures.auprc(one.volume)),
         resampled=lambda one: one.curves["auprc"],
+        brief="AUPRC\n[95 %]",
+        compared=True,
     ),
     Metric(
         key="auprc_trapezoid",
         head="AUPRC (trapezoid)",
         value=lambda one: float(measures.auprc_trapezoid(one.volume)),
+        shown=False,
     ),
     Metric(
         key="auroc",
         head="AUROC",
         value=lambda one: float(measures.auroc(one.volume)),
         resampled=lambda one: one.curves["auroc"],
+        shows_interval=False,
+        printed=False,
     ),
     Metric(
         key="auroc_brain",
         head="AUROC in the brain",
         value=lambda one: float(measures.auroc(one.part.merged("brain"))),
+        shown=False,
+    ),
+    Metric(
+        key="slice_auprc",
+        head="AUPRC by slice",
+        value=lambda one: float(measures.slice_auprc(one.part)),
+        resampled=lambda one: one.slice_curves["auprc"],
+        note="axial slices",
+        shows_interval=False,
     ),
     Metric(
         key="upper_bound_dice",
@@ -161,12 +197,9 @@ METRICS: tuple[Metric, ...] = (
         value=lambda one: float(measures.upper_bound_dice(one.volume)),
         resampled=lambda one: one.curves["upper_bound_dice"],
         of_a_prediction=True,
-    ),
-    Metric(
-        key="slice_auprc",
-        head="AUPRC by slice",
-        value=lambda one: float(measures.slice_auprc(one.part)),
-        resampled=lambda one: one.slice_curves["auprc"],
+        note="upper bound: threshold chosen on the test part",
+        shows_interval=False,
+        brief="Upper\nbound",
     ),
 )
 """In the order of records and tables."""

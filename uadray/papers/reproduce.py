@@ -17,7 +17,7 @@ from uadray.evaluation.protocols import PROTOCOLS, EvaluateConfig
 from uadray.methods import is_fitted
 from uadray.metrics.measures import auprc
 from uadray.metrics.slicewise import Slices, histograms
-from uadray.papers.provenance import differences, healthy_differences
+from uadray.papers.caveats import differences, healthy_differences
 from uadray.papers.study import CohortNeed, Entry, Paper, Published, Study
 from uadray.runs.evaluations import place, unpack_slices
 from uadray.runs.folder import Run

@@ -5,17 +5,9 @@ from dataclasses import dataclass, field
 
 from uadray.config import Experiment
 from uadray.errors import ConfigError
+from uadray.metrics.table import BY_KEY
 
-METRICS = (
-    "dice_d",
-    "dice_s_mean",
-    "auprc",
-    "auprc_trapezoid",
-    "auroc",
-    "upper_bound_dice",
-    "slice_auprc",
-    "seconds_per_slice",
-)
+FIGURES = {*BY_KEY, "seconds_per_slice"}
 """Names of figures, as an evaluation writes them."""
 
 
@@ -95,7 +87,7 @@ class Study:
         for entry in self.entries:
             if entry.role and entry.role not in roles:
                 raise ConfigError(f"{self.key}: entry {entry.label} names no cohort: {entry.role}")
-            if unknown := set(entry.published) - set(METRICS):
+            if unknown := set(entry.published) - FIGURES:
                 raise ConfigError(f"{self.key}: entry {entry.label} has unknown {sorted(unknown)}")
 
     def experiments(self) -> list[Experiment]:

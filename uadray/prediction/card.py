@@ -3,23 +3,17 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from uadray.config import to_json
+from uadray.config import flat, to_json
 from uadray.html import NO_INTERVAL
 from uadray.methods import num_parameters
 from uadray.metrics.postprocess import describe_findable, findable
+from uadray.metrics.table import METRICS
 from uadray.prediction.model import Model
 from uadray.runs.evaluations import Evaluation
 from uadray.runs.records import RunRecord
 from uadray.tables import escape, to_markdown
 
-_FIGURES = {
-    "dice_d": "Dice_D",
-    "dice_s_mean": "Dice_S",
-    "auprc": "AUPRC",
-    "auroc": "AUROC",
-    "slice_auprc": "slice AUPRC",
-    "upper_bound_dice": "upper-bound Dice",
-}
+_FIGURES = {metric.key: metric.head for metric in METRICS if metric.shown}
 
 
 def model_card(model: Model, record: RunRecord, *, licence: str, files: Sequence[str]) -> str:
@@ -185,7 +179,7 @@ def _licence(licence: str) -> str:
 
 def _provenance(model: Model, record: RunRecord, names: Sequence[str]) -> str:
     summary: Mapping[str, Any] = record.summary
-    settings = "; ".join(f"{key} {value}" for key, value in _flat(to_json(model.experiment)))
+    settings = "; ".join(f"{key} {value}" for key, value in flat(to_json(model.experiment)).items())
     fitted = summary.get("fit_seconds")
     lines = [
         f"- Experiment `{model.experiment.fingerprint}`, model `{model.identity}`.",
@@ -197,15 +191,6 @@ def _provenance(model: Model, record: RunRecord, names: Sequence[str]) -> str:
         f"- Files: {', '.join(f'`{name}`' for name in names)}; `manifest.json` has their SHA-256.",
     ]
     return "\n".join(lines)
-
-
-def _flat(value: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
-    found: list[tuple[str, Any]] = []
-    for key, inner in value.items():
-        found += (
-            _flat(inner, f"{prefix}{key}.") if isinstance(inner, dict) else [(prefix + key, inner)]
-        )
-    return found
 
 
 def _notes(notes: Sequence[str]) -> str:

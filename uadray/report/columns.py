@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 from uadray.html import ABSENT, NO_INTERVAL
+from uadray.metrics.table import METRICS
 from uadray.report.rows import Row
 from uadray.runs.evaluations import Evaluation
 
@@ -107,15 +108,20 @@ def _bounds(row: Row, key: str, digits: int) -> str:
     return brackets(row.evaluation.interval(key), lambda v: number(v, digits))
 
 
-def _recorded(
-    key: str, head: str, get: Callable[[Row], Any], text: Callable[[Any], str], note: str = ""
-) -> Column[Row]:
+def ascending(
+    key: str,
+    head: str,
+    get: Callable[[Item], Any],
+    text: Callable[[Any], str] = str,
+    note: str = "",
+) -> Column[Item]:
+    """A column of what is recorded, sorted upwards by the first click."""
     return Column(
         key=key,
         head=head,
         note=note,
         value=get,
-        text=lambda row: text(get(row)),
+        text=lambda item: text(get(item)),
         first="ascending",
     )
 
@@ -146,26 +152,22 @@ def _percent(share: float | None) -> str:
     return ABSENT if share is None else f"{100 * share:.1f} %"
 
 
-METHOD: Column[Row] = Column(
-    key="method",
-    head="Method",
-    value=lambda row: row.run.label,
-    text=lambda row: row.run.label,
-    first="ascending",
-)
+METHOD: Column[Row] = ascending("method", "Method", lambda row: row.run.label)
 """The first column of every table of runs."""
 
 COLUMNS: tuple[Column[Row], ...] = (
     METHOD,
-    _metric("dice_d", "Dice_D", interval=True),
-    _metric("dice_s_mean", "Dice_S", note="mean ± std over subjects", deviation="dice_s_std"),
-    _metric("auprc", "AUPRC", interval=True),
-    _metric("auroc", "AUROC"),
-    _metric("slice_auprc", "AUPRC by slice", note="axial slices"),
-    _metric(
-        "upper_bound_dice",
-        "Upper-bound Dice",
-        note="upper bound: threshold chosen on the test part",
+    *(
+        _metric(
+            metric.key,
+            metric.head,
+            note=metric.note,
+            interval=metric.shows_interval and metric.resampled is not None,
+            deviation=metric.deviation,
+            first="descending" if metric.higher_is_better else "ascending",
+        )
+        for metric in METRICS
+        if metric.shown
     ),
     Column(
         key="threshold",
@@ -184,21 +186,21 @@ COLUMNS: tuple[Column[Row], ...] = (
         detail=lambda row: "" if row.lost_ml is None else f"{short(row.lost_ml)} mL",
         first="ascending",
     ),
-    _recorded(
+    ascending(
         "healthy_reconstruction",
         "Healthy L1",
         lambda row: row.evaluation.values.get("healthy_reconstruction"),
         lambda value: number(value, 4),
         "reconstruction, intensity",
     ),
-    _recorded(
+    ascending(
         "seconds_per_volume",
         "Scoring",
         lambda row: row.evaluation.values.get("seconds_per_volume"),
         short,
         "seconds a volume",
     ),
-    _recorded("fit_minutes", "Fit", _fit_minutes, _minutes, "minutes"),
+    ascending("fit_minutes", "Fit", _fit_minutes, _minutes, "minutes"),
     Column(
         key="best_epoch",
         head="Best epoch",
@@ -207,7 +209,7 @@ COLUMNS: tuple[Column[Row], ...] = (
         text=_epochs,
         first="ascending",
     ),
-    _recorded(
+    ascending(
         "num_parameters",
         "Parameters",
         lambda row: row.run.summary.get("num_parameters"),
@@ -311,10 +313,7 @@ def _filtered(key: str, head: str) -> Column[Row]:
 
 FILTER_COLUMNS: tuple[Column[Row], ...] = (
     METHOD,
-    _filtered("dice_d", "Dice_D"),
-    _filtered("dice_s_mean", "Dice_S"),
-    _filtered("auprc", "AUPRC"),
-    _filtered("upper_bound_dice", "Upper-bound Dice"),
+    *(_filtered(metric.key, metric.head) for metric in METRICS if metric.brief),
 )
 """Figures before and after small components are dropped; for evaluations with that filter."""
 

@@ -16,11 +16,12 @@ from numpy.typing import NDArray
 
 from uadray.html import ABSENT
 from uadray.metrics.statistics import holm, interval, wilcoxon_p
-from uadray.report.columns import Column, brackets, number, signed
+from uadray.metrics.table import METRICS
+from uadray.report.columns import Column, ascending, brackets, number, signed
 from uadray.report.rows import CohortRows, Row
 from uadray.runs.records import RunRecord
 
-COMPARED = ("dice_d", "dice_s_mean", "auprc")
+COMPARED = tuple(metric.key for metric in METRICS if metric.compared)
 """Figures whose differences are shown."""
 
 REFERENCE = "3D-None"
@@ -307,16 +308,8 @@ def _seeds(comparison: Comparison) -> str:
 
 
 COMPARISON_COLUMNS: tuple[Column[Comparison], ...] = (
-    Column(
-        key="method",
-        head="Method",
-        value=lambda c: c.series.label,
-        text=lambda c: c.series.label,
-        first="ascending",
-    ),
-    _difference("dice_d", "Dice_D"),
-    _difference("dice_s_mean", "Dice_S"),
-    _difference("auprc", "AUPRC"),
+    ascending("method", "Method", lambda c: c.series.label),
+    *(_difference(metric.key, metric.head) for metric in METRICS if metric.compared),
     Column(
         key="wilcoxon_p",
         head="p of Dice_S",
@@ -334,13 +327,7 @@ COMPARISON_COLUMNS: tuple[Column[Comparison], ...] = (
         text=lambda c: str(len(c.series.rows)),
         detail=_seeds,
     ),
-    Column(
-        key="verdict",
-        head="Dice_D is",
-        value=lambda c: c.verdict,
-        text=lambda c: c.verdict,
-        first="ascending",
-    ),
+    ascending("verdict", "Dice_D is", lambda c: c.verdict),
 )
 """The columns of a table of paired comparisons."""
 
@@ -352,8 +339,8 @@ def _over_seeds(metric: str, head: str) -> Column[Series]:
 
     def text(series: Series) -> str:
         deviation = series.deviation(metric)
-        behind = "" if deviation is None else f" ± {deviation:.3f}"
-        return number(series.mean(metric)) + behind
+        after = "" if deviation is None else f" ± {deviation:.3f}"
+        return number(series.mean(metric)) + after
 
     return Column(
         key=metric,
@@ -366,13 +353,7 @@ def _over_seeds(metric: str, head: str) -> Column[Series]:
 
 
 SEED_COLUMNS: tuple[Column[Series], ...] = (
-    Column(
-        key="method",
-        head="Method",
-        value=lambda series: series.label,
-        text=lambda series: series.label,
-        first="ascending",
-    ),
+    ascending("method", "Method", lambda series: series.label),
     Column(
         key="fits",
         head="Fits",
@@ -380,9 +361,6 @@ SEED_COLUMNS: tuple[Column[Series], ...] = (
         value=lambda series: len(series.rows),
         text=lambda series: str(len(series.rows)),
     ),
-    _over_seeds("dice_d", "Dice_D"),
-    _over_seeds("dice_s_mean", "Dice_S"),
-    _over_seeds("auprc", "AUPRC"),
-    _over_seeds("upper_bound_dice", "Upper-bound Dice"),
+    *(_over_seeds(metric.key, metric.head) for metric in METRICS if metric.brief),
 )
 """The columns of the table of experiments with several seeds."""

@@ -13,11 +13,12 @@ from typing import Any
 import numpy as np
 
 from uadray.html import ABSENT
-from uadray.report.columns import Column, brackets, number
+from uadray.metrics.table import BY_KEY
+from uadray.report.columns import Column, ascending, brackets, number
 from uadray.report.compare import Comparison, Figure, Series, compare
 from uadray.report.rows import CohortRows, Row
 from uadray.runs.records import RunRecord
-from uadray.runs.settings import EXPERIMENT, Setting, flat
+from uadray.runs.settings import EXPERIMENT, Setting, settings_of
 
 MAX_LINES = 6
 """Most lines of one plot; more combinations are averaged over, and more experiments left out."""
@@ -136,7 +137,7 @@ _Key = tuple[Any, ...]
 def _effect(group: CohortRows, setting: Setting, others: Sequence[Setting]) -> Effect:
     contexts: dict[tuple[str, _Key], dict[Any, list[Row]]] = {}
     for row in group.rows:
-        held = flat(row.run.config)
+        held = settings_of(row.run.config)
         if setting.path in held:
             key = (held[EXPERIMENT], tuple(held.get(other.path) for other in others))
             contexts.setdefault(key, {}).setdefault(held[setting.path], []).append(row)
@@ -245,13 +246,7 @@ def _figure_column(metric: str, head: str, digits: int = 3) -> Column[Point]:
 
 
 EFFECT_COLUMNS: tuple[Column[Point], ...] = (
-    Column(
-        key="line",
-        head="Line",
-        value=lambda point: point.line,
-        text=lambda point: point.line,
-        first="ascending",
-    ),
+    ascending("line", "Line", lambda point: point.line),
     Column(
         key="value",
         head="Value",
@@ -265,8 +260,7 @@ EFFECT_COLUMNS: tuple[Column[Point], ...] = (
         value=lambda point: len(point.series.rows),
         text=lambda point: str(len(point.series.rows)) if point.series.rows else ABSENT,
     ),
-    _figure_column("dice_d", "Dice_D"),
-    _figure_column("auprc", "AUPRC"),
+    *(_figure_column(key, BY_KEY[key].head) for key in ("dice_d", "auprc")),
     _figure_column(HEALTHY, "Healthy L1", 4),
 )
 """The columns of the table behind a plot of an effect."""

@@ -6,6 +6,7 @@ from typing import Any
 import pandas as pd
 
 from uadray.html import ABSENT
+from uadray.metrics.table import METRICS
 from uadray.report import columns, compare
 from uadray.report.columns import COLUMNS, LESION_COLUMNS, METHOD, Column
 from uadray.report.effects import EFFECT_COLUMNS
@@ -13,7 +14,7 @@ from uadray.report.rows import CohortRows, Row
 from uadray.report.sweep import Sweep
 from uadray.report.words import Compared
 
-_MAIN = ("dice_d", "dice_s_mean", "auprc", "slice_auprc", "upper_bound_dice")
+_MAIN = {metric.key for metric in METRICS if metric.shown and metric.printed}
 """Columns that fit a page; the CSV holds all."""
 
 _MARKS = {

@@ -16,7 +16,7 @@ from uadray.report.columns import number
 from uadray.report.effects import healthy_error
 from uadray.report.words import Compared
 from uadray.runs.records import RunRecord
-from uadray.runs.settings import Setting, flat
+from uadray.runs.settings import Setting, settings_of
 
 WIDTH, HEIGHT = 158.0, 300.0
 """Between two axes, and of an axis; in the drawing's units, pixels at full size."""
@@ -202,7 +202,7 @@ def _setting_places(
     spread = min(_SPREAD * step, 16.0)
     heights: list[float | None] = []
     for run, rank in zip(runs, ranks, strict=True):
-        held = flat(run.config)
+        held = settings_of(run.config)
         if setting.path not in held:
             heights.append(None)
         else:
@@ -242,7 +242,7 @@ def _trial(
     heights: Sequence[float | None],
     rank: float | None,
 ) -> Trial:
-    held: dict[str, Any] = flat(run.config)
+    held: dict[str, Any] = settings_of(run.config)
     places = [f"{LEFT + n * WIDTH:.1f},{y:.1f}" for n, y in enumerate(heights) if y is not None]
     keys = [str(one.values.index(held[one.path])) if one.path in held else "-" for one in settings]
     told = [f"{one.label} {one.text(held[one.path])}" for one in settings if one.path in held]

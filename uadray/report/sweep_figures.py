@@ -10,6 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, MaxNLocator, NullFormatter, NullLocator
 
+from uadray.metrics.table import BY_KEY
 from uadray.report.compare import Figure as Bounded
 from uadray.report.effects import HEALTHY, Effect
 from uadray.report.figures import Palette, axes_of, curve_of, inline
@@ -28,7 +29,10 @@ HEADS = {
 MAX_LABEL = 44
 """Most characters of a label in a legend; captions and tables hold it whole."""
 
-_SPOKEN = {"dice_d": "Dice_D", "auprc": "AUPRC", HEALTHY: "healthy reconstruction error"}
+_SPOKEN = {
+    **{key: BY_KEY[key].head for key in ("dice_d", "auprc")},
+    HEALTHY: "healthy reconstruction error",
+}
 _MARKERS = ("o", "s", "^", "D", "v", "P")
 _DASHES: tuple[Any, ...] = (
     "-",

@@ -11,16 +11,17 @@ from rich.text import Text
 
 from uadray.errors import RunError
 from uadray.html import ABSENT
+from uadray.metrics.table import METRICS
 from uadray.report.columns import COLUMNS, Column
 from uadray.report.rows import CohortRows, Row, group_by_cohort
 from uadray.runs.records import RunRecord
 
-_TERMINAL = ("method", "dice_d", "dice_s_mean", "auprc", "upper_bound_dice", "fit_minutes")
 _SHORT_HEADS = {
     "method": "Method",
-    "dice_s_mean": "Dice_S\n± std",
-    "upper_bound_dice": "Upper\nbound",
+    **{metric.key: metric.brief for metric in METRICS if metric.brief},
+    "fit_minutes": "",
 }
+"""Columns of the terminal's table; those without a short head have their own."""
 
 
 MIN_METHOD = 12
@@ -44,7 +45,7 @@ def terminal_table(runs: Sequence[RunRecord], cohort: str, *, width: int = 80) -
         raise RunError(
             f"no run was evaluated on cohort {cohort!r}; there are {known}: evaluate it first"
         )
-    columns = [column for column in COLUMNS if column.key in _TERMINAL]
+    columns = [column for column in COLUMNS if column.key in _SHORT_HEADS]
     return fitting(lambda num: _table(groups, columns[:num], columns[num:]), len(columns), width)
 
 
@@ -78,7 +79,7 @@ def _table(
         pad_edge=False,
     )
     for column in columns:
-        head = Text(_SHORT_HEADS.get(column.key, f"{column.head}\n{column.note}"))
+        head = Text(_SHORT_HEADS.get(column.key) or f"{column.head}\n{column.note}")
         is_name = column.key == "method"
         justify: Literal["left", "right"] = "left" if is_name else "right"
         table.add_column(

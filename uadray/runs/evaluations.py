@@ -27,7 +27,7 @@ THRESHOLDS = "-threshold"
 ARRAYS = ("cases", "resamples", "slices")
 """Kinds of what is kept beside the record."""
 
-METRICS = ("dice_d", "dice_s_mean", "dice_s_std", "auprc", "auroc", "upper_bound_dice")
+NEEDED = ("dice_d", "dice_s_mean", "dice_s_std", "auprc", "auroc", "upper_bound_dice")
 """What every evaluation holds; a value may be null where it is not defined."""
 
 _UNREADABLE = (ValueError, TypeError, KeyError, OSError)
@@ -151,7 +151,7 @@ def load_evaluation(run_url: str, cohort: str, settings: Mapping[str, Any]) -> E
     needed = ("cohort", "metrics", "intervals", "threshold", "num_threshold", "num_test")
     need(values, (*needed, "subjects", "lesion_voxels", "lesion_voxels_eroded"), url)
     need(values["cohort"], ("name",), url, "cohort.")
-    need(values["metrics"], METRICS, url, "metrics.")
+    need(values["metrics"], NEEDED, url, "metrics.")
     need(values["threshold"], ("value", "rule", "fitted_on"), url, "threshold.")
     check_kinds({"subjects": isinstance(values["subjects"], list)}, url, "evaluate the run again")
     for index, subject in enumerate(values["subjects"]):

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any, Self
 
 from uadray import files
-from uadray.config import Experiment, from_json, to_json
+from uadray.config import Experiment, changes, from_json, to_json
 from uadray.errors import CheckpointError, RunError
 from uadray.methods.blocks import constants
 from uadray.results import refuse_inside
@@ -185,9 +185,10 @@ class Run:
         if CONFIG in _names(url):
             run = cls.open(url)
             if run.experiment != experiment:
+                changed = "; ".join(changes(to_json(run.experiment), to_json(experiment)))
                 raise CheckpointError(
-                    f"{url} holds a run of {run.experiment.name} with other settings "
-                    f"({_differences(run.experiment, experiment)}): choose another --out"
+                    f"{url} holds a run of {run.experiment.name} with other settings ({changed}): "
+                    "choose another --out"
                 )
             if run.cohort_fingerprint != cohort.fingerprint:
                 raise CheckpointError(
@@ -345,16 +346,3 @@ def hardware() -> dict[str, Any]:
         "machine": platform.machine(),
         "device": torch.cuda.get_device_name(0) if torch.cuda.is_available() else "cpu",
     }
-
-
-def _differences(old: Experiment, new: Experiment) -> str:
-    def flat(value: Any, prefix: str = "") -> dict[str, Any]:
-        if not isinstance(value, dict):
-            return {prefix: value}
-        return {k: v for n, inner in value.items() for k, v in flat(inner, f"{prefix}.{n}").items()}
-
-    a, b = flat(to_json(old)), flat(to_json(new))
-    changed = [
-        f"{k[1:]}: {a.get(k)} there, {b.get(k)} here" for k in sorted(a | b) if a.get(k) != b.get(k)
-    ]
-    return "; ".join(changed)

@@ -4,6 +4,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from uadray.config import flat
+
 EXPERIMENT = "experiment"
 """Path of the experiment's name: method, erasing strategy and fill in one."""
 
@@ -48,7 +50,7 @@ class Setting:
 
 def label(path: str) -> str:
     """How a reader calls a setting."""
-    return _LABELS.get(path) or path.partition(".")[2].replace("_", " ")
+    return _LABELS.get(path) or path.partition(".")[2].replace(".", " ").replace("_", " ")
 
 
 def text(path: str, value: Any) -> str:
@@ -65,16 +67,14 @@ def is_number(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
-def flat(config: Mapping[str, Any]) -> dict[str, Any]:
+def settings_of(config: Mapping[str, Any]) -> dict[str, Any]:
     """The settings of one run by path, its name among them; the seed is left out.
 
     Args:
         config: `config.json`.
     """
-    found: dict[str, Any] = {EXPERIMENT: str(config["name"])}
-    for group, values in config["experiment"].items():
-        if isinstance(values, Mapping):
-            found |= {f"{group}.{name}": _value(value) for name, value in values.items()}
+    paths = {path: _value(value) for path, value in flat(config["experiment"]).items()}
+    found = {EXPERIMENT: str(config["name"])} | paths
     return {path: value for path, value in found.items() if path not in _NO_RESULT}
 
 
@@ -99,7 +99,7 @@ def varied(configs: Sequence[Mapping[str, Any]]) -> tuple[Setting, ...]:
     """
     groups: dict[str, list[dict[str, Any]]] = {}
     for config in configs:
-        groups.setdefault(str(config["name"]), []).append(flat(config))
+        groups.setdefault(str(config["name"]), []).append(settings_of(config))
     paths: dict[str, None] = {EXPERIMENT: None} if len(groups) > 1 else {}
     for runs in groups.values():
         for path in runs[0]:
@@ -127,7 +127,7 @@ def variants(configs: Sequence[Mapping[str, Any]]) -> list[str]:
         One a run, in order; empty where nothing but the seed parts it.
     """
     parts = varied(configs)
-    held = [flat(config) for config in configs]
+    held = [settings_of(config) for config in configs]
     return [
         ", ".join(f"{one.label} {one.text(run[one.path])}" for one in parts if one.path in run)
         for run in held

@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from uadray import files
+from uadray.config import changes
 from uadray.errors import StoreError
 from uadray.results import refuse_inside
 from uadray.store import staging
@@ -379,15 +380,8 @@ def _differences(
     old: Mapping[str, Any], new: Mapping[str, Any], url: str, lines: Iterable[bytes]
 ) -> str:
     """In a few words, what two cohorts ask for that is not the same; `lines` are the new scans."""
-
-    def flat(value: Any, prefix: str = "") -> dict[str, Any]:
-        if not isinstance(value, Mapping):
-            return {prefix: value}
-        return {k: v for n in value for k, v in flat(value[n], f"{prefix}.{n}").items()}
-
-    a, b = (flat(attributes["plan"]) for attributes in (old, new))
-    changed = [k for k in sorted(a.keys() | b.keys()) if a.get(k) != b.get(k)]
-    found = [f"{k[1:]}: {a.get(k)} there, {b.get(k)} here" for k in changed if k != ".steps"]
+    plans = [{k: v for k, v in one["plan"].items() if k != "steps"} for one in (old, new)]
+    found = changes(*plans)
     if old["scans_digest"] != new["scans_digest"]:
         there = set[bytes]()
         with suppress(FileNotFoundError):

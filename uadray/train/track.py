@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from uadray import files
-from uadray.config import to_json
+from uadray.config import flat, to_json
 from uadray.errors import ConfigError
 from uadray.runs.folder import Run
 
@@ -146,7 +146,6 @@ def _begin(client: Any, run: Run, experiment: str) -> str:
     number = _experiment(client, experiment)
     tags = {"cohort": run.cohort_fingerprint, "fingerprint": run.experiment.fingerprint}
     begun = client.create_run(number, run_name=run.experiment.name, tags=tags)
-    for group, fields in to_json(run.experiment).items():
-        for name, value in fields.items():
-            client.log_param(begun.info.run_id, f"{group}.{name}", value)
+    for name, value in flat(to_json(run.experiment)).items():
+        client.log_param(begun.info.run_id, name, value)
     return str(begun.info.run_id)

@@ -13,7 +13,7 @@ from rich.table import Table
 
 from uadray.progress import clock
 from uadray.tune.settings import RECONSTRUCTION, SweepConfig
-from uadray.tune.space import flat
+from uadray.tune.space import settings_of
 from uadray.tune.trials import Task
 
 PLAIN_EVERY_S = 60.0
@@ -84,7 +84,7 @@ class Watch(Callback):
 
     def label(self, task: Task) -> str:
         """A trial's name with the settings that tell it from others, such as `3D-None seed=1`."""
-        settings = flat(task.experiment)
+        settings = settings_of(task.experiment)
         parts = [f"{p.split('.')[1]}={settings[p]}" for p in self._varied if p in settings]
         member = re.search(r"-(m\d+)$", task.url)
         return " ".join([task.experiment.name, *([member[1]] if member else []), *parts])

@@ -16,7 +16,7 @@ from uadray.store import Cohort
 from uadray.tune.estimate import estimate
 from uadray.tune.population import begin, experiment_of, populations
 from uadray.tune.settings import SweepConfig
-from uadray.tune.space import Space, flat
+from uadray.tune.space import Space, settings_of
 from uadray.tune.trials import Outcome, fixed_trials
 
 MIN_NAME = 12
@@ -64,7 +64,7 @@ def plan_table(space: Space, config: SweepConfig, cohort: Cohort) -> Table:
             head, justify="left" if is_name else "right", min_width=MIN_NAME if is_name else None
         )
     for line in found:
-        settings = flat(line.experiment)
+        settings = settings_of(line.experiment)
         values = [str(settings.get(path, "")) for path in paths]
         epochs = str(line.experiment.fit.epochs) if line.seconds else "1"
         about = clock(line.seconds) if line.seconds else ""
@@ -92,7 +92,7 @@ def outcome_table(space: Space, config: SweepConfig, outcomes: Sequence[Outcome]
         summary: Mapping[str, Any] = {}
         with suppress(RunError):  # it says so in its status
             summary = (Run.open(o.url).summary if Run.is_begun(o.url) else None) or {}
-        settings = flat(o.experiment)
+        settings = settings_of(o.experiment)
         values = [summary.get("validation/reconstruction"), o.objective][: len(heads)]
         status = f"{o.status}: {o.error.splitlines()[0][:80]}" if o.error else o.status
         cells = [

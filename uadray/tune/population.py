@@ -34,7 +34,7 @@ from uadray.runs.detector import build_detector
 from uadray.runs.folder import TRIALS, Run
 from uadray.store import Cohort
 from uadray.tune.settings import SweepConfig
-from uadray.tune.space import Space, flat, with_settings
+from uadray.tune.space import Space, settings_of, with_settings
 
 KNOBS = {
     "fit.learning_rate": "learning_rate",
@@ -104,7 +104,7 @@ def populations(space: Space, config: SweepConfig) -> list[Population]:
     fixed: dict[str, Any] = {KNOBS[path]: (min(given[path]),) for path in ranges}
     found = []
     for base in replace(space, **fixed, baselines=False).trials():
-        own = {path: bounds for path, bounds in ranges.items() if path in flat(base)}
+        own = {path: bounds for path, bounds in ranges.items() if path in settings_of(base)}
         if own:
             found.append(Population(base=base, ranges=own, config=config))
     if not found:

@@ -9,12 +9,15 @@ from typing import Literal
 from uadray.data.stream import READ_CPUS
 from uadray.errors import ConfigError
 from uadray.methods.settings import check_finite
+from uadray.metrics.table import BY_KEY
 
 RECONSTRUCTION = "validation/reconstruction"
 """The record of an epoch that healthy reconstruction is under."""
 
 ObjectiveName = Literal["reconstruction", "dice", "auprc"]
 """What trials are compared by."""
+
+_METRICS = {"dice": BY_KEY["dice_d"], "auprc": BY_KEY["auprc"]}
 
 USES_LABELS = "uses labels"
 """Stands wherever trials were compared by lesion masks."""
@@ -116,7 +119,7 @@ class SweepConfig:
         """The objective as tables name it."""
         if not self.uses_labels:
             return "healthy L1"
-        return {"dice": "Dice_D", "auprc": "AUPRC"}[self.objective] + f" ({USES_LABELS})"
+        return f"{_METRICS[self.objective].head} ({USES_LABELS})"
 
     @property
     def sign(self) -> int:
@@ -128,7 +131,7 @@ class SweepConfig:
         if not self.uses_labels:
             return "trials are compared by the reconstruction of healthy volumes, without a label"
         cohort = self.labelled.rstrip("/").rsplit("/", 1)[-1].removesuffix(".zarr")
-        metric = {"dice": "Dice_D", "auprc": "AUPRC"}[self.objective]
+        metric = _METRICS[self.objective].head
         return (
             f"trials are compared by {metric} on the threshold part of {cohort}: this {USES_LABELS}"
         )

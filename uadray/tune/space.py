@@ -5,7 +5,16 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from uadray.config import BASELINES, BENGS_TABLE_1, Experiment, FitConfig, experiment, learns
+from uadray.config import (
+    BASELINES,
+    BENGS_TABLE_1,
+    Experiment,
+    FitConfig,
+    experiment,
+    flat,
+    learns,
+    to_json,
+)
 from uadray.errors import ConfigError
 
 
@@ -80,7 +89,7 @@ class Space:
     def build(self, point: dict[str, Any]) -> Experiment:
         """The experiment at one point; settings that its method lacks are left out."""
         base = replace(experiment(point["experiment"]), fit=self.fit)
-        has = set(flat(base)) | {"fit.seed"}
+        has = set(settings_of(base)) | {"fit.seed"}
         return _plain_fit(
             with_settings(base, {p: v for p, v in point.items() if p in has - {"experiment"}})
         )
@@ -94,7 +103,7 @@ class Space:
         """
         groups: dict[str, list[dict[str, Any]]] = {}
         for trial in self.trials():
-            groups.setdefault(trial.name, []).append(flat(trial))
+            groups.setdefault(trial.name, []).append(settings_of(trial))
         paths = [
             path
             for trials in groups.values()
@@ -129,21 +138,18 @@ def with_settings(base: Experiment, settings: dict[str, Any]) -> Experiment:
     return base
 
 
-def flat(trial: Experiment) -> dict[str, Any]:
+def settings_of(trial: Experiment) -> dict[str, Any]:
     """The settings that a sweep may vary, by path; those that the method lacks are absent."""
-    settings: dict[str, Any] = {"experiment": trial.name}
+    paths = []
     if learns(trial):
-        for name in ("latent_size", "kl_weight"):
-            if hasattr(trial.method, name):
-                settings[f"method.{name}"] = getattr(trial.method, name)
-        settings["fit.learning_rate"] = trial.fit.learning_rate
-        settings["fit.epochs"] = trial.fit.epochs
+        paths += ["method.latent_size", "method.kl_weight", "fit.learning_rate", "fit.epochs"]
         if trial.erasing.strategy in ("cube", "multi-cube"):
-            settings["erasing.max_share"] = trial.erasing.max_share
-    settings["fit.data_share"] = trial.fit.data_share
-    if settings["fit.data_share"] < 1 or learns(trial):
-        settings["fit.seed"] = trial.fit.seed
-    return settings
+            paths.append("erasing.max_share")
+    paths.append("fit.data_share")
+    if learns(trial) or trial.fit.data_share < 1:
+        paths.append("fit.seed")
+    has = flat(to_json(trial))
+    return {"experiment": trial.name} | {path: has[path] for path in paths if path in has}
 
 
 def trial_name(trial: Experiment) -> str:

@@ -13,7 +13,7 @@ from uadray.errors import CheckpointError, ConfigError, RunError
 from uadray.runs.folder import SWEEP, TRIALS, Run, read_config, read_object
 from uadray.store import Cohort
 from uadray.tune.settings import RECONSTRUCTION, USES_LABELS, SweepConfig
-from uadray.tune.space import Space, flat, trial_name
+from uadray.tune.space import Space, settings_of, trial_name
 
 ENDED = ("finished", "stopped")
 """States of a run that no sweep goes on with."""
@@ -195,7 +195,7 @@ def write_record(
         "trials": [
             {
                 "run": o.url,
-                "settings": flat(o.experiment),
+                "settings": settings_of(o.experiment),
                 "status": o.status,
                 "error": o.error,
                 "objective": o.objective,

@@ -5,7 +5,7 @@ from rich.text import Text
 
 from uadray import tables
 from uadray.evaluation.record import describe_lesions
-from uadray.papers.provenance import kind
+from uadray.papers.caveats import kind
 from uadray.papers.reproduce import Reproduction
 from uadray.store import Cohort
 

@@ -1,5 +1,6 @@
 """What all jobs do around their one call: the terminal, named errors, signals, and exit codes."""
 
+import atexit
 import codecs
 import errno
 import io
@@ -99,8 +100,15 @@ def _ask_again(unraisable: "sys.UnraisableHookArgs") -> None:
 
 
 def _end_on(number: signal.Signals) -> NoReturn:
+    # What Ray installs while it starts aborts the process three seconds after a SIGTERM.
+    signal.alarm(0)
     print("interrupted; run the same command again to go on", file=sys.stderr)
-    sys.exit(128 + number)
+    # Ray is shut down and temporary folders go. The interpreter is not taken down after that:
+    # threads of libraries that are still at work crash in it, and the exit code would be theirs.
+    atexit._run_exitfuncs()
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
+    os._exit(128 + number)
 
 
 def _use_utf8_names() -> None:

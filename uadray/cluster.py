@@ -29,6 +29,8 @@ _QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",
     # Ray Data draws bars for each operator; the jobs print one line of their own instead.
     "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
+    # An interrupt ends a sweep as it ends every job; Tune would swallow it and advise on its own.
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",
     # The coming behaviour: a task that asked for no GPU keeps CUDA_VISIBLE_DEVICES as it is.
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
 }
@@ -157,6 +159,8 @@ _ANSWERING_S = 5.0
 def _join(address: str) -> None:
     import ray
 
+    if address.startswith(("http://", "https://")):
+        raise StartError(f"RAY_ADDRESS={address} is the address of a dashboard. {_JOINING}")
     if "://" not in address:
         _check_answers(address)
     try:

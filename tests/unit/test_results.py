@@ -5,16 +5,19 @@ from pathlib import Path
 
 import pytest
 from tiny_cohorts import write_healthy
-from tiny_models import finished_run, freeze_threshold, scan_of, write_cohort, write_head
+from tiny_models import SMALL, finished_run, freeze_threshold, scan_of, write_cohort, write_head
 
 from uadray.config import experiment
 from uadray.errors import UadrayError
 from uadray.prediction.folder import predict_items
 from uadray.prediction.inputs import find_items
 from uadray.prediction.model_folder import export_model, open_model
+from uadray.prepare.ingest import prepare_cohort
+from uadray.prepare.splits import SplitConfig
 from uadray.results import owner_of
 from uadray.runs.folder import Run
 from uadray.store import Cohort
+from uadray.train.job import fit
 from uadray.tune.sweep import fit_trials
 
 
@@ -39,7 +42,10 @@ class House:
         write_cohort(Path(out), scans, ("train", "train", "validation"))
 
     def train(self, out: str) -> None:
-        Run.create(out, experiment("Intensity"), self.cohort)
+        fit(experiment("Intensity"), self.cohort, out)
+
+    def ingest(self, out: str) -> None:
+        prepare_cohort(list(map(scan_of, self.scans)), out, config=SMALL, split=SplitConfig())
 
     def tune(self, out: str) -> None:
         fit_trials([experiment("Intensity")], self.cohort, out)
@@ -56,7 +62,7 @@ def house(tmp_path_factory: pytest.TempPathFactory) -> House:
     return House(tmp_path_factory.mktemp("house"))
 
 
-@pytest.mark.parametrize("verb", ["prepare", "train", "tune", "export", "predict"])
+@pytest.mark.parametrize("verb", ["prepare", "ingest", "train", "tune", "export", "predict"])
 @pytest.mark.parametrize("place", ["cohort.zarr", "run", "model", "predictions"])
 @pytest.mark.parametrize("below", ["new", "deep/er/new", "link"])
 def test_inside_of_others_is_refused(house: House, verb: str, place: str, below: str) -> None:

@@ -100,6 +100,9 @@ def prepare_cohort(
         raise ConfigError(f"max_failures must be in [0, 1], was {max_failures}")
     check_numbers(seed=seed, workers=workers)
     rows = split_scans(scans, split, seed=seed)
+    url = files.normalise(url)
+    with storage_errors(url):
+        CohortWriter.check_place(url)  # before the lock makes the folder
     with storage_errors(url), hold(url):
         found = sources(rows)
         writer = CohortWriter.create(

@@ -182,6 +182,7 @@ class Run:
             RunError: the folder holds something else.
         """
         url = files.normalise(url)
+        cls.check_place(url)
         if CONFIG in _names(url):
             run = cls.open(url)
             if run.experiment != experiment:
@@ -198,7 +199,6 @@ class Run:
             return run
         if any(name != PEOPLE and not files.is_transient(name) for name in _names(url)):
             raise RunError(f"{url} is not empty and holds no run: choose another --out")
-        refuse_inside(url, RunError)
         config = {
             "name": experiment.name,
             "experiment": to_json(experiment),
@@ -257,6 +257,16 @@ class Run:
             raise RunError(
                 f"{place} is damaged, or of another version of uadray ({error}); {_AGAIN}"
             ) from None
+
+    @classmethod
+    def check_place(cls, url: str) -> None:
+        """Refuse to begin a run inside of other results.
+
+        Raises:
+            RunError: `url` lies in another run, a model, predictions or a cohort.
+        """
+        if not cls.is_begun(url):
+            refuse_inside(url, RunError)
 
     @staticmethod
     def is_begun(url: str) -> bool:

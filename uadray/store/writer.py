@@ -90,6 +90,7 @@ class CohortWriter:
             StoreError: something else is at `url`, or a cohort of another plan.
         """
         url = files.normalise(url)
+        cls.check_place(url)
         shard = shard_volumes(num_rows)
         writer = cls(url=url, num_rows=num_rows, shape=shape, shard=shard, has_lesion=has_lesion)
         with tempfile.TemporaryFile() as lines:
@@ -98,6 +99,16 @@ class CohortWriter:
         if not writer.is_sealed():
             writer._lay_out()
         return writer
+
+    @staticmethod
+    def check_place(url: str) -> None:
+        """Refuse to begin a cohort inside of other results.
+
+        Raises:
+            StoreError: `url` lies in a run, a model, predictions or another cohort.
+        """
+        if not files.exists(files.join(url, "zarr.json")):
+            refuse_inside(url, StoreError)
 
     def _begin(self, lines: IO[bytes], plan: dict[str, Any], command: str) -> None:
         """Write attributes and list of scans, or see that those that are there ask for the same."""
@@ -126,7 +137,6 @@ class CohortWriter:
         elif not files.is_empty(self.url):
             raise StoreError(f"{self.url} is not empty and holds no cohort: choose another folder")
         else:
-            refuse_inside(self.url, StoreError)
             write_attributes(self.url, attributes)
         with suppress(FileNotFoundError):
             if lines_digest(scans_of(self.url)) == attributes["scans_digest"]:

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from uadray import cluster
+from uadray import cluster, files
 from uadray.config import Experiment
 from uadray.data.batch import Batch
 from uadray.data.sampling import train_rows
@@ -58,6 +58,8 @@ def fit(
         NotFiniteError: the loss is not finite.
     """
     scale, track = scale or ScaleConfig(), prepared(track or TrackConfig())
+    url = files.normalise(url)
+    Run.check_place(url)  # before the lock makes the folder
     with hold(url):
         return _fit_held(experiment, cohort, url, scale, track, report)
 

@@ -194,8 +194,8 @@ class Model:
                 f"{self.url}: no threshold is frozen for it. Fit one on a cohort with lesions: "
                 f"python jobs/evaluate.py {self.url} --cohort LESIONED.zarr (or on healthy volumes "
                 "alone: with --threshold-rule healthy_fpr_5 --healthy HEALTHY.zarr); of an "
-                "exported model evaluate the run that it came from, and export that again. Or give one with "
-                "--threshold, or ask for maps alone with --map-only"
+                "exported model evaluate the run that it came from, and export that again. Or "
+                "give one with --threshold, or ask for maps alone with --map-only"
             )
         if not name and len(found) > 1:
             raise NoThresholdError(

@@ -75,7 +75,7 @@ def test_no_cluster_answers(address: str, tmp_path: Path) -> None:
 
 def test_the_address_of_the_dashboard(tmp_path: Path) -> None:
     line = refused(connect(tmp_path, RAY_ADDRESS="http://127.0.0.1:8265"))
-    assert "RAY_ADDRESS=http://127.0.0.1:8265 cannot be joined" in line
+    assert "RAY_ADDRESS=http://127.0.0.1:8265 is the address of a dashboard" in line
     assert "not the dashboard's" in line
 
 

@@ -102,6 +102,7 @@ def _ask_again(unraisable: "sys.UnraisableHookArgs") -> None:
 def _end_on(number: signal.Signals) -> NoReturn:
     # What Ray installs while it starts aborts the process three seconds after a SIGTERM.
     signal.alarm(0)
+    sys.unraisablehook = sys.__unraisablehook__  # it ends; another signal need not be sent again
     print("interrupted; run the same command again to go on", file=sys.stderr)
     # Ray is shut down and temporary folders go. The interpreter is not taken down after that:
     # threads of libraries that are still at work crash in it, and the exit code would be theirs.

@@ -288,7 +288,9 @@ class VAERestoration(Restoration):
         f"+ max(KL(p(c | z, w) | uniform), c_lambda); {_RESTORED}"
     ),
     deviations=_OPEN + "The density of a cluster is the normalised Gaussian, which the public "
-    "codes miss by a sign. Bengs' convolutions, dense latents.",
+    "codes miss by a sign. The term of z is the published estimator, which weighs the divergences "
+    "from the clusters by the posterior of c at one sample of z, not the exact bound. Bengs' "
+    "convolutions, dense latents.",
     settings={"restore": Restore(clip=100.0)},
 )
 class GMVAERestoration(Restoration):

@@ -40,6 +40,7 @@ _TABLE_4_II = (
     ("tumour", 0.738, 0.762, 0.985),
     ("mslub", 0.613, 0.571, 0.993),
     ("wmh", 0.557, 0.504, 0.984),
+    ("msseg2015", 0.593, 0.536, 0.996),
 )
 
 
@@ -128,7 +129,7 @@ MEISSEN_2021 = Paper(
             title="HistEq on all cohorts, four slices at 224 x 224",
             protocol="meissen2021-II",
             training=TRAINING,
-            cohorts=(BRATS, MSLUB, WMH),
+            cohorts=(BRATS, MSLUB, WMH, MSSEG),
             entries=tuple(_entry("HistEq", role, figures) for role, *figures in _TABLE_4_II),
         ),
     ),

@@ -27,6 +27,7 @@ from uadray.metrics.measures import dice_s
 from uadray.metrics.postprocess import findable
 from uadray.metrics.statistics import bootstrap, interval, resampling_weights
 from uadray.metrics.table import METRICS, compute_metrics
+from uadray.metrics.thresholds import NONE
 from uadray.prepare.geometry import voxel_ml
 from uadray.runs.evaluations import pack_resamples
 from uadray.runs.folder import Run
@@ -36,6 +37,9 @@ from uadray.store import CHUNK_VOLUMES, Cohort
 _OF_A_PREDICTION = {metric.key for metric in METRICS if metric.of_a_prediction}
 """Metrics that a component filter is meant to change; the others are of the scores."""
 
+
+_AT_THE_THRESHOLD = {"dice_d", "dice_s_mean", "dice_s_std"}
+"""Metrics at the frozen threshold; the others search one, or are of all."""
 
 MAX_NOTES = 3
 """Notes of some scans that are listed one by one."""
@@ -113,10 +117,15 @@ def make_record(
     plain, resamples = _figures(scores, threshold, config.num_resamples)
     chosen, filtered = plain, None
     if measured.filtered is not None:
-        filtered, filtered_resamples = _figures(measured.filtered, threshold, config.num_resamples)
+        filtered, filtered_resamples = _figures(
+            measured.filtered, threshold, config.num_resamples, searched=scores
+        )
         chosen = {k: _mixed(plain[k], filtered[k]) for k in plain}
         resamples = _mixed(resamples, filtered_resamples)
     lesions, lesion_resamples = _lesion_figures(measured.lesions, config.num_resamples)
+    has_threshold = threshold.rule != NONE
+    if not has_threshold:
+        lesions, lesion_resamples = _undefined(lesions, lesion_resamples)
     record = {
         "cohort": {
             "name": cohort.name,
@@ -134,18 +143,22 @@ def make_record(
         },
         "residual": config.residual,
         "slices": to_json(config.fixed.slices),
+        "slice_score": config.slice_score,
         "postprocess": {
             "erosion_iterations": config.postprocess.iterations(cohort.shape),
             "median_size": config.postprocess.median_size,
+            "prior_quantile": config.postprocess.prior_quantile,
         },
         "findable": findable(origin_of(cohort).voxel_mm[::-1], config.postprocess.median_size),
         "components": to_json(config.components),
         "score_range": list(scores.score_range),
         "threshold": {
-            "level": int(threshold.level),
-            "value": float(threshold.value),
+            "level": int(threshold.level) if has_threshold else None,
+            "value": float(threshold.value) if has_threshold else None,
             "rule": threshold.rule,
-            "fitted_on": f"{threshold.fitted_on}: {measured.num_threshold} subjects",
+            "fitted_on": f"{threshold.fitted_on}: {measured.num_threshold} subjects"
+            if has_threshold
+            else threshold.fitted_on,
             "fingerprint": measured.fingerprint,
         },
         "metrics": chosen["metrics"] | lesions["metrics"],
@@ -161,18 +174,23 @@ def make_record(
         "subjects": [
             {
                 "id": subject,
-                "dice": _defined(dice),
-                "dice_unfiltered": _defined(dice_before),
                 "lesion_ml": float(table.loc[subject, "lesion_ml"]),
                 "lesion_voxels": int(num_lesion),
-                "true_positives": found.true_positives,
-                "false_positives": found.false_positives,
                 "lesions": found.num_lesions,
-                "lesions_detected": found.num_detected,
-                "predicted_components": found.num_predicted,
-                "false_components": found.num_false,
-                "hd95_mm": _defined(found.hd95_mm),
-                "surface_distance_mm": _defined(found.surface_distance_mm),
+            }
+            | {
+                key: value if has_threshold else None
+                for key, value in (
+                    ("dice", _defined(dice)),
+                    ("dice_unfiltered", _defined(dice_before)),
+                    ("true_positives", found.true_positives),
+                    ("false_positives", found.false_positives),
+                    ("lesions_detected", found.num_detected),
+                    ("predicted_components", found.num_predicted),
+                    ("false_components", found.num_false),
+                    ("hd95_mm", _defined(found.hd95_mm)),
+                    ("surface_distance_mm", _defined(found.surface_distance_mm)),
+                )
             }
             for subject, dice, dice_before, num_lesion, found in zip(
                 scores.subjects,
@@ -191,13 +209,30 @@ _Figures = tuple[dict[str, Any], dict[str, NDArray[np.float64]]]
 """Metrics and intervals by name, and the (R,) resamples behind the intervals."""
 
 
-def _figures(test: TestPart, threshold: Threshold, num_resamples: int) -> _Figures:
+def _figures(
+    test: TestPart, threshold: Threshold, num_resamples: int, searched: TestPart | None = None
+) -> _Figures:
     intervals = bootstrap(test, threshold, num_resamples)
     figures = {
-        "metrics": compute_metrics(test, threshold),
+        "metrics": compute_metrics(test, threshold, searched),
         "intervals": {k: [_defined(i.low), _defined(i.high)] for k, i in intervals.items()},
     }
-    return figures, {k: i.resamples for k, i in intervals.items()}
+    resamples = {k: i.resamples for k, i in intervals.items()}
+    if threshold.rule == NONE:
+        return _undefined(figures, resamples, _AT_THE_THRESHOLD)
+    return figures, resamples
+
+
+def _undefined(
+    figures: dict[str, Any], resamples: dict[str, NDArray[np.float64]], keys: Iterable[str] = ()
+) -> _Figures:
+    """The same without the values of some metrics, or of all: they need a threshold."""
+    metrics, intervals = figures["metrics"], figures["intervals"]
+    left_out = set(keys or metrics) - {"num_lesions"}
+    return {
+        "metrics": {k: None if k in left_out else v for k, v in metrics.items()},
+        "intervals": {k: [None, None] if k in left_out else v for k, v in intervals.items()},
+    }, {k: np.full_like(v, np.nan) if k in left_out else v for k, v in resamples.items()}
 
 
 def _mixed(plain: dict[str, Any], filtered: dict[str, Any]) -> dict[str, Any]:

@@ -335,7 +335,7 @@ def _score(
     clock.mark("score")
     cut = slices(settings)
     levels = np.zeros(brain.shape, np.uint16)
-    levels[cut] = clean(scores, brain, model.detector.score_range, settings, name)
+    levels[cut] = clean(scores, image[0].numpy(), brain, model.detector.score_range, settings, name)
     opened = np.zeros(brain.shape, np.uint16)
     opened[cut] = settings.components.open(levels[cut])
     clock.mark("postprocess")

@@ -146,11 +146,11 @@ def detect(
             do not score by a residual have no sign to go by, and keep their map.
     """
     with torch.inference_mode():
-        x = images.float()[:, None].to(device)
+        x, inside = images.float()[:, None].to(device), torch.from_numpy(brain).to(device)
         if residual == "positive" and isinstance(detector, ReconstructionDetector):
-            output = detector.reconstruct(x)
+            output = detector.reconstruct_within(x, inside)
             return Detection((x - output).clamp_min(0)[:, 0], output)
-        return detector.detect(x, torch.from_numpy(brain).to(device))
+        return detector.detect(x, inside)
 
 
 def clean(

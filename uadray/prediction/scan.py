@@ -327,7 +327,8 @@ def _score(
     scores, output = found.scores[0].double().cpu().numpy(), found.reconstruction
     if output is None and model.detector.has_reconstruction:
         with torch.inference_mode():
-            output = model.detector.reconstruct(image[:, None].to(device))
+            inside = torch.from_numpy(brain[None]).to(device)
+            output = model.detector.reconstruct_within(image[:, None].to(device), inside)
     reconstruction = None if output is None else output[0, 0].float().cpu().numpy()
     # The healthy range is one of absolute residuals.
     signed = settings.residual != "absolute" and reconstruction is not None

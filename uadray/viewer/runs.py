@@ -140,7 +140,10 @@ def _reconstruction(
     if not detector.has_reconstruction:
         return None
     with torch.inference_mode():
-        output = detector.reconstruct(torch.from_numpy(image.astype(np.float32))[None, None])
+        output = detector.reconstruct_within(
+            torch.from_numpy(image.astype(np.float32))[None, None],
+            torch.from_numpy(brain.astype(bool))[None],
+        )
     return _image(output[0, 0].float().numpy().clip(0, 1) * brain, affine)
 
 

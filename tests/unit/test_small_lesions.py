@@ -129,3 +129,12 @@ def test_robex_is_left_out_where_no_skull_is(tmp_path):
     ]
     assert np.array_equal(made[0].image, made[1].image)
     assert PrepareConfig().skull_strip == "auto"
+
+
+def test_an_interpolated_mask_that_reaches_no_high_threshold_keeps_its_best(tmp_path):
+    share = np.where(ellipsoid(brain_image().shape, (2, 2, 2), (11, 13, 12)), 0.6, 0)
+    share[11, 13, 12] = 0.8
+    one = scan_of(tmp_path, share.astype(np.float32))
+    out = prepare_scan(one, replace(TINY, denoise=False, mask_threshold=0.9))
+    assert out.lesion.sum() == 1
+    assert "no voxel is lesion to 0.9" in out.notes

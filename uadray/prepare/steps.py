@@ -265,9 +265,9 @@ def prepare_scan(
         config = replace(config, skull_strip="auto" if stripped else "robex")
     if config.skull_strip not in ("auto", "mask"):
         scan = replace(scan, brain="")
-    volume = load_volume(
-        scan, stripped=config.skull_strip not in TOOLS, least_lesion=config.mask_threshold
-    )
+    # A small lesion in a mask that was interpolated may reach one half and no higher threshold.
+    least = min(config.mask_threshold, 0.5)
+    volume = load_volume(scan, stripped=config.skull_strip not in TOOLS, least_lesion=least)
     watch("read", volume)
     lesion = _lesion_step(scan, config.lesion) if scan.synthetic_lesion else None
     try:

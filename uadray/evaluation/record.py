@@ -147,8 +147,8 @@ def make_record(
         "postprocess": {
             "erosion_iterations": config.postprocess.iterations(cohort.shape),
             "median_size": config.postprocess.median_size,
-            "prior_quantile": config.postprocess.prior_quantile,
-        },
+        }
+        | ({"prior_quantile": prior} if (prior := config.postprocess.prior_quantile) else {}),
         "findable": findable(origin_of(cohort).voxel_mm[::-1], config.postprocess.median_size),
         "components": to_json(config.components),
         "score_range": list(scores.score_range),

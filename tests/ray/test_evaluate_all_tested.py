@@ -88,7 +88,7 @@ def test_without_a_threshold_only_what_needs_none_is_reported(record, run, cohor
     }  # fmt: skip
     for key in ("dice_d", "dice_s_mean", "dice_s_std", "lesion_detection_rate", "hd95_mm_mean"):
         assert metrics[key] is None, key
-        assert record["intervals"].get(key, [None, None]) == [None, None]
+        assert record["intervals"].get(key) is None
     assert {s["dice"] for s in record["subjects"]} == {None}
     assert {s["lesions"] for s in record["subjects"]} == {1}
     average = average_precision_score(truth.ravel(), levels.ravel())
@@ -124,7 +124,9 @@ def test_slices_by_sum_or_by_mean(record, run, cohort) -> None:
 
 
 def test_pages_and_models_take_such_a_record(record, run, cohort, tmp_path: Path) -> None:
-    page = write_report([run.url], str(tmp_path / "report.html"))
+    other = fit(experiment("Intensity"), cohort, str(tmp_path / "Intensity"))
+    evaluate([other], cohort, config=CONFIG)
+    page = write_report([run.url, other.url], str(tmp_path / "report.html"))
     told = Path(page).read_text()
     assert "no threshold is fitted" in told
     json.dumps(record, allow_nan=False)

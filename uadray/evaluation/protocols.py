@@ -216,8 +216,9 @@ class EvaluateConfig:
     none, and figures that need one are not reported."""
     slice_score: SliceScore = "sum"
     """What an axial slice is scored by: the sum of its brain's scores, or their mean."""
-    num_resamples: int = 1000
-    """Resamples of subjects for the 95 % intervals."""
+    num_resamples: int = 50
+    """Resamples of the people that the threshold is fitted on: it is fitted again on each, and what
+    that changes is part of the 95 % intervals."""
     batch_size: int = 4
     """Volumes scored at once by an actor."""
     gpus_per_actor: float = 0.0

@@ -6,7 +6,7 @@ python -m benchmarks.evaluate --quick    small, to see that it runs; keeps nothi
 Made scores of 64^3 voxels. Peers that are slow or large run on a subset, which the row states;
 where memory counts each side runs in a process of its own, inputs loaded before. Ours and a peer
 get the same kept scores and must give the same figure, or the benchmark ends. Peers: scikit-learn
-and scipy; torchmetrics, MONAI and cc3d where installed (`pip install 'uadray[bench]'`).
+and scipy; torchmetrics, MONAI and cc3d where installed (`pip install -e '.[bench]'`).
 """
 
 import statistics
@@ -177,10 +177,10 @@ def medians(sizes: Sizes) -> list[Row]:
         },
         sizes.rounds,
     )
-    found = {name: statistics.median(values) for name, values in seconds.items()}
+    middle = {name: statistics.median(values) for name, values in seconds.items()}
     return [
-        ratio(f"median 5^3, {where}", found[side], found["scipy"], "scipy, whole volume", goal,
-              f"{found[side] * 1e3:.1f} against {found['scipy'] * 1e3:.0f} ms; equal")
+        ratio(f"median 5^3, {where}", middle[side], middle["scipy"], "scipy, whole volume", goal,
+              f"{middle[side] * 1e3:.1f} against {middle['scipy'] * 1e3:.0f} ms; equal")
         for side, where, goal in (("whole", "whole volume", ">= 10"), ("brain", "in the brain", ""))
     ]  # fmt: skip
 
@@ -204,9 +204,9 @@ def components(sizes: Sizes) -> list[Row]:
     if find_spec("cc3d"):
         sides["cc3d"] = partial(metric_peers.filtered_by, metric_peers.cc3d_sizes)
     for levels, lesion, brain in inputs:
-        found = {n: side(levels, lesion, brain, thresholds) for n, side in sides.items()}
+        results = {n: side(levels, lesion, brain, thresholds) for n, side in sides.items()}
         for name in list(sides)[1:]:
-            same(f"components, {name}", found["ours"], found[name], 0)
+            same(f"components, {name}", results["ours"], results[name], 0)
 
     def run(side: Callable[..., Any]) -> None:
         for levels, lesion, brain in inputs:
@@ -238,7 +238,7 @@ def intervals(folder: Path, sizes: Sizes) -> list[Row]:
     num, tried = min(sizes.few, sizes.bootstrap_subset), 2
     part = count_many(range(num), TestPart, sizes.edge)
     start = time.perf_counter()
-    found = bootstrap(part, THRESHOLD, sizes.resamples)
+    resamples = bootstrap(part, THRESHOLD, sizes.resamples)
     ours = time.perf_counter() - start
     levels, lesion = load(folder, num, "levels"), load(folder, num, "lesion")
     weights = resampling_weights(num, sizes.resamples, seed=0)[:tried]
@@ -248,7 +248,7 @@ def intervals(folder: Path, sizes: Sizes) -> list[Row]:
         drawn = np.repeat(np.arange(num), row)
         theirs.append(curves_of(lesion[drawn].ravel(), pooled(levels[drawn])))
     each = (time.perf_counter() - start) / tried
-    same("resamples", [found[name].resamples[:tried] for name in CURVES], np.transpose(theirs))
+    same("resamples", [resamples[name].resamples[:tried] for name in CURVES], np.transpose(theirs))
     rows.append(
         ratio(f"bootstrap of {sizes.resamples}", ours, each * sizes.resamples,
               "scikit-learn on drawn voxels", "",
@@ -288,9 +288,9 @@ def rows(quick: bool, folder: Path) -> list[Row]:
     """All rows."""
     sizes = QUICK if quick else Sizes()
     save(folder, sizes.few, sizes.edge)
-    found = curves(folder, sizes) + streams(sizes) + medians(sizes) + components(sizes)
+    parts = curves(folder, sizes) + streams(sizes) + medians(sizes) + components(sizes)
     return [
-        *found,
+        *parts,
         *intervals(folder, sizes),
         *evaluate_on_ray.rows(folder, sizes.cohort, sizes.edge),
     ]

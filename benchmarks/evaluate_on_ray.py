@@ -39,30 +39,30 @@ def rows(folder: Path, num: int, size: int) -> list[Row]:
         (cohort, workers): apart(_evaluate, str(folder / f"run-{n}"), healthy, cohort, workers)
         for n, (cohort, workers) in enumerate(sides)
     }
-    found: list[Row] = []
+    results: list[Row] = []
     rates: dict[int, float | None] = {}
     for workers in (1, 2):
         scoring, whole, _ = measured[large, workers]
         # The small cohort takes as long to start, so the difference is of volumes alone.
         rates[workers] = rate(9 * num, whole, measured[small, workers][1])
-        found.append(
+        results.append(
             Row(f"whole evaluation, {workers} worker{'s' * (workers > 1)}",
                 rates[workers], "volumes/s",
                 detail=f"{10 * num} volumes in {whole:.1f} s, {num} in "
                 f"{measured[small, workers][1]:.1f} s, the workers' start included; "
                 f"{scoring * 1e3:.0f} ms of a worker a volume{unmeasured(rates[workers])}"),
         )  # fmt: skip
-    found.append(
+    results.append(
         Row("2 workers against 1", quotient(rates[2], rates[1]), "ratio",
             against="1 worker", detail="after the start"),
     )  # fmt: skip
     few, many = measured[small, 2][2], measured[large, 2][2]
-    found.append(
+    results.append(
         Row("peak memory at 10 times the volumes", many / few, "ratio",
             against=f"{num} volumes", goal="<= 1.3",
             detail=f"{many:.2f} against {few:.2f} GiB, Ray and its workers included"),
     )  # fmt: skip
-    return found
+    return results
 
 
 MIN_SHARE = 0.2
@@ -90,9 +90,9 @@ def store(url: Path | str, count: int, size: int, *, lesioned: bool) -> str:
     parts: tuple[Split, Split] = ("threshold", "test") if lesioned else ("validation", "train")
 
     def made(row: int) -> Volume:
-        found = volume(row, size)
-        image = np.where(found.brain, 1 - found.scores, 0)
-        return image, found.brain, found.lesion if lesioned else None
+        phantom = volume(row, size)
+        image = np.where(phantom.brain, 1 - phantom.scores, 0)
+        return image, phantom.brain, phantom.lesion if lesioned else None
 
     return write_cohort(str(url), [parts[row % 4 > 0] for row in range(count)], made).url
 
@@ -102,7 +102,7 @@ def _evaluate(out: str, healthy: str, cohort: str, workers: int) -> tuple[float,
     import ray
 
     fit(experiment("Intensity-dark"), open_cohort(healthy), out)
-    # Logical CPUs for so many scoring actors and one reader, whatever the machine has.
+    # Logical CPUs for this many scoring actors and one reader, whatever the machine has.
     ray.init(address="local", num_cpus=workers, logging_level="warning")
     cluster.connect()
     with PeakMemory(every_s=2) as memory:  # reading it takes time of its own

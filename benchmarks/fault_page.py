@@ -65,7 +65,7 @@ def rows(measured: Sequence[Cell]) -> list[dict[str, Any]]:
             not c["false_whole"] for c in faulty
         ],
     }
-    found = [
+    shares = [
         Row(
             what,
             sum(holds) / len(holds),
@@ -75,7 +75,7 @@ def rows(measured: Sequence[Cell]) -> list[dict[str, Any]]:
         )
         for what, holds in counts.items()
     ]
-    return as_json(found)
+    return as_json(shares)
 
 
 def write(measured: Sequence[Cell]) -> None:
@@ -131,6 +131,6 @@ def _exceptions(cells: Mapping[tuple[str, str], Cell]) -> list[str]:
             if cell["false_whole"]:
                 what.append(f"passed as whole and was not: {', '.join(cell['false_whole'])}")
             if what:
-                said = f" It said: `{cell['said'][-1]}`" if cell["said"] else ""
-                lines.append(f"{name}: {'; '.join(what)}.{said}")
+                message = f" It said: `{cell['said'][-1]}`" if cell["said"] else ""
+                lines.append(f"{name}: {'; '.join(what)}.{message}")
     return lines

@@ -213,13 +213,13 @@ class Attempt:
     def worker(self) -> None:
         """SIGKILL one process that computes."""
 
-        def found() -> list[psutil.Process]:
+        def workers() -> list[psutil.Process]:
             return [p for p in self.net.processes("ray::") if _matches(p, self.stage.worker)]
 
-        if not self.wait(found, 30) or not found():
+        if not self.wait(workers, 30) or not workers():
             names = [" ".join(p.cmdline()) for p in self.net.processes("ray::")]
             raise RuntimeError(f"no worker of {self.stage.name} among {names}")
-        victim = found()[0]
+        victim = workers()[0]
         self.notes.append(" ".join(victim.cmdline()).strip())
         victim.kill()
 

@@ -34,14 +34,14 @@ DOCS = Path(__file__).parents[1] / "docs"
 
 def render(page: str, **values: Any) -> str:
     """The text of `templates/PAGE.j2`; `table` in it makes a Markdown table."""
-    found = Environment(
+    template = Environment(
         loader=FileSystemLoader(Path(__file__).parent / "templates"),
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
         keep_trailing_newline=True,
     ).get_template(f"{page}.j2")
-    return found.render(values | {"table": to_markdown, "opened": opened})
+    return template.render(values | {"table": to_markdown, "opened": opened})
 
 
 def opened(text: str) -> str:
@@ -100,8 +100,8 @@ def main(name: str, rows: Callable[[bool, Path], list[Row]]) -> None:
 def measure(name: str, rows: Callable[[bool, Path], list[Row]], quick: bool) -> None:
     """Measure rows with a temporary folder, print them and, unless `quick`, keep them."""
     with tempfile.TemporaryDirectory() as folder:
-        found = rows(quick, Path(folder))
-    publish(name, found, keep=not quick)
+        measured = rows(quick, Path(folder))
+    publish(name, measured, keep=not quick)
 
 
 def print_table(

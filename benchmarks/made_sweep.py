@@ -72,15 +72,15 @@ class Lesioned:
 def trials(number: int) -> list[Experiment]:
     """Trials and a plain baseline for about every tenth, `number` in all."""
     plain = [experiment(name) for name in BASELINES[-max(2, min(number // 10, 7)) :]]
-    found = []
+    varied = []
     for name, latent, share, seed in itertools.product(
         EXPERIMENTS, LATENT_SIZES, DATA_SHARES[:: -1 if number > 60 else -2], SEEDS
     ):
         base = experiment(name)
         assert isinstance(base.method, VAE.Settings)
         made = replace(base, method=replace(base.method, latent_size=latent))
-        found.append(with_fit(made, epochs=EPOCHS, data_share=share, seed=seed))
-    return [*found[: number - len(plain)], *plain]
+        varied.append(with_fit(made, epochs=EPOCHS, data_share=share, seed=seed))
+    return [*varied[: number - len(plain)], *plain]
 
 
 def write_sweep(folder: str, number: int = 200, *, num_resamples: int = 1000) -> str:
@@ -89,7 +89,7 @@ def write_sweep(folder: str, number: int = 200, *, num_resamples: int = 1000) ->
     Args:
         folder: Local path; `runs`, `healthy.zarr` and two lesioned cohorts come into it.
         number: Trials, plain baselines among them.
-        num_resamples: Behind the intervals.
+        num_resamples: Bootstrap resamples for the intervals.
 
     Returns:
         The folder of runs.

@@ -34,26 +34,26 @@ NUM_SCANNERS = 22
 
 def rows(folder: Path, counts: tuple[int, ...]) -> list[Row]:
     """Seal and open cohorts of `counts` scans, the largest last."""
-    found, peaks = [], {}
+    measured, peaks = [], {}
     for count in counts:
         url = str(folder / f"of-{count}.zarr")
         lay_out(url, count)
         for step, what in STEPS.items():
             seconds, mib, base = _alone(step, url)
             peaks[step, count] = mib
-            found.append(
+            measured.append(
                 Row(f"{_name(what)}, {count} scans", seconds, "s",
                     detail=f"{mib:.0f} MiB at most, of which {base:.0f} are imports"),
             )  # fmt: skip
         files.remove(url)
     few, many = counts[0], counts[-1]
     for step, what in STEPS.items():
-        found.append(
+        measured.append(
             Row(f"driver's memory: {_name(what)}", peaks[step, many], "MiB",
                 against=f"{few} scans: {peaks[step, few]:.0f}", goal="<= 2048",
                 detail=f"{many} scans"),
         )  # fmt: skip
-    return found
+    return measured
 
 
 def lay_out(url: str, count: int) -> None:

@@ -399,8 +399,8 @@ def on_gpu(images: Tensor, quick: bool) -> list[Row]:
 def rows(quick: bool) -> list[Row]:
     """All rows of this module."""
     images = phantoms(2 * BATCH, 32 if quick else 64)
-    found, step = against_naive(images, 1 if quick else 3)
+    measured, step = against_naive(images, 1 if quick else 3)
     if DEVICE.type == "cuda":
         resident = on_gpu(images, quick)
-        step, found = BATCH / resident[0].value, found + resident
-    return found + against_hardware(images, step, quick)
+        step, measured = BATCH / resident[0].value, measured + resident
+    return measured + against_hardware(images, step, quick)

@@ -63,8 +63,8 @@ def describe(one: dict[str, Any]) -> str:
     """A scan in a line."""
     line = f"{one['name']}: highest score {one['top_score']:.3g} in slice {one['top_slice']}"
     if one["proposal"] is not None:
-        found = one["proposal"]
-        line += f", {found['volume_ml']:.1f} mL proposed in {found['components']} components"
+        proposal = one["proposal"]
+        line += f", {proposal['volume_ml']:.1f} mL proposed in {proposal['components']} components"
     return line + f", {sum(one['seconds'].values()):.1f} s"
 
 

@@ -36,7 +36,7 @@ class Report:
     healthy: str = ""
     """A healthy cohort, to show on its first scan what each experiment erases."""
     viewer: int = 0
-    """So many runs of each cohort, the highest by Dice_D, get a page for each case that the report
+    """How many runs of each cohort, the highest by Dice_D, get a page for each case that the report
     shows: three planes and a rendering, 1.4 MB a case of 64 voxels a side. They need the cohort."""
 
     def __post_init__(self) -> None:

@@ -62,7 +62,7 @@ def write_run(
         size: Rows and columns of the montage cases.
         num_cases: Montage cases, the same ones for every run.
         summary: What `summary.json` says instead of a finished fit.
-        resamples: Whether the resamples behind the intervals are kept.
+        resamples: Whether the resamples of the intervals are kept.
         max_component: Largest component that was dropped; 0 is without a filter.
         slices: Whether the scores of the axial slices are kept.
         change: Settings that differ from the experiment's defaults.

@@ -29,7 +29,7 @@ def table(*cells: dict[str, Any]) -> dict[tuple[str, str], Any]:
 
 
 @pytest.mark.parametrize(
-    ("codes", "said"),
+    ("codes", "expected"),
     [
         ([0], "by itself"),
         ([-9, 0], "the same command"),
@@ -38,8 +38,8 @@ def table(*cells: dict[str, Any]) -> dict[tuple[str, str], Any]:
         ([1, 1, 1, 1], "**not**"),
     ],
 )
-def test_how_a_job_came_back(codes: list[Any], said: str) -> None:
-    assert fault_page.outcome(cell("fit", "worker", codes=codes)) == said
+def test_how_a_job_came_back(codes: list[Any], expected: str) -> None:
+    assert fault_page.outcome(cell("fit", "worker", codes=codes)) == expected
 
 
 def test_a_full_disk_is_timed_against_the_same_disk() -> None:

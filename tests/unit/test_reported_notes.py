@@ -69,8 +69,8 @@ class TestOneSubject:
         (group,) = group_by_cohort(records)
         assert ONE_SUBJECT in group.warnings
         first, second = series_of(group)
-        found = compare(first, second)
-        assert found is None or found.verdict == "not compared"
+        comparison = compare(first, second)
+        assert comparison is None or comparison.verdict == "not compared"
         page = Path(write_report([str(runs)], str(tmp_path / "r.html"))).read_text()
         assert ONE_SUBJECT in page
         assert "so no intervals" in to_latex([compare_cohort(group)], "title")

@@ -36,15 +36,15 @@ def weaker(subjects: list[Voxels], seed: int) -> list[Voxels]:
 
 
 def drawn_one_by_one(subjects: list[Voxels], threshold, num_resamples: int, seed: int):
-    """Metrics of explicit resamples: the drawn subjects are counted anew, as often as drawn."""
+    """Metrics of explicit resamples: the drawn subjects are counted again, as often as drawn."""
     weights = statistics.resampling_weights(len(subjects), num_resamples, seed)
     rows = []
     for row in weights:
         indices = np.repeat(np.arange(len(subjects)), row)
-        found = compute_metrics(
+        metrics = compute_metrics(
             count(TestPart, [subjects[index] for index in indices], name="drawn"), threshold
         )
-        rows.append([np.nan if found[name] is None else found[name] for name in NAMES])
+        rows.append([np.nan if metrics[name] is None else metrics[name] for name in NAMES])
     return dict(zip(NAMES, np.array(rows).T, strict=True))
 
 
@@ -53,13 +53,15 @@ class TestBootstrap:
     def test_equals_drawing_subjects_one_by_one(self, threshold, at_once, monkeypatch):
         monkeypatch.setattr("uadray.metrics.resampling._AT_ONCE", at_once)
         subjects = weaker(random_cohort(7, seed=0), seed=1)
-        found = statistics.bootstrap(count(TestPart, subjects), threshold, 40, seed=3)
+        intervals = statistics.bootstrap(count(TestPart, subjects), threshold, 40, seed=3)
         expected = drawn_one_by_one(subjects, threshold, 40, seed=3)
-        assert set(found) == set(NAMES)
+        assert set(intervals) == set(NAMES)
         for name in NAMES:
             low, high = np.percentile(expected[name], [2.5, 97.5])
-            assert (found[name].low, found[name].high) == pytest.approx((low, high), abs=1e-12)
-            assert np.isfinite(found[name].resamples).sum() == 40
+            assert (intervals[name].low, intervals[name].high) == pytest.approx(
+                (low, high), abs=1e-12
+            )
+            assert np.isfinite(intervals[name].resamples).sum() == 40
 
     def test_estimates_are_the_reported_metrics(self, threshold):
         test = count(TestPart, weaker(random_cohort(5, seed=1), seed=2))
@@ -91,12 +93,12 @@ class TestBootstrap:
     def test_resamples_without_lesion_are_left_out_and_counted(self, threshold):
         ill, *healthy = random_cohort(3, seed=2)
         healthy = [v._replace(lesion=np.zeros_like(v.lesion)) for v in healthy]
-        found = statistics.bootstrap(count(TestPart, [ill, *healthy]), threshold, 300)
+        intervals = statistics.bootstrap(count(TestPart, [ill, *healthy]), threshold, 300)
         for name in NAMES:
-            assert np.isfinite(found[name].resamples).sum() == pytest.approx(
+            assert np.isfinite(intervals[name].resamples).sum() == pytest.approx(
                 300 * (1 - (2 / 3) ** 3), abs=30
             )
-            assert np.isfinite([found[name].low, found[name].high]).all()
+            assert np.isfinite([intervals[name].low, intervals[name].high]).all()
 
     def test_no_lesion_at_all_is_undefined(self, threshold):
         healthy = [v._replace(lesion=np.zeros_like(v.lesion)) for v in random_cohort(3, seed=2)]
@@ -130,9 +132,9 @@ def test_curves_of_weighted_sums_are_those_of_the_summed_histograms(subjects, se
         weights @ histograms.healthy.toarray().astype(float),
         weights @ histograms.lesion.toarray().astype(float),
     )
-    found = resampled_curves(histograms, weights)
-    assert tuple(found) == CURVES
-    for name, values in found.items():
+    curves = resampled_curves(histograms, weights)
+    assert tuple(curves) == CURVES
+    for name, values in curves.items():
         np.testing.assert_allclose(values, getattr(measures, name)(summed), rtol=1e-12)
 
 

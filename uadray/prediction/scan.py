@@ -54,8 +54,8 @@ class PredictConfig:
     map_only: bool = False
     """Propose nothing: no threshold is needed."""
     skull_strip: SkullStrip | None = None
-    """How brain is told from the rest; as the cohort's by default. A scan with its skull needs
-    `deepbet` or `robex`, or a brain mask."""
+    """How the brain is separated from the rest; as the cohort's by default. A scan with its skull
+    needs `deepbet` or `robex`, or a brain mask."""
     grow_extent: bool | None = None
     """As in prepare; as the cohort's by default."""
     max_cut: float | None = None
@@ -195,9 +195,9 @@ def _predict(
     level = None if threshold is None else threshold.level
     scored = _score(model, prepared, settings, device, clock, scan.id)
     grid = Grid(affine=way.affine, shape=way.shape, placing=way.placing)
-    found = _Mapper(affine=prepared.affine, grid=grid)
+    to_scan = _Mapper(affine=prepared.affine, grid=grid)
     brain = to_scanner(way.brain.T, way.brain_affine, grid.affine, grid.shape) >= BRAIN_THRESHOLD
-    scores = found(dequantise(scored.opened, model.detector.score_range), order=1)
+    scores = to_scan(dequantise(scored.opened, model.detector.score_range), order=1)
     anomaly = np.where(brain, scores, np.float32(0))
     proposal = None
     if threshold is not None:
@@ -205,7 +205,7 @@ def _predict(
         proposal = brain & (anomaly >= threshold.value)
     reconstruction = None
     if scored.reconstruction is not None:
-        reconstruction = found(scored.reconstruction * prepared.brain, order=1).clip(0, 1)
+        reconstruction = to_scan(scored.reconstruction * prepared.brain, order=1).clip(0, 1)
     truth, unusable = _truth(scan, way)
     clock.mark("map_back")
     return Prediction(
@@ -225,7 +225,7 @@ def _predict(
             "truth": _held_against(proposal, truth, grid),
             "score_range": list(model.detector.score_range),
             "mean_score": scored.mean_score,
-            "threshold": _told(threshold),
+            "threshold": _threshold_facts(threshold),
             "model_grid": {
                 "shape": list(prepared.brain.shape),
                 "affine": prepared.affine.tolist(),
@@ -323,8 +323,8 @@ def _score(
     # The store keeps float16, and so the detector was fitted and evaluated on it.
     image = torch.from_numpy(prepared.image.astype(np.float16).astype(np.float32)[None])
     brain = prepared.brain
-    found = detect(model.detector, image, brain[None], device, settings.residual)
-    scores, output = found.scores[0].double().cpu().numpy(), found.reconstruction
+    detected = detect(model.detector, image, brain[None], device, settings.residual)
+    scores, output = detected.scores[0].double().cpu().numpy(), detected.reconstruction
     if output is None and model.detector.has_reconstruction:
         with torch.inference_mode():
             output = model.detector.reconstruct(image[:, None].to(device))
@@ -428,7 +428,7 @@ def _held_against(
     return {"volume_ml": float(truth.sum()) * voxel_ml(grid.affine), "dice": dice}
 
 
-def _told(threshold: FrozenThreshold | None) -> dict[str, Any] | None:
+def _threshold_facts(threshold: FrozenThreshold | None) -> dict[str, Any] | None:
     """A threshold in the summary's words."""
     if threshold is None:
         return None
@@ -457,15 +457,15 @@ def _unlike_the_fit(
     model: Model, scan: Scan, config: PredictConfig, prepared: PreparedVolume
 ) -> list[str]:
     """Where model and scan do not go together although somebody insisted, or do all too well."""
-    found = []
+    doubts = []
     if prepared.image_digest in model.origin.image_digests:
-        found.append(
+        doubts.append(
             "the model was fitted on this very scan: what it finds here says nothing about scans "
             "that it has not seen"
         )
     names, known = named_modalities(stem(scan.image)), model.origin.modality.split(", ")
     if names and not names & set(known):
-        found.append(
+        doubts.append(
             f"its file is named as {' or '.join(sorted(names))}, but the model was fitted on "
             f"{model.origin.modality}"
         )
@@ -473,8 +473,8 @@ def _unlike_the_fit(
     for one in fields(used):
         value, recorded = getattr(used, one.name), getattr(model.prepare, one.name)
         if value != recorded:
-            found.append(
+            doubts.append(
                 f"prepared otherwise than the scans that the model was fitted on: {one.name} is "
                 f"{value}, there {recorded}"
             )
-    return found
+    return doubts

@@ -18,8 +18,8 @@ from uadray.runs.evaluations import Evaluation
 from uadray.runs.records import RunRecord
 from uadray.runs.settings import EXPERIMENT, Setting, varied
 
-MAX_TOLD = 3
-"""Most lines of an effect that are told one by one; of more, how many go up and down."""
+MAX_LISTED = 3
+"""Maximum number of lines that are listed one by one; of more, how many go up and down."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +48,7 @@ def find_sweep(runs: Sequence[RunRecord], cohorts: Sequence[Compared]) -> Sweep 
     for run in runs:
         seeds.setdefault((str(run.config["name"]), run.variant), set()).add(run.seed)
     varies = any(one.path != EXPERIMENT for one in settings)
-    repeats = len(seeds) > 1 and any(len(found) > 1 for found in seeds.values())
+    repeats = len(seeds) > 1 and any(len(distinct) > 1 for distinct in seeds.values())
     if not varies and not repeats:
         return None
     groups = [cohort.group for cohort in cohorts] or [_unevaluated(runs)]
@@ -105,10 +105,10 @@ def _extent(runs: Sequence[RunRecord], settings: Sequence[Setting]) -> str:
 
 
 def _values(setting: Setting) -> str:
-    shown = [setting.text(value) for value in setting.values]
-    if len(shown) > 6:
-        return f"{setting.label} ({len(shown)} values, {shown[0]} to {shown[-1]})"
-    return f"{setting.label} ({', '.join(shown)})"
+    values = [setting.text(value) for value in setting.values]
+    if len(values) > 6:
+        return f"{setting.label} ({len(values)} values, {values[0]} to {values[-1]})"
+    return f"{setting.label} ({', '.join(values)})"
 
 
 def _endings(runs: Sequence[RunRecord]) -> str:
@@ -120,8 +120,8 @@ def _endings(runs: Sequence[RunRecord]) -> str:
 
 def _objective(runs: Sequence[RunRecord]) -> str:
     """What the scheduler compared trials by, where that used labels."""
-    told = [run.summary.get("objective") or {} for run in runs]
-    names = sorted({str(one.get("name")) for one in told if one.get("uses_labels")})
+    objectives = [run.summary.get("objective") or {} for run in runs]
+    names = sorted({str(one.get("name")) for one in objectives if one.get("uses_labels")})
     if not names:
         return ""
     return (
@@ -162,8 +162,8 @@ def _choices(cohort: Compared) -> list[str]:
     return sentences + _above_plain(cohort, scored)
 
 
-def _tail(found: Comparison | None) -> str:
-    return "; the two do not pair" if found is None else f": {difference_in_words(found)}"
+def _tail(comparison: Comparison | None) -> str:
+    return "; the two do not pair" if comparison is None else f": {difference_in_words(comparison)}"
 
 
 def _above_plain(cohort: Compared, scored: Sequence[Series]) -> list[str]:
@@ -194,22 +194,22 @@ def _spans(made: Sequence[Effect]) -> list[str]:
     """The last value of each setting against the first: fixed before looking, not picked."""
     sentences = []
     for effect in made:
-        found = [(line, span) for line in effect.lines if (span := line.span()) is not None]
-        if not found:
+        spans = [(line, span) for line in effect.lines if (span := line.span()) is not None]
+        if not spans:
             continue
         setting = effect.setting
         first, last = setting.text(setting.values[0]), setting.text(setting.values[-1])
         others = " and ".join(other.label for other in effect.others)
         mean = "" if effect.is_held else f", as means over {others}"
         head = f"From {setting.label} {first} to {last} on {effect.group.name}{mean}"
-        if len(found) <= MAX_TOLD:
-            told = "; ".join(_span(line, span) for line, span in found)
-            sentences.append(f"{head}, Dice_D goes as follows: {told}.")
+        if len(spans) <= MAX_LISTED:
+            listed = "; ".join(_span(line, span) for line, span in spans)
+            sentences.append(f"{head}, Dice_D goes as follows: {listed}.")
             continue
-        verdicts = [span.verdict for _, span in found]
-        differences = [span.differences["dice_d"].value for _, span in found]
+        verdicts = [span.verdict for _, span in spans]
+        differences = [span.differences["dice_d"].value for _, span in spans]
         sentences.append(
-            f"{head}, Dice_D is higher in {verdicts.count('higher')} of {len(found)} lines, lower "
+            f"{head}, Dice_D is higher in {verdicts.count('higher')} of {len(spans)} lines, lower "
             f"in {verdicts.count('lower')} and not distinguishable in "
             f"{verdicts.count('not distinguishable')}; the paired differences range from "
             f"{signed(min(differences))} to {signed(max(differences))}."
@@ -217,10 +217,10 @@ def _spans(made: Sequence[Effect]) -> list[str]:
     return sentences
 
 
-def _span(line: Line, found: Comparison) -> str:
+def _span(line: Line, comparison: Comparison) -> str:
     first, last = line.points[0].series, line.points[-1].series
     ends = " to ".join(figure_in_words(one, spread=False) for one in (first, last))
-    return f"{line.label} {ends}, {difference_in_words(found, subjects=False)}"
+    return f"{line.label} {ends}, {difference_in_words(comparison, subjects=False)}"
 
 
 def _s(items: object) -> str:

@@ -78,7 +78,7 @@ def figure_in_words(series: Series, *, spread: bool = True) -> str:
 
     Args:
         series: One that has a Dice_D.
-        spread: Whether the fits are told.
+        spread: Whether the fits are listed.
     """
     figure = series.figure("dice_d")
     assert figure is not None
@@ -93,21 +93,21 @@ def figure_in_words(series: Series, *, spread: bool = True) -> str:
 def _against(top: Series, rival: Series) -> str:
     """The rest of a sentence that holds `top` against `rival`."""
     head = f"{rival.label} with {figure_in_words(rival)}: "
-    found = compare(top, rival)
-    if found is None:
+    comparison = compare(top, rival)
+    if comparison is None:
         return head + _overlap(top, rival)
-    return f"{head}{difference_in_words(found)}."
+    return f"{head}{difference_in_words(comparison)}."
 
 
-def difference_in_words(found: Comparison, *, subjects: bool = True) -> str:
+def difference_in_words(comparison: Comparison, *, subjects: bool = True) -> str:
     """The paired difference, its interval, on how many subjects, and what that allows to say."""
-    difference = found.differences["dice_d"]
+    difference = comparison.differences["dice_d"]
     text = f"{signed(difference.value)} {brackets(difference.bounds, signed)}".rstrip()
-    told = f" on the same {found.num_subjects} test subjects" if subjects else ""
-    if found.verdict == "not compared":
-        return f"paired difference {text}{told}; its interval is not defined"
-    said = ", not distinguishable" if found.verdict == "not distinguishable" else ""
-    return f"paired difference {text}{told}{said}"
+    on_subjects = f" on the same {comparison.num_subjects} test subjects" if subjects else ""
+    if comparison.verdict == "not compared":
+        return f"paired difference {text}{on_subjects}; its interval is not defined"
+    verdict = ", not distinguishable" if comparison.verdict == "not distinguishable" else ""
+    return f"paired difference {text}{on_subjects}{verdict}"
 
 
 def _overlap(top: Series, rival: Series) -> str:
@@ -134,8 +134,8 @@ def _count(top: Series, others: Sequence[Series]) -> list[str]:
     """How many of the others the paired interval sets apart from the highest."""
     if len(others) < 2:
         return []
-    found = [compare(top, other) for other in others]
-    verdicts = [one.verdict for one in found if one is not None]
+    comparisons = [compare(top, other) for other in others]
+    verdicts = [one.verdict for one in comparisons if one is not None]
     if len(verdicts) != len(others) or "not compared" in verdicts:
         return []
     apart, alike = verdicts.count("higher"), verdicts.count("not distinguishable")

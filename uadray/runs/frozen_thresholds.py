@@ -46,17 +46,17 @@ def freeze(
                     "fingerprint says; the file was edited: restore it from a copy"
                 )
             return _threshold(entry, url), fingerprint
-    found = fit()
+    threshold = fit()
     entry = {
         "fingerprint": fingerprint,
         "settings": settings,
-        "level": int(found.level),
-        "value": float(found.value),
-        "rule": found.rule,
-        "fitted_on": found.fitted_on,
+        "level": int(threshold.level),
+        "value": float(threshold.value),
+        "rule": threshold.rule,
+        "fitted_on": threshold.fitted_on,
     }
     files.write_json(url, {"frozen": [*frozen, entry]})
-    return found, fingerprint
+    return threshold, fingerprint
 
 
 def _read(url: str) -> list[dict[str, Any]]:

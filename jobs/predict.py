@@ -38,9 +38,9 @@ SHOWN = 12
 class Predict:
     """What to predict with what, and where to."""
 
-    model: tyro.conf.Positional[str]
+    model: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="MODEL")]
     """A finished run, or a model folder of jobs/export.py; a local path or an fsspec URL."""
-    scans: tyro.conf.Positional[tuple[str, ...]]
+    scans: Annotated[tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="SCAN ...")]
     """NIfTI files, tables as for jobs/prepare.py csv, or folders of either."""
     out: str
     """Where the results go; a local folder or an fsspec URL."""

@@ -61,7 +61,7 @@ class Job:
     """Decides who is held out, the parts, the order of the rows and who gets which lesion."""
     max_failures: float = MAX_FAILURES
     """Share of the scans that may be unusable, in [0, 1]; beyond it the job fails."""
-    redo: tuple[Redo, ...] = ()
+    redo: Annotated[tuple[Redo, ...], tyro.conf.arg(metavar="WHICH ...")] = ()
     """Prepare these scans of a sealed cohort again and keep the others: `quarantined`, `changed`
     (files with another content than then), `damaged` (what --verify finds)."""
     workers: int | None = None

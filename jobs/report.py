@@ -9,6 +9,7 @@ runs were left out.
 """
 
 from dataclasses import dataclass, field
+from typing import Annotated
 
 import tyro
 
@@ -23,13 +24,15 @@ from uadray.viewer.runs import write_viewers
 class Report:
     """What to report, and where to."""
 
-    runs: tyro.conf.Positional[tuple[str, ...]] = field()
+    runs: Annotated[tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="RUN ...")] = (
+        field()
+    )
     """Run folders, or folders of runs; local paths or fsspec URLs."""
     out: str = "report.html"
     """The page; ends in .html."""
     title: str = "Unsupervised anomaly detection in brain MRI"
     """Its head."""
-    reference: tuple[str, ...] = ()
+    reference: Annotated[tuple[str, ...], tyro.conf.arg(metavar="METHOD ...")] = ()
     """Methods that all others are compared with; by default the best plain baseline and 3D-None."""
     export: str = ""
     """Folder for the tables (.csv, .md, .tex); beside the page by default."""

@@ -9,7 +9,6 @@ get the same kept scores and must give the same figure, or the benchmark ends. P
 and scipy; torchmetrics, MONAI and cc3d where installed (`pip install -e '.[bench]'`).
 """
 
-import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -23,9 +22,9 @@ import scipy.ndimage as ndi
 from numpy.typing import NDArray
 
 from benchmarks import evaluate_on_ray, metric_peers
-from benchmarks.harness import Row, in_turns, main
+from benchmarks.harness import Measured, Row, alone, main, medians
 from benchmarks.metric_peers import CURVES, THRESHOLD, curves_of
-from benchmarks.scored import Measured, alone, count_many, load, pooled, save, volume
+from benchmarks.scored import count_many, load, pooled, save, volume
 from uadray.metrics.components import open_components
 from uadray.metrics.counts import CohortCounts, TestPart
 from uadray.metrics.median import median_filter
@@ -137,7 +136,7 @@ def _torchmetrics(folder: Path, sizes: Sizes) -> list[Row]:
 def _monai(folder: Path, sizes: Sizes) -> list[Row]:
     num = sizes.monai_subset
     ours, theirs = (
-        alone(metric_peers.our_brain_curves, folder, num),
+        alone(metric_peers.our_curves, folder, num, CURVES[:2], "brain"),
         alone(metric_peers.monai_curves, folder, num),
     )
     gap = same("MONAI", ours.value, theirs.value, 1e-3)
@@ -160,7 +159,7 @@ def streams(sizes: Sizes) -> list[Row]:
     ]  # fmt: skip
 
 
-def medians(sizes: Sizes) -> list[Row]:
+def median_filters(sizes: Sizes) -> list[Row]:
     """The median filter against scipy's, everywhere and inside the brain."""
     made = volume(0, sizes.edge)
     rng = np.random.default_rng(0)
@@ -169,7 +168,7 @@ def medians(sizes: Sizes) -> list[Row]:
     expected = ndi.median_filter(levels, 5)
     same("median", median_filter(levels, everywhere, 5), expected, 0)
     same("median in the brain", median_filter(levels, made.brain, 5), expected * made.brain, 0)
-    seconds = in_turns(
+    middle = medians(
         {
             "scipy": lambda: ndi.median_filter(levels, 5),
             "whole": lambda: median_filter(levels, everywhere, 5),
@@ -177,7 +176,6 @@ def medians(sizes: Sizes) -> list[Row]:
         },
         sizes.rounds,
     )
-    middle = {name: statistics.median(values) for name, values in seconds.items()}
     return [
         ratio(f"median 5^3, {where}", middle[side], middle["scipy"], "scipy, whole volume", goal,
               f"{middle[side] * 1e3:.1f} against {middle['scipy'] * 1e3:.0f} ms; equal")
@@ -212,8 +210,8 @@ def components(sizes: Sizes) -> list[Row]:
         for levels, lesion, brain in inputs:
             side(levels, lesion, brain, thresholds)
 
-    turns = in_turns({n: partial(run, s) for n, s in sides.items()}, max(1, sizes.rounds // 2))
-    seconds = {name: statistics.median(values) / len(inputs) for name, values in turns.items()}
+    turns = medians({n: partial(run, s) for n, s in sides.items()}, max(1, sizes.rounds // 2))
+    seconds = {name: value / len(inputs) for name, value in turns.items()}
     goals = {"scipy": ">= 16", "cc3d": ">= 5"}
     return [
         ratio("components at 100 thresholds", seconds["ours"], seconds[name], name, goals[name],
@@ -288,7 +286,7 @@ def rows(quick: bool, folder: Path) -> list[Row]:
     """All rows."""
     sizes = QUICK if quick else Sizes()
     save(folder, sizes.few, sizes.edge)
-    parts = curves(folder, sizes) + streams(sizes) + medians(sizes) + components(sizes)
+    parts = curves(folder, sizes) + streams(sizes) + median_filters(sizes) + components(sizes)
     return [
         *parts,
         *intervals(folder, sizes),

@@ -8,16 +8,13 @@ side runs in a process of its own with a Ray of its own.
 import time
 from pathlib import Path
 
-import numpy as np
-
 from benchmarks.harness import PeakMemory, Row, apart
-from benchmarks.scored import volume
-from tests.tiny_cohorts import Volume, write_cohort
+from benchmarks.scored import store
 from uadray import cluster
 from uadray.config import experiment
 from uadray.evaluation.job import evaluate
 from uadray.runs.folder import Run
-from uadray.store import Split, open_cohort
+from uadray.store import open_cohort
 from uadray.train.job import fit
 
 
@@ -83,18 +80,6 @@ def quotient(one: float | None, other: float | None) -> float | None:
 def unmeasured(value: float | None) -> str:
     """What the detail of a figure says where there is none."""
     return "" if value is not None else "; too little of it is volumes: take more of them"
-
-
-def store(url: Path | str, count: int, size: int, *, lesioned: bool) -> str:
-    """A sealed cohort of made volumes whose darkness is the score."""
-    parts: tuple[Split, Split] = ("threshold", "test") if lesioned else ("validation", "train")
-
-    def made(row: int) -> Volume:
-        phantom = volume(row, size)
-        image = np.where(phantom.brain, 1 - phantom.scores, 0)
-        return image, phantom.brain, phantom.lesion if lesioned else None
-
-    return write_cohort(str(url), [parts[row % 4 > 0] for row in range(count)], made).url
 
 
 def _evaluate(out: str, healthy: str, cohort: str, workers: int) -> tuple[float, float, float]:

@@ -1,13 +1,11 @@
-"""The table of `docs/reliability.md`, from what `benchmarks.faults` has measured."""
+"""docs/reliability.md, from what `benchmarks.faults` has measured."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from benchmarks.harness import DOCS, Row, as_json, render
+from benchmarks.harness import Row, as_json, render
 
-PAGE = DOCS / "reliability.md"
-BEGIN, END = "<!-- measured: begin -->", "<!-- measured: end -->"
-"""What stands between them is written by `write`; the rest of the page is not touched."""
+PAGE = "reliability.md"
 
 HEADS = {
     "worker": "a worker process is killed",
@@ -78,22 +76,14 @@ def rows(measured: Sequence[Cell]) -> list[dict[str, Any]]:
     return as_json(shares)
 
 
-def write(measured: Sequence[Cell]) -> None:
-    """Put the table and what does not hold into the page."""
-    before, _, rest = PAGE.read_text().partition(BEGIN)
-    after = rest.partition(END)[2]
-    PAGE.write_text(f"{before}{BEGIN}\n{text(measured)}\n{END}{after}")
-    print(f"docs/{PAGE.name}")
-
-
 def text(measured: Sequence[Cell]) -> str:
-    """The measured part of the page, in Markdown."""
+    """The page, with the table and what does not hold."""
     cells = {(c["stage"], c["fault"]): c for c in measured}
     rows = [["undisturbed", *(_alone(cells.get((stage, "none"))) for stage in STAGES)]]
     for fault, head in HEADS.items():
         rows.append([head, *(_shown(cells.get((stage, fault)), cells) for stage in STAGES)])
     exceptions = _exceptions(cells)
-    return render("reliability.md", stages=list(STAGES), rows=rows, exceptions=exceptions).rstrip()
+    return render(PAGE, stages=list(STAGES), rows=rows, exceptions=exceptions)
 
 
 def _alone(cell: Cell | None) -> str:

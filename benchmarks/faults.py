@@ -28,7 +28,7 @@ import psutil
 
 from benchmarks import fault_page
 from benchmarks.fault_stages import STAGES, Stage
-from benchmarks.harness import RESULTS, circumstances
+from benchmarks.harness import RESULTS, circumstances, write_page
 from tests.nodes import BUCKET, REPOSITORY, Network, S3Faults, Started, network, why_not
 from tests.waiting import wait_until
 
@@ -376,7 +376,7 @@ def main() -> None:
         if reason := why_not():
             sys.exit(f"faults cannot be measured here: {reason}")
         run(args.only, args.again, args.minutes)
-    fault_page.write(list(read().values()))
+    write_page(fault_page.PAGE, fault_page.text(list(read().values())))
 
 
 def run(only: list[str], again: bool, minutes: float) -> None:

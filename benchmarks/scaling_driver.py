@@ -2,23 +2,17 @@
 
 Part of `python -m benchmarks.scaling`. Plan and shard records are written as a preparation leaves
 them; then each step runs in a process of its own, whose highest memory is what counts.
-
-    python -m benchmarks.scaling_driver STEP URL     one step, as JSON
 """
 
-import json
 import pickle
-import re
-import subprocess
-import sys
-import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from benchmarks.harness import Row
+from benchmarks.harness import Row, alone
 from uadray import files
 from uadray.data.sampling import epoch_groups, train_rows
 from uadray.prepare.layouts import Scan
@@ -39,11 +33,11 @@ def rows(folder: Path, counts: tuple[int, ...]) -> list[Row]:
         url = str(folder / f"of-{count}.zarr")
         lay_out(url, count)
         for step, what in STEPS.items():
-            seconds, mib, base = _alone(step, url)
-            peaks[step, count] = mib
+            took = alone(_work, what, url)
+            peaks[step, count] = mib = took.before_mib + took.mib
             measured.append(
-                Row(f"{_name(what)}, {count} scans", seconds, "s",
-                    detail=f"{mib:.0f} MiB at most, of which {base:.0f} are imports"),
+                Row(f"{_name(what)}, {count} scans", took.seconds, "s",
+                    detail=f"{mib:.0f} MiB at most, of which {took.before_mib:.0f} are imports"),
             )  # fmt: skip
         files.remove(url)
     few, many = counts[0], counts[-1]
@@ -148,35 +142,11 @@ def _name(step: Callable[[str], None]) -> str:
     return (step.__doc__ or "").rstrip(".")
 
 
+def _work(step: Callable[[str], None], url: str) -> tuple[Callable[[], None]]:
+    return (partial(step, url),)
+
+
 def _num_rows(url: str) -> int:
     shards = len(files.list_names(files.join(url, "parts")))
     last = files.read_json(part_url(url, shards - 1))
     return int(last["subjects"][-1]["row"]) + 1
-
-
-def _alone(step: str, url: str) -> tuple[float, float, float]:
-    """Seconds, highest MiB and MiB of the imports alone, of one step in a process of its own."""
-    command = [sys.executable, "-m", "benchmarks.scaling_driver", step, url]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    seconds, mib, base = json.loads(done.stdout.splitlines()[-1])
-    return seconds, mib, base
-
-
-def main() -> None:
-    step, url = sys.argv[1:]
-    base = _highest()
-    start = time.perf_counter()
-    STEPS[step](url)
-    seconds = time.perf_counter() - start
-    print(json.dumps([seconds, _highest(), base]))
-
-
-def _highest() -> float:
-    """Highest memory of this process in MiB; `getrusage` counts what its parent had, too."""
-    (line,) = re.findall(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
-    return int(line) / 1024
-
-
-if __name__ == "__main__":
-    main()

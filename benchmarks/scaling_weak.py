@@ -263,7 +263,7 @@ def upload(num: int, endpoint: str) -> None:
 
 _STORE = f"""
 import sys
-from benchmarks.evaluate_on_ray import store
+from benchmarks.scored import store
 store("s3://{BUCKET}/healthy.zarr", 8, 32, lesioned=False)
 store("s3://{BUCKET}/stroke.zarr", int(sys.argv[1]), 32, lesioned=True)
 """

@@ -20,7 +20,7 @@ from uadray.prepare.plan import make_plan, planned_scans
 from uadray.prepare.splits import SplitConfig, split_scans
 from uadray.prepare.steps import PrepareConfig
 from uadray.store import CohortWriter, open_cohort
-from uadray.store.layout import part_url
+from uadray.store.layout import part_url, read_attributes, shard_url
 
 NUM_SCANNERS = 22
 """As many as UK Biobank's imaging would have with all sites' machines, and as Bengs' phantoms."""
@@ -78,6 +78,8 @@ def lay_out(url: str, count: int) -> None:
         digests = [f"{row:064x}" for row in writer.rows_of(shard)]
         part = {"digests": digests, "subjects": lines, "failures": []}
         files.write_json(part_url(url, shard), part, compact=True)
+        for name in ("image", "brain"):
+            files.write_bytes(shard_url(url, name, shard), b"no voxels")
 
 
 def _line(row: int, scan: Scan, split: str, affine: list[list[float]]) -> dict[str, Any]:
@@ -100,10 +102,14 @@ def _line(row: int, scan: Scan, split: str, affine: list[list[float]]) -> dict[s
 
 def seal(url: str) -> None:
     """Seal."""
-    writer = CohortWriter(
-        url=url, num_rows=_num_rows(url), shape=(64, 64, 64), shard=64, has_lesion=False
-    )
-    writer.seal()
+    known = read_attributes(url)
+    CohortWriter(
+        url=url,
+        num_rows=known["num_rows"],
+        shape=tuple(known["shape"]),
+        shard=known["shard_volumes"],
+        has_lesion=False,
+    ).seal()
 
 
 def reopen(url: str) -> None:
@@ -144,9 +150,3 @@ def _name(step: Callable[[str], None]) -> str:
 
 def _work(step: Callable[[str], None], url: str) -> tuple[Callable[[], None]]:
     return (partial(step, url),)
-
-
-def _num_rows(url: str) -> int:
-    shards = len(files.list_names(files.join(url, "parts")))
-    last = files.read_json(part_url(url, shards - 1))
-    return int(last["subjects"][-1]["row"]) + 1

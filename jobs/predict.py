@@ -63,8 +63,8 @@ def describe(one: dict[str, Any]) -> str:
     """A scan in a line."""
     line = f"{one['name']}: highest score {one['top_score']:.3g} in slice {one['top_slice']}"
     if one["proposal"] is not None:
-        proposal = one["proposal"]
-        line += f", {proposal['volume_ml']:.1f} mL proposed in {proposal['components']} components"
+        volume, count = one["proposal"]["volume_ml"], one["proposal"]["components"]
+        line += f", {volume:.1f} mL proposed in {count} component{'s' * (count != 1)}"
     return line + f", {sum(one['seconds'].values()):.1f} s"
 
 
@@ -88,7 +88,8 @@ def show(done: Predicted) -> None:
     if "smallest_findable_mm" in grid:
         print(describe_findable(grid))
     kept = f", {done.num_kept} of them before" if done.num_kept else ""
-    print(f"{len(done.summaries)} scans predicted{kept}: {done.out}")
+    num = len(done.summaries)
+    print(f"{num} scan{'s' * (num != 1)} predicted{kept}: {done.out}")
     if done.index:
         print(f"next: open {shlex.quote(done.index)}")
 

@@ -16,12 +16,7 @@ import numpy as np
 import ray
 
 from uadray import attempts, cluster, each, files
-from uadray.errors import (
-    ConfigError,
-    ScanError,
-    StoreError,
-    TooManyFailuresError,
-)
+from uadray.errors import ConfigError, ScanError, StoreError, TooManyFailuresError
 from uadray.lock import hold
 from uadray.prepare.identity import Source, digest_of, is_unchanged
 from uadray.prepare.layouts import PHANTOM_SCHEME, LeftOut, Scan
@@ -183,7 +178,9 @@ def _rows_to_redo(
     if "changed" in redo or not writer.is_sealed():
         again |= changed
     elif good := sorted(changed - failures):
-        named = ", ".join(f"{rows[r][0].id} ({_shown(rows[r][0].image)})" for r in good[:NAMED])
+        named = ", ".join(
+            f"{rows[r][0].id} ({files.without_secrets(rows[r][0].image)})" for r in good[:NAMED]
+        )
         more = f" and {len(good) - NAMED} more" if len(good) > NAMED else ""
         raise StoreError(
             f"{writer.url}: the files of {len(good)} scans have changed since they were prepared: "
@@ -207,10 +204,6 @@ def _changed(
 
     with ThreadPoolExecutor(16) as pool:
         return {r.row for r, new in zip(records, pool.map(differs, records), strict=True) if new}
-
-
-def _shown(path: str) -> str:
-    return files.without_secrets(path)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -243,7 +236,7 @@ def _fill(
     limit: _Limit,
     workers: int | None,
 ) -> None:
-    """Prepare what is neither in a shard nor kept, write the shards, and tell how far it is."""
+    """Prepare what is neither in a shard nor kept, write the shards, and say how far it is."""
     missing = writer.missing_shards()
     failures = [failure for part in writer.written_parts() for failure in part.failures]
     limit.check(failures)
@@ -251,7 +244,8 @@ def _fill(
         return
     cluster.connect()
     cluster.check_shared(writer.url)
-    cluster.check_readable(*_own_files(rows[0][0]))
+    first = rows[0][0]
+    cluster.check_readable(*filter(None, (first.image, first.brain, first.lesion)))
     wanted = [row for shard in missing for row in writer.rows_of(shard)]
     shards = _Shards(writer, missing, _still_good(writer.kept_rows(), wanted, rows, contents))
     items = [
@@ -300,10 +294,6 @@ def _still_good(
     with ThreadPoolExecutor(16) as pool:
         good = list(pool.map(is_good, candidates))
     return {one[0]: one[3] for one, is_kept in zip(candidates, good, strict=True) if is_kept}
-
-
-def _own_files(scan: Scan) -> list[str]:
-    return [path for path in (scan.image, scan.brain, scan.lesion) if path]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,13 +11,13 @@ are about. Nothing is fitted here.
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import tyro
 
 from benchmarks.harness import RESULTS, circumstances, print_table, render, write_page
-from uadray.config import BENGS_TABLE_1
+from uadray.config import BENGS_TABLE_1, experiment
 from uadray.metrics.statistics import holm
 from uadray.report.compare import Comparison, Series, compare, series_of
 from uadray.report.rows import CohortRows, group_by_cohort
@@ -28,9 +28,6 @@ PAGE = "results.md"
 
 FIGURES = ("dice_d", "dice_s_mean", "auprc")
 """Figures that are kept of each experiment."""
-
-_AS_3D = {"Patch": "Cube", "Multi-Patch": "Multi-Cube", "Half-Slice": "Half-Volume"}
-"""Names of the erasing strategies in 2D, and in 3D."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -211,11 +208,8 @@ def _without_erasing(name: str) -> str | None:
 def _in_2d(name: str) -> str | None:
     if name not in BENGS_TABLE_1 or not name.startswith("3D"):
         return None
-    strategy = name.removeprefix("3D-")
-    for flat_name, solid in _AS_3D.items():
-        if strategy.startswith(f"{solid}-"):
-            return f"2D-{flat_name}-{strategy.rsplit('-', 1)[1]}"
-    return "2D-None"
+    one = experiment(name)
+    return replace(one, method=experiment("2D-None").method).name
 
 
 def _label(series: Series) -> str:

@@ -11,8 +11,9 @@ Papers: {known}.
 
 It says first what is there and what is missing: cohorts, methods, runs; --dry-run stops there. What
 is missing is run as one sweep and evaluated under the paper's protocol; the same command again goes
-on where it was cut short. The report says where our data is not theirs. Without cohorts, the scales
-smoke and phantom make phantoms. Exit code 3: some of it could not be made; it is listed.
+on where it was cut short. Each row of ours is printed with its differences from the paper's. Without
+cohorts, the scales smoke and phantom make phantoms. Exit code 3: some of it could not be made; it is
+listed.
 """
 
 import sys

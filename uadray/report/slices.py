@@ -149,6 +149,11 @@ def _mean_auprc(fits: Sequence[Sequence[Slices]]) -> float:
     return float(np.mean([auprc(histograms(*_joined(parts)))[0] for parts in fits]))
 
 
+def pooled(parts: Sequence[Slices]) -> Estimate:
+    """AUPRC of one fit over the slices of several cohorts together, with its interval."""
+    return _bounded([parts], Estimate(value=_mean_auprc([parts]), bounds=None))
+
+
 def _bounded(fits: Sequence[Sequence[Slices]], figure: Estimate) -> Estimate:
     """The interval over the subjects of all cohorts, each resampled for itself."""
     weights = [

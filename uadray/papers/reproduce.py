@@ -352,6 +352,19 @@ class Reproduction:
         name = self.cohorts[role].name
         return unpack_slices(files.read_bytes(place(folder, name, "slices")))
 
+    def evaluations(self, label: str, role: str) -> list[dict[str, Any]]:
+        """What was recorded of a method on a cohort, one a seed, with the run as `run`."""
+        wanted = next(e.experiment for e in self.study.entries if e.label == label)
+        if wanted is None or role not in self.cohorts:
+            return []
+        one = self.at_scale(wanted)
+        found = []
+        for seed in self.seeds if learns(one) else (0,):
+            folder = run_url(self.url, replace(one, fit=replace(one.fit, seed=seed)))
+            if (record := _record(folder, self.cohorts[role])) is not None:
+                found.append(record | {"run": folder})
+        return found
+
     def record(self) -> dict[str, Any]:
         """All of it as a JSON value, for `<study>.json`."""
         return {

@@ -2,11 +2,11 @@
 
     python -m benchmarks.real_use runs/erasing --name erasing-phantom --about "phantoms at 32^3 ..."
 
-    python -m benchmarks.real_use --page     only docs/results.md again, from what is kept
+    python -m benchmarks.real_use --page     only the pages again, from what is kept
 
-Reads the run folders of an evaluated sweep and writes `results/real-NAME.json` and docs/results.md:
-every experiment with its seeds and intervals, and the paired differences that the paper's claims
-are about. Nothing is fitted here.
+Reads the run folders of an evaluated sweep and writes `results/real-NAME.json`, docs/results.md and
+the table of claims in README.md: every experiment with its seeds and intervals, paired differences,
+and what they say of the papers' claims. Nothing is fitted here.
 """
 
 import json
@@ -16,6 +16,7 @@ from typing import Any
 
 import tyro
 
+from benchmarks.claims import cohort_table, measured, results_table, write_readme
 from benchmarks.harness import RESULTS, circumstances, print_table, render, write_page
 from uadray.config import BENGS_TABLE_1, experiment
 from uadray.metrics.statistics import holm
@@ -49,7 +50,7 @@ class RealUse:
 def main() -> None:
     job = tyro.cli(RealUse, description=__doc__)
     if job.page:
-        write_page(PAGE, page(kept()))
+        write_pages()
         return
     if not (job.sweep and job.name and job.about):
         raise SystemExit("give the sweep's folder, --name and --about, or --page")
@@ -65,7 +66,14 @@ def main() -> None:
             json.dumps(content | {"told": job.about, "cohorts": found}, indent=1) + "\n"
         )
         print(f"benchmarks/results/{path.name}")
-        write_page(PAGE, page(kept()))
+        write_pages()
+
+
+def write_pages() -> None:
+    """Write docs/results.md and the table of claims in README.md, from what is kept."""
+    sweeps = kept()
+    write_page(PAGE, page(sweeps))
+    write_readme(sweeps)
 
 
 def cohort_result(group: CohortRows) -> dict[str, Any]:
@@ -96,6 +104,7 @@ def cohort_result(group: CohortRows) -> dict[str, Any]:
         "num_test": first["num_test"],
         "experiments": [_described(one) for one in series],
         "differences": {head: _differences(found) for head, found in pairs.items() if found},
+        "claims": measured(series),
     }
 
 
@@ -279,7 +288,7 @@ def page(results: Sequence[dict[str, Any]]) -> str:
                 "cohorts": [_shown(cohort) for cohort in one["cohorts"]],
             }
         )
-    return render(PAGE, sweeps=sweeps)
+    return render(PAGE, sweeps=sweeps, claims=results_table(results))
 
 
 def _shown(cohort: dict[str, Any]) -> dict[str, Any]:
@@ -312,7 +321,7 @@ def _shown(cohort: dict[str, Any]) -> dict[str, Any]:
         )
         for what, differences in cohort["differences"].items()
     ]
-    return cohort | {"rows": rows, "pairs": pairs}
+    return cohort | {"rows": rows, "pairs": pairs, "claims": cohort_table(cohort)}
 
 
 def _interval(figure: dict[str, Any] | None, value: str, sign: str) -> str:

@@ -28,9 +28,10 @@ from benchmarks.metric_peers import CURVES, THRESHOLD, curves_of
 from benchmarks.scored import Measured, alone, count_many, load, pooled, save, volume
 from uadray.metrics.components import open_components
 from uadray.metrics.counts import CohortCounts, TestPart
+from uadray.metrics.inference import leaving_out
 from uadray.metrics.median import median_filter
 from uadray.metrics.postprocess import MAX_LEVEL, erode_brain
-from uadray.metrics.statistics import bootstrap, resampling_weights
+from uadray.metrics.table import without_each
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,16 +44,15 @@ class Sizes:
     many: int = 2000
     torch_subset: int = 24
     monai_subset: int = 1
-    bootstrap_subset: int = 16
+    left_out_subset: int = 16
     component_volumes: int = 3
     rounds: int = 5
     cohort: int = 64
-    resamples: int = 1000
 
 
 QUICK = Sizes(
-    edge=32, few=12, many=40, torch_subset=4, bootstrap_subset=4, component_volumes=1, rounds=1,
-    cohort=8, resamples=50,
+    edge=32, few=12, many=40, torch_subset=4, left_out_subset=4, component_volumes=1, rounds=1,
+    cohort=8,
 )  # fmt: skip
 
 
@@ -223,36 +223,36 @@ def components(sizes: Sizes) -> list[Row]:
 
 
 def intervals(folder: Path, sizes: Sizes) -> list[Row]:
-    """A bootstrap over subjects, and the same by drawing voxels for scikit-learn."""
+    """All figures without each subject, and the same by pooling voxels for scikit-learn."""
     rows = []
     few = count_many(range(sizes.few), TestPart, sizes.edge)
-    bootstrap(few, THRESHOLD, 2)
+    without_each(few, THRESHOLD, leaving_out(few.subjects)[:2])
     for num, part in ((sizes.few, few), (sizes.many, _repeated(few, sizes.many))):
         start = time.perf_counter()
-        bootstrap(part, THRESHOLD, sizes.resamples)
+        without_each(part, THRESHOLD, leaving_out(part.subjects))
         rows.append(
-            Row(f"bootstrap of {sizes.resamples}, six figures",
+            Row("six figures without each subject",
                 time.perf_counter() - start, "s",
                 detail=f"{num} subjects" + (", drawn from the first" if num > sizes.few else "")),
         )  # fmt: skip
-    num, tried = min(sizes.few, sizes.bootstrap_subset), 2
+    num, tried = min(sizes.few, sizes.left_out_subset), 2
     part = count_many(range(num), TestPart, sizes.edge)
     start = time.perf_counter()
-    found = bootstrap(part, THRESHOLD, sizes.resamples)
+    weights = leaving_out(part.subjects)
+    found = without_each(part, THRESHOLD, weights)
     ours = time.perf_counter() - start
     levels, lesion = load(folder, num, "levels"), load(folder, num, "lesion")
-    weights = resampling_weights(num, sizes.resamples, seed=0)[:tried]
     start = time.perf_counter()
     theirs = []
-    for row in weights:
+    for row in weights[:tried]:
         drawn = np.repeat(np.arange(num), row)
         theirs.append(curves_of(lesion[drawn].ravel(), pooled(levels[drawn])))
     each = (time.perf_counter() - start) / tried
-    same("resamples", [found[name].resamples[:tried] for name in CURVES], np.transpose(theirs))
+    same("without each", [found[name][:tried] for name in CURVES], np.transpose(theirs))
     rows.append(
-        ratio(f"bootstrap of {sizes.resamples}", ours, each * sizes.resamples,
-              "scikit-learn on drawn voxels", "",
-              f"{num} subjects: {ours:.2f} s against {each:.1f} s a resample, of {tried}; equal"),
+        ratio("curves without each subject", ours, each * len(weights),
+              "scikit-learn on their voxels", "",
+              f"{num} subjects: {ours:.2f} s against {each:.1f} s without one, of {tried}; equal"),
     )  # fmt: skip
     return rows
 

@@ -1,7 +1,7 @@
 """Run folders of a sweep without a fit: random scores, and all figures computed from them.
 
 For timing reports and looking at them. Scores are drawn, stronger or weaker with the settings of
-a trial; counts, thresholds, metrics, intervals, resamples and slices come from them by the
+a trial; counts, thresholds, metrics, intervals, figures by person and slices come from them by the
 functions of the evaluation, and the folders have the form that fit and evaluation write.
 
 python -m benchmarks.made_sweep FOLDER [--trials 200]     then: python jobs/report.py FOLDER/runs
@@ -28,7 +28,7 @@ from uadray.metrics.counts import ThresholdPart, count_subject
 from uadray.metrics.lesionwise import compare_lesions, component_sizes
 from uadray.metrics.postprocess import MAX_LEVEL
 from uadray.metrics.slicewise import Slices
-from uadray.metrics.thresholds import best_dice
+from uadray.metrics.thresholds import best_dice, refit_thresholds
 from uadray.runs.evaluations import pack_slices
 from uadray.runs.folder import Run
 from uadray.store import Cohort
@@ -83,13 +83,13 @@ def trials(number: int) -> list[Experiment]:
     return [*found[: number - len(plain)], *plain]
 
 
-def write_sweep(folder: str, number: int = 200, *, num_resamples: int = 1000) -> str:
+def write_sweep(folder: str, number: int = 200, *, num_resamples: int = 50) -> str:
     """Write `number` run folders and the cohorts that they refer to.
 
     Args:
         folder: Local path; `runs`, `healthy.zarr` and two lesioned cohorts come into it.
         number: Trials, plain baselines among them.
-        num_resamples: Behind the intervals.
+        num_resamples: Refits of the threshold.
 
     Returns:
         The folder of runs.
@@ -180,6 +180,7 @@ def _evaluate(
     )
     test = Tested.from_subjects(counted[NUM_THRESHOLD:], name=f"{made.cohort.name}/test", **whole)
     threshold = best_dice(fitted)
+    refits = refit_thresholds(fitted, "best_dice", made.ids[:NUM_THRESHOLD], num_resamples)
     examined = [
         compare_lesions(levels[n] >= threshold.level, made.lesion[n], (VOXEL_MM,) * 3)
         for n in range(NUM_THRESHOLD, len(made.ids))
@@ -187,13 +188,15 @@ def _evaluate(
     measured = Measured(
         scores=test,
         filtered=None,
+        people=made.ids[NUM_THRESHOLD:],
         threshold=threshold,
+        refits=refits,
         fingerprint="0" * 16,
         num_threshold=NUM_THRESHOLD,
         lesions=examined,
     )
     config = EvaluateConfig(threshold_rule="best_dice", num_resamples=num_resamples)
-    record, resamples = make_record(run, made.cohort, config, measured)
+    record, people = make_record(run, made.cohort, config, measured)
     sizes = [len(component_sizes(lesion)) for lesion in made.lesion]
     record |= {
         "healthy_cohort": None,
@@ -201,7 +204,7 @@ def _evaluate(
         "lesions": {"num_subjects": len(made.ids), "num_components": sum(sizes)},
     }
     stem = f"{run.url}/evaluation/{made.cohort.name}"
-    files.write_bytes(f"{stem}-resamples.npz", resamples)
+    files.write_bytes(f"{stem}-people.npz", people)
     files.write_bytes(f"{stem}-slices.npz", pack_slices(Slices.of(test)))
     files.write_bytes(f"{stem}-cases.npz", _cases(run, made, levels, threshold.level, random))
     files.write_json(f"{stem}.json", record)

@@ -19,8 +19,7 @@ import tyro
 from benchmarks.claims import cohort_table, measured, results_table, write_readme
 from benchmarks.harness import RESULTS, circumstances, print_table, render, write_page
 from uadray.config import BENGS_TABLE_1, experiment
-from uadray.metrics.statistics import holm
-from uadray.report.compare import Comparison, Series, compare, series_of
+from uadray.report.compare import Comparison, Series, compare, correct, series_of
 from uadray.report.rows import CohortRows, group_by_cohort
 from uadray.runs.records import RunRecord, load_runs
 from uadray.runs.settings import settings_of
@@ -138,12 +137,11 @@ def _described(one: Series) -> dict[str, Any]:
 
 
 def _differences(found: Sequence[Comparison]) -> list[dict[str, Any]]:
-    corrected = holm([one.p for one in found])
     return [
         {
             "of": _label(one.series),
             "against": _label(one.reference),
-            "num_subjects": one.num_subjects,
+            "num_people": one.num_people,
             "differences": {
                 name: {
                     "value": figure.value,
@@ -151,12 +149,12 @@ def _differences(found: Sequence[Comparison]) -> list[dict[str, Any]]:
                 }
                 for name, figure in one.differences.items()
             },
-            "wilcoxon_p": _number(one.p),
-            "holm_p": _number(float(p)),
+            "p": _number(one.p),
+            "holm_p": _number(one.p_holm),
             "over_seeds_dice_d": None if one.over_seeds is None else list(one.over_seeds),
             "verdict": one.verdict,
         }
-        for one, p in zip(found, corrected, strict=True)
+        for one in correct(found)
     ]
 
 
@@ -261,7 +259,7 @@ def show(found: dict[str, Any]) -> None:
     for title, differences in found["differences"].items():
         lines = []
         for one in differences:
-            p = f"{one['wilcoxon_p'] or float('nan'):.3f} ({one['holm_p'] or float('nan'):.3f})"
+            p = f"{one['p'] or float('nan'):.3f} ({one['holm_p'] or float('nan'):.3f})"
             figure = _interval(one["differences"]["dice_d"], "value", "+")
             seeds = _span(one["over_seeds_dice_d"])
             lines.append([one["of"], one["against"], figure, p, seeds, one["verdict"]])

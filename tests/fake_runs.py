@@ -12,8 +12,9 @@ from scipy import ndimage
 
 from uadray import config, files
 from uadray.methods import VAE
+from uadray.metrics.inference import Fits
 from uadray.metrics.slicewise import Slices
-from uadray.runs.evaluations import pack_slices
+from uadray.runs.evaluations import INTERVAL_METHOD, pack_people, pack_slices
 
 LEVELS = {
     "3D-None": 0.476,
@@ -43,7 +44,7 @@ def write_run(
     size: int = 24,
     num_cases: int = 2,
     summary: dict[str, Any] | None = None,
-    resamples: bool = True,
+    by_person: bool = True,
     max_component: int = 0,
     slices: bool = True,
     change: Callable[[config.Experiment], config.Experiment] | None = None,
@@ -62,7 +63,7 @@ def write_run(
         size: Rows and columns of the montage cases.
         num_cases: Montage cases, the same ones for every run.
         summary: What `summary.json` says instead of a finished fit.
-        resamples: Whether the resamples behind the intervals are kept.
+        by_person: Whether the figures without each person are kept.
         max_component: Largest component that was dropped; 0 is without a filter.
         slices: Whether the scores of the axial slices are kept.
         change: Settings that differ from the experiment's defaults.
@@ -108,9 +109,9 @@ def write_run(
         values = _evaluation(made, cohort_name, notes, num_test, random, place)
         if max_component:
             _filter(values, max_component)
-        if resamples:
-            target = str(folder / "evaluation" / f"{cohort_name}-resamples.npz")
-            files.write_bytes(target, _resamples(values, random, place))
+        if by_person:
+            target = str(folder / "evaluation" / f"{cohort_name}-people.npz")
+            files.write_bytes(target, _by_person(values, random, place))
         if slices:
             target = str(folder / "evaluation" / f"{cohort_name}-slices.npz")
             files.write_bytes(target, pack_slices(_slices(values, random)))
@@ -217,7 +218,9 @@ def _evaluation(
             "mean_size_ml": 3.25,
             "median_size_ml": 1.19,
         },
-        "num_resamples": 1000,
+        "interval_method": INTERVAL_METHOD,
+        "num_refits": 0,
+        "num_people": num_test,
         "num_threshold": 8,
         "num_test": num_test,
         "lesion_voxels": 12345,
@@ -231,18 +234,21 @@ def _evaluation(
     }
 
 
-def _resamples(values: dict[str, Any], random: np.random.Generator, place: int) -> bytes:
-    """Resamples about as wide as the intervals; most of their spread is shared by all runs."""
-    shared = np.random.default_rng(1000 + place).normal(size=400)
-    arrays = {}
+def _by_person(values: dict[str, Any], random: np.random.Generator, place: int) -> bytes:
+    """Figures that move as far as the intervals are wide; most of it is shared by all runs."""
+    num = len(values["subjects"])
+    shared = np.random.default_rng(1000 + place).normal(size=num)
+    fits = {}
     for name, (low, high) in values["intervals"].items():
-        own = random.normal(size=400)
-        spread = (high - low) / 4
-        arrays[name] = values["metrics"][name] + spread * (0.9 * shared + 0.44 * own)
-    buffer = io.BytesIO()
-    subjects = np.array([subject["id"] for subject in values["subjects"]])
-    np.savez_compressed(buffer, allow_pickle=False, subjects=subjects, seed=np.array(0), **arrays)
-    return buffer.getvalue()
+        moves = 0.9 * shared + 0.44 * random.normal(size=num)
+        moves -= moves.mean()
+        moves *= (high - low) / 4 / np.sqrt((num - 1) / num * np.square(moves).sum() or 1)
+        value = values["metrics"][name]
+        fits[name] = Fits(values=np.append(value, value + moves)[None])
+    lesion = np.rint([subject["lesion_ml"] * 37 for subject in values["subjects"]])
+    counts = np.stack([lesion * values["metrics"]["dice_d"], lesion, lesion]).astype(np.int64)
+    ids = [subject["id"] for subject in values["subjects"]]
+    return pack_people(ids, ids, counts, fits)
 
 
 def _slices(values: dict[str, Any], random: np.random.Generator) -> Slices:

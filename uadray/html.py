@@ -17,7 +17,7 @@ ABSENT = "\N{EN DASH}"
 """Stands where a figure is not defined or was not recorded."""
 
 NO_INTERVAL = "no interval"
-"""Stands in its place where there is one test subject."""
+"""Stands in its place where there are too few test people."""
 
 
 def environment() -> Environment:

@@ -19,11 +19,13 @@ from uadray.evaluation import job, pair
 from uadray.evaluation.job import evaluate
 from uadray.evaluation.protocols import EvaluateConfig
 from uadray.metrics.counts import ThresholdPart
+from uadray.metrics.inference import interval
 from uadray.metrics.postprocess import PostprocessConfig
 from uadray.runs.checkpoint import CheckpointStore
 from uadray.runs.detector import load_detector
 from uadray.runs.evaluations import unpack_slices
 from uadray.runs.folder import Run
+from uadray.runs.records import load_runs
 from uadray.runs.scores import ScoreStore
 from uadray.store import Cohort
 from uadray.train.job import fit
@@ -174,25 +176,26 @@ def test_figures_are_those_computed_from_voxels(
     assert record["lesion_voxels"] == truth.sum()
     lost = sum(int((t & b & ~eroded(b)).sum()) for b, t in zip(brains, lesions, strict=True))
     assert record["lesion_voxels_eroded"] == lost > 0
-    for key, (start, stop) in record["intervals"].items():
-        assert start <= metrics[key] <= stop
+    for ends in record["intervals"].values():
+        assert ends is None or ends[0] < ends[1]
+    assert record["num_people"] == NUM_TEST
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_resamples_behind_the_intervals_are_kept(
+def test_intervals_are_of_figures_by_person(
     runs: dict[str, Run], evaluated: Evaluated, name: str
 ) -> None:
     record = evaluated[0][name]
-    content = files.read_bytes(f"{runs[name].url}/evaluation/stroke-resamples.npz")
-    with np.load(io.BytesIO(content), allow_pickle=False) as loaded:
-        kept = dict(loaded)
-    assert kept.pop("subjects").tolist() == [s["id"] for s in record["subjects"]]
-    assert kept.pop("seed") == 0
-    assert set(kept) == set(record["intervals"])
-    for key, (low, high) in record["intervals"].items():
-        defined = kept[key][~np.isnan(kept[key])]
-        assert kept[key].shape == (record["num_resamples"],)
-        assert np.percentile(defined, [2.5, 97.5]) == pytest.approx([low, high])
+    kept = load_runs([runs[name].url])[0].evaluations[0].by_person
+    assert list(kept.scans) == [s["id"] for s in record["subjects"]]
+    assert len(set(kept.people)) == record["num_people"] == kept.counts.shape[1]
+    assert set(kept.fits) == set(record["intervals"])
+    for key, ends in record["intervals"].items():
+        fits = kept.fits[key]
+        assert fits.values[0, 0] == pytest.approx(record["metrics"][key], nan_ok=True)
+        assert interval(fits) == (None if ends is None else pytest.approx(tuple(ends)))
+    assert kept.fits["dice_d"].refits.shape == (1, record["num_refits"])
+    assert kept.fits["auprc"].refits is None
 
 
 @pytest.mark.parametrize("name", METHODS)

@@ -141,7 +141,7 @@ def test_lesions_are_those_of_the_filtered_prediction(
     assert metrics["lesion_detection_rate"] == pytest.approx(hit / num)
     assert (metrics["num_lesions"], metrics["num_lesions_detected"]) == (num, hit)
     for name, ends in record["intervals"].items():
-        if None not in ends and metrics[name] is not None:
+        if ends is not None and metrics[name] is not None:
             assert ends[0] <= metrics[name] + 1e-12
             assert metrics[name] <= ends[1] + 1e-12
     lesions = record["lesions"]

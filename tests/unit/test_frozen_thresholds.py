@@ -1,6 +1,7 @@
 """Frozen thresholds: fitted once, taken ever after, never mixed up."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -19,12 +20,11 @@ class Fit:
     def __init__(self) -> None:
         self.calls = 0
 
-    def __call__(self) -> Threshold:
+    def __call__(self) -> tuple[Threshold, list[Threshold]]:
         self.calls += 1
         level = 1000 * self.calls
-        return Threshold(
-            level=level, value=level / 65535, rule="best_dice", fitted_on="c/threshold"
-        )
+        one = Threshold(level=level, value=level / 65535, rule="best_dice", fitted_on="c/threshold")
+        return one, [replace(one, level=level + n, value=(level + n) / 65535) for n in (0, 7)]
 
 
 @pytest.fixture
@@ -44,7 +44,7 @@ def test_the_same_settings_take_the_same_threshold(run):
     assert fit.calls == 1
     assert file(run).read_bytes() == written
     (entry,) = json.loads(written)["frozen"]
-    assert (entry["fingerprint"], entry["level"]) == (first[1], 1000)
+    assert (entry["fingerprint"], entry["level"]) == (first[2], 1000)
     assert entry["settings"] == SETTINGS
 
 
@@ -53,7 +53,8 @@ def test_other_settings_take_one_of_their_own_beside_it(run):
     first = freeze(run, "c", SETTINGS, fit)
     second = freeze(run, "c", SETTINGS | {"rule": "percentile_98"}, fit)
     assert (first[0].level, second[0].level) == (1000, 2000)
-    assert first[1] != second[1]
+    assert first[2] != second[2]
+    assert [one.level for one in first[1]] == [1000, 1007]
     assert freeze(run, "c", SETTINGS, fit) == first
     assert freeze(run, "d", SETTINGS, fit)[0].level == 3000  # another cohort's file
     assert len(json.loads(file(run).read_text())["frozen"]) == 2

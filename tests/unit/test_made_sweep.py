@@ -25,8 +25,11 @@ def test_figures_are_those_of_the_counts(tmp_path: Path) -> None:
             assert evaluation.metric("dice_d") == pytest.approx(
                 2 * found / (found + wrong + lesion)
             )
-            assert evaluation.resamples is not None
-            assert evaluation.resamples.values["dice_d"].shape == (20,)
+            assert evaluation.by_person is not None
+            kept = evaluation.by_person.fits["dice_d"]
+            assert kept.values.shape == (1, 1 + NUM_TEST)
+            assert kept.values[0, 0] == evaluation.metric("dice_d")
+            assert kept.refits.shape == (1, 20)
             assert evaluation.slices is not None
             assert evaluation.cases is not None
             assert (evaluation.cases.reconstruction is None) == run.is_plain

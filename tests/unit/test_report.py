@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import scipy.stats
 from fake_runs import write_run
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -25,7 +24,7 @@ from rich.console import Console
 
 from uadray import files, html
 from uadray.errors import ConfigError, RunError, UadrayError
-from uadray.metrics import statistics
+from uadray.metrics import inference
 from uadray.papers.study import Published
 from uadray.report import (
     columns,
@@ -376,71 +375,47 @@ class TestWords:
             edit(root / name / "evaluation" / "stroke.json", change)
         return " ".join(words.sentences_of(rows.group_by_cohort(load_runs([str(root)]))[0]))
 
-    @staticmethod
-    def draw(root: Path, **resamples: list[float]) -> None:
-        for name, values in resamples.items():
-            path = root / name / "evaluation" / "stroke-resamples.npz"
-            with np.load(path) as arrays:
-                held = dict(arrays)
-            np.savez(path, allow_pickle=False, **(held | {"dice_d": np.array(values)}))
-            with np.load(path) as arrays:
-                held = {k: v for k, v in arrays.items() if v.shape != (400,)}
-            np.savez(path, allow_pickle=False, **held)
-
-    def test_paired_interval_without_zero(self, two: Path) -> None:
-        """The intervals overlap, and yet the same subjects set the two apart."""
-        drawn = np.linspace(0.4, 0.6, 201)
-        self.draw(two, vae=drawn.tolist(), pca=(drawn - 0.05).tolist())
+    def test_paired_difference(self, two: Path) -> None:
+        """One fit a method: the difference and its interval, and no verdict."""
         text = self.say(two, vae=(0.5, [0.4, 0.6]), pca=(0.45, [0.35, 0.55]))
+        (group,) = rows.group_by_cohort(load_runs([str(two)]))
+        (made,) = words.compare_cohort(group, ["PCA-16"]).comparisons[0].comparisons
+        gap = made.differences["dice_d"]
+        difference = f"{columns.signed(gap.value)} {columns.brackets(gap.bounds, columns.signed)}"
         assert text == (
             "3D-None has the highest Dice_D: 0.500 [0.400, 0.600]. The best plain baseline is "
-            "PCA-16 with 0.450 [0.350, 0.550]: paired difference +0.050 [+0.050, +0.050] on the "
-            "same 16 test subjects."
+            f"PCA-16 with 0.450 [0.350, 0.550]: paired difference {difference} on the same 16 "
+            "people. Dice_D against PCA-16: 1 with one fit and so no verdict. Dice_D against "
+            "3D-None: 1 with one fit and so no verdict."
         )
 
-    def test_paired_interval_with_zero(self, two: Path) -> None:
-        drawn = np.linspace(-0.1, 0.3, 401)
-        self.draw(two, vae=(0.4 + drawn).tolist(), pca=np.full(401, 0.4).tolist())
-        text = self.say(two, vae=(0.5, [0.4, 0.6]), pca=(0.4, [0.3, 0.45]))
-        assert text.endswith(
-            f"paired difference +0.100 [{columns.signed(-0.09)}, +0.290] on the same 16 test "
-            "subjects, not distinguishable."
-        )
+    def test_plain_baselines_need_no_seeds(self, tmp_path: Path) -> None:
+        for name in ("PCA-16", "MeanImage"):
+            write_run(tmp_path / name, name)
+        assert "no verdict" not in self.say(tmp_path)
 
     @pytest.fixture
     def old(self, two: Path) -> Path:
-        """As evaluated before resamples were kept."""
-        for path in two.glob("*/evaluation/*-resamples.npz"):
+        """As evaluated before figures by person were kept."""
+        for path in two.glob("*/evaluation/*-people.npz"):
             path.unlink()
+        for name in ("vae", "pca"):
+            edit(two / name / "evaluation" / "stroke.json", lambda v: v.pop("interval_method"))
         return two
 
-    def test_overlap(self, old: Path) -> None:
+    def test_intervals_of_earlier_versions_are_not_shown(self, old: Path) -> None:
         text = self.say(old, vae=(0.5, [0.4, 0.6]), pca=(0.4, [0.3, 0.45]))
         assert text == (
-            "3D-None has the highest Dice_D: 0.500 [0.400, 0.600]. The best plain baseline is "
-            "PCA-16 with 0.400 [0.300, 0.450]: the intervals overlap on 16 test subjects, which "
-            "sets neither above; evaluate both again for a paired comparison."
+            "3D-None has the highest Dice_D: 0.500. The best plain baseline is PCA-16 with 0.400; "
+            "evaluate both again for a paired comparison."
         )
-
-    def test_apart(self, old: Path) -> None:
-        text = self.say(old, vae=(0.5, [0.46, 0.6]), pca=(0.4, [0.3, 0.45]))
-        assert "the intervals do not overlap on 16 test subjects" in text
+        (group,) = rows.group_by_cohort(load_runs([str(old)]))
+        assert any("evaluate again for intervals" in one for one in group.warnings)
 
     def test_plain_baseline_on_top(self, two: Path) -> None:
         text = self.say(two, vae=(0.3, [0.2, 0.4]), pca=(0.4, [0.3, 0.45]))
         assert text.startswith("PCA-16 (a plain baseline) has the highest Dice_D")
         assert "The best method that is not a plain baseline is 3D-None" in text
-
-    def test_no_claim_without_interval(self, old: Path) -> None:
-        text = self.say(old, vae=(0.9, None), pca=(0.1, [0.05, 0.15]))
-        assert "an interval is not recorded, so the two are not compared" in text
-        assert "overlap" not in text
-
-    def test_no_claim_where_a_difference_has_no_interval(self, two: Path) -> None:
-        self.draw(two, vae=[np.nan] * 5, pca=[0.1] * 5)
-        text = self.say(two, vae=(0.9, None), pca=(0.1, [0.05, 0.15]))
-        assert "its interval is not defined" in text
-        assert "distinguishable" not in text
 
     def test_no_plain_baseline(self, tmp_path: Path) -> None:
         for name in ("3D-None", "2D-None"):
@@ -451,22 +426,12 @@ class TestWords:
         for name in ("3D-None", "3D-Cube-n", "2D-None", "PCA-16"):
             write_run(tmp_path / name, name)
         (group,) = rows.group_by_cohort(load_runs([str(tmp_path)]))
-        assert " Against 2D-None with " in " ".join(words.sentences_of(group, ["2D-None"]))
-        assert "2D-None with" not in " ".join(words.sentences_of(group))
-
-    def test_count_of_those_set_apart(self, two: Path) -> None:
-        write_run(two / "mean", "MeanImage")
-        drawn = np.linspace(-0.1, 0.1, 99)
-        self.draw(two, vae=(0.5 + drawn).tolist(), pca=[0.45] * 99, mean=[0.2] * 99)
-        text = self.say(two, vae=(0.5, None), pca=(0.45, None), mean=(0.2, None))
-        assert text.endswith(
-            "Of the 2 other methods, 1 is lower than 3D-None by a paired interval that excludes "
-            "0, and 1 is not distinguishable from it."
-        )
+        assert " Dice_D against 2D-None: 3 " in " ".join(words.sentences_of(group, ["2D-None"]))
+        assert "against 2D-None" not in " ".join(words.sentences_of(group))
 
     def test_other_subjects_are_warned_of(self, two: Path) -> None:
         edit(two / "pca" / "evaluation" / "stroke.json", lambda values: values["subjects"].pop())
-        (two / "pca" / "evaluation" / "stroke-resamples.npz").unlink()
+        (two / "pca" / "evaluation" / "stroke-people.npz").unlink()
         (group,) = rows.group_by_cohort(load_runs([str(two)]))
         assert group.warnings[0].startswith("The test subjects differ between these runs")
         assert len(group.warnings) == 1
@@ -515,40 +480,63 @@ class TestComparisons:
         each = [v["metrics"]["dice_d"] for v in values]
         assert cube.mean("dice_d") == pytest.approx(np.mean(each))
         assert cube.deviation("dice_d") == pytest.approx(np.std(each, ddof=1))
-        drawn = [np.load(seeds / f"cube{n}/evaluation/stroke-resamples.npz") for n in range(3)]
-        figure = cube.figure("dice_d")
-        assert figure is not None
-        expected = np.percentile(np.mean([d["dice_d"] for d in drawn], axis=0), [2.5, 97.5])
-        assert figure.bounds == pytest.approx(tuple(expected))
-        subject = values[0]["subjects"][3]["id"]
-        mean = np.mean([v["subjects"][3]["dice"] for v in values])
-        assert cube.dice()[subject] == pytest.approx(mean)
+        figure, fits = cube.figure("dice_d"), cube.fits("dice_d")
+        assert fits.values[:, 0] == pytest.approx(each)
+        assert figure.bounds == inference.interval(fits)
 
     def test_differences_are_paired(self, seeds: Path) -> None:
         tables = self.held(seeds).comparisons
         assert [table.reference.label for table in tables] == ["PCA-16", "3D-None"]
         for table in tables:
             for one in table.comparisons:
-                for metric, difference in one.differences.items():
-                    a, b = (
-                        np.mean([r.evaluation.resamples.values[metric] for r in s.rows], axis=0)
-                        for s in (one.series, one.reference)
-                    )
-                    expected = np.percentile(a - b, [2.5, 97.5])
-                    assert difference.bounds == pytest.approx(tuple(expected))
+                for metric, found in one.differences.items():
+                    sides = [side.fits(metric) for side in (one.series, one.reference)]
+                    counts = None
+                    if metric == "dice_d":
+                        counts = tuple(
+                            np.mean([r.evaluation.by_person.counts for r in side.rows], axis=0)
+                            for side in (one.series, one.reference)
+                        )
+                    assert found == inference.difference(*sides, counts)
                     means = one.series.mean(metric), one.reference.mean(metric)
-                    assert difference.value == pytest.approx(means[0] - means[1])
-                ours, theirs = one.series.dice(), one.reference.dice()
-                expected_p = scipy.stats.wilcoxon(
-                    [ours[k] for k in ours], [theirs[k] for k in ours]
-                ).pvalue
-                assert one.p == pytest.approx(expected_p)
-            corrected = statistics.holm([one.p for one in table.comparisons])
+                    assert found.value == pytest.approx(means[0] - means[1])
+                assert (one.num_people, one.num_comparisons) == (16, 2)
+            corrected = inference.holm([one.p for one in table.comparisons])
             assert [one.p_holm for one in table.comparisons] == pytest.approx(corrected.tolist())
         cube = next(one for one in tables[1].comparisons if one.series.name == "3D-Cube-n")
         mean = cube.reference.mean("dice_d")
         spread = [v - mean for v in cube.series.each("dice_d")]
         assert cube.over_seeds == pytest.approx((min(spread), max(spread)))
+        assert "a true difference of 0.05 would be shown in 8 of 10 such studies" in tables[1].power
+        assert "here are 16 people and 3 fits." in tables[1].power
+
+    @pytest.mark.parametrize(
+        ("p", "value", "fits", "people", "expected"),
+        [
+            (0.01, 0.1, 3, 40, compare.HIGHER),
+            (0.01, -0.1, 3, 40, compare.LOWER),
+            (0.2, 0.1, 3, 40, compare.SAME),
+            (0.01, 0.1, 1, 40, compare.ONE_FIT),
+            (0.01, 0.1, 3, 8, compare.TOO_FEW),
+            (np.nan, 0.1, 3, 40, compare.TOO_FEW),
+        ],
+    )
+    def test_verdicts(self, seeds: Path, p, value, fits, people, expected) -> None:
+        made = next(
+            one
+            for one in self.held(seeds, "PCA-16").comparisons[0].comparisons
+            if one.series.name == "3D-Cube-n"
+        )
+        gap = replace(made.differences["dice_d"], value=value, p=p)
+        one = replace(
+            made,
+            series=replace(made.series, rows=made.series.rows[:fits]),
+            differences={"dice_d": gap},
+            p_holm=p,
+            num_people=people,
+            num_comparisons=14,
+        )
+        assert one.verdict == expected
 
     def test_references_can_be_chosen(self, seeds: Path) -> None:
         tables = self.held(seeds, "3D-Cube-n", "elsewhere").comparisons
@@ -557,17 +545,15 @@ class TestComparisons:
         with pytest.raises(ConfigError, match=r"no run is called '3D-Nothing'; there are \['3D-C"):
             write_report([str(seeds)], str(seeds / "r.html"), references=["3D-Nothing"])
 
-    @pytest.mark.parametrize("spoil", ["other subjects", "other seed", "other number", "none"])
+    @pytest.mark.parametrize("spoil", ["other subjects", "other people", "none"])
     def test_what_does_not_pair_is_left_out_by_name(self, tmp_path: Path, spoil: str) -> None:
         write_run(tmp_path / "none", "3D-None")
         write_run(tmp_path / "pca", "PCA-16", num_test=15 if spoil == "other subjects" else 16)
-        path = tmp_path / "pca/evaluation/stroke-resamples.npz"
+        path = tmp_path / "pca/evaluation/stroke-people.npz"
         with np.load(path) as arrays:
             held = dict(arrays)
-        if spoil == "other seed":
-            held["seed"] = np.array(1)
-        if spoil == "other number":
-            held = {k: v[:100] if v.shape == (400,) else v for k, v in held.items()}
+        if spoil == "other people":
+            held["people"] = held["people"][::-1]
         np.savez(path, allow_pickle=False, **held)
         if spoil == "none":
             path.unlink()
@@ -576,18 +562,18 @@ class TestComparisons:
         if spoil != "none":
             return
         text = Path(write_report([str(tmp_path)], str(tmp_path / "r.html"))).read_text()
-        assert "Not compared, since no resamples were kept that pair" in text
+        assert "Not compared, since no figures by person were kept that pair" in text
 
-    def test_resamples_of_other_subjects_are_refused(self, tmp_path: Path) -> None:
+    def test_figures_by_person_of_other_subjects_are_refused(self, tmp_path: Path) -> None:
         run = write_run(tmp_path / "run")
-        path = run / "evaluation/stroke-resamples.npz"
+        path = run / "evaluation/stroke-people.npz"
         with np.load(path) as arrays:
             held = dict(arrays)
-        np.savez(path, allow_pickle=False, **(held | {"subjects": held["subjects"][::-1]}))
+        np.savez(path, allow_pickle=False, **(held | {"scans": held["scans"][::-1]}))
         with pytest.raises(RunError, match="over the 16 test subjects of the evaluation beside"):
             load_runs([str(run)])
         path.write_bytes(b"PK")
-        with pytest.raises(RunError, match="not a file of resamples"):
+        with pytest.raises(RunError, match="not a file of figures by person"):
             load_runs([str(run)])
 
     def test_paired_csv(self, seeds: Path) -> None:
@@ -600,7 +586,7 @@ class TestComparisons:
             difference = one.differences["auprc"]
             assert float(line["auprc_difference"]) == difference.value
             assert float(line["auprc_difference_low"]) == difference.bounds[0]
-            assert float(line["wilcoxon_p_holm"]) == one.p_holm
+            assert float(line["p_holm"]) == one.p_holm
             assert line["fits"] == str(len(one.series.rows))
 
     def test_page_and_markdown_tell_of_seeds(self, seeds: Path) -> None:
@@ -680,10 +666,10 @@ class TestPage:
                 subject["id"] = NASTY
 
         edit(run / "evaluation" / "stroke.json", poison)
-        path = run / "evaluation" / "stroke-resamples.npz"
+        path = run / "evaluation" / "stroke-people.npz"
         with np.load(path) as arrays:
             held = dict(arrays)
-        np.savez(path, allow_pickle=False, **(held | {"subjects": np.array([NASTY] * 16)}))
+        np.savez(path, allow_pickle=False, **(held | {"scans": np.array([NASTY] * 16)}))
         title = f'{NASTY}"$\\bad'
         out = Path(write_report([str(run)], str(tmp_path / "report.html"), title=title))
         text = out.read_text()

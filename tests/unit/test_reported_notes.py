@@ -11,9 +11,9 @@ from uadray import files
 from uadray.evaluation.record import notes_of
 from uadray.html import NO_INTERVAL
 from uadray.report import terminal_summary, terminal_table, write_report
-from uadray.report.compare import compare, series_of
+from uadray.report.compare import ONE_FIT, TOO_FEW, compare, series_of
 from uadray.report.latex import to_latex
-from uadray.report.rows import NOT_COMPARED, ONE_SUBJECT, group_by_cohort
+from uadray.report.rows import NOT_COMPARED, TOO_FEW_PEOPLE, group_by_cohort
 from uadray.report.words import compare_cohort
 from uadray.runs.records import load_runs
 
@@ -52,7 +52,7 @@ def printed(table: Any, width: int) -> str:
     return console.export_text()
 
 
-class TestOneSubject:
+class TestTooFewPeople:
     @pytest.fixture
     def runs(self, tmp_path: Path) -> Path:
         for name in ("3D-None", "ZScore"):
@@ -64,16 +64,16 @@ class TestOneSubject:
         assert all(run.evaluations[0].interval("dice_d") is None for run in records)
         text = printed(terminal_table(records, "stroke"), 100)
         assert NO_INTERVAL in text
-        assert "No intervals: one test subject." in text
+        assert "No intervals: too few people." in text
         assert "[0." not in text
         (group,) = group_by_cohort(records)
-        assert ONE_SUBJECT in group.warnings
+        assert TOO_FEW_PEOPLE in group.warnings
         first, second = series_of(group)
         found = compare(first, second)
-        assert found is None or found.verdict == "not compared"
+        assert found is None or found.verdict in (ONE_FIT, TOO_FEW)
         page = Path(write_report([str(runs)], str(tmp_path / "r.html"))).read_text()
-        assert ONE_SUBJECT in page
-        assert "so no intervals" in to_latex([compare_cohort(group)], "title")
+        assert TOO_FEW_PEOPLE in page
+        assert "too few for intervals" in to_latex([compare_cohort(group)], "title")
 
 
 class TestMismatch:

@@ -241,7 +241,7 @@ def test_slices_of_several_cohorts_are_pooled() -> None:
         parts.append(Slices(subjects=names, score=score, lesion=lesion, counted=counted))
     scores = np.concatenate([p.score[p.counted] for p in parts])
     truth = np.concatenate([p.lesion[p.counted] for p in parts])
-    found = pooled(parts)
+    found = pooled(parts, [part.subjects for part in parts])
     assert found.value == pytest.approx(average_precision_score(truth, scores))
 
 

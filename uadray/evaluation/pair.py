@@ -13,7 +13,7 @@ from uadray.evaluation.scoring import Work
 from uadray.metrics.counts import TestPart, Threshold, ThresholdPart
 from uadray.metrics.lesionwise import SubjectLesions
 from uadray.metrics.slicewise import Slices
-from uadray.metrics.thresholds import fit_threshold
+from uadray.metrics.thresholds import fit_threshold, refit_thresholds
 from uadray.runs.checkpoint import weights_digest
 from uadray.runs.detector import load_detector
 from uadray.runs.evaluations import folder_of, pack_slices, place
@@ -30,6 +30,8 @@ class Frozen:
 
     threshold: Threshold
     """Fitted now or before."""
+    refits: Sequence[Threshold]
+    """The same on resamples of its people; none where an earlier version froze it."""
     fingerprint: str
     """Of the settings that it was frozen under."""
     num_subjects: int
@@ -101,10 +103,11 @@ class Pair:
         after = bool(config.components.max_size and config.components.fit_after)
         components = config.components if after else None
 
-        def fit() -> Threshold:
-            name = f"{cohort.name}/{split}"
+        def fit() -> tuple[Threshold, list[Threshold]]:
+            name, rule = f"{cohort.name}/{split}", config.threshold_rule
             part = store.counts(subjects, name, ThresholdPart, components)
-            return fit_threshold(part, config.threshold_rule)
+            refits = refit_thresholds(part, rule, _people(cohort, split), config.num_resamples)
+            return fit_threshold(part, rule), refits
 
         settings = {
             "run": self.run.experiment.fingerprint,
@@ -118,8 +121,10 @@ class Pair:
             "components": None if components is None else to_json(components),
             "rule": config.threshold_rule,
         }
-        threshold, fingerprint = freeze(self.run, self.cohort.name, settings, fit)
-        return Frozen(threshold=threshold, fingerprint=fingerprint, num_subjects=len(subjects))
+        threshold, refits, fingerprint = freeze(self.run, self.cohort.name, settings, fit)
+        return Frozen(
+            threshold=threshold, refits=refits, fingerprint=fingerprint, num_subjects=len(subjects)
+        )
 
     def write(
         self, frozen: Frozen, lesions: Sequence[SubjectLesions], facts: dict[str, Any]
@@ -139,15 +144,17 @@ class Pair:
         measured = Measured(
             scores=scores,
             filtered=filtered,
+            people=_people(self.cohort, "test"),
             threshold=frozen.threshold,
+            refits=frozen.refits,
             fingerprint=frozen.fingerprint,
             num_threshold=frozen.num_subjects,
             lesions=lesions,
         )
-        record, resamples = make_record(self.run, self.cohort, self.config, measured, self.match)
+        record, people = make_record(self.run, self.cohort, self.config, measured, self.match)
         record |= facts
         write_cases(self.run, self.store, self.cohort, self.config, frozen.threshold.level)
-        arrays = {"resamples": resamples, "slices": pack_slices(Slices.of(scores))}
+        arrays = {"people": people, "slices": pack_slices(Slices.of(scores))}
         for kind, content in arrays.items():
             files.write_bytes(place(self.run.url, self.cohort.name, kind), content)
         files.write_json(place(self.run.url, self.cohort.name), record)
@@ -157,3 +164,8 @@ class Pair:
 def _subjects(cohort: Cohort, split: Split) -> list[tuple[int, str]]:
     table = cohort.subjects[cohort.subjects["split"] == split]
     return list(zip(table["row"].astype(int), table["id"], strict=True))
+
+
+def _people(cohort: Cohort, split: Split) -> list[str]:
+    """The person of each scan, in the order of `_subjects`."""
+    return list(cohort.subjects[cohort.subjects["split"] == split]["subject"].astype(str))

@@ -174,8 +174,9 @@ class EvaluateConfig:
     """Which small components of a prediction are dropped."""
     threshold_rule: Rule = "bengs_bisection"
     """How the threshold is fitted, on the threshold part or on healthy volumes alone."""
-    num_resamples: int = 1000
-    """Resamples of subjects for the 95 % intervals."""
+    num_resamples: int = 50
+    """Resamples of the people that the threshold is fitted on: it is fitted again on each, and what
+    that changes is part of the 95 % intervals."""
     batch_size: int = 4
     """Volumes scored at once by an actor."""
     gpus_per_actor: float = 0.0

@@ -16,7 +16,9 @@ from uadray.config import to_json
 from uadray.errors import EvaluationError
 from uadray.evaluation.protocols import EvaluateConfig
 from uadray.metrics.counts import TestPart, Threshold
+from uadray.metrics.inference import Fits, effective_number, interval, leaving_out
 from uadray.metrics.lesionwise import (
+    LESION_LIMITS,
     LesionTruth,
     SubjectLesions,
     component_sizes,
@@ -25,10 +27,16 @@ from uadray.metrics.lesionwise import (
 )
 from uadray.metrics.measures import dice_s
 from uadray.metrics.postprocess import findable
-from uadray.metrics.statistics import bootstrap, interval, resampling_weights
-from uadray.metrics.table import METRICS, compute_metrics
+from uadray.metrics.table import (
+    METRICS,
+    ByMetric,
+    Tested,
+    at_thresholds,
+    compute_metrics,
+    without_each,
+)
 from uadray.prepare.geometry import voxel_ml
-from uadray.runs.evaluations import pack_resamples
+from uadray.runs.evaluations import INTERVAL_METHOD, pack_people
 from uadray.runs.folder import Run
 from uadray.runs.learned import Match, origin_of
 from uadray.store import CHUNK_VOLUMES, Cohort
@@ -39,9 +47,6 @@ _OF_A_PREDICTION = {metric.key for metric in METRICS if metric.of_a_prediction}
 
 MAX_NOTES = 3
 """Notes of some scans that are listed one by one."""
-
-_OF_SURFACES = ("hd95_mm_mean", "surface_distance_mm_mean")
-"""Metrics over the subjects alone that have both a lesion and a prediction."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,8 +59,14 @@ class Measured:
     filtered: TestPart | None
     """The same after the component filter; None where there is none."""
 
+    people: Sequence[str]
+    """The person of each test subject: all scans of one are left out together."""
+
     threshold: Threshold
     """Frozen before the test part was opened."""
+
+    refits: Sequence[Threshold]
+    """The same on resamples of the people that it was fitted on; none where they were not kept."""
 
     fingerprint: str
     """Of the settings that it was frozen under."""
@@ -104,19 +115,23 @@ def make_record(
         match: How run and cohort go together.
 
     Returns:
-        The figures as JSON values, and their resamples as `pack_resamples` leaves them.
+        The figures as JSON values, and those without each person as `pack_people` leaves them.
     """
     match = match or Match()
     scores, threshold = measured.scores, measured.threshold
     final = measured.filtered or scores
     table = cohort.subjects.set_index("id")
-    plain, resamples = _figures(scores, threshold, config.num_resamples)
+    weights = leaving_out(measured.people)
+    refits = at_thresholds(scores, measured.refits) if measured.refits else {}
+    plain, by_person = _figures(scores, measured, weights, refits)
     chosen, filtered = plain, None
     if measured.filtered is not None:
-        filtered, filtered_resamples = _figures(measured.filtered, threshold, config.num_resamples)
+        # Another threshold would need another filter: what refitting changes is that of the
+        # scores before it.
+        filtered, filtered_by_person = _figures(measured.filtered, measured, weights, refits)
         chosen = {k: _mixed(plain[k], filtered[k]) for k in plain}
-        resamples = _mixed(resamples, filtered_resamples)
-    lesions, lesion_resamples = _lesion_figures(measured.lesions, config.num_resamples)
+        by_person = _mixed(by_person, filtered_by_person)
+    lesions, lesions_by_person = _lesion_figures(measured.lesions, weights)
     record = {
         "cohort": {
             "name": cohort.name,
@@ -152,9 +167,11 @@ def make_record(
         "intervals": chosen["intervals"] | lesions["intervals"],
         "unfiltered": None if filtered is None else plain,
         "filtered": filtered,
-        "num_resamples": config.num_resamples,
+        "interval_method": INTERVAL_METHOD,
+        "num_refits": len(measured.refits),
         "num_threshold": measured.num_threshold,
         "num_test": len(scores.subjects),
+        "num_people": len(weights) - 1,
         "lesion_voxels": int(scores.num_lesion.sum()),
         "lesion_voxels_eroded": int(scores.num_lesion_eroded.sum()),
         "healthy_reconstruction": (run.summary or {}).get("validation/reconstruction"),
@@ -184,20 +201,42 @@ def make_record(
             )
         ],
     }
-    return record, pack_resamples(scores.subjects, resamples | lesion_resamples)
+    positives = np.stack([*final.positives(threshold.level), final.num_lesion.astype(np.float64)])
+    packed = pack_people(
+        scores.subjects,
+        measured.people,
+        counts=np.rint(positives @ (1 - weights[1:]).T).astype(np.int64),
+        fits=by_person | lesions_by_person,
+    )
+    return record, packed
 
 
-_Figures = tuple[dict[str, Any], dict[str, NDArray[np.float64]]]
-"""Metrics and intervals by name, and the (R,) resamples behind the intervals."""
+_Figures = tuple[dict[str, Any], dict[str, Fits]]
+"""Metrics and intervals by name, and what the intervals are made from."""
 
 
-def _figures(test: TestPart, threshold: Threshold, num_resamples: int) -> _Figures:
-    intervals = bootstrap(test, threshold, num_resamples)
-    figures = {
-        "metrics": compute_metrics(test, threshold),
-        "intervals": {k: [_defined(i.low), _defined(i.high)] for k, i in intervals.items()},
+def _figures(
+    test: TestPart, measured: Measured, weights: NDArray[np.int64], refits: ByMetric
+) -> _Figures:
+    tested = Tested(test, measured.threshold)
+    values = without_each(test, measured.threshold, weights)
+    by_person = {
+        metric.key: Fits(
+            values=values[metric.key][None],
+            refits=refits[metric.key][None] if metric.key in refits else None,
+            effective=None
+            if metric.people is None
+            else effective_number(metric.people(tested) @ (1 - weights[1:]).T),
+            limits=metric.limits,
+        )
+        for metric in METRICS
+        if metric.key in values
     }
-    return figures, {k: i.resamples for k, i in intervals.items()}
+    figures = {
+        "metrics": compute_metrics(test, measured.threshold),
+        "intervals": _intervals(by_person),
+    }
+    return figures, by_person
 
 
 def _mixed(plain: dict[str, Any], filtered: dict[str, Any]) -> dict[str, Any]:
@@ -205,29 +244,27 @@ def _mixed(plain: dict[str, Any], filtered: dict[str, Any]) -> dict[str, Any]:
     return {key: (filtered if key in _OF_A_PREDICTION else plain)[key] for key in plain}
 
 
-def _lesion_figures(lesions: Sequence[SubjectLesions], num_resamples: int) -> _Figures:
+def _lesion_figures(lesions: Sequence[SubjectLesions], weights: NDArray[np.int64]) -> _Figures:
     values = lesion_metrics(lesions)
-    # The draws of `bootstrap`, so that all figures of one resample are of the same subjects.
-    resampled = lesion_metrics(lesions, resampling_weights(len(lesions), num_resamples, seed=0))
-    with_surface = sum(not math.isnan(s.hd95_mm) for s in lesions)
-    bounds = {
-        name: interval(
-            float(values[name]),
-            drawn,
-            num_subjects=with_surface if name in _OF_SURFACES else len(lesions),
-        )
-        for name, drawn in resampled.items()
+    by_person = {
+        name: Fits(values=found[None], limits=LESION_LIMITS[name])
+        for name, found in lesion_metrics(lesions, weights).items()
     }
     counts = {
         "num_lesions": sum(s.num_lesions for s in lesions),
         "num_lesions_detected": sum(s.num_detected for s in lesions),
-        "num_with_surface": with_surface,
+        "num_with_surface": sum(not math.isnan(s.hd95_mm) for s in lesions),
     }
     figures = {
         "metrics": {name: _defined(value) for name, value in values.items()} | counts,
-        "intervals": {k: [_defined(i.low), _defined(i.high)] for k, i in bounds.items()},
+        "intervals": _intervals(by_person),
     }
-    return figures, resampled
+    return figures, by_person
+
+
+def _intervals(by_person: dict[str, Fits]) -> dict[str, list[float] | None]:
+    bounds = {name: interval(fits) for name, fits in by_person.items()}
+    return {name: None if pair is None else list(pair) for name, pair in bounds.items()}
 
 
 def _defined(value: Any) -> float | None:

@@ -6,8 +6,8 @@ its subjects, and no voxel is read a second time.
 """
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, fields
-from typing import Literal, Self
+from dataclasses import dataclass, fields, replace
+from typing import Any, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -200,6 +200,25 @@ class CohortCounts:
                 else np.stack([np.asarray(value) for value in values])
                 for key, values in rows.items()
             },
+        )
+
+    def weighted(self, weights: NDArray[np.integer]) -> Self:
+        """The part with each subject as often as (N,) weights say; 0 leaves one out."""
+        kept = np.flatnonzero(weights)
+        times = np.asarray(weights)[kept]
+
+        def part(name: str) -> Any:
+            values = getattr(self, name)[kept]
+            if name in ("healthy", "lesion"):
+                rows = np.repeat(times, np.diff(values.indptr)).astype(values.dtype)
+                return csr_array((values.data * rows, values.indices, values.indptr), values.shape)
+            return values * times if name in ("num_outside", "num_lesion") else values
+
+        names = {field.name for field in fields(SubjectCounts)}
+        return replace(
+            self,
+            subjects=tuple(self.subjects[n] for n in kept),
+            **{name: part(name) for name in names},
         )
 
     def histograms(self, region: Region = "volume") -> SubjectHistograms:

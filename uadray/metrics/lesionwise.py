@@ -187,6 +187,16 @@ def lesion_metrics(
     return values
 
 
+LESION_LIMITS = {
+    "lesion_detection_rate": (0.0, 1.0),
+    "lesion_precision": (0.0, 1.0),
+    "false_components_per_volume": (0.0, np.inf),
+    "hd95_mm_mean": (0.0, np.inf),
+    "surface_distance_mm_mean": (0.0, np.inf),
+}
+"""Ends of the range of each of `lesion_metrics`."""
+
+
 def component_sizes(
     lesion: NDArray[np.bool_], connectivity: Connectivity = LESION_CONNECTIVITY
 ) -> NDArray[np.int64]:

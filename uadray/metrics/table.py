@@ -3,7 +3,7 @@
 A new one is one entry; records, the bootstrap, reports, model cards and the papers read it here.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -16,9 +16,12 @@ from uadray.metrics import measures
 from uadray.metrics.counts import TestPart, Threshold
 from uadray.metrics.histograms import Histograms
 from uadray.metrics.postprocess import MAX_LEVEL, dequantise
-from uadray.metrics.resampling import resampled_curves
+from uadray.metrics.weighted import weighted_curves
 
 Values = NDArray[np.float64]
+
+ByMetric = dict[str, Values]
+"""Figures by the key of their metric."""
 
 
 class Tested:
@@ -44,13 +47,13 @@ class Tested:
         return measures.dice_s(self.part, self.threshold.level)
 
 
-class Resampled(Tested):
-    """The same in R draws of its subjects.
+class Weighted(Tested):
+    """The same in R weightings of its subjects, such as all but one person.
 
     Args:
         part: N test subjects.
         threshold: Frozen.
-        weights: (R, N), how often each subject counts in each draw.
+        weights: (R, N), how often each subject counts in each.
     """
 
     def __init__(self, part: TestPart, threshold: Threshold, weights: NDArray[np.int64]) -> None:
@@ -60,12 +63,12 @@ class Resampled(Tested):
     @cached_property
     def curves(self) -> dict[str, Values]:
         """Areas and best Dice over the voxels of the grid, (R,) each."""
-        return resampled_curves(self.part.histograms(), self.weights)
+        return weighted_curves(self.part.histograms(), self.weights)
 
     @cached_property
     def slice_curves(self) -> dict[str, Values]:
         """The same over axial slices."""
-        return resampled_curves(self.part.slice_histograms(), self.weights)
+        return weighted_curves(self.part.slice_histograms(), self.weights)
 
 
 def _check(test: TestPart, threshold: Threshold) -> None:
@@ -102,8 +105,14 @@ class Metric:
     """Name in tables; Dice_D and Dice_S have real subscripts on pages."""
     value: Callable[[Tested], float]
     """The figure; NaN where it is undefined."""
-    resampled: Callable[[Resampled], Values] | None = None
-    """(R,) figures of draws, for its interval; None where none is given."""
+    weighted: Callable[[Weighted], Values] | None = None
+    """(R,) figures of weightings, for its interval; None where none is given."""
+    people: Callable[[Tested], Values] | None = None
+    """(N,) how much each subject weighs in it; None where they count alike."""
+    at_threshold: bool = False
+    """Whether it moves with the frozen threshold."""
+    limits: tuple[float, float] = (0.0, 1.0)
+    """Ends of its range."""
     note: str = ""
     """What is said below its name."""
     higher_is_better: bool = True
@@ -125,12 +134,18 @@ class Metric:
     the others are of the scores."""
 
 
+def _lesion_voxels(one: Tested) -> Values:
+    return one.part.num_lesion.astype(np.float64)
+
+
 METRICS: tuple[Metric, ...] = (
     Metric(
         key="dice_d",
         head="Dice_D",
         value=lambda one: float(measures.dice_d(one.part, one.threshold.level)),
-        resampled=lambda one: measures.dice_d(one.part, one.threshold.level, one.weights),
+        weighted=lambda one: measures.dice_d(one.part, one.threshold.level, one.weights),
+        people=lambda one: np.sum(one.part.positives(one.threshold.level), 0) + one.part.num_lesion,
+        at_threshold=True,
         of_a_prediction=True,
         brief="Dice_D\n[95 %]",
         compared=True,
@@ -139,7 +154,8 @@ METRICS: tuple[Metric, ...] = (
         key="dice_s_mean",
         head="Dice_S",
         value=lambda one: float(measures.mean_dice_s(one.dice_s)),
-        resampled=lambda one: measures.mean_dice_s(one.dice_s, one.weights),
+        weighted=lambda one: measures.mean_dice_s(one.dice_s, one.weights),
+        at_threshold=True,
         of_a_prediction=True,
         note="mean ± std over subjects",
         deviation="dice_s_std",
@@ -159,7 +175,8 @@ METRICS: tuple[Metric, ...] = (
         key="auprc",
         head="AUPRC",
         value=lambda one: float(measures.auprc(one.volume)),
-        resampled=lambda one: one.curves["auprc"],
+        weighted=lambda one: one.curves["auprc"],
+        people=_lesion_voxels,
         brief="AUPRC\n[95 %]",
         compared=True,
     ),
@@ -173,7 +190,8 @@ METRICS: tuple[Metric, ...] = (
         key="auroc",
         head="AUROC",
         value=lambda one: float(measures.auroc(one.volume)),
-        resampled=lambda one: one.curves["auroc"],
+        weighted=lambda one: one.curves["auroc"],
+        people=_lesion_voxels,
         shows_interval=False,
         printed=False,
     ),
@@ -187,7 +205,7 @@ METRICS: tuple[Metric, ...] = (
         key="slice_auprc",
         head="AUPRC by slice",
         value=lambda one: float(measures.slice_auprc(one.part)),
-        resampled=lambda one: one.slice_curves["auprc"],
+        weighted=lambda one: one.slice_curves["auprc"],
         note="axial slices",
         shows_interval=False,
     ),
@@ -195,7 +213,8 @@ METRICS: tuple[Metric, ...] = (
         key="upper_bound_dice",
         head="Upper-bound Dice",
         value=lambda one: float(measures.upper_bound_dice(one.volume)),
-        resampled=lambda one: one.curves["upper_bound_dice"],
+        weighted=lambda one: one.curves["upper_bound_dice"],
+        people=_lesion_voxels,
         of_a_prediction=True,
         note="upper bound: threshold chosen on the test part",
         shows_interval=False,
@@ -231,6 +250,35 @@ def compute_metrics(part: TestPart, threshold: Threshold) -> dict[str, Any]:
         "num_subjects_with_lesion": len(_defined(tested.dice_s)),
         "num_lesion": int(part.num_lesion.sum()),
         "num_lesion_eroded": int(part.num_lesion_eroded.sum()),
+    }
+
+
+def without_each(part: TestPart, threshold: Threshold, weights: NDArray[np.int64]) -> ByMetric:
+    """Each metric that has an interval, in each weighting of the subjects.
+
+    Args:
+        part: N test subjects.
+        threshold: Frozen.
+        weights: (R, N), such as those of `inference.leaving_out`.
+
+    Returns:
+        (R,) by the metric's key; NaN where it is undefined.
+    """
+    weighted = Weighted(part, threshold, weights)
+    return {metric.key: metric.weighted(weighted) for metric in METRICS if metric.weighted}
+
+
+def at_thresholds(part: TestPart, thresholds: Sequence[Threshold]) -> ByMetric:
+    """Each metric that moves with the threshold, at each of B others: (B,) by its key."""
+    tested = {one.level: Tested(part, one) for one in thresholds}
+    values = {
+        metric.key: {level: metric.value(one) for level, one in tested.items()}
+        for metric in METRICS
+        if metric.at_threshold
+    }
+    return {
+        key: np.array([found[one.level] for one in thresholds], np.float64)
+        for key, found in values.items()
     }
 
 

@@ -5,7 +5,7 @@ also work on a part of healthy subjects. Level 0 means no anomaly and is never c
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import numpy as np
@@ -23,6 +23,34 @@ def fit_threshold(part: ThresholdPart, rule: str = "bengs_bisection") -> Thresho
     if rule not in RULES:
         raise ConfigError(f"threshold rule must be one of {sorted(RULES)}, was {rule!r}")
     return RULES[rule](part)
+
+
+def refit_thresholds(
+    part: ThresholdPart, rule: str, people: Sequence[str], num: int, seed: int = 0
+) -> list[Threshold]:
+    """Fit the threshold again on resamples of its people, to see how far its own fit moves it.
+
+    Args:
+        part: N scans to fit on.
+        rule: See `fit_threshold`.
+        people: (N,) the person of each scan: a resample draws people, with all their scans.
+        num: Resamples. The same people, number and seed give the same draws for every method.
+        seed: Of the draws.
+
+    Returns:
+        One a resample; those of which no threshold can be fitted, such as one without a lesion,
+        are left out.
+    """
+    names, place = np.unique(np.asarray(people, np.str_), return_inverse=True)
+    random = np.random.default_rng(seed)
+    drawn = random.multinomial(len(names), np.full(len(names), 1 / len(names)), size=num)
+    refitted = []
+    for times in drawn:
+        try:
+            refitted.append(fit_threshold(part.weighted(times[place]), rule))
+        except EvaluationError:
+            continue
+    return refitted
 
 
 def bengs_bisection(part: ThresholdPart, iterations: int = 10) -> Threshold:

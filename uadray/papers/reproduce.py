@@ -343,7 +343,10 @@ class Reproduction:
         if len(held) == 1:
             return held[0]["metrics"].get(metric), held[0]["intervals"].get(metric)
         if metric == "slice_auprc":
-            found = pooled([self._slices(folder, role) for role in roles])
+            parts = [self._slices(folder, role) for role in roles]
+            found = pooled(
+                parts, [self._people(part, role) for part, role in zip(parts, roles, strict=True)]
+            )
             return found.value, None if found.bounds is None else list(found.bounds)
         values = [r["metrics"].get(metric) for r in held]
         return (None if None in values else float(np.mean(values))), None
@@ -351,6 +354,11 @@ class Reproduction:
     def _slices(self, folder: str, role: str) -> Slices:
         name = self.cohorts[role].name
         return unpack_slices(files.read_bytes(place(folder, name, "slices")))
+
+    def _people(self, slices: Slices, role: str) -> list[str]:
+        table = self.cohorts[role].subjects
+        person = dict(zip(table["id"], table["subject"], strict=True))
+        return [str(person[scan]) for scan in slices.subjects]
 
     def evaluations(self, label: str, role: str) -> list[dict[str, Any]]:
         """What was recorded of a method on a cohort, one a seed, with the run as `run`."""

@@ -119,10 +119,9 @@ def _results(record: RunRecord) -> str:
         for one in record.evaluations
     ]
     return (
-        "On test subjects that neither fit nor threshold had seen; 95 % bootstrap intervals over "
-        "them, which cover the subjects and not the seed. The upper bound takes its threshold from "
-        "the test part itself.\n\n"
-        + to_markdown(["cohort", "test subjects", *_FIGURES.values()], rows)
+        "On test subjects that neither fit nor threshold had seen; 95 % intervals over people, "
+        "which do not hold the choice of the seed. The upper bound takes its threshold from the "
+        "test part itself.\n\n" + to_markdown(["cohort", "test subjects", *_FIGURES.values()], rows)
     )
 
 
@@ -131,8 +130,8 @@ def _figure(evaluation: Evaluation, name: str) -> str:
     if value is None:
         return "not defined"
     text = f"{value:.3f}"
-    if evaluation.has_one_subject:
-        return f"{text} ({NO_INTERVAL}: one test subject)"
+    if evaluation.has_too_few_people:
+        return f"{text} ({NO_INTERVAL}: too few people)"
     return text if bounds is None else f"{text} [{bounds[0]:.3f}, {bounds[1]:.3f}]"
 
 

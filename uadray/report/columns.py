@@ -103,7 +103,7 @@ def _metric(
 
 
 def _bounds(row: Row, key: str, digits: int) -> str:
-    if row.evaluation.has_one_subject and row.evaluation.metric(key) is not None:
+    if row.evaluation.has_too_few_people and row.evaluation.metric(key) is not None:
         return NO_INTERVAL
     return brackets(row.evaluation.interval(key), lambda v: number(v, digits))
 
@@ -162,7 +162,7 @@ COLUMNS: tuple[Column[Row], ...] = (
             metric.key,
             metric.head,
             note=metric.note,
-            interval=metric.shows_interval and metric.resampled is not None,
+            interval=metric.shows_interval and metric.weighted is not None,
             deviation=metric.deviation,
             first="descending" if metric.higher_is_better else "ascending",
         )

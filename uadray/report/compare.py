@@ -1,46 +1,59 @@
-"""Methods held against each other on the same subjects, and fits that differ in the seed alone.
+"""Methods compared on the same people, and fits that differ in the seed alone.
 
-Differences are paired: every bootstrap resample drew the same subjects for all runs of a cohort,
-so that the difference of two figures is taken resample by resample. Several seeds of an experiment
-are averaged in each resample; the interval is then one of the mean over *these* fits, and the
-spread over the fits stands beside it.
+A difference is that of the means over fits. Its interval and its p are over people and over fits
+together (`uadray.metrics.inference`); what may be said of it is its verdict.
 """
 
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from uadray.html import ABSENT
-from uadray.metrics.statistics import holm, interval, wilcoxon_p
+from uadray.metrics.inference import (
+    LEVEL,
+    Difference,
+    Fits,
+    can_reject,
+    difference,
+    holm,
+    interval,
+    needed,
+)
 from uadray.metrics.table import METRICS
 from uadray.report.columns import Column, ascending, brackets, number, signed
 from uadray.report.rows import CohortRows, Row
+from uadray.runs.evaluations import ByPerson
 from uadray.runs.records import RunRecord
 
 COMPARED = tuple(metric.key for metric in METRICS if metric.compared)
-"""Figures whose differences are shown."""
+"""Figures whose differences have a column."""
 
 REFERENCE = "3D-None"
 """Stands, beside the best plain baseline, against every other method unless others are named."""
 
+HIGHER, LOWER = "higher", "lower"
+SAME = "no difference shown"
+ONE_FIT = "one fit: no verdict"
+TOO_FEW = "too few people to tell"
+VERDICTS = (HIGHER, LOWER, SAME, ONE_FIT, TOO_FEW)
+"""What may be said of a difference in Dice_D."""
+
+GAP = 0.05
+"""Difference in Dice_D for which the needed numbers of people and fits are reckoned."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Estimate:
-    """A figure or a difference with its 95 % interval over subjects."""
+    """A figure with its 95 % interval."""
 
     value: float
     """The figure."""
     bounds: tuple[float, float] | None
-    """Ends of the interval; None where it is not defined."""
-
-    @property
-    def excludes_zero(self) -> bool:
-        """Whether 0 lies outside the interval."""
-        return self.bounds is not None and not self.bounds[0] <= 0 <= self.bounds[1]
+    """Ends of the interval; None where it has none."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,57 +93,65 @@ class Series:
         values = self.each(metric)
         return float(np.std(values, ddof=1)) if len(values) > 1 else None
 
-    def resamples(self, metric: str) -> NDArray[np.float64] | None:
-        """(R,) mean over the fits in each resample; None where a fit kept none that pair."""
-        first = self.rows[0].evaluation.resamples
-        held = [row.evaluation.resamples for row in self.rows]
-        if first is None or not all(r and r.pairs_with(first) and metric in r.values for r in held):
+    @property
+    def by_person(self) -> list[ByPerson] | None:
+        """Figures by person of each fit; None where a fit kept none that pair with the others."""
+        kept = [row.evaluation.by_person for row in self.rows]
+        first = kept[0]
+        if first is None or not all(one is not None and one.pairs_with(first) for one in kept):
             return None
-        values = [r.values[metric] for r in held if r is not None]
-        return np.mean(values, axis=0) if len({len(v) for v in values}) == 1 else None
+        return [one for one in kept if one is not None]
+
+    def fits(self, metric: str) -> Fits | None:
+        """One metric of all fits, without each person; None where it was not kept of one."""
+        each = [one.fits.get(metric) for one in self.by_person or ()]
+        kept = [one for one in each if one is not None]
+        if not kept or len(kept) < len(each):
+            return None
+        refits = [one.refits for one in kept if one.refits is not None]
+        num = min((again.shape[1] for again in refits), default=0)
+        effective = [one.effective for one in kept if one.effective is not None]
+        return Fits(
+            values=np.concatenate([one.values for one in kept]),
+            refits=np.concatenate([again[:, :num] for again in refits])
+            if num and len(refits) == len(kept)
+            else None,
+            effective=float(np.mean(effective)) if effective else None,
+            limits=kept[0].limits,
+        )
 
     def figure(self, metric: str) -> Estimate | None:
-        """Mean over the fits, with the interval over subjects of that mean."""
+        """Mean over the fits, with the interval over people and fits of that mean."""
         value = self.mean(metric)
         if value is None:
             return None
         if len(self.rows) == 1:
             return Estimate(value=value, bounds=self.rows[0].evaluation.interval(metric))
-        resamples = self.resamples(metric)
-        if resamples is None:
-            return Estimate(value=value, bounds=None)
-        return _figure(value, resamples, len(self.rows[0].evaluation.values["subjects"]))
-
-    def dice(self) -> dict[str, float]:
-        """Dice of each subject that has one with every fit, averaged over the fits."""
-        each = [
-            {str(s["id"]): s["dice"] for s in row.evaluation.values["subjects"]}
-            for row in self.rows
-        ]
-        shared = set.intersection(*(set(one) for one in each))
-        return {
-            subject: float(np.mean([one[subject] for one in each]))
-            for subject in sorted(shared)
-            if all(one[subject] is not None for one in each)
-        }
+        fits = self.fits(metric)
+        return Estimate(value=value, bounds=None if fits is None else interval(fits))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """One series against another on the same subjects; differences are series - reference."""
+    """One series against another on the same people; differences are series - reference."""
 
     series: Series
     """The one that is judged."""
     reference: Series
-    """What it is held against."""
-    differences: Mapping[str, Estimate]
+    """What it is compared with."""
+    differences: Mapping[str, Difference]
     """By name of the metric; one that is undefined or was not kept is missing."""
-    p: float
-    """Two-sided, of Wilcoxon's signed-rank test on the subject-wise Dice; NaN without pairs."""
     p_holm: float
-    """The same, corrected for all comparisons with this reference on this cohort (Holm 1979)."""
-    num_subjects: int
-    """Subjects that both were evaluated on."""
+    """p of the Dice_D difference, corrected for all comparisons of the table (Holm 1979)."""
+    num_people: int
+    """People that both were evaluated on."""
+    num_comparisons: int
+    """Of the table."""
+
+    @property
+    def p(self) -> float:
+        """Two-sided, of the Dice_D difference; NaN where it has no interval."""
+        return self.differences["dice_d"].p
 
     @property
     def is_plain(self) -> bool:
@@ -147,13 +168,14 @@ class Comparison:
 
     @property
     def verdict(self) -> str:
-        """What the interval of the Dice_D difference allows to say."""
-        difference = self.differences.get("dice_d")
-        if difference is None or difference.bounds is None:
-            return "not compared"
-        if not difference.excludes_zero:
-            return "not distinguishable"
-        return "higher" if difference.value > 0 else "lower"
+        """What may be said: one of `VERDICTS`."""
+        if any(not one.is_plain and len(one.rows) == 1 for one in (self.series, self.reference)):
+            return ONE_FIT
+        if np.isnan(self.p) or not can_reject(self.num_people, self.num_comparisons):
+            return TOO_FEW
+        if self.p_holm >= LEVEL:
+            return SAME
+        return HIGHER if self.differences["dice_d"].value > 0 else LOWER
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -161,11 +183,16 @@ class Comparisons:
     """All series of a cohort against one reference."""
 
     reference: Series
-    """What all are held against."""
+    """What all are compared with."""
     comparisons: tuple[Comparison, ...]
     """The highest Dice_D difference first."""
     left_out: tuple[str, ...]
-    """Labels of series that do not pair: other test subjects, or no resamples kept."""
+    """Labels of series that do not pair: other test subjects, or no figures by person."""
+
+    @property
+    def power(self) -> str:
+        """How many people and fits a verdict on a difference of `GAP` needs, in words."""
+        return power_in_words(self.comparisons)
 
 
 def series_of(group: CohortRows) -> tuple[Series, ...]:
@@ -208,7 +235,7 @@ def _without_seed(run: RunRecord) -> str:
 
 
 def references(series: Sequence[Series], wanted: Sequence[str] = ()) -> list[Series]:
-    """What all series of a cohort are held against.
+    """What all series of a cohort are compared with.
 
     Args:
         series: Of the cohort, the highest Dice_D first.
@@ -223,57 +250,105 @@ def references(series: Sequence[Series], wanted: Sequence[str] = ()) -> list[Ser
 
 
 def compare_all(series: Sequence[Series], reference: Series) -> Comparisons:
-    """Hold every other series of a cohort against one, and correct the tests together."""
+    """Compare every other series of a cohort with one, and correct the tests together."""
     others = [one for one in series if one is not reference]
     compared = {one.label: compare(one, reference) for one in others}
-    made = [found for found in compared.values() if found is not None]
-    corrected = holm([found.p for found in made])
-    made = [replace(found, p_holm=float(p)) for found, p in zip(made, corrected, strict=True)]
+    made = correct([one for one in compared.values() if one is not None])
     return Comparisons(
         reference=reference,
         comparisons=tuple(sorted(made, key=lambda c: -c.differences["dice_d"].value)),
-        left_out=tuple(label for label, found in compared.items() if found is None),
+        left_out=tuple(label for label, one in compared.items() if one is None),
     )
 
 
-def compare(series: Series, reference: Series) -> Comparison | None:
-    """Hold one series against another; None where the two do not pair.
+def correct(made: Sequence[Comparison]) -> list[Comparison]:
+    """Correct the p values of comparisons that are read together (Holm 1979)."""
+    corrected = holm([one.p for one in made])
+    return [
+        replace(one, p_holm=float(p), num_comparisons=len(made))
+        for one, p in zip(made, corrected, strict=True)
+    ]
 
-    They pair if both kept resamples of the same draws of the same test subjects, and both have a
-    Dice_D.
+
+def compare(series: Series, reference: Series) -> Comparison | None:
+    """Compare one series with another; None where the two do not pair.
+
+    They pair if both were evaluated on the same scans of the same people, with figures by person,
+    and both have a Dice_D.
     """
-    ours, theirs = (one.rows[0].evaluation.resamples for one in (series, reference))
-    if ours is None or theirs is None or not ours.pairs_with(theirs):
+    ours, theirs = series.by_person, reference.by_person
+    if not ours or not theirs or not ours[0].pairs_with(theirs[0]):
         return None
-    differences: dict[str, Estimate] = {}
+    differences: dict[str, Difference] = {}
     for metric in COMPARED:
-        values = series.mean(metric), reference.mean(metric)
-        drawn = series.resamples(metric), reference.resamples(metric)
-        if values[0] is None or values[1] is None or drawn[0] is None or drawn[1] is None:
+        fits = series.fits(metric), reference.fits(metric)
+        if fits[0] is None or fits[1] is None:
             continue
-        if drawn[0].shape == drawn[1].shape:
-            differences[metric] = _figure(
-                values[0] - values[1], drawn[0] - drawn[1], len(ours.subjects)
-            )
+        counts = None
+        if metric == "dice_d":
+            sides = [np.mean([one.counts for one in side], axis=0) for side in (ours, theirs)]
+            counts = (sides[0], sides[1])
+        differences[metric] = difference(fits[0], fits[1], counts)
     if "dice_d" not in differences:
         return None
-    each = series.dice(), reference.dice()
-    shared = sorted(set(each[0]) & set(each[1]))
-    p = wilcoxon_p(*(np.array([one[subject] for subject in shared]) for one in each))
     return Comparison(
         series=series,
         reference=reference,
         differences=differences,
-        p=p,
-        p_holm=p,
-        num_subjects=len(ours.subjects),
+        p_holm=differences["dice_d"].p,
+        num_people=ours[0].counts.shape[1],
+        num_comparisons=1,
     )
 
 
-def _figure(value: float, resamples: NDArray[np.float64], num_subjects: int) -> Estimate:
-    bounds = interval(value, resamples, num_subjects=num_subjects)
-    defined = not np.isnan(bounds.low)
-    return Estimate(value=value, bounds=(bounds.low, bounds.high) if defined else None)
+def count_verdicts(made: Sequence[Comparison]) -> str:
+    """`2 higher, 1 lower, 3 with no difference shown`, in words; empty for none."""
+    counts = Counter(one.verdict for one in made)
+    words = {
+        SAME: f"with {SAME}",
+        ONE_FIT: "with one fit and so no verdict",
+        TOO_FEW: f"with {TOO_FEW}",
+    }
+    return ", ".join(f"{counts[one]} {words.get(one, one)}" for one in VERDICTS if counts[one])
+
+
+def _fits(num: int) -> str:
+    return f"{num} fit{'' if num == 1 else 's'}"
+
+
+def power_in_words(made: Sequence[Comparison]) -> str:
+    """How many people and fits would show a difference of `GAP`; empty where nothing is known.
+
+    Of the comparison whose difference varies as the median of them does.
+    """
+    known = sorted(
+        (one for one in made if np.isfinite(one.differences["dice_d"].over_people)),
+        key=lambda one: one.differences["dice_d"].over_people,
+    )
+    if not known:
+        return ""
+    one = known[len(known) // 2]
+    varies = one.differences["dice_d"]
+    sides = [len(side.rows) for side in (one.series, one.reference) if not side.is_plain]
+    fits = min(sides, default=0)
+    need = needed(
+        GAP,
+        over_people=varies.over_people,
+        num_people=one.num_people,
+        over_fits=varies.over_fits,
+        num_fits=fits,
+        tests=len(made),
+    )
+    if fits and varies.over_fits <= 0:
+        beside = ", beside several fits a method, whose spread one fit does not show"
+    else:
+        beside = f" and {_fits(need.fits)} a method" if fits else ""
+    here = f"{one.num_people} people" + (f" and {_fits(fits)}" if fits else "")
+    return (
+        f"Of {len(made)} comparison{'' if len(made) == 1 else 's'}, a true difference of {GAP:g} "
+        f"would be shown in 8 of 10 such studies with about {need.people} people{beside}; "
+        f"here are {here}."
+    )
 
 
 def probability(p: float) -> str:
@@ -284,7 +359,7 @@ def probability(p: float) -> str:
 
 
 def _difference(metric: str, head: str) -> Column[Comparison]:
-    def get(comparison: Comparison) -> Estimate | None:
+    def get(comparison: Comparison) -> Difference | None:
         return comparison.differences.get(metric)
 
     def read(comparison: Comparison, attribute: str) -> Any:
@@ -311,9 +386,9 @@ COMPARISON_COLUMNS: tuple[Column[Comparison], ...] = (
     ascending("method", "Method", lambda c: c.series.label),
     *(_difference(metric.key, metric.head) for metric in METRICS if metric.compared),
     Column(
-        key="wilcoxon_p",
-        head="p of Dice_S",
-        note="Wilcoxon; Holm in brackets",
+        key="p",
+        head="p of Dice_D",
+        note="Holm in brackets",
         value=lambda c: None if np.isnan(c.p) else c.p,
         text=lambda c: probability(c.p),
         detail=lambda c: f"[{probability(c.p_holm)}]",

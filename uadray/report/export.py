@@ -68,7 +68,7 @@ def to_csv(groups: Sequence[CohortRows]) -> str:
     head = ["cohort", "cohort_fingerprint", "notes", *_heads(shown)]
     head += [f"{name}_published" for name in printed]
     head += ["dice_s_std", "num_lesions", "num_lesions_detected"]
-    head += ["threshold_rule", "num_threshold", "num_test", "num_resamples"]
+    head += ["threshold_rule", "num_threshold", "num_test", "num_people"]
     head += ["plain_baseline", "seed", "run_fingerprint", "run"]
     lines = []
     for group in groups:
@@ -80,7 +80,7 @@ def to_csv(groups: Sequence[CohortRows]) -> str:
             line.append(row.evaluation.metric("dice_s_std"))
             line += [values["metrics"].get(n) for n in ("num_lesions", "num_lesions_detected")]
             line += [values["threshold"]["rule"], values["num_threshold"], values["num_test"]]
-            line += [values.get("num_resamples")]
+            line += [values.get("num_people")]
             line += [row.run.is_plain, row.run.seed, row.run.config["fingerprint"], row.run.url]
             lines.append(line)
     return tables.to_csv(head, lines)
@@ -90,14 +90,15 @@ def to_paired_csv(compared: Sequence[Compared]) -> str:
     """All paired comparisons, unrounded; differences are method - reference."""
     shown = compare.COMPARISON_COLUMNS
     head = ["cohort", "cohort_fingerprint", "reference", *_heads(shown)]
-    head += ["wilcoxon_p_holm", "num_subjects"]
+    head += ["p_holm", "num_people", "num_comparisons"]
     lines: list[list[object]] = []
     for cohort in compared:
         for table in cohort.comparisons:
             for one in table.comparisons:
                 line: list[object] = [cohort.group.name, cohort.group.fingerprint]
                 line += [table.reference.label, *_cells(shown, one)]
-                lines.append([*line, None if np.isnan(one.p) else one.p_holm, one.num_subjects])
+                line += [None if np.isnan(one.p) else one.p_holm]
+                lines.append([*line, one.num_people, one.num_comparisons])
     return tables.to_csv(head, lines)
 
 

@@ -55,8 +55,8 @@ def to_latex(compared: Sequence[Compared], title: str, sweep: Sweep | None = Non
     """
     parts = [
         f"% {' '.join(title.split())}",
-        r"% \usepackage{booktabs,longtable}; square brackets: 95 % bootstrap intervals over",
-        "% test subjects, and nothing about the choice of the seed.",
+        r"% \usepackage{booktabs,longtable}; square brackets: 95 % intervals over test",
+        "% people; where several fits are averaged, over people and fits.",
         "",
     ]
     shown = [METHOD, *(column for column in COLUMNS if column.key in _MAIN)]
@@ -74,8 +74,8 @@ def to_latex(compared: Sequence[Compared], title: str, sweep: Sweep | None = Non
         for k, table in enumerate(cohort.comparisons, start=1):
             if table.comparisons:
                 caption = (
-                    f"Paired differences from {table.reference.label} {where}; p of Wilcoxon's "
-                    "signed-rank test on Dice_S, in brackets corrected for all comparisons (Holm)."
+                    f"Paired differences from {table.reference.label} {where}, over people and "
+                    "fits; p in brackets is corrected for all comparisons (Holm)."
                 )
                 columns_shown = compare.COMPARISON_COLUMNS
                 parts.append(
@@ -88,9 +88,12 @@ def to_latex(compared: Sequence[Compared], title: str, sweep: Sweep | None = Non
 
 
 def subjects_of(group: CohortRows) -> str:
-    """How many test subjects there are; of one no interval can be given."""
-    num = int(group.rows[0].evaluation.values["num_test"])
-    return "1 test subject, so no intervals" if num == 1 else f"{num} test subjects"
+    """How many test subjects there are; of too few people no interval can be given."""
+    first = group.rows[0].evaluation
+    num, none = int(first.values["num_test"]), first.has_too_few_people
+    return f"{num} test subject{'' if num == 1 else 's'}" + (
+        ", too few for intervals" if none else ""
+    )
 
 
 def _published_columns(rows: Sequence[Row]) -> list[Column[Row]]:

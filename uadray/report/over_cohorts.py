@@ -1,7 +1,6 @@
 """One setting's effect as a mean over cohorts: the form of figure 5 of Bengs 2021.
 
-Cohorts share no subject, so that their resamples are independent: those of each cohort are
-shuffled, alike for all runs, before the mean is taken resample by resample.
+Cohorts share no person, so that the variances over their people add up; the fits are the same.
 """
 
 from collections.abc import Sequence
@@ -9,9 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from uadray.metrics.statistics import interval
+from uadray.metrics.inference import interval
 from uadray.report.compare import Estimate
 from uadray.report.effects import Effect, Point
 from uadray.runs.settings import Setting
@@ -27,23 +25,16 @@ class MeanPoint:
     """The same fits, one a cohort."""
 
     def figure(self, metric: str) -> Estimate | None:
-        """Mean over cohorts and fits; the interval is over the subjects of all cohorts."""
+        """Mean over cohorts and fits; the interval is over the people of all cohorts, and fits."""
         values = [part.series.mean(metric) for part in self.parts]
         if any(value is None for value in values):
             return None
         mean = float(np.mean([value for value in values if value is not None]))
-        drawn = [_shuffled(part.series.resamples(metric), n) for n, part in enumerate(self.parts)]
-        held = [one for one in drawn if one is not None]
-        if len(held) < len(drawn) or len({len(one) for one in held}) > 1:
-            return Estimate(value=mean, bounds=None)
-        fewest = min(
-            len(row.evaluation.values["subjects"])
-            for part in self.parts
-            for row in part.series.rows
-        )
-        bounds = interval(mean, np.mean(held, axis=0), num_subjects=fewest)
-        defined = not np.isnan(bounds.low)
-        return Estimate(value=mean, bounds=(bounds.low, bounds.high) if defined else None)
+        fits = [part.series.fits(metric) for part in self.parts]
+        kept = [one for one in fits if one is not None]
+        alike = len({len(one.values) for one in kept}) == 1
+        bounds = interval(*kept) if alike and len(kept) == len(fits) else None
+        return Estimate(value=mean, bounds=bounds)
 
     def each(self, metric: str) -> list[float]:
         """The mean over cohorts of each fit that has a figure on all of them."""
@@ -96,9 +87,3 @@ def mean_effect(found: Sequence[Effect]) -> MeanEffect | None:
         cohorts=tuple(effect.group.name for effect in found),
         lines=tuple(lines),
     )
-
-
-def _shuffled(resamples: NDArray[np.float64] | None, place: int) -> NDArray[np.float64] | None:
-    if resamples is None:
-        return None
-    return np.random.default_rng(place).permutation(resamples)

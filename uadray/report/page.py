@@ -10,6 +10,7 @@ from markupsafe import Markup, escape
 
 from uadray import __version__, files, html
 from uadray.errors import ConfigError
+from uadray.metrics.inference import MIN_PEOPLE
 from uadray.metrics.postprocess import describe_findable
 from uadray.report import columns, compare, export, figures
 from uadray.report.montage import Viewers, montage
@@ -184,6 +185,7 @@ def render(
         filter_columns=columns.FILTER_COLUMNS,
         seed_columns=compare.SEED_COLUMNS,
         comparison_columns=compare.COMPARISON_COLUMNS,
+        min_people=MIN_PEOPLE,
         cohorts=[_cohort(cohort, cohorts, viewers) for cohort in cohorts],
         sweep=sweep_context(sweep, cohorts),
         slices=slice_context(cohorts),

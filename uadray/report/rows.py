@@ -4,8 +4,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from uadray.metrics.inference import MIN_PEOPLE
 from uadray.metrics.postprocess import describe_findable
-from uadray.runs.evaluations import Evaluation
+from uadray.runs.evaluations import INTERVAL_METHOD, Evaluation
 from uadray.runs.records import RunRecord
 
 
@@ -27,8 +28,14 @@ NOT_COMPARED = (
 )
 """Of an evaluation that does not record the comparison."""
 
-ONE_SUBJECT = "There is one test subject, so that no interval can be given."
-"""Of an evaluation on a single subject."""
+TOO_FEW_PEOPLE = f"There are fewer than {MIN_PEOPLE} test people: too few for intervals."
+"""Of an evaluation on so few people that none is given."""
+
+OLD_INTERVALS = (
+    "intervals of earlier versions covered too little and are not shown: evaluate again for "
+    "intervals (kept scores are used)"
+)
+"""Of an evaluation whose intervals were made otherwise."""
 
 PublishedFigures = Mapping[tuple[str, str], Mapping[str, Published]]
 """Printed figures by name of the metric, by name of the cohort and of the experiment."""
@@ -153,9 +160,11 @@ def _doubts(rows: Sequence[Row]) -> tuple[str, ...]:
         notes = [NOT_COMPARED] if compared is None else compared.get("notes", ())
         for note in notes:
             doubts.setdefault(str(note), []).append(row.run.label)
-    one = any(row.evaluation.has_one_subject for row in rows)
+        if row.evaluation.values.get("interval_method") != INTERVAL_METHOD:
+            doubts.setdefault(OLD_INTERVALS, []).append(row.run.label)
+    few = any(row.evaluation.has_too_few_people for row in rows)
     return (
-        *((ONE_SUBJECT,) if one else ()),
+        *((TOO_FEW_PEOPLE,) if few else ()),
         *(f"{note[0].upper()}{note[1:]}{_of(labels, rows)}." for note, labels in doubts.items()),
     )
 

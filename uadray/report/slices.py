@@ -6,9 +6,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from uadray.metrics.inference import Fits, interval, leaving_out
 from uadray.metrics.measures import auprc
 from uadray.metrics.slicewise import Slices, histograms
-from uadray.metrics.statistics import interval, resampling_weights
 from uadray.report.columns import brackets, number
 from uadray.report.compare import Estimate, Series
 from uadray.report.words import Compared
@@ -17,10 +17,9 @@ from uadray.runs.evaluations import Evaluation
 MAX_METHODS = 6
 """Most methods in one plot: the highest by slice-wise AUPRC, always with the best plain one."""
 
-NUM_RESAMPLES = 200
-"""Of the subjects of pooled cohorts; those of one cohort keep the intervals of its evaluation."""
-
 _MOST_POINTS = 200
+
+_AT_ONCE = 64  # people left out at once: counts over all slices stay below 100 MB
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,8 +96,14 @@ def _pooled(cohorts: Sequence[Compared]) -> SlicePlot | None:
             continue
         parts = [[_slices(place[url]) for place in places] for url in urls]
         made.append((series, parts, Estimate(value=_mean_auprc(parts), bounds=None)))
-    # Intervals take long, so only those that are shown get one.
-    shown = [(series, parts, _bounded(parts, figure)) for series, parts, figure in _choose(made)]
+    # Intervals take long, so only those that are drawn get one.
+    shown = []
+    for series, parts, figure in _choose(made):
+        first = [place[series.rows[0].run.url].by_person for place in places]
+        people = [one.people for one in first if one is not None]
+        if len(people) == len(first):
+            figure = _bounded(parts, people)
+        shown.append((series, parts, figure))
     if not shown:
         return None
     return _plot(cohorts, shown, len(made))
@@ -149,22 +154,31 @@ def _mean_auprc(fits: Sequence[Sequence[Slices]]) -> float:
     return float(np.mean([auprc(histograms(*_joined(parts)))[0] for parts in fits]))
 
 
-def pooled(parts: Sequence[Slices]) -> Estimate:
-    """AUPRC of one fit over the slices of several cohorts together, with its interval."""
-    return _bounded([parts], Estimate(value=_mean_auprc([parts]), bounds=None))
+def pooled(parts: Sequence[Slices], people: Sequence[Sequence[str]]) -> Estimate:
+    """AUPRC of one fit over the slices of several cohorts together, with its interval.
+
+    Args:
+        parts: Of each cohort.
+        people: The person of each of its scans.
+    """
+    return _bounded([parts], people)
 
 
-def _bounded(fits: Sequence[Sequence[Slices]], figure: Estimate) -> Estimate:
-    """The interval over the subjects of all cohorts, each resampled for itself."""
-    weights = [
-        resampling_weights(len(part.subjects), NUM_RESAMPLES, seed=n)
-        for n, part in enumerate(fits[0])
+def _bounded(fits: Sequence[Sequence[Slices]], people: Sequence[Sequence[str]]) -> Estimate:
+    """Mean over the fits, with its interval over the people of all cohorts, and fits."""
+    weights = leaving_out([f"{n} {one}" for n, part in enumerate(people) for one in part])
+    ends = np.cumsum([len(part) for part in people])[:-1]
+    values = [
+        np.concatenate(
+            [
+                auprc(histograms(*_joined(parts, np.split(some, ends, axis=1))))
+                for some in np.array_split(weights, -(-len(weights) // _AT_ONCE))
+            ]
+        )
+        for parts in fits
     ]
-    drawn = np.mean([auprc(histograms(*_joined(parts, weights))) for parts in fits], axis=0)
-    fewest = min(len(part.subjects) for part in fits[0])
-    bounds = interval(figure.value, drawn, num_subjects=fewest)
-    defined = not np.isnan(bounds.low)
-    return Estimate(value=figure.value, bounds=(bounds.low, bounds.high) if defined else None)
+    found = Fits(values=np.stack(values), limits=(0.0, 1.0))
+    return Estimate(value=float(found.mean[0]), bounds=interval(found))
 
 
 def _curve(parts: Sequence[Slices]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

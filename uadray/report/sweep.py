@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from uadray.report.columns import number, signed
-from uadray.report.compare import Comparison, Series, compare
+from uadray.report.compare import Comparison, Series, compare, correct, count_verdicts
 from uadray.report.effects import Effect, Line, effects, healthy_error
 from uadray.report.rows import CohortRows, Row
 from uadray.report.words import Compared, difference_in_words, figure_in_words
@@ -69,7 +69,7 @@ def _unevaluated(runs: Sequence[RunRecord]) -> CohortRows:
         notes=(),
         values={"metrics": {}, "intervals": {}, "subjects": []},
         cases=None,
-        resamples=None,
+        by_person=None,
         slices=None,
     )
     rows = tuple(Row(run=run, evaluation=nothing) for run in runs)
@@ -170,17 +170,13 @@ def _above_plain(cohort: Compared, scored: Sequence[Series]) -> list[str]:
     plain = next((o for o in cohort.series if o.is_plain and o.mean("dice_d") is not None), None)
     if plain is None or len(scored) < 2:
         return []
-    verdicts = [one.verdict for one in (compare(s, plain) for s in scored) if one is not None]
-    if not verdicts:
+    made = correct([one for one in (compare(s, plain) for s in scored) if one is not None])
+    if not made:
         return []
-    higher, lower = verdicts.count("higher"), verdicts.count("lower")
     return [
-        f"On {cohort.group.name}, of {len(verdicts)} experiments with their settings, {higher} "
-        f"{'has' if higher == 1 else 'have'} a higher Dice_D than the best plain baseline, "
-        f"{plain.label} ({figure_in_words(plain)}), and {lower} a lower one, by a paired interval "
-        f"that excludes 0; {verdicts.count('not distinguishable')} "
-        f"{'is' if verdicts.count('not distinguishable') == 1 else 'are'} not distinguishable "
-        "from it."
+        f"On {cohort.group.name}, Dice_D of {len(made)} experiments with their settings against "
+        f"the best plain baseline, {plain.label} ({figure_in_words(plain)}): "
+        f"{count_verdicts(made)}."
     ]
 
 
@@ -194,25 +190,25 @@ def _spans(made: Sequence[Effect]) -> list[str]:
     """The last value of each setting against the first: fixed before looking, not picked."""
     sentences = []
     for effect in made:
-        found = [(line, span) for line in effect.lines if (span := line.span()) is not None]
-        if not found:
+        spans = [(line, span) for line in effect.lines if (span := line.span()) is not None]
+        if not spans:
             continue
+        compared = correct([span for _, span in spans])
         setting = effect.setting
         first, last = setting.text(setting.values[0]), setting.text(setting.values[-1])
         others = " and ".join(other.label for other in effect.others)
         mean = "" if effect.is_held else f", as means over {others}"
         head = f"From {setting.label} {first} to {last} on {effect.group.name}{mean}"
-        if len(found) <= MAX_TOLD:
-            told = "; ".join(_span(line, span) for line, span in found)
-            sentences.append(f"{head}, Dice_D goes as follows: {told}.")
+        if len(spans) <= MAX_TOLD:
+            each = "; ".join(
+                _span(line, one) for (line, _), one in zip(spans, compared, strict=True)
+            )
+            sentences.append(f"{head}, Dice_D goes as follows: {each}.")
             continue
-        verdicts = [span.verdict for _, span in found]
-        differences = [span.differences["dice_d"].value for _, span in found]
+        gaps = [one.differences["dice_d"].value for one in compared]
         sentences.append(
-            f"{head}, Dice_D is higher in {verdicts.count('higher')} of {len(found)} lines, lower "
-            f"in {verdicts.count('lower')} and not distinguishable in "
-            f"{verdicts.count('not distinguishable')}; the paired differences range from "
-            f"{signed(min(differences))} to {signed(max(differences))}."
+            f"{head}, Dice_D of {len(compared)} lines: {count_verdicts(compared)}; the paired "
+            f"differences range from {signed(min(gaps))} to {signed(max(gaps))}."
         )
     return sentences
 
@@ -220,7 +216,7 @@ def _spans(made: Sequence[Effect]) -> list[str]:
 def _span(line: Line, found: Comparison) -> str:
     first, last = line.points[0].series, line.points[-1].series
     ends = " to ".join(figure_in_words(one, spread=False) for one in (first, last))
-    return f"{line.label} {ends}, {difference_in_words(found, subjects=False)}"
+    return f"{line.label} {ends}, {difference_in_words(found, people=False)}, {found.verdict}"
 
 
 def _s(items: object) -> str:

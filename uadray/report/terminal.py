@@ -98,9 +98,9 @@ def _table(
 
 
 def _intervals(groups: Sequence[CohortRows]) -> str:
-    if all(row.evaluation.has_one_subject for group in groups for row in group.rows):
-        return "No intervals: one test subject."
-    return "[95 %]: bootstrap over subjects."
+    if all(row.evaluation.has_too_few_people for group in groups for row in group.rows):
+        return "No intervals: too few people."
+    return "[95 %]: over people."
 
 
 def _not_shown(left_out: Sequence[Column[Row]]) -> str:
@@ -133,7 +133,7 @@ def _summary(runs: Sequence[RunRecord], all_groups: Sequence[CohortRows], num: i
     columns = [column for column in COLUMNS if column.key in ("dice_d", "auprc")]
     table = Table(
         caption=Text(
-            "[95 %]: bootstrap over test subjects. Italic: plain baseline.\n"
+            "[95 %]: over test people. Italic: plain baseline.\n"
             "Thresholds were fitted on other subjects of the same cohort.\n"
             + "\n".join(f"{g.name}: {', '.join(g.notes)}." for g in all_groups if g.notes)
             + (f"\nToo narrow for {left_out}: see the report." if left_out else "")

@@ -7,10 +7,10 @@ from uadray.report.columns import brackets, number, signed
 from uadray.report.compare import (
     Comparison,
     Comparisons,
-    Estimate,
     Series,
     compare,
     compare_all,
+    count_verdicts,
     references,
     series_of,
 )
@@ -65,12 +65,11 @@ def sentences_of(group: CohortRows, wanted: Sequence[str] = ()) -> list[str]:
         sentences.append("All methods are plain baselines.")
     else:
         sentences.append("No plain baseline was evaluated, so nothing says how hard the task is.")
-    sentences += [
-        f"Against {_against(top, one)}"
-        for one in references(series, wanted)
-        if one is not top and one not in rivals[:1]
-    ]
-    return sentences + _count(top, others)
+    for reference in references(series, wanted):
+        made = compare_all(series, reference).comparisons
+        if made:
+            sentences.append(f"Dice_D against {reference.label}: {count_verdicts(made)}.")
+    return sentences
 
 
 def figure_in_words(series: Series, *, spread: bool = True) -> str:
@@ -78,7 +77,7 @@ def figure_in_words(series: Series, *, spread: bool = True) -> str:
 
     Args:
         series: One that has a Dice_D.
-        spread: Whether the fits are told.
+        spread: Whether the range of the fits is added.
     """
     figure = series.figure("dice_d")
     assert figure is not None
@@ -91,56 +90,17 @@ def figure_in_words(series: Series, *, spread: bool = True) -> str:
 
 
 def _against(top: Series, rival: Series) -> str:
-    """The rest of a sentence that holds `top` against `rival`."""
-    head = f"{rival.label} with {figure_in_words(rival)}: "
-    found = compare(top, rival)
-    if found is None:
-        return head + _overlap(top, rival)
-    return f"{head}{difference_in_words(found)}."
+    """The rest of a sentence that compares `top` with `rival`."""
+    head = f"{rival.label} with {figure_in_words(rival)}"
+    made = compare(top, rival)
+    if made is None:
+        return f"{head}; evaluate both again for a paired comparison."
+    return f"{head}: {difference_in_words(made)}."
 
 
-def difference_in_words(found: Comparison, *, subjects: bool = True) -> str:
-    """The paired difference, its interval, on how many subjects, and what that allows to say."""
-    difference = found.differences["dice_d"]
-    text = f"{signed(difference.value)} {brackets(difference.bounds, signed)}".rstrip()
-    told = f" on the same {found.num_subjects} test subjects" if subjects else ""
-    if found.verdict == "not compared":
-        return f"paired difference {text}{told}; its interval is not defined"
-    said = ", not distinguishable" if found.verdict == "not distinguishable" else ""
-    return f"paired difference {text}{told}{said}"
-
-
-def _overlap(top: Series, rival: Series) -> str:
-    """What two intervals say that do not pair."""
-    first, second = (one.figure("dice_d") for one in (top, rival))
-    assert first is not None
-    assert second is not None
-    if first.bounds is None or second.bounds is None:
-        return "an interval is not recorded, so the two are not compared."
-    again = "evaluate both again for a paired comparison"
-    num = top.rows[0].evaluation.values["num_test"]
-    if _do_overlap(first, second):
-        return f"the intervals overlap on {num} test subjects, which sets neither above; {again}."
-    return f"the intervals do not overlap on {num} test subjects; {again}."
-
-
-def _do_overlap(a: Estimate, b: Estimate) -> bool:
-    assert a.bounds is not None
-    assert b.bounds is not None
-    return a.bounds[0] <= b.bounds[1] and b.bounds[0] <= a.bounds[1]
-
-
-def _count(top: Series, others: Sequence[Series]) -> list[str]:
-    """How many of the others the paired interval sets apart from the highest."""
-    if len(others) < 2:
-        return []
-    found = [compare(top, other) for other in others]
-    verdicts = [one.verdict for one in found if one is not None]
-    if len(verdicts) != len(others) or "not compared" in verdicts:
-        return []
-    apart, alike = verdicts.count("higher"), verdicts.count("not distinguishable")
-    return [
-        f"Of the {len(others)} other methods, {apart} {'is' if apart == 1 else 'are'} lower than "
-        f"{top.label} by a paired interval that excludes 0, and {alike} "
-        f"{'is' if alike == 1 else 'are'} not distinguishable from it."
-    ]
+def difference_in_words(made: Comparison, *, people: bool = True) -> str:
+    """The paired difference, its interval, and on how many people."""
+    gap = made.differences["dice_d"]
+    text = f"{signed(gap.value)} {brackets(gap.bounds, signed)}".rstrip()
+    where = f" on the same {made.num_people} people" if people else ""
+    return f"paired difference {text}{where}"

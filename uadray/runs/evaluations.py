@@ -1,6 +1,6 @@
 """What evaluations leave in a run folder, in `evaluation/`: records, and arrays beside them.
 
-`<cohort>.json` is the record, written last; `<cohort>-cases.npz`, `-resamples.npz` and
+`<cohort>.json` is the record, written last; `<cohort>-cases.npz`, `-people.npz` and
 `-slices.npz` are what pages and comparisons draw from. `<cohort>-threshold.json` lists the frozen
 thresholds, see `uadray.runs.frozen_thresholds`.
 """
@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from uadray import files, npz
 from uadray.errors import CheckpointError, RunError
+from uadray.metrics.inference import MIN_PEOPLE, Fits
 from uadray.metrics.slicewise import Slices
 from uadray.runs.folder import need, read_object
 from uadray.runs.state import checkpoint_weights
@@ -24,7 +25,11 @@ EVALUATION = "evaluation"
 THRESHOLDS = "-threshold"
 """What stands between a cohort's name and `.json` where frozen thresholds are listed."""
 
-ARRAYS = ("cases", "resamples", "slices")
+INTERVAL_METHOD = "people left out one by one"
+"""How the intervals of a record were made. Those of earlier versions, percentiles of resampled
+subjects, covered too little and are not shown."""
+
+ARRAYS = ("cases", "people", "slices")
 """Kinds of what is kept beside the record."""
 
 NEEDED = ("dice_d", "dice_s_mean", "dice_s_std", "auprc", "auroc", "upper_bound_dice")
@@ -79,19 +84,21 @@ class Cases:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Resamples:
-    """Figures in each bootstrap resample of the test subjects, drawn alike for all runs."""
+class ByPerson:
+    """Figures with everyone and without each person, by which two runs are compared."""
 
-    subjects: tuple[str, ...]
-    """Test subjects in the order that the draws refer to."""
-    seed: int
-    """Of the draws."""
-    values: Mapping[str, NDArray[np.float64]]
-    """(R,) by the metric's name; NaN where a resample does not define it."""
+    scans: tuple[str, ...]
+    """(N,) ids of the test subjects."""
+    people: tuple[str, ...]
+    """(N,) the person of each."""
+    counts: NDArray[np.int64]
+    """(3, P) true positives, false positives and lesion voxels of each person."""
+    fits: Mapping[str, Fits]
+    """By the metric's name, of one fit."""
 
-    def pairs_with(self, other: "Resamples") -> bool:
-        """Whether each resample drew the same subjects in both."""
-        return (self.subjects, self.seed) == (other.subjects, other.seed)
+    def pairs_with(self, other: "ByPerson") -> bool:
+        """Whether both are of the same scans of the same people."""
+        return (self.scans, self.people) == (other.scans, other.people)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,8 +115,8 @@ class Evaluation:
     """The whole JSON file: see `metrics`, `intervals`, `threshold` and `subjects` in it."""
     cases: Cases | None
     """For the montage; None where none were kept."""
-    resamples: Resamples | None
-    """For paired comparisons; None where none were kept."""
+    by_person: ByPerson | None
+    """For comparisons; None where an earlier version evaluated."""
     slices: Slices | None
     """Scores and labels of the axial slices; None where none were kept."""
 
@@ -118,9 +125,14 @@ class Evaluation:
         return replace(self, values={**self.values, **values})
 
     @property
-    def has_one_subject(self) -> bool:
-        """Whether there is one test subject alone, so that no interval can be given."""
-        return len(self.values["subjects"]) == 1
+    def num_people(self) -> int:
+        """Test people; scans where an earlier version did not tell people apart."""
+        return int(self.values.get("num_people") or len(self.values["subjects"]))
+
+    @property
+    def has_too_few_people(self) -> bool:
+        """Whether no interval can be given."""
+        return self.num_people < MIN_PEOPLE
 
     def metric(self, name: str) -> float | None:
         """A metric, or None where it is not defined."""
@@ -128,9 +140,11 @@ class Evaluation:
         return None if value is None else float(value)
 
     def interval(self, name: str) -> tuple[float, float] | None:
-        """The 95 % bootstrap interval of a metric over subjects, or None."""
+        """The 95 % interval of a metric over people, or None."""
         pair = self.values["intervals"].get(name)
-        if pair is None or None in pair or self.has_one_subject:
+        if self.has_too_few_people or self.values.get("interval_method") != INTERVAL_METHOD:
+            return None
+        if pair is None or None in pair:
             return None
         return float(pair[0]), float(pair[1])
 
@@ -168,14 +182,14 @@ def load_evaluation(run_url: str, cohort: str, settings: Mapping[str, Any]) -> E
             f"{url}: its figures are of other weights of this run, which was fitted on since then: "
             "evaluate this run again"
         )
-    cases_url, resamples_url, slices_url = (place(run_url, cohort, kind) for kind in ARRAYS)
+    cases_url, people_url, slices_url = (place(run_url, cohort, kind) for kind in ARRAYS)
     return Evaluation(
         cohort=str(values["cohort"]["name"]),
         cohort_fingerprint=str(values["cohort"].get("fingerprint") or ""),
         notes=tuple(str(note) for note in values["cohort"].get("notes") or ()),
         values=values,
         cases=_load_cases(cases_url) if files.exists(cases_url) else None,
-        resamples=_load_resamples(resamples_url, values) if files.exists(resamples_url) else None,
+        by_person=_load_people(people_url, values) if files.exists(people_url) else None,
         slices=_load_slices(slices_url) if files.exists(slices_url) else None,
     )
 
@@ -227,14 +241,27 @@ def _evaluation_kinds(values: Mapping[str, Any]) -> dict[str, bool]:
     return kinds
 
 
-def pack_resamples(subjects: Sequence[str], resamples: Mapping[str, NDArray[np.float64]]) -> bytes:
-    """Resamples as an npz file, by which two runs can be compared without their counts.
+def pack_people(
+    scans: Sequence[str], people: Sequence[str], counts: NDArray, fits: Mapping[str, Fits]
+) -> bytes:
+    """What intervals and comparisons are made from, as an npz file.
 
     Args:
-        subjects: (N,) ids in the order that the draws refer to.
-        resamples: (R,) values by the metric's name, of draws with seed 0.
+        scans: (N,) ids of the test subjects.
+        people: (N,) the person of each.
+        counts: See `ByPerson`.
+        fits: By the metric's name, of one fit each.
     """
-    return npz.pack(subjects=np.array(subjects, np.str_), seed=np.array(0), **resamples)
+    arrays: dict[str, NDArray[Any]] = {}
+    for name, one in fits.items():
+        arrays[f"values/{name}"] = one.values[0]
+        arrays[f"limits/{name}"] = np.array(one.limits)
+        if one.refits is not None:
+            arrays[f"refits/{name}"] = one.refits[0]
+        if one.effective is not None:
+            arrays[f"effective/{name}"] = np.array(one.effective)
+    names = {"scans": np.array(scans, np.str_), "people": np.array(people, np.str_)}
+    return npz.pack(**names, counts=counts, **arrays)
 
 
 def pack_slices(slices: Slices) -> bytes:
@@ -254,21 +281,44 @@ def _load_slices(url: str) -> Slices:
         raise RunError(f"{url}: not a file of slices ({error}); evaluate again") from error
 
 
-def _load_resamples(url: str, values: Mapping[str, Any]) -> Resamples:
+def _load_people(url: str, values: Mapping[str, Any]) -> ByPerson:
     try:
-        held = npz.unpack(files.read_bytes(url))
-        subjects = tuple(str(subject) for subject in held.pop("subjects"))
-        seed = int(held.pop("seed"))
-    except _UNREADABLE as error:
-        raise RunError(f"{url}: not a file of resamples ({error}); evaluate again") from error
-    expected = [str(subject["id"]) for subject in values["subjects"]]
-    sizes = {array.shape for array in held.values()}
-    if list(subjects) != expected or len(sizes) != 1 or len(sizes.pop()) != 1:
-        raise RunError(
-            f"{url}: expected one (R,) array a metric, over the {len(expected)} test subjects of "
-            "the evaluation beside it; evaluate again"
+        kept = npz.unpack(files.read_bytes(url))
+        people = tuple(str(person) for person in kept["people"])
+        names = [name.partition("/")[2] for name in kept if name.startswith("values/")]
+        refits = {name: kept.get(f"refits/{name}") for name in names}
+        effective = {name: kept.get(f"effective/{name}") for name in names}
+        found = ByPerson(
+            scans=tuple(str(scan) for scan in kept["scans"]),
+            people=people,
+            counts=kept["counts"],
+            fits={
+                name: Fits(
+                    values=kept[f"values/{name}"][None],
+                    refits=None if (again := refits[name]) is None else again[None],
+                    effective=None if (number := effective[name]) is None else float(number),
+                    limits=(float(kept[f"limits/{name}"][0]), float(kept[f"limits/{name}"][1])),
+                )
+                for name in names
+            },
         )
-    return Resamples(subjects=subjects, seed=seed, values=held)
+    except _UNREADABLE as error:
+        raise RunError(f"{url}: not a file of figures by person ({error}); evaluate again") from (
+            error
+        )
+    num = len(set(people))
+    shapes = {one.values.shape for one in found.fits.values()} | {found.counts[:1, :].shape}
+    expected = tuple(str(subject["id"]) for subject in values["subjects"])
+    if (
+        found.scans != expected
+        or len(people) != len(expected)
+        or shapes != {(1, 1 + num), (1, num)}
+    ):
+        raise RunError(
+            f"{url}: expected figures without each of {num} people, over the {len(expected)} test "
+            "subjects of the evaluation beside it; evaluate again"
+        )
+    return found
 
 
 def _load_cases(url: str) -> Cases:

@@ -7,7 +7,7 @@ ever after, so that no figure of the test part can lead to another one unseen.
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from uadray import files
@@ -18,18 +18,22 @@ from uadray.runs.folder import Run
 
 
 def freeze(
-    run: Run, cohort: str, settings: dict[str, Any], fit: Callable[[], Threshold]
-) -> tuple[Threshold, str]:
+    run: Run,
+    cohort: str,
+    settings: dict[str, Any],
+    fit: Callable[[], tuple[Threshold, Sequence[Threshold]]],
+) -> tuple[Threshold, list[Threshold], str]:
     """Return the threshold that was frozen under these settings, or fit and freeze one.
 
     Args:
         run: Whose scores are thresholded.
         cohort: Name of the cohort that will be reported on.
         settings: JSON value of all that decides the threshold.
-        fit: Fits it; called only where none is frozen.
+        fit: Fits it, and again on resamples of its people; called only where none is frozen.
 
     Returns:
-        The threshold, and the fingerprint of the settings: 16 hexadecimal digits.
+        The threshold, the refitted ones (none where an earlier version froze it), and the
+        fingerprint of the settings: 16 hexadecimal digits.
 
     Raises:
         EvaluationError: The file is damaged, or holds a threshold of other settings under this
@@ -45,8 +49,9 @@ def freeze(
                     f"{url}: the threshold {fingerprint} was frozen under other settings than its "
                     "fingerprint says; the file was edited: restore it from a copy"
                 )
-            return _threshold(entry, url), fingerprint
-    found = fit()
+            refits = [_threshold(entry, url, one) for one in entry.get("refits", ())]
+            return _threshold(entry, url), refits, fingerprint
+    found, refitted = fit()
     entry = {
         "fingerprint": fingerprint,
         "settings": settings,
@@ -54,9 +59,10 @@ def freeze(
         "value": float(found.value),
         "rule": found.rule,
         "fitted_on": found.fitted_on,
+        "refits": [{"level": int(one.level), "value": float(one.value)} for one in refitted],
     }
     files.write_json(url, {"frozen": [*frozen, entry]})
-    return found, fingerprint
+    return found, list(refitted), fingerprint
 
 
 def _read(url: str) -> list[dict[str, Any]]:
@@ -74,11 +80,12 @@ def _read(url: str) -> list[dict[str, Any]]:
     )
 
 
-def _threshold(entry: dict[str, Any], url: str) -> Threshold:
+def _threshold(entry: dict[str, Any], url: str, refit: Any = None) -> Threshold:
     try:
+        found = entry if refit is None else refit
         return Threshold(
-            level=int(entry["level"]),
-            value=float(entry["value"]),
+            level=int(found["level"]),
+            value=float(found["value"]),
             rule=str(entry["rule"]),
             fitted_on=str(entry["fitted_on"]),
         )

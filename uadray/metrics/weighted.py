@@ -1,7 +1,7 @@
-"""Curves of a thousand weighted sums of subjects in one sweep over the levels.
+"""Curves of many weighted sums of subjects in one sweep over the levels.
 
 The sums are never laid out whole. From the highest level down, the subjects that have voxels at a
-level add them to each resample, as often as it drew them, and the resample's areas and best Dice
+level add them to each sum, as often as it drew them, and the sum's areas and best Dice
 move on. Subjects without voxels at a level, by far the most, cost nothing.
 """
 
@@ -13,12 +13,12 @@ from scipy.sparse import csr_array
 from uadray.metrics.histograms import SubjectHistograms
 
 CURVES = ("auprc", "auroc", "upper_bound_dice")
-"""What `resampled_curves` returns; each is defined in `metrics` under the same name."""
+"""What `weighted_curves` returns; each is defined in `metrics` under the same name."""
 
-_AT_ONCE = 128  # resamples of a sweep: the weights of 2000 subjects stay in the L2 cache
+_AT_ONCE = 128  # sums of a sweep: the weights of 2000 subjects stay in the L2 cache
 
 
-def resampled_curves(
+def weighted_curves(
     histograms: SubjectHistograms, weights: NDArray[np.integer]
 ) -> dict[str, NDArray[np.float64]]:
     """Take areas and best Dice of weighted sums of subjects.
@@ -105,7 +105,7 @@ def _sweep(  # type: ignore[no-untyped-def]
 
 @numba.njit(cache=True, nogil=True)
 def _add(sums, counts, subjects, start, stop, weights, num):  # type: ignore[no-untyped-def]
-    """Add subjects' counts at one level to every resample, as often as it drew each subject."""
+    """Add subjects' counts at one level to every sum, as often as it drew each subject."""
     place = start
     while place + 4 <= stop:  # four at a time: the sums are read and written once for all of them
         a, b = np.uintp(subjects[place]), np.uintp(subjects[place + 1])

@@ -6,6 +6,7 @@ Verdicts are those of `uadray.papers.verdicts`, corrected over all comparisons o
 they stand in. Nothing is fitted here.
 """
 
+import re
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -101,7 +102,8 @@ def readme_table(sweeps: Sequence[dict[str, Any]]) -> str:
         if any(cells):
             rows.append([_said(claim), _printed_difference(claim), *cells])
     head = ["claim", "the paper prints", *columns]
-    return to_markdown(head, rows, align="l" * len(head))
+    # Its sentences are long: padded columns would be wider than any screen.
+    return re.sub(r" {2,}|(?<=:-)-+", _unpadded, to_markdown(head, rows, align="l" * len(head)))
 
 
 def results_table(sweeps: Sequence[dict[str, Any]]) -> str:
@@ -114,7 +116,8 @@ def results_table(sweeps: Sequence[dict[str, Any]]) -> str:
         place = ", ".join(part for part in (claim.where, claim.study.replace("-", " ")) if part)
         counts = [_counts(claim, found) for found in columns.values()]
         what = f"{PAPERS[claim.paper].citation.split(',')[0]}, {place}"
-        rows.append([what, claim.says, _in_text(claim), own, *counts])
+        says = f"{claim.says} (no contrast: {claim.why_not})" if claim.why_not else claim.says
+        rows.append([what, says, _in_text(claim), own, *counts])
     head = ["where", "claim", "printed in the text", "holds in its own table", *columns]
     return to_markdown(head, rows, align="l" * len(head))
 
@@ -159,6 +162,10 @@ def _columns(sweeps: Sequence[dict[str, Any]]) -> dict[str, list[Finding]]:
             head = f"{data}, {cohort['cohort']}: {cohort['num_test']} people"
             found[head] = kept_findings(cohort)
     return found
+
+
+def _unpadded(found: re.Match[str]) -> str:
+    return " " if found[0].startswith(" ") else "--"
 
 
 def _is_of(one: Finding, claim: Claim) -> bool:
@@ -208,9 +215,9 @@ def _in_text(claim: Claim) -> str:
 
 
 def _counts(claim: Claim, found: Sequence[Finding]) -> str:
-    """How often each verdict was given, of the claim's contrasts; why none, where none can be."""
+    """How often each verdict was given, of the claim's contrasts; empty where none can be."""
     if claim.why_not:
-        return claim.why_not
+        return ""
     verdicts = [one.verdict for one in found if _is_of(one, claim)]
     counts = {verdict: verdicts.count(verdict) for verdict in dict.fromkeys(verdicts)}
     return ", ".join(f"{number} {verdict}" for verdict, number in counts.items()) or "not compared"

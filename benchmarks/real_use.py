@@ -19,7 +19,17 @@ import tyro
 from benchmarks.claims import cohort_table, measured, results_table, write_readme
 from benchmarks.harness import RESULTS, circumstances, print_table, render, write_page
 from uadray.config import BENGS_TABLE_1, experiment
-from uadray.report.compare import Comparison, Series, compare, correct, series_of
+from uadray.metrics.inference import LEVEL, can_reject
+from uadray.papers.verdicts import UNTESTED
+from uadray.report.compare import (
+    SAME,
+    TOO_FEW,
+    Comparison,
+    Series,
+    compare,
+    correct,
+    series_of,
+)
 from uadray.report.rows import CohortRows, group_by_cohort
 from uadray.runs.records import RunRecord, load_runs
 from uadray.runs.settings import settings_of
@@ -281,6 +291,7 @@ def page(results: Sequence[dict[str, Any]]) -> str:
             one
             | {
                 "data": data,
+                "is_old": any("claims" not in cohort for cohort in one["cohorts"]),
                 "settings": settings.strip(),
                 "endings": ", ".join(f"{number} {how}" for how, number in one["ended"].items()),
                 "cohorts": [_shown(cohort) for cohort in one["cohorts"]],
@@ -312,7 +323,7 @@ def _shown(cohort: dict[str, Any]) -> dict[str, Any]:
                     ),
                     "" if one["holm_p"] is None else f"{one['holm_p']:.3f}",
                     _span(one["over_seeds_dice_d"]),
-                    one["verdict"],
+                    _kept_verdict(one, len(differences)),
                 ]
                 for one in differences
             ],
@@ -320,6 +331,20 @@ def _shown(cohort: dict[str, Any]) -> dict[str, Any]:
         for what, differences in cohort["differences"].items()
     ]
     return cohort | {"rows": rows, "pairs": pairs, "claims": cohort_table(cohort)}
+
+
+def _kept_verdict(one: dict[str, Any], num: int) -> str:
+    """What may be said of a kept difference.
+
+    Earlier versions kept a p of Dice_S over subjects (Wilcoxon), which knows nothing of seeds: it
+    can leave a difference open, and cannot show one.
+    """
+    if "wilcoxon_p" not in one:
+        return str(one["verdict"])
+    if not can_reject(one["num_subjects"], num):
+        return TOO_FEW
+    p = one["holm_p"]
+    return SAME if p is not None and p >= LEVEL else UNTESTED
 
 
 def _interval(figure: dict[str, Any] | None, value: str, sign: str) -> str:

@@ -169,8 +169,8 @@ _BOTH = ("tumour", "stroke")
 _TABLE = ("dice_d", "dice_s_mean", "auprc")
 _ERASED = tuple(name for name in BENGS_TABLE_1 if not name.endswith("None"))
 _DIMENSIONS = (
+    *(_vs(_name(key, 3, fill), _name(key, 2, fill)) for key in BENGS for fill in "n0"),
     _vs("3D-None", "2D-None"),
-    *(_vs(_name(key, 3, fill), _name(key, 2, fill)) for key in BENGS for fill in "0n"),
 )
 
 _BENGS = (

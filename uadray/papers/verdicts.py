@@ -11,8 +11,8 @@ from uadray.metrics.inference import LEVEL, can_reject, holm
 from uadray.papers.claims import CLAIMS, Claim, Side, experiment_of
 from uadray.report.compare import HIGHER, LOWER, ONE_FIT, SAME, TOO_FEW, Series, compare
 
-UNTESTED = "not tested: kept without figures by person"
-"""Verdict on figures of an earlier version, whose means alone are kept."""
+UNTESTED = "not tested"
+"""Verdict on what an earlier version kept: the means, without the figures by person."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,12 +108,15 @@ def _setting(one: Series, part: str, name: str, default: Any) -> Any:
 def judge(found: Sequence[Finding]) -> list[Finding]:
     """The findings with their verdicts, corrected over all of them (Holm 1979).
 
-    Call it with what one table shows: a claim's verdict depends on how many stand beside it.
+    Call it with what one table shows: a verdict depends on how many comparisons stand beside it.
+    One that several claims make counts once.
     """
-    corrected = holm([np.nan if one.p is None else one.p for one in found])
+    distinct = {(one.contrast, one.metric): one for one in found}
+    corrected = holm([np.nan if one.p is None else one.p for one in distinct.values()])
+    p_values = dict(zip(distinct, map(float, corrected), strict=True))
     return [
-        replace(one, verdict=_verdict(one, float(p), len(found)))
-        for one, p in zip(found, corrected, strict=True)
+        replace(one, verdict=_verdict(one, p_values[one.contrast, one.metric], len(distinct)))
+        for one in found
     ]
 
 

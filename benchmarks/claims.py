@@ -23,7 +23,7 @@ from uadray.papers.claims import (
     in_own_table,
     printed_figure,
 )
-from uadray.papers.verdicts import Finding, findings, judge
+from uadray.papers.verdicts import Finding, contrast_text, findings, judge
 from uadray.report.compare import Series
 from uadray.tables import to_markdown
 
@@ -174,7 +174,7 @@ def _is_of(one: Finding, claim: Claim) -> bool:
 
 def _is_main(one: Finding) -> bool:
     claim = next(claim for claim in CLAIMS if _is_of(one, claim))
-    return one.contrast == str(claim.contrasts[0])
+    return one.contrast == contrast_text(claim, claim.contrasts[0])
 
 
 def _cell(found: Sequence[Finding]) -> str:
@@ -186,8 +186,8 @@ def _cell(found: Sequence[Finding]) -> str:
 
 
 def _said(claim: Claim) -> str:
-    main, metric = claim.contrasts[0], BY_KEY[claim.metrics[0]].head
-    return f"{claim.says} ({metric}: {main})"
+    main = contrast_text(claim, claim.contrasts[0])
+    return f"{claim.says} ({BY_KEY[claim.metrics[0]].head}: {main})"
 
 
 def _printed_difference(claim: Claim) -> str:
@@ -201,6 +201,8 @@ def _printed_difference(claim: Claim) -> str:
 
 
 def _gap(claim: Claim, main: Contrast, role: str) -> float | None:
+    if claim.subset != "all":
+        return None
     figures = [
         printed_figure(claim, side, role, claim.metrics[0]) for side in (main.of, main.against)
     ]

@@ -3,6 +3,7 @@
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from fake_runs import write_run
 
@@ -81,16 +82,39 @@ def test_every_contrast_that_was_run_is_found(fits: tuple[Series, ...]) -> None:
     assert ("erasing-on-60", "3D-Cube-n, 60% of the data against 3D-None") in contrasts
     assert ("3d", "3D-Cube-n against 2D-Patch-n") in contrasts
     assert ("noise", "3D-Cube-n against 3D-Cube-0") not in contrasts
-    assert not any(one.claim in ("t1ce", "erasing-by-size") for one in found)
+    assert not any(one.claim == "t1ce" for one in found)
     for one in found:
         claim = CLAIM[one.claim]
         assert one.metric == claim.metrics[0]
-        assert (one.num_people, one.fits) == (20, 3)
+        assert one.fits == 3
+        assert one.num_people == (20 if claim.subset == "all" else 10)
         assert one.p is not None
     one = next(one for one in found if one.claim == "3d-without-erasing")
     sides = [match(fits, CLAIM["3d"], Side(method=name)) for name in ("3D-None", "2D-None")]
     means = [side.mean("dice_d") for side in sides if side is not None]
     assert one.value == pytest.approx(means[0] - means[1])  # type: ignore[operator]
+
+
+def test_small_and_large_lesions_are_compared_apart(fits: tuple[Series, ...]) -> None:
+    found = {one.contrast: one for one in findings(fits) if "lesions" in one.contrast}
+    assert set(found) == {
+        "3D-Cube-n against 3D-None, large lesions",
+        "2D-Patch-n against 2D-None, large lesions",
+        "3D-Cube-n against 2D-Patch-n, small lesions",
+    }
+    one = found["3D-Cube-n against 2D-Patch-n, small lesions"]
+    means = []
+    for name in ("3D-Cube-n", "2D-Patch-n"):
+        side = match(fits, CLAIM["3d"], Side(method=name))
+        assert side is not None
+        subjects = [row.evaluation.values["subjects"] for row in side.rows]
+        middle = np.median([s["lesion_ml"] for s in subjects[0]])
+        means.append(
+            np.mean([s["dice"] for fit in subjects for s in fit if s["lesion_ml"] < middle])
+        )
+    assert one.value == pytest.approx(means[0] - means[1])
+    assert one.bounds is not None
+    assert one.bounds[0] < one.value < one.bounds[1]
 
 
 def finding(p: float | None, value: float = 0.1, **changes: object) -> Finding:

@@ -7,8 +7,16 @@ from typing import Any
 import numpy as np
 
 from uadray.config import to_json
-from uadray.metrics.inference import LEVEL, can_reject, holm
-from uadray.papers.claims import CLAIMS, Claim, Side, experiment_of
+from uadray.metrics.inference import (
+    LEVEL,
+    Difference,
+    Fits,
+    can_reject,
+    difference,
+    holm,
+    leaving_out,
+)
+from uadray.papers.claims import CLAIMS, Claim, Contrast, Side, experiment_of
 from uadray.report.compare import HIGHER, LOWER, ONE_FIT, SAME, TOO_FEW, Series, compare
 
 UNTESTED = "not tested"
@@ -46,34 +54,77 @@ def findings(series: Sequence[Series], claims: Iterable[Claim] = CLAIMS) -> list
 
     Args:
         series: Of the cohort.
-        claims: Those that are looked for. Each is taken in its first metric, on all subjects; a
-            contrast between cohorts or among lesions of one size is passed over.
+        claims: Those that are looked for, each in its first metric; contrasts between cohorts are
+            passed over.
     """
     found = []
     for claim in claims:
-        for contrast in claim.contrasts if claim.subset == "all" else ():
+        for contrast in claim.contrasts:
             sides = [match(series, claim, side) for side in (contrast.of, contrast.against)]
             if sides[0] is None or sides[1] is None:
                 continue
-            compared = compare(sides[0], sides[1])
-            gap = None if compared is None else compared.differences.get(claim.metrics[0])
-            if compared is None or gap is None:
+            made = _difference(sides[0], sides[1], claim)
+            if made is None:
                 continue
+            gap, num_people = made
             fits = [len(one.rows) for one in sides if one is not None and not one.is_plain]
             found.append(
                 Finding(
                     paper=claim.paper,
                     claim=claim.key,
-                    contrast=str(contrast),
+                    contrast=contrast_text(claim, contrast),
                     metric=claim.metrics[0],
                     value=gap.value,
                     bounds=gap.bounds,
                     p=None if np.isnan(gap.p) else gap.p,
-                    num_people=compared.num_people,
+                    num_people=num_people,
                     fits=min(fits, default=0),
                 )
             )
     return found
+
+
+def contrast_text(claim: Claim, contrast: Contrast) -> str:
+    """`3D-Cube-n against 3D-None, large lesions`."""
+    return str(contrast) if claim.subset == "all" else f"{contrast}, {claim.subset}"
+
+
+def _difference(ours: Series, theirs: Series, claim: Claim) -> tuple[Difference, int] | None:
+    """The difference in the claim's first metric, and the people that it is of."""
+    if (compared := compare(ours, theirs)) is None:
+        return None
+    if claim.subset == "all":
+        gap = compared.differences.get(claim.metrics[0])
+        return None if gap is None else (gap, compared.num_people)
+    size = {
+        str(subject["id"]): float(subject["lesion_ml"])
+        for subject in ours.rows[0].evaluation.values["subjects"]
+        if subject["dice"] is not None and subject["lesion_ml"]
+    }
+    middle = np.median(list(size.values())) if size else np.nan
+    small = claim.subset == "small lesions"
+    scans = [scan for scan, ml in size.items() if (ml < middle if small else ml > middle)]
+    fits = [_dice_of(one, scans) for one in (ours, theirs)]
+    if fits[0] is None or fits[1] is None:
+        return None
+    return difference(fits[0], fits[1]), fits[0].values.shape[1] - 1
+
+
+def _dice_of(series: Series, scans: Sequence[str]) -> Fits | None:
+    """Mean Dice_S of some scans, with everyone and without each person; None where it lacks one."""
+    kept = series.by_person
+    if not kept or not scans:
+        return None
+    person = dict(zip(kept[0].scans, kept[0].people, strict=True))
+    weights = leaving_out([person[scan] for scan in scans])
+    values = []
+    for row in series.rows:
+        dice = {str(s["id"]): s["dice"] for s in row.evaluation.values["subjects"]}
+        each = np.array([dice.get(scan) for scan in scans], np.float64)
+        with np.errstate(invalid="ignore"):
+            values.append(weights @ each / weights.sum(axis=1))
+    found = np.stack(values)
+    return Fits(values=found, limits=(0.0, 1.0)) if np.isfinite(found).all() else None
 
 
 def match(series: Sequence[Series], claim: Claim, side: Side) -> Series | None:

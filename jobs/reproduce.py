@@ -30,6 +30,7 @@ from uadray.papers.phantoms import make_phantoms
 from uadray.papers.reproduce import SCALES, Reproduction, ScaleName
 from uadray.papers.tables import (
     caveats_text,
+    claims_table,
     figures_table,
     state_table,
     statistics_table,
@@ -140,6 +141,8 @@ def show(one: Reproduction, runs: list[str], console: Console) -> bool:
         files.write_bytes(f"{stem}.svg", drawn)
         print(f"figure: {stem}.svg")
     if runs:
+        if (claims := claims_table(one, runs)) is not None:
+            console.print(claims)
         page = write_report(runs, f"{stem}.html", title=title(one), published=one.published())
         print(f"report: {page}")
     return not one.missing()

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from fake_runs import write_run
+from rich.table import Table
 
 from benchmarks.claims import (
     BEGIN,
@@ -19,7 +20,10 @@ from benchmarks.claims import (
 )
 from benchmarks.real_use import kept
 from uadray.config import Experiment
+from uadray.papers import BENGS_2021
 from uadray.papers.claims import CLAIMS, Side
+from uadray.papers.reproduce import SCALES, Reproduction
+from uadray.papers.tables import claims_table
 from uadray.papers.verdicts import UNTESTED, Finding, findings, judge, match
 from uadray.report.compare import HIGHER, LOWER, ONE_FIT, SAME, TOO_FEW, Series, series_of
 from uadray.report.rows import group_by_cohort
@@ -188,3 +192,28 @@ def test_the_readme_has_the_table_of_the_kept_results() -> None:
     text = README.read_text()
     between = text.split(BEGIN)[1].split(END)[0]
     assert between.strip() == readme_table(kept()), "run python -m benchmarks.claims"
+
+
+def test_a_reproduction_shows_the_claims_of_its_table(tmp_path: Path) -> None:
+    for seed in range(2):
+        for name in ("2D-None", "3D-None", "3D-Cube-n"):
+            write_run(tmp_path / f"{name}-{seed}", name, seed=seed, num_test=20)
+    runs = [str(path) for path in sorted(tmp_path.iterdir())]
+
+    def shown(study: str) -> Table | None:
+        one = Reproduction(
+            paper=BENGS_2021,
+            study=BENGS_2021.study(study),
+            scale=SCALES["full"],
+            out="nowhere",
+            healthy=None,
+            cohorts={},
+        )
+        return claims_table(one, runs)
+
+    table = shown("table-1")
+    assert table is not None
+    contrasts = set(table.columns[2].cells)
+    assert "3D-Cube-n against 3D-None" in contrasts
+    assert set(table.columns[1].cells) == {"stroke"}
+    assert shown("figure-7") is None

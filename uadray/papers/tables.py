@@ -8,7 +8,12 @@ from rich.text import Text
 from uadray import tables
 from uadray.evaluation.record import describe_lesions
 from uadray.papers.caveats import kind
+from uadray.papers.claims import CLAIMS
 from uadray.papers.reproduce import Reproduction
+from uadray.papers.verdicts import findings, judge
+from uadray.report.compare import series_of
+from uadray.report.rows import group_by_cohort
+from uadray.runs.records import load_runs
 from uadray.store import Cohort
 
 _OF_KIND = {
@@ -100,6 +105,28 @@ def statistics_table(one: Reproduction) -> Table:
             f"{statistic.voxels_per_component:g}",
         )
     return table
+
+
+def claims_table(one: Reproduction, runs: Sequence[str]) -> Table | None:
+    """What the paper claims from this table or figure, and what our runs say; None for nothing.
+
+    Verdicts are corrected over the rows of each cohort.
+    """
+    claims = [c for c in CLAIMS if (c.paper, c.study) == (one.paper.key, one.study.key)]
+    table = Table(title=f"{one.paper.key} {one.study.key}: what is claimed", title_justify="left")
+    for head in ("claim", "cohort", "contrast", "figure", "difference", "verdict"):
+        table.add_column(head, justify="right" if head == "difference" else "left")
+    for group in group_by_cohort(load_runs(runs)):
+        for found in judge(findings(series_of(group), claims)):
+            table.add_row(
+                next(claim.says for claim in claims if claim.key == found.claim),
+                group.name,
+                found.contrast,
+                found.metric,
+                f"{found.value:+.3f} {_spread(found.bounds and list(found.bounds), [])}".rstrip(),
+                found.verdict,
+            )
+    return table if table.row_count else None
 
 
 def title(one: Reproduction) -> str:

@@ -363,7 +363,7 @@ def insert_lesion(
     if not truth.any():
         best = brain_best(soft, volume.brain)
         truth[best] = True
-        said += [f"no voxel is lesion to 0.5: the one that is most so ({soft[best]:.2g}) is kept"]
+        notes += [f"no voxel is lesion to 0.5: the one that is most so ({soft[best]:.2g}) is kept"]
     if look.lesion_kind == "tumour":
         soft *= _grade(mapped, volume.spacing, _number(look.rim_mm), look.rim_change)
     noise = rng.standard_normal(volume.image.shape, dtype=np.float32)

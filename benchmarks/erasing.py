@@ -5,7 +5,7 @@ python -m benchmarks.erasing --quick    few rounds, to see that it runs; keeps n
 
 Volumes of 64^3 and slices of 64^2, float32, batches of 32, probability .5, one thread. The sides of
 a round run in turn on the same batch, and figures are medians over rounds. MONAI's
-RandCoarseDropout (`pip install uadray[bench]`) gets a copy of the batch and the very boxes that
+RandCoarseDropout (`pip install -e '.[bench]'`) gets a copy of the batch and the very boxes that
 ours drew, and has to erase the same voxels. Its noise is uniform between the image's extremes; ours
 has the image's own distribution.
 """
@@ -20,12 +20,11 @@ import torch
 from torch import Tensor
 
 from benchmarks.harness import Row, main, on_each_in_turns
-from uadray.config import ErasingConfig
 from uadray.data.erasing import Erasing, erase, erased_boxes, erased_mask, sample_erasing
 from uadray.phantom import make_subject
+from uadray.strategies import BENGS, ErasingConfig
 
 BATCH = 32
-STRATEGIES = ("cube", "multi-cube", "half-volume")
 FILLS = ("zero", "noise")
 SEED = 0
 
@@ -38,7 +37,7 @@ def rows(quick: bool) -> list[Row]:
         volumes = _volumes(2 if quick else 8)
         measured = []
         for ndim, x in ((3, volumes), (2, volumes[:, 32].contiguous())):
-            for strategy in STRATEGIES:
+            for strategy in BENGS:
                 for fill in FILLS:
                     config = ErasingConfig(strategy=strategy, fill=fill)  # type: ignore[arg-type]
                     measured += _measure(config, x, rounds=4 if quick else 60, ndim=ndim)

@@ -2,23 +2,34 @@
 
     python -m benchmarks.real_use runs/erasing --name erasing-phantom --about "phantoms at 32^3 ..."
 
-    python -m benchmarks.real_use --page     only docs/results.md again, from what is kept
+    python -m benchmarks.real_use --page     only the pages again, from what is kept
 
-Reads the run folders of an evaluated sweep and writes `results/real-NAME.json` and docs/results.md:
-every experiment with its seeds and intervals, and the paired differences that the paper's claims
-are about. Nothing is fitted here.
+Reads the run folders of an evaluated sweep and writes `results/real-NAME.json`, docs/results.md and
+the table of claims in README.md: every experiment with its seeds and intervals, paired differences,
+and what they say of the papers' claims. Nothing is fitted here.
 """
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import tyro
 
+from benchmarks.claims import cohort_table, measured, results_table, write_readme
 from benchmarks.harness import RESULTS, circumstances, print_table, render, write_page
-from uadray.config import BENGS_TABLE_1
-from uadray.report.compare import Comparison, Series, compare, correct, series_of
+from uadray.config import BENGS_TABLE_1, experiment
+from uadray.metrics.inference import LEVEL, can_reject
+from uadray.papers.verdicts import UNTESTED
+from uadray.report.compare import (
+    SAME,
+    TOO_FEW,
+    Comparison,
+    Series,
+    compare,
+    correct,
+    series_of,
+)
 from uadray.report.rows import CohortRows, group_by_cohort
 from uadray.runs.records import RunRecord, load_runs
 from uadray.runs.settings import settings_of
@@ -27,9 +38,6 @@ PAGE = "results.md"
 
 FIGURES = ("dice_d", "dice_s_mean", "auprc")
 """Figures that are kept of each experiment."""
-
-_AS_3D = {"Patch": "Cube", "Multi-Patch": "Multi-Cube", "Half-Slice": "Half-Volume"}
-"""Names of the erasing strategies in 2D, and in 3D."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,23 +59,30 @@ class RealUse:
 def main() -> None:
     job = tyro.cli(RealUse, description=__doc__)
     if job.page:
-        write_page(PAGE, page(kept()))
+        write_pages()
         return
     if not (job.sweep and job.name and job.about):
         raise SystemExit("give the sweep's folder, --name and --about, or --page")
     runs = load_runs([f"{job.sweep.rstrip('/')}/runs"])
     groups = group_by_cohort(runs)
-    found = [cohort_result(group) for group in groups]
-    for one in found:
+    results = [cohort_result(group) for group in groups]
+    for one in results:
         show(one)
     if job.keep:
         content = circumstances("real_use") | provenance(runs)
         path = RESULTS / f"real-{job.name}.json"
         path.write_text(
-            json.dumps(content | {"told": job.about, "cohorts": found}, indent=1) + "\n"
+            json.dumps(content | {"about": job.about, "cohorts": results}, indent=1) + "\n"
         )
         print(f"benchmarks/results/{path.name}")
-        write_page(PAGE, page(kept()))
+        write_pages()
+
+
+def write_pages() -> None:
+    """Write docs/results.md and the table of claims in README.md, from what is kept."""
+    sweeps = kept()
+    write_page(PAGE, page(sweeps))
+    write_readme(sweeps)
 
 
 def cohort_result(group: CohortRows) -> dict[str, Any]:
@@ -80,9 +95,9 @@ def cohort_result(group: CohortRows) -> dict[str, Any]:
         "erasing against none, same dimension": _pairs(learned, _without_erasing),
         "3D against 2D, same erasing": _pairs(learned, _in_2d),
         f"each against the best plain baseline, {plain[0].label}" if plain else "": [
-            found
+            comparison
             for one in _on_all(learned)
-            if plain and (found := compare(one, plain[0])) is not None
+            if plain and (comparison := compare(one, plain[0])) is not None
         ],
         "latent size against the largest": _spans(_on_all(learned), "method.latent_size"),
         "erasing on a part of the data against none on all of it": _pairs(
@@ -97,7 +112,10 @@ def cohort_result(group: CohortRows) -> dict[str, Any]:
         "num_threshold": first["num_threshold"],
         "num_test": first["num_test"],
         "experiments": [_described(one) for one in series],
-        "differences": {head: _differences(found) for head, found in pairs.items() if found},
+        "differences": {
+            head: _differences(comparison) for head, comparison in pairs.items() if comparison
+        },
+        "claims": measured(series),
     }
 
 
@@ -130,7 +148,7 @@ def _described(one: Series) -> dict[str, Any]:
     }
 
 
-def _differences(found: Sequence[Comparison]) -> list[dict[str, Any]]:
+def _differences(comparisons: Sequence[Comparison]) -> list[dict[str, Any]]:
     return [
         {
             "of": _label(one.series),
@@ -148,7 +166,7 @@ def _differences(found: Sequence[Comparison]) -> list[dict[str, Any]]:
             "over_seeds_dice_d": None if one.over_seeds is None else list(one.over_seeds),
             "verdict": one.verdict,
         }
-        for one in correct(found)
+        for one in correct(comparisons)
     ]
 
 
@@ -156,15 +174,15 @@ def _pairs(
     learned: Sequence[Series], other: Callable[[str], str | None], *, of_less: bool = False
 ) -> list[Comparison]:
     """Each against its other: both on as much data, or one on a part and its other on all."""
-    found = []
+    pairs = []
     for one in learned:
         for reference in learned:
             fits = reference.name == other(one.name) and _latent(one, reference)
             share, whole = _share(one), _share(reference)
             fits = fits and (share < whole == 1 if of_less else share == whole)
             if fits and (made := compare(one, reference)) is not None:
-                found.append(made)
-    return found
+                pairs.append(made)
+    return pairs
 
 
 def _on_all(learned: Sequence[Series]) -> list[Series]:
@@ -191,13 +209,13 @@ def _spans(learned: Sequence[Series], path: str) -> list[Comparison]:
         value = settings_of(one.rows[0].run.config).get(path)
         if value is not None:
             by_name.setdefault(one.name, {})[value] = one
-    found = []
+    spans = []
     for values in by_name.values():
         largest = max(values)
         for value in sorted(values):
             if value != largest and (made := compare(values[value], values[largest])) is not None:
-                found.append(made)
-    return found
+                spans.append(made)
+    return spans
 
 
 def _without_erasing(name: str) -> str | None:
@@ -209,11 +227,8 @@ def _without_erasing(name: str) -> str | None:
 def _in_2d(name: str) -> str | None:
     if name not in BENGS_TABLE_1 or not name.startswith("3D"):
         return None
-    strategy = name.removeprefix("3D-")
-    for flat_name, solid in _AS_3D.items():
-        if strategy.startswith(f"{solid}-"):
-            return f"2D-{flat_name}-{strategy.rsplit('-', 1)[1]}"
-    return "2D-None"
+    one = experiment(name)
+    return replace(one, method=experiment("2D-None").method).name
 
 
 def _label(series: Series) -> str:
@@ -245,15 +260,15 @@ def provenance(runs: Sequence[RunRecord]) -> dict[str, Any]:
     }
 
 
-def show(found: dict[str, Any]) -> None:
+def show(result: dict[str, Any]) -> None:
     """Print one cohort's differences."""
     lines = []
-    for one in found["experiments"]:
+    for one in result["experiments"]:
         cells = [_interval(one["figures"][name], "mean", "") for name in FIGURES]
         lines.append([one["name"], str(one["latent_size"] or ""), str(len(one["seeds"])), *cells])
     head = ["experiment", "latent", "seeds", *FIGURES]
-    print_table(f"{found['cohort']}: {found['num_test']} test subjects", head, lines)
-    for title, differences in found["differences"].items():
+    print_table(f"{result['cohort']}: {result['num_test']} test subjects", head, lines)
+    for title, differences in result["differences"].items():
         lines = []
         for one in differences:
             p = f"{one['p'] or float('nan'):.3f} ({one['holm_p'] or float('nan'):.3f})"
@@ -273,17 +288,18 @@ def page(results: Sequence[dict[str, Any]]) -> str:
     """The text of docs/results.md, from what is kept of each sweep."""
     sweeps = []
     for one in results:
-        data, _, settings = one["told"].partition(":")
+        data, _, settings = one["about"].partition(":")
         sweeps.append(
             one
             | {
                 "data": data,
+                "is_old": any("claims" not in cohort for cohort in one["cohorts"]),
                 "settings": settings.strip(),
                 "endings": ", ".join(f"{number} {how}" for how, number in one["ended"].items()),
                 "cohorts": [_shown(cohort) for cohort in one["cohorts"]],
             }
         )
-    return render(PAGE, sweeps=sweeps)
+    return render(PAGE, sweeps=sweeps, claims=results_table(results))
 
 
 def _shown(cohort: dict[str, Any]) -> dict[str, Any]:
@@ -309,14 +325,28 @@ def _shown(cohort: dict[str, Any]) -> dict[str, Any]:
                     ),
                     "" if one["holm_p"] is None else f"{one['holm_p']:.3f}",
                     _span(one["over_seeds_dice_d"]),
-                    one["verdict"],
+                    _kept_verdict(one, len(differences)),
                 ]
                 for one in differences
             ],
         )
         for what, differences in cohort["differences"].items()
     ]
-    return cohort | {"rows": rows, "pairs": pairs}
+    return cohort | {"rows": rows, "pairs": pairs, "claims": cohort_table(cohort)}
+
+
+def _kept_verdict(one: dict[str, Any], num: int) -> str:
+    """What may be said of a kept difference.
+
+    Earlier versions kept a p of Dice_S over subjects (Wilcoxon), which knows nothing of seeds: it
+    can leave a difference open, and cannot show one.
+    """
+    if "wilcoxon_p" not in one:
+        return str(one["verdict"])
+    if not can_reject(one["num_subjects"], num):
+        return TOO_FEW
+    p = one["holm_p"]
+    return SAME if p is not None and p >= LEVEL else UNTESTED
 
 
 def _interval(figure: dict[str, Any] | None, value: str, sign: str) -> str:

@@ -120,9 +120,9 @@ def test_the_flags_that_an_error_names_make_the_grid(name):
     protocol = PROTOCOLS[name]
     with pytest.raises(EvaluationError) as error:
         protocol.check_grid((64, 64, 64), "runs/c.zarr")
-    told = str(error.value)
+    message = str(error.value)
     for part in ("runs/c.zarr", "(64, 64, 64)", name, str(protocol.grid), protocol.prepare):
-        assert part in told
+        assert part in message
     made = prepared(protocol.prepare)
     assert made.shape == protocol.grid
     protocol.check_grid(made.shape, "c")
@@ -132,7 +132,7 @@ def test_any_grid_fits_bengs():
     PROTOCOLS["bengs2021"].check_grid((32, 16, 8), "c")
 
 
-def test_changes_are_told():
+def test_changes_are_listed():
     assert EvaluateConfig.of("meissen2021-I").changes() == {}
     assert EvaluateConfig.of("baur2018", num_resamples=5).changes() == {}
     changed = EvaluateConfig.of("meissen2021-I", threshold_rule="best_dice", residual="absolute")
@@ -179,7 +179,7 @@ def test_one_flag_of_the_preparation_takes_a_grid(name, monkeypatch):
 
     def config(*flags):
         args = job.spelled_out([*given, *flags])
-        made = tyro.cli(job.commands(), args=args, config=(tyro.conf.OmitArgPrefixes,))
+        made = job.parse(args)
         assert made.split.threshold_share == 0
         return made.config
 

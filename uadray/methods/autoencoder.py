@@ -12,10 +12,10 @@ from uadray.methods.networks import (
     Decoder,
     Encoder,
     bound_log_sigma,
+    discriminator_loss,
     dropout,
-    fooled,
+    generator_loss,
     kl_divergence,
-    told_apart,
 )
 from uadray.methods.registry import method
 from uadray.methods.settings import Convolutional, Norm, check_limits
@@ -32,8 +32,10 @@ _AE = "min sum abs(x - D(E(x))); s = abs(x - D(E(x)))"
 _VAE = "min sum abs(x - D(mu + sigma e)) + KL; s = abs(x - D(mu))"
 _GAN = "; min over Dis of -log Dis(x) - log(1 - Dis(x'))"
 _LAYERS = (
-    "The paper names the latents alone; the convolutions are those of its authors' later "
-    "comparative study, with group instead of batch normalisation. At other sizes than 256 the "
+    "The paper takes the network of Larsen's VAE-GAN (2015) for images of 64 and changes its "
+    "latent; how it is extended to 256 it does not say. The convolutions here, also of 5 with "
+    "stride 2, are those of its authors' later comparative study: 32 to 128 maps where Larsen has "
+    "64 to 256, leaky ReLU, and group instead of batch normalisation. At other sizes than 256 the "
     "number of halvings stays."
 )
 _LAMBDAS = (
@@ -193,7 +195,7 @@ class Autoencoder(GradientDetector):
             with torch.no_grad():
                 output, _ = self._through(x_in, noise)
             real, made = self.discriminator(target), self.discriminator(output)
-            return {"loss": told_apart(real, made)}
+            return {"loss": discriminator_loss(real, made)}
         config = self.config
         output, units = self._through(x_in, noise)
         reconstruction = (output - target).abs().mean()
@@ -203,7 +205,7 @@ class Autoencoder(GradientDetector):
             losses["loss"] = losses["loss"] + config.kl_weight * kl / math.prod(target.shape[1:])
             losses |= {"kl": kl, "kl_units": units.detach().mean(0)}
         if player:
-            losses["adversarial"] = fooled(self.discriminator(output))
+            losses["adversarial"] = generator_loss(self.discriminator(output))
             losses["loss"] = losses["loss"] + config.adversarial_weight * losses["adversarial"]
         return losses
 

@@ -125,7 +125,7 @@ def _run_folders(url: str, broken: list[Broken] | None) -> list[str]:
         return _run_folders(files.join(url, TRIALS), broken)
     if {SUMMARY, EPOCHS, EVALUATION} & set(names):
         raise RunError(f"{url}: config.json is missing from this run; {_AGAIN}")
-    found = []
+    folders = []
     for name in names:
         if name[0] == ".":
             continue
@@ -138,13 +138,13 @@ def _run_folders(url: str, broken: list[Broken] | None) -> list[str]:
             _note(broken, folder, error)
             continue
         if CONFIG in inside:
-            found.append(folder)
-    if not found and not broken:
+            folders.append(folder)
+    if not folders and not broken:
         raise RunError(
             f"{url}: config.json is missing here and in every folder of it, so this is neither a "
             "run nor a folder of runs; pass the folder that the fit wrote"
         )
-    return found
+    return folders
 
 
 _AGAIN = "restore it from a copy, or fit again into another folder"
@@ -231,12 +231,13 @@ def _summary_kinds(summary: Mapping[str, Any]) -> dict[str, bool]:
     figures = ("fit_seconds", "epochs", "best_epoch", "num_parameters", "num_workers")
     kinds = {name: is_number(summary.get(name)) for name in figures}
     kinds["warnings"] = isinstance(summary.get("warnings"), (list, type(None)))
+    kinds["erasing"] = isinstance(summary.get("erasing"), (dict, type(None)))
     kinds["objective"] = isinstance(summary.get("objective"), (dict, type(None)))
     return kinds
 
 
 def _epoch_kinds(epochs: Iterable[Mapping[str, Any]]) -> dict[str, bool]:
-    measured = ("train/", "validation/", "seconds", "samples_per_second")
+    measured = ("train/", "validation/", "erasing/", "seconds", "samples_per_second")
     return {
         f"{name} of epoch {epoch['epoch']}": is_number(value)
         for epoch in epochs

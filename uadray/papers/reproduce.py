@@ -3,7 +3,7 @@
 All runs of a paper's protocol lie in one sweep folder, so that figures share the runs of tables.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 

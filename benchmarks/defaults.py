@@ -101,19 +101,19 @@ def active_latents(detector: VAE, images: torch.Tensor) -> int:
 
 def figures(run: Run, records: dict[str, dict[str, Any]], images: torch.Tensor) -> dict[str, float]:
     """The figures of one run; absent where the method has none."""
-    found = {}
+    measured = {}
     for kind, record in records.items():
-        found[f"{kind} Dice_D"] = record["metrics"]["dice_d"]
-        found[f"{kind} AUPRC"] = record["metrics"]["auprc"]
+        measured[f"{kind} Dice_D"] = record["metrics"]["dice_d"]
+        measured[f"{kind} AUPRC"] = record["metrics"]["auprc"]
     healthy = (run.summary or {}).get("validation/reconstruction")
     if healthy is not None:
-        found["healthy L1"] = healthy
+        measured["healthy L1"] = healthy
     if isinstance(run.experiment.method, VAE.Settings):
         detector = load_detector(run)
         assert isinstance(detector, VAE)
-        found["active latents"] = active_latents(detector, images)
-        found["KL"] = run.metrics()[-1]["train/kl"]
-    return found
+        measured["active latents"] = active_latents(detector, images)
+        measured["KL"] = run.metrics()[-1]["train/kl"]
+    return measured
 
 
 def compare(job: Comparison) -> dict[str, list[dict[str, float]]]:
@@ -122,7 +122,7 @@ def compare(job: Comparison) -> dict[str, list[dict[str, float]]]:
     lesioned = {kind: phantoms(job.out, kind, job.lesioned, job.size) for kind in LESIONED}
     rows = np.concatenate([healthy.rows("train"), healthy.rows("validation")])
     images = torch.from_numpy(healthy.read("image", 0, int(rows.max()) + 1)[np.sort(rows)])
-    found: dict[str, list[dict[str, float]]] = {}
+    measured: dict[str, list[dict[str, float]]] = {}
     config = EvaluateConfig(num_resamples=100)
     with Progress(total=job.seeds * len(VARIANTS) + len(PLAIN), what="fits") as progress:
         for seed in range(job.seeds):
@@ -137,14 +137,14 @@ def compare(job: Comparison) -> dict[str, list[dict[str, float]]]:
             records = {kind: evaluate(runs, lesioned[kind], config=config) for kind in LESIONED}
             for number, (name, run) in enumerate(zip(wanted, runs, strict=True)):
                 mine = {kind: records[kind][number] for kind in LESIONED}
-                found.setdefault(name, []).append(figures(run, mine, images))
-    return found
+                measured.setdefault(name, []).append(figures(run, mine, images))
+    return measured
 
 
-def rows_of(found: dict[str, list[dict[str, float]]], job: Comparison) -> list[Row]:
+def rows_of(measured: dict[str, list[dict[str, float]]], job: Comparison) -> list[Row]:
     """The comparison as rows: means, with the spread and the pairs of equal seeds in words."""
     rows = []
-    for name, runs in found.items():
+    for name, runs in measured.items():
         for column, better in COLUMNS.items():
             values = [run[column] for run in runs if column in run]
             if not values:
@@ -152,7 +152,7 @@ def rows_of(found: dict[str, list[dict[str, float]]], job: Comparison) -> list[R
             words = [" ".join(f"{v:.4g}" for v in values)]
             if len(values) > 1:
                 words.append(f"standard deviation {stdev(values):.2g}")
-            first = [run[column] for run in found["the defaults"]]
+            first = [run[column] for run in measured["the defaults"]]
             if better and name in VARIANTS and VARIANTS[name]:
                 sign = 1 if better == "higher" else -1
                 wins = sum(sign * (a - b) > 0 for a, b in zip(values, first, strict=True))
@@ -180,10 +180,10 @@ def rows_of(found: dict[str, list[dict[str, float]]], job: Comparison) -> list[R
     return rows
 
 
-def show(found: dict[str, list[dict[str, float]]]) -> None:
+def show(measured: dict[str, list[dict[str, float]]]) -> None:
     """Means and standard deviations over the seeds."""
     lines = []
-    for name, runs in found.items():
+    for name, runs in measured.items():
         cells = []
         for column in COLUMNS:
             values = [run[column] for run in runs if column in run]
@@ -202,9 +202,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         if quick:
             job = Comparison(out=folder, size=24, healthy=24, lesioned=10, epochs=2, seeds=2)
-        found = compare(job)
+        measured = compare(job)
     # Seed by seed: the plain methods, which have none, come first there and last here.
-    ordered = {name: found[name] for name in (*VARIANTS, *PLAIN)}
+    ordered = {name: measured[name] for name in (*VARIANTS, *PLAIN)}
     show(ordered)
     if not quick:
         write("defaults", rows_of(ordered, job))

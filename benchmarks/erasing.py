@@ -5,7 +5,7 @@ python -m benchmarks.erasing --quick    few rounds, to see that it runs; keeps n
 
 Volumes of 64^3 and slices of 64^2, float32, batches of 32, probability .5, one thread. The sides of
 a round run in turn on the same batch, and figures are medians over rounds. MONAI's
-RandCoarseDropout (`pip install uadray[bench]`) gets a copy of the batch and the very boxes that
+RandCoarseDropout (`pip install -e '.[bench]'`) gets a copy of the batch and the very boxes that
 ours drew, and has to erase the same voxels. Its noise is uniform between the image's extremes; ours
 has the image's own distribution.
 """

@@ -6,10 +6,9 @@ python -m benchmarks.evaluate --quick    small, to see that it runs; keeps nothi
 Made scores of 64^3 voxels. Peers that are slow or large run on a subset, which the row states;
 where memory counts each side runs in a process of its own, inputs loaded before. Ours and a peer
 get the same kept scores and must give the same figure, or the benchmark ends. Peers: scikit-learn
-and scipy; torchmetrics, MONAI and cc3d where installed (`pip install 'uadray[bench]'`).
+and scipy; torchmetrics, MONAI and cc3d where installed (`pip install -e '.[bench]'`).
 """
 
-import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -23,15 +22,15 @@ import scipy.ndimage as ndi
 from numpy.typing import NDArray
 
 from benchmarks import evaluate_on_ray, metric_peers
-from benchmarks.harness import Row, in_turns, main
+from benchmarks.harness import Measured, Row, alone, main, medians
 from benchmarks.metric_peers import CURVES, THRESHOLD, curves_of
-from benchmarks.scored import Measured, alone, count_many, load, pooled, save, volume
+from benchmarks.scored import count_many, load, pooled, save, volume
 from uadray.metrics.components import open_components
 from uadray.metrics.counts import CohortCounts, TestPart
 from uadray.metrics.inference import leaving_out
 from uadray.metrics.median import median_filter
 from uadray.metrics.postprocess import MAX_LEVEL, erode_brain
-from uadray.metrics.table import without_each
+from uadray.metrics.table import fits_by_person
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,7 +136,7 @@ def _torchmetrics(folder: Path, sizes: Sizes) -> list[Row]:
 def _monai(folder: Path, sizes: Sizes) -> list[Row]:
     num = sizes.monai_subset
     ours, theirs = (
-        alone(metric_peers.our_brain_curves, folder, num),
+        alone(metric_peers.our_curves, folder, num, CURVES[:2], "brain"),
         alone(metric_peers.monai_curves, folder, num),
     )
     gap = same("MONAI", ours.value, theirs.value, 1e-3)
@@ -160,7 +159,7 @@ def streams(sizes: Sizes) -> list[Row]:
     ]  # fmt: skip
 
 
-def medians(sizes: Sizes) -> list[Row]:
+def median_filters(sizes: Sizes) -> list[Row]:
     """The median filter against scipy's, everywhere and inside the brain."""
     made = volume(0, sizes.edge)
     rng = np.random.default_rng(0)
@@ -169,7 +168,7 @@ def medians(sizes: Sizes) -> list[Row]:
     expected = ndi.median_filter(levels, 5)
     same("median", median_filter(levels, everywhere, 5), expected, 0)
     same("median in the brain", median_filter(levels, made.brain, 5), expected * made.brain, 0)
-    seconds = in_turns(
+    middle = medians(
         {
             "scipy": lambda: ndi.median_filter(levels, 5),
             "whole": lambda: median_filter(levels, everywhere, 5),
@@ -177,10 +176,9 @@ def medians(sizes: Sizes) -> list[Row]:
         },
         sizes.rounds,
     )
-    found = {name: statistics.median(values) for name, values in seconds.items()}
     return [
-        ratio(f"median 5^3, {where}", found[side], found["scipy"], "scipy, whole volume", goal,
-              f"{found[side] * 1e3:.1f} against {found['scipy'] * 1e3:.0f} ms; equal")
+        ratio(f"median 5^3, {where}", middle[side], middle["scipy"], "scipy, whole volume", goal,
+              f"{middle[side] * 1e3:.1f} against {middle['scipy'] * 1e3:.0f} ms; equal")
         for side, where, goal in (("whole", "whole volume", ">= 10"), ("brain", "in the brain", ""))
     ]  # fmt: skip
 
@@ -204,16 +202,16 @@ def components(sizes: Sizes) -> list[Row]:
     if find_spec("cc3d"):
         sides["cc3d"] = partial(metric_peers.filtered_by, metric_peers.cc3d_sizes)
     for levels, lesion, brain in inputs:
-        found = {n: side(levels, lesion, brain, thresholds) for n, side in sides.items()}
+        results = {n: side(levels, lesion, brain, thresholds) for n, side in sides.items()}
         for name in list(sides)[1:]:
-            same(f"components, {name}", found["ours"], found[name], 0)
+            same(f"components, {name}", results["ours"], results[name], 0)
 
     def run(side: Callable[..., Any]) -> None:
         for levels, lesion, brain in inputs:
             side(levels, lesion, brain, thresholds)
 
-    turns = in_turns({n: partial(run, s) for n, s in sides.items()}, max(1, sizes.rounds // 2))
-    seconds = {name: statistics.median(values) / len(inputs) for name, values in turns.items()}
+    turns = medians({n: partial(run, s) for n, s in sides.items()}, max(1, sizes.rounds // 2))
+    seconds = {name: value / len(inputs) for name, value in turns.items()}
     goals = {"scipy": ">= 16", "cc3d": ">= 5"}
     return [
         ratio("components at 100 thresholds", seconds["ours"], seconds[name], name, goals[name],
@@ -226,10 +224,10 @@ def intervals(folder: Path, sizes: Sizes) -> list[Row]:
     """All figures without each subject, and the same by pooling voxels for scikit-learn."""
     rows = []
     few = count_many(range(sizes.few), TestPart, sizes.edge)
-    without_each(few, THRESHOLD, leaving_out(few.subjects)[:2])
+    fits_by_person(few, THRESHOLD, leaving_out(few.subjects)[:2])
     for num, part in ((sizes.few, few), (sizes.many, _repeated(few, sizes.many))):
         start = time.perf_counter()
-        without_each(part, THRESHOLD, leaving_out(part.subjects))
+        fits_by_person(part, THRESHOLD, leaving_out(part.subjects))
         rows.append(
             Row("six figures without each subject",
                 time.perf_counter() - start, "s",
@@ -239,7 +237,7 @@ def intervals(folder: Path, sizes: Sizes) -> list[Row]:
     part = count_many(range(num), TestPart, sizes.edge)
     start = time.perf_counter()
     weights = leaving_out(part.subjects)
-    found = without_each(part, THRESHOLD, weights)
+    without = fits_by_person(part, THRESHOLD, weights)
     ours = time.perf_counter() - start
     levels, lesion = load(folder, num, "levels"), load(folder, num, "lesion")
     start = time.perf_counter()
@@ -248,7 +246,7 @@ def intervals(folder: Path, sizes: Sizes) -> list[Row]:
         drawn = np.repeat(np.arange(num), row)
         theirs.append(curves_of(lesion[drawn].ravel(), pooled(levels[drawn])))
     each = (time.perf_counter() - start) / tried
-    same("without each", [found[name][:tried] for name in CURVES], np.transpose(theirs))
+    same("without each", [without[name].values[0, :tried] for name in CURVES], np.transpose(theirs))
     rows.append(
         ratio("curves without each subject", ours, each * len(weights),
               "scikit-learn on their voxels", "",
@@ -288,9 +286,9 @@ def rows(quick: bool, folder: Path) -> list[Row]:
     """All rows."""
     sizes = QUICK if quick else Sizes()
     save(folder, sizes.few, sizes.edge)
-    found = curves(folder, sizes) + streams(sizes) + medians(sizes) + components(sizes)
+    parts = curves(folder, sizes) + streams(sizes) + median_filters(sizes) + components(sizes)
     return [
-        *found,
+        *parts,
         *intervals(folder, sizes),
         *evaluate_on_ray.rows(folder, sizes.cohort, sizes.edge),
     ]

@@ -8,16 +8,13 @@ side runs in a process of its own with a Ray of its own.
 import time
 from pathlib import Path
 
-import numpy as np
-
 from benchmarks.harness import PeakMemory, Row, apart
-from benchmarks.scored import volume
-from tests.tiny_cohorts import Volume, write_cohort
+from benchmarks.scored import store
 from uadray import cluster
 from uadray.config import experiment
 from uadray.evaluation.job import evaluate
 from uadray.runs.folder import Run
-from uadray.store import Split, open_cohort
+from uadray.store import open_cohort
 from uadray.train.job import fit
 
 
@@ -39,30 +36,30 @@ def rows(folder: Path, num: int, size: int) -> list[Row]:
         (cohort, workers): apart(_evaluate, str(folder / f"run-{n}"), healthy, cohort, workers)
         for n, (cohort, workers) in enumerate(sides)
     }
-    found: list[Row] = []
+    results: list[Row] = []
     rates: dict[int, float | None] = {}
     for workers in (1, 2):
         scoring, whole, _ = measured[large, workers]
         # The small cohort takes as long to start, so the difference is of volumes alone.
         rates[workers] = rate(9 * num, whole, measured[small, workers][1])
-        found.append(
+        results.append(
             Row(f"whole evaluation, {workers} worker{'s' * (workers > 1)}",
                 rates[workers], "volumes/s",
                 detail=f"{10 * num} volumes in {whole:.1f} s, {num} in "
                 f"{measured[small, workers][1]:.1f} s, the workers' start included; "
                 f"{scoring * 1e3:.0f} ms of a worker a volume{unmeasured(rates[workers])}"),
         )  # fmt: skip
-    found.append(
+    results.append(
         Row("2 workers against 1", quotient(rates[2], rates[1]), "ratio",
             against="1 worker", detail="after the start"),
     )  # fmt: skip
     few, many = measured[small, 2][2], measured[large, 2][2]
-    found.append(
+    results.append(
         Row("peak memory at 10 times the volumes", many / few, "ratio",
             against=f"{num} volumes", goal="<= 1.3",
             detail=f"{many:.2f} against {few:.2f} GiB, Ray and its workers included"),
     )  # fmt: skip
-    return found
+    return results
 
 
 MIN_SHARE = 0.2
@@ -85,24 +82,12 @@ def unmeasured(value: float | None) -> str:
     return "" if value is not None else "; too little of it is volumes: take more of them"
 
 
-def store(url: Path | str, count: int, size: int, *, lesioned: bool) -> str:
-    """A sealed cohort of made volumes whose darkness is the score."""
-    parts: tuple[Split, Split] = ("threshold", "test") if lesioned else ("validation", "train")
-
-    def made(row: int) -> Volume:
-        found = volume(row, size)
-        image = np.where(found.brain, 1 - found.scores, 0)
-        return image, found.brain, found.lesion if lesioned else None
-
-    return write_cohort(str(url), [parts[row % 4 > 0] for row in range(count)], made).url
-
-
 def _evaluate(out: str, healthy: str, cohort: str, workers: int) -> tuple[float, float, float]:
     """Seconds of a worker a volume, seconds of the whole, peak memory in GiB."""
     import ray
 
     fit(experiment("Intensity-dark"), open_cohort(healthy), out)
-    # Logical CPUs for so many scoring actors and one reader, whatever the machine has.
+    # Logical CPUs for this many scoring actors and one reader, whatever the machine has.
     ray.init(address="local", num_cpus=workers, logging_level="warning")
     cluster.connect()
     with PeakMemory(every_s=2) as memory:  # reading it takes time of its own

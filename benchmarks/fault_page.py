@@ -1,13 +1,11 @@
-"""The table of `docs/reliability.md`, from what `benchmarks.faults` has measured."""
+"""docs/reliability.md, from what `benchmarks.faults` has measured."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from benchmarks.harness import DOCS, Row, as_json, render
+from benchmarks.harness import Row, as_json, render
 
-PAGE = DOCS / "reliability.md"
-BEGIN, END = "<!-- measured: begin -->", "<!-- measured: end -->"
-"""What stands between them is written by `write`; the rest of the page is not touched."""
+PAGE = "reliability.md"
 
 HEADS = {
     "worker": "a worker process is killed",
@@ -65,7 +63,7 @@ def rows(measured: Sequence[Cell]) -> list[dict[str, Any]]:
             not c["false_whole"] for c in faulty
         ],
     }
-    found = [
+    shares = [
         Row(
             what,
             sum(holds) / len(holds),
@@ -75,25 +73,17 @@ def rows(measured: Sequence[Cell]) -> list[dict[str, Any]]:
         )
         for what, holds in counts.items()
     ]
-    return as_json(found)
-
-
-def write(measured: Sequence[Cell]) -> None:
-    """Put the table and what does not hold into the page."""
-    before, _, rest = PAGE.read_text().partition(BEGIN)
-    after = rest.partition(END)[2]
-    PAGE.write_text(f"{before}{BEGIN}\n{text(measured)}\n{END}{after}")
-    print(f"docs/{PAGE.name}")
+    return as_json(shares)
 
 
 def text(measured: Sequence[Cell]) -> str:
-    """The measured part of the page, in Markdown."""
+    """The page, with the table and what does not hold."""
     cells = {(c["stage"], c["fault"]): c for c in measured}
     rows = [["undisturbed", *(_alone(cells.get((stage, "none"))) for stage in STAGES)]]
     for fault, head in HEADS.items():
         rows.append([head, *(_shown(cells.get((stage, fault)), cells) for stage in STAGES)])
     exceptions = _exceptions(cells)
-    return render("reliability.md", stages=list(STAGES), rows=rows, exceptions=exceptions).rstrip()
+    return render(PAGE, stages=list(STAGES), rows=rows, exceptions=exceptions)
 
 
 def _alone(cell: Cell | None) -> str:
@@ -131,6 +121,6 @@ def _exceptions(cells: Mapping[tuple[str, str], Cell]) -> list[str]:
             if cell["false_whole"]:
                 what.append(f"passed as whole and was not: {', '.join(cell['false_whole'])}")
             if what:
-                said = f" It said: `{cell['said'][-1]}`" if cell["said"] else ""
-                lines.append(f"{name}: {'; '.join(what)}.{said}")
+                message = f" It said: `{cell['said'][-1]}`" if cell["said"] else ""
+                lines.append(f"{name}: {'; '.join(what)}.{message}")
     return lines

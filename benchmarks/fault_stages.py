@@ -83,9 +83,9 @@ def _epochs(paths: Iterable[str]) -> int:
     """Sums up the newest epochs of all runs."""
     newest: dict[str, int] = {}
     for path in paths:
-        found = re.search(r"(.*)/checkpoint/epoch-(\d+)/", path)
-        if found:
-            newest[found[1]] = max(newest.get(found[1], 0), int(found[2]))
+        match = re.search(r"(.*)/checkpoint/epoch-(\d+)/", path)
+        if match:
+            newest[match[1]] = max(newest.get(match[1], 0), int(match[2]))
     return sum(newest.values())
 
 
@@ -162,10 +162,10 @@ class Agent:
 
         for fs in fsspec.get_filesystem_class("s3")._cache.values():
             fs.invalidate_cache()
-        found: Mapping[str, dict[str, Any]] = getattr(self, f"_{stage}")(out)
+        parts: Mapping[str, dict[str, Any]] = getattr(self, f"_{stage}")(out)
         return {
             name: {"digest": _digest(content), "figure": content["figure"]}
-            for name, content in found.items()
+            for name, content in parts.items()
         }
 
     def remove(self, out: str) -> None:
@@ -200,19 +200,19 @@ class Agent:
     def _evaluate(self, out: str) -> dict[str, Any]:
         from uadray import files
 
-        found = {}
+        records = {}
         for name in _RUNS:
             url = f"{out}/runs/{name}/evaluation/tumour"
             if not files.exists(f"{url}.json"):
                 continue
             record = files.read_json(f"{url}.json")
-            found[name] = {
+            records[name] = {
                 "figure": record["metrics"]["auprc"],
                 "record": _lasting(record),
                 "threshold": _lasting(files.read_json(f"{url}-threshold.json")),
                 "levels": _levels(f"{out}/runs/{name}/scores/tumour.zarr"),
             }
-        return found
+        return records
 
 
 def _fitted(urls: Mapping[str, str]) -> dict[str, Any]:
@@ -222,7 +222,7 @@ def _fitted(urls: Mapping[str, str]) -> dict[str, Any]:
     from uadray.runs.detector import load_detector
     from uadray.runs.folder import Run
 
-    found = {}
+    fitted = {}
     for name, url in urls.items():
         if not files.exists(f"{url}/config.json"):
             continue
@@ -233,15 +233,15 @@ def _fitted(urls: Mapping[str, str]) -> dict[str, Any]:
         try:
             weights = load_detector(run).state_dict()
         except UadrayError as error:
-            found[name] = {"figure": None, "error": str(error)}
+            fitted[name] = {"figure": None, "error": str(error)}
             continue
-        found[name] = {
+        fitted[name] = {
             "figure": run.summary["validation/reconstruction"],
             "records": _lasting(run.metrics()),
             "weights": {k: _digest(v.double().tolist()) for k, v in weights.items()},
             "files": files.read_json(f"{url}/checkpoint/state.json"),
         }
-    return found
+    return fitted
 
 
 def _levels(url: str) -> str:

@@ -28,7 +28,7 @@ import psutil
 
 from benchmarks import fault_page
 from benchmarks.fault_stages import STAGES, Stage
-from benchmarks.harness import RESULTS, circumstances
+from benchmarks.harness import RESULTS, circumstances, write_page
 from tests.nodes import BUCKET, REPOSITORY, Network, S3Faults, Started, network, why_not
 from tests.waiting import wait_until
 
@@ -213,13 +213,13 @@ class Attempt:
     def worker(self) -> None:
         """SIGKILL one process that computes."""
 
-        def found() -> list[psutil.Process]:
+        def workers() -> list[psutil.Process]:
             return [p for p in self.net.processes("ray::") if _matches(p, self.stage.worker)]
 
-        if not self.wait(found, 30) or not found():
+        if not self.wait(workers, 30) or not workers():
             names = [" ".join(p.cmdline()) for p in self.net.processes("ray::")]
             raise RuntimeError(f"no worker of {self.stage.name} among {names}")
-        victim = found()[0]
+        victim = workers()[0]
         self.notes.append(" ".join(victim.cmdline()).strip())
         victim.kill()
 
@@ -376,7 +376,7 @@ def main() -> None:
         if reason := why_not():
             sys.exit(f"faults cannot be measured here: {reason}")
         run(args.only, args.again, args.minutes)
-    fault_page.write(list(read().values()))
+    write_page(fault_page.PAGE, fault_page.text(list(read().values())))
 
 
 def run(only: list[str], again: bool, minutes: float) -> None:

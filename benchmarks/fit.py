@@ -16,13 +16,13 @@ from benchmarks.harness import Row, arguments, measure
 
 def rows(quick: bool, folder: Path) -> list[Row]:
     """All rows."""
-    found = step.rows(quick)
+    measured = step.rows(quick)
     if importlib.util.find_spec("ray"):
         from benchmarks import through_ray
 
-        found += through_ray.rows(quick, str(folder))
+        measured += through_ray.rows(quick, str(folder))
     # Few rounds: `python -m benchmarks.erasing` measures it in full.
-    return found + [row for row in erasing.rows(quick=True) if "3D" in row.measure]
+    return measured + [row for row in erasing.rows(quick=True) if "3D" in row.measure]
 
 
 def two_workers(quick: bool, folder: Path) -> list[Row]:

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import KW_ONLY, asdict, dataclass
 from pathlib import Path
+from statistics import median
 from types import TracebackType
 from typing import Any, Self
 
@@ -34,14 +35,14 @@ DOCS = Path(__file__).parents[1] / "docs"
 
 def render(page: str, **values: Any) -> str:
     """The text of `templates/PAGE.j2`; `table` in it makes a Markdown table."""
-    found = Environment(
+    template = Environment(
         loader=FileSystemLoader(Path(__file__).parent / "templates"),
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
         keep_trailing_newline=True,
     ).get_template(f"{page}.j2")
-    return found.render(values | {"table": to_markdown, "opened": opened})
+    return template.render(values | {"table": to_markdown, "opened": opened})
 
 
 def opened(text: str) -> str:
@@ -100,8 +101,8 @@ def main(name: str, rows: Callable[[bool, Path], list[Row]]) -> None:
 def measure(name: str, rows: Callable[[bool, Path], list[Row]], quick: bool) -> None:
     """Measure rows with a temporary folder, print them and, unless `quick`, keep them."""
     with tempfile.TemporaryDirectory() as folder:
-        found = rows(quick, Path(folder))
-    publish(name, found, keep=not quick)
+        measured = rows(quick, Path(folder))
+    publish(name, measured, keep=not quick)
 
 
 def print_table(
@@ -196,6 +197,13 @@ def on_each_in_turns(
     return seconds
 
 
+def medians(
+    sides: dict[str, Callable[[], object]], rounds: int, device: torch.device | None = None
+) -> dict[str, float]:
+    """The median seconds of each side, `in_turns`."""
+    return {name: median(values) for name, values in in_turns(sides, rounds, device).items()}
+
+
 def find_scans() -> list[Scan]:
     """All T1 scans of ds002748."""
     root = Path(os.environ.get("UADRAY_REAL_DATA", DOCS.parents[1] / "shared" / "data"))
@@ -207,6 +215,43 @@ def apart(work: Callable[..., Any], *args: Any) -> Any:
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(1, mp_context=context) as pool:
         return pool.submit(work, *args).result()
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What a side took in a process of its own."""
+
+    seconds: float
+    mib: float
+    """Highest memory above that before the work."""
+    before_mib: float
+    """Memory before the work: imports and inputs."""
+    value: Any
+
+
+def alone(side: Callable[..., tuple[Callable[[], Any], ...]], *args: Any) -> Measured:
+    """Measure in a fresh process.
+
+    Args:
+        side: Loads its inputs and returns the work to do, after what warms up if it gives two.
+        args: Its arguments.
+    """
+    measured: Measured = apart(_measure, side, args)
+    return measured
+
+
+def _measure(side: Callable[..., tuple[Callable[[], Any], ...]], args: tuple[Any, ...]) -> Measured:
+    *warm, work = side(*args)
+    for first in warm:
+        first()
+    Path("/proc/self/clear_refs").write_text("5")  # the highest memory from here on
+    before = psutil.Process().memory_info().rss / 2**20
+    start = time.perf_counter()
+    value = work()
+    seconds = time.perf_counter() - start
+    status = Path("/proc/self/status").read_text().split("VmHWM:")[1]
+    # Where the highest lies below what was there before, nothing was taken: 0, and no ratio.
+    return Measured(seconds, max(0.0, int(status.split()[0]) / 1024 - before), before, value)
 
 
 def now(device: torch.device | None = None) -> float:

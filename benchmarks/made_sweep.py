@@ -9,7 +9,6 @@ python -m benchmarks.made_sweep FOLDER [--trials 200]     then: python jobs/repo
 
 import argparse
 import itertools
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -17,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
+from benchmarks.scored import volume
 from tests.tiny_cohorts import write_cohort
 from uadray import files, npz
 from uadray.config import BASELINES, Experiment, experiment, with_fit
@@ -72,15 +72,15 @@ class Lesioned:
 def trials(number: int) -> list[Experiment]:
     """Trials and a plain baseline for about every tenth, `number` in all."""
     plain = [experiment(name) for name in BASELINES[-max(2, min(number // 10, 7)) :]]
-    found = []
+    varied = []
     for name, latent, share, seed in itertools.product(
         EXPERIMENTS, LATENT_SIZES, DATA_SHARES[:: -1 if number > 60 else -2], SEEDS
     ):
         base = experiment(name)
         assert isinstance(base.method, VAE.Settings)
         made = replace(base, method=replace(base.method, latent_size=latent))
-        found.append(with_fit(made, epochs=EPOCHS, data_share=share, seed=seed))
-    return [*found[: number - len(plain)], *plain]
+        varied.append(with_fit(made, epochs=EPOCHS, data_share=share, seed=seed))
+    return [*varied[: number - len(plain)], *plain]
 
 
 def write_sweep(folder: str, number: int = 200, *, num_resamples: int = 50) -> str:
@@ -253,29 +253,13 @@ def _large(plane: NDArray) -> NDArray[np.float32]:
     return np.clip(ndimage.zoom(plane.astype(np.float32), 2, order=1), 0, 1)
 
 
-def _brains(seed: int, number: int) -> Iterator[tuple[NDArray, NDArray, NDArray]]:
-    random = np.random.default_rng(seed)
-    axes = np.mgrid[-1 : 1 : GRID * 1j, -1 : 1 : GRID * 1j, -1 : 1 : GRID * 1j]
-    for _ in range(number):
-        radii = random.uniform(0.68, 0.86, 3)
-        brain = sum((a / r) ** 2 for a, r in zip(axes, radii, strict=True)) < 1
-        texture = ndimage.gaussian_filter(random.standard_normal(brain.shape), 1.5)
-        image = np.clip(0.5 + 0.5 * texture, 0.2, 0.8)
-        inner = np.argwhere(ndimage.binary_erosion(brain, iterations=4))
-        centre = inner[random.integers(len(inner))]
-        distance = np.sqrt(
-            sum((g - c) ** 2 for g, c in zip(np.indices(brain.shape), centre, strict=True))
-        )
-        lesion = (distance < random.uniform(1.5, 5.5)) & brain
-        yield image.astype(np.float32) * brain, brain, lesion
-
-
 def _store(
     url: str, *, seed: int, lesioned: bool = True, number: int = NUM_THRESHOLD + NUM_TEST
 ) -> Lesioned:
-    image, brain, lesion = (np.stack(part) for part in zip(*_brains(seed, number), strict=True))
-    if lesioned:
-        image = np.where(lesion, 0.6 * image, image)
+    volumes = [volume(1000 * seed + row, GRID) for row in range(number)]
+    image, brain, lesion = (
+        np.stack([getattr(one, part) for one in volumes]) for part in ("image", "brain", "lesion")
+    )
     cohort = write_cohort(
         url,
         [_split(row, lesioned) for row in range(number)],

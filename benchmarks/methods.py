@@ -213,7 +213,7 @@ def measure(study: Study) -> dict[str, Cells]:
 
 def figures(cohorts: Sequence[Series]) -> Cells:
     """What the evaluation says of a method on each cohort."""
-    found: Cells = {}
+    cells: Cells = {}
     seconds = []
     for one in cohorts:
         values = one.rows[0].evaluation.values
@@ -221,16 +221,16 @@ def figures(cohorts: Sequence[Series]) -> Cells:
             figure = one.figure(key)
             if figure is not None:
                 name = f"{values['cohort']['name']} {title}"
-                found[name] = Cell(figure.value, figure.bounds, one.deviation(key))
+                cells[name] = Cell(figure.value, figure.bounds, one.deviation(key))
         seconds += [row.evaluation.values["seconds_per_volume"] for row in one.rows]
     if known := [value for value in seconds if value is not None]:
-        found["seconds per volume"] = Cell(fmean(known))
-    return found
+        cells["seconds per volume"] = Cell(fmean(known))
+    return cells
 
 
 def above(pairs: Sequence[tuple[Series, Series | None]]) -> Cells:
     """How far Dice_D lies above that of the reference, on the same subjects."""
-    found: Cells = {}
+    cells: Cells = {}
     for one, reference in pairs:
         if reference is None or one is reference:
             continue
@@ -238,8 +238,8 @@ def above(pairs: Sequence[tuple[Series, Series | None]]) -> Cells:
         if made is not None and "dice_d" in made.differences:
             difference = made.differences["dice_d"]
             name = one.rows[0].evaluation.cohort
-            found[f"{name} Dice_D above {REFERENCE}"] = Cell(difference.value, difference.bounds)
-    return found
+            cells[f"{name} Dice_D above {REFERENCE}"] = Cell(difference.value, difference.bounds)
+    return cells
 
 
 def of_the_fits(summaries: Sequence[dict[str, Any]]) -> Cells:
@@ -249,13 +249,13 @@ def of_the_fits(summaries: Sequence[dict[str, Any]]) -> Cells:
         "healthy L1": ("validation/reconstruction", 1.0),
         "parameters": ("num_parameters", 1.0),
     }
-    found: Cells = {}
+    cells: Cells = {}
     for column, (key, factor) in columns.items():
         values = [summary[key] * factor for summary in summaries if summary.get(key) is not None]
         # Methods that know their answer take no minutes.
         if values and (any(values) or column == "parameters"):
-            found[column] = Cell(fmean(values))
-    return found
+            cells[column] = Cell(fmean(values))
+    return cells
 
 
 UNITS = {
@@ -266,11 +266,11 @@ UNITS = {
 }
 
 
-def rows_of(found: dict[str, Cells], study: Study) -> list[Row]:
+def rows_of(measured: dict[str, Cells], study: Study) -> list[Row]:
     """Means over seeds; in words their interval over subjects, and how far the seeds differ."""
     rows = [
         Row(f"{name}: {column}", cell.value, UNITS.get(column, "ratio"), detail=cell.words)
-        for name, cells in found.items()
+        for name, cells in measured.items()
         for column, cell in cells.items()
     ]
     cohorts = study.about or (
@@ -292,16 +292,16 @@ def rows_of(found: dict[str, Cells], study: Study) -> list[Row]:
     return rows
 
 
-def show(found: dict[str, Cells]) -> None:
+def show(measured: dict[str, Cells]) -> None:
     """Means over the seeds."""
-    columns = list(dict.fromkeys(column for cells in found.values() for column in cells))
+    columns = list(dict.fromkeys(column for cells in measured.values() for column in cells))
     lines = []
-    for name, cells in found.items():
-        shown = (
+    for name, cells in measured.items():
+        values = (
             f"{cells[c].value:.{0 if c == 'parameters' else 3}f}" if c in cells else ""
             for c in columns
         )
-        lines.append([name, *shown])
+        lines.append([name, *values])
     print_table("every method", ["method", *columns], lines, width=200)
 
 
@@ -331,10 +331,10 @@ def main() -> None:
     if args.names:
         study = replace(study, names=tuple(args.names))
     if not args.quick:
-        found = measure(study)
-        show(found)
+        measured = measure(study)
+        show(measured)
         if study.cohorts or not args.names:
-            write("methods-real" if study.cohorts else "methods", rows_of(found, study))
+            write("methods-real" if study.cohorts else "methods", rows_of(measured, study))
             methods_page.write()
         return
     with tempfile.TemporaryDirectory() as folder:

@@ -99,16 +99,18 @@ class _Flops(TorchDispatchMode):
 
 def measured(results: dict[str, Any]) -> dict[str, Any]:
     """What a study left, with the cells of its table."""
-    found: dict[str, dict[str, tuple[float, str]]] = {}
+    by_method: dict[str, dict[str, tuple[float, str]]] = {}
     about = ""
     for row in results["rows"]:
         name, _, column = row["measure"].rpartition(": ")
         if name:
-            found.setdefault(name, {})[column] = (row["value"], row["detail"])
+            by_method.setdefault(name, {})[column] = (row["value"], row["detail"])
         else:
             about = row["detail"]
-    columns = dict.fromkeys(c for cells in found.values() for c in cells if c != "parameters")
-    lines = [[name, *(_cell(c, cells.get(c)) for c in columns)] for name, cells in found.items()]
+    columns = dict.fromkeys(c for cells in by_method.values() for c in cells if c != "parameters")
+    lines = [
+        [name, *(_cell(c, cells.get(c)) for c in columns)] for name, cells in by_method.items()
+    ]
     return results | {"about": about, "head": ["experiment", *columns], "lines": lines}
 
 

@@ -16,7 +16,7 @@ from sklearn.metrics import average_precision_score, precision_recall_curve, roc
 
 from benchmarks.scored import count_many, counted, load, pooled
 from uadray.metrics import measures
-from uadray.metrics.counts import TestPart, Threshold
+from uadray.metrics.counts import Region, TestPart, Threshold
 from uadray.metrics.postprocess import MAX_LEVEL
 from uadray.metrics.table import compute_metrics
 
@@ -24,13 +24,15 @@ CURVES = ("auprc", "auroc", "upper_bound_dice")
 THRESHOLD = Threshold(level=8000, value=8000 / MAX_LEVEL, rule="fixed", fitted_on="nothing")
 
 
-def our_curves(folder: Path, num: int) -> tuple[Callable[[], Any], ...]:
-    """Count kept scores and read areas and the best Dice of all thresholds."""
+def our_curves(
+    folder: Path, num: int, names: tuple[str, ...] = CURVES, region: Region = "volume"
+) -> tuple[Callable[[], Any], ...]:
+    """Count kept scores and read figures of all thresholds."""
     arrays = [load(folder, num, name) for name in ("levels", "brain", "lesion")]
 
     def work() -> list[float]:
-        merged = counted(*arrays).merged()
-        return [float(getattr(measures, name)(merged)) for name in CURVES]
+        merged = counted(*arrays).merged(region)
+        return [float(getattr(measures, name)(merged)) for name in names]
 
     return work, work
 
@@ -77,17 +79,6 @@ def monai_curves(folder: Path, num: int) -> tuple[Callable[[], Any], ...]:
     truth = torch.from_numpy(load(folder, num, "lesion").ravel()[inside]).long()
     sides = (compute_average_precision, compute_roc_auc)
     return (lambda: [float(side(scores, truth)) for side in sides],)
-
-
-def our_brain_curves(folder: Path, num: int) -> tuple[Callable[[], Any], ...]:
-    """AUPRC and AUROC over brain voxels."""
-    arrays = [load(folder, num, name) for name in ("levels", "brain", "lesion")]
-
-    def work() -> list[float]:
-        merged = counted(*arrays).merged("brain")
-        return [float(measures.auprc(merged)), float(measures.auroc(merged))]
-
-    return work, work
 
 
 def our_stream(num: int, size: int) -> tuple[Callable[[], Any], ...]:

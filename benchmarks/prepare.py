@@ -4,7 +4,7 @@ python -m benchmarks.prepare            needs ds002748; about 5 minutes on 2 cor
 python -m benchmarks.prepare --quick    few scans, to see that it runs; keeps nothing
 
 The scans are those of OpenNeuro ds002748 in the folder that UADRAY_REAL_DATA names, or in
-../shared/data; the other sides need `pip install 'uadray[bench]'`.
+../shared/data; the other sides need `pip install -e '.[bench]'`.
 """
 
 import os
@@ -230,8 +230,8 @@ def rows(quick: bool, folder: Path) -> list[Row]:
     torch.set_num_threads(1)
     sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(1)
     with threadpool_limits(1):
-        found = by_step(few, config) + against_plain(few, config) + flow_against_itk(few)
-    return found + at_scale(scans[:4] if quick else scans, config, folder, 2 if quick else 10)
+        measured = by_step(few, config) + against_plain(few, config) + flow_against_itk(few)
+    return measured + at_scale(scans[:4] if quick else scans, config, folder, 2 if quick else 10)
 
 
 if __name__ == "__main__":

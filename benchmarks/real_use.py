@@ -65,14 +65,14 @@ def main() -> None:
         raise SystemExit("give the sweep's folder, --name and --about, or --page")
     runs = load_runs([f"{job.sweep.rstrip('/')}/runs"])
     groups = group_by_cohort(runs)
-    found = [cohort_result(group) for group in groups]
-    for one in found:
+    results = [cohort_result(group) for group in groups]
+    for one in results:
         show(one)
     if job.keep:
         content = circumstances("real_use") | provenance(runs)
         path = RESULTS / f"real-{job.name}.json"
         path.write_text(
-            json.dumps(content | {"told": job.about, "cohorts": found}, indent=1) + "\n"
+            json.dumps(content | {"about": job.about, "cohorts": results}, indent=1) + "\n"
         )
         print(f"benchmarks/results/{path.name}")
         write_pages()
@@ -95,9 +95,9 @@ def cohort_result(group: CohortRows) -> dict[str, Any]:
         "erasing against none, same dimension": _pairs(learned, _without_erasing),
         "3D against 2D, same erasing": _pairs(learned, _in_2d),
         f"each against the best plain baseline, {plain[0].label}" if plain else "": [
-            found
+            comparison
             for one in _on_all(learned)
-            if plain and (found := compare(one, plain[0])) is not None
+            if plain and (comparison := compare(one, plain[0])) is not None
         ],
         "latent size against the largest": _spans(_on_all(learned), "method.latent_size"),
         "erasing on a part of the data against none on all of it": _pairs(
@@ -112,7 +112,9 @@ def cohort_result(group: CohortRows) -> dict[str, Any]:
         "num_threshold": first["num_threshold"],
         "num_test": first["num_test"],
         "experiments": [_described(one) for one in series],
-        "differences": {head: _differences(found) for head, found in pairs.items() if found},
+        "differences": {
+            head: _differences(comparison) for head, comparison in pairs.items() if comparison
+        },
         "claims": measured(series),
     }
 
@@ -146,7 +148,7 @@ def _described(one: Series) -> dict[str, Any]:
     }
 
 
-def _differences(found: Sequence[Comparison]) -> list[dict[str, Any]]:
+def _differences(comparisons: Sequence[Comparison]) -> list[dict[str, Any]]:
     return [
         {
             "of": _label(one.series),
@@ -164,7 +166,7 @@ def _differences(found: Sequence[Comparison]) -> list[dict[str, Any]]:
             "over_seeds_dice_d": None if one.over_seeds is None else list(one.over_seeds),
             "verdict": one.verdict,
         }
-        for one in correct(found)
+        for one in correct(comparisons)
     ]
 
 
@@ -172,15 +174,15 @@ def _pairs(
     learned: Sequence[Series], other: Callable[[str], str | None], *, of_less: bool = False
 ) -> list[Comparison]:
     """Each against its other: both on as much data, or one on a part and its other on all."""
-    found = []
+    pairs = []
     for one in learned:
         for reference in learned:
             fits = reference.name == other(one.name) and _latent(one, reference)
             share, whole = _share(one), _share(reference)
             fits = fits and (share < whole == 1 if of_less else share == whole)
             if fits and (made := compare(one, reference)) is not None:
-                found.append(made)
-    return found
+                pairs.append(made)
+    return pairs
 
 
 def _on_all(learned: Sequence[Series]) -> list[Series]:
@@ -207,13 +209,13 @@ def _spans(learned: Sequence[Series], path: str) -> list[Comparison]:
         value = settings_of(one.rows[0].run.config).get(path)
         if value is not None:
             by_name.setdefault(one.name, {})[value] = one
-    found = []
+    spans = []
     for values in by_name.values():
         largest = max(values)
         for value in sorted(values):
             if value != largest and (made := compare(values[value], values[largest])) is not None:
-                found.append(made)
-    return found
+                spans.append(made)
+    return spans
 
 
 def _without_erasing(name: str) -> str | None:
@@ -258,15 +260,15 @@ def provenance(runs: Sequence[RunRecord]) -> dict[str, Any]:
     }
 
 
-def show(found: dict[str, Any]) -> None:
+def show(result: dict[str, Any]) -> None:
     """Print one cohort's differences."""
     lines = []
-    for one in found["experiments"]:
+    for one in result["experiments"]:
         cells = [_interval(one["figures"][name], "mean", "") for name in FIGURES]
         lines.append([one["name"], str(one["latent_size"] or ""), str(len(one["seeds"])), *cells])
     head = ["experiment", "latent", "seeds", *FIGURES]
-    print_table(f"{found['cohort']}: {found['num_test']} test subjects", head, lines)
-    for title, differences in found["differences"].items():
+    print_table(f"{result['cohort']}: {result['num_test']} test subjects", head, lines)
+    for title, differences in result["differences"].items():
         lines = []
         for one in differences:
             p = f"{one['p'] or float('nan'):.3f} ({one['holm_p'] or float('nan'):.3f})"
@@ -286,7 +288,7 @@ def page(results: Sequence[dict[str, Any]]) -> str:
     """The text of docs/results.md, from what is kept of each sweep."""
     sweeps = []
     for one in results:
-        data, _, settings = one["told"].partition(":")
+        data, _, settings = one["about"].partition(":")
         sweeps.append(
             one
             | {

@@ -36,7 +36,7 @@ def job_starts(rounds: int) -> list[Row]:
             "sent: jobs/train.py --help": (*submit, "--", "python", "jobs/train.py", "--help"),
             "not sent: joined, first task done": ("python", "-c", _TASK),
         }
-        found = [
+        starts = [
             Row(f"a job's start, {name}", _seconds(net, command, rounds), "s",
                 detail=f"median of {rounds}, after one that warms up")
             for name, command in sides.items()
@@ -45,7 +45,7 @@ def job_starts(rounds: int) -> list[Row]:
         alone = ("python", "-c", _TASK)
         start = _seconds(net, alone, rounds, joined=False)
     return [
-        *found,
+        *starts,
         Row("a job's start, Ray of its own, first task done", start, "s",
             detail=f"median of {rounds}, after one that warms up"),
     ]  # fmt: skip
@@ -78,8 +78,8 @@ def main() -> None:
         if missing := scaling_weak.why_not():
             raise SystemExit(f"weak scaling cannot be measured: {missing}")
         small = scaling_weak.Weak(nodes=(1, 2), scans=24, volumes=24)
-        found = scaling_weak.rows(small if given.quick else scaling_weak.Weak())
-        publish("scaling-nodes", found, keep=not given.quick)
+        measured = scaling_weak.rows(small if given.quick else scaling_weak.Weak())
+        publish("scaling-nodes", measured, keep=not given.quick)
     if not given.quick:
         scaling_paper.write()
 

@@ -37,8 +37,8 @@ FINE = 160
 def rows(folder: Path, *, quick: bool = False) -> list[Row]:
     """All of it."""
     fine = 32 if quick else FINE
-    found = [*_store(folder, 16 if quick else 64, 64), *_store(folder, 8, fine)]
-    return [*found, *_requests(), *_network(64), *_network(fine)]
+    measured = [*_store(folder, 16 if quick else 64, 64), *_store(folder, 8, fine)]
+    return [*measured, *_requests(), *_network(64), *_network(fine)]
 
 
 def _store(folder: Path, count: int, size: int) -> list[Row]:
@@ -99,16 +99,16 @@ def _requests() -> list[Row]:
         since("a volume evaluated", num)
         files.remove("s3://data/c.zarr")
         files.remove("s3://data/run")
-    found = []
+    measured = []
     for name, (methods, per) in kinds.items():
         listed = ", ".join(f"{n / per:.2g} {m}" for m, n in sorted(methods.items()))
         writes = sum(methods[m] for m in ("PUT", "POST")) / per
         reads = sum(methods[m] for m in ("GET", "HEAD")) / per
-        found += [
+        measured += [
             Row(f"writing requests: {name}", writes, "requests", detail=listed),
             Row(f"reading requests: {name}", reads, "requests", detail=listed),
         ]
-    return found
+    return measured
 
 
 def _evaluate(cohort: Cohort, images: np.ndarray) -> None:

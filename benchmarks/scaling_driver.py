@@ -2,23 +2,17 @@
 
 Part of `python -m benchmarks.scaling`. Plan and shard records are written as a preparation leaves
 them; then each step runs in a process of its own, whose highest memory is what counts.
-
-    python -m benchmarks.scaling_driver STEP URL     one step, as JSON
 """
 
-import json
 import pickle
-import re
-import subprocess
-import sys
-import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from benchmarks.harness import Row
+from benchmarks.harness import Row, alone
 from uadray import files
 from uadray.data.sampling import epoch_groups, train_rows
 from uadray.prepare.layouts import Scan
@@ -26,7 +20,7 @@ from uadray.prepare.plan import make_plan, planned_scans
 from uadray.prepare.splits import SplitConfig, split_scans
 from uadray.prepare.steps import PrepareConfig
 from uadray.store import CohortWriter, open_cohort
-from uadray.store.layout import part_url
+from uadray.store.layout import part_url, read_attributes, shard_url
 
 NUM_SCANNERS = 22
 """As many as UK Biobank's imaging would have with all sites' machines, and as Bengs' phantoms."""
@@ -34,26 +28,26 @@ NUM_SCANNERS = 22
 
 def rows(folder: Path, counts: tuple[int, ...]) -> list[Row]:
     """Seal and open cohorts of `counts` scans, the largest last."""
-    found, peaks = [], {}
+    measured, peaks = [], {}
     for count in counts:
         url = str(folder / f"of-{count}.zarr")
         lay_out(url, count)
         for step, what in STEPS.items():
-            seconds, mib, base = _alone(step, url)
-            peaks[step, count] = mib
-            found.append(
-                Row(f"{_name(what)}, {count} scans", seconds, "s",
-                    detail=f"{mib:.0f} MiB at most, of which {base:.0f} are imports"),
+            took = alone(_work, what, url)
+            peaks[step, count] = mib = took.before_mib + took.mib
+            measured.append(
+                Row(f"{_name(what)}, {count} scans", took.seconds, "s",
+                    detail=f"{mib:.0f} MiB at most, of which {took.before_mib:.0f} are imports"),
             )  # fmt: skip
         files.remove(url)
     few, many = counts[0], counts[-1]
     for step, what in STEPS.items():
-        found.append(
+        measured.append(
             Row(f"driver's memory: {_name(what)}", peaks[step, many], "MiB",
                 against=f"{few} scans: {peaks[step, few]:.0f}", goal="<= 2048",
                 detail=f"{many} scans"),
         )  # fmt: skip
-    return found
+    return measured
 
 
 def lay_out(url: str, count: int) -> None:
@@ -84,6 +78,8 @@ def lay_out(url: str, count: int) -> None:
         digests = [f"{row:064x}" for row in writer.rows_of(shard)]
         part = {"digests": digests, "subjects": lines, "failures": []}
         files.write_json(part_url(url, shard), part, compact=True)
+        for name in ("image", "brain"):
+            files.write_bytes(shard_url(url, name, shard), b"no voxels")
 
 
 def _line(row: int, scan: Scan, split: str, affine: list[list[float]]) -> dict[str, Any]:
@@ -106,10 +102,14 @@ def _line(row: int, scan: Scan, split: str, affine: list[list[float]]) -> dict[s
 
 def seal(url: str) -> None:
     """Seal."""
-    writer = CohortWriter(
-        url=url, num_rows=_num_rows(url), shape=(64, 64, 64), shard=64, has_lesion=False
-    )
-    writer.seal()
+    known = read_attributes(url)
+    CohortWriter(
+        url=url,
+        num_rows=known["num_rows"],
+        shape=tuple(known["shape"]),
+        shard=known["shard_volumes"],
+        has_lesion=False,
+    ).seal()
 
 
 def reopen(url: str) -> None:
@@ -148,35 +148,5 @@ def _name(step: Callable[[str], None]) -> str:
     return (step.__doc__ or "").rstrip(".")
 
 
-def _num_rows(url: str) -> int:
-    shards = len(files.list_names(files.join(url, "parts")))
-    last = files.read_json(part_url(url, shards - 1))
-    return int(last["subjects"][-1]["row"]) + 1
-
-
-def _alone(step: str, url: str) -> tuple[float, float, float]:
-    """Seconds, highest MiB and MiB of the imports alone, of one step in a process of its own."""
-    command = [sys.executable, "-m", "benchmarks.scaling_driver", step, url]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    seconds, mib, base = json.loads(done.stdout.splitlines()[-1])
-    return seconds, mib, base
-
-
-def main() -> None:
-    step, url = sys.argv[1:]
-    base = _highest()
-    start = time.perf_counter()
-    STEPS[step](url)
-    seconds = time.perf_counter() - start
-    print(json.dumps([seconds, _highest(), base]))
-
-
-def _highest() -> float:
-    """Highest memory of this process in MiB; `getrusage` counts what its parent had, too."""
-    (line,) = re.findall(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
-    return int(line) / 1024
-
-
-if __name__ == "__main__":
-    main()
+def _work(step: Callable[[str], None], url: str) -> tuple[Callable[[], None]]:
+    return (partial(step, url),)

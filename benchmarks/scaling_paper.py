@@ -96,7 +96,7 @@ def measured(name: str) -> dict[str, dict[str, Any]]:
     return {row["measure"]: row for row in json.loads(path.read_text())["rows"]}
 
 
-def costs(found: Mapping[str, Mapping[str, Any]]) -> tuple[Costs, Costs]:
+def costs(rows: Mapping[str, Mapping[str, Any]]) -> tuple[Costs, Costs]:
     """At 64^3 and at 1 mm."""
     whole = measured("prepare")["whole pipeline"]["value"]
     steps = measured("prepare")
@@ -105,10 +105,10 @@ def costs(found: Mapping[str, Mapping[str, Any]]) -> tuple[Costs, Costs]:
     small = Costs(
         grid="64^3",
         shape=(64, 64, 64),
-        stored=found["stored bytes of a voxel, 64^3"]["value"] * 64**3,
-        decoded=found["decoding, 64^3"]["value"],
-        gflop=found["operations of a training step, 64^3"]["value"],
-        parameters=found["parameters, 64^3"]["value"],
+        stored=rows["stored bytes of a voxel, 64^3"]["value"] * 64**3,
+        decoded=rows["decoding, 64^3"]["value"],
+        gflop=rows["operations of a training step, 64^3"]["value"],
+        parameters=rows["parameters, 64^3"]["value"],
         prepare_s=60 / whole,
         evaluate_s=1 / evaluated,
     )
@@ -117,10 +117,10 @@ def costs(found: Mapping[str, Mapping[str, Any]]) -> tuple[Costs, Costs]:
     fine = Costs(
         grid="1 mm",
         shape=(z, y, x),
-        stored=found[f"stored bytes of a voxel, {FINE}^3"]["value"] * voxels,
-        decoded=found[f"decoding, {FINE}^3"]["value"] * cube / voxels,
-        gflop=found[f"operations of a training step, {FINE}^3"]["value"] * voxels / cube,
-        parameters=found[f"parameters, {FINE}^3"]["value"],
+        stored=rows[f"stored bytes of a voxel, {FINE}^3"]["value"] * voxels,
+        decoded=rows[f"decoding, {FINE}^3"]["value"] * cube / voxels,
+        gflop=rows[f"operations of a training step, {FINE}^3"]["value"] * voxels / cube,
+        parameters=rows[f"parameters, {FINE}^3"]["value"],
         # All steps but the last work at 1 mm already.
         prepare_s=60 / whole - 60 / down,
         evaluate_s=small.evaluate_s * voxels / 64**3,
@@ -128,20 +128,20 @@ def costs(found: Mapping[str, Mapping[str, Any]]) -> tuple[Costs, Costs]:
     return small, fine
 
 
-def requests(found: Mapping[str, Mapping[str, Any]], kind: str, what: str) -> float:
-    return float(found[f"{kind} requests: {what}"]["value"])
+def requests(rows: Mapping[str, Mapping[str, Any]], kind: str, what: str) -> float:
+    return float(rows[f"{kind} requests: {what}"]["value"])
 
 
-def cohort_table(found: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:
+def cohort_table(rows: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:
     """What a cohort takes: bytes, shards, objects, requests, hours, money."""
     lines = []
-    for cost in costs(found):
+    for cost in costs(rows):
         for count in COUNTS:
             shards = math.ceil(count / MAX_SHARD_VOLUMES)
             writes, reads = (
-                count * requests(found, kind, "a volume prepared and kept")
-                + count * requests(found, kind, "a volume moved into its shard")
-                + shards * requests(found, kind, "a shard sealed")
+                count * requests(rows, kind, "a volume prepared and kept")
+                + count * requests(rows, kind, "a volume moved into its shard")
+                + shards * requests(rows, kind, "a shard sealed")
                 for kind in ("writing", "reading")
             )
             core_hours = count * cost.prepare_s / 3600
@@ -170,15 +170,15 @@ def cohort_table(found: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:
     return lines
 
 
-def fit_table(found: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:
+def fit_table(rows: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:
     """What a fit and an evaluation take."""
     lines, epochs, rate = [], FitConfig().epochs, gflop_rate()
-    for cost in costs(found):
+    for cost in costs(rows):
         for count in COUNTS:
             gpu_hours = count * cost.gflop * epochs / rate / 3600
             evaluate_hours = count * cost.evaluate_s / 3600
             writes, reads = (
-                count * requests(found, kind, "a volume evaluated")
+                count * requests(rows, kind, "a volume evaluated")
                 for kind in ("writing", "reading")
             )
             asked = writes / 1000 * assumed("$ for 1000 writes")
@@ -199,12 +199,12 @@ def fit_table(found: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:
     return lines
 
 
-def limits(cost: Costs, count: int, gpus: int, found: Mapping[str, Any]) -> dict[str, float]:
+def limits(cost: Costs, count: int, gpus: int, rows: Mapping[str, Any]) -> dict[str, float]:
     """Demand over supply of each resource while all GPUs compute; above 1 they wait for it."""
     each = gflop_rate() / cost.gflop
     machines = math.ceil(gpus / assumed("GPUs of a machine"))
     steps = each / FitConfig().batch_size
-    read = requests(found, "reading", "a shard streamed in an epoch")
+    read = requests(rows, "reading", "a shard streamed in an epoch")
     image = cost.stored * 2 / 3
     # A ring moves each gradient twice, and a machine's GPUs share its way out.
     moved = 2 * cost.parameters * 1e6 * 4 * steps if machines > 1 else 0.0
@@ -222,13 +222,13 @@ def limits(cost: Costs, count: int, gpus: int, found: Mapping[str, Any]) -> dict
     }  # fmt: skip
 
 
-def limit_table(found: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:
+def limit_table(rows: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:
     """What GPUs wait for first, when each epoch is streamed and when it is held in their memory."""
     lines = []
-    for cost in costs(found):
+    for cost in costs(rows):
         for count in COUNTS:
             for gpus in GPUS:
-                found_limits = limits(cost, count, gpus, found)
+                found_limits = limits(cost, count, gpus, rows)
                 # A quarter of what is free, as `--fit.residency auto` has it.
                 held = count * cost.raw / gpus <= assumed("GPU memory, GB") * 1e9 / 4
                 inner = ("gradients between machines", "volumes for a step")
@@ -251,27 +251,27 @@ def limit_table(found: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:
 
 
 def page(
-    found: Mapping[str, Mapping[str, Any]],
+    rows: Mapping[str, Mapping[str, Any]],
     head: Mapping[str, Any],
     weak: Mapping[str, Any] | None = None,
 ) -> str:
     """docs/scaling.md.
 
     Args:
-        found: Rows of the costs, by what they measure.
+        rows: Rows of the costs, by what they measure.
         head: Under which circumstances they were measured.
         weak: What `--nodes` kept; None where it was not measured.
     """
-    small, fine = costs(found)
+    small, fine = costs(rows)
     return render(
         PAGE,
         head=head,
         fine=fine,
         small=small,
         costs=[[name, of(small), of(fine)] for name, of in _COSTS.items()],
-        cohorts=cohort_table(found),
-        fits=fit_table(found),
-        limits=limit_table(found),
+        cohorts=cohort_table(rows),
+        fits=fit_table(rows),
+        limits=limit_table(rows),
         held=[_bytes(MIX_SHARDS * MAX_SHARD_VOLUMES * cost.raw) for cost in (small, fine)],
         mixed=MIX_SHARDS,
         shard=MAX_SHARD_VOLUMES,
@@ -279,8 +279,8 @@ def page(
         FINE=FINE,
         NAME=NAME,
         fit=FitConfig(),
-        driver=_lines(found.values(), "driver's memory", "Seal,", "Open"),
-        starts=_lines(found.values(), "a job's start"),
+        driver=_lines(rows.values(), "driver's memory", "Seal,", "Open"),
+        starts=_lines(rows.values(), "a job's start"),
         weak=weak and {**weak, "rows": _lines(weak["rows"], "")},
         assumed=[[name, f"{one.value:g}", one.source] for name, one in ASSUMED.items()],
     )
@@ -303,9 +303,9 @@ def _lines(rows: Iterable[Mapping[str, Any]], *starts: str) -> list[list[str]]:
     for row in rows:
         if row["measure"].startswith(starts):
             value = row["value"]
-            shown = f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+            text = f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
             goal = f"{row['goal']} (missed)" if row["holds"] is False else row["goal"]
-            what = [row["measure"], f"{shown} {row['unit']}"]
+            what = [row["measure"], f"{text} {row['unit']}"]
             lines.append([*what, goal, row["against"], row["detail"]])
     return lines
 

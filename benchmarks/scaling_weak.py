@@ -69,26 +69,26 @@ def rows(size: Weak) -> list[Row]:
             _start(net, groups)
             for job, rate, detail in (_prepare(net, count, size), *_evaluate(net, count, size)):
                 rates[job, count], details[job, count] = rate, detail
-    found = []
+    measured = []
     for job in ("prepare", SCORED, COMPARED):
         one = rates[job, size.nodes[0]]
         for count in size.nodes:
-            found.append(
+            measured.append(
                 Row(f"{job} on {count} nodes", rates[job, count], "volumes/s",
                     detail=details[job, count]),
             )  # fmt: skip
         most = size.nodes[-1]
-        found.append(
+        measured.append(
             Row(f"weak scaling of {job}", rates[job, most] / one / most,
                 "of ideal", against=f"{size.nodes[0]} node", goal=">= 0.8",
                 detail=f"{most} nodes of {size.share:g} CPUs each"),
         )  # fmt: skip
-    return found
+    return measured
 
 
 @contextmanager
 def _limited(count: int, share: float) -> Iterator[list[Path]]:
-    """A control group for each node, with so much of a CPU."""
+    """A control group for each node, with this share of a CPU."""
     name = uuid.uuid4().hex[:8]
     groups = [CGROUP / f"uadray-{name}-{k}" for k in range(count)]
     try:
@@ -164,12 +164,14 @@ def _evaluate(net: Network, count: int, size: Weak) -> list[tuple[str, float, st
     seconds, load = _job(
         *(net, "evaluate", run, "--cohort", f"s3://{BUCKET}/stroke.zarr", "--num-resamples", 20)
     )
-    found = []
+    measured = []
     for job, method in ((SCORED, "PUT"), (COMPARED, "GET")):
         pattern = rf"{method} /data/run/scores/stroke\.zarr/scores/c/\S+ 200"
         rate, how = _rate(net, pattern, count, load)
-        found.append((job, rate, f"{how}; {num} in {seconds:.0f} s for both passes and the start"))
-    return found
+        measured.append(
+            (job, rate, f"{how}; {num} in {seconds:.0f} s for both passes and the start")
+        )
+    return measured
 
 
 def _job(net: Network, name: str, *args: object) -> tuple[float, "_Load"]:
@@ -204,8 +206,8 @@ class _Load:
     """How busy are this machine's cores, and the S3 server's one, while a job runs."""
 
     def __init__(self, net: Network) -> None:
-        found = net.processes("tests.s3_server")
-        self._server = max(found, key=lambda process: sum(process.cpu_times()[:2]))
+        servers = net.processes("tests.s3_server")
+        self._server = max(servers, key=lambda process: sum(process.cpu_times()[:2]))
         self._samples: list[tuple[float, float, float]] = []
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._watch)
@@ -261,7 +263,7 @@ def upload(num: int, endpoint: str) -> None:
 
 _STORE = f"""
 import sys
-from benchmarks.evaluate_on_ray import store
+from benchmarks.scored import store
 store("s3://{BUCKET}/healthy.zarr", 8, 32, lesioned=False)
 store("s3://{BUCKET}/stroke.zarr", int(sys.argv[1]), 32, lesioned=True)
 """

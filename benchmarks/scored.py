@@ -1,20 +1,20 @@
-"""Made anomaly scores with brains and lesions, and a process of one's own to measure in."""
+"""Made anomaly scores with brains and lesions, counted, kept, and as a cohort."""
 
-import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psutil
 import scipy.ndimage as ndi
 from numpy.typing import NDArray
 
-from benchmarks.harness import apart
+from tests.tiny_cohorts import Volume as Stored
+from tests.tiny_cohorts import write_cohort
 from uadray.metrics.counts import CohortCounts, SubjectCounts, count_subject
 from uadray.metrics.postprocess import PostprocessConfig, erode_brain, postprocess
+from uadray.store import Split
 
 CONFIG = PostprocessConfig()
 SCORE_RANGE = (0.0, 1.0)
@@ -28,6 +28,11 @@ class Volume:
     scores: NDArray[np.float32]
     brain: NDArray[np.bool_]
     lesion: NDArray[np.bool_]
+
+    @property
+    def image(self) -> NDArray[np.float32]:
+        """A picture whose darkness is the score."""
+        return np.where(self.brain, 1 - self.scores, 0)
 
     def levels(self) -> NDArray[np.uint16]:
         """The scores as they are kept: eroded, median of 5^3, 16-bit."""
@@ -96,41 +101,6 @@ def load(folder: Path, num: int, name: str) -> NDArray:
     return np.array(np.load(folder / f"{name}.npy", mmap_mode="r")[:num])
 
 
-@dataclass(frozen=True)
-class Measured:
-    """What a side took in a process of its own."""
-
-    seconds: float
-    mib: float
-    """Highest memory above that before the work, the inputs loaded."""
-    value: Any
-
-
-def alone(side: Callable[..., tuple[Callable[[], Any], ...]], *args: Any) -> Measured:
-    """Measure in a fresh process.
-
-    Args:
-        side: Loads its inputs and returns the work to do, after what warms up if it gives two.
-        args: Its arguments.
-    """
-    measured: Measured = apart(_measure, side, args)
-    return measured
-
-
-def _measure(side: Callable[..., tuple[Callable[[], Any], ...]], args: tuple) -> Measured:
-    *warm, work = side(*args)
-    for first in warm:
-        first()
-    Path("/proc/self/clear_refs").write_text("5")  # the highest memory from here on
-    before = psutil.Process().memory_info().rss
-    start = time.perf_counter()
-    value = work()
-    seconds = time.perf_counter() - start
-    status = Path("/proc/self/status").read_text().split("VmHWM:")[1]
-    # Where the highest lies below what was there before, nothing was taken: 0, and no ratio.
-    return Measured(seconds, max(0.0, int(status.split()[0]) / 1024 - before / 2**20), value)
-
-
 def pooled(levels: NDArray[np.uint16]) -> NDArray[np.float32]:
     """Kept scores as a peer takes them: flat float32, one value a level."""
     return levels.ravel().astype(np.float32) / np.float32(65535)
@@ -147,3 +117,14 @@ def counted(levels: NDArray, brain: NDArray, lesion: NDArray) -> CohortCounts:
         name="made",
         score_range=SCORE_RANGE,
     )
+
+
+def store(url: Path | str, count: int, size: int, *, lesioned: bool) -> str:
+    """A sealed cohort of made volumes whose darkness is the score."""
+    parts: tuple[Split, Split] = ("threshold", "test") if lesioned else ("validation", "train")
+
+    def made(row: int) -> Stored:
+        one = volume(row, size)
+        return one.image, one.brain, one.lesion if lesioned else None
+
+    return write_cohort(str(url), [parts[row % 4 > 0] for row in range(count)], made).url

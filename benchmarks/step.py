@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from benchmarks.harness import Row, in_turns, now
+from benchmarks.harness import Row, medians, now
 from uadray.config import Experiment, experiment, with_fit
 from uadray.data.batch import Batch
 from uadray.data.erasing import erase, sample_erasing
@@ -290,9 +290,9 @@ def best_product(quick: bool) -> dict[str, float]:
     for dtype in (torch.bfloat16, torch.float32):
         for n in sizes:
             a, b = (torch.randn(n, n, device=DEVICE).to(dtype) for _ in range(2))
-            seconds = in_turns({"product": lambda a=a, b=b: a @ b}, 5, DEVICE)["product"]
+            seconds = medians({"product": lambda a=a, b=b: a @ b}, 5, DEVICE)["product"]
             name = str(dtype).removeprefix("torch.")
-            best[name] = max(best.get(name, 0.0), 2 * n**3 / median(seconds))
+            best[name] = max(best.get(name, 0.0), 2 * n**3 / seconds)
     return best
 
 
@@ -357,14 +357,14 @@ def other_costs(
         "L1 term": loss,
         "erasing": erasing,
     }
-    seconds = in_turns(sides, rounds, x.device)
+    seconds = medians(sides, rounds, x.device)
     return [
         Row(
             f"share of a step: {name}",
-            median(seconds[name]) / step,
+            seconds[name] / step,
             "share",
             goal="<= 0.01" if name == "erasing" and x.device.type == "cuda" else "",
-            detail=f"{1e3 * median(seconds[name]):.1f} ms",
+            detail=f"{1e3 * seconds[name]:.1f} ms",
         )
         for name in sides
     ]
@@ -399,8 +399,8 @@ def on_gpu(images: Tensor, quick: bool) -> list[Row]:
 def rows(quick: bool) -> list[Row]:
     """All rows of this module."""
     images = phantoms(2 * BATCH, 32 if quick else 64)
-    found, step = against_naive(images, 1 if quick else 3)
+    measured, step = against_naive(images, 1 if quick else 3)
     if DEVICE.type == "cuda":
         resident = on_gpu(images, quick)
-        step, found = BATCH / resident[0].value, found + resident
-    return found + against_hardware(images, step, quick)
+        step, measured = BATCH / resident[0].value, measured + resident
+    return measured + against_hardware(images, step, quick)

@@ -55,7 +55,7 @@ class Sizes:
     report_trials: tuple[int, ...] = (20, 200)
     """Sizes of the reported sweeps."""
     num_resamples: int = 1000
-    """Behind the intervals of the reported sweeps."""
+    """Bootstrap resamples for the intervals of the reported sweeps."""
 
 
 QUICK = Sizes(
@@ -109,8 +109,8 @@ def timed(cohort: Cohort, folder: str, *, seeds: int, epochs: int, config: Sweep
         call = time.perf_counter() - start
     if bad := [o for o in outcomes if o.status != "finished"]:
         raise SystemExit(f"{bad[0].url}: {bad[0].status}: {bad[0].error}")
-    found = sorted(map(_times, outcomes), key=lambda times: times[1])
-    began, ended, seconds = zip(*found, strict=True)
+    spans = sorted(map(_times, outcomes), key=lambda times: times[1])
+    began, ended, seconds = zip(*spans, strict=True)
     return Timed(
         began=began,
         ended=ended,
@@ -159,7 +159,7 @@ def overheads(cohort: Cohort, folder: str, sizes: Sizes) -> list[Row]:
     made["nested"] = timed(
         cohort, f"{folder}/nested", seeds=sizes.nested_trials, epochs=1, config=nested
     )
-    middle = {name: statistics.median(found.overheads) for name, found in made.items()}
+    middle = {name: statistics.median(times.overheads) for name, times in made.items()}
     detail = "median over {} trials after the first, one at a time"
     return [
         Row(
@@ -204,14 +204,14 @@ def shares(cohort: Cohort, folder: str, sizes: Sizes) -> list[Row]:
     probe = timed(cohort, f"{folder}/probe", seeds=slots, epochs=4, config=config)
     epoch = probe.epoch
     epochs = max(2, round(sizes.trial_seconds / epoch))
-    found = timed(cohort, f"{folder}/long", seeds=slots * sizes.waves, epochs=epochs, config=config)
-    took = statistics.mean(found.fitting)
-    detail = f"{len(found.fitting)} trials of {took:.0f} s, {epochs} epochs, {slots} at a time"
-    whole = sum(found.fitting) / (slots * found.call)
+    times = timed(cohort, f"{folder}/long", seeds=slots * sizes.waves, epochs=epochs, config=config)
+    took = statistics.mean(times.fitting)
+    detail = f"{len(times.fitting)} trials of {took:.0f} s, {epochs} epochs, {slots} at a time"
+    whole = sum(times.fitting) / (slots * times.call)
     return [
         Row(
             "share of the time in which workers fit",
-            found.share(slots),
+            times.share(slots),
             "ratio",
             goal=">= 0.9",
             detail=detail,
@@ -253,13 +253,13 @@ def rows(quick: bool, place: Path) -> list[Row]:
     """All rows."""
     sizes, folder = QUICK if quick else Sizes(), str(place)
     logging.getLogger("ray").setLevel(logging.WARNING)
-    found = reports(folder, sizes)
+    measured = reports(folder, sizes)
     # As for a sweep whose trials have several workers: the nested ones here need it.
     cluster.connect(dashboard=True)
     cohort = made_cohort(f"{folder}/healthy.zarr", sizes.volumes)
     # The first trial of all starts workers and reads libraries.
     timed(cohort, f"{folder}/first", seeds=1, epochs=1, config=SweepConfig())
-    return overheads(cohort, folder, sizes) + shares(cohort, folder, sizes) + found
+    return overheads(cohort, folder, sizes) + shares(cohort, folder, sizes) + measured
 
 
 if __name__ == "__main__":

@@ -178,16 +178,16 @@ class Epochs:
 def fits_in_turn(
     sides: Mapping[str, Way], folder: str, url: str, *, epochs: int, rounds: int, threads: int
 ) -> dict[str, Epochs]:
-    """Fit in each way in turn, round after round, with so many threads."""
+    """Fit in each way in turn, round after round, with this many threads."""
     wanted = cube(epochs, 8)
-    found = {name: Epochs([], []) for name in sides}
+    by_side = {name: Epochs([], []) for name in sides}
     for number in range(rounds):
         for name, side in sides.items():
             out = os.path.join(folder, f"{name}-{threads}-{number}".replace(" ", "-"))
             until, gaps = epochs_of(side, wanted, url, out, threads)
-            found[name].first.append(until)
-            found[name].later.append(gaps)
-    return found
+            by_side[name].first.append(until)
+            by_side[name].later.append(gaps)
+    return by_side
 
 
 def overhead(folder: str, url: str, epochs: int, rounds: int) -> list[Row]:
@@ -205,16 +205,16 @@ def overhead(folder: str, url: str, epochs: int, rounds: int) -> list[Row]:
     return rows + [
         Row(
             f"{name}, start-up",
-            median(found.first) - found.steady,
+            median(one.first) - one.steady,
             "s",
             detail="until the first epoch is recorded, less a later epoch",
         )
-        for name, found in on_all.items()
+        for name, one in on_all.items()
     ]
 
 
-def _against_bare(name: str, found: Mapping[str, Epochs], how: str) -> Row:
-    ours, theirs = found[name], found["bare loop"]
+def _against_bare(name: str, by_side: Mapping[str, Epochs], how: str) -> Row:
+    ours, theirs = by_side[name], by_side["bare loop"]
     return Row(
         f"one worker {name}, epochs{how}",
         theirs.steady / ours.steady,
@@ -343,11 +343,11 @@ def rows(quick: bool, folder: str) -> list[Row]:
     base = phantoms(64 if quick else 384, size, 8)
     few = store(os.path.join(folder, "few.zarr"), (32 if quick else 96) + VALIDATION, base)
     many = store(os.path.join(folder, "many.zarr"), 256 if quick else 1792, base)
-    found = overhead(folder, few, 3 if quick else 5, 1 if quick else 3)
-    found += streaming(many, 1 if quick else 9)
+    measured = overhead(folder, few, 3 if quick else 5, 1 if quick else 3)
+    measured += streaming(many, 1 if quick else 9)
     if torch.cuda.is_available():
-        found += streamed_fit(folder, many, 2 if quick else 4)
-    return found
+        measured += streamed_fit(folder, many, 2 if quick else 4)
+    return measured
 
 
 def two_workers(quick: bool, folder: str) -> list[Row]:

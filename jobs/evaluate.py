@@ -39,9 +39,9 @@ from uadray.store import open_cohort
 class Evaluate:
     """What to evaluate, and on what."""
 
-    runs: tyro.conf.Positional[tuple[str, ...]]
+    runs: Annotated[tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="RUN ...")]
     """Run folders, or folders of runs; local paths or fsspec URLs."""
-    cohort: tuple[str, ...]
+    cohort: Annotated[tuple[str, ...], tyro.conf.arg(metavar="COHORT ...")]
     """Sealed cohorts with lesions."""
     healthy: str | None = None
     """A sealed healthy cohort: the threshold is fitted on its validation split instead of on the

@@ -6,7 +6,7 @@ r"""Write a run as a model folder: to be copied, shared, and predicted with, awa
 
 The folder holds the weights (safetensors), the experiment, the preparation, the frozen thresholds,
 what healthy scans look like, the evaluations on record, a model card, and the reconstruction as
-ONNX (pip install 'uadray[onnx]'). manifest.json, written last, has the SHA-256 of each file; a
+ONNX (pip install -e '.[onnx]'). manifest.json, written last, has the SHA-256 of each file; a
 folder without it, or with another file than it says, is refused. The same command again writes the
 same model again, with the evaluations that have come since.
 """

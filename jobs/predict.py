@@ -38,9 +38,9 @@ SHOWN = 12
 class Predict:
     """What to predict with what, and where to."""
 
-    model: tyro.conf.Positional[str]
+    model: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="MODEL")]
     """A finished run, or a model folder of jobs/export.py; a local path or an fsspec URL."""
-    scans: tyro.conf.Positional[tuple[str, ...]]
+    scans: Annotated[tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="SCAN ...")]
     """NIfTI files, tables as for jobs/prepare.py csv, or folders of either."""
     out: str
     """Where the results go; a local folder or an fsspec URL."""
@@ -63,8 +63,8 @@ def describe(one: dict[str, Any]) -> str:
     """A scan in a line."""
     line = f"{one['name']}: highest score {one['top_score']:.3g} in slice {one['top_slice']}"
     if one["proposal"] is not None:
-        found = one["proposal"]
-        line += f", {found['volume_ml']:.1f} mL proposed in {found['components']} components"
+        volume, count = one["proposal"]["volume_ml"], one["proposal"]["components"]
+        line += f", {volume:.1f} mL proposed in {count} component{'s' * (count != 1)}"
     return line + f", {sum(one['seconds'].values()):.1f} s"
 
 
@@ -88,7 +88,8 @@ def show(done: Predicted) -> None:
     if "smallest_findable_mm" in grid:
         print(describe_findable(grid))
     kept = f", {done.num_kept} of them before" if done.num_kept else ""
-    print(f"{len(done.summaries)} scans predicted{kept}: {done.out}")
+    num = len(done.summaries)
+    print(f"{num} scan{'s' * (num != 1)} predicted{kept}: {done.out}")
     if done.index:
         print(f"next: open {shlex.quote(done.index)}")
 

@@ -61,7 +61,7 @@ class Job:
     """Decides who is held out, the parts, the order of the rows and who gets which lesion."""
     max_failures: float = MAX_FAILURES
     """Share of the scans that may be unusable, in [0, 1]; beyond it the job fails."""
-    redo: tuple[Redo, ...] = ()
+    redo: Annotated[tuple[Redo, ...], tyro.conf.arg(metavar="WHICH ...")] = ()
     """Prepare these scans of a sealed cohort again and keep the others: `quarantined`, `changed`
     (files with another content than then), `damaged` (what --verify finds)."""
     workers: int | None = None
@@ -99,9 +99,9 @@ class Files(Job):
         if self.size and self.config.shape != (self.size,) * 3:
             raise ConfigError("--size and --shape both say how many voxels: give one")
         layout = layouts.LAYOUTS[type(self).__name__]
-        found = layout(self.root, self.modality)
-        print("\n".join(found.lines(files.normalise(self.root))))
-        scans, left_out = select_scans(found, self.selection, seed=self.seed), found.left_out
+        listing = layout(self.root, self.modality)
+        print("\n".join(listing.lines(files.normalise(self.root))))
+        scans, left_out = select_scans(listing, self.selection, seed=self.seed), listing.left_out
         if self.lesions:
             masks = find_masks(self.lesions, self.lesion_files)
             print("\n".join(left_out_lines(len(masks), masks.left_out, masks.root, "masks")))
@@ -147,16 +147,31 @@ class Quality:
     """The page, ending in .html; beside the cohort by default."""
 
 
-def commands() -> Any:
-    """A subcommand for each layout of the registry, and the others."""
-    kinds: list[Any] = []
+def parse(args: Sequence[str]) -> Any:
+    """The job that the arguments ask for: one of a layout of the registry, or another one."""
+    kinds: dict[str, tuple[Any, Any, str]] = {}
     for name, layout in layouts.LAYOUTS.items():
         doc = (inspect.getdoc(layout) or "").split("\n\n")[0].replace("\n", " ")
         kind = type(name, (Files,), {"__doc__": doc})
         modality = inspect.signature(layout).parameters["modality"].default
-        default = kind(root=tyro.MISSING, out=tyro.MISSING, modality=modality)
-        kinds.append(Annotated[kind, tyro.conf.subcommand(name, default=default, description=doc)])
-    return Union[(*kinds, Phantom, Verify, Quality)]
+        kinds[name] = kind, kind(root=tyro.MISSING, out=tyro.MISSING, modality=modality), doc
+    for other in (Phantom, Verify, Quality):
+        kinds[other.__name__.lower()] = other, None, inspect.getdoc(other) or ""
+    config = (tyro.conf.OmitArgPrefixes,)
+    if args and args[0] in kinds:
+        # By itself: in a union tyro names settings that are wrong by a name of its own.
+        kind, default, doc = kinds[args[0]]
+        prog = f"{sys.argv[0]} {args[0]}"
+        return tyro.cli(
+            kind, prog=prog, args=args[1:], default=default, description=doc, config=config
+        )
+    commands = [
+        Annotated[kind, tyro.conf.subcommand(name, default=default, description=doc)]
+        if default
+        else kind
+        for name, (kind, default, doc) in kinds.items()
+    ]
+    return tyro.cli(Union[(*commands,)], args=args, description=__doc__, config=config)
 
 
 def spelled_out(args: Sequence[str]) -> list[str]:
@@ -224,7 +239,7 @@ def show_quality(cohort: Cohort, out: str) -> None:
 
 def main() -> int:
     args = spelled_out(sys.argv[1:])
-    job = tyro.cli(commands(), args=args, description=__doc__, config=(tyro.conf.OmitArgPrefixes,))
+    job = parse(args)
     if isinstance(job, Verify):
         return check(job.store)
     # What is wrong with the page's place is said before the work, not after it.

@@ -9,6 +9,7 @@ runs were left out.
 """
 
 from dataclasses import dataclass, field
+from typing import Annotated
 
 import tyro
 
@@ -23,20 +24,22 @@ from uadray.viewer.runs import write_viewers
 class Report:
     """What to report, and where to."""
 
-    runs: tyro.conf.Positional[tuple[str, ...]] = field()
+    runs: Annotated[tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="RUN ...")] = (
+        field()
+    )
     """Run folders, or folders of runs; local paths or fsspec URLs."""
     out: str = "report.html"
     """The page; ends in .html."""
     title: str = "Unsupervised anomaly detection in brain MRI"
     """Its head."""
-    reference: tuple[str, ...] = ()
+    reference: Annotated[tuple[str, ...], tyro.conf.arg(metavar="METHOD ...")] = ()
     """Methods that all others are compared with; by default the best plain baseline and 3D-None."""
     export: str = ""
     """Folder for the tables (.csv, .md, .tex); beside the page by default."""
     healthy: str = ""
     """A healthy cohort, to show on its first scan what each experiment erases."""
     viewer: int = 0
-    """So many runs of each cohort, the highest by Dice_D, get a page for each case that the report
+    """How many runs of each cohort, the highest by Dice_D, get a page for each case that the report
     shows: three planes and a rendering, 1.4 MB a case of 64 voxels a side. They need the cohort."""
 
     def __post_init__(self) -> None:

@@ -80,15 +80,15 @@ def main() -> int:
     job = tyro.cli(
         Reproduce, args=args[1:], prog=f"reproduce.py {args[0]}", description=description
     )
-    found = plans(args[0], job)
+    planned = plans(args[0], job)
     console = Console()
-    for one in found:
+    for one in planned:
         console.print(state_table(one))
         console.print(caveats_text(one))
     if job.dry_run:
         return cli.OK
     whole = True
-    for one in found:
+    for one in planned:
         outcomes = one.run(job.sweep)
         whole = show(one, [o.url for o in outcomes if o.status == "finished"], console) and whole
         whole = whole and all(o.status == "finished" for o in outcomes)

@@ -84,10 +84,10 @@ class Started:
     @property
     def command(self) -> psutil.Process:
         """The process of the command itself: what was started is nsenter, and more of it."""
-        found = psutil.Process(self.process.pid)
-        while found.name() in ("nsenter", "ip") and found.children():
-            (found,) = found.children()
-        return found
+        process = psutil.Process(self.process.pid)
+        while process.name() in ("nsenter", "ip") and process.children():
+            (process,) = process.children()
+        return process
 
     def kill(self, signal_number: int = signal.SIGKILL) -> None:
         """End the command itself, without warning by default, and nothing else."""
@@ -167,7 +167,7 @@ class Network:
         return kept | {"PATH": f"{BIN}:{os.environ['PATH']}", **self.environment, **more}
 
     def cluster(self, cpus: Sequence[float]) -> None:
-        """Start a Ray node on the first nodes of the network, with so many logical CPUs each."""
+        """Start a Ray node on the first nodes of the network, with this many logical CPUs each."""
         self.head(cpus[0])
         wait_until(lambda: self.cpus()[0] == cpus[0], 120, "the head of the cluster")
         for node in range(1, len(cpus)):
@@ -211,14 +211,14 @@ class Network:
 
     def stop_cluster(self) -> None:
         """End all of Ray on all nodes without warning, jobs being over."""
-        found = [p for p in self.processes() if _OF_RAY.search(_line(p))]
-        for process in found:
+        processes = [p for p in self.processes() if _OF_RAY.search(_line(p))]
+        for process in processes:
             try:
                 process.kill()
             except psutil.Error:
                 continue
         # What nobody waits for stays as a zombie, without a command line.
-        wait_until(lambda: not any(map(_line, found)), 20, "the end of all of Ray")
+        wait_until(lambda: not any(map(_line, processes)), 20, "the end of all of Ray")
 
     def cpus(self) -> tuple[float, float]:
         """Logical CPUs of the cluster, all and free; zeros while it does not answer."""
@@ -245,14 +245,14 @@ class Network:
 
     def processes(self, *words: str) -> list[psutil.Process]:
         """Processes inside whose command line holds all the words."""
-        found = []
+        matches = []
         for process in psutil.Process(self.holder).children(recursive=True) + [
             child for started in self.started for child in _tree(started.pid)
         ]:
             line = _line(process)
-            if line and all(word in line for word in words) and process not in found:
-                found.append(process)
-        return found
+            if line and all(word in line for word in words) and process not in matches:
+                matches.append(process)
+        return matches
 
     def cut(self, node: int) -> None:
         """Pull a node's cable: it reaches nobody, and nothing tells either side."""

@@ -31,9 +31,9 @@ class S3Faults:
     """How a server fails; by default it does not."""
 
     every: int = 0
-    """One request in so many is hit; 0 hits none."""
+    """One request in this many is hit; 0 hits none."""
     slow_s: float = 0.0
-    """Every other hit is answered after so many seconds instead of with 500; 0 for none."""
+    """Every other hit is answered after this many seconds instead of with 500; 0 for none."""
     down: bool = False
     """Whether every request is answered with 503."""
 

@@ -193,13 +193,13 @@ codecs.register_error(_PLAIN, _plainly)
 
 def _full_disk(error: BaseException) -> OSError | None:
     """What a full disk raised, however deep Ray has wrapped it; None where none did."""
-    found = [error]
-    for each in found:
+    chain = [error]
+    for each in chain:
         if isinstance(each, OSError) and each.errno in (errno.ENOSPC, errno.EDQUOT):
             return each
         within = (each.__cause__, each.__context__, getattr(each, "cause", None))
         failures = getattr(each, "worker_failures", None) or {}
         for other in (*within, *failures.values()):
-            if isinstance(other, BaseException) and not any(other is known for known in found):
-                found.append(other)
+            if isinstance(other, BaseException) and not any(other is known for known in chain):
+                chain.append(other)
     return None

@@ -189,10 +189,10 @@ def _check_answers(address: str) -> None:
 
     try:
         # Of "auto", that of the Ray that was last started on this machine.
-        found = canonicalize_bootstrap_address(address) or ""
-        host, _, port = found.rpartition(":")
+        bootstrap = canonicalize_bootstrap_address(address) or ""
+        host, _, port = bootstrap.rpartition(":")
         socket.create_connection((host.strip("[]"), int(port)), timeout=_ANSWERING_S).close()
-        GcsClient(address=found)
+        GcsClient(address=bootstrap)
     except (OSError, OverflowError, ValueError, RayError) as error:
         if "InvalidAuthToken" in str(error):
             raise StartError(
@@ -263,7 +263,7 @@ MAX_CHECKED_NODES = 16
 """More are not asked: folders are missing on one node, or on all but one."""
 
 _ANSWER_S = 60.0
-"""A node that does not answer within so many seconds does not count against the folder."""
+"""A node that does not answer within this many seconds does not count against the folder."""
 
 
 def _other_nodes() -> list[dict[str, Any]]:
@@ -383,8 +383,8 @@ def plain_errors() -> Iterator[None]:
         cause: BaseException | None = error
         while cause is not None:
             inner = getattr(cause, "cause", None)
-            for found in (inner, cause):
-                if isinstance(found, UadrayError):
-                    raise _without_advice(found) from None
+            for each in (inner, cause):
+                if isinstance(each, UadrayError):
+                    raise _without_advice(each) from None
             cause = inner if isinstance(inner, BaseException) else cause.__cause__
         raise

@@ -27,7 +27,7 @@ class ScanError(UadrayError, ValueError):
 
 
 class TooManyFailuresError(UadrayError, ValueError):
-    """So many scans cannot be used that the folder or a setting must be wrong."""
+    """Too many scans cannot be used: the folder or a setting must be wrong."""
 
 
 class StoreError(UadrayError, ValueError):

@@ -57,9 +57,9 @@ def normalise(url: str | os.PathLike[str]) -> str:
     """
     url = os.fspath(url)
     if is_remote(url):
-        if (shown := without_secrets(url)) != url:
+        if (public := without_secrets(url)) != url:
             raise ConfigError(
-                f"{shown}: the URL holds a password or a signed query, which would stand in every "
+                f"{public}: the URL holds a password or a signed query, which would stand in every "
                 "record of the results: give them by environment variables, a role of the "
                 "machine, or the configuration files of the storage's library"
             )

@@ -29,7 +29,7 @@ RENEWED_S = 15.0
 """Seconds between a living job's renewals."""
 
 LEASE_S = 75.0
-"""Without a renewal in so many seconds the job of another machine is taken for dead."""
+"""Without a renewal in this many seconds the job of another machine is taken for dead."""
 
 SETTLE_S = 2.0
 """How long after it was taken from a dead job, or without the store's word that nobody else did,
@@ -93,8 +93,8 @@ class Holder:
     def decode(cls, content: bytes) -> "Holder | None":
         """The inverse; None of what is cut short."""
         try:
-            found = cls(**json.loads(content))
-            return replace(found, pid=int(found.pid), started=float(found.started))
+            holder = cls(**json.loads(content))
+            return replace(holder, pid=int(holder.pid), started=float(holder.started))
         except (ValueError, TypeError, RecursionError):
             return None
 
@@ -158,7 +158,7 @@ def _write(place: str, holder: Holder) -> None:
             raise LockedError(_message(place, living))
         if dead is not None:
             _remove(place, dead)
-        # Whoever else saw that it was dead may remove what is written now.
+        # Another job that saw that it was dead may remove what is written now.
         sure = _create(place, holder) and False
     if not sure:
         time.sleep(SETTLE_S)

@@ -24,7 +24,7 @@ class Done:
 
     @property
     def next(self) -> str:
-        """What stands behind the last `next:` that it printed."""
+        """What follows the last `next:` that it printed."""
         return self.out.rsplit("next: ", 1)[1].strip()
 
     def must(self) -> "Done":

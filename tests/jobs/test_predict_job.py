@@ -35,7 +35,7 @@ def test_export_then_predict_as_it_says(home: Path) -> None:
 
 @pytest.mark.slow
 def test_exit_codes_and_messages(home: Path) -> None:
-    """One bad among good ones is 3, nothing usable is 1, and a wrong call is told in a line."""
+    """One bad among good ones is 3, nothing usable is 1, and a wrong call is named in a line."""
     shell = Shell(folder=home)
     for k in range(2):
         write_head(home / f"in/{k}.nii.gz", k)

@@ -32,9 +32,9 @@ def test_examples_get_pages_to_which_the_report_links(flow: Flow, tmp_path: Path
         assert f"{values['threshold']['value']:.4g}" in text
         # What the page counts from its masks is what the evaluation counted from levels.
         dice = next(s["dice"] for s in values["subjects"] if s["id"] == subject)
-        shown = re.search(r"Dice with the truth</dt><dd>([^<]*)", text)
-        assert shown is not None
-        assert float(shown[1]) == pytest.approx(dice, abs=1e-3)
+        match = re.search(r"Dice with the truth</dt><dd>([^<]*)", text)
+        assert match is not None
+        assert float(match[1]) == pytest.approx(dice, abs=1e-3)
         assert ("volume-reconstruction" in text) == bool(re.search(r"Cube|PCA", run))
     assert (tmp_path / "report-cases" / "index.html").exists()
 

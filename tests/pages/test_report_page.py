@@ -74,18 +74,18 @@ def page(browser: Chrome, report: Path) -> Iterator[Chrome]:
 
 def table(page: Chrome) -> tuple[Any, dict[str, Any]]:
     """The first table and its head cells by their key."""
-    found = page.find_element(By.CSS_SELECTOR, "table.sortable")
-    heads = found.find_elements(By.CSS_SELECTOR, "thead th")
+    element = page.find_element(By.CSS_SELECTOR, "table.sortable")
+    heads = element.find_elements(By.CSS_SELECTOR, "thead th")
     keys = ["method"] + [
         str(cell.get_attribute("data-key"))
-        for cell in found.find_elements(By.CSS_SELECTOR, "tbody tr:first-child td")
+        for cell in element.find_elements(By.CSS_SELECTOR, "tbody tr:first-child td")
     ]
-    return found, dict(zip(keys, heads, strict=True))
+    return element, dict(zip(keys, heads, strict=True))
 
 
 def values(page: Chrome, key: str) -> list[str]:
-    found, heads = table(page)
-    return page.execute_script(COLUMN, found, heads[key])
+    element, heads = table(page)
+    return page.execute_script(COLUMN, element, heads[key])
 
 
 def test_it_opens_from_a_file_without_error_or_request(page: Chrome, report: Path) -> None:
@@ -132,9 +132,9 @@ def test_names_that_are_markup_stay_text(page: Chrome) -> None:
 def test_it_starts_sorted_by_dice(page: Chrome) -> None:
     _, heads = table(page)
     assert heads["dice_d"].get_attribute("aria-sort") == "descending"
-    shown = [float(value) for value in values(page, "dice_d")]
-    assert shown == sorted(shown, reverse=True)
-    assert len(shown) == 11
+    dice = [float(value) for value in values(page, "dice_d")]
+    assert dice == sorted(dice, reverse=True)
+    assert len(dice) == 11
 
 
 @pytest.mark.parametrize("key", ["auroc", "seconds_per_volume", "method", "threshold"])
@@ -164,9 +164,9 @@ def test_the_keyboard_sorts_and_absent_figures_stay_last(page: Chrome) -> None:
     button = heads["best_epoch"].find_element(By.TAG_NAME, "button")
     for key in (Keys.ENTER, Keys.SPACE):
         button.send_keys(key)
-        shown = values(page, "best_epoch")
-        assert shown[-6:] == [""] * 6
-        assert "" not in shown[:5]
+        epochs = values(page, "best_epoch")
+        assert epochs[-6:] == [""] * 6
+        assert "" not in epochs[:5]
     assert heads["best_epoch"].get_attribute("aria-sort") == "descending"
     assert page.switch_to.active_element == button
 
@@ -182,14 +182,14 @@ def test_each_table_sorts_for_itself(page: Chrome) -> None:
 
 
 def test_paired_tables_start_sorted_by_their_differences_and_sort(page: Chrome) -> None:
-    found = page.find_element(By.CSS_SELECTOR, "[aria-label^='Differences'] table")
-    cells = found.find_elements(By.CSS_SELECTOR, "td[data-key='dice_d_difference']")
-    shown = [float(str(cell.get_attribute("data-value"))) for cell in cells]
-    assert shown == sorted(shown, reverse=True)
-    assert min(shown) < 0 < max(shown)
-    heads = found.find_elements(By.CSS_SELECTOR, "thead th")
+    element = page.find_element(By.CSS_SELECTOR, "[aria-label^='Differences'] table")
+    cells = element.find_elements(By.CSS_SELECTOR, "td[data-key='dice_d_difference']")
+    differences = [float(str(cell.get_attribute("data-value"))) for cell in cells]
+    assert differences == sorted(differences, reverse=True)
+    assert min(differences) < 0 < max(differences)
+    heads = element.find_elements(By.CSS_SELECTOR, "thead th")
     heads[4].find_element(By.TAG_NAME, "button").click()
-    p = [float(value) for value in page.execute_script(COLUMN, found, heads[4])]
+    p = [float(value) for value in page.execute_script(COLUMN, element, heads[4])]
     assert heads[4].get_attribute("aria-sort") == "ascending"
     assert p == sorted(p)
 
@@ -209,8 +209,8 @@ def test_no_picture_is_blank(page: Chrome) -> None:
 
 
 def test_no_identifier_stands_twice(page: Chrome) -> None:
-    found = page.execute_script("return [...document.querySelectorAll('[id]')].map(e => e.id)")
-    assert len(found) == len(set(found))
+    ids = page.execute_script("return [...document.querySelectorAll('[id]')].map(e => e.id)")
+    assert len(ids) == len(set(ids))
 
 
 def test_dark_mode_turns_page_and_plots(page: Chrome) -> None:
@@ -236,18 +236,18 @@ def test_contrasts(page: Chrome, dark: bool) -> None:
         for text in ("ink", "muted", "accent", "plain")
         for ground in ("page", "panel", "stripe")
     ]
-    found = page.execute_script(CONTRASTS, [*pairs, ("badge", "badge-page")])
-    assert min(found) >= 4.5
+    contrasts = page.execute_script(CONTRASTS, [*pairs, ("badge", "badge-page")])
+    assert min(contrasts) >= 4.5
 
 
 def test_details_open(page: Chrome) -> None:
     details = page.find_element(By.CSS_SELECTOR, "details.run")
     assert not details.find_element(By.TAG_NAME, "pre").is_displayed()
     details.find_element(By.TAG_NAME, "summary").click()
-    shown = details.find_element(By.TAG_NAME, "pre")
-    assert shown.is_displayed()
+    block = details.find_element(By.TAG_NAME, "pre")
+    assert block.is_displayed()
     label = details.find_element(By.TAG_NAME, "summary").text
-    assert label.startswith(json.loads(shown.text)["name"])
+    assert label.startswith(json.loads(block.text)["name"])
 
 
 def test_a_phone_scrolls_tables_but_not_the_page(page: Chrome) -> None:

@@ -66,7 +66,7 @@ def faded(page: Chrome) -> list[bool]:
     )
 
 
-def told(page: Chrome) -> str:
+def readout(page: Chrome) -> str:
     return page.find_element(By.CSS_SELECTOR, ".parallel .readout").text
 
 
@@ -77,7 +77,7 @@ def tick(page: Chrome, label: str) -> WebElement:
 def with_key(page: Chrome, axis: int, text: str) -> list[bool]:
     """Which lines pass a label, from what they say in words."""
     labels = page.execute_script(
-        "return [...document.querySelectorAll('.parallel polyline')].map(l => l.dataset.told)"
+        "return [...document.querySelectorAll('.parallel polyline')].map(l => l.dataset.text)"
     )
     return [text in label.split(", ")[axis] for label in labels]
 
@@ -102,7 +102,7 @@ def test_labels_of_settings_filter_and_a_button_shows_all(page: Chrome) -> None:
     kept = with_key(page, 1, "latent size 64")
     assert sum(kept) == 8
     assert faded(page) == [not one for one in kept]
-    assert told(page) == f"8 of {NUM_TRIALS} trials."
+    assert readout(page) == f"8 of {NUM_TRIALS} trials."
     tick(page, "training data 20 %").click()
     both = [a and b for a, b in zip(kept, with_key(page, 2, "training data 20 %"), strict=True)]
     assert faded(page) == [not one for one in both]
@@ -114,7 +114,7 @@ def test_labels_of_settings_filter_and_a_button_shows_all(page: Chrome) -> None:
     page.find_element(By.CSS_SELECTOR, ".parallel .reset").click()
     assert faded(page) == [False] * NUM_TRIALS
     assert tick(page, "latent size 64").get_attribute("aria-pressed") == "false"
-    assert told(page) == f"{NUM_TRIALS} trials."
+    assert readout(page) == f"{NUM_TRIALS} trials."
 
 
 def test_the_keyboard_reaches_labels_and_list(page: Chrome) -> None:
@@ -130,9 +130,9 @@ def test_the_keyboard_reaches_labels_and_list(page: Chrome) -> None:
     picked = page.find_elements(By.CSS_SELECTOR, ".parallel .picked")
     assert [line.get_attribute("data-label") for line in picked] == [name]
     assert sum(faded(page)) == NUM_TRIALS - 1
-    assert told(page).startswith(f"{name}: experiment 3D-Cube-n, latent size 512, ")
-    assert "healthy L1 0.0" in told(page)
-    assert "Dice_D stroke 0." in told(page)
+    assert readout(page).startswith(f"{name}: experiment 3D-Cube-n, latent size 512, ")
+    assert "healthy L1 0.0" in readout(page)
+    assert "Dice_D stroke 0." in readout(page)
 
 
 def test_pointing_at_a_line_tells_it_and_a_click_keeps_it(page: Chrome) -> None:
@@ -149,11 +149,11 @@ def test_pointing_at_a_line_tells_it_and_a_click_keeps_it(page: Chrome) -> None:
         svg,
     )
     ActionChains(page).move_to_element_with_offset(svg, round(x), round(y)).perform()
-    assert told(page).startswith(f"{label}: ")
+    assert readout(page).startswith(f"{label}: ")
     ActionChains(page).click().perform()
     outside = page.find_element(By.TAG_NAME, "h1")
     ActionChains(page).move_to_element(outside).perform()
-    assert told(page).startswith(f"{label}: ")
+    assert readout(page).startswith(f"{label}: ")
     assert sum(faded(page)) == NUM_TRIALS - 1
 
 
@@ -165,12 +165,12 @@ def test_the_figures_behind_the_plots_open_and_sort(page: Chrome) -> None:
     assert table.is_displayed()
     table.find_elements(By.CSS_SELECTOR, "thead button")[3].click()
     cells = table.find_elements(By.CSS_SELECTOR, "td[data-key='dice_d']")
-    shown = [float(str(cell.get_attribute("data-value"))) for cell in cells]
-    assert len(shown) == 8
-    assert shown == sorted(shown, reverse=True)
+    numbers = [float(str(cell.get_attribute("data-value"))) for cell in cells]
+    assert len(numbers) == 8
+    assert numbers == sorted(numbers, reverse=True)
 
 
-def test_names_that_are_markup_stay_text_and_endings_are_told(page: Chrome) -> None:
+def test_names_that_are_markup_stay_text_and_endings_are_named(page: Chrome) -> None:
     assert page.execute_script("return document.scripts.length") == 1
     section = page.find_element(By.CSS_SELECTOR, "section[aria-labelledby='unevaluated']")
     assert "NotFiniteError: <script>alert(1)</script>" in section.text
@@ -182,16 +182,16 @@ def test_names_that_are_markup_stay_text_and_endings_are_told(page: Chrome) -> N
 
 
 def test_plots_are_drawn_and_described(page: Chrome) -> None:
-    found = page.execute_script(
+    plots = page.execute_script(
         "return [...document.querySelectorAll('.effects svg.plot')].map(plot => {"
         "const box = plot.getBoundingClientRect();"
         "return [box.width, box.height, plot.querySelectorAll('path').length,"
         " plot.getAttribute('aria-label')]})"
     )
     # Healthy error and two cohorts of two settings, AUPRC over data, three of slices.
-    assert len(found) == 2 * 3 + 1 + 3
-    assert all(width > 250 and height > 150 for width, height, _, _ in found)
-    assert all(paths > 10 and label for _, _, paths, label in found)
+    assert len(plots) == 2 * 3 + 1 + 3
+    assert all(width > 250 and height > 150 for width, height, _, _ in plots)
+    assert all(paths > 10 and label for _, _, paths, label in plots)
 
 
 @pytest.mark.parametrize("dark", [False, True])

@@ -83,7 +83,7 @@ def put(page: Any, name: str, value: Any) -> None:
 
 
 def picture(page: Any) -> np.ndarray:
-    """What is drawn, behind two frames: (rows, columns, 3)."""
+    """What is drawn, after two frames: (rows, columns, 3)."""
     page.execute_async_script(
         "const done = arguments[0]; requestAnimationFrame(() => requestAnimationFrame(() =>"
         " requestAnimationFrame(done)))"
@@ -92,9 +92,9 @@ def picture(page: Any) -> np.ndarray:
     return np.asarray(Image.open(io.BytesIO(shot)).convert("RGB")).astype(int)
 
 
-def coloured(shown: np.ndarray) -> int:
+def coloured(pixels: np.ndarray) -> int:
     """Pixels that are no grey: scores, outlines, crosshair."""
-    return int((np.ptp(shown, axis=2) > 40).sum())
+    return int((np.ptp(pixels, axis=2) > 40).sum())
 
 
 def axial(page: Any) -> int:
@@ -137,13 +137,13 @@ def test_the_policy_refuses_requests_and_other_scripts(loaded: Any) -> None:
 
 def test_four_views_are_drawn(loaded: Any) -> None:
     page = loaded
-    shown = picture(page)
-    rows, columns = (n // 2 for n in shown.shape[:2])
-    for part in (shown[:rows], shown[rows:]):
+    pixels = picture(page)
+    rows, columns = (n // 2 for n in pixels.shape[:2])
+    for part in (pixels[:rows], pixels[rows:]):
         for tile in (part[:, :columns], part[:, columns:]):
             assert tile.std() > 8
             assert len(np.unique(tile)) > 30
-    assert coloured(shown) > 500
+    assert coloured(pixels) > 500
 
 
 @pytest.mark.slow
@@ -195,10 +195,10 @@ def test_a_click_on_the_strip_moves_the_slice(loaded: Any) -> None:
             " clientX: b.left + arguments[0] * b.width, clientY: b.top + 9}));",
             share,
         )
-        shown = picture(page)
+        pixels = picture(page)
         assert axial(page) == int(share * total) + 1
         assert f"slice {axial(page)} of {total}" in page.find_element(By.ID, "where").text
-        assert np.abs(shown - before).max() > 50
+        assert np.abs(pixels - before).max() > 50
         seen.add(axial(page))
     assert len(seen) == 3
     # And a real one.
@@ -261,19 +261,19 @@ def test_outlines_lie_on_what_they_outline(page: Any, key: str, name: str) -> No
     # The same voxels in colour: at the frozen threshold the map shows what is proposed.
     for outline in ("proposal", "truth"):
         put(page, outline, False)
-    shown = picture(page)
+    pixels = picture(page)
     assert drawn(page, ORANGE) == []
-    rows, columns = np.nonzero(np.ptp(shown, axis=2) > 60)
+    rows, columns = np.nonzero(np.ptp(pixels, axis=2) > 60)
     map_box = (columns.min(), rows.min(), columns.max(), rows.max())
     line_box = (*line.min(0), *line.max(0))
-    voxel = shown.shape[0] / 36
+    voxel = pixels.shape[0] / 36
     assert np.abs(np.subtract(map_box, line_box)).max() < voxel, name
 
 
 def drawn(page: Any, colour: list[int]) -> list[list[int]]:
     picture(page)
-    found: list[list[int]] = page.execute_script(LINES, colour)
-    return found
+    points: list[list[int]] = page.execute_script(LINES, colour)
+    return points
 
 
 @pytest.mark.slow

@@ -199,14 +199,14 @@ def test_intervals_are_of_figures_by_person(
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_slices_behind_their_auprc_are_kept(
+def test_slices_of_their_auprc_are_kept(
     runs: dict[str, Run], evaluated: Evaluated, name: str
 ) -> None:
     record = evaluated[0][name]
     kept = unpack_slices(files.read_bytes(f"{runs[name].url}/evaluation/stroke-slices.npz"))
     assert list(kept.subjects) == [subject["id"] for subject in record["subjects"]]
-    found = average_precision_score(kept.lesion[kept.counted], kept.score[kept.counted])
-    assert found == pytest.approx(record["metrics"]["slice_auprc"])
+    recomputed = average_precision_score(kept.lesion[kept.counted], kept.score[kept.counted])
+    assert recomputed == pytest.approx(record["metrics"]["slice_auprc"])
 
 
 def test_each_subject_is_scored_once(
@@ -357,8 +357,8 @@ def test_what_cannot_be_evaluated_is_named(
         (run, other, "scores of another cohort named 'stroke'"),
     ]
     before = times(Path(run.url))
-    for one, cohort, told in cases:
-        with pytest.raises(EvaluationError, match=told):
+    for one, cohort, message in cases:
+        with pytest.raises(EvaluationError, match=message):
             evaluate([one], cohort, config=CONFIG)
     assert times(Path(run.url)) == before
 
@@ -390,17 +390,17 @@ def test_one_bad_run_does_not_end_the_others(
     spoil_scores(made["not finite"], healthy)
     (tmp_path / "cut short" / "summary.json").write_bytes(b'{"status": "fin')
     (tmp_path / "no checkpoint" / "checkpoint" / "state.json").unlink()
-    told: dict[str, str] = {}
+    messages: dict[str, str] = {}
     ((record,),) = job.evaluate_all(
         list(made.values()),
         [stroke],
         config=CONFIG,
-        failed=lambda run, error: told.update({run.url.rsplit("/", 1)[-1]: str(error)}),
+        failed=lambda run, error: messages.update({run.url.rsplit("/", 1)[-1]: str(error)}),
     )
-    assert set(told) == set(names[1:])
-    assert "are NaN" in told["not finite"]
-    assert "summary.json is damaged" in told["cut short"]
-    assert "no checkpoint" in told["no checkpoint"]
+    assert set(messages) == set(names[1:])
+    assert "are NaN" in messages["not finite"]
+    assert "summary.json is damaged" in messages["cut short"]
+    assert "no checkpoint" in messages["no checkpoint"]
     assert files.read_json(f"{made['whole'].url}/evaluation/stroke.json") == record
     with pytest.raises(EvaluationError, match="are NaN"):
         job.evaluate_all(
@@ -417,8 +417,8 @@ def test_a_damaged_count_is_named(
     whole, figures = damaged.read_bytes(), record.read_bytes()
     record.unlink()
     damaged.write_bytes(whole[:-30])
-    told = rf"cut short or damaged .*{row:07d}\.npz.*run the same jobs/evaluate\.py again"
-    with pytest.raises(EvaluationError, match=told):
+    message = rf"cut short or damaged .*{row:07d}\.npz.*run the same jobs/evaluate\.py again"
+    with pytest.raises(EvaluationError, match=message):
         evaluate([runs["HistEq"]], stroke, config=CONFIG)
     assert not record.exists()
     damaged.write_bytes(whole)

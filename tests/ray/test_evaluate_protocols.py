@@ -67,8 +67,8 @@ def runs(healthy: Cohort, tmp_path_factory: pytest.TempPathFactory) -> list[Run]
 def records(runs: list[Run], cohorts: list[Cohort]) -> tuple[list[list[dict[str, Any]]], list[int]]:
     """Both runs on both cohorts in one call, and what was reported on the way."""
     reported: list[int] = []
-    found = evaluate_all(runs, cohorts, config=CONFIG, report=reported.append)
-    return found, reported
+    evaluated = evaluate_all(runs, cohorts, config=CONFIG, report=reported.append)
+    return evaluated, reported
 
 
 def kept(run: Run, cohort: Cohort, split: str) -> tuple[np.ndarray, np.ndarray]:
@@ -94,7 +94,7 @@ def dice(predicted: np.ndarray, truth: np.ndarray) -> float:
 
 @pytest.mark.parametrize("place", [0, 1])
 @pytest.mark.parametrize("number", [0, 1])
-def test_figures_behind_the_filter_are_those_of_voxels(
+def test_figures_after_the_filter_are_those_of_voxels(
     runs: list[Run], cohorts: list[Cohort], records, place: int, number: int
 ) -> None:
     run, cohort, record = runs[number], cohorts[place], records[0][place][number]
@@ -106,9 +106,9 @@ def test_figures_behind_the_filter_are_those_of_voxels(
 
     levels, truth = kept(run, cohort, "test")
     final, plain = without_small(levels >= level), levels >= level
-    metrics, before, behind = record["metrics"], record["unfiltered"], record["filtered"]
-    before, behind = before["metrics"], behind["metrics"]
-    assert metrics["dice_d"] == behind["dice_d"] == pytest.approx(dice(final, truth))
+    metrics, before, after = record["metrics"], record["unfiltered"], record["filtered"]
+    before, after = before["metrics"], after["metrics"]
+    assert metrics["dice_d"] == after["dice_d"] == pytest.approx(dice(final, truth))
     assert before["dice_d"] == pytest.approx(dice(plain, truth))
     each = [dice(p, t) for p, t in zip(final, truth, strict=True)]
     assert metrics["dice_s_mean"] == pytest.approx(np.mean(each))
@@ -121,7 +121,7 @@ def test_figures_behind_the_filter_are_those_of_voxels(
     average = average_precision_score(truth.ravel(), levels.ravel())
     assert metrics["auprc"] == before["auprc"] == pytest.approx(average)
     bound = max(dice(without_small(levels >= t), truth) for t in np.unique(levels)[1::5])
-    assert bound - 1e-9 <= metrics["upper_bound_dice"] == behind["upper_bound_dice"] < bound + 0.02
+    assert bound - 1e-9 <= metrics["upper_bound_dice"] == after["upper_bound_dice"] < bound + 0.02
 
 
 @pytest.mark.parametrize("number", [0, 1])
@@ -198,14 +198,12 @@ def test_a_frozen_threshold_is_taken_and_never_fitted_again(
     assert evaluate([run], cohort, config=CONFIG) == [record | untimed]
 
 
-def test_the_filter_can_come_behind_the_fit(
-    runs: list[Run], cohorts: list[Cohort], records
-) -> None:
+def test_the_filter_can_come_after_the_fit(runs: list[Run], cohorts: list[Cohort], records) -> None:
     run, cohort = runs[0], cohorts[0]
-    behind = replace(CONFIG, components=ComponentConfig(max_size=MAX_SIZE, fit_after=False))
+    unfiltered_fit = replace(CONFIG, components=ComponentConfig(max_size=MAX_SIZE, fit_after=False))
     chunks = Path(run.url, "scores", "stroke.zarr", "scores", "c")
     before = {p: p.stat().st_mtime_ns for p in chunks.rglob("0")}
-    (record,) = evaluate([run], cohort, config=behind)
+    (record,) = evaluate([run], cohort, config=unfiltered_fit)
     levels, truth = kept(run, cohort, "threshold")
     best = max(dice(levels >= t, truth) for t in np.unique(levels)[1:])
     level = record["threshold"]["level"]
@@ -255,9 +253,9 @@ def test_what_does_not_fit_together_is_named(
         (EvaluationError, r"\(16, 16, 16\); protocol 'baur2018'.*--shape 20 256 256",
          {"config": EvaluateConfig.of("baur2018")}),
     ]  # fmt: skip
-    for kind, told, changes in cases:
+    for kind, message, changes in cases:
         given: dict[str, Any] = {"runs": runs, "cohorts": cohorts, "config": CONFIG} | changes
-        with pytest.raises(kind, match=told):
+        with pytest.raises(kind, match=message):
             evaluate_all(given.pop("runs"), given.pop("cohorts"), **given)
 
 

@@ -22,8 +22,8 @@ def test_first_run(
     names: dict[str, object] = {}
     for block in blocks:
         exec(compile(block, str(EXAMPLE), "exec"), names)
-    said = capsys.readouterr().out
-    assert "(48, 48, 48) (48, 48, 48)" in said
-    assert "fitted on stroke/threshold" in said
+    output = capsys.readouterr().out
+    assert "(48, 48, 48) (48, 48, 48)" in output
+    assert "fitted on stroke/threshold" in output
     assert (tmp_path / "predicted/patient_T1w/summary.json").exists()
     assert (tmp_path / "models/3D-Cube-n/MODEL_CARD.md").exists()

@@ -169,28 +169,32 @@ def test_two_workers_learn_what_one_learns(
 
 def workers() -> list[psutil.Process]:
     """Train workers of this process's own Ray, and of no other."""
-    found = []
+    matches = []
     for process in psutil.Process().children(recursive=True):
         try:
             if "RayTrainWorker" in " ".join(process.cmdline()):
-                found.append(process)
+                matches.append(process)
         except psutil.Error:
             continue
-    return found
+    return matches
 
 
-def kill_one_worker(run: Path, after: int, told: dict[str, Any]) -> None:
+def kill_one_worker(run: Path, after: int, killed: dict[str, Any]) -> None:
     """Wait for the checkpoint of epoch `after`, then end one worker without warning."""
     deadline = time.monotonic() + 240
-    found: list[psutil.Process] = []
+    processes: list[psutil.Process] = []
     while time.monotonic() < deadline:
-        found = found or workers()
+        processes = processes or workers()
         state = run / "checkpoint" / "state.json"
-        if len(found) == 2 and state.exists() and json.loads(state.read_text())["last"] >= after:
-            os.kill(found[1].pid, signal.SIGKILL)
-            told.update(pid=found[1].pid, last=json.loads(state.read_text())["last"])
+        if (
+            len(processes) == 2
+            and state.exists()
+            and json.loads(state.read_text())["last"] >= after
+        ):
+            os.kill(processes[1].pid, signal.SIGKILL)
+            killed.update(pid=processes[1].pid, last=json.loads(state.read_text())["last"])
             return
-        found = found if len(found) == 2 else []
+        processes = processes if len(processes) == 2 else []
         time.sleep(0.01)
 
 
@@ -198,13 +202,13 @@ def kill_one_worker(run: Path, after: int, told: dict[str, Any]) -> None:
 def test_a_killed_worker_costs_time_and_nothing_else(
     cohort: Cohort, undisturbed: Run, tmp_path: Path
 ) -> None:
-    told: dict[str, Any] = {}
-    killer = threading.Thread(target=kill_one_worker, args=(tmp_path / "run", 3, told))
+    killed: dict[str, Any] = {}
+    killer = threading.Thread(target=kill_one_worker, args=(tmp_path / "run", 3, killed))
     killer.start()
     run = fit(GROUP, cohort, str(tmp_path / "run"), scale=TWO)
     killer.join()
-    assert 3 <= told["last"] < GROUP.fit.epochs  # it did come in the middle
-    assert not psutil.pid_exists(told["pid"])
+    assert 3 <= killed["last"] < GROUP.fit.epochs  # it did come in the middle
+    assert not psutil.pid_exists(killed["pid"])
     assert [r["epoch"] for r in run.metrics()] == list(range(1, GROUP.fit.epochs + 1))
     assert without_times(run) == without_times(undisturbed)
     a, b = weights(run), weights(undisturbed)
@@ -266,7 +270,7 @@ def test_workers_of_unequal_parts_take_the_steps_of_all_samples(
         for state in (weights(run), expected):
             detector.load_state_dict(state)
             outputs.append(detector.reconstruct(validation_images(cohort)))
-    # Compared by output: rounding alone moves biases that the norm behind them takes away.
+    # Compared by output: rounding alone moves biases that the norm after them takes away.
     assert float((outputs[0] - outputs[1]).abs().max()) < 1e-3
     torch.manual_seed(what.fit.seed)
     moved = build(what.method, SHAPE).eval()
@@ -279,16 +283,16 @@ def test_workers_of_unequal_parts_take_the_steps_of_all_samples(
 
 
 @pytest.mark.parametrize(
-    ("scale", "told"),
+    ("scale", "message"),
     [
         (ScaleConfig(num_workers=9), r"9 workers .* do not surely fit on nodes of 4 CPUs: lower"),
         (ScaleConfig(num_workers=2, use_gpu=True), r"as many GPUs; the cluster has 0: lower"),
     ],
 )
 def test_a_group_that_cannot_run_is_refused_at_once(
-    cohort: Cohort, tmp_path: Path, scale: ScaleConfig, told: str
+    cohort: Cohort, tmp_path: Path, scale: ScaleConfig, message: str
 ) -> None:
-    with pytest.raises(ConfigError, match=told):
+    with pytest.raises(ConfigError, match=message):
         fit(GROUP, cohort, str(tmp_path / "run"), scale=scale)
 
 
@@ -452,8 +456,8 @@ def test_what_does_not_fit_together_is_named(cohort: Cohort, tmp_path: Path) -> 
             "no checkpoint yet",
         ),
     ]
-    for act, error, told in cases:
-        with pytest.raises(error, match=told):
+    for act, error, message in cases:
+        with pytest.raises(error, match=message):
             act()
 
 

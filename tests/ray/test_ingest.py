@@ -47,15 +47,15 @@ def hashes(root: Path | str) -> dict[str, bytes]:
 @pytest.fixture
 def asked(monkeypatch) -> list[str]:
     """Ids of the scans that are given to Ray to prepare, one after the other."""
-    found: list[str] = []
+    ids: list[str] = []
     before = each.in_tasks
 
     def spy(work, items, **how):
-        found.extend(item.scan.id for item in items)
+        ids.extend(item.scan.id for item in items)
         return before(work, items, **how)
 
     monkeypatch.setattr(each, "in_tasks", spy)
-    return found
+    return ids
 
 
 @pytest.fixture(scope="module")

@@ -67,9 +67,9 @@ def state(run: Run) -> dict[str, torch.Tensor]:
 
 
 def test_the_best_epoch_is_calibrated_in_one_file(run: Run) -> None:
-    found = CheckpointStore.of(run).state()
-    assert found is not None
-    assert found.calibrated
+    best_state = CheckpointStore.of(run).state()
+    assert best_state is not None
+    assert best_state.calibrated
     weight = state(run)["tv_weight"].item()
     assert any(weight == pytest.approx(candidate) for candidate in RESTORE.tv_weights)
 

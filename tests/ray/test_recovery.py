@@ -70,7 +70,7 @@ def records(run: Path) -> list[dict[str, Any]]:
 
 
 def reach_the_middle(run: Path, epoch: int, started: Started) -> None:
-    """Wait until half of the epoch behind `epoch` is over."""
+    """Wait until half of the epoch after `epoch` is over."""
     wait_until(
         lambda: last(run) >= epoch or started.process.poll() is not None, 240, f"epoch {epoch}"
     )
@@ -101,13 +101,13 @@ def cut_at(run: Path, killed: float) -> int:
 
 
 def back_after(run: Path, epoch: int, since: float) -> float:
-    """Seconds until an epoch behind `epoch` is recorded again."""
-    wait_until(lambda: last(run) > epoch, 300, f"the epoch behind {epoch}")
+    """Seconds until an epoch after `epoch` is recorded again."""
+    wait_until(lambda: last(run) > epoch, 300, f"the epoch after {epoch}")
     return time.monotonic() - since
 
 
-def told(record_property: Any, what: str, run: Path, epoch: int, seconds: float) -> None:
-    lost = f"{what}: killed behind epoch {epoch}, back in {seconds:.1f} s"
+def record_recovery(record_property: Any, what: str, run: Path, epoch: int, seconds: float) -> None:
+    lost = f"{what}: killed after epoch {epoch}, back in {seconds:.1f} s"
     record_property(what, lost)
     print(f"{lost}; an epoch takes {records(run)[-1]['seconds']:.2f} s")
 
@@ -127,7 +127,7 @@ def test_a_killed_process_goes_on_by_the_same_command(
         # Its Ray ends with it.
         wait_until(lambda: not place.processes("raylet"), 30, "the end of the local Ray")
         again = train(place, cohort, run)
-        told(record_property, "one worker", run, epoch, back_after(run, epoch, since))
+        record_recovery(record_property, "one worker", run, epoch, back_after(run, epoch, since))
         again.must(240)
         assert_same_fit(run, tmp_path / "whole")
         # The partial epoch, and nothing before it, was computed twice.
@@ -162,7 +162,7 @@ def test_a_killed_worker_of_three_comes_back_by_itself(
     workers[1].kill()
     since = time.monotonic()
     epoch = cut_at(run, since)
-    told(record_property, "a worker", run, epoch, back_after(run, epoch, since))
+    record_recovery(record_property, "a worker", run, epoch, back_after(run, epoch, since))
     started.must(300)
     assert_same_fit(run, whole)
     assert sorted(p.name for p in run.iterdir()) == [
@@ -187,7 +187,7 @@ def test_a_killed_driver_leaves_nothing_and_goes_on_by_the_same_command(
     assert place.processes("RayTrainWorker") == []
     since = time.monotonic()
     again = train(place, cohort, run, *THREE, **JOINED)
-    told(record_property, "the driver", run, epoch, back_after(run, epoch, since))
+    record_recovery(record_property, "the driver", run, epoch, back_after(run, epoch, since))
     again.must(300)
     other.must(300)
     assert_same_fit(run, whole)
@@ -237,7 +237,7 @@ def test_a_lost_node_is_replaced_and_the_group_goes_on(
     since = time.monotonic()
     epoch = cut_at(run, since)
     nodes.join(1, 1)
-    told(record_property, "a node", run, epoch, back_after(run, epoch, since))
+    record_recovery(record_property, "a node", run, epoch, back_after(run, epoch, since))
     started.must(300)
     assert_same_fit(run, tmp_path / "whole")
 
@@ -251,6 +251,6 @@ def test_a_group_shrinks_to_the_nodes_that_are_left(
     nodes.kill_raylet(1)
     since = time.monotonic()
     epoch = cut_at(run, since)
-    told(record_property, "a node, for good", run, epoch, back_after(run, epoch, since))
+    record_recovery(record_property, "a node, for good", run, epoch, back_after(run, epoch, since))
     started.must(300)
     assert [r["epoch"] for r in records(run)] == list(range(1, EPOCHS + 1))

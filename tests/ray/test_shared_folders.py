@@ -45,20 +45,20 @@ def run(net: Network, job: str, *args: object) -> tuple[int, str]:
 def test_a_private_cohort_is_refused(net: Network) -> None:
     cohort = write_healthy(net.folder / "private", name="hidden")
     out = net.folder / "run-of-hidden"
-    code, said = run(net, "train", "PCA-4", "--cohort", cohort.url, "--out", out)
+    code, output = run(net, "train", "PCA-4", "--cohort", cohort.url, "--out", out)
     assert code == 1
-    assert f"{cohort.url}/zarr.json: node {net.address(1)} of the cluster lacks it" in said
-    assert "NFS" in said
-    assert "Traceback" not in said
+    assert f"{cohort.url}/zarr.json: node {net.address(1)} of the cluster lacks it" in output
+    assert "NFS" in output
+    assert "Traceback" not in output
 
 
 def test_a_private_folder_for_results_is_refused(net: Network) -> None:
     scans = write_bids(net.folder / "shared-scans", 4)
     out = net.folder / "private" / "made.zarr"
     tiny = ("--min-brain-ml", 0.1, "--shape", 13, 14, 12)
-    code, said = run(net, "prepare", "bids", scans, "--out", out, *tiny)
+    code, output = run(net, "prepare", "bids", scans, "--out", out, *tiny)
     assert code == 1
-    assert f"{out}: node {net.address(1)} of the cluster does not see it" in said
+    assert f"{out}: node {net.address(1)} of the cluster does not see it" in output
     assert not list(Path(out).glob(".shared.*"))
 
 
@@ -70,9 +70,9 @@ def test_copies_on_all_nodes_are_as_good_as_a_shared_folder(net: Network) -> Non
     inside = Path(f"/proc/{holder.pid}/root{private}")
     shutil.copytree(cohort.url, inside)
     run_url = net.folder / "run-of-copied"
-    code, said = run(net, "train", "PCA-4", "--cohort", private, "--out", run_url)
-    assert code == 0, said
+    code, output = run(net, "train", "PCA-4", "--cohort", private, "--out", run_url)
+    assert code == 0, output
     (inside / "zarr.json").write_text("{}")
-    code, said = run(net, "train", "PCA-5", "--cohort", private, "--out", f"{run_url}-2")
+    code, output = run(net, "train", "PCA-5", "--cohort", private, "--out", f"{run_url}-2")
     assert code == 1
-    assert "has another version" in said
+    assert "has another version" in output

@@ -97,7 +97,7 @@ def test_streamed_and_resident_batches_are_the_same_bits(
         orders.append(ids.tolist())
     assert orders[0] != orders[1]
     again, _ = joined(list(stream(cohort, ndim, batch_size=batch_size, resident=False).epoch(1)))
-    assert again.tolist() == orders[1]  # begun anew at the second epoch, as a resumed run does
+    assert again.tolist() == orders[1]  # started again at the second epoch, as a resumed run does
 
 
 @pytest.mark.parametrize("ndim", [2, 3])

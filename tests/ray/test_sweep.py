@@ -62,8 +62,8 @@ class TestSweep:
             baselines=False,
             fit=FIT,
         )
-        told = io.StringIO()
-        console = Console(file=told, force_terminal=False, width=200)
+        stream = io.StringIO()
+        console = Console(file=stream, force_terminal=False, width=200)
         outcomes = sweep(space, cohort, str(tmp_path), config=SMALL, console=console)
         status = {(o.experiment.name, o.experiment.fit.learning_rate): o for o in outcomes}
         assert len(outcomes) == 3 * 2 + 2
@@ -77,7 +77,7 @@ class TestSweep:
         for outcome in outcomes:
             if outcome not in failed and outcome.experiment.name == "3D-None":
                 assert len(Run.open(outcome.url).metrics()) == 3
-        lines = told.getvalue().splitlines()
+        lines = stream.getvalue().splitlines()
         assert any(line.startswith("8 of 8 trials: ") for line in lines)
         assert sum("FAILED" in line and "NotFiniteError" in line for line in lines) == 2
         record = json.loads((tmp_path / "sweep.json").read_text())
@@ -184,8 +184,8 @@ class TestSearches:
         self, cohort: Cohort, tmp_path: Path
     ) -> None:
         lesioned = write_lesioned(tmp_path)
-        told = io.StringIO()
-        console = Console(file=told, force_terminal=False, width=200)
+        stream = io.StringIO()
+        console = Console(file=stream, force_terminal=False, width=200)
         config = SweepConfig(
             objective="auprc",
             labelled=lesioned.url,
@@ -209,7 +209,7 @@ class TestSearches:
             assert summary["objective"]["uses_labels"]
             assert summary["objective"]["value"] == outcome.objective
             assert any("uses labels" in warning for warning in summary["warnings"])
-        assert "AUPRC (uses labels)" in told.getvalue()
+        assert "AUPRC (uses labels)" in stream.getvalue()
         # It is what the evaluation finds on that part, and the evaluation is apart from it.
         for outcome in ended:
             assert not (Path(outcome.url) / "evaluation").exists()
@@ -230,10 +230,10 @@ class TestSearches:
         def fitted() -> dict[str, int]:
             outcomes = sweep(space, cohort, str(tmp_path), config=short)
             assert {o.status for o in outcomes} == {"unfinished"}
-            begun = [Run.open(o.url) for o in outcomes if Path(o.url).exists()]
-            epochs = {run.url: [record["epoch"] for record in run.metrics()] for run in begun}
-            assert all(found == list(range(1, len(found) + 1)) for found in epochs.values())
-            return {url: len(found) for url, found in epochs.items()}
+            opened = [Run.open(o.url) for o in outcomes if Path(o.url).exists()]
+            epochs = {run.url: [record["epoch"] for record in run.metrics()] for run in opened}
+            assert all(numbers == list(range(1, len(numbers) + 1)) for numbers in epochs.values())
+            return {url: len(numbers) for url, numbers in epochs.items()}
 
         before = fitted()
         assert max(before.values()) > 0
@@ -270,7 +270,7 @@ def test_a_population_takes_over_and_says_so(cohort: Cohort, tmp_path: Path) -> 
         assert [r["epoch"] for r in run.metrics()] == [1, 2, 3]
         assert run.experiment.fit.learning_rate == line[-1]["settings"]["fit.learning_rate"]
         assert json.loads((Path(run.url) / "config.json").read_text())["name"] == "3D-None-PBT"
-        # What one went through behind another's state, that one's record tells too.
+        # What one went through after another's state, that one's record holds too.
         for before, span in itertools.pairwise(line):
             assert before["member"] == span["from_member"]
     written = {p: p.stat().st_mtime_ns for p in tmp_path.glob("*/**/summary.json")}
@@ -385,7 +385,7 @@ def test_a_killed_sweep_goes_on_and_ends_the_same(
     for _ in range(2):
         before = ended(cut)
         killed = start(script, cohort, cut, tmp_path)
-        # Behind a finished trial, at whatever moment of the next ones.
+        # After a finished trial, at whatever moment of the next ones.
         deadline = time.monotonic() + 600
         while len(ended(cut)) <= len(before):
             assert time.monotonic() < deadline

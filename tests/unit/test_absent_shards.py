@@ -50,9 +50,9 @@ class TestGone:
         shards = "shards 0, 1" if how == "all" else "shard 1"
         with pytest.raises(
             StoreError, match=rf"stroke\.zarr was sealed, but {shards} of '{array}' is gone or"
-        ) as told:
+        ) as caught:
             open_cohort(cohort.url)
-        assert f"--verify {cohort.url}" in str(told.value)
+        assert f"--verify {cohort.url}" in str(caught.value)
 
     def test_is_named_where_it_is_read(self, cohort: Cohort, array: str) -> None:
         """Also where it vanishes later than the opening, and in a task that has it pickled."""

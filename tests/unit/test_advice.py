@@ -37,14 +37,14 @@ def messages(path: Path) -> Iterator[tuple[int, str]]:
 
 
 def test_no_message_advises_to_destroy() -> None:
-    found = [
+    matches = [
         f"{path.relative_to(ROOT)}:{line}: {text}"
         for folder in ("uadray", "jobs")
         for path in sorted((ROOT / folder).rglob("*.py"))
         for line, text in messages(path)
         if DESTROYS.search(re.sub("|".join(ALLOWED), "", text))
     ]
-    assert not found, "\n".join(found)
+    assert not matches, "\n".join(matches)
 
 
 def test_the_words_are_found() -> None:

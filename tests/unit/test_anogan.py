@@ -49,9 +49,9 @@ def test_the_search_finds_a_latent_that_made_an_image(ndim: int) -> None:
     z = torch.randn(4, 6)
     with torch.inference_mode():
         x = made.generator(z)
-        found = made.search(x)
+        latent = made.search(x)
         before = made.misfit(x, torch.zeros(4, 6))
-        after = made.misfit(x, found)
+        after = made.misfit(x, latent)
     assert (after < 0.2 * before).all(), (before, after)
     assert all(p.grad is None for p in made.parameters())
 

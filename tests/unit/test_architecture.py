@@ -74,13 +74,13 @@ def test_every_room_is_in_the_table() -> None:
 
 def test_the_picture_in_the_documentation_has_the_order_of_the_table() -> None:
     text = (ROOT.parent / "docs/index.md").read_text().split("## The house")[1]
-    shown = [word for word in re.findall(r"\w+", text.split("```")[1]) if word in HEIGHT]
+    pictured = [word for word in re.findall(r"\w+", text.split("```")[1]) if word in HEIGHT]
     lines = [
         [HEIGHT[word] for word in re.split(r"\s{3,}", line.strip())[0].split() if word in HEIGHT]
         for line in text.split("```")[1].splitlines()
     ]
-    levels = [found for found in lines if found]
-    assert {"papers", "runs", "methods", "files"} <= set(shown)
+    levels = [level for level in lines if level]
+    assert {"papers", "runs", "methods", "files"} <= set(pictured)
     for above, below in itertools.pairwise(levels):
         assert min(above) > max(below)
 
@@ -131,9 +131,13 @@ class TestRay:
 def literals(path: Path) -> Iterator[str]:
     """Texts of a module that are no documentation."""
     tree = ast.parse(path.read_text())
-    told = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
+    docstrings = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
     for node in ast.walk(tree):
-        if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in told:
+        if (
+            isinstance(node, ast.Constant)
+            and isinstance(node.value, str)
+            and id(node) not in docstrings
+        ):
             yield node.value
 
 
@@ -150,8 +154,8 @@ def test_files_are_named_in_one_room(homes: set[str], names: set[str]) -> None:
     """`results` tells by them whose a folder is, and reads nothing else of them."""
     for module, path in MODULES.items():
         if module.split(".")[1] not in homes | {"results"}:
-            found = {text for text in literals(path) if set(text.strip("/").split("/")) & names}
-            assert not found, f"{module} names files of {homes}: {found}"
+            named = {text for text in literals(path) if set(text.strip("/").split("/")) & names}
+            assert not named, f"{module} names files of {homes}: {named}"
 
 
 @pytest.mark.parametrize("room", ["metrics", "methods", "phantom"])

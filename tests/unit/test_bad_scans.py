@@ -216,7 +216,7 @@ REFUSED = {
         lambda f: scan(
             save(f / "a.nii", np.random.default_rng(0).normal(0, 9, SHAPE).astype(np.float32))
         ),
-        r"a\.nii: .* no constant background, so that its brain cannot be told; give a brain mask",
+        r"a\.nii: .* no constant background, so that its brain cannot be recognised; give a",
     ),
     "singular": (
         lambda f: scan(save(f / "grid.nii", affine=SINGULAR)),
@@ -381,9 +381,9 @@ class TestTaken:
 
     def noted(self, volume, *notes: str) -> None:
         assert len(volume.notes) == len(notes), volume.notes
-        for found, expected in zip(volume.notes, notes, strict=True):
-            assert expected in found
-            assert found.startswith(DOUBT) == expected.startswith(DOUBT)
+        for note, expected in zip(volume.notes, notes, strict=True):
+            assert expected in note
+            assert note.startswith(DOUBT) == expected.startswith(DOUBT)
 
     @pytest.mark.parametrize(
         "name", ["über/naïve Größe/脳 スキャン.nii.gz", "a#b?c/d%20e.nii", "sub 1/[x]*.nii"]
@@ -415,9 +415,9 @@ class TestTaken:
         scaled = nib.Nifti1Image(IMAGE, image.affine, image.header)
         nib.save(scaled, tmp_path / "a.nii")
         assert scaled.header.endianness == ">"
-        found = load_volume(scan(tmp_path / "a.nii"))
-        assert np.allclose(found.image, IMAGE, atol=IMAGE.max() / 2**15)
-        self.noted(found)
+        volume = load_volume(scan(tmp_path / "a.nii"))
+        assert np.allclose(volume.image, IMAGE, atol=IMAGE.max() / 2**15)
+        self.noted(volume)
 
     def test_one_frame(self, tmp_path, plain):
         for frames in ((1,), (1, 1), (1, 1, 1)):
@@ -429,30 +429,30 @@ class TestTaken:
         self.same(plain, load_volume(scan(path)))
 
     def test_no_unit(self, tmp_path, plain):
-        found = load_volume(scan(save(tmp_path / "a.nii")))
-        self.same(plain, found, "states no unit of length, mm assumed")
+        volume = load_volume(scan(save(tmp_path / "a.nii")))
+        self.same(plain, volume, "states no unit of length, mm assumed")
 
     @pytest.mark.parametrize(("unit", "code", "size"), [("micron", 3, 1000), ("meter", 1, 0.001)])
     def test_other_units(self, tmp_path, plain, unit, code, size):
         affine = np.diag([size, size, size, 1])
-        found = load_volume(scan(save(tmp_path / "a.nii", affine=affine, xyzt_units=code)))
-        self.same(plain, found, f"lengths converted from {unit}")
+        volume = load_volume(scan(save(tmp_path / "a.nii", affine=affine, xyzt_units=code)))
+        self.same(plain, volume, f"lengths converted from {unit}")
 
     def test_a_wrong_unit(self, tmp_path, plain):
-        found = load_volume(scan(save(tmp_path / "a.nii", xyzt_units=1)))
-        self.same(plain, found, f"{DOUBT}the file states lengths in meter, which cannot be; mm")
+        volume = load_volume(scan(save(tmp_path / "a.nii", xyzt_units=1)))
+        self.same(plain, volume, f"{DOUBT}the file states lengths in meter, which cannot be; mm")
 
     def test_no_orientation(self, tmp_path, plain):
         path = save(tmp_path / "a.nii", sform_code=0, xyzt_units=2)
-        found = load_volume(scan(path))
-        assert nib.aff2axcodes(found.affine) == ("L", "A", "S")
-        self.noted(found, f"{DOUBT}the file records no orientation")
+        volume = load_volume(scan(path))
+        assert nib.aff2axcodes(volume.affine) == ("L", "A", "S")
+        self.noted(volume, f"{DOUBT}the file records no orientation")
         for codes in ("RAS", "PIR", "ASL"):
-            told = load_volume(scan(path, orientation=codes))
-            assert "".join(nib.aff2axcodes(told.affine)) == codes
-            middle = told.affine @ [*(np.array(SHAPE) - 1) / 2, 1]
+            stated = load_volume(scan(path, orientation=codes))
+            assert "".join(nib.aff2axcodes(stated.affine)) == codes
+            middle = stated.affine @ [*(np.array(SHAPE) - 1) / 2, 1]
             assert np.allclose(middle, [0, 0, 0, 1])
-            self.noted(told)
+            self.noted(stated)
         recorded = load_volume(scan(save(tmp_path / "b.nii", xyzt_units=2), orientation="PIR"))
         self.same(plain, recorded, "records its orientation, PIR is not used")
 
@@ -460,10 +460,10 @@ class TestTaken:
         voxels = IMAGE[..., None].round().astype(np.int16)
         image = nib.AnalyzeImage(voxels, np.diag([-1, 1.25, 1, 1]))
         nib.save(image, tmp_path / "a.img")
-        found = load_volume(scan(tmp_path / "a.img", orientation="LAS"))
-        assert np.array_equal(found.image, IMAGE.round())
-        assert np.allclose(found.affine[:3, :3], np.diag([-1, 1.25, 1]))
-        self.noted(found)
+        volume = load_volume(scan(tmp_path / "a.img", orientation="LAS"))
+        assert np.array_equal(volume.image, IMAGE.round())
+        assert np.allclose(volume.affine[:3, :3], np.diag([-1, 1.25, 1]))
+        self.noted(volume)
 
     def test_sizes_of_0_beside_an_sform(self, tmp_path, plain):
         path = save(tmp_path / "a.nii", pixdim=[1, 0, 0, 0, 0, 0, 0, 0], xyzt_units=2)
@@ -497,56 +497,56 @@ class TestTaken:
     def test_not_finite_outside_the_brain(self, tmp_path, plain):
         for value in (np.nan, np.inf, -np.inf):
             image = np.where(BRAIN, IMAGE, np.float32(value))
-            found = load_volume(scan(save(tmp_path / "a.nii", image, xyzt_units=2)))
-            self.same(plain, found, f"{(~BRAIN).sum()} voxels outside the brain are NaN or inf")
+            volume = load_volume(scan(save(tmp_path / "a.nii", image, xyzt_units=2)))
+            self.same(plain, volume, f"{(~BRAIN).sum()} voxels outside the brain are NaN or inf")
 
     def test_not_finite_outside_the_mask(self, tmp_path, plain):
         image = with_voxel(np.nan, CORNER)
-        found = load_volume(
+        volume = load_volume(
             scan(
                 save(tmp_path / "a.nii", image, xyzt_units=2),
                 brain=str(save(tmp_path / "b.nii", plain.brain)),
             )
         )
-        self.same(plain, found, "1 voxels outside the brain")
+        self.same(plain, volume, "1 voxels outside the brain")
 
     def test_a_background_that_is_not_0(self, tmp_path, plain):
-        found = load_volume(scan(save(tmp_path / "a.nii", IMAGE - 1000, xyzt_units=2)))
-        assert np.array_equal(found.brain, plain.brain)
-        assert (found.image[~BRAIN] == 0).all()
+        volume = load_volume(scan(save(tmp_path / "a.nii", IMAGE - 1000, xyzt_units=2)))
+        assert np.array_equal(volume.brain, plain.brain)
+        assert (volume.image[~BRAIN] == 0).all()
         inside = IMAGE[BRAIN] - IMAGE[BRAIN].min()
-        assert np.allclose(found.image[BRAIN], inside, atol=1e-3)
-        self.noted(found, "background is -1000, not 0", "shifted up by 9")
+        assert np.allclose(volume.image[BRAIN], inside, atol=1e-3)
+        self.noted(volume, "background is -1000, not 0", "shifted up by 9")
 
     def test_z_scores(self, tmp_path, plain):
         scores = (IMAGE - IMAGE[BRAIN].mean()) / IMAGE[BRAIN].std()
         image = np.where(BRAIN, scores, 0).astype(np.float32)
-        found = load_volume(scan(save(tmp_path / "a.nii", image, xyzt_units=2)))
-        assert np.array_equal(found.brain, plain.brain)
-        assert found.image.min() == 0
+        volume = load_volume(scan(save(tmp_path / "a.nii", image, xyzt_units=2)))
+        assert np.array_equal(volume.brain, plain.brain)
+        assert volume.image.min() == 0
         # Standardised it is the same scan.
         got, expected = (
             prepare_scan(scan(path), replace(TINY, denoise=False)).image
             for path in (tmp_path / "a.nii", tmp_path / "plain.nii")
         )
         assert np.allclose(got, expected, atol=1e-4)
-        self.noted(found, "shifted up by")
+        self.noted(volume, "shifted up by")
 
     def test_ringing_below_0(self, tmp_path, plain):
         rng = np.random.default_rng(0)
         image = np.where(BRAIN, IMAGE, rng.normal(0, 0.5, SHAPE)).astype(np.float32)
-        found = load_volume(scan(save(tmp_path / "a.nii", image, xyzt_units=2)))
+        volume = load_volume(scan(save(tmp_path / "a.nii", image, xyzt_units=2)))
         # A dark voxel at the brain's border may drown in it.
-        assert (found.brain != plain.brain).mean() < 0.001
-        assert found.image.min() == 0
-        self.noted(found, "intensities below 0 (to -1.9")
+        assert (volume.brain != plain.brain).mean() < 0.001
+        assert volume.image.min() == 0
+        self.noted(volume, "intensities below 0 (to -1.9")
 
     def test_inverted_contrast(self, tmp_path, plain):
         image = np.where(BRAIN, 300 - IMAGE, 300).astype(np.float32)
-        found = load_volume(scan(save(tmp_path / "a.nii", image, xyzt_units=2)))
-        assert np.array_equal(found.brain, plain.brain)
-        assert (found.image[~BRAIN] == 0).all()
-        self.noted(found, "background is 300", f"{DOUBT}the background is brighter than the brain")
+        volume = load_volume(scan(save(tmp_path / "a.nii", image, xyzt_units=2)))
+        assert np.array_equal(volume.brain, plain.brain)
+        assert (volume.image[~BRAIN] == 0).all()
+        self.noted(volume, "background is 300", f"{DOUBT}the background is brighter than the brain")
         masked = scan(tmp_path / "a.nii", brain=str(save(tmp_path / "b.nii", BRAIN)))
         self.noted(load_volume(masked), f"{DOUBT}outside of the brain it is brighter than inside")
 
@@ -563,10 +563,10 @@ class TestTaken:
 
     def test_a_head_whose_brain_is_still_to_be_found(self, tmp_path):
         image = with_voxel(np.nan, CORNER) - 50
-        found = load_volume(scan(save(tmp_path / "a.nii", image, xyzt_units=2)), stripped=False)
-        assert found.brain.all()
-        assert found.image.min() == 0
-        self.noted(found, "shifted up by 50", "1 voxels outside the brain")
+        volume = load_volume(scan(save(tmp_path / "a.nii", image, xyzt_units=2)), stripped=False)
+        assert volume.brain.all()
+        assert volume.image.min() == 0
+        self.noted(volume, "shifted up by 50", "1 voxels outside the brain")
 
 
 class TestMasks:
@@ -577,21 +577,21 @@ class TestMasks:
 
     @pytest.mark.parametrize("value", [1, 2, 255])
     def test_any_label_counts(self, tmp_path, value):
-        found = self.read(tmp_path, LESION * np.uint8(value))
-        assert np.array_equal(found.lesion, LESION)
-        assert found.notes == ()
+        volume = self.read(tmp_path, LESION * np.uint8(value))
+        assert np.array_equal(volume.lesion, LESION)
+        assert volume.notes == ()
 
     def test_some_labels_count(self, tmp_path):
         mask = LESION.astype(np.uint8)
         mask[15:, :, :] = 2
-        found = self.read(tmp_path, mask, lesion_labels=(1,))
-        assert np.array_equal(found.lesion, LESION)
+        volume = self.read(tmp_path, mask, lesion_labels=(1,))
+        assert np.array_equal(volume.lesion, LESION)
 
     def test_labels_of_a_scaled_type(self, tmp_path):
         # Values as ATLAS R1 has them.
-        found = self.read(tmp_path, LESION * np.float64(254.9999999406282))
-        assert np.array_equal(found.lesion, LESION)
-        assert found.notes == ()
+        volume = self.read(tmp_path, LESION * np.float64(254.9999999406282))
+        assert np.array_equal(volume.lesion, LESION)
+        assert volume.notes == ()
 
     @pytest.mark.parametrize(
         ("scale", "advice"),
@@ -612,8 +612,8 @@ class TestMasks:
             assert advice in str(e.value)
         # A threshold of one's own takes probabilities.
         if scale == 0.4:
-            found = load_volume(scan(image, lesion=str(mask)), least_lesion=0.3)
-            assert np.allclose(found.lesion, LESION * 0.4)
+            volume = load_volume(scan(image, lesion=str(mask)), least_lesion=0.3)
+            assert np.allclose(volume.lesion, LESION * 0.4)
 
     def test_numbered_lesions(self, tmp_path):
         numbers = np.where(LESION, np.cumsum(LESION).reshape(SHAPE), 0)
@@ -624,15 +624,15 @@ class TestMasks:
         second = ellipsoid(SHAPE, (2, 2, 2), (14, 12, 12))
         empty = np.zeros(SHAPE, bool)
         more = [str(save(tmp_path / f"{k}.nii", m)) for k, m in enumerate((second, empty))]
-        found = self.read(tmp_path, LESION, more_lesions=tuple(more))
-        assert np.array_equal(found.lesion, LESION | second)
+        volume = self.read(tmp_path, LESION, more_lesions=tuple(more))
+        assert np.array_equal(volume.lesion, LESION | second)
 
     def test_probabilities_meet_one_threshold(self, tmp_path):
         share = np.where(LESION, 0.7, 0).astype(np.float32)
         share[~LESION & ellipsoid(SHAPE, (5, 5, 5), (9, 12, 12))] = 0.3
-        found = self.read(tmp_path, share)
-        assert np.array_equal(found.lesion, share)
-        assert found.notes == ("lesion.nii holds shares or probabilities, not labels",)
+        volume = self.read(tmp_path, share)
+        assert np.array_equal(volume.lesion, share)
+        assert volume.notes == ("lesion.nii holds shares or probabilities, not labels",)
         one = scan(tmp_path / "image.nii", lesion=str(tmp_path / "lesion.nii"))
         low, half = (
             prepare_scan(one, replace(TINY, mask_threshold=t)).lesion_ml for t in (0.2, 0.5)
@@ -641,36 +641,36 @@ class TestMasks:
 
     def test_a_brain_mask_of_probabilities(self, tmp_path):
         path = save(tmp_path / "b.nii", np.where(BRAIN, 0.8, 0.3).astype(np.float32))
-        found = load_volume(scan(save(tmp_path / "a.nii"), brain=str(path)))
-        assert np.array_equal(found.brain, BRAIN)
+        volume = load_volume(scan(save(tmp_path / "a.nii"), brain=str(path)))
+        assert np.array_equal(volume.brain, BRAIN)
 
     def test_not_finite_is_no_lesion(self, tmp_path):
         mask = np.where(LESION, 1, np.nan).astype(np.float32)
-        found = self.read(tmp_path, mask)
-        assert np.array_equal(found.lesion, LESION)
-        assert "voxels of lesion.nii are not finite" in found.notes[0]
+        volume = self.read(tmp_path, mask)
+        assert np.array_equal(volume.lesion, LESION)
+        assert "voxels of lesion.nii are not finite" in volume.notes[0]
 
     def test_less_than_half_a_voxel_off(self, tmp_path):
-        found = self.read(tmp_path, LESION, moved(0.3))
-        assert np.array_equal(found.lesion, LESION)
-        assert found.notes == ("lesion.nii lies 0.30 mm off its scan, taken as on its grid",)
+        volume = self.read(tmp_path, LESION, moved(0.3))
+        assert np.array_equal(volume.lesion, LESION)
+        assert volume.notes == ("lesion.nii lies 0.30 mm off its scan, taken as on its grid",)
 
     def test_without_orientation_on_the_same_number_of_voxels(self, tmp_path):
         path = save(tmp_path / "lesion.nii", LESION, sform_code=0)
-        found = load_volume(scan(save(tmp_path / "image.nii"), lesion=str(path)))
-        assert np.array_equal(found.lesion, LESION)
+        volume = load_volume(scan(save(tmp_path / "image.nii"), lesion=str(path)))
+        assert np.array_equal(volume.lesion, LESION)
 
     def test_shifted_on_the_same_number_of_voxels(self, tmp_path):
-        found = self.read(tmp_path, LESION, moved(2))
-        assert np.array_equal(found.lesion, np.roll(LESION, 2, axis=0))
-        assert found.notes[0].startswith(f"{DOUBT}lesion.nii lies on another grid (as many voxels")
+        volume = self.read(tmp_path, LESION, moved(2))
+        assert np.array_equal(volume.lesion, np.roll(LESION, 2, axis=0))
+        assert volume.notes[0].startswith(f"{DOUBT}lesion.nii lies on another grid (as many voxels")
 
     def test_partly_outside(self, tmp_path):
         big = ellipsoid((40, 26, 24), (20, 4, 4))
-        found = self.read(tmp_path, big)
-        assert np.array_equal(found.lesion, big[:22])
-        assert found.notes[0].startswith(DOUBT)
-        assert "42% of it lies outside" in found.notes[0]
+        volume = self.read(tmp_path, big)
+        assert np.array_equal(volume.lesion, big[:22])
+        assert volume.notes[0].startswith(DOUBT)
+        assert "42% of it lies outside" in volume.notes[0]
 
     @settings(deadline=None, max_examples=12)
     @given(
@@ -688,13 +688,13 @@ class TestMasks:
         index = np.indices(tuple(shape)).reshape(3, -1)
         place = (affine[:3, :3] @ index + affine[:3, 3:]).T
         ball = (np.linalg.norm(place - centre, axis=1) <= 5).reshape(tuple(shape))
-        found = self.read(tmp_path_factory.mktemp("grid"), ball, affine)
-        weights = found.lesion / found.lesion.sum()
+        volume = self.read(tmp_path_factory.mktemp("grid"), ball, affine)
+        weights = volume.lesion / volume.lesion.sum()
         where = (np.indices(SHAPE) * weights).sum(axis=(1, 2, 3))
         # The ball on its own grid has that centre to rounding only.
         own = place[ball.ravel()].mean(axis=0)
         assert np.abs(where - own).max() < 0.05
-        assert found.lesion.sum() == pytest.approx(ball.sum() * voxel_ml(affine) * 1000, rel=0.05)
+        assert volume.lesion.sum() == pytest.approx(ball.sum() * voxel_ml(affine) * 1000, rel=0.05)
 
 
 class TestOrientation:

@@ -12,10 +12,10 @@ from benchmarks.harness import Row, publish
     [(10.0, 1.0, 2.0), (3.0, 3.0, None), (3.0, 3.4, None), (3.0, 2.9, None)],
 )
 def test_a_rate_needs_a_difference(whole: float, part: float, expected: float | None) -> None:
-    found = rate(18, whole, part)
-    assert found == expected
-    assert bool(unmeasured(found)) == (expected is None)
-    assert quotient(found, found) == (None if expected is None else 1.0)
+    measured = rate(18, whole, part)
+    assert measured == expected
+    assert bool(unmeasured(measured)) == (expected is None)
+    assert quotient(measured, measured) == (None if expected is None else 1.0)
 
 
 def test_what_was_not_measured_is_said(capsys: pytest.CaptureFixture[str]) -> None:

@@ -53,34 +53,34 @@ def calibration(become: float | None, by: float = 1.0, num_healthy: int = 12) ->
 
 
 def test_a_cohort_that_darkness_solves_is_warned_about():
-    found = calibration(become=0.06)
-    standing = {s.method: s for s in found.standings}
+    result = calibration(become=0.06)
+    standing = {s.method: s for s in result.standings}
     assert list(standing) == ["x", "1 - x", "mean image", "z-score", "PCA-12"]
     assert standing["1 - x"].dice_d > 0.95
     assert standing["1 - x"].auprc > 0.95
     assert standing["x"].upper_bound_dice < 0.3
-    assert "1 - x has Dice_D" in found.warning
-    assert f"at least {SOLVED}" in found.warning
-    assert found.warning in str(found)
-    assert found.to_dict()["warning"] == found.warning
+    assert "1 - x has Dice_D" in result.warning
+    assert f"at least {SOLVED}" in result.warning
+    assert result.warning in str(result)
+    assert result.to_dict()["warning"] == result.warning
 
 
 def test_a_cohort_that_needs_to_know_the_healthy_is_not():
     """Tissue of both kinds takes on the mean intensity: nothing is extreme, all is misplaced."""
-    found = calibration(become=0.5)
-    standing = {s.method: s for s in found.standings}
+    result = calibration(become=0.5)
+    standing = {s.method: s for s in result.standings}
     assert standing["z-score"].dice_d > 0.9
     assert max(standing["x"].dice_d, standing["1 - x"].dice_d) < 0.5
-    assert not found.warning
-    assert "warning" not in str(found)
-    assert (found.num_threshold, found.num_test, found.num_healthy) == (3, 3, 12)
+    assert not result.warning
+    assert "warning" not in str(result)
+    assert (result.num_threshold, result.num_test, result.num_healthy) == (3, 3, 12)
 
 
 def test_without_healthy_subjects_only_intensity_stands_and_it_says_so():
-    found = calibration(become=0.06, num_healthy=0)
-    assert [s.method for s in found.standings] == ["x", "1 - x"]
-    assert "pass --healthy COHORT" in str(found)
-    assert found.warning
+    result = calibration(become=0.06, num_healthy=0)
+    assert [s.method for s in result.standings] == ["x", "1 - x"]
+    assert "pass --healthy COHORT" in str(result)
+    assert result.warning
 
 
 def standing(method: str, dice_d: float) -> Standing:
@@ -89,7 +89,7 @@ def standing(method: str, dice_d: float) -> Standing:
 
 
 @pytest.mark.parametrize(
-    ("values", "said"),
+    ("values", "warning"),
     [
         ({"x": 0.1, "1 - x": 0.6, "z-score": 0.9}, "at least 0.6"),
         ({"x": 0.7, "1 - x": 0.1, "z-score": 0.9}, "x has Dice_D 0.700"),
@@ -101,23 +101,23 @@ def standing(method: str, dice_d: float) -> Standing:
         ({"x": 0.06, "1 - x": 0.03}, ""),
     ],
 )
-def test_the_rule(values, said):
+def test_the_rule(values, warning):
     standings = tuple(standing(name, value) for name, value in values.items())
-    found = Calibration(standings=standings, num_threshold=1, num_test=1, num_healthy=0)
-    assert (said in found.warning) if said else not found.warning
+    result = Calibration(standings=standings, num_threshold=1, num_test=1, num_healthy=0)
+    assert (warning in result.warning) if warning else not result.warning
 
 
 def test_the_figures_are_those_of_straight_counting():
     """Dice of x >= t over all voxels at the best t, by brute force."""
     test = [lesioned(k, None, 1.3) for k in (103, 104)]
-    found = calibrate([lesioned(100, None, 1.3)], test, config=RAW)
+    result = calibrate([lesioned(100, None, 1.3)], test, config=RAW)
     x = np.concatenate([one.image[one.brain] for one in test]).astype(np.float64)
     truth = np.concatenate([one.lesion[one.brain] for one in test])
     dice = [2 * (truth & (x >= t)).sum() / ((x >= t).sum() + truth.sum()) for t in np.unique(x)]
-    assert found.standings[0].upper_bound_dice == pytest.approx(max(dice), abs=2e-3)
+    assert result.standings[0].upper_bound_dice == pytest.approx(max(dice), abs=2e-3)
     order = np.argsort(-x)
     hits = np.cumsum(truth[order]) / np.arange(1, len(x) + 1)
-    assert found.standings[0].auprc == pytest.approx(hits[truth[order]].mean(), abs=2e-3)
+    assert result.standings[0].auprc == pytest.approx(hits[truth[order]].mean(), abs=2e-3)
 
 
 def test_parts_and_grids_are_checked():
@@ -133,18 +133,18 @@ def test_parts_and_grids_are_checked():
 
 def test_a_store_is_calibrated_by_its_parts_and_keeps_the_figures(tmp_path):
     normal, ill = write_healthy(tmp_path), write_lesioned(tmp_path, bright=False)
-    found = calibrate_cohort(ill, normal)
-    assert found.num_threshold == len(ill.rows("threshold"))
-    assert found.num_test == len(ill.rows("test"))
-    assert found.num_healthy == len(normal.rows("train"))
-    assert write_calibration(ill, normal) == found
+    result = calibrate_cohort(ill, normal)
+    assert result.num_threshold == len(ill.rows("threshold"))
+    assert result.num_test == len(ill.rows("test"))
+    assert result.num_healthy == len(normal.rows("train"))
+    assert write_calibration(ill, normal) == result
     kept = files.read_json(files.join(ill.url, "calibration.json"))
     assert (kept["cohort"], kept["healthy"]) == (ill.fingerprint, normal.fingerprint)
     assert kept["standings"][1]["method"] == "1 - x"
-    assert kept["standings"][1]["dice_d"] == found.standings[1].dice_d
+    assert kept["standings"][1]["dice_d"] == result.standings[1].dice_d
     # Apart from the seal.
     assert verify(ill.url) == []
     alone = write_calibration(ill)
     assert alone is not None
-    assert alone.standings == found.standings[:2]
+    assert alone.standings == result.standings[:2]
     assert write_calibration(normal) is None

@@ -38,16 +38,16 @@ def chained(error: BaseException) -> BaseException:
         chained(Wrapped(FULL)),
     ],
 )
-def test_a_full_disk_is_told_in_words(error, capsys):
+def test_a_full_disk_is_said_in_words(error, capsys):
     def main() -> None:
         raise error
 
     with pytest.raises(SystemExit) as ended:
         cli.run(main)
     assert ended.value.code == cli.FAILED
-    told = capsys.readouterr().err
-    assert told.startswith("error: runs/here/model.safetensors: no space is left")
-    assert "run the same command again" in told
+    message = capsys.readouterr().err
+    assert message.startswith("error: runs/here/model.safetensors: no space is left")
+    assert "run the same command again" in message
 
 
 def test_the_advice_of_ray_is_no_name_of_a_file(capsys):

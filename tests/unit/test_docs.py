@@ -27,9 +27,9 @@ class _Parsed(BaseException):
 def commands(page: Path) -> Iterator[list[str]]:
     """Each `python jobs/...` of a page, in its blocks and in its lines, as words."""
     text = re.sub(r"\\\n\s*", " ", page.read_text(encoding="utf-8"))
-    for found in re.finditer(r"python (jobs/\w+\.py[^\n`;|#]*)", text):
+    for match in re.finditer(r"python (jobs/\w+\.py[^\n`;|#]*)", text):
         # Names that stand for any experiment.
-        yield ["3D-None" if word in ("$name", "NAME") else word for word in shlex.split(found[1])]
+        yield ["3D-None" if word in ("$name", "NAME") else word for word in shlex.split(match[1])]
 
 
 def shape(words: list[str]) -> tuple[str, ...]:
@@ -126,8 +126,8 @@ def test_every_page_is_in_the_navigation() -> None:
 
 def test_no_machine_or_tool_shows_through() -> None:
     for page in PAGES:
-        found = re.search(r"/(root|work)/", page.read_text(encoding="utf-8"))
-        assert found is None, f"{page}: {found}"
+        match = re.search(r"/(root|work)/", page.read_text(encoding="utf-8"))
+        assert match is None, f"{page}: {match}"
 
 
 def test_the_reference_names_what_there_is() -> None:
@@ -139,8 +139,8 @@ def test_the_reference_names_what_there_is() -> None:
 
 @pytest.mark.slow
 def test_the_site_builds_without_a_warning(tmp_path: Path) -> None:
-    pytest.importorskip("mkdocs", reason="mkdocs is not installed: pip install 'uadray[docs]'")
-    pytest.importorskip("mkdocstrings", reason="pip install 'uadray[docs]'")
+    pytest.importorskip("mkdocs", reason="mkdocs is not installed: pip install -e '.[docs]'")
+    pytest.importorskip("mkdocstrings", reason="pip install -e '.[docs]'")
     done = subprocess.run(
         [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path)],
         cwd=ROOT,

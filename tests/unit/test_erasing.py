@@ -152,7 +152,7 @@ def test_multi_cube_draws_one_to_ten_regions_alike() -> None:
 
 def test_half_volume_erases_one_side_over_successive_slices() -> None:
     config = ErasingConfig(strategy="half-volume", fill="zero", probability=1)
-    # A brain off the grid's middle: columns 2 to 11 of 20, so its plane lies behind column 6.
+    # A brain off the grid's middle: columns 2 to 11 of 20, so its plane lies after column 6.
     x = torch.zeros(400, 16, 24, 20, dtype=torch.float16)
     x[..., 2:12] = 0.5
     out = run(config, torch.arange(400), x)

@@ -64,15 +64,15 @@ def test_a_draw_is_what_training_gets(volume: np.ndarray, name: str, seed: int) 
     sample = ROW if ndim == 3 else ROW * SHAPE[0] + PLANE
     epochs = erased_epochs(one, sample, spatial=SHAPE[:ndim], count=3)
     for epoch in epochs:
-        shown = draw(one, volume, row=ROW, plane=PLANE, epoch=epoch)
+        drawn = draw(one, volume, row=ROW, plane=PLANE, epoch=epoch)
         image, mask = given(one, volume, epoch)
-        assert (shown.seed, shown.epoch, shown.sample) == (seed, epoch, sample)
+        assert (drawn.seed, drawn.epoch, drawn.sample) == (seed, epoch, sample)
         assert mask.any()
-        assert shown.share_of_input == pytest.approx(mask.mean())
+        assert drawn.share_of_input == pytest.approx(mask.mean())
         brain = (volume if ndim == 3 else volume[PLANE]) > 0
-        assert shown.share_of_brain == pytest.approx(mask[brain].mean())
-        assert [s.plane for s in shown.sections] == ["axial", "coronal", "sagittal"][: 3 * ndim - 5]
-        for axis, section in enumerate(shown.sections):
+        assert drawn.share_of_brain == pytest.approx(mask[brain].mean())
+        assert [s.plane for s in drawn.sections] == ["axial", "coronal", "sagittal"][: 3 * ndim - 5]
+        for axis, section in enumerate(drawn.sections):
             cut = (lambda a, s=section, k=axis: a.take(s.index, k)) if ndim == 3 else np.asarray
             assert cut(mask).any(), "the plane goes through what is erased"
             colours, grey = pixels(section.image), np.rint(cut(image).astype(float) * 249)
@@ -83,10 +83,10 @@ def test_a_draw_is_what_training_gets(volume: np.ndarray, name: str, seed: int) 
 
 def test_epochs_shown_are_those_that_erase(volume: np.ndarray) -> None:
     one = experiment("3D-Cube-n")
-    shown = erased_epochs(one, ROW, spatial=SHAPE, count=12)
-    every = [e for e in range(shown[-1] + 1) if given(one, volume, e)[1].any()]
-    assert shown == every
-    assert shown != list(range(12)), "some epochs give the sample whole"
+    epochs = erased_epochs(one, ROW, spatial=SHAPE, count=12)
+    every = [e for e in range(epochs[-1] + 1) if given(one, volume, e)[1].any()]
+    assert epochs == every
+    assert epochs != list(range(12)), "some epochs give the sample whole"
     never = replace(one, erasing=replace(one.erasing, probability=0.0))
     assert erased_epochs(never, ROW, spatial=SHAPE, count=2) == []
     assert tally(never, volume, row=ROW, plane=PLANE) is None
@@ -104,10 +104,10 @@ def test_the_tally_counts_what_is_erased(volume: np.ndarray) -> None:
 
 
 def test_nothing_erased_is_shown_once_through_the_brain(volume: np.ndarray) -> None:
-    shown = draw(experiment("3D-None"), volume, row=ROW, plane=PLANE, epoch=0)
-    assert shown.share_of_input == shown.share_of_brain == 0
+    drawn = draw(experiment("3D-None"), volume, row=ROW, plane=PLANE, epoch=0)
+    assert drawn.share_of_input == drawn.share_of_brain == 0
     centre = [round(float(axis.mean())) for axis in np.nonzero(volume)]
-    assert [section.index for section in shown.sections] == centre
+    assert [section.index for section in drawn.sections] == centre
     figure = erasing_figure([experiment("3D-None")], volume, row=ROW)
     assert figure.count("<img") == 3
     assert "nothing erased" in figure
@@ -127,9 +127,9 @@ def test_the_page_holds_all_fourteen_and_nothing_from_outside(
     row = int(cohort.subjects["row"].iloc[0])
     brains = (cohort.read("image", row, row + 1)[0] > 0).sum((1, 2))
     assert f"axial slice {brains.argmax()}" in text
-    said = re.findall(r"seed (\d+), epoch (\d+), id (\d+)", text)
-    assert len(said) == 2 * (1 + 6 * 2)
-    assert {int(sample) for *_, sample in said} == {row, row * SHAPE[0] + int(brains.argmax())}
+    captions = re.findall(r"seed (\d+), epoch (\d+), id (\d+)", text)
+    assert len(captions) == 2 * (1 + 6 * 2)
+    assert {int(sample) for *_, sample in captions} == {row, row * SHAPE[0] + int(brains.argmax())}
 
 
 def test_strings_are_escaped(tmp_path: Path) -> None:

@@ -40,7 +40,7 @@ def test_without_one_it_is_bengs(job):
     assert (read.runs, read.cohort, read.healthy) == (("r1", "r2"), ("a.zarr", "b.zarr"), None)
 
 
-def test_a_flag_changes_the_protocol_and_is_told(job):
+def test_a_flag_changes_the_protocol_and_is_named(job):
     args = ["r", "--cohort", "a", "--protocol", "meissen2021-I", "--components.max-size", "7"]
     config = job.parse(
         [*args, "--threshold-rule", "healthy_fpr_5", "--residual", "absolute"]
@@ -50,7 +50,7 @@ def test_a_flag_changes_the_protocol_and_is_told(job):
 
 
 @pytest.mark.parametrize(
-    ("args", "told"),
+    ("args", "message"),
     [
         (["--cohort", "a.zarr"], "name at least one run"),
         (["runs/x", "--cohort"], "name at least one cohort"),
@@ -61,12 +61,12 @@ def test_a_flag_changes_the_protocol_and_is_told(job):
         (["runs/x", "--cohort", "a", "--postprocess.median-size", "4"], "median_size must be odd"),
     ],
 )
-def test_what_makes_no_sense_is_refused_at_once(job, args, told, capsys):
+def test_what_makes_no_sense_is_refused_at_once(job, args, message, capsys):
     with pytest.raises(SystemExit) as stop:
         job.parse(args)
     assert stop.value.code == 2
-    said = capsys.readouterr()
-    assert told in said.out + said.err
+    output = capsys.readouterr()
+    assert message in output.out + output.err
 
 
 @pytest.mark.parametrize(

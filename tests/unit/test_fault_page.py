@@ -6,6 +6,8 @@ import pytest
 from markdown_tables import rows_of
 
 from benchmarks import fault_page
+from benchmarks.faults import read
+from benchmarks.harness import DOCS
 
 WHOLE = {"run": {"digest": "a", "figure": 0.5}}
 
@@ -29,7 +31,7 @@ def table(*cells: dict[str, Any]) -> dict[tuple[str, str], Any]:
 
 
 @pytest.mark.parametrize(
-    ("codes", "said"),
+    ("codes", "expected"),
     [
         ([0], "by itself"),
         ([-9, 0], "the same command"),
@@ -38,8 +40,8 @@ def table(*cells: dict[str, Any]) -> dict[tuple[str, str], Any]:
         ([1, 1, 1, 1], "**not**"),
     ],
 )
-def test_how_a_job_came_back(codes: list[Any], said: str) -> None:
-    assert fault_page.outcome(cell("fit", "worker", codes=codes)) == said
+def test_how_a_job_came_back(codes: list[Any], expected: str) -> None:
+    assert fault_page.outcome(cell("fit", "worker", codes=codes)) == expected
 
 
 def test_a_full_disk_is_timed_against_the_same_disk() -> None:
@@ -80,14 +82,11 @@ def test_nothing_that_falls_short_is_left_out() -> None:
     )
 
 
-def test_the_rest_of_the_page_is_not_touched(tmp_path, monkeypatch) -> None:
-    page = tmp_path / "page.md"
-    text = f"before\n{fault_page.BEGIN}\nstale\n{fault_page.END}\nafter\n"
-    page.write_text(text)
-    monkeypatch.setattr(fault_page, "PAGE", page)
-    fault_page.write([cell("fit", "none")])
-    first, last = page.read_text().split(fault_page.BEGIN)[0], page.read_text()
-    assert first == "before\n"
-    assert last.endswith(f"{fault_page.END}\nafter\n")
-    assert "stale" not in last
-    assert ["undisturbed", "not measured", "40 s", *["not measured"] * 2] in rows_of(last)
+def test_the_page_in_the_documentation_is_of_what_is_kept() -> None:
+    page = (DOCS / fault_page.PAGE).read_text(encoding="utf-8")
+    assert page == fault_page.text(list(read().values()))
+
+
+def test_what_is_not_measured_is_named() -> None:
+    rows = rows_of(fault_page.text([cell("fit", "none")]))
+    assert ["undisturbed", "not measured", "40 s", *["not measured"] * 2] in rows

@@ -28,12 +28,12 @@ def test_every_ball_of_that_size_is_found_and_some_smaller_one_is_not(spacing, s
     radius = smallest_findable_mm(spacing, size) / 2
     rng = np.random.default_rng(0)
     places = [*rng.uniform(-0.5, 0.5, (40, 3)), *rng.choice([-0.5, 0, 0.5], (10, 3))]
-    found = [
+    hits = [
         [is_found(radius * factor, place, np.array(spacing), size) for place in places]
         for factor in (1.02, 0.9)
     ]
-    assert all(found[0])
-    assert not all(found[1])
+    assert all(hits[0])
+    assert not all(hits[1])
 
 
 def test_what_the_paper_misses_at_48_voxels() -> None:
@@ -45,7 +45,7 @@ def test_what_the_paper_misses_at_48_voxels() -> None:
 
 
 def test_what_records_and_pages_say_of_it() -> None:
-    found = findable((3.4, 4.0, 3.3), 5)
-    assert found["median_window_mm"] == [17.0, 20.0, 16.5]
-    assert found["smallest_findable_mm"] == smallest_findable_mm((3.4, 4.0, 3.3), 5)
-    assert describe_findable(found).endswith("the median's window is 17 x 20 x 16.5 mm")
+    record = findable((3.4, 4.0, 3.3), 5)
+    assert record["median_window_mm"] == [17.0, 20.0, 16.5]
+    assert record["smallest_findable_mm"] == smallest_findable_mm((3.4, 4.0, 3.3), 5)
+    assert describe_findable(record).endswith("the median's window is 17 x 20 x 16.5 mm")

@@ -149,7 +149,7 @@ def test_a_resumed_fit_ends_as_the_undisturbed_one(
     whole, records = fit(experiment, cohort, tmp_path / "whole")
     assert [r["epoch"] for r in records] == list(range(1, experiment.fit.epochs + 1))
     past: list[Metrics] = []
-    for stop_after in (1, 3):  # killed twice, each time taken up by a detector fresh from its seed
+    for stop_after in (1, 3):  # killed twice, each time resumed by a detector fresh from its seed
         with pytest.raises(KeyboardInterrupt):
             fit(
                 experiment,

@@ -200,7 +200,7 @@ def test_phases_share_the_epochs_and_the_best_is_of_the_last(
     assert detector.seen == ["one"] * 3 + ["two"] * 3
     assert {t[0] for t in detector.turns[:9]} == {"first"}
     assert {t[0] for t in detector.turns[9:]} == {"second"}
-    # While nothing can be compared the newest counts; a later phase begins anew.
+    # While nothing can be compared the newest counts; a later phase starts again.
     assert kept == [(1, 1), (2, 2), (3, 3), (4, 4), (5, 5), (6, 5)]
     assert [r.get("validation/surprise") for r in records] == [None, None, None, 0.5, 0.3, 0.4]
     assert all("validation/reconstruction" not in r for r in records)

@@ -79,17 +79,17 @@ def test_a_damaged_file_is_named_and_never_fitted_over(run, content):
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "message"),
     [
         ({"settings": {"rule": "other"}}, "was edited"),
         ({"level": 0}, "level must lie"),
         ({"value": None}, "is damaged"),
     ],
 )
-def test_an_edited_threshold_is_refused(run, change, told):
+def test_an_edited_threshold_is_refused(run, change, message):
     freeze(run, "c", SETTINGS, Fit())
     held = json.loads(file(run).read_text())
     held["frozen"][0] |= change
     file(run).write_text(json.dumps(held))
-    with pytest.raises(EvaluationError, match=told):
+    with pytest.raises(EvaluationError, match=message):
         freeze(run, "c", SETTINGS, Fit())

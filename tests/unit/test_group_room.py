@@ -18,7 +18,7 @@ CASES = [
 
 
 def placements(nodes: tuple[float, ...], most: int, cpus: float) -> list[tuple[int, ...]]:
-    """All ways to put at most so many workers on nodes that hold them."""
+    """All ways to put at most this many workers on nodes that hold them."""
     room = [range(int(node / cpus + 1e-9) + 1) for node in nodes]
     return [counts for counts in itertools.product(*room) if sum(counts) <= most]
 
@@ -58,7 +58,7 @@ def test_cases_that_hang_without_an_error(
 
 
 @pytest.mark.parametrize(
-    ("options", "told"),
+    ("options", "message"),
     [
         ({"num_workers": 0}, "num_workers must be >= 1"),
         ({"cpus_per_worker": 0}, "cpus_per_worker > 0"),
@@ -66,6 +66,6 @@ def test_cases_that_hang_without_an_error(
         ({"micro_batch": -1}, "scale.wait_minutes must be >= 0"),
     ],
 )
-def test_settings_are_checked(options: dict[str, int], told: str) -> None:
-    with pytest.raises(ConfigError, match=told):
+def test_settings_are_checked(options: dict[str, int], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
         ScaleConfig(**options)  # type: ignore[arg-type]

@@ -176,14 +176,14 @@ class TestTaken:
         assert "; " not in raw.notes[0]
 
 
-def with_extension(kind, size: int, order: str = "<", told: int = 0) -> bytes:
+def with_extension(kind, size: int, order: str = "<", stated: int = 0) -> bytes:
     header = nib.Nifti1Header if kind is nib.Nifti1Image else nib.Nifti2Header
     image = kind(IMAGE, AFFINE, header(endianness=order))
     image.header.extensions.append(nib.nifti1.Nifti1Extension("comment", b"x" * size))
     content = bytearray(image.to_bytes())
-    if told:
+    if stated:
         first = 352 if kind is nib.Nifti1Image else 544
-        content[first : first + 4] = struct.pack(f"{order}i", told)
+        content[first : first + 4] = struct.pack(f"{order}i", stated)
     return bytes(content)
 
 
@@ -199,9 +199,9 @@ class TestExtensions:
         assert np.array_equal(raw.voxels, IMAGE)
         assert not any("voxels begin" in note for note in raw.notes)
 
-    @pytest.mark.parametrize("told", [-1, 1, 7, 17, 10**9])
-    def test_whose_size_is_wrong(self, tmp_path, told):
-        (tmp_path / "a.nii").write_bytes(with_extension(nib.Nifti1Image, 2000, told=told))
+    @pytest.mark.parametrize("stated", [-1, 1, 7, 17, 10**9])
+    def test_whose_size_is_wrong(self, tmp_path, stated):
+        (tmp_path / "a.nii").write_bytes(with_extension(nib.Nifti1Image, 2000, stated=stated))
         assert np.array_equal(read(tmp_path / "a.nii").voxels, IMAGE)
 
     def test_that_the_voxels_would_begin_in(self, tmp_path):
@@ -214,10 +214,10 @@ class TestExtensions:
 
 
 class TestBegin:
-    @pytest.mark.parametrize("told", [0, 1, 100, 340, 348, 351, -5, np.nan, np.inf])
+    @pytest.mark.parametrize("stated", [0, 1, 100, 340, 348, 351, -5, np.nan, np.inf])
     @pytest.mark.parametrize("flag", [True, False])
-    def test_in_the_header(self, tmp_path, told, flag):
-        path = save(tmp_path / "a.nii", put(108, "<f", told))
+    def test_in_the_header(self, tmp_path, stated, flag):
+        path = save(tmp_path / "a.nii", put(108, "<f", stated))
         if not flag:
             # Without the four bytes on extensions, as the oldest writers.
             content = path.read_bytes()
@@ -226,16 +226,16 @@ class TestBegin:
         assert np.array_equal(raw.voxels, IMAGE)
         assert any("voxels begin" in note for note in raw.notes)
 
-    @pytest.mark.parametrize("told", [0, 100, np.nan])
-    def test_where_the_size_does_not_tell(self, tmp_path, told):
-        path = save(tmp_path / "a.nii", put(108, "<f", told))
+    @pytest.mark.parametrize("stated", [0, 100, np.nan])
+    def test_where_the_size_does_not_tell(self, tmp_path, stated):
+        path = save(tmp_path / "a.nii", put(108, "<f", stated))
         path.write_bytes(path.read_bytes() + b"more")
         with pytest.raises(ScanError, match=r"a\.nii: its header says that the voxels begin at"):
             read(path)
 
-    @pytest.mark.parametrize("told", [400, 10**6, 10**30])
-    def test_beyond_the_voxels(self, tmp_path, told):
-        path = save(tmp_path / "a.nii", put(108, "<f", told))
+    @pytest.mark.parametrize("stated", [400, 10**6, 10**30])
+    def test_beyond_the_voxels(self, tmp_path, stated):
+        path = save(tmp_path / "a.nii", put(108, "<f", stated))
         with pytest.raises(ScanError, match=r"a\.nii"):
             read(path)
 

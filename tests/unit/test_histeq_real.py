@@ -180,7 +180,7 @@ def reference(cohort: Cohort, truth: np.ndarray) -> Figures:
 
 
 def test_as_the_reference(ours: Figures, reference: Figures) -> None:
-    # Measured: 4.1e-5, 1.8e-7, 3.9e-5, and 8.6e-6 behind the component filter.
+    # Measured: 4.1e-5, 1.8e-7, 3.9e-5, and 8.6e-6 after the component filter.
     assert max(ours.distance(reference)) < 1e-4
 
 

@@ -1,4 +1,4 @@
-"""A scan is told from another by its content, never by its size or name."""
+"""Scans are distinguished by their content, never by its size or name."""
 
 import gzip
 import os
@@ -131,14 +131,14 @@ def test_an_image_is_known_however_it_is_packed_named_or_turned(tmp_path: Path) 
     nib.save(again, tmp_path / "b.nii")
     nib.save(image.slicer[::-1], tmp_path / "c.nii.gz")
     write_head(tmp_path / "other.nii.gz", 4)
-    found = [
+    digests = [
         prepare_scan(scan_of(str(tmp_path / name)), SMALL).image_digest
         for name in ("a.nii.gz", "b.nii", "c.nii.gz", "other.nii.gz")
     ]
-    assert len(found[0]) == 32
-    assert found[0] == found[1] == found[2] != found[3]
+    assert len(digests[0]) == 32
+    assert digests[0] == digests[1] == digests[2] != digests[3]
     voxels = np.asarray(image.dataobj, np.float32)
-    assert image_digest(voxels, image.affine) == found[0]
+    assert image_digest(voxels, image.affine) == digests[0]
 
 
 class TestRedo:

@@ -60,13 +60,13 @@ def test_the_figures_are_those_of_the_voxels(lesioned: Cohort) -> None:
     rows = lesioned.rows("threshold")
     images = np.concatenate([lesioned.read("image", r, r + 1) for r in rows]).astype(np.float32)
     truth = np.concatenate([lesioned.read("lesion", r, r + 1) for r in rows]).astype(bool)
-    found = measure(part, "best_dice")
+    figures = measure(part, "best_dice")
     expected = average_precision_score(truth.ravel(), np.round(images.ravel() * 65535))
-    assert found["auprc"] == pytest.approx(expected, abs=1e-6)
-    assert found["dice"] == pytest.approx(dice_at_every_threshold(part.merged()).max())
-    predicted = images >= found["threshold"] - 1e-6
+    assert figures["auprc"] == pytest.approx(expected, abs=1e-6)
+    assert figures["dice"] == pytest.approx(dice_at_every_threshold(part.merged()).max())
+    predicted = images >= figures["threshold"] - 1e-6
     overlap = 2 * (predicted & truth).sum() / (predicted.sum() + truth.sum())
-    assert found["dice"] == pytest.approx(overlap, abs=1e-3)
+    assert figures["dice"] == pytest.approx(overlap, abs=1e-3)
 
 
 def test_a_run_keeps_what_was_measured(

@@ -360,7 +360,7 @@ class TestListing:
 
 
 def fields_of(scan: Scan, root: Path) -> dict[str, object]:
-    """What a layout told, paths relative to the root."""
+    """What a layout says, paths relative to the root."""
     fields = {key: value for key, value in asdict(scan).items() if value}
     for key in ("image", "brain", "lesion"):
         if key in fields:
@@ -428,9 +428,9 @@ class TestPublicSets:
         }
         for modality, scans in by_modality.items():
             assert len(scans) == 2
-            found = fields_of(scans[0], tmp_path)
-            image, lesion = found.pop("image"), found.pop("lesion")
-            assert found == {"subject": first["id"], "modality": modality} | first
+            fields = fields_of(scans[0], tmp_path)
+            image, lesion = fields.pop("image"), fields.pop("lesion")
+            assert fields == {"subject": first["id"], "modality": modality} | first
             joint = "-" if year == 2023 else "_"
             assert image.split(".")[0].endswith(
                 f"{first['id']}/{first['id']}{joint}{own[modality]}"
@@ -598,7 +598,7 @@ class TestAuto:
         (tmp_path / "s.csv").write_text("image\na.nii\n")
         assert LAYOUTS["auto"](str(tmp_path / "s.csv"))[0].id == "a"
 
-    def test_the_modality_is_that_of_the_layout_unless_told(self, tmp_path):
+    def test_the_modality_is_that_of_the_layout_unless_given(self, tmp_path):
         write_mslub(tmp_path)
         assert LAYOUTS["auto"](str(tmp_path))[0].modality == "FLAIR"
         assert LAYOUTS["auto"](str(tmp_path), "T1w")[0].modality == "T1w"

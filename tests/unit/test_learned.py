@@ -87,14 +87,14 @@ def match(there: Cohort, here: Cohort, tmp_path: Path, name: str = "MeanImage") 
 
 
 def test_what_goes_together_passes(tmp_path: Path) -> None:
-    found = match(healthy(tmp_path), lesioned(tmp_path), tmp_path)
-    assert found == Match()
-    refuse(found, "run", "cohort", insist=False)
+    matched = match(healthy(tmp_path), lesioned(tmp_path), tmp_path)
+    assert matched == Match()
+    refuse(matched, "run", "cohort", insist=False)
 
 
 class TestPreparation:
     @pytest.mark.parametrize(
-        ("change", "told"),
+        ("change", "message"),
         [
             ({"percentiles": (5.0, 80.0)}, "percentiles 1.0 to 99.0 in the fit, 5.0 to 80.0 here"),
             ({"denoise": False}, "denoise only in the fit"),
@@ -107,14 +107,14 @@ class TestPreparation:
         ],
     )
     def test_another_one_is_refused(
-        self, tmp_path: Path, change: dict[str, object], told: str
+        self, tmp_path: Path, change: dict[str, object], message: str
     ) -> None:
         here = lesioned(tmp_path, config=replace(CONFIG, **change))  # type: ignore[arg-type]
-        found = match(healthy(tmp_path), here, tmp_path)
-        with pytest.raises(EvaluationError, match=rf"prepared otherwise: .*{told}.*--allow-mis"):
-            refuse(found, "run", here.url, insist=False)
-        refuse(found, "run", here.url, insist=True)
-        assert any("prepared otherwise" in mark for mark in found.marks)
+        matched = match(healthy(tmp_path), here, tmp_path)
+        with pytest.raises(EvaluationError, match=rf"prepared otherwise: .*{message}.*--allow-mis"):
+            refuse(matched, "run", here.url, insist=False)
+        refuse(matched, "run", here.url, insist=True)
+        assert any("prepared otherwise" in mark for mark in matched.marks)
 
     @pytest.mark.parametrize(
         "change",
@@ -134,29 +134,29 @@ class TestPreparation:
 
     def test_another_grid_is_refused(self, tmp_path: Path) -> None:
         coarse = tuple(tuple(row) for row in np.diag([2.5, 2.5, 2.5, 1.0]).tolist())
-        found = match(healthy(tmp_path), lesioned(tmp_path, affine=coarse), tmp_path)
-        assert found.differences == (
+        matched = match(healthy(tmp_path), lesioned(tmp_path, affine=coarse), tmp_path)
+        assert matched.differences == (
             "fitted on voxels of 4.00 x 4.00 x 4.00 mm, tested on 2.50 x 2.50 x 2.50 mm",
         )
 
     def test_one_that_is_not_recorded_is_said(self, tmp_path: Path) -> None:
-        found = match(healthy(tmp_path, config=None), lesioned(tmp_path), tmp_path)
-        assert found.differences == ()
-        assert "steps of the preparation are not recorded, so not compared" in found.notes
+        matched = match(healthy(tmp_path, config=None), lesioned(tmp_path), tmp_path)
+        assert matched.differences == ()
+        assert "steps of the preparation are not recorded, so not compared" in matched.notes
 
 
 class TestModality:
     def test_another_one_is_refused(self, tmp_path: Path) -> None:
         here = lesioned(tmp_path, modality="FLAIR")
-        found = match(healthy(tmp_path), here, tmp_path)
-        assert found.marks == ["fitted on T1w, tested on FLAIR"]
+        matched = match(healthy(tmp_path), here, tmp_path)
+        assert matched.marks == ["fitted on T1w, tested on FLAIR"]
         with pytest.raises(EvaluationError, match="fitted on T1w, tested on FLAIR"):
-            refuse(found, "run", here.url, insist=False)
+            refuse(matched, "run", here.url, insist=False)
 
     def test_one_that_is_not_recorded_is_said(self, tmp_path: Path) -> None:
-        found = match(healthy(tmp_path), lesioned(tmp_path, modality=""), tmp_path)
-        assert found.differences == ()
-        assert "a modality is not recorded, so not compared" in found.notes
+        matched = match(healthy(tmp_path), lesioned(tmp_path, modality=""), tmp_path)
+        assert matched.differences == ()
+        assert "a modality is not recorded, so not compared" in matched.notes
 
     def test_does_not_matter_to_a_method_that_learns_nothing(self, tmp_path: Path) -> None:
         here = lesioned(tmp_path, modality="FLAIR")
@@ -173,34 +173,34 @@ class TestPeople:
     def test_the_same_scan_is_refused_whatever_it_is_called(
         self, tmp_path: Path, content: str
     ) -> None:
-        found = self.compare(tmp_path, scan("/x/y.nii", "other", content=content))
-        assert found.seen == ("y.nii",)
+        matched = self.compare(tmp_path, scan("/x/y.nii", "other", content=content))
+        assert matched.seen == ("y.nii",)
         for insist in (False, True):
             with pytest.raises(EvaluationError, match=r"scans that run was learned from.*y\.nii"):
-                refuse(found, "run", "cohort", insist=insist)
+                refuse(matched, "run", "cohort", insist=insist)
 
     def test_the_same_file_is_refused_where_contents_are_not_recorded(self, tmp_path: Path) -> None:
-        found = self.compare(tmp_path, scan("/data/ds1/sub-01/anat/T1w.nii", "x"))
-        assert found.seen == ("T1w.nii",)
+        matched = self.compare(tmp_path, scan("/data/ds1/sub-01/anat/T1w.nii", "x"))
+        assert matched.seen == ("T1w.nii",)
 
     def test_a_file_that_was_replaced_is_another_scan(self, tmp_path: Path) -> None:
-        found = self.compare(tmp_path, scan("/data/ds1/sub-01/anat/T1w.nii", "x", content="new"))
-        assert found.seen == ()
+        matched = self.compare(tmp_path, scan("/data/ds1/sub-01/anat/T1w.nii", "x", content="new"))
+        assert matched.seen == ()
 
     def test_another_scan_of_the_same_person_is_refused(self, tmp_path: Path) -> None:
         one = scan("/data/ds1/sub-01/ses-2/anat/T1w.nii", "sub-01", content="later")
-        found = self.compare(tmp_path, one)
-        assert (found.seen, found.likely) == ((), ("T1w.nii",))
+        matched = self.compare(tmp_path, one)
+        assert (matched.seen, matched.likely) == ((), ("T1w.nii",))
         with pytest.raises(EvaluationError, match=r"people whom run was learned from.*T1w\.nii"):
-            refuse(found, "run", "cohort", insist=False)
-        refuse(found, "run", "cohort", insist=True)
-        assert found.marks == ["1 of its scans may be of people learned from"]
+            refuse(matched, "run", "cohort", insist=False)
+        refuse(matched, "run", "cohort", insist=True)
+        assert matched.marks == ["1 of its scans may be of people learned from"]
 
     def test_a_common_id_in_another_data_set_is_another_person(self, tmp_path: Path) -> None:
         one = scan("/data/ds2/sub-01/anat/T1w.nii", "sub-01", content="t1")
-        found = self.compare(tmp_path, one)
-        assert (found.seen, found.likely) == ((), ())
-        assert "1 subject ids (sub-01) also occur in the cohort of the fit" in found.notes[0]
+        matched = self.compare(tmp_path, one)
+        assert (matched.seen, matched.likely) == ((), ())
+        assert "1 subject ids (sub-01) also occur in the cohort of the fit" in matched.notes[0]
 
     def test_an_id_of_its_own_is_the_same_person_anywhere(self, tmp_path: Path) -> None:
         there = write(
@@ -250,9 +250,9 @@ class TestPeople:
             tmp_path, [scan("/x.nii", "a", content="h1"), scan("/y.nii", "b", content="z")],
             modality="FLAIR",
         )  # fmt: skip
-        found = compare(run, here)
-        assert found.seen == ("x.nii",)
-        assert found.differences
+        matched = compare(run, here)
+        assert matched.seen == ("x.nii",)
+        assert matched.differences
         files.remove(there.url)
         gone = compare(run, here)
         assert (gone.seen, gone.differences) == ((), ())
@@ -280,9 +280,9 @@ def test_a_cohort_without_digests_is_compared_by_file(
         return whole(self, *names)
 
     monkeypatch.setattr(Cohort, "columns", columns)
-    found = compare_cohorts(there, here)
-    assert found.seen == ("T1w.nii",)
-    assert any("contents of scans are not recorded" in note for note in found.notes)
+    matched = compare_cohorts(there, here)
+    assert matched.seen == ("T1w.nii",)
+    assert any("contents of scans are not recorded" in note for note in matched.notes)
 
 
 def test_cohorts_are_compared_before_a_fit(tmp_path: Path) -> None:

@@ -67,9 +67,9 @@ def lesioned(mni) -> list[Volume]:
 def test_registration_finds_the_way_to_mni_and_repeats_to_the_bit(mni):
     first = register_to_mni(mni)
     assert np.array_equal(first, register_to_mni(mni))
-    found = first @ from_mni()
+    composed = first @ from_mni()
     corners = np.array([[x, y, z, 1] for x in (-60, 60) for y in (-90, 60) for z in (-40, 70)])
-    error = np.linalg.norm((corners @ found.T - corners)[:, :3], axis=1)
+    error = np.linalg.norm((corners @ composed.T - corners)[:, :3], axis=1)
     assert error.max() < 4.0
     assert error.mean() < 2.0
 
@@ -375,8 +375,8 @@ def test_a_template_beside_the_masks_leads_to_mni(tmp_path, mni):
     out = insert_lesion(mni, mask=mask, seed=(7,), config=config)
     # Template and brain are the same here, so that the mask's headers say where it must be.
     expected = own @ [-35, -15, 20, 1]
-    found = mni.affine @ [*ndi.center_of_mass(out.lesion), 1]
-    assert np.allclose(found, expected, atol=1.0)
+    centre = mni.affine @ [*ndi.center_of_mass(out.lesion), 1]
+    assert np.allclose(centre, expected, atol=1.0)
 
 
 @pytest.mark.parametrize("kind", ["stroke", "tumour", "ms"])
@@ -432,9 +432,9 @@ def test_a_template_that_has_changed_is_read_again(tmp_path, mni):
     """Processes live longer than the content of a file may."""
     path = tmp_path / "one_lesion.nii.gz"
     nib.save(nib.Nifti1Image(STROKE.share.astype(np.uint8), STROKE.affine), path)
-    found = []
+    reads = []
     for shift in (0.0, 10.0):
         moved = mni.affine + np.array([[0, 0, 0, shift]] + 3 * [[0] * 4])
         nib.save(nib.Nifti1Image(mni.image, moved), tmp_path / "template.nii.gz")
-        found.append(read_mask(str(path), "template").to_mni)
-    assert np.allclose(found[0][0, 3] - found[1][0, 3], 10.0, atol=1.0)
+        reads.append(read_mask(str(path), "template").to_mni)
+    assert np.allclose(reads[0][0, 3] - reads[1][0, 3], 10.0, atol=1.0)

@@ -32,7 +32,7 @@ def components(mask: np.ndarray, connectivity: int) -> list[set[tuple[int, ...]]
     """Components by growing them voxel by voxel."""
     steps = {6: 1, 18: 2, 26: 3}[connectivity]
     left = {tuple(p) for p in np.argwhere(mask).tolist()}
-    found = []
+    parts = []
     while left:
         grown, edge = set(), {left.pop()}
         while edge:
@@ -45,8 +45,8 @@ def components(mask: np.ndarray, connectivity: int) -> list[set[tuple[int, ...]]
                 and sum(abs(a - b) for a, b in zip(p, q, strict=True)) <= steps
             }
             left -= edge
-        found.append(grown)
-    return found
+        parts.append(grown)
+    return parts
 
 
 def surface(mask: np.ndarray, spacing: tuple[float, ...]) -> np.ndarray:
@@ -65,23 +65,23 @@ class TestCompare:
     @settings(deadline=None)
     @given(masks, masks, st.sampled_from([6, 18, 26]))
     def test_equals_growing_components(self, prediction, lesion, connectivity):
-        found = compare_lesions(prediction, lesion, SPACING, connectivity)
+        result = compare_lesions(prediction, lesion, SPACING, connectivity)
         true, predicted = components(lesion, connectivity), components(prediction, connectivity)
         voxels = {tuple(p) for p in np.argwhere(prediction).tolist()}
         truth = {tuple(p) for p in np.argwhere(lesion).tolist()}
-        assert (found.num_lesions, found.num_predicted) == (len(true), len(predicted))
-        assert found.num_detected == sum(bool(part & voxels) for part in true)
-        assert found.num_false == sum(not part & truth for part in predicted)
-        assert found.true_positives == len(voxels & truth)
-        assert found.false_positives == len(voxels - truth)
+        assert (result.num_lesions, result.num_predicted) == (len(true), len(predicted))
+        assert result.num_detected == sum(bool(part & voxels) for part in true)
+        assert result.num_false == sum(not part & truth for part in predicted)
+        assert result.true_positives == len(voxels & truth)
+        assert result.false_positives == len(voxels - truth)
         empty = not (voxels and truth)
-        assert math.isnan(found.hd95_mm) == math.isnan(found.surface_distance_mm) == empty
+        assert math.isnan(result.hd95_mm) == math.isnan(result.surface_distance_mm) == empty
 
     def test_one_large_prediction_detects_what_it_covers(self):
         lesion = np.zeros((9, 9, 9), bool)
         lesion[1, 1, 1] = lesion[7, 7, 7] = True
-        found = compare_lesions(np.ones_like(lesion), lesion, SPACING)
-        assert (found.num_detected, found.num_predicted, found.num_false) == (2, 1, 0)
+        result = compare_lesions(np.ones_like(lesion), lesion, SPACING)
+        assert (result.num_detected, result.num_predicted, result.num_false) == (2, 1, 0)
 
     def test_other_grids_are_refused(self):
         with pytest.raises(EvaluationError, match=r"one \(Z, Y, X\) grid"):
@@ -153,23 +153,23 @@ class TestMetrics:
     )
 
     def test_lesions_are_pooled_and_false_ones_averaged(self):
-        found = {k: float(v) for k, v in lesion_metrics(self.SUBJECTS).items()}
-        assert found.pop("lesion_detection_rate") == pytest.approx(3 / 5)
-        assert found.pop("lesion_precision") == pytest.approx(3 / 8)
-        assert found.pop("false_components_per_volume") == pytest.approx(5 / 3)
-        assert found.pop("hd95_mm_mean") == pytest.approx(6.0)  # of the one that has a distance
-        assert math.isnan(found.pop("surface_distance_mm_mean"))
-        assert not found
+        metrics = {k: float(v) for k, v in lesion_metrics(self.SUBJECTS).items()}
+        assert metrics.pop("lesion_detection_rate") == pytest.approx(3 / 5)
+        assert metrics.pop("lesion_precision") == pytest.approx(3 / 8)
+        assert metrics.pop("false_components_per_volume") == pytest.approx(5 / 3)
+        assert metrics.pop("hd95_mm_mean") == pytest.approx(6.0)  # of the one that has a distance
+        assert math.isnan(metrics.pop("surface_distance_mm_mean"))
+        assert not metrics
 
     def test_weights_repeat_subjects(self):
         weights = np.array([[2, 0, 1], [0, 3, 0]])
         drawn = [self.SUBJECTS[n] for n in (0, 0, 2)]
-        found, expected = lesion_metrics(self.SUBJECTS, weights), lesion_metrics(drawn)
-        for name, values in found.items():
+        metrics, expected = lesion_metrics(self.SUBJECTS, weights), lesion_metrics(drawn)
+        for name, values in metrics.items():
             np.testing.assert_allclose(values[0], expected[name])
-        assert found["lesion_detection_rate"][1] == 0
-        assert np.isnan(found["lesion_precision"][1])
-        assert np.isnan(found["hd95_mm_mean"][1])
+        assert metrics["lesion_detection_rate"][1] == 0
+        assert np.isnan(metrics["lesion_precision"][1])
+        assert np.isnan(metrics["hd95_mm_mean"][1])
 
 
 class TestStatistics:
@@ -189,21 +189,21 @@ class TestStatistics:
             ),
             LesionTruth(id="c", split="test", sizes=component_sizes(lesion[:1]), voxel_ml=1),
         ]
-        found = lesion_statistics(held)
+        table = lesion_statistics(held)
         assert ndi.label(lesion)[1] == 2
-        assert (found["num_subjects"], found["num_components"]) == (3, 3)
-        assert found["components_per_subject"] == 1
-        assert found["mean_size_voxels"] == pytest.approx((3 + 8 + 3) / 3)
-        assert found["median_size_voxels"] == 3
-        assert found["mean_size_ml"] == pytest.approx((1.5 + 4 + 3) / 3)
-        assert found["subjects"][0] == {
+        assert (table["num_subjects"], table["num_components"]) == (3, 3)
+        assert table["components_per_subject"] == 1
+        assert table["mean_size_voxels"] == pytest.approx((3 + 8 + 3) / 3)
+        assert table["median_size_voxels"] == 3
+        assert table["mean_size_ml"] == pytest.approx((1.5 + 4 + 3) / 3)
+        assert table["subjects"][0] == {
             "id": "a", "split": "test", "components": 2, "voxels": 11, "largest_voxels": 8,
         }  # fmt: skip
-        assert found["subjects"][1]["largest_voxels"] == 0
+        assert table["subjects"][1]["largest_voxels"] == 0
 
     def test_no_lesion_has_no_size(self):
-        found = lesion_statistics(
+        table = lesion_statistics(
             [LesionTruth(id="a", split="test", sizes=np.array([]), voxel_ml=1)]
         )
-        assert found["components_per_subject"] == 0
-        assert found["mean_size_voxels"] is None
+        assert table["components_per_subject"] == 0
+        assert table["mean_size_voxels"] is None

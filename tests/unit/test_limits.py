@@ -72,7 +72,7 @@ def test_odd_values_are_taken_or_named(cls: type, name: str, default: Any) -> No
 
 
 @pytest.mark.parametrize(
-    ("job", "flags", "told"),
+    ("job", "flags", "message"),
     [
         ("report", ["x", "--viewer", "-1"], "--viewer must be >= 0"),
         ("preview", ["x", "--epochs", "0"], "--epochs must be >= 1"),
@@ -81,11 +81,11 @@ def test_odd_values_are_taken_or_named(cls: type, name: str, default: Any) -> No
         ("tune", ["smoke", "--cohort", "x", "--out", "y", "--sweep.seed", "-1"], "sweep: "),
     ],
 )  # fmt: skip
-def test_jobs_name_them_without_a_traceback(job: str, flags: list[str], told: str) -> None:
+def test_jobs_name_them_without_a_traceback(job: str, flags: list[str], message: str) -> None:
     script = Path(__file__).parents[2] / "jobs" / f"{job}.py"
     done = subprocess.run(
         [sys.executable, script, *flags], capture_output=True, text=True, check=False
     )
     assert done.returncode != 0
-    assert told in done.stderr
+    assert message in done.stderr
     assert "Traceback" not in done.stderr

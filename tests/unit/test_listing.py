@@ -33,8 +33,8 @@ def touch(root: Path, *names: str) -> Path:
     return root
 
 
-def reasons(found, root: Path) -> dict[str, str]:
-    return {one.path.removeprefix(f"{root}/"): one.reason for one in found.left_out}
+def reasons(listing, root: Path) -> dict[str, str]:
+    return {one.path.removeprefix(f"{root}/"): one.reason for one in listing.left_out}
 
 
 class TestFiles:
@@ -46,9 +46,9 @@ class TestFiles:
         (data / "derivatives/outside").symlink_to(tmp_path)
         (data / "sub-2").symlink_to(tmp_path / "other")
         (data / "self").symlink_to("self")
-        found = find_files(str(data))
-        assert found == ["derivatives/x/sub-1/a.nii", "sub-1/a.nii", "sub-2/b.nii"]
-        assert reasons(found, data) == {
+        listing = find_files(str(data))
+        assert listing == ["derivatives/x/sub-1/a.nii", "sub-1/a.nii", "sub-2/b.nii"]
+        assert reasons(listing, data) == {
             "derivatives/up": "a link to a folder above it",
             "derivatives/outside": "a link to a folder above it",
             "self": "a link to self, which is not there",
@@ -59,9 +59,9 @@ class TestFiles:
             touch(tmp_path, f"{one}/scan.nii")
             for other in set(range(8)) - {one}:
                 (tmp_path / f"{one}/to-{other}").symlink_to(tmp_path / f"{other}")
-        found = find_files(str(tmp_path))
-        assert {f"{one}/scan.nii" for one in range(8)} <= set(found)
-        assert any("more than 64 links" in one.reason for one in found.left_out)
+        listing = find_files(str(tmp_path))
+        assert {f"{one}/scan.nii" for one in range(8)} <= set(listing)
+        assert any("more than 64 links" in one.reason for one in listing.left_out)
 
     def test_what_is_hidden_of_another_format_or_no_file(self, tmp_path):
         touch(tmp_path, "a.nii", "._a.nii", ".hidden/b.nii.gz", ".git/c.nii", ".cache/d.txt")
@@ -70,9 +70,9 @@ class TestFiles:
         (tmp_path / "sub-9").symlink_to("/nowhere")
         (tmp_path / "gone.json").symlink_to("/nowhere.json")
         (tmp_path / "gone.nii").symlink_to("/nowhere.nii")
-        found = find_files(str(tmp_path))
-        assert found == ["a.nii", "gone.nii", "h.img", "j.nii.gz/k.nii"]
-        assert reasons(found, tmp_path) == {
+        listing = find_files(str(tmp_path))
+        assert listing == ["a.nii", "gone.nii", "h.img", "j.nii.gz/k.nii"]
+        assert reasons(listing, tmp_path) == {
             "._a.nii": "a hidden file",
             ".hidden": "a hidden folder",
             "e.MGZ": "an image of a format that is not read; convert it to NIfTI",
@@ -88,9 +88,9 @@ class TestFiles:
         for name in names:
             fs.pipe_file(f"/listed [1]/{name}", b"{")
         try:
-            found = find_files("memory://listed [1]")
-            assert found == ["a.NII.GZ"]
-            assert [one.path.rsplit("]/")[-1] for one in found.left_out] == [
+            listing = find_files("memory://listed [1]")
+            assert listing == ["a.NII.GZ"]
+            assert [one.path.rsplit("]/")[-1] for one in listing.left_out] == [
                 ".x/b.nii", "c.mgz", "out"
             ]  # fmt: skip
             files.remove("memory://listed [1]")
@@ -112,7 +112,7 @@ class TestFiles:
     def test_lines_for_the_terminal(self, tmp_path):
         touch(tmp_path, "a.nii", "b.mgz", *(f".{k:02d}.nii" for k in range(20)))
         lines = left_out_lines(1, find_files(str(tmp_path)).left_out, str(tmp_path))
-        assert lines[0] == "found 1 scans, left out 21:"
+        assert lines[0] == "found 1 scan, left out 21:"
         assert lines[1].startswith("  20 a hidden file: .00.nii, .01.nii")
         assert lines[1].endswith(" and 8 more")
         assert lines[2].endswith("convert it to NIfTI: b.mgz")
@@ -181,27 +181,27 @@ class TestNames:
     def test_a_plain_folder(self, tmp_path):
         touch(tmp_path, *(f"{name}.nii.gz" for name in (*self.SCANS, *self.MASKS)))
         touch(tmp_path, "third_T2.nii.gz", "FOURTH_T1.NII.GZ", "x.nii.gz/fifth.nii.gz")
-        found = find_items([str(tmp_path)], "T1w")
-        paths = [item.scan.image for item in found.items] + [one.path for one in found.left_out]
+        listing = find_items([str(tmp_path)], "T1w")
+        paths = [item.scan.image for item in listing.items] + [one.path for one in listing.left_out]
         assert sorted(paths) == sorted(str(p) for p in tmp_path.rglob("*") if p.is_file())
-        assert len(found.items) == len(self.SCANS) + 2
-        (line,) = (line for line in found.lines() if "T2w, not T1w" in line)
+        assert len(listing.items) == len(self.SCANS) + 2
+        (line,) = (line for line in listing.lines() if "T2w, not T1w" in line)
         assert line.endswith("third_T2.nii.gz")
 
     def test_a_folder_reached_twice(self, tmp_path):
         touch(tmp_path, "a/one.nii.gz", "b/x.txt")
         (tmp_path / "b/again").symlink_to("../a")
-        found = find_items([str(tmp_path)], "T1w")
-        assert [item.scan.image for item in found.items] == [str(tmp_path / "a/one.nii.gz")]
-        assert reasons(found, tmp_path) == {
+        listing = find_items([str(tmp_path)], "T1w")
+        assert [item.scan.image for item in listing.items] == [str(tmp_path / "a/one.nii.gz")]
+        assert reasons(listing, tmp_path) == {
             "b/again/one.nii.gz": "another link to a scan that is taken"
         }
 
     def test_lesion_masks(self, tmp_path):
         touch(tmp_path, "p1_seg.nii.gz", "Vosegus.nii.gz", "template.nii.gz", "x/brain/l_roi.nii")
-        found = find_masks(str(tmp_path))
-        assert [Path(path).name for path in found] == ["p1_seg.nii.gz", "l_roi.nii"]
-        assert set(reasons(found, tmp_path)) == {"Vosegus.nii.gz", "template.nii.gz"}
+        masks = find_masks(str(tmp_path))
+        assert [Path(path).name for path in masks] == ["p1_seg.nii.gz", "l_roi.nii"]
+        assert set(reasons(masks, tmp_path)) == {"Vosegus.nii.gz", "template.nii.gz"}
 
 
 class TestLayouts:
@@ -375,9 +375,9 @@ def test_patients_without_a_mask_are_predicted(tmp_path):
     touch(tmp_path, *(f"BraTS20_Training_00{k}/BraTS20_Training_00{k}_t1.nii.gz" for k in "12"))
     assert len(find_items([str(tmp_path)], "T1w").items) == 2
     touch(tmp_path, "BraTS20_Training_001/BraTS20_Training_001_seg.nii.gz")
-    found = find_items([str(tmp_path)], "T1w")
-    assert [bool(item.scan.lesion) for item in found.items] == [True, False]
-    assert found.left_out == ()
+    listing = find_items([str(tmp_path)], "T1w")
+    assert [bool(item.scan.lesion) for item in listing.items] == [True, False]
+    assert listing.left_out == ()
 
 
 def test_a_table_of_ratings_that_cannot_be_read(tmp_path):
@@ -400,9 +400,9 @@ def test_a_table_of_ratings_that_cannot_be_read(tmp_path):
 class TestCopiesOfOwnResults:
     def test_a_results_folder_without_its_marker(self, tmp_path: Path) -> None:
         touch(tmp_path, "a_T1w.nii.gz", "old/a_T1w/summary.json", "old/a_T1w/anomaly.nii.gz")
-        found = find_files(str(tmp_path))
-        assert found == ["a_T1w.nii.gz"]
-        assert reasons(found, tmp_path) == {"old/a_T1w": "a folder with a prediction of uadray"}
+        listing = find_files(str(tmp_path))
+        assert listing == ["a_T1w.nii.gz"]
+        assert reasons(listing, tmp_path) == {"old/a_T1w": "a folder with a prediction of uadray"}
 
     @pytest.mark.parametrize("place", ["local", "memory"])
     def test_derivatives_beside_the_scan(self, tmp_path: Path, place: str) -> None:
@@ -417,20 +417,20 @@ class TestCopiesOfOwnResults:
         root = str(tmp_path) if place == "local" else f"memory://{tmp_path.name}"
         for name in names:
             files.write_bytes(files.join(root, "sub-1/anat", name), b"{}")
-        found = find_files(root)
-        assert [name.rsplit("/", 1)[1] for name in found] == [
+        listing = find_files(root)
+        assert [name.rsplit("/", 1)[1] for name in listing] == [
             "sub-1_T1w.nii.gz",
             "sub-2_desc-brain_mask.nii.gz",
         ]
-        assert {one.reason for one in found.left_out} == {
+        assert {one.reason for one in listing.left_out} == {
             "a result of uadray, as its summary beside it says"
         }
 
     def test_folders_that_a_file_system_keeps(self, tmp_path: Path) -> None:
         touch(tmp_path, "a_T1w.nii.gz", "lost+found/b_T1w.nii.gz")
-        found = find_files(str(tmp_path))
-        assert found == ["a_T1w.nii.gz"]
-        assert reasons(found, tmp_path) == {"lost+found": "a folder of the file system"}
+        listing = find_files(str(tmp_path))
+        assert listing == ["a_T1w.nii.gz"]
+        assert reasons(listing, tmp_path) == {"lost+found": "a folder of the file system"}
 
     def test_no_scan_is_named_as_the_lists(self, tmp_path: Path) -> None:
         for name in ("predict.json", "predictions.tsv", "b"):

@@ -19,11 +19,11 @@ def test_figures_are_those_of_the_counts(tmp_path: Path) -> None:
         for evaluation in run.evaluations:
             subjects = evaluation.values["subjects"]
             assert len(subjects) == NUM_TEST
-            found = sum(subject["true_positives"] for subject in subjects)
+            true_positives = sum(subject["true_positives"] for subject in subjects)
             wrong = sum(subject["false_positives"] for subject in subjects)
             lesion = sum(subject["lesion_voxels"] for subject in subjects)
             assert evaluation.metric("dice_d") == pytest.approx(
-                2 * found / (found + wrong + lesion)
+                2 * true_positives / (true_positives + wrong + lesion)
             )
             assert evaluation.by_person is not None
             kept = evaluation.by_person.fits["dice_d"]
@@ -37,8 +37,8 @@ def test_figures_are_those_of_the_counts(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("number", [20, 60, 200])
 def test_trials_are_distinct_and_as_many_as_asked(number: int) -> None:
-    found = trials(number)
-    assert len(set(found)) == number
+    drawn = trials(number)
+    assert len(set(drawn)) == number
 
 
 @pytest.mark.slow

@@ -174,28 +174,28 @@ class TestComputeMetrics:
         fit, subjects = random_cohort(4, seed=4), random_cohort(6, seed=5)
         test = count(TestPart, subjects, name="test")
         threshold = thresholds.best_dice(count(ThresholdPart, fit, name="fit"))
-        found = compute_metrics(test, threshold)
+        metrics = compute_metrics(test, threshold)
         levels, lesion = pooled(subjects)
         each = [dice_of_voxels(v.levels, v.lesion, threshold.level) for v in subjects]
-        assert found["dice_d"] == pytest.approx(dice_of_voxels(levels, lesion, threshold.level))
-        assert found["dice_s_mean"] == pytest.approx(np.mean(each))
-        assert found["dice_s_std"] == pytest.approx(np.std(each))
-        assert found["auprc"] == pytest.approx(average_precision_score(lesion, levels))
-        assert found["auroc"] == pytest.approx(roc_auc_score(lesion, levels))
+        assert metrics["dice_d"] == pytest.approx(dice_of_voxels(levels, lesion, threshold.level))
+        assert metrics["dice_s_mean"] == pytest.approx(np.mean(each))
+        assert metrics["dice_s_std"] == pytest.approx(np.std(each))
+        assert metrics["auprc"] == pytest.approx(average_precision_score(lesion, levels))
+        assert metrics["auroc"] == pytest.approx(roc_auc_score(lesion, levels))
         inside_levels, inside_lesion = pooled(subjects, "brain")
-        assert found["auroc_brain"] == pytest.approx(roc_auc_score(inside_lesion, inside_levels))
+        assert metrics["auroc_brain"] == pytest.approx(roc_auc_score(inside_lesion, inside_levels))
         tried = [dice_of_voxels(levels, lesion, level) for level in np.unique(levels)]
-        assert found["upper_bound_dice"] == pytest.approx(max(tried))
-        assert found["num_lesion"] == lesion.sum()
-        assert (found["threshold_rule"], found["threshold_fitted_on"]) == ("best_dice", "fit")
-        assert found["num_subjects"] == found["num_subjects_with_lesion"] == 6
+        assert metrics["upper_bound_dice"] == pytest.approx(max(tried))
+        assert metrics["num_lesion"] == lesion.sum()
+        assert (metrics["threshold_rule"], metrics["threshold_fitted_on"]) == ("best_dice", "fit")
+        assert metrics["num_subjects"] == metrics["num_subjects_with_lesion"] == 6
 
     def test_what_is_undefined_is_null_in_json(self):
         healthy = [v._replace(lesion=np.zeros_like(v.lesion)) for v in random_cohort(2, seed=6)]
         threshold = thresholds.healthy_fpr(count(ThresholdPart, healthy, name="fit"), 0.05)
-        found = compute_metrics(count(TestPart, healthy, name="test"), threshold)
-        assert found["dice_d"] is None
-        written = json.loads(json.dumps(found, allow_nan=False))
+        metrics = compute_metrics(count(TestPart, healthy, name="test"), threshold)
+        assert metrics["dice_d"] is None
+        written = json.loads(json.dumps(metrics, allow_nan=False))
         undefined = {key for key, value in written.items() if value is None}
         assert {"dice_d", "dice_s_mean", "dice_s_std", "auprc", "auroc"} <= undefined
         assert written["num_subjects"] == 2
@@ -209,8 +209,8 @@ class TestComputeMetrics:
         lesion = brain & (levels == 40000)
         test = count(TestPart, [Voxels(levels, brain, lesion)], name="test")
         threshold = thresholds.best_dice(count(ThresholdPart, random_cohort(1, 0), name="fit"))
-        found = compute_metrics(test, threshold)
-        assert found["num_lesion"] == found["num_lesion_eroded"] == 16
+        metrics = compute_metrics(test, threshold)
+        assert metrics["num_lesion"] == metrics["num_lesion_eroded"] == 16
 
     def test_a_threshold_part_is_no_test_part(self):
         part = count(ThresholdPart, random_cohort(2, seed=7))

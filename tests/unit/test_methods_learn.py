@@ -51,7 +51,7 @@ def fresh(what: Experiment, shape: tuple[int, int, int] = SHAPE) -> GradientDete
 
 
 def calibrated(what: Experiment, images: Tensor) -> GradientDetector:
-    """As its seed makes it, with what it takes from healthy volumes behind a fit."""
+    """As its seed makes it, with what it takes from healthy volumes after a fit."""
     detector = fresh(what).eval()
     if detector.calibrates:
         with torch.no_grad():
@@ -122,7 +122,7 @@ MOST = [n for n in EVERY if n[:2] != "3D" or n in IN_3D]
 def test_a_killed_fit_ends_as_the_undisturbed_one(
     images: Tensor, tmp_path: Path, name: str
 ) -> None:
-    """Through its players and phases, with all that is random; killed behind each epoch."""
+    """Through its players and phases, with all that is random; killed after each epoch."""
     what = tiny(name, epochs=3)
     whole, records = fit(what, images, tmp_path / "whole")
     assert [r["epoch"] for r in records] == [1, 2, 3]

@@ -1,4 +1,4 @@
-"""The page of methods, and the study behind its figures."""
+"""The page of methods, and the study of its figures."""
 
 from pathlib import Path
 
@@ -24,11 +24,11 @@ def test_the_page_names_every_method() -> None:
 
 
 def test_a_method_is_described_with_its_defaults() -> None:
-    found = methods_page.described("sVAE-GAN")
-    assert found["says"].startswith("An autoencoder of Baur 2018")
+    description = methods_page.described("sVAE-GAN")
+    assert description["says"].startswith("An autoencoder of Baur 2018")
     for piece in ("`adversarial_rate` 0.0001", "`widths` 32 64 128 128"):
-        assert piece in found["settings"]
-    assert "`epochs` 150" in found["fit"]
+        assert piece in description["settings"]
+    assert "`epochs` 150" in description["fit"]
     assert "`restore.steps` 150" in methods_page.described("VAE-restoration")["settings"]
 
 
@@ -46,7 +46,7 @@ def test_every_experiment_of_the_study_builds_at_its_size() -> None:
 
 
 def test_figures_become_rows_and_rows_become_cells() -> None:
-    found = {
+    measured = {
         "sVAE": {
             "tumour Dice_D": Cell(0.35, (0.25, 0.375), 0.0711),
             "stroke Dice_D": Cell(0.3, (0.25, 0.375)),
@@ -54,7 +54,7 @@ def test_figures_become_rows_and_rows_become_cells() -> None:
             "parameters": Cell(1000),
         }
     }
-    rows = rows_of(found, Study(seeds=2))
+    rows = rows_of(measured, Study(seeds=2))
     cells = {row.measure: (row.value, row.detail) for row in rows}
     both = "95 % over subjects: 0.250 to 0.375; deviation over seeds: 0.071"
     assert cells["sVAE: tumour Dice_D"] == (0.35, both)
@@ -79,9 +79,9 @@ def test_a_method_is_compared_with_the_reference_on_the_same_subjects(tmp_path: 
             (column,) = figures([one]).keys() & {f"{group.name} Dice_D"}
             assert figures([one])[column].value == one.mean("dice_d")
         one, other = all_series[:2]
-        found = above([(one, other), (other, other)])
-        (cell,) = found.values()
-        assert list(found) == [f"{group.name} Dice_D above PCA-16"]
+        differences = above([(one, other), (other, other)])
+        (cell,) = differences.values()
+        assert list(differences) == [f"{group.name} Dice_D above PCA-16"]
         means = [each.mean("dice_d") or 0.0 for each in (one, other)]
         assert cell.value == pytest.approx(means[0] - means[1])
         assert cell.bounds is not None

@@ -188,8 +188,8 @@ class TestContextEncoder:
 
         slope = (total(asked + step) - total(asked - step)).abs() / 2e-5
         where = (1, 0, *(4,) * 3) if name.startswith("3D") else (1, 0, 5, 4, 4)
-        found = detector.gradient(x.double())[where]
-        torch.testing.assert_close(found, slope.detach(), rtol=1e-3, atol=1e-6)
+        by_autograd = detector.gradient(x.double())[where]
+        torch.testing.assert_close(by_autograd, slope.detach(), rtol=1e-3, atol=1e-6)
 
     @pytest.mark.parametrize("ndim", [2, 3])
     def test_smoothing_keeps_the_sum_and_is_scipys(self, ndim: int) -> None:
@@ -197,10 +197,10 @@ class TestContextEncoder:
 
         x = torch.zeros(1, 1, *(15,) * ndim, dtype=torch.float64)
         x[(0, 0, *(7,) * ndim)] = 1
-        found = smoothed(x, 1.5)
-        assert float(found.sum()) == pytest.approx(1)
+        smooth = smoothed(x, 1.5)
+        assert float(smooth.sum()) == pytest.approx(1)
         wanted = ndimage.gaussian_filter(x[0, 0].numpy(), 1.5, mode="constant", truncate=4 / 1.5)
-        assert abs(found[0, 0].numpy() - wanted).max() < 1e-3
+        assert abs(smooth[0, 0].numpy() - wanted).max() < 1e-3
 
 
 def test_the_adversarial_autoencoder_plays_on_the_latent() -> None:
@@ -258,15 +258,15 @@ class TestScaleSpace:
         assert [o.shape for o in outputs] == [w.shape for w in wanted]
         assert outputs[1].shape[-1] == x.shape[-1] // 2
         terms = [functional.l1_loss(a, b) for a, b in zip(outputs, wanted, strict=True)]
-        found = detector(x, x, noise)
-        torch.testing.assert_close(found["loss"], sum(terms))
-        torch.testing.assert_close(found["reconstruction"], terms[0])
+        losses = detector(x, x, noise)
+        torch.testing.assert_close(losses["loss"], sum(terms))
+        torch.testing.assert_close(losses["reconstruction"], terms[0])
 
     def test_smoothing_leaves_a_ramp_inside_as_it_is(self) -> None:
         kernel = torch.tensor([1.0, 4.0, 6.0, 4.0, 1.0]) / 16
         ramp = torch.arange(16.0).view(1, 1, 1, 16) + 2 * torch.arange(16.0).view(1, 1, 16, 1)
-        found = separable(ramp, kernel)
-        torch.testing.assert_close(found[..., 3:-3, 3:-3], ramp[..., 3:-3, 3:-3])
+        smooth = separable(ramp, kernel)
+        torch.testing.assert_close(smooth[..., 3:-3, 3:-3], ramp[..., 3:-3, 3:-3])
 
 
 class _Tuple(nn.Module):
@@ -293,9 +293,9 @@ class TestWasserstein:
         weight = torch.randn(1, *spatial, generator=torch.Generator().manual_seed(0))
         critic: Any = _Linear(weight)
         real, fake = torch.rand(5, 1, *spatial), torch.rand(5, 1, *spatial)
-        found = gradient_penalty(critic, real, fake, torch.rand(5))
-        torch.testing.assert_close(found, (weight.norm() - 1) ** 2)
-        found.backward()
+        penalty = gradient_penalty(critic, real, fake, torch.rand(5))
+        torch.testing.assert_close(penalty, (weight.norm() - 1) ** 2)
+        penalty.backward()
         wanted = 2 * (weight.norm() - 1) * weight / weight.norm()
         torch.testing.assert_close(critic.weight.grad, wanted)
 

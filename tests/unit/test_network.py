@@ -50,7 +50,7 @@ def test_a_node_that_is_cut_off_reaches_nobody_until_it_is_mended(net: Network) 
     assert ask(net, 1) == 200
 
 
-def test_the_server_fails_as_often_as_it_was_told(net: Network) -> None:
+def test_the_server_fails_as_often_as_asked(net: Network) -> None:
     before = len(net.requests())
     net.fail_s3(S3Faults(every=3, slow_s=0.01))
     codes = [ask(net, 0) for _ in range(12)]

@@ -28,13 +28,13 @@ ARRAYS = {
 }
 
 
-def assert_same(found: dict[str, np.ndarray]) -> None:
-    assert list(found) == list(ARRAYS)
+def assert_same(arrays: dict[str, np.ndarray]) -> None:
+    assert list(arrays) == list(ARRAYS)
     for name, array in ARRAYS.items():
-        assert found[name].dtype == array.dtype
-        assert found[name].shape == array.shape
-        assert np.array_equal(found[name], array)
-        assert found[name].flags.writeable
+        assert arrays[name].dtype == array.dtype
+        assert arrays[name].shape == array.shape
+        assert np.array_equal(arrays[name], array)
+        assert arrays[name].flags.writeable
 
 
 def test_what_was_packed_comes_back() -> None:
@@ -77,10 +77,10 @@ def test_a_flipped_bit_is_found_or_harmless() -> None:
         changed = bytearray(CONTENT)
         changed[place] ^= 4
         try:
-            found = npz.unpack(bytes(changed))
+            arrays = npz.unpack(bytes(changed))
         except ValueError:
             continue
-        assert all(np.array_equal(found[n], whole[n]) for n in found if n in whole), place
+        assert all(np.array_equal(arrays[n], whole[n]) for n in arrays if n in whole), place
 
 
 class Slow:
@@ -113,7 +113,7 @@ def test_whole_files_are_whole_in_threads() -> None:
         return ""
 
     with ThreadPoolExecutor(16) as pool:
-        assert [told for told in pool.map(read, range(1000)) if told] == []
+        assert [problem for problem in pool.map(read, range(1000)) if problem] == []
 
 
 def test_nothing_else_reads_arrays_or_literals() -> None:

@@ -62,8 +62,8 @@ def test_meissen_tables_are_as_printed(real_data: Path) -> None:
     lines = [line.split("\t") for line in text.splitlines() if "\t" in line]
 
     def row(label: str, columns: int, skip: int = 0) -> list[float]:
-        found = [c for c in lines if c[0].startswith(label) and len(c) == columns + 1]
-        return [float(c) for c in found[skip][1:] if c != "-"]
+        matches = [c for c in lines if c[0].startswith(label) and len(c) == columns + 1]
+        return [float(c) for c in matches[skip][1:] if c != "-"]
 
     ours = {"HistEq": "Ours", "VAE (restoration)": "VAE (rest", "GMVAE (restoration)": "GMVAE(rest"}
     ours |= {"SSAE (spatial)": "SSAE", "Transformer": "Transformer"}

@@ -46,10 +46,10 @@ def test_a_population_for_each_setting_that_stays() -> None:
         max_share=(0.1, 0.3),
         seeds=(0, 1),
     )
-    found = populations(space, CONFIG)
-    assert len(found) == 2 * 2 * 2
-    assert len({p.name for p in found}) == len(found)
-    for one in found:
+    groups = populations(space, CONFIG)
+    assert len(groups) == 2 * 2 * 2
+    assert len({p.name for p in groups}) == len(groups)
+    for one in groups:
         wanted = {"fit.learning_rate": (1e-4, 1e-2)}
         if one.base.name == "3D-Cube-n":
             wanted["erasing.max_share"] = (0.1, 0.3)

@@ -81,12 +81,12 @@ def test_rigid_turns_it_straight_and_maps_come_back(tmp_path, straight, angles):
 def test_angles(name, degrees):
     first, second = PLANES[name]
     turned = ndi.rotate(STRAIGHT.astype(float), degrees, axes=(first, second), order=1) > 0.5
-    found = pose_degrees(turned.T, np.ones(3))
+    angles = pose_degrees(turned.T, np.ones(3))
     expected = np.zeros(3)
     expected[list(PLANES).index(name)] = degrees
-    found = np.minimum(np.abs(found), 180 - np.abs(found))
+    angles = np.minimum(np.abs(angles), 180 - np.abs(angles))
     # Which of two axes is the longer one decides between an angle and its complement.
-    assert np.abs(np.minimum(found, 90 - found) - np.abs(expected)).max() < 1.5
+    assert np.abs(np.minimum(angles, 90 - angles) - np.abs(expected)).max() < 1.5
 
 
 def test_what_is_usual_is_the_cohorts(tmp_path):

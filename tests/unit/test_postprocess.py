@@ -112,12 +112,12 @@ class TestMedian:
         """The edge voxel is repeated: d c b a | a b c d; not `mirror`, `nearest` or zeros."""
         levels = np.random.default_rng(2).integers(0, 65535, (6, 6, 6), np.uint16)
         everywhere = np.ones(levels.shape, bool)
-        found = median_filter(levels, everywhere, 5)
+        filtered = median_filter(levels, everywhere, 5)
         padded = np.pad(levels, 2, mode="symmetric")
         windows = np.lib.stride_tricks.sliding_window_view(padded, (5, 5, 5))
-        assert (found == np.median(windows, axis=(3, 4, 5))).all()
+        assert (filtered == np.median(windows, axis=(3, 4, 5))).all()
         for other in ("mirror", "nearest", "constant", "wrap"):
-            assert (found != ndi.median_filter(levels, 5, mode=other)).any()
+            assert (filtered != ndi.median_filter(levels, 5, mode=other)).any()
 
     def test_neither_layout_nor_write_protection_matters(self):
         levels = np.random.default_rng(3).integers(0, 65535, (9, 8, 14), np.uint16)

@@ -80,34 +80,36 @@ def test_a_lesion_is_found_where_it_is_on_any_grid(
 ) -> None:
     path = tmp_path_factory.mktemp("odd") / "p_T1w.nii.gz"
     write_head(path, 3, lesion=True, order=order, signs=signs, sizes=sizes, degrees=degrees)
-    found = predict_scan(model, scan_of(str(path)))
+    prediction = predict_scan(model, scan_of(str(path)))
 
     image = nib.load(path)
-    assert found.anomaly.shape == found.brain.shape == image.shape
-    assert found.anomaly.dtype == np.float32
-    assert np.allclose(found.grid.affine, image.affine)
-    centre = image.affine @ [*np.argwhere(found.proposal).mean(0), 1]
+    assert prediction.anomaly.shape == prediction.brain.shape == image.shape
+    assert prediction.anomaly.dtype == np.float32
+    assert np.allclose(prediction.grid.affine, image.affine)
+    centre = image.affine @ [*np.argwhere(prediction.proposal).mean(0), 1]
     half_a_voxel = np.array(SMALL.extent.mm) / 16 / 2
     assert (np.abs(centre[:3] - LESION) <= half_a_voxel).all()
 
-    scores = dequantise(found.levels, model.detector.score_range)
-    expected, inside = by_another_interpolator(scores, found)
+    scores = dequantise(prediction.levels, model.detector.score_range)
+    expected, inside = by_another_interpolator(scores, prediction)
     assert inside.sum() > 500
-    assert np.abs(found.anomaly - expected)[inside & found.brain].max() < 1e-4
-    assert not found.anomaly[~found.brain].any()
-    assert np.array_equal(found.anomaly >= THRESHOLD, found.proposal)
+    assert np.abs(prediction.anomaly - expected)[inside & prediction.brain].max() < 1e-4
+    assert not prediction.anomaly[~prediction.brain].any()
+    assert np.array_equal(prediction.anomaly >= THRESHOLD, prediction.proposal)
 
 
-def by_another_interpolator(stored: np.ndarray, found: Prediction) -> tuple[np.ndarray, np.ndarray]:
+def by_another_interpolator(
+    stored: np.ndarray, prediction: Prediction
+) -> tuple[np.ndarray, np.ndarray]:
     """An array of the model's grid at every voxel of the file, and where it lies within."""
     axes = [np.arange(n) for n in stored.shape]
     sample = RegularGridInterpolator(axes, stored, bounds_error=False, fill_value=0.0)
-    index = np.indices(found.grid.shape).reshape(3, -1)
-    world = found.grid.affine[:3, :3] @ index + found.grid.affine[:3, 3:]
-    inner = np.linalg.inv(found.prepared.affine)
+    index = np.indices(prediction.grid.shape).reshape(3, -1)
+    world = prediction.grid.affine[:3, :3] @ index + prediction.grid.affine[:3, 3:]
+    inner = np.linalg.inv(prediction.prepared.affine)
     at = (inner[:3, :3] @ world + inner[:3, 3:]).T[:, ::-1]
     inside = ((at >= 0) & (at <= np.array(stored.shape) - 1)).all(1)
-    return sample(at).reshape(found.grid.shape), inside.reshape(found.grid.shape)
+    return sample(at).reshape(prediction.grid.shape), inside.reshape(prediction.grid.shape)
 
 
 def test_the_same_scores_as_the_evaluation(home: Path, run: Run, model: Model) -> None:
@@ -133,12 +135,12 @@ def test_the_same_scores_as_the_evaluation(home: Path, run: Run, model: Model) -
         Scorer([work], dict(zip(rows, cohort.subjects["id"], strict=True)), config)(batch)
         by_id = {scan.id: scan for scan in scans}
         for row, name in zip(rows, cohort.subjects["id"], strict=True):
-            found = predict_scan(opened, by_id[name], PredictConfig(map_only=True))
+            prediction = predict_scan(opened, by_id[name], PredictConfig(map_only=True))
             kept = store.levels(row).astype(int)
             assert kept.any()
             # Batches of another size may round the last bit of a float otherwise.
-            assert np.abs(found.levels.astype(int) - kept).max() <= 1
-            assert np.array_equal(found.prepared.brain, cohort.read("brain", row, row + 1)[0])
+            assert np.abs(prediction.levels.astype(int) - kept).max() <= 1
+            assert np.array_equal(prediction.prepared.brain, cohort.read("brain", row, row + 1)[0])
 
 
 def _fitted_on(run: Run) -> Cohort:
@@ -205,16 +207,16 @@ def test_a_reconstruction_lies_on_the_scan(tmp_path: Path, run: Run) -> None:
     fitted = finished_run(tmp_path / "mean", _fitted_on(run), "MeanImage")
     model = open_model(fitted.url)
     path = write_head(tmp_path / "a_T1w.nii.gz", 40)
-    found = predict_scan(model, scan_of(path), PredictConfig(map_only=True))
-    assert found.proposal is None
-    assert found.summary["proposal"] is None
-    assert found.summary["threshold"] is None
-    assert found.reconstruction is not None
-    image = found.prepared.image.astype(np.float16)
-    healthy = model.detector.state_dict()["mean"].numpy() * (image > 0) * found.prepared.brain
+    prediction = predict_scan(model, scan_of(path), PredictConfig(map_only=True))
+    assert prediction.proposal is None
+    assert prediction.summary["proposal"] is None
+    assert prediction.summary["threshold"] is None
+    assert prediction.reconstruction is not None
+    image = prediction.prepared.image.astype(np.float16)
+    healthy = model.detector.state_dict()["mean"].numpy() * (image > 0) * prediction.prepared.brain
     assert healthy.max() > 0.5
-    expected, inside = by_another_interpolator(healthy, found)
-    assert np.abs(found.reconstruction - expected)[inside].max() < 1e-4
+    expected, inside = by_another_interpolator(healthy, prediction)
+    assert np.abs(prediction.reconstruction - expected)[inside].max() < 1e-4
 
 
 def test_a_reconstruction_is_searched_for_once(tmp_path, run, monkeypatch) -> None:
@@ -236,12 +238,12 @@ def test_postprocessing_and_filter_are_those_of_the_threshold(home: Path, run: R
     )
     freeze_threshold(other, THRESHOLD, config=config)
     path = write_head(home / "filtered_T1w.nii.gz", 3, lesion=True)
-    found = predict_scan(open_model(other.url), scan_of(path))
-    assert found.levels.max() == 65535  # no median
-    assert found.proposal is not None
-    assert not found.proposal.any()  # no component is so large
+    prediction = predict_scan(open_model(other.url), scan_of(path))
+    assert prediction.levels.max() == 65535  # no median
+    assert prediction.proposal is not None
+    assert not prediction.proposal.any()  # no component is so large
     given = predict_scan(open_model(other.url), scan_of(path), PredictConfig(threshold=0.5))
-    assert np.array_equal(given.levels, found.levels)
+    assert np.array_equal(given.levels, prediction.levels)
 
 
 class TestThresholds:
@@ -261,8 +263,8 @@ class TestThresholds:
         scan = scan_of(write_head(home / "two_T1w.nii.gz"))
         with pytest.raises(NoThresholdError, match=r"stroke, tumour.*--threshold-from"):
             predict_scan(model, scan)
-        found = predict_scan(model, scan, PredictConfig(threshold_from="tumour"))
-        assert found.summary["threshold"]["value"] == 0.9
+        prediction = predict_scan(model, scan, PredictConfig(threshold_from="tumour"))
+        assert prediction.summary["threshold"]["value"] == 0.9
         with pytest.raises(NoThresholdError, match="it has those of stroke, tumour"):
             predict_scan(model, scan, PredictConfig(threshold_from="wmh"))
 
@@ -309,12 +311,12 @@ class TestMapAndProposal:
         config = EvaluateConfig(components=ComponentConfig(max_size=4000))
         freeze_threshold(mine, 0.8, config=config)
         scan = scan_of(write_head(tmp_path / "p_T1w.nii.gz", 3, lesion=True))
-        found = predict_scan(open_model(mine.url), scan)
-        assert found.levels.max() > 0.8 * 65535
-        assert found.anomaly.max() < 0.8
-        assert not found.proposal.any()
+        prediction = predict_scan(open_model(mine.url), scan)
+        assert prediction.levels.max() > 0.8 * 65535
+        assert prediction.anomaly.max() < 0.8
+        assert not prediction.proposal.any()
 
-    def test_volumes_on_both_grids_are_told(self, tmp_path: Path, model: Model) -> None:
+    def test_volumes_on_both_grids_are_given(self, tmp_path: Path, model: Model) -> None:
         scan = scan_of(write_head(tmp_path / "p_T1w.nii.gz", 3, lesion=True))
         summary = predict_scan(model, scan).summary
         grid = summary["model_grid"]
@@ -350,13 +352,13 @@ class TestWhatTheModelKnows:
 
     def test_a_name_that_somebody_insists_on(self, tmp_path: Path, model: Model) -> None:
         scan = scan_of(write_head(tmp_path / "a_FLAIR.nii.gz", 77))
-        found = predict_scan(model, scan, PredictConfig(ignore_names=True))
-        assert any("named as FLAIR, but the model" in w for w in found.summary["warnings"])
+        prediction = predict_scan(model, scan, PredictConfig(ignore_names=True))
+        assert any("named as FLAIR, but the model" in w for w in prediction.summary["warnings"])
 
     def test_another_preparation(self, tmp_path: Path, model: Model) -> None:
         scan = scan_of(write_head(tmp_path / "a_T1w.nii.gz", 77))
-        found = predict_scan(model, scan, PredictConfig(grow_extent=True))
-        assert any("grow_extent is True, there False" in w for w in found.summary["warnings"])
+        prediction = predict_scan(model, scan, PredictConfig(grow_extent=True))
+        assert any("grow_extent is True, there False" in w for w in prediction.summary["warnings"])
 
     @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
     def test_a_threshold_that_is_no_number(self, value: float) -> None:
@@ -407,14 +409,14 @@ class TestBadScans:
         nib.save(nib.Nifti1Image(np.asarray(image.dataobj), larger), scan.image)
         with pytest.raises(ScanError, match=r"larger than the extent.*--grow-extent"):
             predict_scan(model, scan)
-        found = predict_scan(model, scan, PredictConfig(grow_extent=True))
-        assert any("extent grown" in note for note in found.summary["notes"])
+        prediction = predict_scan(model, scan, PredictConfig(grow_extent=True))
+        assert any("extent grown" in note for note in prediction.summary["notes"])
 
 
 class TestUnlike:
     def test_nothing_is_said_of_a_healthy_scan(self, home: Path, model: Model) -> None:
-        found = predict_scan(model, scan_of(write_head(home / "like_T1w.nii.gz", 77)))
-        assert found.summary["warnings"] == []
+        prediction = predict_scan(model, scan_of(write_head(home / "like_T1w.nii.gz", 77)))
+        assert prediction.summary["warnings"] == []
 
     def test_a_coarse_scan(self, tmp_path: Path, model: Model) -> None:
         scan = scan_of(write_head(tmp_path / "c.nii.gz", 2, sizes=(1.0, 1.0, 3.0)))
@@ -447,23 +449,23 @@ class TestUnlike:
         inverted = np.where(voxels > 0, 300 - voxels, 0)
         nib.save(nib.Nifti1Image(inverted, image.affine), tmp_path / "inverted.nii.gz")
         scan = scan_of(str(tmp_path / "inverted.nii.gz"))
-        said = predict_scan(model, scan, PredictConfig(map_only=True)).summary["warnings"]
-        assert any("mean anomaly score of its brain" in w for w in said)
+        warnings = predict_scan(model, scan, PredictConfig(map_only=True)).summary["warnings"]
+        assert any("mean anomaly score of its brain" in w for w in warnings)
 
     def test_measures_of_the_quality_page(self, home: Path, model: Model) -> None:
-        found = predict_scan(model, scan_of(write_head(home / "m_T1w.nii.gz", 78)))
-        image, brain = found.prepared.image, found.prepared.brain
-        said = model.healthy.doubts(
+        prediction = predict_scan(model, scan_of(write_head(home / "m_T1w.nii.gz", 78)))
+        image, brain = prediction.prepared.image, prediction.prepared.brain
+        doubts = model.healthy.doubts(
             image**3,
             brain,
             spacing_mm=(9.0, 9.0, 9.0),
             scan_mm=(1.0, 1.0, 1.0),
             mean_score=model.healthy.mean_score,
         )
-        assert any("Brain (mL)" in w and "above" in w for w in said)
-        assert any("Mean (intensity)" in w and "below" in w for w in said)
-        assert any("Histogram (distance)" in w for w in said)
-        assert all(w.startswith("unlike the 12 healthy scans of the model: ") for w in said)
+        assert any("Brain (mL)" in w and "above" in w for w in doubts)
+        assert any("Mean (intensity)" in w and "below" in w for w in doubts)
+        assert any("Histogram (distance)" in w for w in doubts)
+        assert all(w.startswith("unlike the 12 healthy scans of the model: ") for w in doubts)
 
 
 class TestOpening:

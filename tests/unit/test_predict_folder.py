@@ -140,9 +140,9 @@ class TestIdentity:
                 (summary,) = predict_items(model, items_of([path]), str(out)).summaries
                 assert summary["source"] == path
         assert sorted(p.name for p in out.iterdir() if p.is_dir()) == ["T1", "b_T1"]
-        found = self.maps(out)
+        maps = self.maps(out)
         for path in paths:
-            assert np.array_equal(found[path], self.anomaly(model, path))
+            assert np.array_equal(maps[path], self.anomaly(model, path))
         names = [row.split("\t")[0] for row in (out / "predictions.tsv").read_text().splitlines()]
         assert sorted(names[1:]) == ["T1", "b_T1"]
         # Both in one call: each in its own place, as before.
@@ -168,8 +168,8 @@ class TestIdentity:
             os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
         again = predict_items(model, items_of([path]), str(tmp_path / "out"))
         assert again.num_kept == 0
-        (found,) = self.maps(tmp_path / "out").values()
-        assert np.array_equal(found, self.anomaly(model, path))
+        (only_map,) = self.maps(tmp_path / "out").values()
+        assert np.array_equal(only_map, self.anomaly(model, path))
 
     def test_a_touched_file_is_kept(self, tmp_path: Path, model: Model) -> None:
         items = items_of(three(tmp_path))
@@ -377,7 +377,7 @@ class TestQuarantine:
         out = str(tmp_path / "out")
 
         def die(opened: Model, scan: object, *args: object, **kwargs: object) -> None:
-            raise SystemExit  # what is behind a kill never runs; this is as near as a test comes
+            raise SystemExit  # what comes after a kill never runs; this is as near as a test comes
 
         with monkeypatch.context() as patch:
             patch.setattr(folder_module, "predict_scan", die)
@@ -425,9 +425,9 @@ class TestWhoseFolder:
         paths = three(tmp_path)
         predict_items(model, items_of(paths), str(tmp_path / "out"))
         results = sorted(map(str, (tmp_path / "out").rglob("*.nii.gz")))
-        found = find_items([*paths, *results], "T1w")
-        assert [item.scan.image for item in found.items] == paths
-        assert sorted(one.path for one in found.left_out) == results
+        listing = find_items([*paths, *results], "T1w")
+        assert [item.scan.image for item in listing.items] == paths
+        assert sorted(one.path for one in listing.left_out) == results
         with pytest.raises(NoScanFoundError, match="a result of uadray in"):
             find_items(results, "T1w")
 
@@ -495,9 +495,9 @@ class TestNames:
         for stem in ("sub-01/ses-a/anat/sub-01_ses-a_T1w", "sub-02/anat/sub-02_T1w"):
             write_head(root / f"{stem}.nii.gz", len(stem))
         write_head(root / "sub-02/anat/sub-02_FLAIR.nii.gz", 1)
-        found = find_items([str(root)], "T1w")
+        listing = find_items([str(root)], "T1w")
         out = tmp_path / "out"
-        done = predict_items(model, found.items, str(out))
+        done = predict_items(model, listing.items, str(out))
         assert [s["name"] for s in done.summaries] == ["sub-01_ses-a", "sub-02"]
         assert sorted(str(p.relative_to(out)) for p in out.rglob("*.nii.gz")) == [
             "sub-01/ses-a/anat/sub-01_ses-a_desc-anomaly_mask.nii.gz",
@@ -512,7 +512,7 @@ class TestNames:
         assert described["GeneratedBy"][0]["Name"] == "uadray"
         # A file of the tree alone gets the same names.
         (item,) = items_of([str(root / "sub-01/ses-a/anat/sub-01_ses-a_T1w.nii.gz")])
-        assert item.summary == found.items[0].summary
+        assert item.summary == listing.items[0].summary
 
     def test_a_reconstruction_is_named_by_its_contrast(self, tmp_path, cohort) -> None:
         path = write_head(tmp_path / "sub-7/anat/sub-7_T1w.nii.gz")
@@ -534,9 +534,9 @@ class TestNames:
     def test_a_plain_folder_leaves_masks_and_others_out(self, tmp_path: Path) -> None:
         for name in ("one", "two_T1", "one_mask", "two_FLAIR", "lesion", "two_gt"):
             write_head(tmp_path / f"{name}.nii.gz")
-        found = find_items([str(tmp_path)], "T1w")
-        assert [item.name for item in found.items] == ["one", "two_T1"]
-        assert {Path(one.path).name: one.reason for one in found.left_out} == {
+        listing = find_items([str(tmp_path)], "T1w")
+        assert [item.name for item in listing.items] == ["one", "two_T1"]
+        assert {Path(one.path).name: one.reason for one in listing.left_out} == {
             "lesion.nii.gz": "named as a mask (lesion)",
             "one_mask.nii.gz": "named as a mask (mask)",
             "two_FLAIR.nii.gz": "named as FLAIR, not T1w",

@@ -98,9 +98,9 @@ def test_the_flags_that_an_error_names_make_the_grid(name):
     protocol = PROTOCOLS[name]
     with pytest.raises(EvaluationError) as error:
         protocol.check_grid((64, 64, 64), "runs/c.zarr")
-    told = str(error.value)
+    message = str(error.value)
     for part in ("runs/c.zarr", "(64, 64, 64)", name, str(protocol.grid), protocol.prepare):
-        assert part in told
+        assert part in message
     made = prepared(protocol.prepare)
     assert made.shape == protocol.grid
     protocol.check_grid(made.shape, "c")
@@ -110,7 +110,7 @@ def test_any_grid_fits_bengs():
     PROTOCOLS["bengs2021"].check_grid((32, 16, 8), "c")
 
 
-def test_changes_are_told():
+def test_changes_are_listed():
     assert EvaluateConfig.of("meissen2021-I").changes() == {}
     assert EvaluateConfig.of("baur2018", num_resamples=5).changes() == {}
     changed = EvaluateConfig.of("meissen2021-I", threshold_rule="best_dice", residual="absolute")
@@ -156,9 +156,7 @@ def test_one_flag_of_the_preparation_takes_a_grid(name, monkeypatch):
     given = ["mslub", "DATA", "--out", "c.zarr", f"--grid={name}"]
 
     def config(*flags):
-        args = job.spelled_out([*given, *flags])
-        made = tyro.cli(job.commands(), args=args, config=(tyro.conf.OmitArgPrefixes,))
-        return made.config
+        return job.parse(job.spelled_out([*given, *flags])).config
 
     assert config() == prepared(PROTOCOLS[name].prepare)
     z = PROTOCOLS[name].grid[0]

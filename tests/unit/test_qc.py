@@ -44,18 +44,18 @@ def measured(seed: int = 0) -> tuple[np.ndarray, np.ndarray, ScanMeasures]:
 
 class TestMeasures:
     def test_against_plain_loops(self) -> None:
-        image, brain, found = measured()
+        image, brain, measures = measured()
         voxels = [tuple(v) for v in np.argwhere(brain)]
         values = sorted(float(image[v]) for v in voxels)
-        assert found.brain_ml == pytest.approx(len(voxels) * 24 / 1000)
-        assert found.grid_share == pytest.approx(len(voxels) / image.size)
-        assert found.mean == pytest.approx(sum(values) / len(values))
-        assert found.low == pytest.approx(np.quantile(values, 0.05))
-        assert found.high == pytest.approx(np.quantile(values, 0.95))
+        assert measures.brain_ml == pytest.approx(len(voxels) * 24 / 1000)
+        assert measures.grid_share == pytest.approx(len(voxels) / image.size)
+        assert measures.mean == pytest.approx(sum(values) / len(values))
+        assert measures.low == pytest.approx(np.quantile(values, 0.05))
+        assert measures.high == pytest.approx(np.quantile(values, 0.95))
         counts = [0] * BINS
         for value in values:
             counts[min(int(value * BINS), BINS - 1)] += 1
-        np.testing.assert_allclose(found.histogram, np.array(counts) / len(values))
+        np.testing.assert_allclose(measures.histogram, np.array(counts) / len(values))
         apart = 0.0
         inside = set(voxels)
         for axis in range(3):
@@ -66,25 +66,25 @@ class TestMeasures:
                 tuple(first + last - n if k == axis else n for k, n in enumerate(v)) in inside
                 for v in voxels
             )
-            assert found.mirrors[axis] == pytest.approx(mirrored / len(voxels))
+            assert measures.mirrors[axis] == pytest.approx(mirrored / len(voxels))
             offset = (centre - (first + last) / 2) / (last + 1 - first)
-            assert found.offsets[axis] == pytest.approx(offset)
+            assert measures.offsets[axis] == pytest.approx(offset)
             apart += ((centre - (image.shape[axis] - 1) / 2) * SPACING[axis]) ** 2
-        assert found.position_mm == pytest.approx(apart**0.5)
+        assert measures.position_mm == pytest.approx(apart**0.5)
 
     @pytest.mark.parametrize("axis", [0, 1, 2])
     def test_turned_round_an_offset_changes_its_sign_alone(self, axis: int) -> None:
-        image, brain, found = measured()
+        image, brain, measures = measured()
         turned = measure_scan(np.flip(image, axis), np.flip(brain, axis), None, spacing_mm=SPACING)
         signs = np.where(np.arange(3) == axis, -1, 1)
-        np.testing.assert_allclose(turned.offsets, signs * np.array(found.offsets), atol=1e-12)
-        np.testing.assert_allclose(turned.mirrors, found.mirrors)
-        assert turned.brain_ml == found.brain_ml
-        assert turned.digest != found.digest
+        np.testing.assert_allclose(turned.offsets, signs * np.array(measures.offsets), atol=1e-12)
+        np.testing.assert_allclose(turned.mirrors, measures.mirrors)
+        assert turned.brain_ml == measures.brain_ml
+        assert turned.digest != measures.digest
 
     def test_mixed_up_axes_are_doubted(self) -> None:
-        image, brain, found = measured()
-        assert own_doubts(found) == []
+        image, brain, measures = measured()
+        assert own_doubts(measures) == []
         for order, words in (((0, 2, 1), "front on back"), ((2, 1, 0), "top on bottom")):
             mixed = measure_scan(
                 image.transpose(order), brain.transpose(order), None, spacing_mm=SPACING
@@ -183,11 +183,11 @@ class TestPictures:
         plane = np.linspace(0, 1, shape[0])[:, None] * np.ones(shape[1])
         scale = min(1, MAX_SIDE / max(shape))
         data = base64.b64decode(grey_png(plane, scale).removeprefix("data:image/png;base64,"))
-        shown = np.asarray(Image.open(io.BytesIO(data)))
-        assert shown.shape == (min(shape[0], 50), min(shape[1], MAX_SIDE))
-        assert len(np.unique(shown)) <= GREYS
-        expected = np.linspace(255, 0, shown.shape[0])[:, None]
-        assert np.abs(shown - expected).max() <= 255 / GREYS / 2 + 3
+        pixels = np.asarray(Image.open(io.BytesIO(data)))
+        assert pixels.shape == (min(shape[0], 50), min(shape[1], MAX_SIDE))
+        assert len(np.unique(pixels)) <= GREYS
+        expected = np.linspace(255, 0, pixels.shape[0])[:, None]
+        assert np.abs(pixels - expected).max() <= 255 / GREYS / 2 + 3
 
     def test_planes_go_through_the_lesion(self) -> None:
         _, brain = egg(np.random.default_rng(0))
@@ -222,8 +222,8 @@ def page(cohort: Cohort) -> str:
 
 
 def row_of(page: str, row: int) -> str:
-    [found] = re.findall(rf'<tr data-row="{row}" .*?</tr>', page, flags=re.S)
-    return str(found)
+    [html_row] = re.findall(rf'<tr data-row="{row}" .*?</tr>', page, flags=re.S)
+    return str(html_row)
 
 
 class TestPage:
@@ -283,8 +283,8 @@ class TestPage:
 
     def test_figures_are_the_table_s(self, cohort: Cohort, page: str) -> None:
         for row, ml in zip(cohort.subjects["row"], cohort.subjects["brain_ml"], strict=True):
-            [shown] = re.findall(r'data-key="brain_ml" data-value="([^"]*)"', row_of(page, row))
-            assert float(shown) == pytest.approx(ml, rel=1e-4)
+            [value] = re.findall(r'data-key="brain_ml" data-value="([^"]*)"', row_of(page, row))
+            assert float(value) == pytest.approx(ml, rel=1e-4)
         assert all(f'data-key="{m.key}"' in page for m in MEASURES)
 
 

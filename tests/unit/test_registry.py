@@ -106,9 +106,9 @@ class TestDecorator:
         assert tyro.cli(Given, args=flags, default=given).experiment.method.width == 4  # type: ignore[attr-defined]
         with pytest.raises(SystemExit):
             tyro.cli(Given, args=["--help"], default=given)
-        told = " ".join(capsys.readouterr().out.split())
-        assert "An autoencoder of this test." in told
-        assert "Feature maps of the first layer." in told
+        output = " ".join(capsys.readouterr().out.split())
+        assert "An autoencoder of this test." in output
+        assert "Feature maps of the first layer." in output
 
     def test_a_name_is_given_once(self, my_ae: type) -> None:
         with pytest.raises(ConfigError, match=r"method 'dAE'.*already"):

@@ -141,17 +141,17 @@ class TestFigures:
             assert line["plain_baseline"] == str(line["method"] != "3D-Cube-n")
 
     def test_page(self, page: str, truth: dict[tuple[str, str], dict[str, Any]]) -> None:
-        found = [cells for cells in Cells(page).rows if len(cells) == len(columns.COLUMNS)]
+        cells_of_rows = [cells for cells in Cells(page).rows if len(cells) == len(columns.COLUMNS)]
         keys = [column.key for column in columns.COLUMNS]
-        assert len(found) == 6
-        for place, cells in enumerate(found):
+        assert len(cells_of_rows) == 6
+        for place, cells in enumerate(cells_of_rows):
             line = dict(zip(keys, cells, strict=True))
             values = truth["stroke" if place < 3 else "tumour", line["method"]]
             for name in ("dice_d", "dice_s_mean", "auprc", "auroc", "slice_auprc"):
                 assert float(line[name]) == values["metrics"][name]
             low, high = values["intervals"]["dice_d"]
             assert f"{values['metrics']['dice_d']:.3f} <small>[{low:.3f}, {high:.3f}]" in page
-        scores = [float(cells[1]) for cells in found]
+        scores = [float(cells[1]) for cells in cells_of_rows]
         assert scores[:3] == sorted(scores[:3], reverse=True)
 
     def test_markdown(
@@ -295,7 +295,7 @@ class TestLoad:
                 load_runs([str(url)])
 
     @pytest.mark.parametrize(
-        ("file", "key", "said"),
+        ("file", "key", "message"),
         [
             ("config.json", ("experiment",), "experiment missing"),
             ("summary.json", ("status",), "status missing"),
@@ -305,7 +305,7 @@ class TestLoad:
         ],
     )
     def test_missing_key(
-        self, tmp_path: Path, file: str, key: tuple[str | int, ...], said: str
+        self, tmp_path: Path, file: str, key: tuple[str | int, ...], message: str
     ) -> None:
         run = write_run(tmp_path / "run")
 
@@ -315,7 +315,7 @@ class TestLoad:
             del values[key[-1]]
 
         edit(run / file, drop)
-        with pytest.raises(RunError, match=rf"run/{re.escape(file)}: {said}"):
+        with pytest.raises(RunError, match=rf"run/{re.escape(file)}: {message}"):
             load_runs([str(run)])
 
     @pytest.mark.parametrize("file", ["config.json", "evaluation/stroke.json"])
@@ -463,14 +463,14 @@ class TestComparisons:
 
     def test_fits_are_gathered_by_experiment(self, seeds: Path) -> None:
         write_run(seeds / "shorter", "3D-None", num_epochs=3)
-        found = self.held(seeds).series
-        assert sorted((s.name, [r.run.seed for r in s.rows]) for s in found) == [
+        gathered = self.held(seeds).series
+        assert sorted((s.name, [r.run.seed for r in s.rows]) for s in gathered) == [
             ("3D-Cube-n", [0, 1, 2]),
             ("3D-None", [0]),
             ("3D-None", [0, 1, 2]),
             ("PCA-16", [0]),
         ]
-        assert len({series.label for series in found}) == 4
+        assert len({series.label for series in gathered}) == 4
 
     def test_figures_over_seeds(self, seeds: Path) -> None:
         cube = next(s for s in self.held(seeds).series if s.name == "3D-Cube-n")
@@ -608,11 +608,11 @@ class TestComparisons:
         before, after = (values[k]["metrics"]["dice_d"] for k in ("unfiltered", "filtered"))
         both = f"{before:.3f} → {after:.3f}"
         rate = f"{values['metrics']['lesion_detection_rate']:.3f}"
-        found = f"{values['metrics']['num_lesions_detected']} of 32"
+        detected = f"{values['metrics']['num_lesions_detected']} of 32"
         for held in (text, plain):
             assert both in held
             assert rate in held
-            assert found in held
+            assert detected in held
         (line,) = csv.DictReader(io.StringIO(out.with_suffix(".csv").read_text()))
         assert float(line["filtered_dice_d"]) == after
         assert float(line["lesion_lost_to_erosion"]) == pytest.approx(678 / 12345)
@@ -721,15 +721,15 @@ class TestTiles:
     def test_orientation(self) -> None:
         image = np.zeros((6, 4), np.float32)
         image[-1, 0] = 1  # most anterior row, leftmost column
-        shown = decode(figures.grey_tile(image))
-        assert shown.shape == (6, 4, 3)
-        assert shown[0, 0].tolist() == [255, 255, 255]
-        assert shown.sum() == 3 * 255
+        pixels = decode(figures.grey_tile(image))
+        assert pixels.shape == (6, 4, 3)
+        assert pixels[0, 0].tolist() == [255, 255, 255]
+        assert pixels.sum() == 3 * 255
 
     def test_heat_is_clipped_and_grows_brighter(self) -> None:
         scores = np.array([[-1.0, 0.0, 0.5, 1.0, 9.0]], np.float32)
-        shown = decode(figures.heat_tile(scores, 0, 1)).sum(axis=-1)[0]
-        assert shown[0] == shown[1] < shown[2] < shown[3] == shown[4]
+        brightness = decode(figures.heat_tile(scores, 0, 1)).sum(axis=-1)[0]
+        assert brightness[0] == brightness[1] < brightness[2] < brightness[3] == brightness[4]
         assert decode(figures.heat_tile(scores, 0.0, 0.0)).shape == (1, 5, 3)
 
     def test_outlines_surround_the_masks(self) -> None:
@@ -737,14 +737,14 @@ class TestTiles:
         lesion, prediction = (np.zeros((64, 64), bool) for _ in range(2))
         lesion[40:60, 5:25] = True
         prediction[5:25, 40:60] = True
-        shown = decode(figures.outline_tile(image, lesion, prediction))
-        assert shown.shape == (256, 256, 3)
-        blue = np.argwhere((shown == (86, 180, 233)).all(-1))
-        orange = np.argwhere((shown == (255, 140, 0)).all(-1))
+        pixels = decode(figures.outline_tile(image, lesion, prediction))
+        assert pixels.shape == (256, 256, 3)
+        blue = np.argwhere((pixels == (86, 180, 233)).all(-1))
+        orange = np.argwhere((pixels == (255, 140, 0)).all(-1))
         assert blue.min(0).tolist() == [4 * (64 - 60), 4 * 5]
         assert blue.max(0).tolist() == [4 * (64 - 40) - 1, 4 * 25 - 1]
         assert orange.min(0).tolist() == [4 * (64 - 25), 4 * 40]
-        assert shown[4 * (64 - 50), 4 * 15].tolist() == shown[0, 0].tolist()
+        assert pixels[4 * (64 - 50), 4 * 15].tolist() == pixels[0, 0].tolist()
 
     def test_montage_keeps_the_best_plain_baseline(self, tmp_path: Path) -> None:
         for seed in range(MAX_RUNS + 2):

@@ -79,9 +79,9 @@ def cohorts(runs: list[RunRecord]) -> list[words.Compared]:
 
 @pytest.fixture(scope="module")
 def sweep(runs: list[RunRecord], cohorts: list[words.Compared]) -> Sweep:
-    found = find_sweep(runs, cohorts)
-    assert found is not None
-    return found
+    result = find_sweep(runs, cohorts)
+    assert result is not None
+    return result
 
 
 def edit(path: Path, change: Callable[[dict[str, Any]], None]) -> None:
@@ -92,17 +92,17 @@ def edit(path: Path, change: Callable[[dict[str, Any]], None]) -> None:
 
 class TestSettings:
     def test_what_varies_within_an_experiment(self, runs: list[RunRecord]) -> None:
-        found = varied([run.config for run in runs])
-        assert [one.path for one in found] == ["experiment", "method.latent_size"]
-        assert found[1].values == (32, 128, 512)
-        assert found[1].label == "latent size"
+        changed = varied([run.config for run in runs])
+        assert [one.path for one in changed] == ["experiment", "method.latent_size"]
+        assert changed[1].values == (32, 128, 512)
+        assert changed[1].label == "latent size"
 
     def test_defaults_of_other_experiments_are_no_comparison(self, tmp_path: Path) -> None:
         for name in ("2D-None", "3D-None", "PCA-16"):
             write_run(tmp_path / name, name)
-        found = load_runs([str(tmp_path)])
-        assert [one.path for one in varied([run.config for run in found])] == ["experiment"]
-        assert find_sweep(found, []) is None
+        loaded = load_runs([str(tmp_path)])
+        assert [one.path for one in varied([run.config for run in loaded])] == ["experiment"]
+        assert find_sweep(loaded, []) is None
 
     def test_labels_name_the_settings(self, runs: list[RunRecord]) -> None:
         labels = [run.label for run in runs]
@@ -166,8 +166,8 @@ class TestEffects:
                         place = root / f"{name}-{size}-{part}"
                         write_run(place, name, size=8, num_cases=1, change=share(part, size))
         (group,) = rows.group_by_cohort(load_runs([str(root)]))
-        found = effects.effects(group, varied([row.run.config for row in group.rows]))
-        return next(one for one in found if one.setting.path == "fit.data_share")
+        result = effects.effects(group, varied([row.run.config for row in group.rows]))
+        return next(one for one in result if one.setting.path == "fit.data_share")
 
     def test_averages_are_over_the_combinations_that_every_value_has(self, tmp_path: Path) -> None:
         effect = self.grid(tmp_path, lambda part, size: part == 0.1 and size == 32)
@@ -239,43 +239,45 @@ class TestWords:
             series,
             key=lambda one: np.mean([r.run.summary["validation/reconstruction"] for r in one.rows]),
         )
-        said = "On stroke, the best by reconstruction of healthy volumes, which uses no label, is "
-        assert f"{said}{lowest.label} (healthy L1" in text
+        sentence = (
+            "On stroke, the best by reconstruction of healthy volumes, which uses no label, is "
+        )
+        assert f"{sentence}{lowest.label} (healthy L1" in text
         best = series[0]
         if best is not lowest:
             assert "uses its labels and is therefore optimistic, is " + best.label in text
         assert "best plain baseline, PCA-16 (" in text
 
-    def test_spans_hold_the_last_value_against_the_first(
+    def test_spans_compare_the_last_value_with_the_first(
         self, sweep: Sweep, cohorts: list[words.Compared]
     ) -> None:
         text = " ".join(sweep.sentences)
         assert text.count("From latent size 32 to 512 on ") == 2
         for line in sweep.effects[0].lines:
-            found = line.span()
-            assert found is not None
-            alike = found.verdict == "not distinguishable"
-            value = f"{found.differences['dice_d'].value:+.3f}".replace("-", "\N{MINUS SIGN}")
+            span = line.span()
+            assert span is not None
+            alike = span.verdict == "not distinguishable"
+            value = f"{span.differences['dice_d'].value:+.3f}".replace("-", "\N{MINUS SIGN}")
             part = text[text.index(f"{line.label} ", text.index("From latent size")) :]
             part = part.split(";")[0]
             assert value in part
             assert ("not distinguishable" in part) == alike
 
     def test_reasons(self, runs: list[RunRecord]) -> None:
-        found = {str(run.summary["status"]): reason(run) for run in ended_early(runs)}
-        assert list(found) == ["failed", "unfinished", "stopped"]
-        assert found["failed"] == "NotFiniteError: loss is nan"
-        assert "after epoch 4, healthy L1 0.0512 at best" in found["stopped"]
-        assert "run it again to resume it" in found["unfinished"]
+        reasons = {str(run.summary["status"]): reason(run) for run in ended_early(runs)}
+        assert list(reasons) == ["failed", "unfinished", "stopped"]
+        assert reasons["failed"] == "NotFiniteError: loss is nan"
+        assert "after epoch 4, healthy L1 0.0512 at best" in reasons["stopped"]
+        assert "run it again to resume it" in reasons["unfinished"]
 
-    def test_an_objective_that_used_labels_is_told(self, tmp_path: Path, sweep: Sweep) -> None:
+    def test_an_objective_that_used_labels_is_named(self, tmp_path: Path, sweep: Sweep) -> None:
         for size in (8, 16):
             run = write_run(tmp_path / str(size), "3D-None", cohorts=(), change=latent(size))
             objective = {"name": "dice", "value": 0.3, "uses_labels": True}
             edit(run / "summary.json", lambda v, held=objective: v.update(objective=held))
-        found = find_sweep(load_runs([str(tmp_path)]), [])
-        assert found is not None
-        assert any("compared its trials by dice of a threshold part" in s for s in found.sentences)
+        result = find_sweep(load_runs([str(tmp_path)]), [])
+        assert result is not None
+        assert any("compared its trials by dice of a threshold part" in s for s in result.sentences)
         assert not any("compared its trials by" in s for s in sweep.sentences)
 
     def test_without_any_evaluation(self, tmp_path: Path) -> None:
@@ -368,7 +370,7 @@ class TestSlices:
     ) -> None:
         num = len(held.subjects)
         weights = data.draw(hnp.arrays(np.int64, (3, num), elements=st.integers(0, 3)))
-        found = auprc(histograms(*held.flat(weights)))
+        pooled = auprc(histograms(*held.flat(weights)))
         for k, row in enumerate(weights):
             scores, labels = [], []
             for n, times in enumerate(row):
@@ -376,9 +378,9 @@ class TestSlices:
                 scores += held.score[n, kept].tolist() * int(times)
                 labels += held.lesion[n, kept].tolist() * int(times)
             if any(labels):
-                assert found[k] == pytest.approx(average_precision_score(labels, scores))
+                assert pooled[k] == pytest.approx(average_precision_score(labels, scores))
             else:
-                assert np.isnan(found[k])
+                assert np.isnan(pooled[k])
 
     @settings(max_examples=20, deadline=None)
     @given(held=slice_sets())
@@ -454,8 +456,8 @@ class TestTables:
         text = latex.to_latex(cohorts, "A title", sweep)
         row = cohorts[0].group.rows[0]
         low, high = row.evaluation.interval("dice_d")
-        shown = f"{row.evaluation.metric('dice_d'):.3f}"
-        assert rf"\textbf{{{shown}}} {{\small [{low:.3f}, {high:.3f}]}}" in text
+        figure = f"{row.evaluation.metric('dice_d'):.3f}"
+        assert rf"\textbf{{{figure}}} {{\small [{low:.3f}, {high:.3f}]}}" in text
         check_latex(text)
 
     def test_latex_has_published_figures_beside_ours(self, tmp_path: Path) -> None:

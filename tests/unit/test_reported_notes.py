@@ -69,8 +69,8 @@ class TestTooFewPeople:
         (group,) = group_by_cohort(records)
         assert TOO_FEW_PEOPLE in group.warnings
         first, second = series_of(group)
-        found = compare(first, second)
-        assert found is None or found.verdict in (ONE_FIT, TOO_FEW)
+        comparison = compare(first, second)
+        assert comparison is None or comparison.verdict in (ONE_FIT, TOO_FEW)
         page = Path(write_report([str(runs)], str(tmp_path / "r.html"))).read_text()
         assert TOO_FEW_PEOPLE in page
         assert "too few for intervals" in to_latex([compare_cohort(group)], "title")

@@ -97,9 +97,9 @@ def test_another_grid_than_the_protocol_s_is_missing(tumour: Cohort, tmp_path: P
         cohorts={"mslub": tumour},
     )
     assert one.roles == []
-    told = next(line for line in one.missing() if "mslub" in line)
-    assert "(155, 128, 128)" in told
-    assert "--shape 155 128 128" in told
+    message = next(line for line in one.missing() if "mslub" in line)
+    assert "(155, 128, 128)" in message
+    assert "--shape 155 128 128" in message
     small = replace(one, scale=SCALES["smoke"])
     assert small.roles == ["mslub"]
     # What learns nothing needs no healthy cohort.
@@ -112,11 +112,11 @@ def test_another_grid_than_the_protocol_s_is_missing(tumour: Cohort, tmp_path: P
 
 def test_it_is_said_where_the_data_is_not_theirs(tumour: Cohort) -> None:
     need = BENGS_2021.study("table-1").cohorts[0]
-    told = " ".join(differences(need, tumour))
-    assert "semi-synthetic lesions, no patients" in told
-    assert "BraTS 2019" in told
-    assert "5 subjects to fit the threshold and 7 to test; the paper has 133 and 202" in told
-    assert "modality" not in told
+    caveats = " ".join(differences(need, tumour))
+    assert "semi-synthetic lesions, no patients" in caveats
+    assert "BraTS 2019" in caveats
+    assert "5 subjects to fit the threshold and 7 to test; the paper has 133 and 202" in caveats
+    assert "modality" not in caveats
     other = MEISSEN_2021.study("table-1").cohorts[1]
     assert "of modality T1w, not FLAIR" in " ".join(differences(other, tumour))
 
@@ -125,10 +125,10 @@ def test_it_is_said_where_the_data_is_not_theirs(tumour: Cohort) -> None:
             source="phantom://stroke/1", notes="phantom, stroke", modality="T1w"
         )
 
-    told = " ".join(differences(other, Phantoms()))  # type: ignore[arg-type]
-    assert "invented brains" in told
-    assert "look like T1, not like FLAIR" in told
-    assert "stroke stand in for it" in told
+    caveats = " ".join(differences(other, Phantoms()))  # type: ignore[arg-type]
+    assert "invented brains" in caveats
+    assert "look like T1, not like FLAIR" in caveats
+    assert "stroke stand in for it" in caveats
 
 
 def evaluated(one: Reproduction, name: str, cohort: Cohort, seed: int, dice: float) -> None:
@@ -246,6 +246,6 @@ def test_slices_of_several_cohorts_are_pooled() -> None:
 
 
 def test_lesions_are_counted_without_a_run(tumour: Cohort) -> None:
-    found = describe_lesions(tumour)
-    assert found["num_subjects"] == found["num_components"] == 12
-    assert found["mean_size_ml"] == pytest.approx(tumour.subjects["lesion_ml"].mean(), rel=1e-3)
+    text = describe_lesions(tumour)
+    assert text["num_subjects"] == text["num_components"] == 12
+    assert text["mean_size_ml"] == pytest.approx(tumour.subjects["lesion_ml"].mean(), rel=1e-3)

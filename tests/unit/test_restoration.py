@@ -81,7 +81,7 @@ def test_terms_of_the_vae_equal_torchs_own(ndim: int, data_term: str) -> None:
 def test_the_four_terms_of_the_mixture_equal_torchs_own(ndim: int) -> None:
     detector = gmvae(ndim, cluster_floor=0.0)
     x, noise = torch.rand(5, 1, *SHAPE[3 - ndim :]), torch.randn(5, 8)
-    found = detector.terms(x, x, noise)
+    losses = detector.terms(x, x, noise)
     mu, log_sigma = detector.encode(x)
     drawn = mu + log_sigma.exp() * noise
     z, w = drawn[:, :6], drawn[:, 6:]
@@ -94,12 +94,12 @@ def test_the_four_terms_of_the_mixture_equal_torchs_own(ndim: int) -> None:
     kl_z = (c.probs[:, :, None] * kl_divergence(posterior, clusters)).sum((1, 2))
     kl_w = kl_divergence(Normal(mu[:, 6:], log_sigma[:, 6:].exp()), Normal(0.0, 1.0)).sum(1)
     kl_c = kl_divergence(c, Categorical(logits=torch.zeros(5, 4)))
-    torch.testing.assert_close(found["data"], (detector.decode(z) - x).abs().flatten(1).sum(1))
-    torch.testing.assert_close(found["kl_z"], kl_z)
-    torch.testing.assert_close(found["kl_w"], kl_w)
-    torch.testing.assert_close(found["kl_c"], kl_c, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(losses["data"], (detector.decode(z) - x).abs().flatten(1).sum(1))
+    torch.testing.assert_close(losses["kl_z"], kl_z)
+    torch.testing.assert_close(losses["kl_w"], kl_w)
+    torch.testing.assert_close(losses["kl_c"], kl_c, atol=1e-5, rtol=1e-4)
     terms = detector(x, x, noise)
-    total = found["data"] + found["kl_z"] + found["kl_w"] + found["kl_c"]
+    total = losses["data"] + losses["kl_z"] + losses["kl_w"] + losses["kl_c"]
     torch.testing.assert_close(terms["loss"] * x[0].numel(), total.mean())
     torch.testing.assert_close(terms["kl_units"].sum(), kl_z.mean())
 
@@ -120,12 +120,12 @@ def test_one_cluster_is_a_vae_with_a_learned_prior() -> None:
         torch.nn.init.zeros_(layer.weight)
         torch.nn.init.zeros_(layer.bias)
     x = torch.rand(3, 1, *SHAPE)
-    found = detector.terms(x, x, None)
+    losses = detector.terms(x, x, None)
     mu, log_sigma = (t[:, :6] for t in detector.encode(x))
     torch.testing.assert_close(
-        found["kl_z"], kl_divergence(Normal(mu, log_sigma.exp()), Normal(0.0, 1.0)).sum(1)
+        losses["kl_z"], kl_divergence(Normal(mu, log_sigma.exp()), Normal(0.0, 1.0)).sum(1)
     )
-    assert found["kl_c"].abs().max().item() < 1e-6
+    assert losses["kl_c"].abs().max().item() < 1e-6
 
 
 class TestDescent:
@@ -139,16 +139,16 @@ class TestDescent:
         image, wanted = torch.rand(3, 1, 6, 6), torch.rand(3, 1, 6, 6)
         image[:, :, :2] = 0
         config = Restore(steps=400, first_steps=200, first_step_size=0.05, step_size=0.02)
-        found = restore(self.towards(wanted), image, torch.zeros(3), config)
-        torch.testing.assert_close(found[:, :, 2:], wanted[:, :, 2:], atol=1e-3, rtol=0)
-        assert not found[:, :, :2].any()
+        restored = restore(self.towards(wanted), image, torch.zeros(3), config)
+        torch.testing.assert_close(restored[:, :, 2:], wanted[:, :, 2:], atol=1e-3, rtol=0)
+        assert not restored[:, :, :2].any()
 
     def test_steps_are_of_the_stated_size_and_gradients_bounded(self) -> None:
         image = torch.full((1, 1, 4, 4), 0.5)
         config = Restore(steps=5, first_steps=3, first_step_size=0.01, step_size=0.002, clip=2.0)
         slope = 7.0
-        found = restore(lambda y: slope * y.flatten(1).sum(1), image, torch.zeros(1), config)
-        torch.testing.assert_close(found, image - 2.0 * (3 * 0.01 + 2 * 0.002))
+        restored = restore(lambda y: slope * y.flatten(1).sum(1), image, torch.zeros(1), config)
+        torch.testing.assert_close(restored, image - 2.0 * (3 * 0.01 + 2 * 0.002))
 
     def test_a_large_weight_lets_only_large_patches_change(self) -> None:
         # A patch of n x n moves where its gradient n^2 exceeds the border's 4 n w.

@@ -1,4 +1,4 @@
-"""No results are begun inside of others, and none of another project's files make them."""
+"""No results are started inside of others, and none of another project's files make them."""
 
 from collections.abc import Callable
 from pathlib import Path

@@ -25,7 +25,7 @@ def made(name: str, seeds: list[float], *, is_plain: bool = False) -> dict[str, 
 def test_every_figure_stands_with_its_interval_and_seeds() -> None:
     difference = {"value": -0.25, "interval": [-0.5, 0.125]}
     sweep = {
-        "told": "phantoms at 32^3: 86 to learn from",
+        "about": "phantoms at 32^3: 86 to learn from",
         "runs": 3,
         "ended": {"finished": 2, "failed": 1},
         "fit_minutes": 12.4,
@@ -57,13 +57,13 @@ def test_every_figure_stands_with_its_interval_and_seeds() -> None:
     text = page([sweep])
     assert "## Phantoms at 32^3\n" in text
     assert "86 to learn from. 3 runs (2 finished, 1 failed), 12 minutes" in text
-    found, dice, other = rows_of(text), "0.375 [0.250, 0.375]", "0.500 [0.250, 0.375]"
-    assert ["3D-None", "512", dice, "", dice, "0.250 0.500"] in found
-    assert ["ZScore", "", other, "", other, ""] in found
+    rows, dice, other = rows_of(text), "0.375 [0.250, 0.375]", "0.500 [0.250, 0.375]"
+    assert ["3D-None", "512", dice, "", dice, "0.250 0.500"] in rows
+    assert ["ZScore", "", other, "", other, ""] in rows
     assert "**Erasing against none**" in text
     cell = "-0.250 [-0.500, +0.125]"
     names = ["3D-Cube-n, z 512", "3D-None, z 512"]
-    assert [*names, cell, cell, "0.250", "-0.050 to +0.010", "not distinguishable"] in found
+    assert [*names, cell, cell, "0.250", "-0.050 to +0.010", "not distinguishable"] in rows
 
 
 def test_the_page_is_that_of_the_kept_results() -> None:

@@ -1,4 +1,4 @@
-"""The run folder: taken up by its own experiment and cohort, refused by any other."""
+"""The run folder: resumed by its own experiment and cohort, refused by any other."""
 
 import json
 import math
@@ -63,7 +63,7 @@ def test_the_same_run_is_taken_up_and_not_touched(cohort: Cohort, tmp_path: Path
 
 
 @pytest.mark.parametrize(
-    ("other", "told"),
+    ("other", "expected"),
     [
         (with_fit(EXPERIMENT, seed=3), ["fit.seed: 0 there, 3 here"]),
         (
@@ -76,13 +76,13 @@ def test_the_same_run_is_taken_up_and_not_touched(cohort: Cohort, tmp_path: Path
     ],
 )
 def test_another_experiment_is_refused_and_told_apart(
-    cohort: Cohort, tmp_path: Path, other: ExperimentClass, told: list[str]
+    cohort: Cohort, tmp_path: Path, other: ExperimentClass, expected: list[str]
 ) -> None:
     Run.create(str(tmp_path), EXPERIMENT, cohort)
     before = content(tmp_path)
     with pytest.raises(CheckpointError, match=r"run of 3D-Cube-n .* choose another --out") as got:
         Run.create(str(tmp_path), other, cohort)
-    for words in told:
+    for words in expected:
         assert words in str(got.value)
     for field in ("fit.patience", "fit.residency", "erasing.fill"):  # the same in all of them
         assert f"{field}:" not in str(got.value)

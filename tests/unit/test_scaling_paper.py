@@ -21,7 +21,7 @@ KINDS = (
 
 
 @pytest.fixture
-def found() -> dict[str, dict[str, float]]:
+def measured() -> dict[str, dict[str, float]]:
     """Costs as a measurement leaves them, round enough to follow by hand."""
     rows = {
         "stored bytes of a voxel, 64^3": 0.5,
@@ -38,12 +38,12 @@ def found() -> dict[str, dict[str, float]]:
     return {name: {"measure": name, "value": value} for name, value in rows.items()}
 
 
-def test_objects_are_counted_as_a_store_has_them(tmp_path: Path, found: dict) -> None:
+def test_objects_are_counted_as_a_store_has_them(tmp_path: Path, measured: dict) -> None:
     cohort = write_healthy(tmp_path)
     files = [p for p in Path(cohort.url).rglob("*") if p.is_file()]
     shards = math.ceil(len(cohort.subjects) / cohort.shard)
     assert len(files) == 3 * shards + 6
-    lines = {(line[0], line[1]): line for line in paper.cohort_table(found)}
+    lines = {(line[0], line[1]): line for line in paper.cohort_table(measured)}
     line = lines["64^3", "1,000,000"]
     assert line[4] == f"{math.ceil(1e6 / MAX_SHARD_VOLUMES):,}"
     assert line[5] == f"{3 * math.ceil(1e6 / MAX_SHARD_VOLUMES) + 6:,}"
@@ -52,17 +52,17 @@ def test_objects_are_counted_as_a_store_has_them(tmp_path: Path, found: dict) ->
     assert line[6] == "4.0e6"
 
 
-def test_the_coarse_grid_is_the_stores(found: dict) -> None:
-    small, fine = paper.costs(found)
+def test_the_coarse_grid_is_the_stores(measured: dict) -> None:
+    small, fine = paper.costs(measured)
     assert small.raw == 2 * 64**3
     assert fine.raw == 2 * 163 * 191 * 158
     assert fine.gflop == pytest.approx(312.5 * 163 * 191 * 158 / FINE**3)
     assert fine.prepare_s < small.prepare_s, "the last step falls away"
 
 
-def test_what_saturates(found: dict) -> None:
-    small, fine = paper.costs(found)
-    few, many = (paper.limits(small, 50_000, gpus, found) for gpus in (8, 64))
+def test_what_saturates(measured: dict) -> None:
+    small, fine = paper.costs(measured)
+    few, many = (paper.limits(small, 50_000, gpus, measured) for gpus in (8, 64))
     # Each GPU brings its own cores and its share of its machine's network; the store is one.
     for name in ("decoding on the CPUs", "bytes from the store"):
         assert few[name] == many[name]
@@ -70,13 +70,13 @@ def test_what_saturates(found: dict) -> None:
     assert few["gradients between machines"] == 0 < many["gradients between machines"]
     rate = 989e3 * 0.2 / 20
     assert few["decoding on the CPUs"] == pytest.approx(rate / 1000 / 24)
-    slower = paper.limits(fine, 50_000, 64, found)
+    slower = paper.limits(fine, 50_000, 64, measured)
     assert slower["decoding on the CPUs"] < many["decoding on the CPUs"] * 1.1
 
 
-def test_the_page_says_all_of_it(found: dict) -> None:
+def test_the_page_says_all_of_it(measured: dict) -> None:
     machine = {"cpus": 2, "cpu": "a CPU"}
-    text = paper.page(found, {"commit": "abc", "date": "2026-01-01", "machine": machine})
+    text = paper.page(measured, {"commit": "abc", "date": "2026-01-01", "machine": machine})
     for count in paper.COUNTS:
         assert f"{count:,}" in text
     for name in paper.ASSUMED:

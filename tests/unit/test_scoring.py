@@ -69,7 +69,7 @@ def names(cohort: Cohort) -> dict[int, str]:
 
 
 def score(run: Run, cohort: Cohort, rows: list[int], config: EvaluateConfig = CONFIG) -> ScoreStore:
-    """Score some rows, and count them behind the filter where there is one."""
+    """Score some rows, and count them after the filter where there is one."""
     store = ScoreStore.create(run, cohort, (0.0, 1.0), config.scoring(cohort.shape))
     filtered = rows if config.components.max_size else []
     work = Work(run=run, store=store, to_score=frozenset(rows), to_filter=frozenset(filtered))
@@ -193,8 +193,8 @@ class TestScorer:
         held = batch(cohort, [0, 4])
         inside = int(held["lesion"][1].sum())
         held["lesion"][1, 0, 0, :2] = True
-        told = rf"'{names(cohort)[4]}': 2 of {inside + 2} lesion voxels lie outside the brain"
-        with pytest.raises(EvaluationError, match=told):
+        message = rf"'{names(cohort)[4]}': 2 of {inside + 2} lesion voxels lie outside the brain"
+        with pytest.raises(EvaluationError, match=message):
             Scorer([work], names(cohort), CONFIG)(held)
         assert store.done() == set()
 
@@ -255,15 +255,15 @@ class TestExamine:
         store = score(run, cohort, rows, config)
         spacings = dict.fromkeys(rows, (4.0, 4.0, 4.0))
         held = batch(cohort, rows)
-        found = examine(held, [store, store], [level, 65536], names(cohort), spacings, config)
-        assert found["lesions"].shape == (2, 2, 8)
+        examined = examine(held, [store, store], [level, 65536], names(cohort), spacings, config)
+        assert examined["lesions"].shape == (2, 2, 8)
         for place, row in enumerate(rows):
             predicted = without_small(expected_levels(cohort, row)[cut] >= level, max_size)
             truth = held["lesion"][place][cut]
             expected = compare_lesions(predicted, truth, np.diag(AFFINE)[:3])
-            np.testing.assert_allclose(found["lesions"][place, 0], list(vars(expected).values()))
+            np.testing.assert_allclose(examined["lesions"][place, 0], list(vars(expected).values()))
             nothing = compare_lesions(truth & False, truth, (4, 4, 4))
-            np.testing.assert_allclose(found["lesions"][place, 1], list(vars(nothing).values()))
+            np.testing.assert_allclose(examined["lesions"][place, 1], list(vars(nothing).values()))
 
 
 @pytest.mark.parametrize("cut", [False, True])
@@ -310,8 +310,10 @@ class TestCutShort:
         store = score(run, cohort, [3, 6])
         store.checked_levels(3, "a")
         damage(self, Path(store.url) / "scores" / "c" / "3" / "0" / "0" / "0")
-        told = r"kept scores of subject 'a' .*cut short or damaged.*run the same jobs/evaluate\.py"
-        with pytest.raises(EvaluationError, match=told):
+        message = (
+            r"kept scores of subject 'a' .*cut short or damaged.*run the same jobs/evaluate\.py"
+        )
+        with pytest.raises(EvaluationError, match=message):
             # Not one that has read the array's metadata before.
             replace(store).checked_levels(3, "a")
         # The subject counts as not scored, and another score of it is whole.
@@ -334,8 +336,9 @@ class TestClasses:
         return store.counts([(0, "a")], "c/test", TestPart)
 
     @pytest.mark.parametrize(
-        ("lesion", "told"), [(False, "hold no lesion voxel"), (True, "every brain voxel .* lesion")]
+        ("lesion", "message"),
+        [(False, "hold no lesion voxel"), (True, "every brain voxel .* lesion")],
     )
-    def test_one_class_alone_is_refused(self, cohort: Cohort, run: Run, lesion, told) -> None:
-        with pytest.raises(EvaluationError, match=rf"c\.zarr: .*{told}"):
+    def test_one_class_alone_is_refused(self, cohort: Cohort, run: Run, lesion, message) -> None:
+        with pytest.raises(EvaluationError, match=rf"c\.zarr: .*{message}"):
             check_classes(self.part(cohort, run, lesion), "c.zarr")

@@ -195,9 +195,9 @@ SECRETS = {
 class TestSecrets:
     @pytest.mark.parametrize("kind", SECRETS)
     def test_urls_are_shown_without(self, kind: str) -> None:
-        url, shown = SECRETS[kind]
+        url, public = SECRETS[kind]
         text = f"cannot read '{url.format('hunter2')}' (403), nor {url.format('hunter2')}"
-        assert files.without_secrets(text) == f"cannot read '{shown}' (403), nor {shown}"
+        assert files.without_secrets(text) == f"cannot read '{public}' (403), nor {public}"
 
     @pytest.mark.parametrize(
         "url",
@@ -275,7 +275,7 @@ class TestSecrets:
 
 
 def test_subjects_hold_nothing_else() -> None:
-    """Whoever adds a field to the table of subjects looks here whether it may stand in a report."""
+    """Those who add a field to the table of subjects look here whether it may stand in a report."""
     assert [field.name for field in dataclasses.fields(Subject)] == [
         "row",
         "id",

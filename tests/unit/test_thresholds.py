@@ -51,15 +51,15 @@ class TestBisection:
     @given(cohorts.filter(with_lesion), st.sampled_from([1, 3, 10]))
     def test_equals_the_search_over_voxels(self, subjects, iterations):
         expected = bisect_voxels(*pooled(subjects, "brain"), iterations)
-        found = thresholds.bengs_bisection(count(ThresholdPart, subjects), iterations)
-        assert found.level == math.ceil(expected * 65535)
+        fitted = thresholds.bengs_bisection(count(ThresholdPart, subjects), iterations)
+        assert fitted.level == math.ceil(expected * 65535)
 
     @pytest.mark.parametrize("seed", range(5))
     def test_equals_the_search_over_voxels_with_many_levels(self, seed):
         subjects = random_cohort(3, seed)
         expected = bisect_voxels(*pooled(subjects, "brain"), 10)
-        found = thresholds.bengs_bisection(count(ThresholdPart, subjects))
-        assert found.level == math.ceil(expected * 65535)
+        fitted = thresholds.bengs_bisection(count(ThresholdPart, subjects))
+        assert fitted.level == math.ceil(expected * 65535)
 
     @pytest.mark.parametrize(("healthy", "ill", "reached"), [(9999, 45000, 1), (19000, 21000, 0.4)])
     def test_finds_a_wide_peak_and_misses_a_narrow_one(self, healthy, ill, reached):
@@ -78,9 +78,9 @@ class TestExactSearch:
     @given(cohorts.filter(with_lesion))
     def test_best_dice_beats_every_other_level(self, subjects):
         levels, lesion = pooled(subjects, "brain")
-        found = thresholds.best_dice(count(ThresholdPart, subjects))
-        best = dice_of_voxels(levels, lesion, found.level)
-        assert found.level >= 1
+        fitted = thresholds.best_dice(count(ThresholdPart, subjects))
+        best = dice_of_voxels(levels, lesion, fitted.level)
+        assert fitted.level >= 1
         assert best >= max(dice_of_voxels(levels, lesion, level) for level in LEVELS[1:])
 
     @pytest.mark.parametrize("seed", range(5))
@@ -111,9 +111,9 @@ class TestMeissen:
         levels, lesion = pooled(subjects, "brain")
         grid = np.maximum(1, np.ceil(np.linspace(0, 65535, num)))
         tried = [dice_of_voxels(levels, lesion, threshold) for threshold in grid]
-        found = thresholds.meissen_linear(count(ThresholdPart, subjects), num)
-        assert found.level in grid
-        assert dice_of_voxels(levels, lesion, found.level) == pytest.approx(max(tried))
+        fitted = thresholds.meissen_linear(count(ThresholdPart, subjects), num)
+        assert fitted.level in grid
+        assert dice_of_voxels(levels, lesion, fitted.level) == pytest.approx(max(tried))
 
 
 class TestHealthyRules:
@@ -171,9 +171,9 @@ class TestFitting:
     @pytest.mark.parametrize("name", sorted(thresholds.RULES))
     def test_rules_bear_their_names(self, name):
         part = count(ThresholdPart, random_cohort(2, seed=0), name="fit")
-        found = thresholds.fit_threshold(part, name)
-        assert (found.rule, found.fitted_on) == (name, "fit")
-        assert found.value == dequantise(found.level, SCORE_RANGE)
+        fitted = thresholds.fit_threshold(part, name)
+        assert (fitted.rule, fitted.fitted_on) == (name, "fit")
+        assert fitted.value == dequantise(fitted.level, SCORE_RANGE)
 
     def test_bengs_is_the_default(self):
         part = count(ThresholdPart, random_cohort(2, seed=0))

@@ -49,15 +49,15 @@ def test_tensorboard_shows_a_resumed_fit_as_one(tmp_path: Path) -> None:
     with tracked(run, TrackConfig(tensorboard=True)) as follow:
         for epoch in (1, 2, 3):
             follow(record(epoch))
-    # Killed behind the record of epoch 3 and before its checkpoint: epoch 3 comes again.
+    # Killed after the record of epoch 3 and before its checkpoint: epoch 3 comes again.
     run.write_metrics([record(1), record(2)])
     time.sleep(1.1)  # TensorBoard reads files in the order of the seconds in their names
     with tracked(run, TrackConfig(tensorboard=True)) as follow:
         for epoch in (3, 4):
             follow(record(epoch, loss=epoch))
     assert [p.name for p in tmp_path.iterdir()].count("tensorboard") == 1
-    shown = scalars(tmp_path / "tensorboard", "train/loss")
-    assert shown == [(1, 1.0), (2, 0.5), (3, 3.0), (4, 4.0)]
+    logged = scalars(tmp_path / "tensorboard", "train/loss")
+    assert logged == [(1, 1.0), (2, 0.5), (3, 3.0), (4, 4.0)]
     assert scalars(tmp_path / "tensorboard", "train/active_units")[-1] == (4, 8.0)
 
 
@@ -66,10 +66,10 @@ def test_an_epoch_is_on_disk_soon_after_it_is_over(tmp_path: Path) -> None:
         follow(record(1))
         deadline = time.monotonic() + 300
         # A thread of the writer's own puts it there.
-        while not (shown := scalars(tmp_path / "tensorboard", "train/loss")):
+        while not (logged := scalars(tmp_path / "tensorboard", "train/loss")):
             assert time.monotonic() < deadline
             time.sleep(0.05)
-        assert shown == [(1, 1.0)]
+        assert logged == [(1, 1.0)]
 
 
 def test_tensorboard_needs_a_local_folder() -> None:
@@ -115,18 +115,18 @@ def test_mlflow_keeps_settings_and_epochs_of_a_resumed_fit_in_one_run(
     with pytest.raises(KeyboardInterrupt):
         cut_short()
     number = client.get_experiment_by_name("erasing").experiment_id
-    (found,) = client.search_runs([number])
-    assert found.info.status == "FAILED"
+    (logged,) = client.search_runs([number])
+    assert logged.info.status == "FAILED"
     with tracked(run, config) as follow:
         follow(record(2))
-    (found,) = client.search_runs([number])
-    assert found.info.status == "FINISHED"
-    assert found.info.run_name == "3D-Cube-n"
-    assert found.data.params["fit.seed"] == "4"
-    assert found.data.params["erasing.strategy"] == "cube"
-    assert found.data.params["method.type"] == "VAE"
-    assert found.data.tags["fingerprint"] == EXPERIMENT.fingerprint
-    history = client.get_metric_history(found.info.run_id, "train/loss")
+    (logged,) = client.search_runs([number])
+    assert logged.info.status == "FINISHED"
+    assert logged.info.run_name == "3D-Cube-n"
+    assert logged.data.params["fit.seed"] == "4"
+    assert logged.data.params["erasing.strategy"] == "cube"
+    assert logged.data.params["method.type"] == "VAE"
+    assert logged.data.tags["fingerprint"] == EXPERIMENT.fingerprint
+    history = client.get_metric_history(logged.info.run_id, "train/loss")
     assert [(m.step, m.value) for m in history] == [(1, 1.0), (2, 0.5)]
     with tracked(run_in(str(tmp_path / "other")), config):
         pass
@@ -135,7 +135,7 @@ def test_mlflow_keeps_settings_and_epochs_of_a_resumed_fit_in_one_run(
 
 def test_a_missing_package_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "mlflow", None)
-    expected = r"mlflow cannot be imported .*pip install 'uadray\[track\]'"
+    expected = r"mlflow cannot be imported .*pip install -e '\.\[track\]'"
     config = TrackConfig(mlflow="sqlite:///never.db")
     with pytest.raises(ConfigError, match=expected), tracked(run_in(str(tmp_path)), config):
         pass

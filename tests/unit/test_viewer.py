@@ -23,15 +23,15 @@ from uadray.viewer.volumes import load_volumes, score_levels
 
 def embedded(page: str, name: str) -> Any:
     """A volume of a page, read by nibabel."""
-    found = re.search(rf'id="volume-{name}">([^<]*)<', page)
-    assert found is not None
-    return nib.Nifti1Image.from_bytes(gzip.decompress(base64.b64decode(found[1])))
+    match = re.search(rf'id="volume-{name}">([^<]*)<', page)
+    assert match is not None
+    return nib.Nifti1Image.from_bytes(gzip.decompress(base64.b64decode(match[1])))
 
 
 def case_of(page: str) -> dict[str, Any]:
-    found = re.search(r'id="case">(.*?)</script>', page, re.S)
-    assert found is not None
-    values: dict[str, Any] = json.loads(found[1])
+    match = re.search(r'id="case">(.*?)</script>', page, re.S)
+    assert match is not None
+    values: dict[str, Any] = json.loads(match[1])
     return values
 
 
@@ -49,15 +49,15 @@ def test_each_voxel_stays_where_it_is_in_the_scanner(axes: str, tmp_path: Path) 
     brain = np.argwhere(np.asarray(given_images["brain"].dataobj) > 0)
     slope = {name: case_of(page)[name]["slope"] for name in ("scan", "anomaly", "reconstruction")}
     for name in ("scan", "anomaly", "reconstruction"):
-        shown = embedded(page, name)
-        assert nib.aff2axcodes(shown.affine) == ("R", "A", "S")
-        values = shown.get_fdata()
+        stored = embedded(page, name)
+        assert nib.aff2axcodes(stored.affine) == ("R", "A", "S")
+        values = stored.get_fdata()
         for voxel in rng.choice(brain, 40):
             mm = (given_images[name].affine @ [*voxel, 1])[:3]
             expected = float(given_images[name].dataobj[tuple(voxel)])
             # The 99.9th percentile is the brightest level.
             limit = values.max()
-            assert values[nearest(shown, mm)] == pytest.approx(
+            assert values[nearest(stored, mm)] == pytest.approx(
                 min(expected, limit), abs=slope[name]
             )
     labels = embedded(page, "labels")

@@ -337,7 +337,7 @@ class ValidationStream:
 
 
 def fits_in_memory(cohort: Cohort, num_volumes: int, world: int, device: str) -> bool:
-    """Whether a worker's part of so many volumes takes at most a quarter of its device's memory.
+    """Whether a worker's part of this many volumes takes at most a quarter of its device's memory.
 
     Counted is what is free now, and what `keep_volumes` keeps, which gives way; workers without a
     device of their own share the node's.

@@ -16,7 +16,7 @@ from uadray.config import to_json
 from uadray.errors import EvaluationError
 from uadray.evaluation.protocols import EvaluateConfig
 from uadray.metrics.counts import TestPart, Threshold
-from uadray.metrics.inference import Fits, effective_number, interval, leaving_out
+from uadray.metrics.inference import Fits, interval, leaving_out
 from uadray.metrics.lesionwise import (
     LESION_LIMITS,
     LesionTruth,
@@ -30,10 +30,9 @@ from uadray.metrics.postprocess import findable
 from uadray.metrics.table import (
     METRICS,
     ByMetric,
-    Tested,
     at_thresholds,
     compute_metrics,
-    without_each,
+    fits_by_person,
 )
 from uadray.prepare.geometry import voxel_ml
 from uadray.runs.evaluations import INTERVAL_METHOD, pack_people
@@ -218,20 +217,7 @@ _Figures = tuple[dict[str, Any], dict[str, Fits]]
 def _figures(
     test: TestPart, measured: Measured, weights: NDArray[np.int64], refits: ByMetric
 ) -> _Figures:
-    tested = Tested(test, measured.threshold)
-    values = without_each(test, measured.threshold, weights)
-    by_person = {
-        metric.key: Fits(
-            values=values[metric.key][None],
-            refits=refits[metric.key][None] if metric.key in refits else None,
-            effective=None
-            if metric.people is None
-            else effective_number(metric.people(tested) @ (1 - weights[1:]).T),
-            limits=metric.limits,
-        )
-        for metric in METRICS
-        if metric.key in values
-    }
+    by_person = fits_by_person(test, measured.threshold, weights, refits)
     figures = {
         "metrics": compute_metrics(test, measured.threshold),
         "intervals": _intervals(by_person),

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from uadray.lazy import Tensor, nn
 from uadray.methods.base import GradientDetector, Losses, Player, Shape
 from uadray.methods.blocks import coarse_grid
-from uadray.methods.networks import Decoder, Encoder, fooled, told_apart
+from uadray.methods.networks import Decoder, Encoder, discriminator_loss, generator_loss
 from uadray.methods.registry import method
 from uadray.methods.settings import DenseLatent, check_limits
 
@@ -72,8 +72,8 @@ class AAE(GradientDetector):
             return {"loss": reconstruction, "reconstruction": reconstruction}
         made = self.critic(z).float()
         if player == "encoder":
-            return {"loss": fooled(made)}
-        return {"loss": told_apart(self.critic(noise).float(), made)}
+            return {"loss": generator_loss(made)}
+        return {"loss": discriminator_loss(self.critic(noise).float(), made)}
 
     def healthy(self, x: Tensor) -> Tensor:
         """The decoded code."""

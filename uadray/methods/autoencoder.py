@@ -12,10 +12,10 @@ from uadray.methods.networks import (
     Decoder,
     Encoder,
     bound_log_sigma,
+    discriminator_loss,
     dropout,
-    fooled,
+    generator_loss,
     kl_divergence,
-    told_apart,
 )
 from uadray.methods.registry import method
 from uadray.methods.settings import Convolutional, Norm, check_limits
@@ -195,7 +195,7 @@ class Autoencoder(GradientDetector):
             with torch.no_grad():
                 output, _ = self._through(x_in, noise)
             real, made = self.discriminator(target), self.discriminator(output)
-            return {"loss": told_apart(real, made)}
+            return {"loss": discriminator_loss(real, made)}
         config = self.config
         output, units = self._through(x_in, noise)
         reconstruction = (output - target).abs().mean()
@@ -205,7 +205,7 @@ class Autoencoder(GradientDetector):
             losses["loss"] = losses["loss"] + config.kl_weight * kl / math.prod(target.shape[1:])
             losses |= {"kl": kl, "kl_units": units.detach().mean(0)}
         if player:
-            losses["adversarial"] = fooled(self.discriminator(output))
+            losses["adversarial"] = generator_loss(self.discriminator(output))
             losses["loss"] = losses["loss"] + config.adversarial_weight * losses["adversarial"]
         return losses
 

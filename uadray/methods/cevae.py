@@ -50,7 +50,7 @@ class CeVAE(GradientDetector):
         context_share: float = 0.5
         """Weight of the context encoder's term; the VAE's has the rest."""
         max_squares: int = 3
-        """0 to so many squares, or cubes, are masked."""
+        """0 to this many squares, or cubes, are masked."""
         max_side: float = 0.5
         """Their longest side as a share of the input's."""
         score: Literal["residual", "gradient", "combination"] = "combination"

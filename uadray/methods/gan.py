@@ -6,7 +6,14 @@ from typing import Literal
 from uadray.lazy import Tensor, torch
 from uadray.methods.base import GradientDetector, Losses, Phase, Player, Shape, in_pieces
 from uadray.methods.blocks import OUTPUT_RANGE, coarse_grid
-from uadray.methods.networks import Critic, Decoder, Encoder, fooled, told_apart, uniform
+from uadray.methods.networks import (
+    Critic,
+    Decoder,
+    Encoder,
+    discriminator_loss,
+    generator_loss,
+    uniform,
+)
 from uadray.methods.registry import method
 from uadray.methods.settings import DenseLatent, check_limits
 
@@ -99,12 +106,12 @@ class GAN(GradientDetector):
         z = noise[:, : self.config.latent_size]
         if player == "generator":
             score = self.critic(self.generator(z))
-            return {"loss": -score.mean() if wasserstein else fooled(score)}
+            return {"loss": -score.mean() if wasserstein else generator_loss(score)}
         with torch.no_grad():
             made = self.generator(z)
         real, fake = self.critic(target), self.critic(made)
         if not wasserstein:
-            return {"loss": told_apart(real, fake)}
+            return {"loss": discriminator_loss(real, fake)}
         distance = real.mean() - fake.mean()
         penalty = gradient_penalty(self.critic, target, made, uniform(noise[:, -1]))
         loss = self.config.penalty * penalty - distance

@@ -155,12 +155,12 @@ class Critic(Module):
         return score.float()[:, 0]
 
 
-def fooled(made: Tensor) -> Tensor:
+def generator_loss(made: Tensor) -> Tensor:
     """-log Dis of what was made, a mean over logits, without overflow: the generator's loss."""
     return functional.softplus(-made).mean()
 
 
-def told_apart(real: Tensor, made: Tensor) -> Tensor:
+def discriminator_loss(real: Tensor, made: Tensor) -> Tensor:
     """-log Dis(real) - log(1 - Dis(made)), means over logits: the discriminator's loss."""
     return functional.softplus(-real).mean() + functional.softplus(made).mean()
 

@@ -83,11 +83,11 @@ class Transformer(GradientDetector):
     @dataclass(frozen=True, kw_only=True)
     class Settings(Learned):
         widths: tuple[int, ...] = (32, 64, 128)
-        """Feature maps of the convolutions, kernel 5 stride 2; two of them at least are used, and
-        so many of them that at most `max_tokens` codes are left of an image."""
+        """Feature maps of the convolutions, kernel 5 stride 2; at least two of them are used, and
+        as many as it takes to leave at most `max_tokens` codes of an image."""
         max_tokens: int = 1024
-        """Most codes of an image: the transformer's longest sequence. 8^3 of a volume of 32^3 or
-        64^3, 28^2 of the paper's slices of 224^2."""
+        """Maximum number of codes of an image: the transformer's longest sequence. 8^3 of a volume
+        of 32^3 or 64^3, 28^2 of the paper's slices of 224^2."""
         num_residual: int = 2
         """Residual blocks on the coarsest grid, in the encoder and in the decoder."""
         num_codes: int = 64

@@ -15,6 +15,7 @@ from uadray.errors import EvaluationError
 from uadray.metrics import measures
 from uadray.metrics.counts import TestPart, Threshold
 from uadray.metrics.histograms import Histograms
+from uadray.metrics.inference import Fits, effective_number
 from uadray.metrics.postprocess import MAX_LEVEL, dequantise
 from uadray.metrics.weighted import weighted_curves
 
@@ -253,19 +254,39 @@ def compute_metrics(part: TestPart, threshold: Threshold) -> dict[str, Any]:
     }
 
 
-def without_each(part: TestPart, threshold: Threshold, weights: NDArray[np.int64]) -> ByMetric:
-    """Each metric that has an interval, in each weighting of the subjects.
+def fits_by_person(
+    part: TestPart,
+    threshold: Threshold,
+    weights: NDArray[np.int64],
+    refits: ByMetric | None = None,
+) -> dict[str, Fits]:
+    """Each metric that has an interval, with everyone and without each person.
 
     Args:
         part: N test subjects.
         threshold: Frozen.
-        weights: (R, N), such as those of `inference.leaving_out`.
+        weights: (1 + P, N), from `inference.leaving_out`.
+        refits: From `at_thresholds`; none by default.
 
     Returns:
-        (R,) by the metric's key; NaN where it is undefined.
+        One fit by the metric's key.
     """
     weighted = Weighted(part, threshold, weights)
-    return {metric.key: metric.weighted(weighted) for metric in METRICS if metric.weighted}
+    found = {}
+    for metric in METRICS:
+        if metric.weighted is None:
+            continue
+        again = (refits or {}).get(metric.key)
+        effective = None
+        if metric.people is not None:
+            effective = effective_number(metric.people(weighted) @ (1 - weights[1:]).T)
+        found[metric.key] = Fits(
+            values=metric.weighted(weighted)[None],
+            refits=None if again is None else again[None],
+            effective=effective,
+            limits=metric.limits,
+        )
+    return found
 
 
 def at_thresholds(part: TestPart, thresholds: Sequence[Threshold]) -> ByMetric:

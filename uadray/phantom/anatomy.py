@@ -171,9 +171,9 @@ def _parcellate(points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     x, y, z = (points + BOX_CENTRE_MNI).astype(np.float32).T
     roof = -4.0 - 0.32 * np.abs(x) - 0.28 * np.maximum(-45.0 - y, 0.0)
     below = sigmoid((roof - z) / 1.5)
-    behind = sigmoid((-38.0 + 0.25 * (z + 20.0) - y) / 2.0)
+    posterior = sigmoid((-38.0 + 0.25 * (z + 20.0) - y) / 2.0)
     stem = sigmoid((22.0 - np.abs(x)) / 1.5) * sigmoid((-8.0 - z) / 2.0) * sigmoid((-8.0 - y) / 2.0)
-    cerebellum = below * behind
+    cerebellum = below * posterior
     cortex = (1.0 - cerebellum) * (1.0 - stem)
     return cortex.reshape(TEMPLATE_SHAPE), cerebellum.reshape(TEMPLATE_SHAPE)
 

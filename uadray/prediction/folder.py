@@ -23,7 +23,7 @@ from uadray.store import storage_errors
 _log = logging.getLogger(__name__)
 
 FEW = 8
-"""So many scans are predicted in this process; more go through Ray, unless set otherwise."""
+"""Up to this many scans are predicted in this process; more go through Ray, unless asked."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,8 +142,8 @@ def _predict_claimed(
 def _done(out: str, items: Sequence[Item]) -> dict[str, dict[str, Any]]:
     """Name -> summary of the items that are done."""
     with ThreadPoolExecutor(16) as pool:
-        found = list(pool.map(lambda item: outputs.done(out, item), items))
-    return {i.name: one for i, one in zip(items, found, strict=True) if one is not None}
+        records = list(pool.map(lambda item: outputs.done(out, item), items))
+    return {i.name: one for i, one in zip(items, records, strict=True) if one is not None}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,4 +1,4 @@
-"""What healthy scans look like to a model, so that a scan that is unlike them can be told.
+"""What healthy scans look like to a model, so that a scan that is unlike them can be named.
 
 The ranges are taken once from the cohort that the model was fitted on: what the quality page
 measures of every healthy scan, the mean anomaly score of those that were held back from fitting,
@@ -110,25 +110,25 @@ class Healthy:
             scan_mm: Voxel sizes of the scan's file, in any order.
             mean_score: Mean raw score inside the brain.
         """
-        found = _coarse(scan_mm, spacing_mm, self.voxel_mm)
+        doubts = _coarse(scan_mm, spacing_mm, self.voxel_mm)
         if self.pose is not None:
             pose = pose_degrees(brain, np.array(spacing_mm))
-            found += self.pose.doubts(pose, few=self.num_scans < MIN_SCANS)
+            doubts += self.pose.doubts(pose, few=self.num_scans < MIN_SCANS)
         if self.num_scans >= MIN_SCANS:
-            found += self._unlike(measure_scan(image, brain, None, spacing_mm=spacing_mm))
+            doubts += self._unlike(measure_scan(image, brain, None, spacing_mm=spacing_mm))
         if (z := (mean_score - self.mean_score) / self.score_spread) > MAX_Z:
-            found.append(
+            doubts.append(
                 f"the mean anomaly score of its brain is {mean_score:.4f}, {z:.1f} deviations "
                 f"above the {self.mean_score:.4f} of {self.num_scored} healthy scans: a very "
                 "large lesion, or a scan that the model does not know"
             )
-        return found
+        return doubts
 
     def _unlike(self, scan: ScanMeasures) -> list[str]:
         """The measures that stand out from those of the healthy scans."""
         known = {one.key: one for one in self.measures}
         apart = np.abs(np.cumsum(scan.histogram - np.array(self.histogram))).sum() / BINS
-        found = []
+        doubts = []
         for measure in MEASURES:
             healthy = known.get(measure.key)
             if healthy is None:
@@ -141,11 +141,11 @@ class Healthy:
                 spread=healthy.spread,
             )
             if not limits.low <= value <= limits.high:
-                found.append(
+                doubts.append(
                     f"unlike the {self.num_scans} healthy scans of the model: {limits.reason(0)}; "
                     f"{measure.meaning}"
                 )
-        return found
+        return doubts
 
     def to_json(self) -> dict[str, Any]:
         """As a JSON value."""
@@ -211,7 +211,7 @@ def mean_inside(scores: NDArray[np.floating], brain: NDArray[np.bool_]) -> float
 
 
 def _thinned(values: NDArray[Any], most: int) -> NDArray[Any]:
-    """At most so many of the values, evenly spread over them."""
+    """At most this many of the values, evenly spread over them."""
     if len(values) <= most:
         return values
     return values[np.linspace(0, len(values) - 1, most).round().astype(int)]

@@ -84,17 +84,17 @@ def find_items(
     for given in inputs:
         url = files.normalise(given)
         if url.lower().endswith(TABLES):
-            found = LAYOUTS["csv"](url, modality.split(", ")[0])
+            listed = LAYOUTS["csv"](url, modality.split(", ")[0])
         elif _is_file(url):
             # As when a shell spells out a pattern.
             if inside := predictions_above(url):
                 left_out.append(LeftOut(path=url, reason=f"a result of uadray in {inside}"))
                 continue
-            found = Scans([_single(url, modality)])
+            listed = Scans([_single(url, modality)])
         else:
-            found = _in_folder(url, modality, ignore_names)
-        scans += found
-        left_out += found.left_out
+            listed = _in_folder(url, modality, ignore_names)
+        scans += listed
+        left_out += listed.left_out
     scans = _each_once(scans)
     taken = {scan.image for scan in scans}
     left_out = [one for one in dict.fromkeys(left_out) if one.path not in taken]
@@ -140,15 +140,15 @@ def check_modality(scan: Scan, modality: str) -> None:
 
 def named_modalities(name: str) -> set[str]:
     """The modalities that a file's name speaks of, in the package's words."""
-    found = set()
+    modalities = set()
     for word in re.split(r"[^A-Za-z0-9]+", name):
         one = canonical_modality(word)
         # PD is as often a disease as a contrast.
         if one in _CONTRASTS and word.lower() != "pd":
-            found.add(one)
+            modalities.add(one)
         elif word.lower() in _OTHERS:
-            found.add(word.lower())
-    return found
+            modalities.add(word.lower())
+    return modalities
 
 
 def _is_file(url: str) -> bool:
@@ -175,9 +175,9 @@ def _single(url: str, modality: str) -> Scan:
 def _bids_place(url: str) -> tuple[str, str] | None:
     """Entities and folder (`sub-01/ses-a/anat`) of a file in a BIDS tree."""
     for start in (match.end() for match in re.finditer(r"(?:^|/)(?=sub-)", url)):
-        found = BIDS_RAW.search(url[start:])
-        if found:
-            return found["entities"], url[start:].rsplit("/", 1)[0]
+        place = BIDS_RAW.search(url[start:])
+        if place:
+            return place["entities"], url[start:].rsplit("/", 1)[0]
     return None
 
 
@@ -192,12 +192,12 @@ def _in_folder(url: str, modality: str, ignore_names: bool) -> Scans:
         layout = ""
     if layout and not ignore_names:
         try:
-            found = LAYOUTS[layout](url, modality.split(", ")[0])
+            listed = LAYOUTS[layout](url, modality.split(", ")[0])
         except NoLesionMaskError as error:
-            found = Scans([], error.left_out)
+            listed = Scans([], error.left_out)
         # Patients whose lesions nobody has drawn are the ones to predict.
-        bare = [one.scan for one in found.left_out if one.scan is not None]
-        return Scans([*found, *bare], [one for one in found.left_out if one.scan is None])
+        bare = [one.scan for one in listed.left_out if one.scan is not None]
+        return Scans([*listed, *bare], [one for one in listed.left_out if one.scan is None])
     kept: dict[tuple[str, str], str] = {}
     left_out = []
     for name in sorted(names, key=lambda name: (len(name), name)):

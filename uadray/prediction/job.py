@@ -63,14 +63,14 @@ class PredictJob:
         model = open_model(self.model, cohort=self.cohort)
         # A threshold that is missing is said before any scan is looked for.
         choose_threshold(model, self.config)
-        found = find_items(
+        listing = find_items(
             self.scans,
             model.origin.modality,
             brain=self.brain,
             ignore_names=self.config.ignore_names,
         )
         failed = 0
-        with Progress(total=len(found.items), what="scans") as progress:
+        with Progress(total=len(listing.items), what="scans") as progress:
 
             def report(outcome: Outcome) -> None:
                 nonlocal failed
@@ -79,13 +79,13 @@ class PredictJob:
 
             return predict_items(
                 model,
-                found.items,
+                listing.items,
                 self.out,
                 self.config,
-                engine=self._engine(model, found.items),
+                engine=self._engine(model, listing.items),
                 viewer=self.viewer,
-                left_out=found.left_out,
-                begin=lambda kept: progress.set_done(kept) if kept < len(found.items) else None,
+                left_out=listing.left_out,
+                begin=lambda kept: progress.set_done(kept) if kept < len(listing.items) else None,
                 report=report,
             )
 

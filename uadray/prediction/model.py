@@ -158,10 +158,10 @@ class Model:
         Args:
             name: The cohort; may be empty where there is only one.
         """
-        found = {one.name: one.config for one in self.thresholds}
-        if not name and len(set(map(str, found.values()))) == 1:
+        configs = {one.name: one.config for one in self.thresholds}
+        if not name and len(set(map(str, configs.values()))) == 1:
             return self.thresholds[0].config
-        return found.get(name, EvaluateConfig())
+        return configs.get(name, EvaluateConfig())
 
     def choose_threshold(self, name: str = "", value: float | None = None) -> FrozenThreshold:
         """The threshold to propose with.
@@ -175,9 +175,9 @@ class Model:
             NoThresholdError: there is none, or several and no name; it says what to do.
             ConfigError: the value is outside the method's range.
         """
-        found = {one.name: one for one in self.thresholds}
-        if name and name not in found:
-            has = f"it has those of {', '.join(found)}" if found else "it has none"
+        thresholds = {one.name: one for one in self.thresholds}
+        if name and name not in thresholds:
+            has = f"it has those of {', '.join(thresholds)}" if thresholds else "it has none"
             raise NoThresholdError(
                 f"{self.url}: no threshold was frozen on a cohort named {name!r}; {has}"
             )
@@ -189,7 +189,7 @@ class Model:
                     f"which run from {low:g} to {high:g}"
                 )
             return given_threshold(value, (low, high), self.settings(name))
-        if not found:
+        if not thresholds:
             raise NoThresholdError(
                 f"{self.url}: no threshold is frozen for it. Fit one on a cohort with lesions: "
                 f"python jobs/evaluate.py {self.url} --cohort LESIONED.zarr (or on healthy volumes "
@@ -197,12 +197,12 @@ class Model:
                 "exported model evaluate the run that it came from, and export that again. Or "
                 "give one with --threshold, or ask for maps alone with --map-only"
             )
-        if not name and len(found) > 1:
+        if not name and len(thresholds) > 1:
             raise NoThresholdError(
-                f"{self.url}: thresholds are frozen on several cohorts, {', '.join(found)}: choose "
-                "one with --threshold-from"
+                f"{self.url}: thresholds are frozen on several cohorts, {', '.join(thresholds)}: "
+                "choose one with --threshold-from"
             )
-        return found[name] if name else self.thresholds[0]
+        return thresholds[name] if name else self.thresholds[0]
 
 
 def given_threshold(
@@ -367,7 +367,7 @@ def _thresholds(
         Them, and the names of cohorts that the run was evaluated on with other weights: it was
         fitted on since then, so that their thresholds are of other scores.
     """
-    weights, found, others = weights_digest(run), list[FrozenThreshold](), list[str]()
+    weights, thresholds, others = weights_digest(run), list[FrozenThreshold](), list[str]()
     for cohort in evaluated_on(run.url):
         url = place(run.url, cohort)
         try:
@@ -377,8 +377,8 @@ def _thresholds(
             if record.get("weights", weights) != weights:
                 others.append(str(record["cohort"]["name"]))
                 continue
-            found.append(_threshold(record))
-            found[-1].check_range(score_range)
+            thresholds.append(_threshold(record))
+            thresholds[-1].check_range(score_range)
         except OSError as error:
             raise RunError(
                 f"{url} cannot be read ({error.strerror or error}): see to its permissions"
@@ -386,7 +386,7 @@ def _thresholds(
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             what = f"lacks {error}" if isinstance(error, KeyError) else str(error)
             raise RunError(f"{url} is damaged ({what}): evaluate the run again") from None
-    return found, others
+    return thresholds, others
 
 
 def _threshold(record: dict[str, Any]) -> FrozenThreshold:

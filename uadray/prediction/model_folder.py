@@ -120,7 +120,7 @@ def export_model(
                 raise
             notes.append(f"no {ONNX}: {error}")
     elif onnx is None and model.detector.has_reconstruction:
-        notes.append(f"no {ONNX}: it needs pip install 'uadray[onnx]'")
+        notes.append(f"no {ONNX}: it needs pip install -e '.[onnx]'")
     if network is not None:
         contents[ONNX] = network
     # An evaluation that cannot be read, or is of other weights, is no part of the model.

@@ -51,7 +51,7 @@ def reconstruction_onnx(detector: Detector, shape: tuple[int, int, int]) -> byte
     if not detector.has_reconstruction:
         raise ConfigError(f"{type(detector).__name__} has no reconstruction to write as ONNX")
     if not has_onnx():
-        raise ConfigError("writing ONNX needs its packages: pip install 'uadray[onnx]'")
+        raise ConfigError("writing ONNX needs its packages: pip install -e '.[onnx]'")
     example = torch.rand(2, 1, *shape, generator=torch.Generator().manual_seed(0))
     buffer = io.BytesIO()
     try:

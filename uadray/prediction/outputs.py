@@ -189,10 +189,12 @@ def _check_marker(out: str, request: Mapping[str, Any]) -> None:
         )
     # What an earlier version did not record is no difference: its results have no digest either.
     if changed := sorted(key for key in request if key in held and held[key] != request[key]):
-        shown = "; ".join(f"{key}: {held.get(key)} there, {request[key]} here" for key in changed)
+        differences = "; ".join(
+            f"{key}: {held.get(key)} there, {request[key]} here" for key in changed
+        )
         raise PredictError(
-            f"{out} holds predictions of this run under other settings ({shown}): choose another "
-            "--out"
+            f"{out} holds predictions of this run under other settings ({differences}): choose "
+            "another --out"
         )
 
 
@@ -285,21 +287,21 @@ def placed(out: str, items: Sequence[Item]) -> list[Item]:
         holders = list(pool.map(lambda item: _holder(out, item, there), items))
     kept = {name_key(item.folder) for item in own if item is not None}
     taken = kept | {name_key(item.folder) for item in items}
-    found = []
+    places = []
     for item, place, holder in zip(items, own, holders, strict=True):
         if place is not None:
-            found.append(place)
+            places.append(place)
             continue
         if _is_free_for(item, holder) and (item.bids or name_key(item.folder) not in kept):
-            found.append(_respelled(item, there))
+            places.append(_respelled(item, there))
             continue
         if item.bids:
             raise PredictError(
                 f"{out} holds the results of {_source(holder)} as {item.summary}, where those of "
                 f"{item.scan.image} would go: choose another --out for one of the two"
             )
-        found.append(_elsewhere(out, item, there, taken))
-    return found
+        places.append(_elsewhere(out, item, there, taken))
+    return places
 
 
 def _own_place(out: str, item: Item, there: Mapping[str, str]) -> Item | None:
@@ -509,8 +511,8 @@ def _quarantined(out: str) -> list[dict[str, str]]:
     """What the folder's list of scans that could not be used holds; nothing where it is damaged."""
     try:
         text = files.read_bytes(files.join(out, QUARANTINE)).decode()
-        found = [json.loads(line) for line in text.splitlines()]
-        return [{key: str(one[key]) for key in ("name", "source", "reason")} for one in found]
+        records = [json.loads(line) for line in text.splitlines()]
+        return [{key: str(one[key]) for key in ("name", "source", "reason")} for one in records]
     except (FileNotFoundError, ValueError, KeyError, TypeError):
         return []
 

@@ -54,8 +54,8 @@ class PredictConfig:
     map_only: bool = False
     """Propose nothing: no threshold is needed."""
     skull_strip: SkullStrip | None = None
-    """How brain is told from the rest; as the cohort's by default. A scan with its skull needs
-    `deepbet` or `robex`, or a brain mask."""
+    """How the brain is separated from the rest; as the cohort's by default. A scan with its skull
+    needs `deepbet` or `robex`, or a brain mask."""
     grow_extent: bool | None = None
     """As in prepare; as the cohort's by default."""
     max_cut: float | None = None
@@ -192,20 +192,24 @@ def _predict(
     prepared = prepare_scan(bare, config.prepare(model.prepare), way)
     clock.mark("prepare")
     settings = threshold.config if threshold else model.settings(config.threshold_from)
-    level = None if threshold is None else threshold.level
     scored = _score(model, prepared, settings, device, clock, scan.id)
     grid = Grid(affine=way.affine, shape=way.shape, placing=way.placing)
-    found = _Mapper(affine=prepared.affine, grid=grid)
+
+    def to_scan(array: NDArray[Any]) -> NDArray[np.float32]:
+        return to_scanner(array, prepared.affine, grid.affine, grid.shape)
+
     brain = to_scanner(way.brain.T, way.brain_affine, grid.affine, grid.shape) >= BRAIN_THRESHOLD
-    scores = found(dequantise(scored.opened, model.detector.score_range), order=1)
+    scores = to_scan(dequantise(scored.opened, model.detector.score_range))
     anomaly = np.where(brain, scores, np.float32(0))
-    proposal = None
+    # What the evaluation counts as proposed, on the model's own grid, and what the file holds.
+    proposal, voxels = None, None
     if threshold is not None:
+        voxels = int((scored.opened >= threshold.level).sum())
         anomaly = clear_of(anomaly, threshold.value)
         proposal = brain & (anomaly >= threshold.value)
     reconstruction = None
     if scored.reconstruction is not None:
-        reconstruction = found(scored.reconstruction * prepared.brain, order=1).clip(0, 1)
+        reconstruction = to_scan(scored.reconstruction * prepared.brain).clip(0, 1)
     truth, unusable = _truth(scan, way)
     clock.mark("map_back")
     return Prediction(
@@ -222,14 +226,15 @@ def _predict(
             "name": scan.id,
             "source": scan.image,
             **_figures(anomaly, proposal, brain, grid),
-            "truth": _held_against(proposal, truth, grid),
+            "truth": _overlap(proposal, truth, grid),
             "score_range": list(model.detector.score_range),
             "mean_score": scored.mean_score,
-            "threshold": _told(threshold),
+            "threshold": _threshold_facts(threshold),
             "model_grid": {
                 "shape": list(prepared.brain.shape),
                 "affine": prepared.affine.tolist(),
-                **_proposed(scored.opened, level, prepared.affine),
+                "proposed_voxels": voxels,
+                "proposed_ml": None if voxels is None else voxels * voxel_ml(prepared.affine),
                 **findable(
                     voxel_sizes(prepared.affine)[::-1].tolist(), settings.postprocess.median_size
                 ),
@@ -323,8 +328,8 @@ def _score(
     # The store keeps float16, and so the detector was fitted and evaluated on it.
     image = torch.from_numpy(prepared.image.astype(np.float16).astype(np.float32)[None])
     brain = prepared.brain
-    found = detect(model.detector, image, brain[None], device, settings.residual)
-    scores, output = found.scores[0].double().cpu().numpy(), found.reconstruction
+    detected = detect(model.detector, image, brain[None], device, settings.residual)
+    scores, output = detected.scores[0].double().cpu().numpy(), detected.reconstruction
     if output is None and model.detector.has_reconstruction:
         with torch.inference_mode():
             output = model.detector.reconstruct(image[:, None].to(device))
@@ -364,27 +369,6 @@ def clear_of(scores: NDArray[np.float32], threshold: float) -> NDArray[np.float3
     return np.where(near, above, scores)
 
 
-def _proposed(
-    opened: NDArray[np.uint16], level: int | None, affine: NDArray[np.float64]
-) -> dict[str, Any]:
-    """What the evaluation counts as proposed, on the model's own grid."""
-    if level is None:
-        return {"proposed_voxels": None, "proposed_ml": None}
-    voxels = int((opened >= level).sum())
-    return {"proposed_voxels": voxels, "proposed_ml": voxels * voxel_ml(affine)}
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Mapper:
-    """Brings arrays of the model's grid to a scan's."""
-
-    affine: NDArray[np.float64]
-    grid: Grid
-
-    def __call__(self, array: NDArray[Any], *, order: int) -> NDArray[np.float32]:
-        return to_scanner(array, self.affine, self.grid.affine, self.grid.shape, order)
-
-
 def _figures(
     anomaly: NDArray[np.float32],
     proposal: NDArray[np.bool_] | None,
@@ -416,7 +400,7 @@ def _figures(
     return figures
 
 
-def _held_against(
+def _overlap(
     proposal: NDArray[np.bool_] | None, truth: NDArray[np.bool_] | None, grid: Grid
 ) -> dict[str, Any] | None:
     """The known lesion's volume, and the proposal's Dice with it."""
@@ -428,7 +412,7 @@ def _held_against(
     return {"volume_ml": float(truth.sum()) * voxel_ml(grid.affine), "dice": dice}
 
 
-def _told(threshold: FrozenThreshold | None) -> dict[str, Any] | None:
+def _threshold_facts(threshold: FrozenThreshold | None) -> dict[str, Any] | None:
     """A threshold in the summary's words."""
     if threshold is None:
         return None
@@ -457,15 +441,15 @@ def _unlike_the_fit(
     model: Model, scan: Scan, config: PredictConfig, prepared: PreparedVolume
 ) -> list[str]:
     """Where model and scan do not go together although somebody insisted, or do all too well."""
-    found = []
+    doubts = []
     if prepared.image_digest in model.origin.image_digests:
-        found.append(
+        doubts.append(
             "the model was fitted on this very scan: what it finds here says nothing about scans "
             "that it has not seen"
         )
     names, known = named_modalities(stem(scan.image)), model.origin.modality.split(", ")
     if names and not names & set(known):
-        found.append(
+        doubts.append(
             f"its file is named as {' or '.join(sorted(names))}, but the model was fitted on "
             f"{model.origin.modality}"
         )
@@ -473,8 +457,8 @@ def _unlike_the_fit(
     for one in fields(used):
         value, recorded = getattr(used, one.name), getattr(model.prepare, one.name)
         if value != recorded:
-            found.append(
+            doubts.append(
                 f"prepared otherwise than the scans that the model was fitted on: {one.name} is "
                 f"{value}, there {recorded}"
             )
-    return found
+    return doubts

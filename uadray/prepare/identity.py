@@ -119,9 +119,9 @@ def _state(path: str) -> tuple[int, str]:
     """Size and version of a file; a version is empty where none is known."""
     try:
         if not files.is_remote(path):
-            found = os.stat(path.removeprefix("file://"))
+            status = os.stat(path.removeprefix("file://"))
             # The time of the last change of the inode can't be set back, unlike the content's.
-            return found.st_size, f"{found.st_mtime_ns} {found.st_ctime_ns} {found.st_ino}"
+            return status.st_size, f"{status.st_mtime_ns} {status.st_ctime_ns} {status.st_ino}"
         fs, inner = files.located(path)
         info = fs.info(inner)
     except FileNotFoundError:

@@ -16,12 +16,7 @@ import numpy as np
 import ray
 
 from uadray import attempts, cluster, each, files
-from uadray.errors import (
-    ConfigError,
-    ScanError,
-    StoreError,
-    TooManyFailuresError,
-)
+from uadray.errors import ConfigError, ScanError, StoreError, TooManyFailuresError
 from uadray.lock import hold
 from uadray.prepare.identity import Source, digest_of, is_unchanged
 from uadray.prepare.layouts import PHANTOM_SCHEME, LeftOut, Scan
@@ -104,7 +99,7 @@ def prepare_cohort(
     with storage_errors(url):
         CohortWriter.check_place(url)  # before the lock makes the folder
     with storage_errors(url), hold(url):
-        found = sources(rows)
+        contents = sources(rows)
         writer = CohortWriter.create(
             url,
             num_rows=len(rows),
@@ -114,13 +109,13 @@ def prepare_cohort(
             scans=planned_scans(rows),
             command=command,
         )
-        again = _rows_to_redo(writer, rows, found, redo)
+        again = _rows_to_redo(writer, rows, contents, redo)
         if again is not None:
             writer.reopen(again)
         elif writer.is_sealed():
             return _with_left_out(open_cohort(writer.url), left_out)
         limit = _Limit(writer=writer, total=len(rows), share=max_failures)
-        _fill(writer, rows, found, config, limit, workers)
+        _fill(writer, rows, contents, config, limit, workers)
         return _with_left_out(writer.seal(), left_out)
 
 
@@ -145,7 +140,7 @@ def _with_left_out(cohort: Cohort, left_out: Sequence[LeftOut]) -> Cohort:
 
 
 def _rows_to_redo(
-    writer: CohortWriter, rows: Rows, found: Sequence[Source], redo: Sequence[Redo]
+    writer: CohortWriter, rows: Rows, contents: Sequence[Source], redo: Sequence[Redo]
 ) -> set[int] | None:
     """Rows that are written and are to be prepared again; None leaves a sealed cohort sealed."""
     damaged = verify(writer.url) if "damaged" in redo else []
@@ -159,7 +154,7 @@ def _rows_to_redo(
         failures |= {failure.row for failure in part.failures}
         records: list[Subject | Failure] = [*part.subjects, *part.failures]
         for record in records:
-            now = found[record.row]
+            now = contents[record.row]
             if record.source_digest:
                 if record.source_stamp != now.stamp or not now.stamp:
                     touched.append(record)
@@ -167,7 +162,7 @@ def _rows_to_redo(
                 changed.add(record.row)
             elif not rows[record.row][0].image.startswith(PHANTOM_SCHEME):
                 unrecorded.add(record.row)
-    changed |= _changed(touched, rows, found)
+    changed |= _changed(touched, rows, contents)
     if "quarantined" in redo:
         again |= failures
     if "changed" in redo:
@@ -183,7 +178,9 @@ def _rows_to_redo(
     if "changed" in redo or not writer.is_sealed():
         again |= changed
     elif good := sorted(changed - failures):
-        named = ", ".join(f"{rows[r][0].id} ({_shown(rows[r][0].image)})" for r in good[:NAMED])
+        named = ", ".join(
+            f"{rows[r][0].id} ({files.without_secrets(rows[r][0].image)})" for r in good[:NAMED]
+        )
         more = f" and {len(good) - NAMED} more" if len(good) > NAMED else ""
         raise StoreError(
             f"{writer.url}: the files of {len(good)} scans have changed since they were prepared: "
@@ -192,23 +189,21 @@ def _rows_to_redo(
     return again if again or damaged else None
 
 
-def _changed(records: Sequence[Subject | Failure], rows: Rows, found: Sequence[Source]) -> set[int]:
+def _changed(
+    records: Sequence[Subject | Failure], rows: Rows, contents: Sequence[Source]
+) -> set[int]:
     """Rows whose files hold something else than on record; they are read for it."""
 
     def differs(record: Subject | Failure) -> bool:
         return not is_unchanged(
             rows[record.row][0],
-            found[record.row],
+            contents[record.row],
             digest=record.source_digest,
             stamp=record.source_stamp,
         )
 
     with ThreadPoolExecutor(16) as pool:
         return {r.row for r, new in zip(records, pool.map(differs, records), strict=True) if new}
-
-
-def _shown(path: str) -> str:
-    return files.without_secrets(path)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -236,12 +231,12 @@ class _Limit:
 def _fill(
     writer: CohortWriter,
     rows: Rows,
-    found: Sequence[Source],
+    contents: Sequence[Source],
     config: PrepareConfig,
     limit: _Limit,
     workers: int | None,
 ) -> None:
-    """Prepare what is neither in a shard nor kept, write the shards, and tell how far it is."""
+    """Prepare what is neither in a shard nor kept, write the shards, and say how far it is."""
     missing = writer.missing_shards()
     failures = [failure for part in writer.written_parts() for failure in part.failures]
     limit.check(failures)
@@ -249,11 +244,12 @@ def _fill(
         return
     cluster.connect()
     cluster.check_shared(writer.url)
-    cluster.check_readable(*_own_files(rows[0][0]))
+    first = rows[0][0]
+    cluster.check_readable(*filter(None, (first.image, first.brain, first.lesion)))
     wanted = [row for shard in missing for row in writer.rows_of(shard)]
-    shards = _Shards(writer, missing, _still_good(writer.kept_rows(), wanted, rows, found))
+    shards = _Shards(writer, missing, _still_good(writer.kept_rows(), wanted, rows, contents))
     items = [
-        _Item(row=r, scan=rows[r][0], split=rows[r][1], source=found[r])
+        _Item(row=r, scan=rows[r][0], split=rows[r][1], source=contents[r])
         for r in wanted
         if r not in shards.names
     ]
@@ -275,7 +271,7 @@ def _fill(
 
 
 def _still_good(
-    kept: set[str], wanted: Sequence[int], rows: Rows, found: Sequence[Source]
+    kept: set[str], wanted: Sequence[int], rows: Rows, contents: Sequence[Source]
 ) -> dict[int, str]:
     """Row -> file of the kept scans whose own files still are what they were then."""
     candidates = []
@@ -283,7 +279,7 @@ def _still_good(
         try:
             row, stamp, digest = parse_name(name)
         except ValueError:
-            continue  # of a version that told files apart by their size
+            continue  # of a version that distinguished files by their size
         candidates.append((row, stamp, digest, name))
     asked = set(wanted)
 
@@ -293,15 +289,11 @@ def _still_good(
             return False
         if not digest:
             return rows[row][0].image.startswith(PHANTOM_SCHEME)
-        return is_unchanged(rows[row][0], found[row], digest=digest, stamp=stamp)
+        return is_unchanged(rows[row][0], contents[row], digest=digest, stamp=stamp)
 
     with ThreadPoolExecutor(16) as pool:
         good = list(pool.map(is_good, candidates))
     return {one[0]: one[3] for one, is_kept in zip(candidates, good, strict=True) if is_kept}
-
-
-def _own_files(scan: Scan) -> list[str]:
-    return [path for path in (scan.image, scan.brain, scan.lesion) if path]
 
 
 @dataclass(frozen=True, kw_only=True)

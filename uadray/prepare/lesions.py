@@ -291,14 +291,14 @@ MAX_LABELS = 64
 
 
 def _template_to_mni(path: str) -> np.ndarray:
-    found = _templates_beside(path)
-    if len(found) != 1:
+    templates = _templates_beside(path)
+    if len(templates) != 1:
         raise ScanError(
             f"{path}: expected one brain template*.nii.gz beside it, in whose space it is, came "
-            f"{[name.rsplit('/', 1)[-1] for name in found]}; put it there, or choose another "
+            f"{[name.rsplit('/', 1)[-1] for name in templates]}; put it there, or choose another "
             "--placement"
         )
-    return _brain_to_mni(found[0], files.digest(found[0]))
+    return _brain_to_mni(templates[0], files.digest(templates[0]))
 
 
 def _templates_beside(path: str) -> list[str]:
@@ -344,18 +344,18 @@ def insert_lesion(
     rng = np.random.default_rng(list(seed))
     flip = bool(rng.random() < look.flip_probability)
     change = rng.uniform(_number(look.min_change), _number(look.max_change))
-    said = [f"semi-synthetic {look.lesion_kind} from {mask.name or 'a mask'}"]
-    said += ["sides flipped"] if flip else []
-    said += [f"{look.contrast} by {change:.0%}"]
+    notes = [f"semi-synthetic {look.lesion_kind} from {mask.name or 'a mask'}"]
+    notes += ["sides flipped"] if flip else []
+    notes += [f"{look.contrast} by {change:.0%}"]
     if look.lesion_kind == "ms":
         kept, num, count = keep_components(mask.share, look.min_kept, rng)
         mask = replace(mask, share=kept)
-        said += [f"{num} of {count} components"]
+        notes += [f"{num} of {count} components"]
     mapped = _map_onto(volume, mask, flip, look.placement)
     if push := _number(look.mass_effect_mm):
         push *= rng.uniform(0.5, 1.0)
         volume = push_outward(volume, mapped, push)
-        said += [f"pushes by up to {push:.1f} mm"]
+        notes += [f"pushes by up to {push:.1f} mm"]
     soft = ndi.gaussian_filter(mapped, _number(look.border_mm) / volume.spacing) * volume.brain
     truth = soft > 0.5
     _check_place(volume, mask, truth, look.min_inside)
@@ -374,7 +374,7 @@ def insert_lesion(
         volume,
         image=image.astype(np.float32),
         lesion=truth.astype(np.float32),
-        notes=(*volume.notes, ", ".join(said)),
+        notes=(*volume.notes, ", ".join(notes)),
     )
 
 

@@ -101,7 +101,7 @@ def _small_values(high: float) -> str:
 
 
 def _check_labels(path: str, whole: np.ndarray) -> list[str]:
-    """Refuse what is no mask of labels; a note where there are so many that it may be none."""
+    """Refuse what is no mask of labels; a note where it has too many labels for one."""
     low, high = float(whole.min()), float(whole.max())
     if low < 0:
         raise ScanError(f"{path}: expected a mask, but it has values below 0, to {low:g}")

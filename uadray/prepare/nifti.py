@@ -294,14 +294,14 @@ def _place(path: str, raw: Any, voxels: np.ndarray, orientation: str) -> RawImag
                 f"is taken, but {by(sizes)} mm by pixdim: find out which holds"
             )
     elif qform:
-        found = qform_of(raw)
-        if found is None:
+        from_quaternion = qform_of(raw)
+        if from_quaternion is None:
             raise ScanError(
                 f"{path}: the qform of its header is no rotation (quaternion "
                 f"{', '.join(f'{float(raw[name]):g}' for name in PLACING[2:5])}), and it has no "
                 "sform; mend the header"
             )
-        affine = found
+        affine = from_quaternion
     else:
         affine = _assumed(sizes, voxels.shape, orientation or "LAS")
         if not orientation:

@@ -52,7 +52,7 @@ def planned_scans(rows: Rows) -> Iterator[dict[str, Any]]:
     """
     prefix = _common_folder([path for scan, _ in rows for path in scan.paths])
 
-    def shown(path: str) -> str:
+    def public(path: str) -> str:
         return files.without_secrets(path).removeprefix(files.without_secrets(prefix))
 
     for scan, part in rows:
@@ -60,9 +60,9 @@ def planned_scans(rows: Rows) -> Iterator[dict[str, Any]]:
         fields.pop("template", None)  # it lies beside the mask
         for key in ("image", "brain", "lesion"):
             if key in fields:
-                fields[key] = shown(fields[key])
+                fields[key] = public(fields[key])
         if scan.more_lesions:
-            fields["more_lesions"] = list(map(shown, scan.more_lesions))
+            fields["more_lesions"] = list(map(public, scan.more_lesions))
         if scan.synthetic_lesion:
             fields["synthetic_lesion"] = scan.synthetic_lesion.rsplit("/", 1)[-1]
         yield {**fields, "split": part}

@@ -44,19 +44,19 @@ class PoseRange:
             pose: As `pose_degrees` gives it.
             few: Whether the cohort has too few scans for a spread of its own.
         """
-        found = []
+        doubts = []
         for k, name in enumerate(PLANES):
             apart = (float(pose[k]) - self.median[k] + 90) % 180 - 90
             spread = max(self.spread[k], USUAL_SPREAD_DEG) if few else self.spread[k]
             limit = max(MIN_TILT_DEG, MAX_Z * spread)
             if abs(apart) > limit:
-                found.append(
+                doubts.append(
                     f"its brain is tilted by {abs(apart):.0f} degrees against the healthy scans of "
                     f"the model ({name}: {MOTIONS[name]}; up to {limit:.0f} are usual): a learned "
                     "method loses much of its map by that; --register rigid turns it to the "
                     "template's pose, best for the cohort and the scan alike"
                 )
-        return found
+        return doubts
 
 
 def pose_degrees(brain: NDArray[np.bool_], spacing_mm: NDArray[np.floating]) -> NDArray[np.float64]:

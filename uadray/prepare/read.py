@@ -16,7 +16,7 @@ RINGING = 0.25
 further below is the scale (z-scores, an offset)."""
 
 BACKGROUND_SHARE = 0.5
-"""Of the voxels on the six outer faces, so many have one value where that is the background's."""
+"""A value is the background's if at least this share of the voxels on the outer faces has it."""
 
 COARSE_MM = 3.0
 """Voxels that the look at the contrast does with."""
@@ -156,11 +156,11 @@ def _face_values(image: np.ndarray) -> np.ndarray:
 
 
 def _background(values: np.ndarray) -> float | None:
-    """The value that most voxels of the outer faces have, or None where none has so many."""
-    found, counts = np.unique(values, return_counts=True)
+    """The value that most voxels of the outer faces have, or None where no value has enough."""
+    distinct, counts = np.unique(values, return_counts=True)
     if counts.size == 0 or counts.max() < BACKGROUND_SHARE * values.size:
         return None
-    return float(found[counts.argmax()])
+    return float(distinct[counts.argmax()])
 
 
 def _outside(image: np.ndarray, finite: np.ndarray) -> np.float32:
@@ -206,7 +206,7 @@ def _find_stripped(path: str, image: np.ndarray) -> tuple[np.ndarray, np.ndarray
     if background is None:
         raise ScanError(
             f"{path}: has intensities from {low:.3g} to {high:.3g} and no constant background, so "
-            "that its brain cannot be told; give a brain mask, or pass --skull-strip deepbet"
+            "that its brain cannot be recognised; give a brain mask, or pass --skull-strip deepbet"
         )
     brain = brain_of_stripped(image != background)
     notes = []

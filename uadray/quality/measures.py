@@ -290,7 +290,7 @@ def find_limits(scans: Sequence[ScanMeasures]) -> list[Limits]:
             np.abs(np.cumsum(scan.histogram - mean)).sum() / BINS if scan.brain_ml else np.nan
         )
     }
-    found = []
+    limits = []
     for measure in MEASURES:
         value = read.get(measure.key, lambda scan, key=measure.key: getattr(scan, key))
         values = np.array([value(scan) for scan in scans], np.float64)
@@ -298,8 +298,8 @@ def find_limits(scans: Sequence[ScanMeasures]) -> list[Limits]:
         median = float(np.median(known)) if known.size else float("nan")
         mad = float(np.median(np.abs(known - median))) if known.size else 0.0
         spread = max(measure.floor, MAD_TO_SD * mad)
-        found.append(Limits(measure=measure, values=values, median=median, spread=spread))
-    return found
+        limits.append(Limits(measure=measure, values=values, median=median, spread=spread))
+    return limits
 
 
 def own_doubts(scan: ScanMeasures) -> list[str]:

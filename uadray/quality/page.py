@@ -74,9 +74,9 @@ class QualityPage:
 
     def line(self) -> str:
         """One line for a terminal."""
-        found = f"{len(self.flagged)} of {self.num_scans} scans flagged"
+        count = f"{len(self.flagged)} of {self.num_scans} scans flagged"
         names = ", ".join(self.flagged[:3]) + (", ..." if len(self.flagged) > 3 else "")
-        return f"quality page {self.url}: {found}{f' ({names})' if names else ''}"
+        return f"quality page {self.url}: {count}{f' ({names})' if names else ''}"
 
 
 def quality_url(store: str, out: str = "") -> str:
@@ -247,11 +247,11 @@ def _lines(pictures: IO[bytes]) -> Iterator[tuple[int, Markup]]:
 
 def _shown(limits: Sequence[Limits]) -> list[dict[str, Any]]:
     """The table of measures."""
-    shown = []
+    cells = []
     for limit in limits:
         text = limit.measure.text
         known = bool(np.isfinite(limit.median))
-        shown.append(
+        cells.append(
             {
                 "measure": limit.measure,
                 "median": text(limit.median) if known else ABSENT,
@@ -261,7 +261,7 @@ def _shown(limits: Sequence[Limits]) -> list[dict[str, Any]]:
                 "count": int(limit.is_outlier.sum()),
             }
         )
-    return shown
+    return cells
 
 
 def _scanners(scans: Sequence[Scan], limits: Sequence[Limits]) -> list[dict[str, Any]]:

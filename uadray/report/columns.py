@@ -25,7 +25,7 @@ class Column(Generic[Item]):
     text: Callable[[Item], str]
     """The figure as shown."""
     detail: Callable[[Item], str] = lambda item: ""
-    """What stands behind or below it, such as its interval; empty for nothing."""
+    """What stands after or below it, such as its interval; empty for nothing."""
     note: str = ""
     """A second line of the head: a unit, or what a reader must know."""
     bounds: Callable[[Item], tuple[float, float] | None] | None = None
@@ -220,10 +220,10 @@ COLUMNS: tuple[Column[Row], ...] = (
 
 
 def _found(row: Row) -> str:
-    found, all_of_them = (
+    count, all_of_them = (
         row.evaluation.values["metrics"].get(key) for key in ("num_lesions_detected", "num_lesions")
     )
-    return "" if found is None or all_of_them is None else f"{found} of {all_of_them}"
+    return "" if count is None or all_of_them is None else f"{count} of {all_of_them}"
 
 
 def _detection() -> Column[Row]:

@@ -1,6 +1,6 @@
 """What one setting does, the others held or averaged over, and said which.
 
-A line is an experiment along the values of one setting. Where few combinations of the other
+Each line is one experiment along the values of one setting. Where few combinations of the other
 settings were fitted, each is a line of its own (held); where there are many, a line is the mean
 over those combinations of an experiment that were fitted at every value (averaged), so that no
 value is judged in better company than another.
@@ -21,7 +21,7 @@ from uadray.runs.records import RunRecord
 from uadray.runs.settings import EXPERIMENT, Setting, settings_of
 
 MAX_LINES = 6
-"""Most lines of one plot; more combinations are averaged over, and more experiments left out."""
+"""Lines of one plot at most; more combinations are averaged over, more experiments left out."""
 
 HEALTHY = "healthy_l1"
 """Key of the reconstruction error on healthy validation volumes, beside those of the metrics."""
@@ -38,7 +38,7 @@ class Point:
     value: Any
     """Of the setting."""
     series: Series
-    """The fits behind it: seeds, and combinations that are averaged over."""
+    """The fits that it is made of: seeds, and combinations that are averaged over."""
 
     @property
     def is_plain(self) -> bool:
@@ -127,8 +127,8 @@ def effects(group: CohortRows, settings: Sequence[Setting]) -> list[Effect]:
         settings: What varies, from `settings.varied`.
     """
     varied = [one for one in settings if one.path != EXPERIMENT]
-    found = [_effect(group, one, [o for o in varied if o is not one]) for one in varied]
-    return [effect for effect in found if effect.lines]
+    all_effects = [_effect(group, one, [o for o in varied if o is not one]) for one in varied]
+    return [effect for effect in all_effects if effect.lines]
 
 
 _Key = tuple[Any, ...]
@@ -143,10 +143,10 @@ def _effect(group: CohortRows, setting: Setting, others: Sequence[Setting]) -> E
             contexts.setdefault(key, {}).setdefault(held[setting.path], []).append(row)
     contexts = {key: values for key, values in contexts.items() if len(values) > 1}
     names = list(dict.fromkeys(name for name, _ in sorted(contexts, key=str)))
-    told = [o for n, o in enumerate(others) if _differs(contexts, n)]
+    several = [o for n, o in enumerate(others) if _differs(contexts, n)]
     if len(contexts) <= MAX_LINES:
         made = {
-            (name, key): _line(_held_label(name, key, others, told), setting, values)
+            (name, key): _line(_held_label(name, key, others, several), setting, values)
             for (name, key), values in sorted(contexts.items(), key=lambda item: str(item[0]))
         }
         balanced, left_out, lines = True, 0, list(made.values())
@@ -160,7 +160,7 @@ def _effect(group: CohortRows, setting: Setting, others: Sequence[Setting]) -> E
         setting=setting,
         group=group,
         lines=tuple(lines),
-        others=tuple(told),
+        others=tuple(several),
         is_held=len(contexts) <= MAX_LINES,
         is_balanced=balanced,
         num_left_out=left_out,
@@ -172,7 +172,7 @@ def _differs(contexts: Iterable[tuple[str, _Key]], place: int) -> bool:
     values: dict[str, set[Any]] = {}
     for name, key in contexts:
         values.setdefault(name, set()).add(key[place])
-    return any(len(found) > 1 for found in values.values())
+    return any(len(contents) > 1 for contents in values.values())
 
 
 def _pool(contexts: Sequence[Mapping[Any, list[Row]]]) -> tuple[dict[Any, list[Row]], bool]:
@@ -190,11 +190,11 @@ def _height(line: Line) -> float:
     return max(point.series.mean("dice_d") or 0.0 for point in line.points)
 
 
-def _held_label(name: str, key: _Key, others: Sequence[Setting], told: Sequence[Setting]) -> str:
+def _held_label(name: str, key: _Key, others: Sequence[Setting], several: Sequence[Setting]) -> str:
     held = [
         f"{other.label} {other.text(value)}"
         for other, value in zip(others, key, strict=True)
-        if value is not None and other in told
+        if value is not None and other in several
     ]
     return " · ".join([name, ", ".join(held)]) if held else name
 
@@ -263,4 +263,4 @@ EFFECT_COLUMNS: tuple[Column[Point], ...] = (
     *(_figure_column(key, BY_KEY[key].head) for key in ("dice_d", "auprc")),
     _figure_column(HEALTHY, "Healthy L1", 4),
 )
-"""The columns of the table behind a plot of an effect."""
+"""The columns of the table of a plotted effect."""

@@ -48,7 +48,7 @@ class Draw:
     sample: int
     """The row for volumes, row * Z + z for axial slices."""
     share_of_input: float
-    """Voxels erased over all voxels, behind clipping and overlap."""
+    """Voxels erased over all voxels, after clipping and overlap."""
     share_of_brain: float
     """Brain voxels erased over all brain voxels."""
     sections: tuple[Section, ...]
@@ -97,14 +97,14 @@ def erased_epochs(
         count: How many; fewer come where the experiment's probability is small or 0.
     """
     ids = torch.tensor([sample])
-    found: list[int] = []
+    epochs: list[int] = []
     for epoch in range(64 * count):
         where = sample_erasing(one.erasing, ids, seed=one.fit.seed, epoch=epoch, spatial=spatial)
         if where.erased[0]:
-            found.append(epoch)
-            if len(found) == count:
+            epochs.append(epoch)
+            if len(epochs) == count:
                 break
-    return found
+    return epochs
 
 
 def draw(one: Experiment, volume: NDArray[Any], *, row: int, plane: int, epoch: int) -> Draw:
@@ -273,13 +273,13 @@ def write_erasing_page(
     out = html.page_url(out)
     table = cohort.subjects
     subject = str(table["id"].iloc[0]) if subject is None else subject
-    found = table[table["id"] == subject]
-    if len(found) != 1:
+    matches = table[table["id"] == subject]
+    if len(matches) != 1:
         known = ", ".join(table["id"].head(5))
         raise ConfigError(
             f"{cohort.url} has no scan {subject!r}; it has {len(table)}, such as {known}"
         )
-    row = int(found["row"].iloc[0])
+    row = int(matches["row"].iloc[0])
     volume = cohort.read("image", row, row + 1)[0]
     figure = erasing_figure(experiments, volume, row=row, num_draws=num_draws, plane=plane)
     used = {one.erasing.strategy for one in experiments}
@@ -289,7 +289,7 @@ def write_erasing_page(
         .render(
             cohort=cohort,
             subject=subject,
-            notes=str(found["notes"].iloc[0]),
+            notes=str(matches["notes"].iloc[0]),
             row=row,
             shape=volume.shape,
             figure=figure,

@@ -24,7 +24,7 @@ def write_tables(
     Args:
         compared: The cohorts.
         stem: Path or URL without its ending: `.csv`, `-paired.csv`, `-sweep.csv` (of a sweep
-            alone), `.md` and `.tex` are put behind it.
+            alone), `.md` and `.tex` are appended to it.
         title: Head of the Markdown and the LaTeX.
         sweep: Effects of settings, if any.
 
@@ -63,9 +63,9 @@ def to_sweep_csv(sweep: Sweep) -> str:
 
 def to_csv(groups: Sequence[CohortRows]) -> str:
     """All rows with unrounded figures and interval ends; absent figures are empty."""
-    shown = (*COLUMNS, *LESION_COLUMNS[1:], *FILTER_COLUMNS[1:])
+    shown_columns = (*COLUMNS, *LESION_COLUMNS[1:], *FILTER_COLUMNS[1:])
     printed = sorted({name for group in groups for row in group.rows for name in row.published})
-    head = ["cohort", "cohort_fingerprint", "notes", *_heads(shown)]
+    head = ["cohort", "cohort_fingerprint", "notes", *_heads(shown_columns)]
     head += [f"{name}_published" for name in printed]
     head += ["dice_s_std", "num_lesions", "num_lesions_detected"]
     head += ["threshold_rule", "num_threshold", "num_test", "num_people"]
@@ -75,7 +75,7 @@ def to_csv(groups: Sequence[CohortRows]) -> str:
         for row in group.rows:
             values = row.evaluation.values
             line: list[object] = [group.name, group.fingerprint, "; ".join(group.notes)]
-            line += _cells(shown, row)
+            line += _cells(shown_columns, row)
             line += [row.published[n].value if n in row.published else None for n in printed]
             line.append(row.evaluation.metric("dice_s_std"))
             line += [values["metrics"].get(n) for n in ("num_lesions", "num_lesions_detected")]
@@ -88,28 +88,28 @@ def to_csv(groups: Sequence[CohortRows]) -> str:
 
 def to_paired_csv(compared: Sequence[Compared]) -> str:
     """All paired comparisons, unrounded; differences are method - reference."""
-    shown = compare.COMPARISON_COLUMNS
-    head = ["cohort", "cohort_fingerprint", "reference", *_heads(shown)]
+    shown_columns = compare.COMPARISON_COLUMNS
+    head = ["cohort", "cohort_fingerprint", "reference", *_heads(shown_columns)]
     head += ["p_holm", "num_people", "num_comparisons"]
     lines: list[list[object]] = []
     for cohort in compared:
         for table in cohort.comparisons:
             for one in table.comparisons:
                 line: list[object] = [cohort.group.name, cohort.group.fingerprint]
-                line += [table.reference.label, *_cells(shown, one)]
+                line += [table.reference.label, *_cells(shown_columns, one)]
                 line += [None if np.isnan(one.p) else one.p_holm]
                 lines.append([*line, one.num_people, one.num_comparisons])
     return tables.to_csv(head, lines)
 
 
-def _heads(shown: Sequence[Column[Any]]) -> list[str]:
+def _heads(shown_columns: Sequence[Column[Any]]) -> list[str]:
     ends = ("", "_low", "_high")
-    return [f"{c.key}{end}" for c in shown for end in (ends if c.bounds else ends[:1])]
+    return [f"{c.key}{end}" for c in shown_columns for end in (ends if c.bounds else ends[:1])]
 
 
-def _cells(shown: Sequence[Column[Any]], item: object) -> list[object]:
+def _cells(shown_columns: Sequence[Column[Any]], item: object) -> list[object]:
     cells: list[object] = []
-    for column in shown:
+    for column in shown_columns:
         cells.append(column.value(item))
         if column.bounds is not None:
             cells += column.bounds(item) or (None, None)
@@ -145,9 +145,9 @@ def to_markdown(compared: Sequence[Compared], title: str, sweep: Sweep | None = 
     return "\n".join(lines)
 
 
-def _table(shown: Sequence[Column[Any]], items: Sequence[Any]) -> str:
-    heads = [escape(f"{column.head} {_note(column)}".rstrip()) for column in shown]
-    rows = [[escape(column.line(item)) for column in shown] for item in items]
+def _table(shown_columns: Sequence[Column[Any]], items: Sequence[Any]) -> str:
+    heads = [escape(f"{column.head} {_note(column)}".rstrip()) for column in shown_columns]
+    rows = [[escape(column.line(item)) for column in shown_columns] for item in items]
     for row, item in zip(rows, items, strict=True):
         row[0] += " (plain baseline)" if item.is_plain else ""
     return tables.to_markdown(heads, rows)

@@ -89,7 +89,7 @@ def inline(draw: Callable[[Palette], Figure], description: str) -> Markup:
 
     Args:
         draw: Makes the figure in the colours given.
-        description: What a reader who cannot see it is told; plain text.
+        description: The same in plain text, for readers who cannot see it.
 
     Returns:
         An `<svg>` that follows the page's light or dark colours, or, where that would be large, an
@@ -170,21 +170,21 @@ def interval_plot(group: CohortRows) -> Markup:
 
 def difference_plot(table: Comparisons) -> Markup:
     """Paired differences of Dice_D from one reference with their intervals, a line a method."""
-    shown = table.comparisons[:MAX_LINES]
+    drawn = table.comparisons[:MAX_LINES]
 
     def draw(palette: Palette) -> Figure:
-        figure, axes = axes_of((4.4, 0.75 + 0.27 * len(shown)), palette)
+        figure, axes = axes_of((4.4, 0.75 + 0.27 * len(drawn)), palette)
         axes.grid(axis="x", color=palette.muted, alpha=0.25, linewidth=0.6)
         axes.axvline(0, color=palette.ink, linewidth=1)
-        for place, one in enumerate(shown):
+        for place, one in enumerate(drawn):
             colour = palette.plain if one.is_plain else palette.accent
             difference = one.differences["dice_d"]
             if difference.bounds is not None:
                 axes.plot(difference.bounds, [place, place], color=colour, linewidth=1.6)
             marker = "D" if one.is_plain else "o"
             axes.plot(difference.value, place, marker, color=colour, markersize=5)
-        axes.set_yticks(range(len(shown)), [one.series.label for one in shown], parse_math=False)
-        axes.set_ylim(len(shown) - 0.5, -0.5)
+        axes.set_yticks(range(len(drawn)), [one.series.label for one in drawn], parse_math=False)
+        axes.set_ylim(len(drawn) - 0.5, -0.5)
         axes.xaxis.set_major_locator(MaxNLocator(6))
         axes.set_xlabel(r"difference of Dice$_\mathrm{D}$, 95 % interval over subjects")
         axes.tick_params(axis="y", length=0)
@@ -192,7 +192,7 @@ def difference_plot(table: Comparisons) -> Markup:
 
     name = table.reference.label
     return inline(
-        draw, f"Paired Dice_D differences of {len(shown)} methods from {name}; the table holds them"
+        draw, f"Paired Dice_D differences of {len(drawn)} methods from {name}; the table holds them"
     )
 
 
@@ -242,8 +242,8 @@ def learning_curve(run: RunRecord, limits: tuple[float, float]) -> Markup:
 
     epochs, errors = curve_of(run, _CURVES[1])
     marked = errors[epochs == best]
-    said = f", lowest validation error {marked[0]:.4g} at epoch {best}" if marked.size else ""
-    return inline(draw, f"Reconstruction error of {run.label} by epoch{said}")
+    lowest = f", lowest validation error {marked[0]:.4g} at epoch {best}" if marked.size else ""
+    return inline(draw, f"Reconstruction error of {run.label} by epoch{lowest}")
 
 
 def curve_limits(runs: Sequence[RunRecord]) -> tuple[float, float]:

@@ -59,7 +59,7 @@ def to_latex(compared: Sequence[Compared], title: str, sweep: Sweep | None = Non
         "% people; where several fits are averaged, over people and fits.",
         "",
     ]
-    shown = [METHOD, *(column for column in COLUMNS if column.key in _MAIN)]
+    main_columns = [METHOD, *(column for column in COLUMNS if column.key in _MAIN)]
     for n, cohort in enumerate(compared, start=1):
         group = cohort.group
         where = f"on {group.name}" + "".join(f" [{note}]" for note in group.notes)
@@ -67,7 +67,7 @@ def to_latex(compared: Sequence[Compared], title: str, sweep: Sweep | None = Non
         printed = _published_columns(group.rows)
         caption = f"Results {where}: {size}. Best figure of each column in bold."
         label = f"tab:results-{n}"
-        parts.append(_table([*shown, *printed], group.rows, caption, label, bold=True))
+        parts.append(_table([*main_columns, *printed], group.rows, caption, label, bold=True))
         if columns.has_lesions(group.rows):
             caption = f"Lesion by lesion {where}: {size}."
             parts.append(_table(LESION_COLUMNS, group.rows, caption, f"tab:lesions-{n}"))
@@ -97,7 +97,7 @@ def subjects_of(group: CohortRows) -> str:
 
 
 def _published_columns(rows: Sequence[Row]) -> list[Column[Row]]:
-    """Ours and the paper's side by side: a column for each figure that it prints."""
+    """Our figures beside the paper's: a column for each figure that it prints."""
     heads = {column.key: column.head for column in COLUMNS}
     keys = [key for key in heads if any(key in row.published for row in rows)]
     return [_published(key, heads[key]) for key in keys]
@@ -120,26 +120,26 @@ def _published(key: str, head: str) -> Column[Row]:
 
 
 def _table(
-    shown: Sequence[Column[Any]],
+    shown_columns: Sequence[Column[Any]],
     items: Sequence[Any],
     caption: str,
     label: str,
     *,
     bold: bool = False,
 ) -> str:
-    best = {c.key: _best(c, items) for c in shown[1:]} if bold else {}
-    rows = [[_cell(column, item, best) for column in shown] for item in items]
+    best = {c.key: _best(c, items) for c in shown_columns[1:]} if bold else {}
+    rows = [[_cell(column, item, best) for column in shown_columns] for item in items]
     for row, item in zip(rows, items, strict=True):
         # A bracket or a star after a line break would be taken for its argument.
         guard = "{}" if row[0].startswith(("[", "*")) else ""
         row[0] = f"{guard}{row[0]}{' (plain)' if item.is_plain else ''}"
-    heads = [rf"\textbf{{{escape(column.head)}}}" for column in shown]
-    notes = [escape(column.note) for column in shown]
+    heads = [rf"\textbf{{{escape(column.head)}}}" for column in shown_columns]
+    notes = [escape(column.note) for column in shown_columns]
     head = pd.MultiIndex.from_arrays([heads, notes] if any(notes) else [heads])
     style = pd.DataFrame(rows, columns=head, dtype=object).style.hide(axis="index")
     return style.to_latex(
         environment="longtable",
-        column_format="l" + "r" * (len(shown) - 1),
+        column_format="l" + "r" * (len(shown_columns) - 1),
         hrules=True,
         sparse_columns=False,
         caption=escape(caption),
@@ -158,12 +158,12 @@ def _cell(column: Column[Any], item: Any, best: dict[str, Any]) -> str:
     text, detail = column.text(item), column.detail(item)
     # What a paper printed has a column of its own here.
     detail = detail.partition("published")[0].strip()
-    shown = escape(text)
+    cell = escape(text)
     if best.get(column.key) is not None and column.value(item) == best[column.key]:
-        shown = rf"\textbf{{{shown}}}"
+        cell = rf"\textbf{{{cell}}}"
     if not detail:
-        return shown
-    return rf"{shown} {{\small {escape(detail)}}}"
+        return cell
+    return rf"{cell} {{\small {escape(detail)}}}"
 
 
 def escape(text: str) -> str:

@@ -11,7 +11,7 @@ from uadray.report.rows import CohortRows, Row, spread_rows
 from uadray.runs.evaluations import Cases
 
 MAX_RUNS = 10
-"""Most runs side by side; of more, the best fit of each experiment before second ones."""
+"""Maximum number of runs in a row; of more, the best fit of each experiment before second ones."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,47 +85,47 @@ def montage(group: CohortRows, viewers: Viewers | None = None) -> Montage | None
     held = [row for row in group.rows if row.evaluation.cases is not None]
     if not held:
         return None
-    shown = spread_rows(held, MAX_RUNS)
-    limits = _limits(shown)
+    rows_ = spread_rows(held, MAX_RUNS)
+    limits = _limits(rows_)
     places: list[dict[tuple[str, int], int]] = []
-    for row in shown:
+    for row in rows_:
         held_cases = _cases(row)
         keys = zip(held_cases.ids, held_cases.slices, strict=True)
         places.append({key: k for k, key in enumerate(keys)})
     first: dict[tuple[str, int], tuple[Row, int]] = {}
-    for row, place in zip(shown, places, strict=True):
+    for row, place in zip(rows_, places, strict=True):
         for key, k in place.items():
             first.setdefault(key, (row, k))
     cases = []
     for key, (row, k) in first.items():
         tiles = tuple(
             _tiles(other, place[key], scale) if key in place else None
-            for other, place, scale in zip(shown, places, limits, strict=True)
+            for other, place, scale in zip(rows_, places, limits, strict=True)
         )
         pages = tuple(
             (other.run.label, page)
-            for other, place in zip(shown, places, strict=True)
+            for other, place in zip(rows_, places, strict=True)
             if key in place and (page := _viewer(viewers, group, key[0], other))
         )
         cases.append(_case(row, k, tiles, pages))
     return Montage(
-        rows=tuple(shown),
+        rows=tuple(rows_),
         limits=tuple(limits),
         cases=tuple(cases),
-        num_left_out=len(held) - len(shown),
+        num_left_out=len(held) - len(rows_),
     )
 
 
-def _limits(shown: Sequence[Row]) -> list[tuple[float, float]]:
+def _limits(rows: Sequence[Row]) -> list[tuple[float, float]]:
     """One scale for all residuals of one score range; other scores keep their own."""
     kinds = [
         (float(low), float(high)) if _cases(row).reconstruction is not None else row.run.url
-        for row in shown
+        for row in rows
         for low, high in [row.evaluation.values.get("score_range") or (0.0, 1.0)]
     ]
     limits: dict[object, tuple[float, float]] = {}
     for kind in dict.fromkeys(kinds):
-        same = [row for row, own in zip(shown, kinds, strict=True) if own == kind]
+        same = [row for row, own in zip(rows, kinds, strict=True) if own == kind]
         low = (same[0].evaluation.values.get("score_range") or (0.0, 1.0))[0]
         limits[kind] = figures.heat_limits([_cases(row) for row in same], float(low))
     return [limits[kind] for kind in kinds]

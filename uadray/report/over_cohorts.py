@@ -59,17 +59,17 @@ class MeanEffect:
     """Label and points of each line that every cohort has."""
 
 
-def mean_effect(found: Sequence[Effect]) -> MeanEffect | None:
+def mean_effect(effects: Sequence[Effect]) -> MeanEffect | None:
     """The mean of one setting's effects, or None where fewer than two cohorts share a line.
 
     Args:
-        found: Effects of the same setting, one a cohort.
+        effects: Effects of the same setting, one a cohort.
     """
-    if len(found) < 2:
+    if len(effects) < 2:
         return None
     lines = []
-    for line in found[0].lines:
-        same = [[o for o in other.lines if o.label == line.label] for other in found]
+    for line in effects[0].lines:
+        same = [[o for o in other.lines if o.label == line.label] for other in effects]
         if not all(same):
             continue
         places = [{point.value: point for point in one[0].points} for one in same]
@@ -83,7 +83,7 @@ def mean_effect(found: Sequence[Effect]) -> MeanEffect | None:
     if not lines:
         return None
     return MeanEffect(
-        setting=found[0].setting,
-        cohorts=tuple(effect.group.name for effect in found),
+        setting=effects[0].setting,
+        cohorts=tuple(effect.group.name for effect in effects),
         lines=tuple(lines),
     )

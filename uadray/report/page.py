@@ -55,7 +55,7 @@ def write_report(
         out: Where the page goes, ending in `.html`; the tables stand beside it, see
             `export.write_tables`.
         title: Head of the page.
-        references: Experiments or labels that all others are held against; where none is named,
+        references: Experiments or labels that all others are compared with; where none is named,
             the best plain baseline and `compare.REFERENCE`.
         published: Figures that a paper printed for the same cohort and experiment, if any.
         viewers: Pages of single cases that the montage links to; see `montage.Viewers`.
@@ -123,15 +123,15 @@ def _erasing(runs: Sequence[RunRecord], url: str) -> Markup | None:
     from uadray.report.erasing_page import erasing_figure
     from uadray.store import open_cohort
 
-    found: dict[str, Experiment] = {}
+    experiments: dict[str, Experiment] = {}
     for run in runs:
         if (run.config["experiment"].get("erasing") or {}).get("strategy", NONE) != NONE:
             name = str(run.config["name"])
-            found.setdefault(name, from_json(Experiment, run.config["experiment"]))
-    if not found:
+            experiments.setdefault(name, from_json(Experiment, run.config["experiment"]))
+    if not experiments:
         return None
     volume = open_cohort(url).read("image", 0, 1)[0]
-    return erasing_figure(list(found.values())[:MAX_ERASING], volume, row=0, num_draws=2)
+    return erasing_figure(list(experiments.values())[:MAX_ERASING], volume, row=0, num_draws=2)
 
 
 SHARES = ("nominal_share", "share", "brain_share", "no_brain")
@@ -258,28 +258,31 @@ def _settings(values: Mapping[str, Any]) -> list[tuple[str, str]]:
     """How the scores were read, in the order in which it happens."""
     components = values.get("components") or {}
     protocol = values.get("protocol") or {}
-    found: dict[str, Any] = {"protocol": protocol.get("name"), "residual": values.get("residual")}
-    found |= {k.replace("_", " "): v for k, v in (values.get("postprocess") or {}).items()}
+    settings: dict[str, Any] = {
+        "protocol": protocol.get("name"),
+        "residual": values.get("residual"),
+    }
+    settings |= {k.replace("_", " "): v for k, v in (values.get("postprocess") or {}).items()}
     if values.get("slices"):
-        found["axial slices"] = "{} to {}".format(*values["slices"])
+        settings["axial slices"] = "{} to {}".format(*values["slices"])
     if components.get("max_size"):
-        found["components dropped up to"] = (
+        settings["components dropped up to"] = (
             f"{components['max_size']} voxels ({components.get('connectivity')}-connected)"
         )
     if values.get("healthy_cohort"):
-        found["threshold from healthy"] = values["healthy_cohort"].get("name")
-    return [(key, str(value)) for key, value in found.items() if value is not None]
+        settings["threshold from healthy"] = values["healthy_cohort"].get("name")
+    return [(key, str(value)) for key, value in settings.items() if value is not None]
 
 
 def _lesion_statistics(cohorts: Sequence[Compared]) -> list[tuple[str, dict[str, Any]]]:
     """Lesions of each cohort as table 1 of Meissen 2021 has them, where they were counted."""
-    found = []
+    statistics = []
     for cohort in cohorts:
         counted = [row.evaluation.values.get("lesions") for row in cohort.group.rows]
         known = next((one for one in counted if one and one.get("num_components")), None)
         if known is not None:
-            found.append((cohort.group.name, known))
-    return found
+            statistics.append((cohort.group.name, known))
+    return statistics
 
 
 def _threshold(row: Row) -> dict[str, Any]:

@@ -72,7 +72,7 @@ class Trial:
     """`x,y` pairs of an SVG polyline; it ends early where figures are missing."""
     keys: str
     """Tick of each axis, parted by spaces; `-` where it is on none."""
-    told: str
+    text: str
     """All its figures in words."""
     rank: str
     """Colour class, `0` to `4`, or `none`."""
@@ -117,21 +117,21 @@ def parallel(
         settings: What varies: the axes on the left.
         cohorts: Dice_D on the first `MAX_COHORTS` of them: the axes on the right.
     """
-    shown = [*_healthy(runs), *(_dice(cohort) for cohort in cohorts[:MAX_COHORTS])]
-    if not settings or not shown or len(runs) < 2:
+    figures = [*_healthy(runs), *(_dice(cohort) for cohort in cohorts[:MAX_COHORTS])]
+    if not settings or not figures or len(runs) < 2:
         return None
     tall = max(HEIGHT, *(_TALL_ROW * (len(one.values) + 1) for one in settings))
-    known = {run.url: [one.of(run) for one in shown] for run in runs}
-    ranks = _ranks([known[run.url][-1] for run in runs], shown[-1].low_is_best)
+    known = {run.url: [one.of(run) for one in figures] for run in runs}
+    ranks = _ranks([known[run.url][-1] for run in runs], figures[-1].low_is_best)
     places = [_setting_places(one, runs, tall, ranks) for one in settings]
-    scales = [_scale([known[r.url][n] for r in runs], one, tall) for n, one in enumerate(shown)]
+    scales = [_scale([known[r.url][n] for r in runs], one, tall) for n, one in enumerate(figures)]
     axes = [
         Axis(x=LEFT + n * WIDTH, head=one.label, note="", ticks=ticks, is_setting=True)
         for n, (one, (ticks, _)) in enumerate(zip(settings, places, strict=True))
     ]
     axes += [
         Axis(x=LEFT + n * WIDTH, head=one.head, note=one.note, ticks=ticks, is_setting=False)
-        for n, (one, (ticks, _)) in enumerate(zip(shown, scales, strict=True), start=len(axes))
+        for n, (one, (ticks, _)) in enumerate(zip(figures, scales, strict=True), start=len(axes))
     ]
     trials = []
     for k, run in enumerate(runs):
@@ -140,12 +140,12 @@ def parallel(
             None if value is None else place(value)
             for value, (_, place) in zip(known[run.url], scales, strict=True)
         ]
-        trials.append((ranks[k], _trial(run, settings, shown, known[run.url], heights, ranks[k])))
+        trials.append((ranks[k], _trial(run, settings, figures, known[run.url], heights, ranks[k])))
     trials.sort(key=lambda pair: -1 if pair[0] is None else pair[0])
     return Parallel(
         axes=tuple(axes),
         trials=tuple(trial for _, trial in trials),
-        ranked_by=shown[-1].head,
+        ranked_by=figures[-1].head,
         width=LEFT + (len(axes) - 1) * WIDTH + RIGHT,
         height=TOP + tall + BOTTOM,
     )
@@ -237,7 +237,7 @@ def _scale(
 def _trial(
     run: RunRecord,
     settings: Sequence[Setting],
-    shown: Sequence[_Figures],
+    of_figures: Sequence[_Figures],
     figures: Sequence[float | None],
     heights: Sequence[float | None],
     rank: float | None,
@@ -245,17 +245,18 @@ def _trial(
     held: dict[str, Any] = settings_of(run.config)
     places = [f"{LEFT + n * WIDTH:.1f},{y:.1f}" for n, y in enumerate(heights) if y is not None]
     keys = [str(one.values.index(held[one.path])) if one.path in held else "-" for one in settings]
-    told = [f"{one.label} {one.text(held[one.path])}" for one in settings if one.path in held]
-    told += [f"seed {run.seed if run.seed is not None else ABSENT}"]
-    told += [
-        f"{one.head} {number(value, one.digits)}" for one, value in zip(shown, figures, strict=True)
+    parts = [f"{one.label} {one.text(held[one.path])}" for one in settings if one.path in held]
+    parts += [f"seed {run.seed if run.seed is not None else ABSENT}"]
+    parts += [
+        f"{one.head} {number(value, one.digits)}"
+        for one, value in zip(of_figures, figures, strict=True)
     ]
     status = str(run.summary["status"])
     return Trial(
         label=run.label,
         points=" ".join(places),
         keys=" ".join(keys),
-        told=f"{', '.join(told)}; {status}",
+        text=f"{', '.join(parts)}; {status}",
         rank="none" if rank is None else str(min(int(rank * CLASSES), CLASSES - 1)),
         ended=status,
     )

@@ -84,7 +84,7 @@ class CohortRows:
     rows: tuple[Row, ...]
     """Sorted by Dice_D, descending; undefined ones last."""
     warnings: tuple[str, ...]
-    """Why some of the rows must not be held against each other; empty where all may."""
+    """Why some of the rows must not be compared with each other; empty where all may."""
 
 
 def group_by_cohort(
@@ -200,10 +200,10 @@ def spread_rows(rows: Sequence[Row], most: int) -> list[Row]:
         name = str(row.run.config["name"])
         (rest if name in seen else first).append(row)
         seen.add(name)
-    shown = (first + rest)[:most]
-    if not any(row.is_plain for row in shown):
-        shown[-1:] = [next((row for row in rows if row.is_plain), shown[-1])]
-    kept = {id(row) for row in shown}
+    chosen = (first + rest)[:most]
+    if not any(row.is_plain for row in chosen):
+        chosen[-1:] = [next((row for row in rows if row.is_plain), chosen[-1])]
+    kept = {id(row) for row in chosen}
     return [row for row in rows if id(row) in kept]
 
 
@@ -233,6 +233,6 @@ def _differences(rows: Sequence[Row]) -> tuple[str, ...]:
     return tuple(
         f"{what.capitalize()} differ{'' if what.endswith(_PLURAL) else 's'} between "
         "these runs: hold their figures against each other with care."
-        for what, found in checks.items()
-        if len(found) > 1
+        for what, distinct in checks.items()
+        if len(distinct) > 1
     )

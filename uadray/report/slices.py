@@ -59,9 +59,9 @@ class SlicePlot:
 
 def slice_plots(cohorts: Sequence[Compared]) -> list[SlicePlot]:
     """One plot a cohort whose runs kept their slices, and one of all of them together."""
-    found = [plot for cohort in cohorts if (plot := _of_one(cohort)) is not None]
+    plots = [plot for cohort in cohorts if (plot := _of_one(cohort)) is not None]
     pooled = _pooled([cohort for cohort in cohorts if _kept(cohort)])
-    return ([pooled] if pooled else []) + found
+    return ([pooled] if pooled else []) + plots
 
 
 def _kept(cohort: Compared) -> list[Series]:
@@ -75,10 +75,10 @@ def _of_one(cohort: Compared) -> SlicePlot | None:
         if figure is not None:
             parts = [[_slices(row.evaluation)] for row in series.rows]
             made.append((series, parts, figure))
-    shown = _choose(made)
-    if not shown:
+    chosen = _choose(made)
+    if not chosen:
         return None
-    return _plot([cohort], shown, len(made))
+    return _plot([cohort], chosen, len(made))
 
 
 def _pooled(cohorts: Sequence[Compared]) -> SlicePlot | None:
@@ -97,16 +97,16 @@ def _pooled(cohorts: Sequence[Compared]) -> SlicePlot | None:
         parts = [[_slices(place[url]) for place in places] for url in urls]
         made.append((series, parts, Estimate(value=_mean_auprc(parts), bounds=None)))
     # Intervals take long, so only those that are drawn get one.
-    shown = []
+    chosen = []
     for series, parts, figure in _choose(made):
         first = [place[series.rows[0].run.url].by_person for place in places]
         people = [one.people for one in first if one is not None]
         if len(people) == len(first):
             figure = _bounded(parts, people)
-        shown.append((series, parts, figure))
-    if not shown:
+        chosen.append((series, parts, figure))
+    if not chosen:
         return None
-    return _plot(cohorts, shown, len(made))
+    return _plot(cohorts, chosen, len(made))
 
 
 _Made = tuple[Series, list[list[Slices]], Estimate]
@@ -115,25 +115,25 @@ _Made = tuple[Series, list[list[Slices]], Estimate]
 
 def _choose(made: Sequence[_Made]) -> list[_Made]:
     ordered = sorted(made, key=lambda one: -one[2].value)
-    shown = ordered[:MAX_METHODS]
-    if shown and not any(one[0].is_plain for one in shown):
-        shown[-1:] = [next((one for one in ordered if one[0].is_plain), shown[-1])]
-    return shown
+    chosen = ordered[:MAX_METHODS]
+    if chosen and not any(one[0].is_plain for one in chosen):
+        chosen[-1:] = [next((one for one in ordered if one[0].is_plain), chosen[-1])]
+    return chosen
 
 
-def _plot(cohorts: Sequence[Compared], shown: Sequence[_Made], num: int) -> SlicePlot:
+def _plot(cohorts: Sequence[Compared], chosen: Sequence[_Made], num: int) -> SlicePlot:
     curves = [
         SliceCurve(series=series, lines=tuple(_curve(fit) for fit in parts), figure=figure)
-        for series, parts, figure in shown
+        for series, parts, figure in chosen
     ]
-    _, lesion, _ = _joined(shown[0][1][0])
+    _, lesion, _ = _joined(chosen[0][1][0])
     return SlicePlot(
         names=tuple(cohort.group.name for cohort in cohorts),
         notes=tuple(dict.fromkeys(n for cohort in cohorts for n in cohort.group.notes)),
         curves=tuple(curves),
         chance=float(lesion.mean()),
         num_slices=len(lesion),
-        num_left_out=num - len(shown),
+        num_left_out=num - len(chosen),
     )
 
 

@@ -18,8 +18,8 @@ from uadray.runs.evaluations import Evaluation
 from uadray.runs.records import RunRecord
 from uadray.runs.settings import EXPERIMENT, Setting, varied
 
-MAX_TOLD = 3
-"""Most lines of an effect that are told one by one; of more, how many go up and down."""
+MAX_LISTED = 3
+"""Maximum number of lines that are listed one by one; of more, how many go up and down."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +48,7 @@ def find_sweep(runs: Sequence[RunRecord], cohorts: Sequence[Compared]) -> Sweep 
     for run in runs:
         seeds.setdefault((str(run.config["name"]), run.variant), set()).add(run.seed)
     varies = any(one.path != EXPERIMENT for one in settings)
-    repeats = len(seeds) > 1 and any(len(found) > 1 for found in seeds.values())
+    repeats = len(seeds) > 1 and any(len(distinct) > 1 for distinct in seeds.values())
     if not varies and not repeats:
         return None
     groups = [cohort.group for cohort in cohorts] or [_unevaluated(runs)]
@@ -105,10 +105,10 @@ def _extent(runs: Sequence[RunRecord], settings: Sequence[Setting]) -> str:
 
 
 def _values(setting: Setting) -> str:
-    shown = [setting.text(value) for value in setting.values]
-    if len(shown) > 6:
-        return f"{setting.label} ({len(shown)} values, {shown[0]} to {shown[-1]})"
-    return f"{setting.label} ({', '.join(shown)})"
+    values = [setting.text(value) for value in setting.values]
+    if len(values) > 6:
+        return f"{setting.label} ({len(values)} values, {values[0]} to {values[-1]})"
+    return f"{setting.label} ({', '.join(values)})"
 
 
 def _endings(runs: Sequence[RunRecord]) -> str:
@@ -120,8 +120,8 @@ def _endings(runs: Sequence[RunRecord]) -> str:
 
 def _objective(runs: Sequence[RunRecord]) -> str:
     """What the scheduler compared trials by, where that used labels."""
-    told = [run.summary.get("objective") or {} for run in runs]
-    names = sorted({str(one.get("name")) for one in told if one.get("uses_labels")})
+    objectives = [run.summary.get("objective") or {} for run in runs]
+    names = sorted({str(one.get("name")) for one in objectives if one.get("uses_labels")})
     if not names:
         return ""
     return (
@@ -162,8 +162,8 @@ def _choices(cohort: Compared) -> list[str]:
     return sentences + _above_plain(cohort, scored)
 
 
-def _tail(found: Comparison | None) -> str:
-    return "; the two do not pair" if found is None else f": {difference_in_words(found)}"
+def _tail(comparison: Comparison | None) -> str:
+    return "; the two do not pair" if comparison is None else f": {difference_in_words(comparison)}"
 
 
 def _above_plain(cohort: Compared, scored: Sequence[Series]) -> list[str]:
@@ -199,7 +199,7 @@ def _spans(made: Sequence[Effect]) -> list[str]:
         others = " and ".join(other.label for other in effect.others)
         mean = "" if effect.is_held else f", as means over {others}"
         head = f"From {setting.label} {first} to {last} on {effect.group.name}{mean}"
-        if len(spans) <= MAX_TOLD:
+        if len(spans) <= MAX_LISTED:
             each = "; ".join(
                 _span(line, one) for (line, _), one in zip(spans, compared, strict=True)
             )
@@ -213,10 +213,11 @@ def _spans(made: Sequence[Effect]) -> list[str]:
     return sentences
 
 
-def _span(line: Line, found: Comparison) -> str:
+def _span(line: Line, comparison: Comparison) -> str:
     first, last = line.points[0].series, line.points[-1].series
     ends = " to ".join(figure_in_words(one, spread=False) for one in (first, last))
-    return f"{line.label} {ends}, {difference_in_words(found, people=False)}, {found.verdict}"
+    gap = difference_in_words(comparison, people=False)
+    return f"{line.label} {ends}, {gap}, {comparison.verdict}"
 
 
 def _s(items: object) -> str:

@@ -77,21 +77,21 @@ def mean_plot(effect: MeanEffect, metric: str = "auprc") -> Markup | None:
 
 
 def _over(setting: Setting, lines: list[_Drawn], head: str, spoken: str) -> Markup | None:
-    shown = [
+    series = [
         (label, [(v, each, f) for v, each, f in points if f is not None]) for label, points in lines
     ]
-    shown = [(label, points) for label, points in shown if len(points) > 1]
-    if not shown:
+    series = [(label, points) for label, points in series if len(points) > 1]
+    if not series:
         return None
     place = _places(setting)
 
     def draw(palette: Palette) -> Figure:
-        figure, axes = axes_of((_SIZE[0], _height_for([label for label, _ in shown])), palette)
+        figure, axes = axes_of((_SIZE[0], _height_for([label for label, _ in series])), palette)
         axes.grid(axis="y", color=palette.muted, alpha=0.2, linewidth=0.6)
         span = max(place.values()) - min(place.values())
-        for n, (label, points) in enumerate(shown):
+        for n, (label, points) in enumerate(series):
             colour = palette.lines[n % len(palette.lines)]
-            nudge = (n - (len(shown) - 1) / 2) * 0.014 * span
+            nudge = (n - (len(series) - 1) / 2) * 0.014 * span
             x = np.array([place[value] for value, _, _ in points]) + nudge
             for at, (_, each, one) in zip(x, points, strict=True):
                 axes.plot(
@@ -123,7 +123,7 @@ def _over(setting: Setting, lines: list[_Drawn], head: str, spoken: str) -> Mark
         _legend(figure, axes, palette)
         return figure
 
-    names = ", ".join(label for label, _ in shown)
+    names = ", ".join(label for label, _ in series)
     return inline(
         draw, f"{spoken} over {setting.label}: {names}; the table below holds the figures"
     )
@@ -140,12 +140,12 @@ def _places(setting: Setting) -> dict[Any, float]:
 
 
 def _ticks(axes: Axes, setting: Setting, place: dict[Any, float]) -> None:
-    shown = list(place.items())
-    if len(shown) > 8:
-        shown = [shown[k] for k in np.linspace(0, len(shown) - 1, 8).round().astype(int)]
-    axes.xaxis.set_major_locator(FixedLocator([at for _, at in shown]))
+    ticks = list(place.items())
+    if len(ticks) > 8:
+        ticks = [ticks[k] for k in np.linspace(0, len(ticks) - 1, 8).round().astype(int)]
+    axes.xaxis.set_major_locator(FixedLocator([at for _, at in ticks]))
     axes.xaxis.set_minor_locator(NullLocator())
-    axes.set_xticklabels([setting.text(value) for value, _ in shown], parse_math=False)
+    axes.set_xticklabels([setting.text(value) for value, _ in ticks], parse_math=False)
     low, high = min(place.values()), max(place.values())
     axes.set_xlim(low - 0.07 * (high - low), high + 0.07 * (high - low))
 
@@ -261,5 +261,5 @@ def slice_plot(curves: Sequence[SliceCurve], chance: float, spoken: str) -> Mark
         _legend(figure, axes, palette)
         return figure
 
-    told = "; ".join(f"{curve.series.label} {curve.text}" for curve in curves)
-    return inline(draw, f"Precision over recall of axial slices of {spoken}: AUPRC of {told}")
+    listed = "; ".join(f"{curve.series.label} {curve.text}" for curve in curves)
+    return inline(draw, f"Precision over recall of axial slices of {spoken}: AUPRC of {listed}")

@@ -55,38 +55,38 @@ def sweep_context(sweep: Sweep | None, cohorts: Sequence[Compared]) -> dict[str,
     }
 
 
-def _effect(found: Sequence[Effect]) -> EffectSection:
+def _effect(effects: Sequence[Effect]) -> EffectSection:
     """Healthy error first, since it needs no label; then Dice_D on each cohort."""
     plots: list[tuple[str, tuple[str, ...], Markup | None]] = [
-        ("Reconstruction error on healthy volumes, no labels", (), _healthy(found))
+        ("Reconstruction error on healthy volumes, no labels", (), _healthy(effects))
     ]
-    for effect in found:
+    for effect in effects:
         if effect.group.name:
             caption = f"Dice_D on {effect.group.name}"
             plot = sweep_figures.effect_plot(effect, "dice_d")
             plots.append((caption, effect.group.notes, plot))
-    if found[0].setting.path == DATA_SHARE:
-        mean = mean_effect(found)
+    if effects[0].setting.path == DATA_SHARE:
+        mean = mean_effect(effects)
         if mean is not None:
             caption = f"AUPRC, mean of {' and '.join(mean.cohorts)} (figure 5 of Bengs 2021)"
-            notes = dict.fromkeys(note for effect in found for note in effect.group.notes)
+            notes = dict.fromkeys(note for effect in effects for note in effect.group.notes)
             plots.append((caption, tuple(notes), sweep_figures.mean_plot(mean)))
     return EffectSection(
-        label=found[0].setting.label,
+        label=effects[0].setting.label,
         plots=tuple((c, notes, plot) for c, notes, plot in plots if plot is not None),
-        tables=tuple(found),
-        method=found[0].method,
-        num_left_out=found[0].num_left_out,
+        tables=tuple(effects),
+        method=effects[0].method,
+        num_left_out=effects[0].num_left_out,
     )
 
 
-def _healthy(found: Sequence[Effect]) -> Markup | None:
+def _healthy(effects: Sequence[Effect]) -> Markup | None:
     """Of the cohort with most fits: the error is that of the run, whatever it is evaluated on."""
 
     def size(effect: Effect) -> int:
         return sum(len(point.series.rows) for point in effect.points)
 
-    return sweep_figures.effect_plot(max(found, key=size), HEALTHY)
+    return sweep_figures.effect_plot(max(effects, key=size), HEALTHY)
 
 
 def slice_context(cohorts: Sequence[Compared]) -> list[tuple[SlicePlot, Markup]]:
@@ -124,15 +124,15 @@ def curve_context(runs: Sequence[RunRecord]) -> dict[str, Any]:
 def ended_early(runs: Sequence[RunRecord]) -> list[RunRecord]:
     """Runs that did not finish, or were not evaluated, the failed ones first."""
     order = {"failed": 0, "unfinished": 1, "stopped": 2}
-    found = [r for r in runs if r.summary["status"] != "finished" or not r.evaluations]
-    return sorted(found, key=lambda run: order.get(str(run.summary["status"]), 3))
+    early = [r for r in runs if r.summary["status"] != "finished" or not r.evaluations]
+    return sorted(early, key=lambda run: order.get(str(run.summary["status"]), 3))
 
 
 def reason(run: RunRecord) -> str:
     """Why a run ended before its last epoch, from what it left itself."""
-    told = run.summary.get("error") or run.summary.get("reason")
-    if told:
-        return str(told)
+    message = run.summary.get("error") or run.summary.get("reason")
+    if message:
+        return str(message)
     if run.summary["status"] == "stopped":
         value = run.summary.get("validation/reconstruction")
         lowest = "" if value is None else f", healthy L1 {number(float(value), 4)} at best"

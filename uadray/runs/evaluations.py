@@ -172,10 +172,10 @@ def load_evaluation(run_url: str, cohort: str, settings: Mapping[str, Any]) -> E
         need(subject, ("id", "dice", "lesion_ml"), url, f"subjects[{index}].")
     check_kinds(_evaluation_kinds(values), url, "evaluate the run again")
     fingerprint = settings["fingerprint"]
-    if (found := values.get("run_fingerprint", fingerprint)) != fingerprint:
+    if (recorded := values.get("run_fingerprint", fingerprint)) != fingerprint:
         raise RunError(
-            f"{url}: belongs to experiment {found}, but the run's config.json says {fingerprint}; "
-            "evaluate this run again"
+            f"{url}: belongs to experiment {recorded}, but the run's config.json says "
+            f"{fingerprint}; evaluate this run again"
         )
     if "weights" in values and values["weights"] != _weights(settings, run_url):
         raise RunError(

@@ -175,7 +175,7 @@ class Run:
 
     @classmethod
     def create(cls, url: str, experiment: Experiment, cohort: Cohort) -> Self:
-        """Begin a run, or take up one of the same experiment on the same cohort.
+        """Begin a run, or resume one of the same experiment on the same cohort.
 
         Raises:
             CheckpointError: the folder holds a run of another experiment or cohort.

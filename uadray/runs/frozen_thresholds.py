@@ -51,18 +51,18 @@ def freeze(
                 )
             refits = [_threshold(entry, url, one) for one in entry.get("refits", ())]
             return _threshold(entry, url), refits, fingerprint
-    found, refitted = fit()
+    threshold, refitted = fit()
     entry = {
         "fingerprint": fingerprint,
         "settings": settings,
-        "level": int(found.level),
-        "value": float(found.value),
-        "rule": found.rule,
-        "fitted_on": found.fitted_on,
+        "level": int(threshold.level),
+        "value": float(threshold.value),
+        "rule": threshold.rule,
+        "fitted_on": threshold.fitted_on,
         "refits": [{"level": int(one.level), "value": float(one.value)} for one in refitted],
     }
     files.write_json(url, {"frozen": [*frozen, entry]})
-    return found, list(refitted), fingerprint
+    return threshold, list(refitted), fingerprint
 
 
 def _read(url: str) -> list[dict[str, Any]]:

@@ -70,7 +70,7 @@ class Origin:
 
 @dataclass(frozen=True, kw_only=True)
 class People:
-    """Who stands behind the scans of a cohort: four digests a scan, 0 where one is not known."""
+    """Whose scans a cohort has: four digests a scan, 0 where one is not known."""
 
     content: NDArray[np.uint64]
     """Of the voxels of its image."""
@@ -125,7 +125,7 @@ def origin_of(cohort: Cohort) -> Origin:
 
 
 def people_of(cohort: Cohort, rows: Iterable[int] | None = None) -> People:
-    """Who stands behind some rows of a cohort, or behind all."""
+    """Whose scans some rows of a cohort are, or all."""
     return _people(_scans(cohort, rows))
 
 
@@ -200,22 +200,24 @@ def _match(
 
 
 def _differences(there: Origin, here: Origin, notes: list[str]) -> list[str]:
-    found = []
+    differences = []
     theirs, ours = set(there.modality) - {""}, set(here.modality) - {""}
     if not theirs or not ours:
         notes.append("a modality is not recorded, so not compared")
     elif not ours <= theirs:
-        found.append(f"fitted on {', '.join(sorted(theirs))}, tested on {', '.join(sorted(ours))}")
+        differences.append(
+            f"fitted on {', '.join(sorted(theirs))}, tested on {', '.join(sorted(ours))}"
+        )
     if there.steps is None or here.steps is None:
         notes.append("steps of the preparation are not recorded, so not compared")
     else:
-        found += _different_steps(there.steps, here.steps)
+        differences += _different_steps(there.steps, here.steps)
     if not np.allclose(there.voxel_mm, here.voxel_mm, rtol=TOLERANCE, atol=0):
         theirs_mm, ours_mm = (
             " x ".join(f"{edge:.2f}" for edge in one.voxel_mm) for one in (there, here)
         )
-        found.append(f"fitted on voxels of {theirs_mm} mm, tested on {ours_mm} mm")
-    return found
+        differences.append(f"fitted on voxels of {theirs_mm} mm, tested on {ours_mm} mm")
+    return differences
 
 
 def _different_steps(

@@ -125,7 +125,7 @@ def _run_folders(url: str, broken: list[Broken] | None) -> list[str]:
         return _run_folders(files.join(url, TRIALS), broken)
     if {SUMMARY, EPOCHS, EVALUATION} & set(names):
         raise RunError(f"{url}: config.json is missing from this run; {_AGAIN}")
-    found = []
+    folders = []
     for name in names:
         if name[0] == ".":
             continue
@@ -138,13 +138,13 @@ def _run_folders(url: str, broken: list[Broken] | None) -> list[str]:
             _note(broken, folder, error)
             continue
         if CONFIG in inside:
-            found.append(folder)
-    if not found and not broken:
+            folders.append(folder)
+    if not folders and not broken:
         raise RunError(
             f"{url}: config.json is missing here and in every folder of it, so this is neither a "
             "run nor a folder of runs; pass the folder that the fit wrote"
         )
-    return found
+    return folders
 
 
 _AGAIN = "restore it from a copy, or fit again into another folder"

@@ -146,8 +146,8 @@ class ScoreStore:
             raise self._drop(row, None, subject, str(error)) from None
         held = np.bincount(levels.ravel(), minlength=NUM_LEVELS)
         if not np.array_equal(held[1:], expected[1:]):
-            found = f"{held[1:].sum()} voxels with a score, {expected[1:].sum()} were counted"
-            raise self._drop(row, None, subject, found)
+            mismatch = f"{held[1:].sum()} voxels with a score, {expected[1:].sum()} were counted"
+            raise self._drop(row, None, subject, mismatch)
         return levels
 
     def counts(
@@ -202,7 +202,7 @@ class ScoreStore:
             raise self._drop(row, components, subject, f"{url}: {error}") from None
 
     def _drop(
-        self, row: int, components: ComponentConfig | None, subject: str, found: str
+        self, row: int, components: ComponentConfig | None, subject: str, mismatch: str
     ) -> EvaluationError:
         """Drop a subject's counts, without which it is not done; returns what is to be raised."""
         if self.mends:
@@ -210,7 +210,7 @@ class ScoreStore:
                 files.remove_file(self._counts_url(row, components))
         return EvaluationError(
             f"the kept scores of subject {subject!r} in {self.url} are cut short or damaged "
-            f"({found}): run the same jobs/evaluate.py again, which makes them again"
+            f"({mismatch}): run the same jobs/evaluate.py again, which makes them again"
         )
 
     def _counts_url(self, row: int, components: ComponentConfig | None) -> str:

@@ -75,8 +75,8 @@ def settings_of(config: Mapping[str, Any]) -> dict[str, Any]:
         config: `config.json`.
     """
     paths = {path: _value(value) for path, value in flat(config["experiment"]).items()}
-    found = {EXPERIMENT: str(config["name"])} | paths
-    return {path: value for path, value in found.items() if path not in _NO_RESULT}
+    settings = {EXPERIMENT: str(config["name"])} | paths
+    return {path: value for path, value in settings.items() if path not in _NO_RESULT}
 
 
 def _value(value: Any) -> Any:
@@ -110,7 +110,7 @@ def varied(configs: Sequence[Mapping[str, Any]]) -> tuple[Setting, ...]:
         path: _ordered(run[path] for runs in groups.values() for run in runs if path in run)
         for path in paths
     }
-    return tuple(Setting(path=path, values=found) for path, found in values.items())
+    return tuple(Setting(path=path, values=distinct) for path, distinct in values.items())
 
 
 def _ordered(values: Iterable[Any]) -> tuple[Any, ...]:

@@ -122,12 +122,12 @@ def _check_frame(cohort: Cohort, content: Summary | None) -> Iterator[Problem]:
             yield Problem(what="zarr.json: the fingerprint or a count does not fit the content")
     for path, digest in documents.items():
         try:
-            found = files.read_bytes(files.join(cohort.url, path))
+            frame = files.read_bytes(files.join(cohort.url, path))
         except FileNotFoundError:
             if not path.startswith("parts/"):  # named with its rows
                 yield Problem(what=f"{path} is missing")
             continue
-        if file_digest(found) != digest:
+        if file_digest(frame) != digest:
             yield Problem(what=f"{path} differs from what was written")
 
 
@@ -145,8 +145,8 @@ def _check_rows(cohort: Cohort, shard: int, part: Part, rows: range) -> list[Pro
     subjects = {subject.row: subject for subject in part.subjects}
     wrong: dict[str, list[int]] = {}
     for row, content in zip(rows, read_rows(cohort, shard, part.digests), strict=True):
-        found = [content] if isinstance(content, str) else broken(content, subjects.get(row))
-        for what in found:
+        problems = [content] if isinstance(content, str) else broken(content, subjects.get(row))
+        for what in problems:
             wrong.setdefault(what, []).append(row)
     return [
         Problem(

@@ -220,8 +220,8 @@ def present_shards(url: str, name: str, num_shards: int) -> set[int]:
                 return False
 
         with ThreadPoolExecutor(_LOOKING) as pool:
-            found = pool.map(is_there, range(num_shards))
-            return {shard for shard, there in enumerate(found) if there}
+            present = pool.map(is_there, range(num_shards))
+            return {shard for shard, there in enumerate(present) if there}
     fs, path = files.located(files.join(url, name, "c"))
     try:
         listed = fs.find(path, detail=True)
@@ -325,9 +325,9 @@ def read_attributes(url: str) -> dict[str, Any]:
         attributes = None
     if not isinstance(attributes, dict):
         raise StoreError(f"{url}: a Zarr group, but not a uadray cohort")
-    if (found := attributes.get("format")) != FORMAT:
+    if (written := attributes.get("format")) != FORMAT:
         raise StoreError(
-            f"{url}: a cohort of format {found}, this version of uadray reads {FORMAT}: prepare "
+            f"{url}: a cohort of format {written}, this version of uadray reads {FORMAT}: prepare "
             "its scans again, into another folder"
         )
     if not _GROUP.items() <= document.items():

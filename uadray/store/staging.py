@@ -19,7 +19,7 @@ FOLDER = "rows"
 """Below the cohort; gone once it is sealed."""
 
 
-_BEGUN = ".begun"
+_STARTED = ".begun"
 
 
 def kept_name(subject: Subject) -> str:
@@ -80,12 +80,12 @@ def end(url: str, row: int) -> None:
 def forget_begun(url: str) -> None:
     """Remove the notes of an earlier job."""
     for name in files.list_names(files.join(url, FOLDER)):
-        if name.endswith(_BEGUN):
+        if name.endswith(_STARTED):
             files.remove_file(files.join(url, FOLDER, name))
 
 
 def _note(url: str, row: int) -> str:
-    return files.join(url, FOLDER, f"{row:06d}{_BEGUN}")
+    return files.join(url, FOLDER, f"{row:06d}{_STARTED}")
 
 
 def drop(url: str, name: str) -> None:

@@ -391,16 +391,18 @@ def _differences(
 ) -> str:
     """In a few words, what two cohorts ask for that is not the same; `lines` are the new scans."""
     plans = [{k: v for k, v in one["plan"].items() if k != "steps"} for one in (old, new)]
-    found = changes(*plans)
+    differences = changes(*plans)
     if old["scans_digest"] != new["scans_digest"]:
         there = set[bytes]()
         with suppress(FileNotFoundError):
             there = set(scans_of(url))
         here = set(lines)
         order = ", in another order" if there == here else ""
-        found.append(f"scans: {len(there - here)} only there, {len(here - there)} only here{order}")
-        found += _changed_fields(there - here, here - there)
-    return "; ".join(found) or "other steps or another size"
+        differences.append(
+            f"scans: {len(there - here)} only there, {len(here - there)} only here{order}"
+        )
+        differences += _changed_fields(there - here, here - there)
+    return "; ".join(differences) or "other steps or another size"
 
 
 def _changed_fields(there: Iterable[bytes], here: Iterable[bytes]) -> list[str]:

@@ -54,8 +54,8 @@ for (const figure of document.querySelectorAll("figure.parallel")) {
       line.classList.toggle("faded", one === null ? !passing.includes(k) : k !== one);
       line.classList.toggle("picked", k === one);
     });
-    const told = one === null ? null : lines[one].dataset;
-    if (told) readout.textContent = `${told.label}: ${told.told}`;
+    const trial = one === null ? null : lines[one].dataset;
+    if (trial) readout.textContent = `${trial.label}: ${trial.text}`;
     else readout.textContent = all ? `${lines.length} trials.` : `${passing.length} of ${lines.length} trials.`;
   };
   const press = (tick, on) => tick.setAttribute("aria-pressed", String(on));

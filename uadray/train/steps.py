@@ -109,9 +109,9 @@ class Steps:
                     for p in _cut(batch, self.micro_batch)
                 ]
             for turn, player in enumerate(turns):
-                found = self._turn(parts, player, turn, epoch)
+                turn_sums = self._turn(parts, player, turn, epoch)
                 if batch is not None:
-                    _add(sums, found)
+                    _add(sums, turn_sums)
             if batch is not None:
                 _add(sums, _counts(parts))
             self._share_buffers()
@@ -223,8 +223,8 @@ def _counts(parts: Sequence[_Part]) -> Sums:
     )
 
 
-def _add(sums: Sums, found: Sums) -> None:
-    for name, value in found.items():
+def _add(sums: Sums, more: Sums) -> None:
+    for name, value in more.items():
         sums[name] = sums[name] + value if name in sums else value
 
 
@@ -246,15 +246,15 @@ def over_workers(sums: Sums, world: World) -> Sums:
 def means(sums: Sums) -> Metrics:
     """Of the terms over samples, of the L1 term over brain voxels; units active, shares erased."""
     samples, brain = sums["#samples"], sums["#brain"]
-    found: Metrics = {}
+    metrics: Metrics = {}
     for name, value in sums.items():
         if name == "reconstruction":
-            found["train/reconstruction"] = float(value / brain)
+            metrics["train/reconstruction"] = float(value / brain)
         elif name == "kl_units":
-            found["train/active_units"] = int((value / samples > ACTIVE_NATS).sum())
+            metrics["train/active_units"] = int((value / samples > ACTIVE_NATS).sum())
         elif name == "#erased":
             if (shares := ErasedShares.of(value.tolist())) is not None:
-                found |= {f"erasing/{key}": each for key, each in asdict(shares).items()}
+                metrics |= {f"erasing/{key}": each for key, each in asdict(shares).items()}
         elif not name.startswith("#"):
-            found[f"train/{name}"] = float(value / samples)
-    return found
+            metrics[f"train/{name}"] = float(value / samples)
+    return metrics

@@ -77,7 +77,7 @@ def _extra(name: str) -> types.ModuleType:
         return importlib.import_module(name)
     except ImportError as error:
         raise ConfigError(
-            f"{name} cannot be imported ({error}): pip install 'uadray[track]'"
+            f"{name} cannot be imported ({error}): pip install -e '.[track]'"
         ) from None
 
 
@@ -137,15 +137,15 @@ def _client(config: TrackConfig) -> Any:
 
 def _experiment(client: Any, name: str) -> str:
     """The number of an experiment, which is made if there is none."""
-    found = client.get_experiment_by_name(name)
-    return str(found.experiment_id if found else client.create_experiment(name))
+    experiment = client.get_experiment_by_name(name)
+    return str(experiment.experiment_id if experiment else client.create_experiment(name))
 
 
 def _begin(client: Any, run: Run, experiment: str) -> str:
     """A new MLflow run with all settings as its parameters."""
     number = _experiment(client, experiment)
     tags = {"cohort": run.cohort_fingerprint, "fingerprint": run.experiment.fingerprint}
-    begun = client.create_run(number, run_name=run.experiment.name, tags=tags)
+    created = client.create_run(number, run_name=run.experiment.name, tags=tags)
     for name, value in flat(to_json(run.experiment)).items():
-        client.log_param(begun.info.run_id, name, value)
-    return str(begun.info.run_id)
+        client.log_param(created.info.run_id, name, value)
+    return str(created.info.run_id)

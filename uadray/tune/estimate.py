@@ -47,11 +47,11 @@ def estimate(trials: Sequence[Experiment], cohort: Cohort, *, threads: int = 1) 
     slices = _slices_with_brain(cohort)
     rates: dict[Experiment, float] = {}
     try:
-        found = []
+        estimates = []
         for trial in trials:
             fit = trial.fit
             if not learns(trial):
-                found.append(Estimate(experiment=trial, samples=volumes, seconds=0.0))
+                estimates.append(Estimate(experiment=trial, samples=volumes, seconds=0.0))
                 continue
             each = volumes if getattr(trial.method, "ndim", 3) == 3 else volumes * slices
             samples = max(1, round(each * fit.data_share))
@@ -62,10 +62,10 @@ def estimate(trials: Sequence[Experiment], cohort: Cohort, *, threads: int = 1) 
             if key not in rates:
                 rates[key] = seconds_per_sample(key, cohort.shape)
             seconds = rates[key] * samples * fit.epochs
-            found.append(Estimate(experiment=trial, samples=samples, seconds=seconds))
+            estimates.append(Estimate(experiment=trial, samples=samples, seconds=seconds))
     finally:
         torch.set_num_threads(before)
-    return found
+    return estimates
 
 
 def seconds_per_sample(trial: Experiment, shape: tuple[int, int, int]) -> float:

@@ -182,8 +182,8 @@ class Watch(Callback):
                 value = result.get("objective")
                 values.append(None if value is None else config.sign * value)
             epoch = f"{result.get('epoch', 0)}/{task.experiment.fit.epochs}"
-            shown = ["" if value is None else f"{value:.4f}" for value in values]
-            table.add_row(self.label(task), epoch, *shown)
+            texts = ["" if value is None else f"{value:.4f}" for value in values]
+            table.add_row(self.label(task), epoch, *texts)
         return table
 
     def _figure(self, result: dict[str, Any]) -> str:

@@ -45,15 +45,15 @@ def planned_trials(space: Space, config: SweepConfig) -> list[Experiment]:
 def plan_table(space: Space, config: SweepConfig, cohort: Cohort) -> Table:
     """What would be fitted, and about how long that takes."""
     threads = max(1, int(config.cpus_per_trial))
-    found = estimate(planned_trials(space, config), cohort, threads=threads)
-    total = sum(e.seconds for e in found)
+    estimates = estimate(planned_trials(space, config), cohort, threads=threads)
+    total = sum(e.seconds for e in estimates)
     caption = "Timed on a few steps on this machine; reading, validation and baselines not in it"
     if config.search == "optuna":
         caption += ". The points are drawn; these stand for them"
     if config.scheduler == "pbt":
         caption += ". Members change their settings on the way"
     table = Table(
-        title=f"{len(found)} trials, {clock(total)} one after another at {threads} threads; "
+        title=f"{len(estimates)} trials, {clock(total)} one after another at {threads} threads; "
         + config.describe(),
         caption=caption,
     )
@@ -63,7 +63,7 @@ def plan_table(space: Space, config: SweepConfig, cohort: Cohort) -> Table:
         table.add_column(
             head, justify="left" if is_name else "right", min_width=MIN_NAME if is_name else None
         )
-    for line in found:
+    for line in estimates:
         settings = settings_of(line.experiment)
         values = [str(settings.get(path, "")) for path in paths]
         epochs = str(line.experiment.fit.epochs) if line.seconds else "1"

@@ -5,7 +5,7 @@ weight, largest erased share. These change neither the network nor what it is fi
 state of one member can be gone on with under the knobs of another; all other settings, the seed
 among them, are those of the experiment.
 
-It goes by generations of some epochs each. Behind each of them the last members take over the state
+It goes by generations of some epochs each. After each of them the last members take over the state
 of a first one and change its knobs by chance. Members wait for each other, so that who takes over
 from whom follows from what the folders hold and the seed alone, and a sweep that was killed ends as
 an undisturbed one.
@@ -102,23 +102,23 @@ def populations(space: Space, config: SweepConfig) -> list[Population]:
             f"sweep.scheduler pbt needs two values, smallest and largest, of one of {wanted}"
         )
     fixed: dict[str, Any] = {KNOBS[path]: (min(given[path]),) for path in ranges}
-    found = []
+    result = []
     for base in replace(space, **fixed, baselines=False).trials():
         own = {path: bounds for path, bounds in ranges.items() if path in settings_of(base)}
         if own:
-            found.append(Population(base=base, ranges=own, config=config))
-    if not found:
+            result.append(Population(base=base, ranges=own, config=config))
+    if not result:
         raise ConfigError("sweep.scheduler pbt needs an experiment that has one of its knobs")
-    return found
+    return result
 
 
-def check_phases(found: Sequence[Population], shape: tuple[int, int, int]) -> None:
+def check_phases(groups: Sequence[Population], shape: tuple[int, int, int]) -> None:
     """Refuse methods that learn in several phases, whose ends move with the number of epochs.
 
     Raises:
         ConfigError: one of them does.
     """
-    for population in found:
+    for population in groups:
         detector = build_detector(population.base, shape)
         if isinstance(detector, GradientDetector) and len(detector.phases()) > 1:
             raise ConfigError(
@@ -166,10 +166,10 @@ def advance(
     }
     last -= {m.number for m in first}
     generation = members[0].generation + 1
-    found = []
+    heirs = []
     for member in members:
         if member.number not in last:
-            found.append(replace(member, generation=generation, parent=member.number))
+            heirs.append(replace(member, generation=generation, parent=member.number))
             continue
         rng = _generator(population, generation, member.number)
         parent = first[int(rng.integers(len(first)))]
@@ -179,10 +179,10 @@ def advance(
             else _changed(value, float(rng.choice(FACTORS)), population.ranges[path])
             for path, value in parent.knobs.items()
         }
-        found.append(
+        heirs.append(
             Member(number=member.number, generation=generation, parent=parent.number, knobs=knobs)
         )
-    return found
+    return heirs
 
 
 def experiment_of(population: Population, member: Member) -> Experiment:
@@ -235,8 +235,8 @@ def lay(url: str, population: Population, member: Member, cohort: Cohort) -> str
         # A name of its own: it is no fit of the experiment from its first epoch on.
         name = f"{experiment.name}-PBT"
         run.note({"name": name, "population": described, "lineage": [*past, here]})
-    begun = run.summary is not None or CheckpointStore.of(run).state() is not None
-    if source is not None and not begun:
+    has_begun = run.summary is not None or CheckpointStore.of(run).state() is not None
+    if source is not None and not has_begun:
         _go_on_from(source, run)
     return folder
 

@@ -55,7 +55,7 @@ class SweepConfig:
     grace_epochs: int = 5
     """Epochs before ASHA may stop a trial."""
     reduction: float = 3
-    """ASHA lets about one trial of so many go on at each rung."""
+    """ASHA lets about one trial in this many go on at each rung."""
     population: int = 8
     """Members of a population."""
     interval: int = 10

@@ -62,10 +62,10 @@ class Space:
         Raises:
             ConfigError: a name or a value is not known or not possible.
         """
-        found = [trial for name in self.experiments for trial in self._variants(name)]
+        trials = [trial for name in self.experiments for trial in self._variants(name)]
         if self.baselines:
-            found += [self.build({"experiment": name}) for name in BASELINES]
-        return list(dict.fromkeys(found))
+            trials += [self.build({"experiment": name}) for name in BASELINES]
+        return list(dict.fromkeys(trials))
 
     def _variants(self, name: str) -> Iterator[Experiment]:
         axes = self.axes()

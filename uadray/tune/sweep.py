@@ -122,10 +122,10 @@ def fit_trials(
         console: Where the state is shown; standard error by default.
     """
     config, url = config or SweepConfig(), files.normalise(url)
-    found: list[pbt.Population] = []
+    groups: list[pbt.Population] = []
     if searched and config.scheduler == "pbt":
-        found = pbt.populations(searched, config)
-        pbt.check_phases(found, cohort.shape)
+        groups = pbt.populations(searched, config)
+        pbt.check_phases(groups, cohort.shape)
     job = _Job(
         cohort=cohort,
         url=url,
@@ -138,11 +138,11 @@ def fit_trials(
     if not files.exists(files.join(url, SWEEP)):
         refuse_inside(url, RunError)
     with hold(url):
-        return _fit_held(job, trials, searched, found)
+        return _fit_held(job, trials, searched, groups)
 
 
 def _fit_held(
-    job: "_Job", trials: Sequence[Experiment], searched: Space | None, found: list[pbt.Population]
+    job: "_Job", trials: Sequence[Experiment], searched: Space | None, groups: list[pbt.Population]
 ) -> list[Outcome]:
     url, config, cohort = job.url, job.config, job.cohort
     check_cohort(url, cohort)
@@ -162,7 +162,7 @@ def _fit_held(
     if searched and config.search == "optuna":
         drawn = job.draw(searched)
         tasks = list(dict.fromkeys([*drawn, *tasks]))
-    outcomes = job.evolve(found) if found else []
+    outcomes = job.evolve(groups) if groups else []
     outcomes += [outcome(task.url, task.experiment, config) for task in tasks]
     write_record(url, outcomes, cohort, config, job.varied)
     return outcomes
@@ -279,11 +279,11 @@ class _Job:
         self._run(watch, space, search=search, num_samples=num - len(past), scheduler=scheduler)
         return [*tasks, *(t for t in watch.tasks if t not in tasks)]
 
-    def evolve(self, found: Sequence[pbt.Population]) -> list[Outcome]:
+    def evolve(self, populations: Sequence[pbt.Population]) -> list[Outcome]:
         """Take all populations through their generations in parallel."""
-        members = {p.name: pbt.begin(p) for p in found}
-        alive = list(found)
-        for generation in range(max(p.num_generations for p in found)):
+        members = {p.name: pbt.begin(p) for p in populations}
+        alive = list(populations)
+        for generation in range(max(p.num_generations for p in populations)):
             alive = [p for p in alive if generation < p.num_generations]
             if generation:
                 alive = [p for p in alive if self._advance(p, members)]
@@ -299,11 +299,13 @@ class _Job:
                 pbt.forget(self.url, p, generation - 1)
             failed = [t for t in tasks if status(t.url) == "failed"]
             if left := [t for t in tasks if t not in failed and not settled(t.url, self.config)]:
-                number = f"{generation + 1} of {max(p.num_generations for p in found)}"
+                number = f"{generation + 1} of {max(p.num_generations for p in populations)}"
                 self.fit(left, what=f"members of generation {number}")
             if self.out_of_time or any(status(t.url) == "unfinished" for t in tasks):
                 break
-        return [self._end(p, number) for p in found for number in range(self.config.population)]
+        return [
+            self._end(p, number) for p in populations for number in range(self.config.population)
+        ]
 
     def _advance(self, population: pbt.Population, members: dict[str, list[pbt.Member]]) -> bool:
         """Put the next generation in the place of the last; whether there is one."""
@@ -331,15 +333,15 @@ class _Job:
         """How a member stands: it has ended where its last generation has."""
         last = population.num_generations - 1
         folders = [pbt.folder_of(self.url, population, g, number) for g in range(last + 1)]
-        begun = [folder for folder in folders if Run.is_begun(folder)]
+        started = [folder for folder in folders if Run.is_begun(folder)]
         experiment = population.base
-        if begun:
+        if started:
             with suppress(RunError):  # named in its outcome
-                experiment = Run.open(begun[-1]).experiment
-        found = outcome((begun or folders)[-1], experiment, self.config)
-        if found.url != folders[-1] and found.status in ENDED:
-            return replace(found, status="unfinished")
-        return found
+                experiment = Run.open(started[-1]).experiment
+        newest = outcome((started or folders)[-1], experiment, self.config)
+        if newest.url != folders[-1] and newest.status in ENDED:
+            return replace(newest, status="unfinished")
+        return newest
 
     def _run(
         self,

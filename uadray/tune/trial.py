@@ -76,7 +76,7 @@ def run_trial(
             trial.measure_kept()
         # A trial that was started before tells the scheduler again how it went.
         for record in Run.open(task.url).metrics():
-            trial.tell(record, anew=False)
+            trial.tell(record, is_new=False)
     error = "" if ended or trial.is_late else trial.fit(cohort, track)
     if not error and status(task.url) in ENDED:
         trial.conclude()
@@ -129,10 +129,10 @@ class _Trial:
         """Whether the budget has ended."""
         return self._deadline is not None and time.time() >= self._deadline
 
-    def tell(self, record: dict[str, Any], *, anew: bool = True) -> None:
-        """Tell Tune of an epoch; `anew` says that it has just been fitted."""
+    def tell(self, record: dict[str, Any], *, is_new: bool = True) -> None:
+        """Tell Tune of an epoch; `is_new` says that it has just been fitted."""
         epoch = int(record["epoch"])
-        if anew and self.is_late:
+        if is_new and self.is_late:
             Run.open(self._task.url).ask_to_stop()
         report = {"epoch": epoch, "run": self._task.url}
         if RECONSTRUCTION in record:
@@ -142,7 +142,7 @@ class _Trial:
             self._value = record.get(RECONSTRUCTION)
         elif self._settings.scheduler == "asha":
             run = Run.open(self._task.url)
-            if anew:
+            if is_new:
                 self.measure_kept()
             else:
                 self._take(measured_at(run, self._labelled, epoch))

@@ -135,9 +135,9 @@ def write_case(
         threshold=threshold,
     )
     title = str(name or given.get("id") or given.get("name") or out.rsplit("/", 1)[-1][:-5])
-    found = _counted(volumes) | given
+    figures = _counted(volumes) | given
     held = _volumes(volumes)
-    page = _render(title, volumes, held, found, threshold, out=out, index=index).encode()
+    page = _render(title, volumes, held, figures, threshold, out=out, index=index).encode()
     if len(page) > MAX_PAGE_BYTES:
         sizes = ", ".join(f"{key} {len(text) / 1e6:.1f} MB" for key, text in held.items())
         raise ConfigError(
@@ -152,7 +152,7 @@ def write_case(
     return CasePage(
         url=out,
         name=title,
-        summary=found,
+        summary=figures,
         thumbnail=picture,
         num_bytes=len(page),
         shape=(x, y, z),
@@ -165,7 +165,7 @@ def open_case(url: str, summary: Mapping[str, Any], name: str | None = None) -> 
     Args:
         url: The page.
         summary: Figures of the case, as for `write_case`; `score` and `volume_ml` are not counted
-            anew, so give those that `write_case` returned.
+            again, so give those that `write_case` returned.
         name: As for `write_case`.
 
     Raises:
@@ -242,18 +242,18 @@ def _score(case: CasePage) -> float:
 
 def _counted(volumes: CaseVolumes) -> dict[str, Any]:
     """Figures that follow from the volumes; those of the summary go before them."""
-    found: dict[str, Any] = {"score": float(volumes.slice_scores.max())}
+    figures: dict[str, Any] = {"score": float(volumes.slice_scores.max())}
     if volumes.labels is None or volumes.factor > 1:
-        return found
+        return figures
     ml = abs(float(np.linalg.det(volumes.affine[:3, :3]))) / 1000
     proposal, truth = (volumes.labels & bit > 0 for bit in (PROPOSAL, TRUTH))
     if volumes.has_proposal:
-        found["volume_ml"] = float(proposal.sum()) * ml
+        figures["volume_ml"] = float(proposal.sum()) * ml
     if volumes.has_truth:
-        found["truth_ml"] = float(truth.sum()) * ml
+        figures["truth_ml"] = float(truth.sum()) * ml
     if volumes.has_proposal and volumes.has_truth and (proposal | truth).any():
-        found["dice"] = 2 * float((proposal & truth).sum()) / float(proposal.sum() + truth.sum())
-    return found
+        figures["dice"] = 2 * float((proposal & truth).sum()) / float(proposal.sum() + truth.sum())
+    return figures
 
 
 def _volumes(volumes: CaseVolumes) -> dict[str, str]:
@@ -273,7 +273,7 @@ def _render(
     title: str,
     volumes: CaseVolumes,
     held: Mapping[str, str],
-    found: Mapping[str, Any],
+    summary: Mapping[str, Any],
     threshold: float | None,
     *,
     out: str,
@@ -314,8 +314,8 @@ def _render(
             has_truth=volumes.has_truth,
             has_proposal=volumes.has_proposal,
             threshold=threshold,
-            figures=_figures(found),
-            warnings=[str(warning) for warning in found.get("warnings") or ()],
+            figures=_figures(summary),
+            warnings=[str(warning) for warning in summary.get("warnings") or ()],
             index=None if index is None else _link(out, html.page_url(index)),
         )
     )
@@ -332,12 +332,12 @@ def _slices(volumes: CaseVolumes, bit: int) -> list[int]:
     return [int(z) for z in np.flatnonzero((volumes.labels & bit).any((0, 1)))]
 
 
-def _figures(found: Mapping[str, Any]) -> list[tuple[str, str]]:
+def _figures(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Names and texts of all single values, those that have a name of their own first."""
-    known = [(*FIGURES[key], found[key]) for key in FIGURES if found.get(key) is not None]
+    known = [(*FIGURES[key], summary[key]) for key in FIGURES if summary.get(key) is not None]
     rest = [
         (key.replace("_", " "), "", value)
-        for key, value in found.items()
+        for key, value in summary.items()
         if key not in FIGURES and key not in _HIDDEN and isinstance(value, str | int | float)
     ]
     return [(head, f"{_text(value)} {unit}".rstrip()) for head, unit, value in known + rest]

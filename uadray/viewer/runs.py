@@ -42,7 +42,7 @@ def write_viewers(
     folder = report.removesuffix(".html") + "-cases"
     index = files.join(folder, "index.html")
     pages: list[CasePage] = []
-    found: dict[tuple[str, str, str], str] = {}
+    addresses: dict[tuple[str, str, str], str] = {}
     groups = group_by_cohort(load_runs(urls, left_out), None)
     alike = Counter(group.name for group in groups)
     # Of two cohorts of one name each has its own pages.
@@ -63,10 +63,10 @@ def write_viewers(
             for page, subject in made:
                 pages.append(page)
                 address = page.url.removeprefix(report.rsplit("/", 1)[0] + "/")
-                found[cohort, subject, row.run.url] = address
+                addresses[cohort, subject, row.run.url] = address
     if pages:
         write_index(index, pages, title="Cases of the report, the highest score first")
-    return found
+    return addresses
 
 
 def _run_pages(

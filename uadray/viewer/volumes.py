@@ -261,8 +261,8 @@ def thumbnail(volumes: CaseVolumes, threshold: float | None) -> bytes:
     heat = np.asarray(Image.fromarray(levels).resize((wide, high), Image.Resampling.NEAREST))
     picture = np.repeat(grey[..., None], 3, axis=2)
     warm = (matplotlib.colormaps["inferno"](heat)[..., :3] * 255).astype(np.uint8)
-    shown = (heat > least)[..., None]
-    picture = np.where(shown, (0.45 * picture + 0.55 * warm).astype(np.uint8), picture)
+    above = (heat > least)[..., None]
+    picture = np.where(above, (0.45 * picture + 0.55 * warm).astype(np.uint8), picture)
     if volumes.labels is not None:
         plane = Image.fromarray(volumes.labels[:, :, z].T[::-1])
         large = np.asarray(plane.resize((wide, high), Image.Resampling.NEAREST))
@@ -305,9 +305,9 @@ def _box(mask: NDArray[np.bool_], affine: NDArray[np.float64]) -> tuple[slice, s
     sides = []
     for axis, margin in enumerate(margins.tolist()):
         others = tuple(k for k in range(3) if k != axis)
-        found = np.flatnonzero(mask.any(others))
+        indices = np.flatnonzero(mask.any(others))
         length = mask.shape[axis]
-        first, last = (int(found[0]), int(found[-1])) if found.size else (0, length - 1)
+        first, last = (int(indices[0]), int(indices[-1])) if indices.size else (0, length - 1)
         sides.append(slice(max(0, first - margin), min(length, last + 1 + margin)))
     return sides[0], sides[1], sides[2]
 

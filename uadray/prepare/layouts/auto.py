@@ -26,13 +26,13 @@ def detect(root: str, layouts: Mapping[str, Layout]) -> str:
     if root.lower().endswith(TABLES):
         return "csv"
     names = find_files(root)
-    found = {name: matches for name, matches in recognise(names).items() if name in layouts}
-    everything = set().union(*found.values()) if found else set()
-    fitting = [name for name, matches in found.items() if matches == everything]
+    by_layout = {name: matches for name, matches in recognise(names).items() if name in layouts}
+    everything = set().union(*by_layout.values()) if by_layout else set()
+    fitting = [name for name, matches in by_layout.items() if matches == everything]
     if fitting:
         return fitting[0]
-    listed = ", ".join(f"{name} ({len(matches)} files)" for name, matches in found.items())
-    if found:
+    listed = ", ".join(f"{name} ({len(matches)} files)" for name, matches in by_layout.items())
+    if by_layout:
         raise NoScanFoundError(
             f"{root}: holds files of several layouts: {listed}; name one of them, and the folder "
             "that holds only its files"

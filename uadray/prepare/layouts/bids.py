@@ -101,8 +101,8 @@ def bids(root: str, modality: str = "T1w") -> Scans:
         if stem(name) == stem(min(alternatives, key=_plainness))
     ]
     scanners = _scanners(root, names, [name for name, _ in chosen])
-    found = (_scan(root, name, alternatives, masks, scanners) for name, alternatives in chosen)
-    scans = checked(found, root, names, reasons)
+    readings = (_scan(root, name, alternatives, masks, scanners) for name, alternatives in chosen)
+    scans = checked(readings, root, names, reasons)
     doubts = sorted({doubt for _, doubt in scanners.values() if doubt})
     more = f" and {len(doubts) - MAX_SHOWN} more" if len(doubts) > MAX_SHOWN else ""
     scans.remarks = tuple(f"  note: {doubt}" for doubt in doubts[:MAX_SHOWN])
@@ -161,12 +161,12 @@ def _plainness(name: str) -> tuple[int, int, str]:
 
 def _by_session(masks: Iterable[str]) -> dict[tuple[str, str], list[str]]:
     """Subject and session -> masks."""
-    found: dict[tuple[str, str], list[str]] = {}
+    sessions: dict[tuple[str, str], list[str]] = {}
     for name in masks:
         entities = _entities(stem(name))
         session = (entities.get("sub", ""), entities.get("ses", ""))
-        found.setdefault(session, []).append(name)
-    return found
+        sessions.setdefault(session, []).append(name)
+    return sessions
 
 
 def _fitting_masks(
@@ -215,13 +215,13 @@ def _scanners(root: str, names: Sequence[str], scans: Sequence[str]) -> dict[str
         if name.lower().endswith(".json"):
             by_folder.setdefault(_folder(name), []).append(name)
     sidecars = {scan: _sidecars(by_folder, scan) for scan in scans}
-    fields = _read_all(root, {name for found in sidecars.values() for name in found})
+    fields = _read_all(root, {name for ordered in sidecars.values() for name in ordered})
     sites, why = _participants(root)
     scanners = {}
-    for scan, found in sidecars.items():
+    for scan, ordered in sidecars.items():
         merged: dict[str, object] = {}
         problems = []
-        for name in found:
+        for name in ordered:
             value = fields[name]
             if isinstance(value, str):
                 problems.append(value)
@@ -241,15 +241,15 @@ def _sidecars(by_folder: Mapping[str, Sequence[str]], scan: str) -> list[str]:
     assert match is not None
     own = set(match["entities"].split("_"))
     parts = _folder(scan).split("/")
-    found = []
+    ordered = []
     for depth in range(len(parts) + 1):
         fitting = []
         for name in by_folder.get("/".join(parts[:depth]), ()):
             *entities, suffix = name.rsplit("/", 1)[-1][: -len(".json")].split("_")
             if suffix == match["what"] and set(entities) <= own:
                 fitting.append((len(entities), name))
-        found += [name for _, name in sorted(fitting)]
-    return found
+        ordered += [name for _, name in sorted(fitting)]
+    return ordered
 
 
 def _folder(name: str) -> str:
@@ -263,8 +263,8 @@ def _read_all(root: str, names: Iterable[str]) -> dict[str, dict[str, object] | 
     """
     ordered = sorted(names)
     with ThreadPoolExecutor(16) as pool:
-        found = list(pool.map(lambda name: _read_sidecar(root, name), ordered))
-    return dict(zip(ordered, found, strict=True))
+        contents = list(pool.map(lambda name: _read_sidecar(root, name), ordered))
+    return dict(zip(ordered, contents, strict=True))
 
 
 def _read_sidecar(root: str, name: str) -> dict[str, object] | str:

@@ -38,7 +38,7 @@ def ixi(root: str, modality: str = "T1w") -> Scans:
     root = files.normalise(root)
     names = find_files(root)
     wanted = canonical_modality(modality)
-    found, others = [], set()
+    scans, others = [], set()
     reasons = {}
     for name in names:
         match = IXI.search(name)
@@ -48,7 +48,7 @@ def ixi(root: str, modality: str = "T1w") -> Scans:
             others.add(match["what"])
             reasons[name] = f"{match['what']}, not {modality}"
             continue
-        found.append(
+        scans.append(
             Scan(
                 id=match["id"],
                 subject=match["subject"],
@@ -57,7 +57,7 @@ def ixi(root: str, modality: str = "T1w") -> Scans:
                 image=files.join(root, name),
             )
         )
-    if not found:
+    if not scans:
         raise nothing_found(
             root,
             looked_for=f"IXI000-SITE-0000-{modality}.nii.gz",
@@ -68,7 +68,7 @@ def ixi(root: str, modality: str = "T1w") -> Scans:
             else "give the folder that the archive was unpacked to",
             names=names,
         )
-    return checked(found, root, names, reasons)
+    return checked(scans, root, names, reasons)
 
 
 def oasis1(root: str, modality: str = "T1w") -> Scans:
@@ -105,7 +105,7 @@ def oasis1(root: str, modality: str = "T1w") -> Scans:
             names=names,
         )
     ratings, doubt = _dementia_ratings(root)
-    found = [
+    scans = [
         Scan(
             id=match["id"],
             subject=match["subject"],
@@ -119,7 +119,7 @@ def oasis1(root: str, modality: str = "T1w") -> Scans:
         )
         for name, match in matches
     ]
-    return checked(found, root, names)
+    return checked(scans, root, names)
 
 
 def _dementia_ratings(root: str) -> tuple[dict[str, float], str]:

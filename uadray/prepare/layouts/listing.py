@@ -32,7 +32,7 @@ OF_THE_DISK = ("lost+found", "$RECYCLE.BIN", "System Volume Information")
 """Folders that file systems keep for themselves and let nobody list."""
 
 MAX_VISITS = 64
-"""Through so many links a folder is listed; more would let links among folders grow without end."""
+"""A folder is listed through at most this many links: links among folders could go on forever."""
 
 MAX_SHOWN = 12
 """Files of one reason that a message names."""
@@ -89,8 +89,8 @@ def left_out_lines(
     num_found: int, left_out: Sequence[LeftOut], root: str = "", what: str = "scans"
 ) -> list[str]:
     """`found N scans, left out M` and, for each reason, how many files and the first names."""
-    total = f", left out {len(left_out)}"
-    lines = [f"found {num_found} {what}{total}{':' if left_out else ''}"]
+    noun = what.removesuffix("s") if num_found == 1 else what
+    lines = [f"found {num_found} {noun}, left out {len(left_out)}{':' if left_out else ''}"]
     by_reason: dict[str, list[str]] = {}
     for one in left_out:
         name = one.path.removeprefix(root.rstrip("/") + "/") if root else one.path
@@ -203,8 +203,8 @@ class _Walk:
 
 def _entries(folder: str) -> list[os.DirEntry[str]]:
     try:
-        with os.scandir(folder) as found:
-            return sorted(found, key=lambda entry: entry.name)
+        with os.scandir(folder) as entries:
+            return sorted(entries, key=lambda entry: entry.name)
     except OSError as error:
         raise NoScanFoundError(
             f"{error.filename or folder}: cannot be listed ({error.strerror}); make it readable, "
@@ -214,10 +214,10 @@ def _entries(folder: str) -> list[os.DirEntry[str]]:
 
 def _identity(folder: str) -> tuple[int, int]:
     try:
-        found = os.stat(folder)
+        status = os.stat(folder)
     except OSError:
         return -1, hash(folder)
-    return found.st_dev, found.st_ino
+    return status.st_dev, status.st_ino
 
 
 def _depth(path: str) -> int:
@@ -255,9 +255,9 @@ def _remote(root: str, endings: tuple[str, ...]) -> Listing:
         folder, _, short = name.rpartition("/")
         by_folder.setdefault(folder, set()).add(short)
     own = {
-        folder: found
+        folder: result
         for folder, names in by_folder.items()
-        if (found := results_in(f"{root}/{folder}".rstrip("/"), names))
+        if (result := results_in(f"{root}/{folder}".rstrip("/"), names))
     }
     if whose := own.get("", ""):
         raise NoScanFoundError(
@@ -289,5 +289,5 @@ OWN_RESULT = "a result of uadray, as its summary beside it says"
 
 def _is_own_result(name: str, beside: set[str]) -> bool:
     """Whether an image is one of the BIDS derivatives that `uadray.predict` writes for a scan."""
-    entities, found, _ = name.partition("_desc-")
-    return bool(found) and f"{entities}_desc-anomaly_summary.json" in beside
+    entities, separator, _ = name.partition("_desc-")
+    return bool(separator) and f"{entities}_desc-anomaly_summary.json" in beside

@@ -89,11 +89,11 @@ def recognise(names: Iterable[str]) -> dict[str, set[str]]:
         Layout -> the files that are named as in it; only those with one, in the order of `SIGNS`.
     """
     names = list(names)
-    found = {
+    by_layout = {
         layout: {name for name in names if any(pattern.search(name) for pattern in patterns)}
         for layout, patterns in SIGNS.items()
     }
-    return {layout: matches for layout, matches in found.items() if matches}
+    return {layout: matches for layout, matches in by_layout.items() if matches}
 
 
 _WORDS = re.compile(r"[A-Z]?[a-z]+\d*|[A-Z]+(?![a-z])\d*|\d+[A-Za-z]*")

@@ -257,12 +257,16 @@ def nothing_found(
         names: All files there, relative to the folder; their naming may be another set's.
     """
     there = sorted(set(others))
-    shown = ", ".join(there[:12]) + (f" and {len(there) - 12} more" if len(there) > 12 else "")
-    message = f"{where}: no scan found; looked for {looked_for}; {what}: {shown or 'none'}; "
+    listed_files = ", ".join(there[:12]) + (
+        f" and {len(there) - 12} more" if len(there) > 12 else ""
+    )
+    message = f"{where}: no scan found; looked for {looked_for}; {what}: {listed_files or 'none'}; "
     if not there:
         fitting = recognise(names)
         if fitting:
-            listed = ", ".join(f"{name} ({len(found)} files)" for name, found in fitting.items())
+            listed = ", ".join(
+                f"{name} ({len(matches)} files)" for name, matches in fitting.items()
+            )
             advice = f"the files there are named as in layout {listed}"
         elif names:
             message += f"{len(names)} other files, first {names[0]}; "

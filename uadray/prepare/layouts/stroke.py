@@ -30,19 +30,19 @@ def atlas(root: str, modality: str = "T1w") -> Scans:
     """
     root = files.normalise(root)
     names = find_files(root)
-    found = _release_1(root, names) + _release_2(root, names)
-    if not found or canonical_modality(modality) != "T1w":
+    scans = _release_1(root, names) + _release_2(root, names)
+    if not scans or canonical_modality(modality) != "T1w":
         raise nothing_found(
             root,
             looked_for=f"*_t1w_deface_stx.nii.gz or sub-r*s*_T1w.nii.gz of modality {modality}",
-            others={"T1w"} if found else (),
+            others={"T1w"} if scans else (),
             what="modalities there",
             advice="choose one of these with --modality"
-            if found
+            if scans
             else "give the folder of the unpacked (and decrypted) archive",
             names=names,
         )
-    return with_lesion_mask(checked(found, root, names), root)
+    return with_lesion_mask(checked(scans, root, names), root)
 
 
 def _release_1(root: str, names: list[str]) -> list[Scan]:

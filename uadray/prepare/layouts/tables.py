@@ -61,7 +61,7 @@ def csv(root: str, modality: str = "T1w") -> Scans:
         absolute = not path or path.startswith("/") or "://" in path
         return path if absolute else files.join(folder, path)
 
-    found, others = [], set()
+    listed, others = [], set()
     left_out = []
     for number, row in rows:
         if not row["image"]:
@@ -80,7 +80,7 @@ def csv(root: str, modality: str = "T1w") -> Scans:
         name = row.get("id") or stem(row["image"])
         lesions = row.get("lesion", "").replace("|", ";").split(";")
         lesion, *more = [place(path.strip()) for path in lesions if path.strip()] or [""]
-        found.append(
+        listed.append(
             Scan(
                 id=name,
                 subject=row.get("subject") or name,
@@ -95,7 +95,7 @@ def csv(root: str, modality: str = "T1w") -> Scans:
                 notes=row.get("notes", ""),
             )
         )
-    if not found:
+    if not listed:
         raise nothing_found(
             manifest,
             looked_for=f"rows of modality {modality}",
@@ -104,7 +104,7 @@ def csv(root: str, modality: str = "T1w") -> Scans:
             advice="choose one of these with --modality" if others else "the table has no row",
             names=[],
         )
-    scans = checked(found, manifest)
+    scans = checked(listed, manifest)
     return Scans(scans, [*left_out, *scans.left_out])
 
 

@@ -41,7 +41,7 @@ def brats(root: str, modality: str = "FLAIR") -> Scans:
     odd: dict[str, str] = {}
     others = set()
     reasons = {}
-    found = []
+    scans = []
     for name in names:
         if match := BRATS.search(name):
             if match["what"].lower() == "seg":
@@ -57,7 +57,7 @@ def brats(root: str, modality: str = "FLAIR") -> Scans:
         mask = masks.get(case) or odd.get(case, "")
         grade = re.search(r"(?:^|/)(HGG|LGG)/", name)
         subject, session = _person(case)
-        found.append(
+        scans.append(
             Scan(
                 id=case,
                 subject=subject,
@@ -69,7 +69,7 @@ def brats(root: str, modality: str = "FLAIR") -> Scans:
                 notes=grade[1] if grade else "",
             )
         )
-    if not found:
+    if not scans:
         raise nothing_found(
             root,
             looked_for=f"BraTS*_{modality}.nii.gz",
@@ -80,7 +80,7 @@ def brats(root: str, modality: str = "FLAIR") -> Scans:
             else "give the folder of the BraTS* cases",
             names=names,
         )
-    return with_lesion_mask(checked(found, root, names, reasons), root)
+    return with_lesion_mask(checked(scans, root, names, reasons), root)
 
 
 def _person(case: str) -> tuple[str, str]:

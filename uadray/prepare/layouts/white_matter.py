@@ -47,7 +47,7 @@ def mslub(root: str, modality: str = "FLAIR") -> Scans:
         for name, match in matches.items()
         if canonical_modality(match["what"]) != wanted
     }
-    found = [
+    scans = [
         Scan(
             id=subject,
             subject=subject,
@@ -59,7 +59,7 @@ def mslub(root: str, modality: str = "FLAIR") -> Scans:
         for (subject, what), path in paths.items()
         if canonical_modality(what) == wanted
     ]
-    if not found:
+    if not scans:
         others = {what for _, what in paths if what not in _MSLUB_MASKS}
         raise nothing_found(
             root,
@@ -71,7 +71,7 @@ def mslub(root: str, modality: str = "FLAIR") -> Scans:
             else "give the folder of patientNN/",
             names=names,
         )
-    return with_lesion_mask(checked(found, root, names, reasons), root)
+    return with_lesion_mask(checked(scans, root, names, reasons), root)
 
 
 def wmh(root: str, modality: str = "FLAIR") -> Scans:
@@ -123,7 +123,7 @@ def wmh(root: str, modality: str = "FLAIR") -> Scans:
             else "give the folder of Amsterdam/, Singapore/ and Utrecht/",
             names=names,
         )
-    found = [
+    scans = [
         Scan(
             id=f"{site.replace('/', '-').split(' ')[0]}-{subject}",
             subject=f"{site.split('/')[0]}-{subject}",
@@ -136,7 +136,7 @@ def wmh(root: str, modality: str = "FLAIR") -> Scans:
         )
         for (site, subject), image in images.items()
     ]
-    return with_lesion_mask(checked(found, root, names, reasons), root)
+    return with_lesion_mask(checked(scans, root, names, reasons), root)
 
 
 def msseg2015(root: str, modality: str = "FLAIR") -> Scans:
@@ -166,7 +166,7 @@ def msseg2015(root: str, modality: str = "FLAIR") -> Scans:
         name: f"{match['what']}, not {modality}" if match["what"] else "the mask of another rater"
         for name, match in matches.items()
     }
-    found = [
+    scans = [
         Scan(
             id=match["id"],
             subject=match["subject"],
@@ -179,7 +179,7 @@ def msseg2015(root: str, modality: str = "FLAIR") -> Scans:
         for name, match in images.items()
         if canonical_modality(match["what"]) == wanted
     ]
-    if not found:
+    if not scans:
         others = {match["what"] for match in images.values()}
         raise nothing_found(
             root,
@@ -191,4 +191,4 @@ def msseg2015(root: str, modality: str = "FLAIR") -> Scans:
             else "give the folder of training01/ to training05/",
             names=names,
         )
-    return with_lesion_mask(checked(found, root, names, reasons), root)
+    return with_lesion_mask(checked(scans, root, names, reasons), root)

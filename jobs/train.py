@@ -39,7 +39,8 @@ class Train:
     experiment: Annotated[Experiment, tyro.conf.arg(name="")]
     """The experiment's settings, with the defaults of its name."""
     cohort: str
-    """A sealed healthy cohort; a local path or an fsspec URL."""
+    """A sealed healthy cohort; a local path or an fsspec URL. For what learns nothing, such as
+    HistEq, any cohort, such as the one to test."""
     out: str
     """The run folder; on storage that all nodes share when there are several."""
     scale: ScaleConfig = field(default_factory=ScaleConfig)

@@ -106,7 +106,7 @@ def test_another_grid_than_the_protocol_s_is_missing(tumour: Cohort, tmp_path: P
     assert [e.name for e in small.experiments()] == ["HistEq"]
     assert small.fitted_on() is tumour
     assert small.evaluation().protocol == "bengs2021"
-    assert small.evaluation().changes()["threshold_rule"] == "meissen_linear"
+    assert small.evaluation().changes()["threshold_rule"] == "none"
     assert any("own grid" in line for line in small.caveats())
 
 

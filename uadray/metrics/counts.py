@@ -1,7 +1,7 @@
 """Histograms of post-processed scores: all that thresholds, metrics and intervals need.
 
 One subject's voxels become two histograms over the 65 536 levels, lesion voxels and healthy ones
-apart. Histograms add up, so a cohort, a part of it or a bootstrap resample is a weighted sum of
+apart. Histograms add up, so a cohort, a part of it or a resample is a weighted sum of
 its subjects, and no voxel is read a second time.
 """
 
@@ -133,7 +133,7 @@ class CohortCounts:
     """(N,) healthy voxels outside the region."""
 
     slice_score: NDArray[np.float32]
-    """(N, Z) in [0, 1]."""
+    """(N, Z) in [0, 1]; or the sum over the slice's brain, see `with_slice_sums`."""
 
     slice_lesion: NDArray[np.bool_]
     """(N, Z) axial slices with lesion."""
@@ -278,6 +278,14 @@ class CohortCounts:
             self.lesion[:, level:].sum(axis=1, dtype=np.float64),
             self.healthy[:, level:].sum(axis=1, dtype=np.float64),
         )
+
+    def with_slice_sums(self, num_brain: NDArray[np.integer]) -> Self:
+        """The same, its slices scored by the sum of their levels instead of the mean.
+
+        Args:
+            num_brain: (N, Z) brain voxels of each slice.
+        """
+        return replace(self, slice_score=(self.slice_score * num_brain).astype(np.float32))
 
 
 def _sparse(counts: NDArray[np.uint32]) -> tuple[NDArray[np.int32], NDArray[np.uint32]]:

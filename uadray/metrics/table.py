@@ -1,6 +1,6 @@
 """The one table of metrics: what each is called, which way is better, and how it is computed.
 
-A new one is one entry; records, the bootstrap, reports, model cards and the papers read it here.
+A new one is one entry; records, intervals, reports, model cards and the papers read it here.
 """
 
 from collections.abc import Callable, Sequence
@@ -17,6 +17,7 @@ from uadray.metrics.counts import TestPart, Threshold
 from uadray.metrics.histograms import Histograms
 from uadray.metrics.inference import Fits, effective_number
 from uadray.metrics.postprocess import MAX_LEVEL, dequantise
+from uadray.metrics.thresholds import best_linear_level
 from uadray.metrics.weighted import weighted_curves
 
 Values = NDArray[np.float64]
@@ -28,19 +29,33 @@ ByMetric = dict[str, Values]
 class Tested:
     """A test part at a frozen threshold, from which metrics are computed.
 
+    Args:
+        part: Of a test part, perhaps after a component filter.
+        threshold: Frozen.
+        searched: The same before that filter, where the best of 100 thresholds is searched; the
+            part itself by default.
+
     Raises:
         TypeError: `part` is not a test part.
         EvaluationError: the threshold belongs to another score range, or was fitted on the part.
     """
 
-    def __init__(self, part: TestPart, threshold: Threshold) -> None:
+    def __init__(
+        self, part: TestPart, threshold: Threshold, searched: TestPart | None = None
+    ) -> None:
         _check(part, threshold)
-        self.part, self.threshold = part, threshold
+        self.part, self.threshold, self._searched = part, threshold, searched or part
 
     @cached_property
     def volume(self) -> Histograms:
         """All voxels of the grid, the background included, over all subjects."""
         return self.part.merged("volume")
+
+    @cached_property
+    def best_of_100(self) -> float:
+        """Dice_D at the best of 100 thresholds, which is searched before any filter."""
+        level = best_linear_level(self._searched.merged("volume"))
+        return float(measures.dice_d(self.part, level))
 
     @cached_property
     def dice_s(self) -> Values:
@@ -221,18 +236,29 @@ METRICS: tuple[Metric, ...] = (
         shows_interval=False,
         brief="Upper\nbound",
     ),
+    Metric(
+        key="dice_best_of_100",
+        head="Dice, best of 100",
+        value=lambda one: one.best_of_100,
+        of_a_prediction=True,
+        note="threshold chosen on the test part before the filter, components dropped once after",
+        shown=False,
+    ),
 )
 """In the order of records and tables."""
 
 BY_KEY = {metric.key: metric for metric in METRICS}
 
 
-def compute_metrics(part: TestPart, threshold: Threshold) -> dict[str, Any]:
+def compute_metrics(
+    part: TestPart, threshold: Threshold, searched: TestPart | None = None
+) -> dict[str, Any]:
     """Everything that is reported of one method on one test part, as JSON values.
 
     Args:
         part: Counts of the test subjects.
         threshold: Fitted on a threshold part with the same score range.
+        searched: Counts before a component filter, see `Tested`.
 
     Returns:
         Each metric by its key (None where it is undefined), the threshold, and what was counted.
@@ -241,7 +267,7 @@ def compute_metrics(part: TestPart, threshold: Threshold) -> dict[str, Any]:
         TypeError: `part` is not a test part.
         EvaluationError: the threshold belongs to another score range, or was fitted on the part.
     """
-    tested = Tested(part, threshold)
+    tested = Tested(part, threshold, searched)
     values = {metric.key: metric.value(tested) for metric in METRICS}
     return {key: None if np.isnan(value) else value for key, value in values.items()} | {
         "threshold": threshold.value,

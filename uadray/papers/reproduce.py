@@ -177,9 +177,13 @@ class Reproduction:
             raise ConfigError(f"{self.study.key}: no cohort is given; see --cohorts and --healthy")
         return self.cohorts[self.roles[0]]
 
-    def evaluation(self) -> EvaluateConfig:
-        """The protocol; phantoms keep all its rules but grid and slices, as recorded changes."""
-        fixed = PROTOCOLS[self.study.protocol]
+    def evaluation(self, protocol: str = "") -> EvaluateConfig:
+        """The protocol; phantoms keep all its rules but grid and slices, as recorded changes.
+
+        Args:
+            protocol: Of an entry that has its own; the study's by default.
+        """
+        fixed = PROTOCOLS[protocol or self.study.protocol]
         shapes = {self.cohorts[role].shape for role in self.roles}
         if fixed.grid is None or shapes <= {fixed.grid}:
             return EvaluateConfig.of(fixed.name)
@@ -207,7 +211,11 @@ class Reproduction:
         cohorts = [self.cohorts[role] for role in self.roles]
         if runs and cohorts:
             insist = config is not None and config.allow_mismatch
-            evaluate_all(runs, cohorts, config=self.evaluation(), allow_mismatch=insist)
+            own = {e.experiment.name: e.protocol for e in self.entries() if e.experiment}
+            for protocol in dict.fromkeys(own.get(run.experiment.name, "") for run in runs):
+                some = [r for r in runs if own.get(r.experiment.name, "") == protocol]
+                config_of = self.evaluation(protocol)
+                evaluate_all(some, cohorts, config=config_of, allow_mismatch=insist)
         return outcomes
 
     def published(self) -> dict[tuple[str, str], Mapping[str, Published]]:

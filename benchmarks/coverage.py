@@ -402,14 +402,14 @@ def page(found: Mapping[str, Mapping[str, Any]]) -> str:
         [[what, *(covered(what, n) for n in sizes)] for what in whats],
     )
     lines = []
-    for measure in found:
-        if not measure.startswith("equal methods, p < .05: "):
+    for what in found:
+        if not what.startswith("equal methods, p < .05: "):
             continue
-        where = measure.partition(": ")[2]
+        where = what.partition(": ")[2]
         lines.append(
             [
                 where,
-                value(measure),
+                value(what),
                 value(f"tables with a wrong verdict: {where}"),
                 *(value(f"a true difference of {gap} shown: {where}") for gap in ("0.05", "0.10")),
             ]

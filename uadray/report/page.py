@@ -27,10 +27,10 @@ from uadray.report.words import Compared, compare_cohort
 from uadray.runs.records import Broken, RunRecord, load_runs
 
 MAX_PLOTS = 16
-"""Most small plots of one kind: the best fit of each experiment, then the highest Dice_D."""
+"""Small plots of one kind at most: the best fit of each experiment, then the highest Dice_D."""
 
 MAX_ERASING = 14
-"""Most experiments whose erasing is shown."""
+"""Maximum number of experiments whose erasing is shown."""
 
 
 def write_report(

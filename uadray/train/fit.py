@@ -55,7 +55,7 @@ class Fit:
     """Samples in each step of an epoch over all workers (`step_sizes`); None where there is one
     worker."""
     micro_batch: int = 0
-    """Maximum number of samples in the network at a time; their gradients add up to that of the batch.
+    """Maximum number of samples in the network at a time; gradients add up to that of the batch.
     0 takes the batch as it is."""
     log: Callable[[list[Metrics]], None] = lambda records: None
     """Keeps the records of all epochs so far; called before each epoch's checkpoint is written, on

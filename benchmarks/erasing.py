@@ -20,12 +20,11 @@ import torch
 from torch import Tensor
 
 from benchmarks.harness import Row, main, on_each_in_turns
-from uadray.config import ErasingConfig
 from uadray.data.erasing import Erasing, erase, erased_boxes, erased_mask, sample_erasing
 from uadray.phantom import make_subject
+from uadray.strategies import BENGS, ErasingConfig
 
 BATCH = 32
-STRATEGIES = ("cube", "multi-cube", "half-volume")
 FILLS = ("zero", "noise")
 SEED = 0
 
@@ -38,7 +37,7 @@ def rows(quick: bool) -> list[Row]:
         volumes = _volumes(2 if quick else 8)
         measured = []
         for ndim, x in ((3, volumes), (2, volumes[:, 32].contiguous())):
-            for strategy in STRATEGIES:
+            for strategy in BENGS:
                 for fill in FILLS:
                     config = ErasingConfig(strategy=strategy, fill=fill)  # type: ignore[arg-type]
                     measured += _measure(config, x, rounds=4 if quick else 60, ndim=ndim)

@@ -30,7 +30,7 @@ from uadray.metrics.counts import CohortCounts, TestPart
 from uadray.metrics.inference import leaving_out
 from uadray.metrics.median import median_filter
 from uadray.metrics.postprocess import MAX_LEVEL, erode_brain
-from uadray.metrics.table import without_each
+from uadray.metrics.table import fits_by_person
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -224,10 +224,10 @@ def intervals(folder: Path, sizes: Sizes) -> list[Row]:
     """All figures without each subject, and the same by pooling voxels for scikit-learn."""
     rows = []
     few = count_many(range(sizes.few), TestPart, sizes.edge)
-    without_each(few, THRESHOLD, leaving_out(few.subjects)[:2])
+    fits_by_person(few, THRESHOLD, leaving_out(few.subjects)[:2])
     for num, part in ((sizes.few, few), (sizes.many, _repeated(few, sizes.many))):
         start = time.perf_counter()
-        without_each(part, THRESHOLD, leaving_out(part.subjects))
+        fits_by_person(part, THRESHOLD, leaving_out(part.subjects))
         rows.append(
             Row("six figures without each subject",
                 time.perf_counter() - start, "s",
@@ -237,7 +237,7 @@ def intervals(folder: Path, sizes: Sizes) -> list[Row]:
     part = count_many(range(num), TestPart, sizes.edge)
     start = time.perf_counter()
     weights = leaving_out(part.subjects)
-    without = without_each(part, THRESHOLD, weights)
+    without = fits_by_person(part, THRESHOLD, weights)
     ours = time.perf_counter() - start
     levels, lesion = load(folder, num, "levels"), load(folder, num, "lesion")
     start = time.perf_counter()
@@ -246,7 +246,7 @@ def intervals(folder: Path, sizes: Sizes) -> list[Row]:
         drawn = np.repeat(np.arange(num), row)
         theirs.append(curves_of(lesion[drawn].ravel(), pooled(levels[drawn])))
     each = (time.perf_counter() - start) / tried
-    same("without each", [without[name][:tried] for name in CURVES], np.transpose(theirs))
+    same("without each", [without[name].values[0, :tried] for name in CURVES], np.transpose(theirs))
     rows.append(
         ratio("curves without each subject", ours, each * len(weights),
               "scikit-learn on their voxels", "",

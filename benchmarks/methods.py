@@ -137,10 +137,10 @@ class Study:
         )
 
 
-def phantoms(out: str, kind: str, count: int, size: int) -> Cohort:
+def phantoms(out: str, kind: str, count: int, size: int, first_seed: int = 0) -> Cohort:
     """A cohort of phantoms of one kind, made once."""
     return prepare_cohort(
-        phantom(kind, count, 0),
+        phantom(kind, count, first_seed),
         files.join(out, f"{kind}.zarr"),
         config=PrepareConfig(shape=(size,) * 3),
         split=SplitConfig(),

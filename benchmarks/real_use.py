@@ -2,23 +2,34 @@
 
     python -m benchmarks.real_use runs/erasing --name erasing-phantom --about "phantoms at 32^3 ..."
 
-    python -m benchmarks.real_use --page     only docs/results.md again, from what is kept
+    python -m benchmarks.real_use --page     only the pages again, from what is kept
 
-Reads the run folders of an evaluated sweep and writes `results/real-NAME.json` and docs/results.md:
-every experiment with its seeds and intervals, and the paired differences that the paper's claims
-are about. Nothing is fitted here.
+Reads the run folders of an evaluated sweep and writes `results/real-NAME.json`, docs/results.md and
+the table of claims in README.md: every experiment with its seeds and intervals, paired differences,
+and what they say of the papers' claims. Nothing is fitted here.
 """
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import tyro
 
+from benchmarks.claims import cohort_table, measured, results_table, write_readme
 from benchmarks.harness import RESULTS, circumstances, print_table, render, write_page
-from uadray.config import BENGS_TABLE_1
-from uadray.report.compare import Comparison, Series, compare, correct, series_of
+from uadray.config import BENGS_TABLE_1, experiment
+from uadray.metrics.inference import LEVEL, can_reject
+from uadray.papers.verdicts import UNTESTED
+from uadray.report.compare import (
+    SAME,
+    TOO_FEW,
+    Comparison,
+    Series,
+    compare,
+    correct,
+    series_of,
+)
 from uadray.report.rows import CohortRows, group_by_cohort
 from uadray.runs.records import RunRecord, load_runs
 from uadray.runs.settings import settings_of
@@ -27,9 +38,6 @@ PAGE = "results.md"
 
 FIGURES = ("dice_d", "dice_s_mean", "auprc")
 """Figures that are kept of each experiment."""
-
-_AS_3D = {"Patch": "Cube", "Multi-Patch": "Multi-Cube", "Half-Slice": "Half-Volume"}
-"""Names of the erasing strategies in 2D, and in 3D."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,7 +59,7 @@ class RealUse:
 def main() -> None:
     job = tyro.cli(RealUse, description=__doc__)
     if job.page:
-        write_page(PAGE, page(kept()))
+        write_pages()
         return
     if not (job.sweep and job.name and job.about):
         raise SystemExit("give the sweep's folder, --name and --about, or --page")
@@ -67,7 +75,14 @@ def main() -> None:
             json.dumps(content | {"about": job.about, "cohorts": results}, indent=1) + "\n"
         )
         print(f"benchmarks/results/{path.name}")
-        write_page(PAGE, page(kept()))
+        write_pages()
+
+
+def write_pages() -> None:
+    """Write docs/results.md and the table of claims in README.md, from what is kept."""
+    sweeps = kept()
+    write_page(PAGE, page(sweeps))
+    write_readme(sweeps)
 
 
 def cohort_result(group: CohortRows) -> dict[str, Any]:
@@ -100,6 +115,7 @@ def cohort_result(group: CohortRows) -> dict[str, Any]:
         "differences": {
             head: _differences(comparison) for head, comparison in pairs.items() if comparison
         },
+        "claims": measured(series),
     }
 
 
@@ -211,11 +227,8 @@ def _without_erasing(name: str) -> str | None:
 def _in_2d(name: str) -> str | None:
     if name not in BENGS_TABLE_1 or not name.startswith("3D"):
         return None
-    strategy = name.removeprefix("3D-")
-    for flat_name, solid in _AS_3D.items():
-        if strategy.startswith(f"{solid}-"):
-            return f"2D-{flat_name}-{strategy.rsplit('-', 1)[1]}"
-    return "2D-None"
+    one = experiment(name)
+    return replace(one, method=experiment("2D-None").method).name
 
 
 def _label(series: Series) -> str:
@@ -280,12 +293,13 @@ def page(results: Sequence[dict[str, Any]]) -> str:
             one
             | {
                 "data": data,
+                "is_old": any("claims" not in cohort for cohort in one["cohorts"]),
                 "settings": settings.strip(),
                 "endings": ", ".join(f"{number} {how}" for how, number in one["ended"].items()),
                 "cohorts": [_with_cells(cohort) for cohort in one["cohorts"]],
             }
         )
-    return render(PAGE, sweeps=sweeps)
+    return render(PAGE, sweeps=sweeps, claims=results_table(results))
 
 
 def _with_cells(cohort: dict[str, Any]) -> dict[str, Any]:
@@ -311,14 +325,28 @@ def _with_cells(cohort: dict[str, Any]) -> dict[str, Any]:
                     ),
                     "" if one["holm_p"] is None else f"{one['holm_p']:.3f}",
                     _span(one["over_seeds_dice_d"]),
-                    one["verdict"],
+                    _kept_verdict(one, len(differences)),
                 ]
                 for one in differences
             ],
         )
         for what, differences in cohort["differences"].items()
     ]
-    return cohort | {"rows": rows, "pairs": pairs}
+    return cohort | {"rows": rows, "pairs": pairs, "claims": cohort_table(cohort)}
+
+
+def _kept_verdict(one: dict[str, Any], num: int) -> str:
+    """What may be said of a kept difference.
+
+    Earlier versions kept a p of Dice_S over subjects (Wilcoxon), which knows nothing of seeds: it
+    can leave a difference open, and cannot show one.
+    """
+    if "wilcoxon_p" not in one:
+        return str(one["verdict"])
+    if not can_reject(one["num_subjects"], num):
+        return TOO_FEW
+    p = one["holm_p"]
+    return SAME if p is not None and p >= LEVEL else UNTESTED
 
 
 def _interval(figure: dict[str, Any] | None, value: str, sign: str) -> str:

@@ -31,6 +31,7 @@ from uadray.evaluation.protocols import PROTOCOLS, EvaluateConfig
 from uadray.progress import Progress
 from uadray.report import terminal_table
 from uadray.report.rows import findable_on, notes_on
+from uadray.report.terminal import protocol_figures
 from uadray.runs.records import Broken, find_runs, load_runs
 from uadray.store import open_cohort
 
@@ -95,6 +96,8 @@ def main() -> int:
     console = Console()
     for cohort in cohorts:
         console.print(terminal_table(records, cohort.name, width=console.width))
+        for line in protocol_figures(records, cohort.name):
+            print(line)
         print(f"scores and figures are in the run folders, under evaluation/{cohort.name}.json")
         for sentence in findable_on(records, cohort.name):
             print(sentence)

@@ -83,9 +83,11 @@ class Files(Job):
     """Such as T1w or FLAIR."""
     size: int | None = None
     """Short for --shape SIZE SIZE SIZE."""
-    grid: Literal["none", "baur2018", "meissen2021-I", "meissen2021-II"] = "none"
-    """The grid of an evaluation protocol: short for its --shape, extent and other flags, of which
-    those that are given beside it hold instead."""
+    grid: Literal["none", "baur2018", "meissen2021-I", "meissen2021-II", "meissen2021-study"] = (
+        "none"
+    )
+    """The preparation of an evaluation protocol: short for its grid and its other flags, of which
+    those that are given beside it hold instead. All lesioned subjects are tested."""
     lesions: str = ""
     """Folder of real lesion masks: healthy scans get semi-synthetic lesions of their shapes, see
     --lesion-kind and --contrast."""
@@ -183,7 +185,7 @@ def spelled_out(args: Sequence[str]) -> list[str]:
         # Settings are checked as a whole while they are parsed.
         args += ["--shape", *[args[args.index("--size") + 1]] * 3]
     if "--grid" in args[:-1] and (protocol := PROTOCOLS.get(args[args.index("--grid") + 1])):
-        args += _beside(args, shlex.split(protocol.prepare))
+        args += _beside(args, shlex.split(f"{protocol.prepare} {protocol.split}"))
     return args
 
 

@@ -9,10 +9,11 @@ r"""Make tables and figures of the papers again, and set ours beside theirs.
 
 Papers: {known}.
 
-It says first what is there and what is missing: cohorts, methods, runs; --dry-run stops there. What
-is missing is run as one sweep and evaluated under the paper's protocol; the same command again goes
-on where it was cut short. The report says where our data is not theirs. Without cohorts, the scales
-smoke and phantom make phantoms. Exit code 3: some of it could not be made; it is listed.
+It says first what is there and what is missing: cohorts, methods, runs; --dry-run stops there.
+What is missing is run as one sweep and evaluated under the paper's protocol; the same command again
+goes on where it was cut short. Each row of ours is printed with its differences from the paper's.
+Without cohorts, the scales smoke and phantom make phantoms. Exit code 3: some of it could not be
+made; it is listed.
 """
 
 import sys
@@ -24,10 +25,12 @@ from rich.console import Console
 from uadray import cli, files
 from uadray.errors import ConfigError
 from uadray.papers import PAPERS
+from uadray.papers.figures import draw
 from uadray.papers.phantoms import make_phantoms
 from uadray.papers.reproduce import SCALES, Reproduction, ScaleName
 from uadray.papers.tables import (
     caveats_text,
+    claims_table,
     figures_table,
     state_table,
     statistics_table,
@@ -134,7 +137,12 @@ def show(one: Reproduction, runs: list[str], console: Console) -> bool:
     files.write_json(f"{stem}.json", one.record())
     files.write_bytes(f"{stem}-beside.md", to_markdown(one).encode())
     print(f"ours beside theirs: {stem}-beside.md and {stem}.json")
+    if (drawn := draw(one)) is not None:
+        files.write_bytes(f"{stem}.svg", drawn)
+        print(f"figure: {stem}.svg")
     if runs:
+        if (claims := claims_table(one, runs)) is not None:
+            console.print(claims)
         page = write_report(runs, f"{stem}.html", title=title(one), published=one.published())
         print(f"report: {page}")
     return not one.missing()

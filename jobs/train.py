@@ -9,6 +9,8 @@
 Experiments: {known};
 any n in PCA-n; 3D-NAME, such as 3D-sVAE, takes volumes; NAME-Patch-n and 3D-NAME-Cube-n erase.
 
+Values of --erasing.strategy: {strategies}.
+
 The same command again goes on from the newest checkpoint; a finished run is left as it is.
 """
 
@@ -23,6 +25,7 @@ from uadray import cli
 from uadray.config import BASELINES, BENGS_TABLE_1, OTHERS, Experiment, experiment, learns
 from uadray.progress import Progress
 from uadray.store import open_cohort
+from uadray.strategies import keys
 from uadray.train.group import ScaleConfig
 from uadray.train.job import fit
 from uadray.train.summary import format_metrics
@@ -36,7 +39,8 @@ class Train:
     experiment: Annotated[Experiment, tyro.conf.arg(name="")]
     """The experiment's settings, with the defaults of its name."""
     cohort: str
-    """A sealed healthy cohort; a local path or an fsspec URL."""
+    """A sealed healthy cohort; a local path or an fsspec URL. For what learns nothing, such as
+    HistEq, any cohort, such as the one to test."""
     out: str
     """The run folder; on storage that all nodes share when there are several."""
     scale: ScaleConfig = field(default_factory=ScaleConfig)
@@ -48,6 +52,7 @@ class Train:
 def main() -> None:
     known = ", ".join((*BENGS_TABLE_1, *BASELINES, *OTHERS))
     description = (__doc__ or "").replace("{known}", known)
+    description = description.replace("{strategies}", ", ".join(keys()))
     args = sys.argv[1:]
     if not args or args[0].startswith("-"):
         print(description)

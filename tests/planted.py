@@ -7,7 +7,7 @@ from torch import Tensor
 
 from uadray import random
 from uadray.methods import GradientDetector
-from uadray.methods.base import slices_as_batch
+from uadray.methods.base import Masked, slices_as_batch
 
 SHAPE = (8, 16, 16)
 """(Z, Y, X) of every volume."""
@@ -77,5 +77,6 @@ def fit_few(detector: GradientDetector, *, epochs: int, rate: float = 3e-3) -> l
         parameter.requires_grad_(True)
     detector.eval()
     with torch.no_grad():
-        detector.calibrate([brains(2, seed=50)], lambda tensor: tensor)
+        healthy = brains(2, seed=50)
+        detector.calibrate([Masked(healthy, healthy[:, 0] > 0)], lambda tensor: tensor)
     return losses

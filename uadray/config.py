@@ -17,6 +17,7 @@ from typing import Any, Literal
 from uadray.errors import ConfigError
 from uadray.methods import NAMED, PCA, Learned, MethodSettings, detector_type
 from uadray.methods.settings import check, check_finite, check_limits
+from uadray.strategies import BENGS, NONE, STRATEGIES, ErasingConfig
 
 __all__ = [
     "BASELINES",
@@ -33,42 +34,6 @@ __all__ = [
     "to_json",
     "with_fit",
 ]
-
-
-@dataclass(frozen=True, kw_only=True)
-class ErasingConfig:
-    """Spatial erasing of the input; the target stays clean (Bengs 2021, section 2.2)."""
-
-    strategy: Literal["none", "cube", "multi-cube", "half-volume"] = "none"
-    """`cube` is the paper's patch in 2D, `half-volume` its half-slice."""
-    fill: Literal["zero", "noise"] = "noise"
-    """What erased voxels become: 0, or values drawn from the image's own brain intensities."""
-    probability: float = 0.5
-    """Share of the samples that are erased (Bengs 2021, section 2.2)."""
-    min_share: float = 0.01
-    """Smallest erased share of the input's voxels, before clipping at the border (cube, multi)."""
-    max_share: float = 0.25
-    """Largest erased share of the input's voxels (cube, multi)."""
-    max_regions: int = 10
-    """Most regions of multi-cube."""
-    max_slices_share: float = 0.5
-    """Most successive axial slices of half-volume as a share of all: 32 of the paper's 64."""
-
-    def __post_init__(self) -> None:
-        check_finite(self, "erasing.")
-        check_limits(
-            self,
-            "erasing.",
-            probability="in [0, 1]",
-            max_regions=">= 1",
-            max_slices_share="in (0, 1]",
-        )
-        check(
-            0 < self.min_share <= self.max_share <= 1,
-            "erasing.min_share and max_share",
-            "0 < min_share <= max_share <= 1",
-            (self.min_share, self.max_share),
-        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,22 +107,21 @@ class Experiment:
         check(bottleneck >= 1, "method.bottleneck", ">= 1", bottleneck)
         betas = getattr(self.method, "betas", (0.0, 0.0))
         check(all(0 <= beta < 1 for beta in betas), "method.betas", "in [0, 1)", betas)
-        if self.erasing.strategy != "none" and not getattr(self.method, "erases", False):
+        if self.erasing.strategy != NONE and not getattr(self.method, "erases", False):
             raise ConfigError(
                 f"erasing.strategy is {self.erasing.strategy!r}, but {self.method.type_name()} "
-                "does not learn from erased input: set it to 'none'"
+                f"does not learn from erased input: set it to {NONE!r}"
             )
 
     @property
     def name(self) -> str:
         """The paper's name, such as `3D-Cube-n`, `sVAE`, `3D-sVAE-Cube-n`, `HistEq` or `PCA-16`."""
-        method, strategy = self.method, self.erasing.strategy
+        method = self.method
         if not isinstance(method, Learned):
             return method.label
         erased = []
-        if strategy != "none":
-            fill = "n" if self.erasing.fill == "noise" else "0"
-            erased = [_LABELS[method.ndim][strategy], fill]
+        if (strategy := STRATEGIES.get(self.erasing.strategy)) is not None:
+            erased = [strategy.names[method.ndim], _FILLS[self.erasing.fill]]
         if not method.label:
             return "-".join([f"{method.ndim}D", *(erased or ["None"])])
         return "-".join([*(["3D"] if method.ndim == 3 else []), method.label, *erased])
@@ -169,21 +133,17 @@ class Experiment:
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-_LABELS: dict[int, dict[str, str]] = {
-    2: {"cube": "Patch", "multi-cube": "Multi-Patch", "half-volume": "Half-Slice"},
-    3: {"cube": "Cube", "multi-cube": "Multi-Cube", "half-volume": "Half-Volume"},
-}
+_FILLS: dict[Literal["zero", "noise"], str] = {"zero": "0", "noise": "n"}
+"""How erased voxels are filled, as names of experiments end."""
 
-BENGS_TABLE_1 = tuple(
-    name
-    for label in ("None", *_LABELS[3])
-    for fill in ("", "0", "n")
-    if (label == "None") == (fill == "")
-    for name in (
-        [f"{d}D-None" for d in (2, 3)]
-        if label == "None"
-        else [f"{d}D-{_LABELS[d][label]}-{fill}" for d in (2, 3)]
-    )
+BENGS_TABLE_1 = (
+    *("2D-None", "3D-None"),
+    *(
+        f"{ndim}D-{STRATEGIES[key].names[ndim]}-{letter}"
+        for key in BENGS
+        for letter in _FILLS.values()
+        for ndim in (2, 3)
+    ),
 )
 """The fourteen configurations of Bengs 2021, table 1."""
 
@@ -222,12 +182,12 @@ def experiment(name: str) -> Experiment:
     raise ConfigError(f"no experiment is named {name!r}; known are {known} (any n in PCA-n)")
 
 
-def _endings(ndim: int) -> dict[str, ErasingConfig]:
+def _endings(ndim: Literal[2, 3]) -> dict[str, ErasingConfig]:
     """Ends of a name, by how it erases."""
     erasing = {
-        f"-{label}-{letter}": ErasingConfig(strategy=strategy, fill=fill)  # type: ignore[arg-type]
-        for strategy, label in _LABELS[ndim].items()
-        for letter, fill in (("0", "zero"), ("n", "noise"))
+        f"-{one.names[ndim]}-{letter}": ErasingConfig(strategy=key, fill=fill)
+        for key, one in STRATEGIES.items()
+        for fill, letter in _FILLS.items()
     }
     return {"": ErasingConfig(), "-None": ErasingConfig(), **erasing}
 
@@ -238,9 +198,17 @@ def learns(what: Experiment) -> bool:
 
 
 def to_json(value: Any) -> Any:
-    """A dataclass as a JSON value; settings of a method carry its class as `type`."""
+    """A dataclass as a JSON value; settings of a method carry its class as `type`.
+
+    A field that came later (`uadray.strategies.ADDED`) is left out at its default, so that what
+    was written before is written again to the letter.
+    """
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        fields = {f.name: to_json(getattr(value, f.name)) for f in dataclasses.fields(value)}
+        fields = {
+            f.name: to_json(getattr(value, f.name))
+            for f in dataclasses.fields(value)
+            if not (f.metadata.get("added") and getattr(value, f.name) == f.default)
+        }
         kind = {"type": value.type_name()} if isinstance(value, MethodSettings) else {}
         return kind | fields
     if isinstance(value, (list, tuple)):

@@ -1,3 +1,4 @@
+import hashlib
 import subprocess
 import sys
 from pathlib import Path
@@ -10,13 +11,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from uadray import random
-from uadray.config import ErasingConfig
+from uadray import random, strategies
 from uadray.data import erasing
-from uadray.data.erasing import columns_left, erase, erased_boxes, erased_mask, sample_erasing
+from uadray.data.erasing import (
+    ErasedShares,
+    columns_left,
+    erase,
+    erased_boxes,
+    erased_counts,
+    erased_mask,
+    sample_erasing,
+)
+from uadray.strategies import ErasingConfig
 
 SHAPES = {2: (24, 20), 3: (16, 24, 20)}
-STRATEGIES = ["cube", "multi-cube", "half-volume"]
+STRATEGIES = list(strategies.STRATEGIES)
 FILLS = ["zero", "noise"]
 DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
 
@@ -432,3 +441,99 @@ def test_2d_and_3d_of_the_paper_have_its_limits() -> None:
         inner = ((box[:, 0, :, 0] > 0) & (box[:, 0, :, 1] < 64)).all(1)
         assert 0.01 <= share[inner].min() < 0.013
         assert 0.23 < share.max() <= 0.25
+
+
+PINNED = (
+    ("cube", "zero", 2, "86620c0fb87d21e9"),
+    ("cube", "zero", 3, "3100061f8d36d7b0"),
+    ("cube", "noise", 2, "5a10167817e22d49"),
+    ("cube", "noise", 3, "a1fe64cb57926954"),
+    ("multi-cube", "zero", 2, "569b75761188bc14"),
+    ("multi-cube", "zero", 3, "bcd482bbebca87d2"),
+    ("multi-cube", "noise", 2, "a336d028bd898d84"),
+    ("multi-cube", "noise", 3, "a1e412db0059bec8"),
+    ("half-volume", "zero", 2, "a6e0ed8bec18af98"),
+    ("half-volume", "zero", 3, "29294c6ae49d8cbe"),
+    ("half-volume", "noise", 2, "67051cb8245d3d2e"),
+    ("half-volume", "noise", 3, "a3807d2c79774524"),
+)
+"""Digests of what fits that exist were given; other bits would make them unrepeatable."""
+
+
+@pytest.mark.parametrize(("strategy", "fill", "ndim", "digest"), PINNED)
+def test_the_bits_of_every_strategy_stay(strategy: str, fill: str, ndim: int, digest: str) -> None:
+    shape, config = SHAPES[ndim], ErasingConfig(strategy=strategy, fill=fill)  # type: ignore[arg-type]
+    axes = np.meshgrid(*[np.arange(n) for n in shape], indexing="ij")
+    inside = sum(((2 * a + 1 - n) / n) ** 2 for a, n in zip(axes, shape, strict=True)) < 0.8
+    tissue = (np.arange(50 * inside.size).reshape(50, *shape) * 7919 % 251 + 1) / 256
+    x, ids = torch.from_numpy((tissue * inside).astype(np.float16)), torch.arange(50) * 3 + 1
+    where = sample_erasing(config, ids, seed=7, epoch=2, spatial=shape)
+    found = hashlib.sha256()
+    right = np.zeros(0) if where.right is None else where.right
+    for part in (where.erased, where.regions_BRD2, right):
+        found.update(np.ascontiguousarray(part).tobytes())
+    found.update(erase(x, where, config, ids, seed=7, epoch=2).numpy().tobytes())
+    assert found.hexdigest()[:16] == digest
+
+
+@pytest.mark.parametrize("on_device", [False, True])
+@pytest.mark.parametrize("ndim", [2, 3])
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_counts_are_those_of_the_mask(
+    strategy: str, ndim: int, on_device: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, x = ErasingConfig(strategy=strategy, min_share=0.001), brains(60, ndim)
+    x[7] = 0  # a sample without brain
+    where = sample_erasing(config, torch.arange(60), seed=0, epoch=0, spatial=SHAPES[ndim])
+    if on_device:
+        monkeypatch.setattr(erasing, "_count", erasing._count_on_device)
+    mask, brain = (a.reshape(60, -1) for a in (erased_mask(x, where), (x > 0).numpy()))
+    both = (mask & brain).sum(1)
+    samples, share, brain_share, no_brain = erased_counts(x, where).tolist()
+    assert samples == where.erased.sum()
+    assert share == pytest.approx(mask.mean(1).sum(), rel=1e-12)
+    assert brain_share == pytest.approx((both / brain.sum(1).clip(1)).sum(), rel=1e-12)
+    assert no_brain == (where.erased & (both == 0)).sum()
+    found = ErasedShares.of([samples, share, brain_share, no_brain])
+    assert found is not None
+    assert found.share == pytest.approx(mask[where.erased].mean(), rel=1e-12)
+    assert ErasedShares.of([0, 0, 0, 0]) is None
+
+
+@pytest.mark.parametrize(
+    ("ndim", "border", "share"),
+    [(2, "clip", 0.106), (3, "clip", 0.0835), (2, "shift", 0.13), (3, "shift", 0.13)],
+)
+def test_the_realised_share_of_one_box(ndim: int, border: str, share: float) -> None:
+    """Clipping takes the factor (1 - side/4)^D on average, so that it takes more in 3D."""
+    config = ErasingConfig(strategy="cube", probability=1, border=border)  # type: ignore[arg-type]
+    shape = (64,) * ndim
+    where = sample_erasing(config, torch.arange(20_000), seed=0, epoch=0, spatial=shape)
+    sides = where.regions_BRD2[:, 0, :, 1] - where.regions_BRD2[:, 0, :, 0]
+    shares = sides.prod(1) / 64**ndim
+    assert shares.mean() == pytest.approx(share, abs=0.0015)
+    assert strategies.STRATEGIES["cube"].nominal(config, shape) == pytest.approx(0.13)
+    if border == "shift":
+        assert shares.min() >= config.min_share
+
+
+@pytest.mark.parametrize("strategy", ["cube", "multi-cube"])
+def test_shifting_moves_only_boxes_that_would_be_clipped(strategy: str) -> None:
+    clip, shift = (
+        sample_erasing(
+            ErasingConfig(strategy=strategy, border=border),  # type: ignore[arg-type]
+            torch.arange(2000),
+            seed=0,
+            epoch=0,
+            spatial=(24, 20),
+        )
+        for border in ("clip", "shift")
+    )
+    assert (clip.erased == shift.erased).all()
+    kept, moved = clip.regions_BRD2, shift.regions_BRD2
+    assert (moved >= 0).all()
+    assert (moved[..., 1] <= (24, 20)).all()
+    inside = ((kept[..., 0] > 0) & (kept[..., 1] < (24, 20))).all(-1)
+    assert inside.any()
+    assert (kept[inside] == moved[inside]).all()
+    assert ((moved[..., 1] - moved[..., 0]) >= (kept[..., 1] - kept[..., 0])).all()

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from uadray.config import Experiment, experiment
 from uadray.data.batch import Batch
+from uadray.data.erasing import erased_mask, sample_erasing
 from uadray.data.sampling import epoch_groups, slice_order
 from uadray.errors import UadrayError
 from uadray.methods import GradientDetector, Learned, build
@@ -346,6 +347,29 @@ def test_erasing_changes_the_input_and_never_the_target(
     else:
         # Half of the samples are erased; some boxes and sides hold no brain.
         assert 0.15 * total < changed < 0.75 * total
+
+
+@pytest.mark.parametrize("ndim", [2, 3])
+def test_each_epoch_records_what_it_erased(cohort: Cohort, tmp_path: Path, ndim: int) -> None:
+    experiment = tiny_vae(ndim, strategy="multi-cube", epochs=2, batch_size=7)
+    _, records = fit(experiment, cohort, tmp_path, detector=Spy())
+    for epoch, record in enumerate(records):
+        erased, no_brain, shares, of_brain = 0, 0, [], []
+        for batch in train_batches(cohort, experiment)(epoch):
+            spatial = tuple(batch.images.shape[1:])
+            where = sample_erasing(
+                experiment.erasing, batch.ids, seed=0, epoch=epoch, spatial=spatial
+            )
+            mask, brain = erased_mask(batch.images, where), (batch.images > 0).numpy()
+            for one in np.flatnonzero(where.erased):
+                both = int((mask[one] & brain[one]).sum())
+                shares.append(mask[one].mean())
+                of_brain.append(both / brain[one].sum())
+                erased, no_brain = erased + 1, no_brain + (both == 0)
+        assert record["erasing/samples"] == erased > 0
+        assert record["erasing/share"] == pytest.approx(np.mean(shares), rel=1e-9)
+        assert record["erasing/brain_share"] == pytest.approx(np.mean(of_brain), rel=1e-9)
+        assert record["erasing/no_brain"] == pytest.approx(no_brain / erased, rel=1e-9)
 
 
 def test_noise_belongs_to_the_sample_and_the_epoch(cohort: Cohort, tmp_path: Path) -> None:

@@ -170,7 +170,7 @@ class Phased(Game):
             self.seen.append(self.phase)
         return super().train(mode)
 
-    def held_out_error(self, x_BCZYX: Tensor) -> Tensor:
+    def held_out_error(self, x_BCZYX: Tensor, brain_BZYX: Tensor) -> Tensor:
         assert self.phase == "two"
         self._calls += 1
         return torch.tensor([self._errors[self._calls - 1], 1], dtype=torch.float64)

@@ -7,6 +7,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from team import Team
@@ -194,6 +195,27 @@ def test_a_collapsed_latent_is_warned_of(
         assert warnings == []
     line = format_metrics(records[-1])
     assert f"{records[-1]['train/active_units']} latent units active, " in line
+
+
+def test_the_summary_has_nominal_and_realised_shares(images: Tensor, tmp_path: Path) -> None:
+    experiment = tiny_vae(3, strategy="cube", epochs=3)
+    run = Run(
+        url=str(tmp_path),
+        experiment=experiment,
+        cohort_url="",
+        cohort_fingerprint="0",
+        shape=SHAPE,
+    )
+    _, records = fit_arrays(experiment, images, tmp_path / "fit", log=run.write_metrics)
+    found = summarise(run)["erasing"]
+    samples = [record["erasing/samples"] for record in records]
+    assert found["samples"] == sum(samples)
+    assert found["nominal_share"] == pytest.approx(0.13)
+    for key in ("share", "brain_share", "no_brain"):
+        mean = np.average([record[f"erasing/{key}"] for record in records], weights=samples)
+        assert found[key] == pytest.approx(mean)
+    run.write_metrics([{k: v for k, v in r.items() if "erasing" not in k} for r in records])
+    assert summarise(run)["erasing"] is None, "of an earlier version"
 
 
 def test_waiting_for_data_is_told_apart(images: Tensor, tmp_path: Path) -> None:

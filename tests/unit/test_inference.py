@@ -14,7 +14,7 @@ from uadray.metrics import inference, measures, thresholds
 from uadray.metrics.counts import TestPart, Threshold, ThresholdPart
 from uadray.metrics.histograms import Histograms
 from uadray.metrics.inference import Fits, difference, interval, leaving_out
-from uadray.metrics.table import at_thresholds, compute_metrics, without_each
+from uadray.metrics.table import at_thresholds, compute_metrics, fits_by_person
 from uadray.metrics.weighted import CURVES, weighted_curves
 
 NAMES = ["dice_d", "dice_s_mean", "auprc", "auroc", "upper_bound_dice", "slice_auprc"]
@@ -56,13 +56,13 @@ class TestLeavingOut:
         monkeypatch.setattr("uadray.metrics.weighted._AT_ONCE", at_once)
         subjects = noisier(random_cohort(7, seed=0), seed=1)
         people = ["a", "b", "a", "c", "d", "b", "e"]
-        found = without_each(count(TestPart, subjects), threshold, leaving_out(people))
+        found = fits_by_person(count(TestPart, subjects), threshold, leaving_out(people))
         assert set(found) == set(NAMES)
         for place, left_out in enumerate([None, *"abcde"]):
             kept = [v for v, person in zip(subjects, people, strict=True) if person != left_out]
             expected = compute_metrics(count(TestPart, kept), threshold)
             for name in NAMES:
-                assert found[name][place] == pytest.approx(expected[name], abs=1e-12)
+                assert found[name].values[0, place] == pytest.approx(expected[name], abs=1e-12)
 
     def test_effective_number(self):
         assert inference.effective_number(np.full(7, 3.0)) == pytest.approx(7)
@@ -108,8 +108,8 @@ class TestInterval:
             ("by scan", many, [str(n) for n in range(24)]),
         ):
             part = count(TestPart, subjects)
-            values = without_each(part, threshold, leaving_out(people))["dice_d"]
-            found[name] = interval(Fits(values=values[None], limits=(0.0, 1.0)))
+            fits = fits_by_person(part, threshold, leaving_out(people))["dice_s_mean"]
+            found[name] = interval(fits)
         assert found["by person"] == pytest.approx(found["once"])
         widths = {name: high - low for name, (low, high) in found.items()}
         assert widths["by scan"] < 0.6 * widths["by person"]
@@ -163,8 +163,8 @@ class TestInterval:
         ill, *others = random_cohort(8, seed=2)
         healthy = [v._replace(lesion=np.zeros_like(v.lesion)) for v in others]
         part = count(TestPart, [ill, *healthy])
-        for values in without_each(part, threshold, leaving_out(part.subjects)).values():
-            assert interval(Fits(values=values[None], limits=(0.0, 1.0))) is None
+        for fits in fits_by_person(part, threshold, leaving_out(part.subjects)).values():
+            assert interval(fits) is None
 
 
 def dice_fits(counts: np.ndarray) -> Fits:

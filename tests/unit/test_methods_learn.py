@@ -18,7 +18,7 @@ from uadray import random
 from uadray.config import Experiment
 from uadray.data.batch import Batch
 from uadray.methods import GradientDetector, build
-from uadray.methods.base import slices_as_batch
+from uadray.methods.base import Masked, slices_as_batch
 from uadray.runs.checkpoint import CheckpointStore
 from uadray.train.fit import Fit
 from uadray.train.steps import Metrics
@@ -55,7 +55,8 @@ def calibrated(what: Experiment, images: Tensor) -> GradientDetector:
     detector = fresh(what).eval()
     if detector.calibrates:
         with torch.no_grad():
-            detector.calibrate([images[:4].float()[:, None]], lambda tensor: tensor)
+            healthy = images[:4].float()
+            detector.calibrate([Masked(healthy[:, None], healthy > 0)], lambda tensor: tensor)
     return detector
 
 

@@ -17,6 +17,48 @@ def paper(real_data: Path, name: str) -> str:
     return path.read_text()
 
 
+PRINTED = {
+    ("bengs2021", "table-1"): 2 * 14 * 4,
+    ("bengs2021", "table-2"): 4 * 4,
+    ("baur2018", "table-1"): 8 * 4,
+    ("meissen2021", "table-2"): 7 * 3 + 6 * 3 - 1,
+    ("meissen2021", "table-3"): 2 * 3,
+    ("meissen2021", "table-4-I"): 4 * 3,
+    ("meissen2021", "table-4-II"): 4 * 3,
+}
+"""Figures in the papers' tables, counted there: rows times columns, deviations included. Of SSAE
+table 2 of Meissen 2021 has two figures of the first cohort, and none of the second."""
+
+
+@pytest.mark.parametrize(("key", "table"), PRINTED)
+def test_no_figure_of_a_table_is_left_out(key: str, table: str) -> None:
+    published = [p for e in PAPERS[key].study(table).entries for p in e.published.values()]
+    assert len(published) + sum(p.deviation is not None for p in published) == PRINTED[key, table]
+
+
+def test_all_tables_are_counted() -> None:
+    ours = {(k, s.key) for k, p in PAPERS.items() for s in p.studies if s.key.startswith("table")}
+    assert ours == {*PRINTED, ("meissen2021", "table-1")}
+    statistics = MEISSEN_2021.study("table-1").statistics
+    assert len(statistics) == 4
+
+
+def test_each_figure_that_meissen_prints_is_there(real_data: Path) -> None:
+    """Counted in the paper's text, not in our list."""
+    text = paper(real_data, "meissen2021").replace("<b>", "").replace("</b>", "")
+    rows = [line.split("\t") for line in text.splitlines() if "\t" in line]
+    figures = [c for row in rows for c in row[1:] if re.fullmatch(r"[\d.]+", c)]
+    ours = [
+        f"{p.value:g}"
+        for study in MEISSEN_2021.studies
+        for e in study.entries
+        for p in e.published.values()
+    ]
+    for one in MEISSEN_2021.study("table-1").statistics:
+        ours += [f"{one.components_per_scan:g}", f"{one.voxels_per_component:g}"]
+    assert sorted(ours, key=float) == sorted((f"{float(c):g}" for c in figures), key=float)
+
+
 def test_bengs_tables_are_as_printed(real_data: Path) -> None:
     text = paper(real_data, "bengs2021")
     row = re.compile(r"^([23]D-\S+) (?:(T1|T1ce) )?([\d.]+) ([\d.]+) ± ([\d.]+) ([\d.]+)$", re.M)

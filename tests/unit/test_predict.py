@@ -222,8 +222,10 @@ def test_a_reconstruction_lies_on_the_scan(tmp_path: Path, run: Run) -> None:
 def test_a_reconstruction_is_searched_for_once(tmp_path, run, monkeypatch) -> None:
     model = open_model(finished_run(tmp_path / "mean", _fitted_on(run), "MeanImage").url)
     calls, kind = [], type(model.detector)
-    plain = kind.reconstruct
-    monkeypatch.setattr(kind, "reconstruct", lambda self, x: calls.append(1) or plain(self, x))
+    plain = kind.reconstruct_within
+    monkeypatch.setattr(
+        kind, "reconstruct_within", lambda self, x, m: calls.append(1) or plain(self, x, m)
+    )
     path = write_head(tmp_path / "a_T1w.nii.gz", 41)
     for _ in range(2):
         predict_scan(model, scan_of(path), PredictConfig(map_only=True))

@@ -26,7 +26,7 @@ WITH_GRID = [name for name, protocol in PROTOCOLS.items() if protocol.grid]
 def test_each_names_a_rule_and_metrics_that_exist(name):
     protocol = PROTOCOLS[name]
     assert protocol.name == name
-    assert protocol.threshold_rule in thresholds.RULES
+    assert protocol.threshold_rule in {thresholds.NONE, *thresholds.RULES}
     known = set(BY_KEY)
     assert set(protocol.metrics) <= known
     assert re.search(r"(Bengs|Baur|Meissen) 20\d\d, section", protocol.source)
@@ -90,7 +90,29 @@ def test_meissen_takes_the_slices_of_the_paper(name, slices, plane):
     assert config.fixed.grid[1:] == plane
     assert config.components == ComponentConfig(max_size=20, connectivity=26, fit_after=False)
     assert config.postprocess == PostprocessConfig(erosion_iterations=0, median_size=1)
-    assert "upper_bound_dice" in config.fixed.metrics
+    assert "dice_best_of_100" in config.fixed.metrics
+    assert config.threshold_rule == "none"
+    made = prepared(config.fixed.prepare)
+    # Nothing ties the brightest voxels; the mask is cut at 1 mm, and then voxels are taken.
+    assert (made.percentiles, made.mask_threshold, made.resize) == ((0, 100), 0.9, "nearest")
+    assert (made.skull_strip, made.register) == ("robex-if-needed", "mni152")
+    assert made.extent.voxels(1.0) == (240, 240, 155)
+
+
+def test_the_competitors_of_meissen_are_cleaned_as_in_their_study():
+    config = EvaluateConfig.of("meissen2021-study")
+    assert config.postprocess.iterations((110, 128, 128)) == 12
+    assert (config.postprocess.median_size, config.postprocess.prior_quantile) == (5, 0.9)
+    assert (config.residual, config.components.max_size) == ("positive", 7)
+    assert config.scoring((155, 128, 128))["prior_quantile"] == 0.9
+
+
+def test_slices_are_summed_unless_the_mean_is_asked_for():
+    assert EvaluateConfig().slice_score == "sum"
+    assert EvaluateConfig.of("bengs2021", slice_score="mean").changes() == {"slice_score": "mean"}
+    # Either is read from what is kept.
+    same = EvaluateConfig(slice_score="mean").scoring((64, 64, 64))
+    assert same == EvaluateConfig().scoring((64, 64, 64))
 
 
 @pytest.mark.parametrize("name", WITH_GRID)
@@ -156,7 +178,10 @@ def test_one_flag_of_the_preparation_takes_a_grid(name, monkeypatch):
     given = ["mslub", "DATA", "--out", "c.zarr", f"--grid={name}"]
 
     def config(*flags):
-        return job.parse(job.spelled_out([*given, *flags])).config
+        args = job.spelled_out([*given, *flags])
+        made = job.parse(args)
+        assert made.split.threshold_share == 0
+        return made.config
 
     assert config() == prepared(PROTOCOLS[name].prepare)
     z = PROTOCOLS[name].grid[0]

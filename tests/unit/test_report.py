@@ -38,6 +38,7 @@ from uadray.report import (
     write_report,
 )
 from uadray.report.montage import MAX_RUNS, montage
+from uadray.report.page import erased_shares
 from uadray.runs.records import RunRecord, load_runs
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -76,6 +77,27 @@ def edit(path: Path, change: Callable[[dict[str, Any]], None]) -> None:
 
 def compared(runs: list[RunRecord]) -> list[words.Compared]:
     return [words.compare_cohort(group) for group in rows.group_by_cohort(runs)]
+
+
+class TestErased:
+    def test_fits_of_earlier_versions_did_not_record_it(self, page: str) -> None:
+        section = page.split('id="erasing"')[1].split("</section>")[0]
+        assert ">3D-Cube-n<" in section
+        assert ">2D-Half-Slice-n<" in section
+        assert "not recorded" in section
+        assert "PCA-16" not in section
+
+    def test_means_over_the_fits_of_an_experiment(self, tmp_path: Path) -> None:
+        shares = {"samples": 90, "nominal_share": 0.13, "share": 0.08}
+        for seed, brain in ((0, 0.10), (1, 0.14)):
+            run = write_run(tmp_path / str(seed), "3D-Cube-n", seed=seed)
+            found = shares | {"brain_share": brain, "no_brain": 0.025}
+            edit(run / "summary.json", lambda v, found=found: v.update(erasing=found))
+        write_run(tmp_path / "old", "3D-Cube-n", seed=2)
+        write_run(tmp_path / "none", "3D-None")
+        (row,) = erased_shares(load_runs([str(tmp_path)]))
+        assert (row["name"], row["fits"], row["missing"]) == ("3D-Cube-n", 2, 1)
+        assert row["shares"] == pytest.approx([0.13, 0.08, 0.12, 0.025])
 
 
 class Cells(HTMLParser):

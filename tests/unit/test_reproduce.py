@@ -13,9 +13,16 @@ from uadray.config import BASELINES, experiment, to_json
 from uadray.errors import ConfigError
 from uadray.evaluation.record import describe_lesions
 from uadray.metrics.slicewise import Slices
-from uadray.papers import BENGS_2021, MEISSEN_2021
-from uadray.papers.caveats import differences
-from uadray.papers.reproduce import SCALES, Reproduction, pooled_slice_auprc
+from uadray.papers import BAUR_2018, BENGS_2021, MEISSEN_2021, Paper
+from uadray.papers.caveats import (
+    PREPARATION,
+    differences,
+    method_caveats,
+    preparation_differences,
+)
+from uadray.papers.reproduce import SCALES, Reproduction
+from uadray.papers.tables import caveats_text, figures_table, to_markdown
+from uadray.report.slices import pooled
 from uadray.runs.folder import Run
 from uadray.store import Cohort
 from uadray.tune.sweep import run_url
@@ -99,7 +106,7 @@ def test_another_grid_than_the_protocol_s_is_missing(tumour: Cohort, tmp_path: P
     assert [e.name for e in small.experiments()] == ["HistEq"]
     assert small.fitted_on() is tumour
     assert small.evaluation().protocol == "bengs2021"
-    assert small.evaluation().changes()["threshold_rule"] == "meissen_linear"
+    assert small.evaluation().changes()["threshold_rule"] == "none"
     assert any("own grid" in line for line in small.caveats())
 
 
@@ -162,6 +169,67 @@ def test_ours_stand_beside_theirs(healthy: Cohort, tumour: Cohort, tmp_path: Pat
     assert to_json(two.record()["scale"])["name"] == "full"
 
 
+def test_every_row_names_its_differences(healthy: Cohort, tumour: Cohort, tmp_path: Path) -> None:
+    one = of("table-1", healthy, tmp_path, tumour=tumour)
+    evaluated(one, "3D-Cube-n", tumour, 0, 0.4)
+    caveats = one.caveats()
+    rows = {r["label"]: [caveats[n - 1] for n in r["caveats"]] for r in one.rows()}
+
+    def has(label: str, words: str) -> bool:
+        return any(words in text for text in rows[label])
+
+    assert all(has(label, "BraTS 2019") for label in rows)
+    assert all(has(label, "names no norm, activation, weight") for label in rows)
+    assert all(has(label, "number of epochs") for label in rows)
+    clipped = {label for label in rows if has(label, "clipped at the border")}
+    assert clipped == {n for n in rows if "Patch" in n or "Cube" in n}
+    assert {label for label in rows if has(label, "image pixel")} == {
+        n for n in rows if n.endswith("-n")
+    }
+    assert has("2D-None", "how the cohort was prepared is not recorded")
+    text, page = caveats_text(one).plain, to_markdown(one)
+    for number, line in enumerate(caveats, start=1):
+        assert f"note {number}: {line}" in text
+        assert f"{number}. {line}" in page
+    assert figures_table(one).caption == caveats_text(one)
+    assert "notes |" in page.replace("  ", " ").replace("  ", " ")
+
+
+@pytest.mark.parametrize(
+    ("paper", "config", "told"),
+    [
+        ("bengs2021", {"shape": [32, 32, 32]}, ["64 x 64 x 64; here shape is [32, 32, 32]"]),
+        ("bengs2021", {}, []),
+        ("meissen2021", {"mask_threshold": 0.5}, ["cuts the registered masks at 0.9; here"]),
+        ("meissen2021", {"skull_strip": "robex-if-needed"}, []),
+        ("baur2018", {"register": "mni152"}, ["SRI24 atlas; here register is mni152"]),
+    ],
+)
+def test_a_preparation_is_compared_with_the_papers(
+    paper: str, config: dict[str, object], told: list[str], tumour: Cohort
+) -> None:
+    papers = {name: value for name, (value, _) in PREPARATION[paper].items()}
+
+    class Prepared:
+        subjects, attributes = tumour.subjects, {"plan": {"config": papers | config}}
+
+    found = preparation_differences(paper, "tumour", Prepared())  # type: ignore[arg-type]
+    assert len(found) == len(told)
+    assert all(words in text for words, text in zip(told, found, strict=True))
+
+
+@pytest.mark.parametrize("paper", [BENGS_2021, BAUR_2018, MEISSEN_2021], ids=lambda one: one.key)
+def test_methods_say_their_deviations(paper: Paper) -> None:
+    for study in paper.studies:
+        found = method_caveats(study, paper.key)
+        for entry in study.entries:
+            assert any(one.of(entry) for one in found)
+            if paper is BAUR_2018:
+                assert any("Larsen" in one.text for one in found if one.of(entry)) == (
+                    entry.label != "AnoGAN"
+                )
+
+
 def test_slices_of_several_cohorts_are_pooled() -> None:
     rng = np.random.default_rng(0)
     parts = []
@@ -173,7 +241,8 @@ def test_slices_of_several_cohorts_are_pooled() -> None:
         parts.append(Slices(subjects=names, score=score, lesion=lesion, counted=counted))
     scores = np.concatenate([p.score[p.counted] for p in parts])
     truth = np.concatenate([p.lesion[p.counted] for p in parts])
-    assert pooled_slice_auprc(parts) == pytest.approx(average_precision_score(truth, scores))
+    found = pooled(parts, [part.subjects for part in parts])
+    assert found.value == pytest.approx(average_precision_score(truth, scores))
 
 
 def test_lesions_are_counted_without_a_run(tumour: Cohort) -> None:

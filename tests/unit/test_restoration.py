@@ -17,7 +17,7 @@ from torch.distributions import Categorical, Normal, kl_divergence
 from uadray.config import Experiment, experiment, from_json, to_json
 from uadray.errors import ConfigError
 from uadray.methods import GMVAERestoration, VAERestoration, build
-from uadray.methods.base import slices_as_batch
+from uadray.methods.base import Masked, slices_as_batch
 from uadray.methods.restoration import Restore, choose, restore, total_variation
 
 QUICK = Restore(steps=30, first_steps=20, tv_weights=(0.0, 0.3, 1.0))
@@ -128,6 +128,10 @@ def test_one_cluster_is_a_vae_with_a_learned_prior() -> None:
     assert losses["kl_c"].abs().max().item() < 1e-6
 
 
+def masked(x: Tensor) -> Masked:
+    return Masked(x, x[:, 0] > 0)
+
+
 class TestDescent:
     """Towards a known image, so that the result is known."""
 
@@ -139,7 +143,7 @@ class TestDescent:
         image, wanted = torch.rand(3, 1, 6, 6), torch.rand(3, 1, 6, 6)
         image[:, :, :2] = 0
         config = Restore(steps=400, first_steps=200, first_step_size=0.05, step_size=0.02)
-        restored = restore(self.towards(wanted), image, torch.zeros(3), config)
+        restored = restore(self.towards(wanted), image, image > 0, torch.zeros(3), config)
         torch.testing.assert_close(restored[:, :, 2:], wanted[:, :, 2:], atol=1e-3, rtol=0)
         assert not restored[:, :, :2].any()
 
@@ -147,7 +151,9 @@ class TestDescent:
         image = torch.full((1, 1, 4, 4), 0.5)
         config = Restore(steps=5, first_steps=3, first_step_size=0.01, step_size=0.002, clip=2.0)
         slope = 7.0
-        restored = restore(lambda y: slope * y.flatten(1).sum(1), image, torch.zeros(1), config)
+        restored = restore(
+            lambda y: slope * y.flatten(1).sum(1), image, image > 0, torch.zeros(1), config
+        )
         torch.testing.assert_close(restored, image - 2.0 * (3 * 0.01 + 2 * 0.002))
 
     def test_a_large_weight_lets_only_large_patches_change(self) -> None:
@@ -158,19 +164,23 @@ class TestDescent:
         wanted[..., 13, 13] = 0.2
         energy = lambda y: (y - wanted).abs().flatten(1).sum(1)  # noqa: E731
         config = Restore(steps=300, first_steps=100, first_step_size=5e-3, step_size=1e-3)
-        changed = (restore(energy, image, torch.tensor([1.0]), config) - image).abs()
+        changed = (restore(energy, image, image > 0, torch.tensor([1.0]), config) - image).abs()
         assert float(changed[..., 4:8, 4:8].mean()) > 0.2
         assert float(changed[..., 13, 13]) < 0.02
-        both = (restore(energy, image, torch.tensor([0.1]), config) - image).abs()
+        both = (restore(energy, image, image > 0, torch.tensor([0.1]), config) - image).abs()
         assert float(both[..., 13, 13]) > 0.2
 
     def test_samples_keep_to_themselves_each_with_its_weight(self) -> None:
         image, wanted = torch.rand(3, 1, 6, 6, 6), torch.rand(3, 1, 6, 6, 6)
         weights = torch.tensor([0.0, 0.2, 0.7])
-        together = restore(self.towards(wanted), image, weights, QUICK)
+        together = restore(self.towards(wanted), image, image > 0, weights, QUICK)
         for n in range(3):
             alone = restore(
-                self.towards(wanted[n : n + 1]), image[n : n + 1], weights[n : n + 1], QUICK
+                self.towards(wanted[n : n + 1]),
+                image[n : n + 1],
+                image[n : n + 1] > 0,
+                weights[n : n + 1],
+                QUICK,
             )
             torch.testing.assert_close(together[n : n + 1], alone)
 
@@ -201,7 +211,7 @@ def test_a_restoration_has_less_energy_and_no_background(make, ndim: int) -> Non
 def test_the_best_epoch_is_told_by_the_plain_reconstruction(make, ndim: int) -> None:
     detector = make(ndim).eval()
     x = brains(2)
-    error, count = detector.held_out_error(x).tolist()
+    error, count = detector.held_out_error(x, x[:, 0] > 0).tolist()
     samples = slices_as_batch(x) if ndim == 2 else x
     with torch.no_grad():
         plain = detector.decode(detector.encode(samples)[0][:, :6]).clamp(0, 1)
@@ -222,10 +232,10 @@ class TestWeight:
         detector = make(3).eval()
         x = brains(3)
         total: Callable[[Tensor], Tensor] = lambda t: t  # noqa: E731
-        detector.calibrate([x[:2], x[2:]], total)
+        detector.calibrate([masked(x[:2]), masked(x[2:])], total)
         changes = []
         for weight in QUICK.tv_weights:
-            moved = detector.restored(x, torch.tensor(weight)) - x
+            moved = detector.restored(x, x[:, 0] > 0, torch.tensor(weight)) - x
             changes.append(float(moved.abs()[x > 0].mean()))
         expected = QUICK.tv_weights[choose(torch.tensor(changes), QUICK)]
         assert float(detector.tv_weight) == pytest.approx(expected)
@@ -238,10 +248,10 @@ class TestWeight:
     def test_workers_find_what_one_finds(self) -> None:
         detector, x = vae(3).eval(), brains(4)
         seen: list[Tensor] = []
-        detector.calibrate([x[:2]], lambda t: seen.append(t.clone()) or t)  # type: ignore[func-returns-value]
-        detector.calibrate([x[2:]], lambda t: seen.append(t + seen[0]) or seen[1])  # type: ignore[func-returns-value]
+        detector.calibrate([masked(x[:2])], lambda t: seen.append(t.clone()) or t)  # type: ignore[func-returns-value]
+        detector.calibrate([masked(x[2:])], lambda t: seen.append(t + seen[0]) or seen[1])  # type: ignore[func-returns-value]
         split = float(detector.tv_weight)
-        detector.calibrate([x], lambda t: seen.append(t) or t)  # type: ignore[func-returns-value]
+        detector.calibrate([masked(x)], lambda t: seen.append(t) or t)  # type: ignore[func-returns-value]
         # A descent by signs rounds its way; other batches move it by less than a percent.
         torch.testing.assert_close(seen[1], seen[2], rtol=1e-2, atol=0)
         assert float(detector.tv_weight) == split
@@ -275,3 +285,19 @@ def test_named_experiments_build_and_survive_json(name: str) -> None:
 def test_settings_out_of_range_are_refused(wrong: dict) -> None:
     with pytest.raises(ConfigError, match=r"method\.restore\." + next(iter(wrong))):
         Restore(**wrong)
+
+
+@pytest.mark.parametrize("make", BOTH)
+def test_the_brain_is_its_mask_and_not_what_is_above_0(make) -> None:
+    detector, x = make(3).eval(), brains(2)
+    brain = x[:, 0] > 0
+    x[brain[:, None] & (x < x[x > 0].quantile(0.2))] = 0  # dark, and of the brain
+    with torch.inference_mode():
+        known, guessed = detector.reconstruct_within(x, brain), detector.reconstruct(x)
+        found = detector.detect(x, brain)
+    assert torch.equal(found.reconstruction, known)
+    dark = brain[:, None] & (x == 0)
+    assert known[dark].any()
+    assert not guessed[dark].any()
+    assert not known[~brain[:, None]].any()
+    assert detector.held_out_error(x, brain)[1] == brain.sum()

@@ -14,7 +14,7 @@ from torch.nn import functional
 from uadray.config import Experiment, experiment, from_json, to_json
 from uadray.errors import ConfigError
 from uadray.methods import Transformer
-from uadray.methods.base import slices_as_batch
+from uadray.methods.base import Masked, slices_as_batch
 from uadray.methods.codes import CausalTransformer, Codebook, ordering
 
 SMALL = Transformer.Settings(
@@ -241,8 +241,10 @@ def test_thresholds_are_quantiles_of_healthy_codes_with_brain(ndim: int) -> None
     samples = slices_as_batch(x) if ndim == 2 else x
     samples = samples[samples.flatten(1).any(1)]
     with torch.no_grad():
-        made.calibrate([x[:2], x[2:]], lambda tensor: tensor)
-        inside = made._holds_brain(samples)
+        made.calibrate(
+            [Masked(part, part[:, 0] > 0) for part in (x[:2], x[2:])], lambda tensor: tensor
+        )
+        inside = made._holds_brain(samples > 0)
         for k in range(2):
             healthy = made.log_likelihoods(samples)[:, k][inside].numpy()
             expected = np.quantile(healthy, 0.1, method="inverted_cdf")
@@ -256,7 +258,7 @@ def test_cells_with_brain_are_those_that_cover_some() -> None:
     made = detector(2)
     x = torch.zeros(1, 1, 16, 16)
     x[..., 3, 4] = 0.5
-    assert made._holds_brain(x).reshape(4, 4).nonzero().tolist() == [[0, 1]]
+    assert made._holds_brain(x > 0).reshape(4, 4).nonzero().tolist() == [[0, 1]]
 
 
 @pytest.mark.parametrize("ndim", [2, 3])
@@ -291,3 +293,17 @@ def test_named_experiments_survive_json(name: str) -> None:
     made = experiment(name)
     assert made.name == name
     assert from_json(Experiment, to_json(made)) == made
+
+
+@pytest.mark.parametrize("ndim", [2, 3])
+def test_the_brain_is_its_mask_and_not_what_is_above_0(ndim: int) -> None:
+    made, x = detector(ndim).eval(), brains(2)
+    brain = x[:, 0] > 0
+    x[brain[:, None] & (x < x[x > 0].quantile(0.2))] = 0
+    made.log_threshold.fill_(0.0)  # every code is unlikely
+    with torch.inference_mode():
+        known, guessed = made.reconstruct_within(x, brain), made.reconstruct(x)
+    dark = brain[:, None] & (x == 0)
+    assert known[dark].any()
+    assert not guessed[dark].any()
+    assert made.held_out_error(x, brain)[1] == brain.sum()

@@ -13,3 +13,10 @@ class Batch:
     """(B,) int64: the row for volumes, row * Z + z for axial slices."""
     images: torch.Tensor
     """(B, Z, Y, X) or (B, Y, X) float16 in [0, 1]."""
+    brain: torch.Tensor | None = None
+    """The same shape, bool; None where it is not read, as of samples to learn from."""
+
+    @property
+    def inside(self) -> torch.Tensor:
+        """The brain; what is above 0 where its mask was not read."""
+        return self.images > 0 if self.brain is None else self.brain

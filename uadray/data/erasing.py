@@ -7,9 +7,10 @@ workers, in a first run or a resumed one. The training target is always the clea
 Shape suffixes: B samples, R regions, D = 2 or 3 spatial axes (Y, X) or (Z, Y, X).
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import groupby, pairwise
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from uadray import random
-from uadray.config import ErasingConfig
+from uadray.strategies import ErasingConfig, strategy
 
 _CPU_VOXELS = 2**18
 """Voxels of the samples that a CPU takes at once: what is computed for one volume of 64^3, or for
@@ -52,11 +53,7 @@ def sample_erasing(
 ) -> Erasing:
     """Draw what is erased in each sample.
 
-    A region of share s has the input's own aspect: each side is s^(1/D) of the input's, around a
-    random centre voxel, clipped at the border. Multi-cube draws the total share and splits it at
-    random over 1 to `max_regions` regions. Before clipping and overlap the total is between
-    `min_share` and `max_share`, in whole voxels too. Half-volume draws a side of the brain and 1 to
-    `max_slices_share` of successive axial slices; in 2D the one slice.
+    How regions are drawn is in the strategy's entry (`uadray.strategies`).
 
     Args:
         config: What to draw from.
@@ -65,47 +62,23 @@ def sample_erasing(
         epoch: The epoch, from 0.
         spatial: Shape of a sample, (Y, X) or (Z, Y, X).
     """
-    ndim, size = len(spatial), np.array(spatial)
-    num_regions = config.max_regions if config.strategy == "multi-cube" else 1
     key = random.keys(seed, epoch, ids.cpu(), random.PARAMETERS)
-    # Sampled on the CPU whatever the device: a last-bit difference would move a box by a voxel.
-    u = random.uniform(key, 4 + num_regions * (ndim + 1)).numpy()
-    erased = (u[:, 0] < config.probability) & (config.strategy != "none")
-    regions = np.zeros((len(ids), num_regions, ndim, 2), np.int64)
-    if config.strategy == "half-volume":
-        regions[:, 0, :, 1] = size
-        if ndim == 3:
-            most = max(1, round(config.max_slices_share * spatial[0]))
-            count = 1 + np.floor(u[:, 1] * most).astype(np.int64)
-            start = np.floor(u[:, 2] * (spatial[0] - count + 1)).astype(np.int64)
-            regions[:, 0, 0] = np.stack([start, start + count], 1)
-        return Erasing(erased=erased, regions_BRD2=regions, right=u[:, 3] < 0.5)
-    share = config.min_share + (config.max_share - config.min_share) * u[:, 1]
-    present = np.arange(num_regions) < 1 + np.floor(u[:, 2:3] * num_regions)
-    # Normalised exponentials split the total uniformly over all ways to split it.
-    weight = -np.log(u[:, 4 : 4 + num_regions]) * present
-    shares = share[:, None] * weight / weight.sum(1, keepdims=True)
-    sides = _whole_sides(shares[..., None] ** (1 / ndim) * size, present, size, config)
-    centre = u[:, 4 + num_regions :].reshape(len(ids), num_regions, ndim)
-    start = np.floor(centre * size).astype(np.int64) - sides // 2
-    boxes = np.stack([start.clip(0), np.minimum(start + sides, size)], -1)
-    regions[present] = boxes[present]
-    return Erasing(erased=erased, regions_BRD2=regions, right=None)
 
+    def uniform(count: int) -> NDArray[np.float64]:
+        # Sampled on the CPU whatever the device: a last-bit difference would move a box by a voxel.
+        numbers: NDArray[np.float64] = random.uniform(key, count).numpy()
+        return numbers
 
-def _whole_sides(
-    sides_BRD: np.ndarray, present_BR: np.ndarray, size: np.ndarray, config: ErasingConfig
-) -> np.ndarray:
-    """Sides in whole voxels: the nearest, or those below or above where that leaves the limits."""
-
-    def total(sides: np.ndarray) -> np.ndarray:
-        voxels: np.ndarray = (sides.prod(-1) * present_BR).sum(1)
-        return voxels[:, None, None] / size.prod()
-
-    sides = np.rint(sides_BRD).clip(1)
-    sides = np.where(total(sides) > config.max_share, np.floor(sides_BRD).clip(1), sides)
-    sides = np.where(total(sides) < config.min_share, np.ceil(sides_BRD).clip(1), sides)
-    return sides.astype(np.int64)
+    if (one := strategy(config)) is None:
+        empty = np.zeros((len(ids), 1, len(spatial), 2), np.int64)
+        return Erasing(erased=np.zeros(len(ids), bool), regions_BRD2=empty, right=None)
+    # The first number says whether; all others are the strategy's.
+    regions = one.draw(config, spatial, lambda count: uniform(1 + count)[:, 1:])
+    return Erasing(
+        erased=uniform(1)[:, 0] < config.probability,
+        regions_BRD2=regions.boxes_BRD2,
+        right=regions.right,
+    )
 
 
 def columns_left(x: Tensor) -> Tensor:
@@ -157,6 +130,94 @@ def erased_mask(x: Tensor, erasing: Erasing) -> NDArray[np.bool_]:
     for sample, box in _each_box(erased_boxes(x, erasing)):
         mask[sample][box] = True
     return mask
+
+
+def erased_counts(x: Tensor, erasing: Erasing) -> Tensor:
+    """How much of a batch is erased, as sums that add up over batches and workers.
+
+    Args:
+        x: (B, *spatial), background 0; what is above it is brain.
+        erasing: From `sample_erasing`.
+
+    Returns:
+        (4,) float64 on the device of `x`, in the order of `ErasedShares`: samples that are erased,
+        the sum of their erased shares of the input, that of their erased shares of the brain, and
+        those of them that touch no brain. Overlapping boxes count once.
+    """
+    boxes = erased_boxes(x, erasing)
+    hit, brain, both = _count(x, boxes) if x.device.type == "cpu" else _count_on_device(x, boxes)
+    erased = torch.from_numpy(erasing.erased).to(x.device)
+    return torch.stack(
+        [
+            erased.sum().double(),
+            (hit.double() / x[0].numel()).sum(),
+            (both.double() / brain.clamp(min=1)).sum(),
+            (erased & (both == 0)).sum().double(),
+        ]
+    )
+
+
+def _count(x: Tensor, boxes_BRD2: NDArray[np.int64]) -> tuple[Tensor, Tensor, Tensor]:
+    """Voxels erased, voxels of the brain, and those that are both, each (B,), on the CPU.
+
+    Of samples that are not erased all are 0.
+    """
+    counts, voxels = np.zeros((3, len(x)), np.int64), _integers(x)
+    for sample, boxes in groupby(_each_box(boxes_BRD2), key=itemgetter(0)):
+        mask = np.zeros(x.shape[1:], bool)
+        for _, box in boxes:
+            mask[box] = True
+        brain = voxels[sample] > 0
+        counts[:, sample] = [np.count_nonzero(one) for one in (mask, brain, mask & brain)]
+    hit, brain, both = torch.from_numpy(counts)
+    return hit, brain, both
+
+
+def _count_on_device(x: Tensor, boxes_BRD2: NDArray[np.int64]) -> tuple[Tensor, Tensor, Tensor]:
+    """The same of a whole batch at once."""
+    boxes = torch.from_numpy(boxes_BRD2).to(x.device, non_blocking=True)
+    *outer, along_BRN = (
+        (place >= span[..., :1]) & (place < span[..., 1:])
+        for place, span in zip(
+            (torch.arange(length, device=x.device) for length in x.shape[1:]),
+            boxes.unbind(2),
+            strict=True,
+        )
+    )
+    rows_BRN = outer[0]
+    for inside_BRN in outer[1:]:
+        rows_BRN = (rows_BRN[..., None] & inside_BRN[:, :, None]).flatten(2)
+    # The union of boxes as a product of matrices: how many of them hold a voxel, exactly.
+    hits = torch.bmm(rows_BRN.transpose(1, 2).float(), along_BRN.float()).flatten(1) > 0
+    brain = x.flatten(1) > 0
+    return hits.sum(1), brain.sum(1), (hits & brain).sum(1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ErasedShares:
+    """How much was erased of the samples that were, over an epoch or a fit."""
+
+    samples: int
+    """That were erased."""
+    share: float
+    """Mean erased share of the input: after clipping and overlap."""
+    brain_share: float
+    """Mean erased share of the brain."""
+    no_brain: float
+    """Share of these samples whose regions touch no brain at all."""
+
+    @classmethod
+    def of(cls, counts: Sequence[float]) -> "ErasedShares | None":
+        """From the sums of `erased_counts`; None where nothing was erased."""
+        samples, share, brain_share, no_brain = map(float, counts)
+        if not samples:
+            return None
+        return cls(
+            samples=round(samples),
+            share=share / samples,
+            brain_share=brain_share / samples,
+            no_brain=no_brain / samples,
+        )
 
 
 def erase(

@@ -192,7 +192,7 @@ class TrainingStream:
         self.rows = rank_rows(rows, rank, world, batch_size)
         self._resident: torch.Tensor | None = None
         if resident:
-            self._resident = _load(cohort, self.rows, "train", device)
+            (self._resident,) = _load(cohort, self.rows, "train", device)
             self._has_brain = self._resident.flatten(2).any(2).cpu().numpy()
 
     def num_samples(self) -> int:
@@ -243,10 +243,16 @@ def _batches(dataset: ray.data.Dataset, batch_size: int) -> Iterator[Batch]:
     with cluster.plain_errors():
         for batch in dataset.iter_batches(batch_size=batch_size, batch_format="numpy"):
             # Batches are read-only views of the object store; the copy makes them ours.
+            brain = batch.get("brain")
             yield Batch(
                 ids=torch.from_numpy(batch["id"].astype(np.int64)),
                 images=torch.from_numpy(np.array(batch["image"], dtype=np.float16)),
+                brain=None if brain is None else torch.from_numpy(np.array(brain, bool)),
             )
+
+
+Arrays = tuple[torch.Tensor, ...]
+"""Images of volumes, and their brains where these are read."""
 
 
 class _Kept:
@@ -254,22 +260,23 @@ class _Kept:
 
     def __init__(self) -> None:
         self.wanted = False
-        self._parts: dict[str, tuple[Any, torch.Tensor]] = {}
+        self._parts: dict[str, tuple[Any, Arrays]] = {}
 
-    def get(self, part: str, key: Any, read: Callable[[], torch.Tensor]) -> torch.Tensor:
+    def get(self, part: str, key: Any, read: Callable[[], Arrays]) -> Arrays:
         """What `read` gives, or gave for the same key; another key's makes room before that."""
         if self._parts.get(part, (None,))[0] != key:
             self._parts.pop(part, None)
-            images = read()
+            arrays = read()
             if not self.wanted:
-                return images
-            self._parts[part] = (key, images)
+                return arrays
+            self._parts[part] = (key, arrays)
         return self._parts[part][1]
 
     def nbytes(self, device: str) -> int:
         """Bytes kept on that device, which the next fit takes over or frees."""
         on = torch.device(device).type
-        return sum(v.nbytes for _, v in self._parts.values() if v.device.type == on)
+        kept = (v for _, arrays in self._parts.values() for v in arrays)
+        return sum(v.nbytes for v in kept if v.device.type == on)
 
 
 _kept = _Kept()
@@ -283,12 +290,20 @@ def keep_volumes() -> None:
     _kept.wanted = True
 
 
-def _load(cohort: Cohort, rows: np.ndarray, part: str, device: str = "cpu") -> torch.Tensor:
-    def read() -> torch.Tensor:
-        batches = _batches(volumes(cohort, rows), 64)
-        return torch.cat([batch.images for batch in batches]).to(device)
+def _load(
+    cohort: Cohort,
+    rows: np.ndarray,
+    part: str,
+    device: str = "cpu",
+    arrays: Sequence[str] = ("image",),
+) -> Arrays:
+    def read() -> Arrays:
+        batches = list(_batches(volumes(cohort, rows, arrays), 64))
+        images = torch.cat([batch.images for batch in batches]).to(device)
+        brains = [batch.brain for batch in batches if batch.brain is not None]
+        return (images, torch.cat(brains).to(device)) if brains else (images,)
 
-    key = (cohort.url, cohort.fingerprint, rows.tobytes(), device)
+    key = (cohort.url, cohort.fingerprint, rows.tobytes(), device, tuple(arrays))
     return _kept.get(part, key, read)
 
 
@@ -302,6 +317,7 @@ class ValidationStream:
         rank: This worker.
         world: Number of workers.
         resident: Read once and keep.
+        brain: Whether the batches have the brains, too.
     """
 
     def __init__(
@@ -313,27 +329,32 @@ class ValidationStream:
         rank: int = 0,
         world: int = 1,
         resident: bool = True,
+        brain: bool = True,
     ) -> None:
         self._cohort, self._batch_size = cohort, batch_size
+        self._arrays = ("image", "brain") if brain else ("image",)
         self.rows = rows[rank::world]
-        self._resident: torch.Tensor | None = None
+        self._resident: Arrays | None = None
         if resident and len(self.rows):
-            self._resident = _load(cohort, self.rows, "validation")
+            self._resident = _load(cohort, self.rows, "validation", arrays=self._arrays)
 
     def _read(self) -> Iterator[Batch]:
         if len(self.rows) == 0:
             return iter(())
-        return _batches(volumes(self._cohort, self.rows), self._batch_size)
+        return _batches(volumes(self._cohort, self.rows, self._arrays), self._batch_size)
 
     def __iter__(self) -> Iterator[Batch]:
         """Batches of whole volumes in row order."""
-        return self._read() if self._resident is None else self._from_memory(self._resident)
+        return self._read() if self._resident is None else self._from_memory(*self._resident)
 
-    def _from_memory(self, images: torch.Tensor) -> Iterator[Batch]:
+    def _from_memory(
+        self, images: torch.Tensor, brain: torch.Tensor | None = None
+    ) -> Iterator[Batch]:
         ids = torch.tensor(self.rows)
         for start in range(0, len(ids), self._batch_size):
             cut = slice(start, start + self._batch_size)
-            yield Batch(ids=ids[cut], images=images[cut])
+            inside = None if brain is None else brain[cut]
+            yield Batch(ids=ids[cut], images=images[cut], brain=inside)
 
 
 def fits_in_memory(cohort: Cohort, num_volumes: int, world: int, device: str) -> bool:

@@ -56,7 +56,10 @@ def write_cases(
             # Methods on slices need the one that is shown alone, and some of them take long.
             plane = slice(z, z + 1) if getattr(detector, "ndim", 3) == 2 else slice(None)
             with torch.inference_mode():
-                output = detector.reconstruct(torch.from_numpy(image[:, plane])[:, None])
+                output = detector.reconstruct_within(
+                    torch.from_numpy(image[:, plane])[:, None],
+                    torch.from_numpy(brain[plane].astype(bool))[None],
+                )
             case["reconstruction"] = output[0, 0, z - (plane.start or 0)].numpy() * brain[z]
         for key, value in case.items():
             cases.setdefault(key, []).append(value)

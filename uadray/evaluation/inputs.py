@@ -6,7 +6,7 @@ import numpy as np
 
 from uadray.errors import ConfigError, EvaluationError
 from uadray.evaluation.protocols import EvaluateConfig
-from uadray.metrics.thresholds import WITHOUT_LESIONS
+from uadray.metrics.thresholds import NONE, WITHOUT_LESIONS
 from uadray.runs.evaluations import THRESHOLDS
 from uadray.runs.folder import Run, read_config
 from uadray.runs.learned import Match, compare_run
@@ -28,6 +28,11 @@ def check_inputs(
     """
     if not runs or not cohorts:
         raise EvaluationError("nothing to evaluate: name at least one run and one cohort")
+    if healthy is not None and config.threshold_rule == NONE:
+        raise ConfigError(
+            f"protocol {config.protocol!r} fits no threshold on healthy volumes: choose a "
+            f"--threshold-rule of {sorted(WITHOUT_LESIONS)}, or leave --healthy out"
+        )
     if healthy is not None and config.threshold_rule not in WITHOUT_LESIONS:
         raise ConfigError(
             f"the threshold rule {config.threshold_rule!r} needs lesions, healthy volumes have "
@@ -40,7 +45,7 @@ def check_inputs(
             "each once, and rename those that are not the same"
         )
     for cohort in cohorts:
-        _check_cohort(cohort, needs_threshold=healthy is None)
+        _check_cohort(cohort, config, needs_threshold=healthy is None)
     for cohort in (*cohorts, *([healthy] if healthy is not None else [])):
         config.fixed.check_grid(cohort.shape, cohort.url)
         for run in runs:
@@ -109,7 +114,7 @@ def _some(names: Sequence[str]) -> str:
     return ", ".join(names[:5]) + more
 
 
-def _check_cohort(cohort: Cohort, *, needs_threshold: bool) -> None:
+def _check_cohort(cohort: Cohort, config: EvaluateConfig, *, needs_threshold: bool) -> None:
     if not cohort.has_lesion:
         raise EvaluationError(
             f"{cohort.url} has no lesion masks, so there is nothing to evaluate against: give a "
@@ -121,9 +126,15 @@ def _check_cohort(cohort: Cohort, *, needs_threshold: bool) -> None:
             "files of frozen thresholds; rename its folder"
         )
     cohort.rows("test")
-    if needs_threshold:
-        cohort.rows("threshold")
     table = cohort.subjects
+    rule = config.threshold_rule
+    if needs_threshold and rule != NONE and "threshold" not in set(table["split"]):
+        raise EvaluationError(
+            f"{cohort.url} has no threshold part, its subjects are all tested, and the rule {rule} "
+            "needs one: fit the threshold on a healthy cohort (--healthy, with --threshold-rule "
+            f"{' or '.join(sorted(WITHOUT_LESIONS))}), report no figure that needs one "
+            "(--threshold-rule none), or prepare the cohort with a --threshold-share"
+        )
     sides = table.groupby("subject")["split"].nunique()
     if both := sorted(sides.index[sides > 1]):
         raise EvaluationError(

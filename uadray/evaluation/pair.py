@@ -9,11 +9,11 @@ from uadray.config import to_json
 from uadray.evaluation.cases import write_cases
 from uadray.evaluation.protocols import EvaluateConfig
 from uadray.evaluation.record import Measured, check_classes, make_record
-from uadray.evaluation.scoring import Work
+from uadray.evaluation.scoring import Work, brain_voxels
 from uadray.metrics.counts import TestPart, Threshold, ThresholdPart
 from uadray.metrics.lesionwise import SubjectLesions
 from uadray.metrics.slicewise import Slices
-from uadray.metrics.thresholds import fit_threshold, refit_thresholds
+from uadray.metrics.thresholds import NONE, fit_threshold, no_threshold, refit_thresholds
 from uadray.runs.checkpoint import weights_digest
 from uadray.runs.detector import load_detector
 from uadray.runs.evaluations import folder_of, pack_slices, place
@@ -95,6 +95,9 @@ class Pair:
             healthy: Fit on its validation part; None takes the threshold part of the cohort.
         """
         config, store, cohort = self.config, self.store, healthy or self.cohort
+        if config.threshold_rule == NONE:
+            nothing = no_threshold(store.score_range)
+            return Frozen(threshold=nothing, refits=(), fingerprint="", num_subjects=0)
         split: Split = "validation" if healthy else "threshold"
         scoring = config.scoring(cohort.shape)
         if healthy:
@@ -141,6 +144,10 @@ class Pair:
         check_classes(scores, self.cohort.url)
         if self.config.components.max_size:
             filtered = self.store.counts(subjects, name, TestPart, self.config.components)
+        if self.config.slice_score == "sum":
+            voxels = brain_voxels(self.cohort, [row for row, _ in subjects], self.config)
+            scores = scores.with_slice_sums(voxels)
+            filtered = filtered and filtered.with_slice_sums(voxels)
         measured = Measured(
             scores=scores,
             filtered=filtered,

@@ -16,7 +16,12 @@ from uadray.metrics.postprocess import PostprocessConfig
 Residual = Literal["absolute", "positive"]
 """|x - reconstruction|, or its positive part: what is brighter than its healthy version."""
 
+SliceScore = Literal["sum", "mean"]
+"""Of an axial slice: the sum of its brain's scores, the L1 distance where they are residuals (Bengs
+2021, section 2.3), or their mean."""
+
 Rule = Literal[
+    "none",
     "bengs_bisection",
     "best_dice",
     "meissen_linear",
@@ -25,9 +30,11 @@ Rule = Literal[
     "healthy_fpr_10",
     "percentile_98",
 ]
-"""A rule of `thresholds.RULES`."""
+"""A rule of `thresholds.RULES`; `none` fits no threshold, and what needs one is not reported."""
 
-ProtocolName = Literal["bengs2021", "baur2018", "meissen2021-I", "meissen2021-II"]
+ProtocolName = Literal[
+    "bengs2021", "baur2018", "meissen2021-I", "meissen2021-II", "meissen2021-study"
+]
 """A key of `PROTOCOLS`."""
 
 
@@ -53,7 +60,10 @@ class Protocol:
     count in the space of the SRI24 atlas, so that they differ by how a brain lies in it."""
 
     prepare: str
-    """Flags of `jobs/prepare.py` that make the grid."""
+    """Flags of `jobs/prepare.py` that prepare as the paper does, on the grid."""
+
+    split: str = ""
+    """Its flags for the parts: the papers without a fitting part test all subjects."""
 
     residual: Residual
     """Of methods that reconstruct."""
@@ -69,6 +79,9 @@ class Protocol:
 
     metrics: tuple[str, ...]
     """What the paper reports, as keys of an evaluation's metrics."""
+
+    slice_score: SliceScore = "sum"
+    """What an axial slice is scored by."""
 
     def check_grid(self, shape: tuple[int, int, int], url: str) -> None:
         """Refuse a cohort whose grid is not the protocol's.
@@ -94,14 +107,31 @@ def _extent(z: int, y: int, x: int) -> str:
     return f"--inferior-superior {z} --posterior-anterior {y} --left-right {x}"
 
 
+_ALL_TESTED = "--threshold-share 0"
+
 _UNFILTERED = PostprocessConfig(erosion_iterations=0, median_size=1)
 _MEISSEN = dict[str, Any](
+    # SRI24 has 240 x 240 x 155 voxels of 1 mm; the planes are resized, the slices are not. Brains
+    # lie in MNI152 instead, about whose middle the box is laid.
+    slices=(15, 125),
     # Equalised intensities have none; the study that the paper compares with takes this one.
     residual="positive",
     postprocess=_UNFILTERED,
     components=ComponentConfig(max_size=20, connectivity=26, fit_after=False),
-    threshold_rule="meissen_linear",
+    threshold_rule="none",
+    split=_ALL_TESTED,
+    metrics=("dice_best_of_100", "auprc", "auprc_trapezoid", "auroc"),
 )
+
+
+def _meissen_prepare(plane: int) -> str:
+    # No clipping: it would tie the brightest voxels, among which equalisation decides.
+    return (
+        f"--shape 155 {plane} {plane} --resize nearest --mask-threshold 0.9 --percentiles 0 100 "
+        "--no-denoise --skull-strip robex-if-needed --register mni152 --max-cut 0.05 "
+        f"{_extent(155, 240, 240)}"
+    )
+
 
 PROTOCOLS: dict[str, Protocol] = {
     "bengs2021": Protocol(
@@ -131,32 +161,41 @@ PROTOCOLS: dict[str, Protocol] = {
         postprocess=PostprocessConfig(erosion_iterations=0, median_size=5),
         components=ComponentConfig(),
         threshold_rule="percentile_98",
+        split=_ALL_TESTED,
         metrics=("dice_s_mean", "dice_s_std", "auprc"),
     ),
     "meissen2021-I": Protocol(
         name="meissen2021-I",
         source="Meissen 2021, sections 3.2 to 3.5 and table 2",
-        # SRI24 has 240 x 240 x 155 voxels of 1 mm; the planes are resized, the slices are not.
         grid=(155, 128, 128),
-        slices=(15, 125),
-        prepare=f"--shape 155 128 128 --mask-threshold 0.9 --no-denoise {_extent(155, 240, 240)}",
-        metrics=("upper_bound_dice", "auprc", "auprc_trapezoid", "auroc"),
+        prepare=_meissen_prepare(128),
         **_MEISSEN,
     ),
     "meissen2021-II": Protocol(
         name="meissen2021-II",
         source="Meissen 2021, sections 3.2 to 3.5 and 4, table 3",
         grid=(155, 224, 224),
-        slices=(84, 88),
-        prepare=f"--shape 155 224 224 --mask-threshold 0.9 --no-denoise {_extent(155, 240, 240)}",
-        metrics=("upper_bound_dice", "auprc", "auprc_trapezoid", "auroc"),
-        **_MEISSEN,
+        prepare=_meissen_prepare(224),
+        **_MEISSEN | {"slices": (84, 88)},
+    ),
+    "meissen2021-study": Protocol(
+        name="meissen2021-study",
+        source="Meissen 2021, section 3 and table 2: the study of Baur et al., by its code",
+        grid=(155, 128, 128),
+        prepare=_meissen_prepare(128),
+        **_MEISSEN
+        | {
+            "postprocess": PostprocessConfig(
+                erosion_iterations=12, median_size=5, prior_quantile=0.9
+            ),
+            "components": ComponentConfig(max_size=7, connectivity=26, fit_after=False),
+        },
     ),
 }
 """The protocols by name."""
 
 
-_SHARED = ("residual", "postprocess", "components", "threshold_rule")
+_SHARED = ("residual", "postprocess", "components", "threshold_rule", "slice_score")
 """Settings that a protocol gives and a caller may change."""
 
 
@@ -173,7 +212,10 @@ class EvaluateConfig:
     components: ComponentConfig = field(default_factory=ComponentConfig)
     """Which small components of a prediction are dropped."""
     threshold_rule: Rule = "bengs_bisection"
-    """How the threshold is fitted, on the threshold part or on healthy volumes alone."""
+    """How the threshold is fitted, on the threshold part or on healthy volumes alone; `none` fits
+    none, and figures that need one are not reported."""
+    slice_score: SliceScore = "sum"
+    """What an axial slice is scored by: the sum of its brain's scores, or their mean."""
     num_resamples: int = 50
     """Resamples of the people that the threshold is fitted on: it is fitted again on each, and what
     that changes is part of the 95 % intervals."""
@@ -220,9 +262,10 @@ class EvaluateConfig:
 
     def scoring(self, shape: tuple[int, int, int]) -> dict[str, Any]:
         """What decides the kept scores of a cohort of `shape` (Z, Y, X), as JSON values."""
+        prior = self.postprocess.prior_quantile
         return {
             "residual": self.residual,
             "slices": to_json(self.fixed.slices),
             "erosion_iterations": self.postprocess.iterations(shape),
             "median_size": self.postprocess.median_size,
-        }
+        } | ({"prior_quantile": prior} if prior else {})

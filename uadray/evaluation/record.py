@@ -6,7 +6,7 @@ From counts and examined lesions; no score is read again.
 import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -16,7 +16,7 @@ from uadray.config import to_json
 from uadray.errors import EvaluationError
 from uadray.evaluation.protocols import EvaluateConfig
 from uadray.metrics.counts import TestPart, Threshold
-from uadray.metrics.inference import Fits, effective_number, interval, leaving_out
+from uadray.metrics.inference import Fits, interval, leaving_out
 from uadray.metrics.lesionwise import (
     LESION_LIMITS,
     LesionTruth,
@@ -30,11 +30,11 @@ from uadray.metrics.postprocess import findable
 from uadray.metrics.table import (
     METRICS,
     ByMetric,
-    Tested,
     at_thresholds,
     compute_metrics,
-    without_each,
+    fits_by_person,
 )
+from uadray.metrics.thresholds import NONE
 from uadray.prepare.geometry import voxel_ml
 from uadray.runs.evaluations import INTERVAL_METHOD, pack_people
 from uadray.runs.folder import Run
@@ -44,6 +44,9 @@ from uadray.store import CHUNK_VOLUMES, Cohort
 _OF_A_PREDICTION = {metric.key for metric in METRICS if metric.of_a_prediction}
 """Metrics that a component filter is meant to change; the others are of the scores."""
 
+
+_AT_THE_THRESHOLD = {"dice_d", "dice_s_mean", "dice_s_std"}
+"""Metrics at the frozen threshold; the others search one, or are of all."""
 
 MAX_NOTES = 3
 """Notes of some scans that are listed one by one."""
@@ -132,6 +135,9 @@ def make_record(
         chosen = {k: _mixed(plain[k], filtered[k]) for k in plain}
         by_person = _mixed(by_person, filtered_by_person)
     lesions, lesions_by_person = _lesion_figures(measured.lesions, weights)
+    has_threshold = threshold.rule != NONE
+    if not has_threshold:
+        lesions, lesions_by_person = _undefined(lesions, lesions_by_person)
     record = {
         "cohort": {
             "name": cohort.name,
@@ -149,18 +155,22 @@ def make_record(
         },
         "residual": config.residual,
         "slices": to_json(config.fixed.slices),
+        "slice_score": config.slice_score,
         "postprocess": {
             "erosion_iterations": config.postprocess.iterations(cohort.shape),
             "median_size": config.postprocess.median_size,
-        },
+        }
+        | ({"prior_quantile": prior} if (prior := config.postprocess.prior_quantile) else {}),
         "findable": findable(origin_of(cohort).voxel_mm[::-1], config.postprocess.median_size),
         "components": to_json(config.components),
         "score_range": list(scores.score_range),
         "threshold": {
-            "level": int(threshold.level),
-            "value": float(threshold.value),
+            "level": int(threshold.level) if has_threshold else None,
+            "value": float(threshold.value) if has_threshold else None,
             "rule": threshold.rule,
-            "fitted_on": f"{threshold.fitted_on}: {measured.num_threshold} subjects",
+            "fitted_on": f"{threshold.fitted_on}: {measured.num_threshold} subjects"
+            if has_threshold
+            else threshold.fitted_on,
             "fingerprint": measured.fingerprint,
         },
         "metrics": chosen["metrics"] | lesions["metrics"],
@@ -178,18 +188,23 @@ def make_record(
         "subjects": [
             {
                 "id": subject,
-                "dice": _defined(dice),
-                "dice_unfiltered": _defined(dice_before),
                 "lesion_ml": float(table.loc[subject, "lesion_ml"]),
                 "lesion_voxels": int(num_lesion),
-                "true_positives": found.true_positives,
-                "false_positives": found.false_positives,
                 "lesions": found.num_lesions,
-                "lesions_detected": found.num_detected,
-                "predicted_components": found.num_predicted,
-                "false_components": found.num_false,
-                "hd95_mm": _defined(found.hd95_mm),
-                "surface_distance_mm": _defined(found.surface_distance_mm),
+            }
+            | {
+                key: value if has_threshold else None
+                for key, value in (
+                    ("dice", _defined(dice)),
+                    ("dice_unfiltered", _defined(dice_before)),
+                    ("true_positives", found.true_positives),
+                    ("false_positives", found.false_positives),
+                    ("lesions_detected", found.num_detected),
+                    ("predicted_components", found.num_predicted),
+                    ("false_components", found.num_false),
+                    ("hd95_mm", _defined(found.hd95_mm)),
+                    ("surface_distance_mm", _defined(found.surface_distance_mm)),
+                )
             }
             for subject, dice, dice_before, num_lesion, found in zip(
                 scores.subjects,
@@ -218,25 +233,31 @@ _Figures = tuple[dict[str, Any], dict[str, Fits]]
 def _figures(
     test: TestPart, measured: Measured, weights: NDArray[np.int64], refits: ByMetric
 ) -> _Figures:
-    tested = Tested(test, measured.threshold)
-    values = without_each(test, measured.threshold, weights)
-    by_person = {
-        metric.key: Fits(
-            values=values[metric.key][None],
-            refits=refits[metric.key][None] if metric.key in refits else None,
-            effective=None
-            if metric.people is None
-            else effective_number(metric.people(tested) @ (1 - weights[1:]).T),
-            limits=metric.limits,
-        )
-        for metric in METRICS
-        if metric.key in values
-    }
+    by_person = fits_by_person(test, measured.threshold, weights, refits)
     figures = {
-        "metrics": compute_metrics(test, measured.threshold),
+        "metrics": compute_metrics(test, measured.threshold, measured.scores),
         "intervals": _intervals(by_person),
     }
+    if measured.threshold.rule == NONE:
+        return _undefined(figures, by_person, _AT_THE_THRESHOLD)
     return figures, by_person
+
+
+def _undefined(
+    figures: dict[str, Any], by_person: dict[str, Fits], keys: Iterable[str] = ()
+) -> _Figures:
+    """The same without the values of some metrics, or of all: they need a threshold."""
+    metrics, intervals = figures["metrics"], figures["intervals"]
+    left_out = set(keys or metrics) - {"num_lesions"}
+    without = {
+        key: replace(fits, values=np.full_like(fits.values, np.nan), refits=None)
+        for key, fits in by_person.items()
+        if key in left_out
+    }
+    return {
+        "metrics": {k: None if k in left_out else v for k, v in metrics.items()},
+        "intervals": {k: None if k in left_out else v for k, v in intervals.items()},
+    }, by_person | without
 
 
 def _mixed(plain: dict[str, Any], filtered: dict[str, Any]) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from uadray.methods import Detector
 from uadray.methods.base import Detection, ReconstructionDetector
 from uadray.metrics.counts import SubjectCounts, count_subject
 from uadray.metrics.lesionwise import compare_lesions
-from uadray.metrics.postprocess import erode_brain, postprocess
+from uadray.metrics.postprocess import erode_brain, hide_dark, postprocess
 from uadray.runs.detector import load_detector
 from uadray.runs.folder import Run
 from uadray.runs.scores import ScoreStore
@@ -111,7 +111,9 @@ def count_volumes(
     brain = np.stack([one.brain for one in batch])
     scores = score_volumes(detector, images, brain, device, config.residual)
     for place, example in examples.items():
-        levels = clean(scores[place], example.brain, detector.score_range, config, example.id)
+        levels = clean(
+            scores[place], example.image, example.brain, detector.score_range, config, example.id
+        )
         yield Counted(levels, count_levels(levels, example, config))
 
 
@@ -144,15 +146,16 @@ def detect(
             do not score by a residual have no sign to go by, and keep their map.
     """
     with torch.inference_mode():
-        x = images.float()[:, None].to(device)
+        x, inside = images.float()[:, None].to(device), torch.from_numpy(brain).to(device)
         if residual == "positive" and isinstance(detector, ReconstructionDetector):
-            output = detector.reconstruct(x)
+            output = detector.reconstruct_within(x, inside)
             return Detection((x - output).clamp_min(0)[:, 0], output)
-        return detector.detect(x, torch.from_numpy(brain).to(device))
+        return detector.detect(x, inside)
 
 
 def clean(
     scores: NDArray[np.float64],
+    image: NDArray[np.floating],
     brain: NDArray[np.bool_],
     score_range: tuple[float, float],
     config: EvaluateConfig,
@@ -160,6 +163,7 @@ def clean(
 ) -> NDArray[np.uint16]:
     """Post-process one volume's scores (Z, Y, X): levels of the slices that are evaluated."""
     cut = slices(config)
+    scores = hide_dark(scores, image, config.postprocess.prior_quantile, score_range[0])
     return postprocess(scores[cut], brain[cut], score_range, config.postprocess, subject=subject)
 
 
@@ -170,6 +174,12 @@ def count_levels(
     brain, lesion = example.brain[slices(config)], example.lesion[slices(config)]
     eroded = erode_brain(brain, config.postprocess.iterations(brain.shape))
     return count_subject(levels, brain, lesion, eroded, subject=example.id)
+
+
+def brain_voxels(cohort: Cohort, rows: Sequence[int], config: EvaluateConfig) -> NDArray[np.int64]:
+    """Brain voxels of each axial slice that is evaluated, (N, Z); reads a volume at a time."""
+    brains = (cohort.read("brain", row, row + 1)[0, slices(config)] for row in rows)
+    return np.stack([np.count_nonzero(brain, axis=(1, 2)) for brain in brains])
 
 
 class Scorer:

@@ -32,8 +32,10 @@ _AE = "min sum abs(x - D(E(x))); s = abs(x - D(E(x)))"
 _VAE = "min sum abs(x - D(mu + sigma e)) + KL; s = abs(x - D(mu))"
 _GAN = "; min over Dis of -log Dis(x) - log(1 - Dis(x'))"
 _LAYERS = (
-    "The paper names the latents alone; the convolutions are those of its authors' later "
-    "comparative study, with group instead of batch normalisation. At other sizes than 256 the "
+    "The paper takes the network of Larsen's VAE-GAN (2015) for images of 64 and changes its "
+    "latent; how it is extended to 256 it does not say. The convolutions here, also of 5 with "
+    "stride 2, are those of its authors' later comparative study: 32 to 128 maps where Larsen has "
+    "64 to 256, leaky ReLU, and group instead of batch normalisation. At other sizes than 256 the "
     "number of halvings stays."
 )
 _LAMBDAS = (

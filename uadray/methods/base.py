@@ -20,6 +20,16 @@ Losses = dict[str, Tensor]
 """What `forward` gives."""
 
 
+class Masked(NamedTuple):
+    """Volumes and where their brains are."""
+
+    x: Tensor
+    """(B, 1, Z, Y, X) in [0, 1]."""
+
+    brain: Tensor
+    """(B, Z, Y, X) bool."""
+
+
 class Detection(NamedTuple):
     """What a method makes of volumes."""
 
@@ -67,16 +77,23 @@ class Detector(Module, ABC):
         """
         raise TypeError(f"{type(self).__name__} does not reconstruct")
 
-    def held_out_error(self, x_BCZYX: Tensor) -> Tensor:
+    def reconstruct_within(self, x_BCZYX: Tensor, brain_BZYX: Tensor) -> Tensor:
+        """The same by a method that asks where the brain is; by default `reconstruct`.
+
+        A voxel of the brain may be 0, so that the mask tells and not the intensity. A method that
+        overrides this takes in `reconstruct` what is above 0 for the brain.
+        """
+        return self.reconstruct(x_BCZYX)
+
+    def held_out_error(self, x_BCZYX: Tensor, brain_BZYX: Tensor) -> Tensor:
         """Error on healthy volumes that were not learned from; smaller is better.
 
         Returns:
             Its sum and the number of what it is summed over, (2,) float64. By default
             |x - reconstruction| over the voxels of the brain.
         """
-        error = (x_BCZYX - self.reconstruct(x_BCZYX).float()).abs()
-        brain = x_BCZYX > 0
-        return torch.stack([error[brain].double().sum(), brain.double().sum()])
+        error = (x_BCZYX - self.reconstruct_within(x_BCZYX, brain_BZYX).float()).abs()
+        return sum_within(error, brain_BZYX[:, None])
 
 
 class ReconstructionDetector(Detector):
@@ -86,7 +103,7 @@ class ReconstructionDetector(Detector):
 
     def detect(self, x_BCZYX: Tensor, brain_BZYX: Tensor) -> Detection:
         """The absolute residual, in intensity units."""
-        output = self.reconstruct(x_BCZYX)
+        output = self.reconstruct_within(x_BCZYX, brain_BZYX)
         return Detection((x_BCZYX - output).abs()[:, 0], output)
 
 
@@ -164,11 +181,11 @@ class GradientDetector(ReconstructionDetector):
         """The stretches of a fit; by default one in which all players act."""
         return (Phase(players=tuple(player.name for player in self.players())),)
 
-    def calibrate(self, volumes: Iterable[Tensor], total: Callable[[Tensor], Tensor]) -> None:
+    def calibrate(self, volumes: Iterable[Masked], total: Callable[[Tensor], Tensor]) -> None:
         """Set buffers by healthy volumes that were not learned from, at the epoch that is kept.
 
         Args:
-            volumes: (B, 1, Z, Y, X) of this worker, on the detector's device.
+            volumes: Of this worker, on the detector's device.
             total: Sum over the workers, who all call it as often.
         """
 
@@ -226,14 +243,24 @@ def by_samples(function: Callable[[Tensor], Tensor], x_BCZYX: Tensor, ndim: int)
     return batch_as_slices(function(slices_as_batch(x_BCZYX)), x_BCZYX.shape[0])
 
 
+def with_brain(x_BCZYX: Tensor, brain_BZYX: Tensor) -> Tensor:
+    """Volumes with their brain as a second channel, for functions of samples."""
+    return torch.cat([x_BCZYX, brain_BZYX[:, None].to(x_BCZYX.dtype)], 1)
+
+
+def sum_within(values: Tensor, inside: Tensor) -> Tensor:
+    """The sum of what is inside, and its number, (2,) float64."""
+    return torch.stack([values[inside].double().sum(), inside.double().sum()])
+
+
 def in_pieces(
     function: Callable[[Tensor], Tensor], x_BCZYX: Tensor, ndim: int, most_voxels: int
 ) -> Tensor:
     """`by_samples` for what takes long or much memory: samples with brain alone, a few at a time.
 
     Args:
-        function: Of (N, 1, *spatial), to the same shape; samples do not see each other.
-        x_BCZYX: Volumes.
+        function: Of (N, C, *spatial), to (N, 1, *spatial); samples do not see each other.
+        x_BCZYX: Volumes, perhaps `with_brain`.
         ndim: 2 or 3.
         most_voxels: Of the samples that are given at a time; one sample at least is.
 
@@ -242,9 +269,9 @@ def in_pieces(
     """
 
     def run(samples: Tensor) -> Tensor:
-        output = torch.zeros_like(samples)
+        output = torch.zeros_like(samples[:, :1])
         holds_brain = samples.flatten(1).any(1).nonzero()[:, 0]
-        for part in holds_brain.split(max(1, most_voxels // samples[0].numel())):
+        for part in holds_brain.split(max(1, most_voxels // samples[0, 0].numel())):
             output[part] = function(samples[part])
         return output
 

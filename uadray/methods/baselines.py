@@ -112,8 +112,12 @@ class MeanImage(ReconstructionDetector, StreamDetector):
         self.mean.copy_(torch.from_numpy(self._sum / self._count))
 
     def reconstruct(self, x_BCZYX: Tensor) -> Tensor:
+        """The mean image, where the volume is above 0."""
+        return self.reconstruct_within(x_BCZYX, x_BCZYX[:, 0] > 0)
+
+    def reconstruct_within(self, x_BCZYX: Tensor, brain_BZYX: Tensor) -> Tensor:
         """The mean image, inside this subject's brain."""
-        return self.mean * (x_BCZYX > 0)
+        return self.mean * brain_BZYX[:, None]
 
 
 @method("ZScore", source="plain", equation="s = min(10, abs(x - mean) / max(deviation, 0.02))")

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, fields
 from typing import Literal
 
 from uadray.lazy import Tensor, nn, torch
-from uadray.methods.base import Losses, Shape, in_pieces
+from uadray.methods.base import Losses, Masked, Shape, in_pieces, sum_within, with_brain
 from uadray.methods.blocks import OUTPUT_RANGE
 from uadray.methods.networks import bound_log_sigma, kl_divergence
 from uadray.methods.registry import method
@@ -91,7 +91,9 @@ def total_variation(image: Tensor) -> Tensor:
     )
 
 
-def restore(energy: Energy, image: Tensor, weight: Tensor, config: Restore) -> Tensor:
+def restore(
+    energy: Energy, image: Tensor, brain: Tensor, weight: Tensor, config: Restore
+) -> Tensor:
     """Descend from the image to its restoration.
 
     Inside the brain alone: what is background stays 0. No number is drawn, so that the same image
@@ -100,6 +102,7 @@ def restore(energy: Energy, image: Tensor, weight: Tensor, config: Restore) -> T
     Args:
         energy: The negative ELBO.
         image: (B, 1, *spatial) in [0, 1], background 0.
+        brain: (B, 1, *spatial) bool.
         weight: Of the total variation, (B,): one a sample.
         config: Steps, their size, and the bound of the gradient.
 
@@ -109,7 +112,7 @@ def restore(energy: Energy, image: Tensor, weight: Tensor, config: Restore) -> T
     # Scoring runs in inference mode, whose tensors know no gradient.
     with torch.inference_mode(False), torch.enable_grad():
         image, weight = image.detach().clone(), weight.detach().clone()
-        brain, restored = image > 0, image
+        brain, restored = brain.clone(), image
         for step in range(config.steps):
             restored = restored.detach().requires_grad_()
             total = energy(restored) + weight * total_variation(image - restored)
@@ -183,24 +186,29 @@ class Restoration(VAE):
         """The negative ELBO of each sample with its noise at the mean, (B,)."""
 
     def reconstruct(self, x_BCZYX: Tensor) -> Tensor:
-        """The restoration, 2D slice by slice."""
-        return self.restored(x_BCZYX, self.tv_weight)
+        """The restoration of what is above 0, 2D slice by slice."""
+        return self.reconstruct_within(x_BCZYX, x_BCZYX[:, 0] > 0)
 
-    def restored(self, x_BCZYX: Tensor, weight: Tensor) -> Tensor:
+    def reconstruct_within(self, x_BCZYX: Tensor, brain_BZYX: Tensor) -> Tensor:
+        """The restoration of the brain, 2D slice by slice."""
+        return self.restored(x_BCZYX, brain_BZYX, self.tv_weight)
+
+    def restored(self, x_BCZYX: Tensor, brain_BZYX: Tensor, weight: Tensor) -> Tensor:
         """The restoration with another weight of the total variation, a scalar."""
 
         def run(samples: Tensor) -> Tensor:
+            image, brain = samples[:, :1], samples[:, 1:] > 0
             weights = weight.expand(len(samples))
-            return restore(self.energy, samples, weights, self.settings.restore)
+            return restore(self.energy, image, brain, weights, self.settings.restore)
 
-        return in_pieces(run, x_BCZYX, self.ndim, MAX_VOXELS)
+        return in_pieces(run, with_brain(x_BCZYX, brain_BZYX), self.ndim, MAX_VOXELS)
 
-    def held_out_error(self, x_BCZYX: Tensor) -> Tensor:
+    def held_out_error(self, x_BCZYX: Tensor, brain_BZYX: Tensor) -> Tensor:
         """Of the network's plain reconstruction: epochs are many, and a restoration takes long."""
-        error, brain = (x_BCZYX - super().reconstruct(x_BCZYX).float()).abs(), x_BCZYX > 0
-        return torch.stack([error[brain].double().sum(), brain.double().sum()])
+        error = (x_BCZYX - super().reconstruct(x_BCZYX).float()).abs()
+        return sum_within(error, brain_BZYX[:, None])
 
-    def calibrate(self, volumes: Iterable[Tensor], total: Callable[[Tensor], Tensor]) -> None:
+    def calibrate(self, volumes: Iterable[Masked], total: Callable[[Tensor], Tensor]) -> None:
         """Choose the weight of the total variation by healthy volumes.
 
         The original takes the weight whose restorations of healthy images change least, of 20
@@ -211,17 +219,16 @@ class Restoration(VAE):
         it is.
 
         Args:
-            volumes: Healthy (B, 1, Z, Y, X) of this worker.
+            volumes: Healthy ones of this worker.
             total: Sum over the workers.
         """
         candidates = torch.tensor(self.settings.restore.tv_weights, device=self.tv_weight.device)
         if len(candidates) == 1:
             return
         sums = torch.zeros(len(candidates) + 1, dtype=torch.float64)
-        for x in volumes:
-            brain = x > 0
+        for x, brain in volumes:
             for number, weight in enumerate(candidates):
-                change = (self.restored(x, weight) - x).abs()
+                change = (self.restored(x, brain, weight) - x).abs()[:, 0]
                 sums[number] += change[brain].double().sum().cpu()
             sums[-1] += brain.sum().cpu()
         sums = total(sums)
@@ -288,7 +295,9 @@ class VAERestoration(Restoration):
         f"+ max(KL(p(c | z, w) | uniform), c_lambda); {_RESTORED}"
     ),
     deviations=_OPEN + "The density of a cluster is the normalised Gaussian, which the public "
-    "codes miss by a sign. Bengs' convolutions, dense latents.",
+    "codes miss by a sign. The term of z is the published estimator, which weighs the divergences "
+    "from the clusters by the posterior of c at one sample of z, not the exact bound. Bengs' "
+    "convolutions, dense latents.",
     settings={"restore": Restore(clip=100.0)},
 )
 class GMVAERestoration(Restoration):

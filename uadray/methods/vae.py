@@ -39,7 +39,8 @@ class VAE(GradientDetector):
         """Bengs' variational autoencoder (section 2.2, figure 2), the same in 2D and 3D.
 
         What the paper leaves open was compared on phantoms at 32^3, 40 epochs, three seeds, one
-        setting at a time (`python -m benchmarks.defaults`). Below, figures are Dice_D for strokes
+        setting at a time (`python -m benchmarks.defaults`), by labels: figures of methods belong
+        on other phantoms. Below, figures are Dice_D for strokes
         and tumours, means over the seeds; with the defaults they are 0.350 and 0.566, deviating by
         0.03 from seed to seed.
         """

@@ -14,11 +14,14 @@ from uadray.lazy import Module, Tensor, functional, nn, torch
 from uadray.methods.base import (
     Detection,
     GradientDetector,
+    Masked,
     Phase,
     Player,
     Shape,
     in_pieces,
     slices_as_batch,
+    sum_within,
+    with_brain,
 )
 from uadray.methods.blocks import OUTPUT_RANGE, down, norm, pointwise, same, up
 from uadray.methods.codes import CausalTransformer, Codebook, ordering
@@ -198,22 +201,23 @@ class Transformer(GradientDetector):
             Phase(name="prior", players=("prior",), share=1 - share, measure="surprise"),
         )
 
-    def held_out_error(self, x_BCZYX: Tensor) -> Tensor:
+    def held_out_error(self, x_BCZYX: Tensor, brain_BZYX: Tensor) -> Tensor:
         """Of the decoded codes over the brain's voxels; then the codes' surprise, in nats."""
         total = torch.zeros(2, dtype=torch.float64, device=x_BCZYX.device)
-        for x in self._samples(x_BCZYX):
+        for x, brain in self._samples(x_BCZYX, brain_BZYX):
             if self.phase == "prior":
-                error, counted = -self.log_likelihoods(x).mean(1), self._holds_brain(x)
+                total += sum_within(-self.log_likelihoods(x).mean(1), self._holds_brain(brain))
             else:
-                error, counted = (x - self.plain_reconstruction(x)).abs(), x > 0
-            total += torch.stack([error[counted].double().sum(), counted.double().sum()])
+                total += sum_within((x - self.plain_reconstruction(x)).abs(), brain)
         return total
 
-    def _samples(self, x_BCZYX: Tensor) -> tuple[Tensor, ...]:
-        """Samples with brain, a few at a time."""
-        samples = slices_as_batch(x_BCZYX) if self.ndim == 2 else x_BCZYX
-        samples = samples[samples.flatten(1).any(1)]
-        return samples.split(max(1, MAX_VOXELS // math.prod(samples.shape[1:])))
+    def _samples(self, x_BCZYX: Tensor, brain_BZYX: Tensor) -> list[tuple[Tensor, Tensor]]:
+        """Samples with brain, a few at a time, and where it is, each (N, 1, *spatial)."""
+        both = with_brain(x_BCZYX, brain_BZYX)
+        samples = slices_as_batch(both) if self.ndim == 2 else both
+        samples = samples[samples[:, 1].flatten(1).any(1)]
+        pieces = samples.split(max(1, MAX_VOXELS // math.prod(samples.shape[2:])))
+        return [(piece[:, :1], piece[:, 1:] > 0) for piece in pieces]
 
     def features(self, x: Tensor) -> Tensor:
         """(B * T, F) of (B, 1, *spatial)."""
@@ -270,13 +274,17 @@ class Transformer(GradientDetector):
         codes = self.codebook.codes[self.tokens(x).flatten()]
         return self.decode(codes).float().clamp(*OUTPUT_RANGE)
 
-    def heal(self, x: Tensor) -> Tensor:
+    def heal(self, x: Tensor, brain: Tensor) -> Tensor:
         """The image with what its unlikely codes stand for replaced, (B, 1, *spatial) in [0, 1].
 
         Each transformer heals the codes in its order; the mean of all is taken. Where no code was
         replaced the image stays as it is, and where one was, what it covers fades into that.
+
+        Args:
+            x: (B, 1, *spatial).
+            brain: The same shape, bool.
         """
-        tokens, holds_brain = self.tokens(x), self._holds_brain(x)
+        tokens, holds_brain = self.tokens(x), self._holds_brain(brain)
         likelihood = self.log_likelihoods(x)
         healed = torch.zeros_like(x)
         for k, (prior, order) in enumerate(zip(self.priors, self._orders, strict=True)):
@@ -288,43 +296,53 @@ class Transformer(GradientDetector):
             )
             share = self._upsample(unlikely.float(), x)
             healed = healed + (x + share * (output - x)) / len(self.priors)
-        return healed * (x > 0)
+        return healed * brain
 
     def _upsample(self, cells_BT: Tensor, x: Tensor) -> Tensor:
         mode = "bilinear" if self.ndim == 2 else "trilinear"
         maps = cells_BT.unflatten(1, (1, *self.grid))
         return functional.interpolate(maps, size=x.shape[2:], mode=mode)
 
-    def _holds_brain(self, x: Tensor) -> Tensor:
-        """Cells with brain, (B, T)."""
+    def _holds_brain(self, brain: Tensor) -> Tensor:
+        """Cells with brain, (B, T), of masks (B, 1, *spatial)."""
         pool = functional.adaptive_max_pool2d if self.ndim == 2 else functional.adaptive_max_pool3d
-        return pool((x > 0).float(), self.grid).flatten(1) > 0
+        return pool(brain.float(), self.grid).flatten(1) > 0
 
     def reconstruct(self, x_BCZYX: Tensor) -> Tensor:
+        """The healed image, its brain being what is above 0; 2D slice by slice."""
+        return self.reconstruct_within(x_BCZYX, x_BCZYX[:, 0] > 0)
+
+    def reconstruct_within(self, x_BCZYX: Tensor, brain_BZYX: Tensor) -> Tensor:
         """The healed image, 2D slice by slice."""
-        return in_pieces(self.heal, x_BCZYX, self.ndim, MAX_VOXELS)
+
+        def run(samples: Tensor) -> Tensor:
+            return self.heal(samples[:, :1], samples[:, 1:] > 0)
+
+        return in_pieces(run, with_brain(x_BCZYX, brain_BZYX), self.ndim, MAX_VOXELS)
 
     def detect(self, x_BCZYX: Tensor, brain_BZYX: Tensor) -> Detection:
         """|x - healed|, or minus the log-likelihood of the codes, in nats."""
         if self.config.score == "residual":
             return super().detect(x_BCZYX, brain_BZYX)
 
-        def run(x: Tensor) -> Tensor:
+        def run(samples: Tensor) -> Tensor:
+            x = samples[:, :1]
             return self._upsample(-self.log_likelihoods(x).mean(1), x).clamp(0, MAX_NATS)
 
-        return Detection(in_pieces(run, x_BCZYX, self.ndim, MAX_VOXELS)[:, 0])
+        both = with_brain(x_BCZYX, brain_BZYX)
+        return Detection(in_pieces(run, both, self.ndim, MAX_VOXELS)[:, 0])
 
-    def calibrate(self, volumes: Iterable[Tensor], total: Callable[[Tensor], Tensor]) -> None:
+    def calibrate(self, volumes: Iterable[Masked], total: Callable[[Tensor], Tensor]) -> None:
         """Set the thresholds: quantiles of the log-likelihood of healthy codes that hold brain.
 
         Args:
-            volumes: Healthy (B, 1, Z, Y, X) of this worker.
+            volumes: Healthy ones of this worker.
             total: Sum over the workers.
         """
         counts = torch.zeros(len(self.priors), LIKELIHOOD_BINS, dtype=torch.float64)
-        for x in volumes:
-            for part in self._samples(x):
-                likelihood, inside = self.log_likelihoods(part), self._holds_brain(part)
+        for x, brain in volumes:
+            for part, within in self._samples(x, brain):
+                likelihood, inside = self.log_likelihoods(part), self._holds_brain(within)
                 for k in range(len(self.priors)):
                     values = likelihood[:, k][inside].cpu().clamp(-MAX_NATS, 0)
                     counts[k] += values.histc(LIKELIHOOD_BINS, -MAX_NATS, 0)

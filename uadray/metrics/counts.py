@@ -133,7 +133,7 @@ class CohortCounts:
     """(N,) healthy voxels outside the region."""
 
     slice_score: NDArray[np.float32]
-    """(N, Z) in [0, 1]."""
+    """(N, Z) in [0, 1]; or the sum over the slice's brain, see `with_slice_sums`."""
 
     slice_lesion: NDArray[np.bool_]
     """(N, Z) axial slices with lesion."""
@@ -278,6 +278,14 @@ class CohortCounts:
             self.lesion[:, level:].sum(axis=1, dtype=np.float64),
             self.healthy[:, level:].sum(axis=1, dtype=np.float64),
         )
+
+    def with_slice_sums(self, num_brain: NDArray[np.integer]) -> Self:
+        """The same, its slices scored by the sum of their levels instead of the mean.
+
+        Args:
+            num_brain: (N, Z) brain voxels of each slice.
+        """
+        return replace(self, slice_score=(self.slice_score * num_brain).astype(np.float32))
 
 
 def _sparse(counts: NDArray[np.uint32]) -> tuple[NDArray[np.int32], NDArray[np.uint32]]:

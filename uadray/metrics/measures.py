@@ -147,8 +147,8 @@ def auroc(histograms: Histograms) -> Values:
 def slice_auprc(counts: CohortCounts) -> Values:
     """Return the average precision of separating axial slices with lesion from those without.
 
-    A slice's score is the mean level over its un-eroded brain; slices of all subjects are pooled
-    ("for each data set", Bengs 2021, section 2.3, which leaves open whether slices or subjects
-    are averaged). NaN where no slice holds lesion.
+    A slice's score is `slice_score` of the counts; slices of all subjects are pooled ("for each
+    data set", Bengs 2021, section 2.3, which leaves open whether slices or subjects are averaged).
+    NaN where no slice holds lesion.
     """
     return auprc(counts.slice_histograms().merged())

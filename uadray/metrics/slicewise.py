@@ -16,7 +16,7 @@ class Slices:
     subjects: tuple[str, ...]
     """(N,) ids."""
     score: NDArray[np.float32]
-    """(N, Z) mean over the slice's brain, as a fraction of the method's score range; in [0, 1]."""
+    """(N, Z) sum or mean over the slice's brain, a score being a fraction of the method's range."""
     lesion: NDArray[np.bool_]
     """(N, Z) whether a voxel of the slice is annotated (Bengs 2021, section 2.3)."""
     counted: NDArray[np.bool_]

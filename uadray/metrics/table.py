@@ -15,7 +15,9 @@ from uadray.errors import EvaluationError
 from uadray.metrics import measures
 from uadray.metrics.counts import TestPart, Threshold
 from uadray.metrics.histograms import Histograms
+from uadray.metrics.inference import Fits, effective_number
 from uadray.metrics.postprocess import MAX_LEVEL, dequantise
+from uadray.metrics.thresholds import best_linear_level
 from uadray.metrics.weighted import weighted_curves
 
 Values = NDArray[np.float64]
@@ -27,19 +29,33 @@ ByMetric = dict[str, Values]
 class Tested:
     """A test part at a frozen threshold, from which metrics are computed.
 
+    Args:
+        part: Of a test part, perhaps after a component filter.
+        threshold: Frozen.
+        searched: The same before that filter, where the best of 100 thresholds is searched; the
+            part itself by default.
+
     Raises:
         TypeError: `part` is not a test part.
         EvaluationError: the threshold belongs to another score range, or was fitted on the part.
     """
 
-    def __init__(self, part: TestPart, threshold: Threshold) -> None:
+    def __init__(
+        self, part: TestPart, threshold: Threshold, searched: TestPart | None = None
+    ) -> None:
         _check(part, threshold)
-        self.part, self.threshold = part, threshold
+        self.part, self.threshold, self._searched = part, threshold, searched or part
 
     @cached_property
     def volume(self) -> Histograms:
         """All voxels of the grid, the background included, over all subjects."""
         return self.part.merged("volume")
+
+    @cached_property
+    def best_of_100(self) -> float:
+        """Dice_D at the best of 100 thresholds, which is searched before any filter."""
+        level = best_linear_level(self._searched.merged("volume"))
+        return float(measures.dice_d(self.part, level))
 
     @cached_property
     def dice_s(self) -> Values:
@@ -220,18 +236,29 @@ METRICS: tuple[Metric, ...] = (
         shows_interval=False,
         brief="Upper\nbound",
     ),
+    Metric(
+        key="dice_best_of_100",
+        head="Dice, best of 100",
+        value=lambda one: one.best_of_100,
+        of_a_prediction=True,
+        note="threshold chosen on the test part before the filter, components dropped once after",
+        shown=False,
+    ),
 )
 """In the order of records and tables."""
 
 BY_KEY = {metric.key: metric for metric in METRICS}
 
 
-def compute_metrics(part: TestPart, threshold: Threshold) -> dict[str, Any]:
+def compute_metrics(
+    part: TestPart, threshold: Threshold, searched: TestPart | None = None
+) -> dict[str, Any]:
     """Everything that is reported of one method on one test part, as JSON values.
 
     Args:
         part: Counts of the test subjects.
         threshold: Fitted on a threshold part with the same score range.
+        searched: Counts before a component filter, see `Tested`.
 
     Returns:
         Each metric by its key (None where it is undefined), the threshold, and what was counted.
@@ -240,7 +267,7 @@ def compute_metrics(part: TestPart, threshold: Threshold) -> dict[str, Any]:
         TypeError: `part` is not a test part.
         EvaluationError: the threshold belongs to another score range, or was fitted on the part.
     """
-    tested = Tested(part, threshold)
+    tested = Tested(part, threshold, searched)
     values = {metric.key: metric.value(tested) for metric in METRICS}
     return {key: None if np.isnan(value) else value for key, value in values.items()} | {
         "threshold": threshold.value,
@@ -253,19 +280,39 @@ def compute_metrics(part: TestPart, threshold: Threshold) -> dict[str, Any]:
     }
 
 
-def without_each(part: TestPart, threshold: Threshold, weights: NDArray[np.int64]) -> ByMetric:
-    """Each metric that has an interval, in each weighting of the subjects.
+def fits_by_person(
+    part: TestPart,
+    threshold: Threshold,
+    weights: NDArray[np.int64],
+    refits: ByMetric | None = None,
+) -> dict[str, Fits]:
+    """Each metric that has an interval, with everyone and without each person.
 
     Args:
         part: N test subjects.
         threshold: Frozen.
-        weights: (R, N), such as those of `inference.leaving_out`.
+        weights: (1 + P, N), from `inference.leaving_out`.
+        refits: From `at_thresholds`; none by default.
 
     Returns:
-        (R,) by the metric's key; NaN where it is undefined.
+        One fit by the metric's key.
     """
     weighted = Weighted(part, threshold, weights)
-    return {metric.key: metric.weighted(weighted) for metric in METRICS if metric.weighted}
+    found = {}
+    for metric in METRICS:
+        if metric.weighted is None:
+            continue
+        again = (refits or {}).get(metric.key)
+        effective = None
+        if metric.people is not None:
+            effective = effective_number(metric.people(weighted) @ (1 - weights[1:]).T)
+        found[metric.key] = Fits(
+            values=metric.weighted(weighted)[None],
+            refits=None if again is None else again[None],
+            effective=effective,
+            limits=metric.limits,
+        )
+    return found
 
 
 def at_thresholds(part: TestPart, thresholds: Sequence[Threshold]) -> ByMetric:

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from uadray.errors import ConfigError, EvaluationError
-from uadray.metrics.counts import Threshold, ThresholdPart
+from uadray.metrics.counts import NUM_LEVELS, Threshold, ThresholdPart
 from uadray.metrics.histograms import Histograms
 from uadray.metrics.measures import dice_at_every_threshold
 from uadray.metrics.postprocess import MAX_LEVEL, dequantise
@@ -107,6 +107,22 @@ def meissen_linear(part: ThresholdPart, num: int = 100) -> Threshold:
     return _threshold(part, int(levels[::-1][tried[::-1].argmax()]), "meissen_linear")
 
 
+def best_linear_level(merged: Histograms, num: int = 100) -> int:
+    """The level of the best of `num` thresholds, evenly spaced from 0 to the largest score.
+
+    As the code of Meissen 2021 (section 3.5) searches, on the test data; the highest of equals.
+    """
+    levels = np.array([_level(level) for level in np.linspace(0, merged.levels[-1], num)])
+    tried = _dice_at(merged, levels)
+    return int(levels[::-1][tried[::-1].argmax()])
+
+
+def no_threshold(score_range: tuple[float, float]) -> Threshold:
+    """Stands where none is fitted: nothing is predicted, and what needs one is not reported."""
+    value = float(dequantise(NUM_LEVELS, score_range))
+    return Threshold(level=NUM_LEVELS, value=value, rule=NONE, fitted_on="nothing")
+
+
 def healthy_fpr(part: ThresholdPart, rate: float) -> Threshold:
     """Take the lowest level at which at most `rate` of the healthy brain voxels are predicted.
 
@@ -142,6 +158,9 @@ def percentile(part: ThresholdPart, q: float = 98) -> Threshold:
     level = int(merged.levels[np.searchsorted(up_to, rank, side="right")])
     return _threshold(part, max(1, level), f"percentile_{q:g}")
 
+
+NONE = "none"
+"""Stands for a rule where no threshold is fitted."""
 
 RULES: dict[str, Callable[[ThresholdPart], Threshold]] = {
     "bengs_bisection": bengs_bisection,

@@ -5,6 +5,7 @@ from uadray.methods import NAMED
 from uadray.papers.study import CohortNeed, Entry, Paper, Published, Study
 
 MS = CohortNeed(role="ms", data="in-house, 49 patients with MS", modality="FLAIR", num_test=49)
+TRAINING = "in-house, 83 healthy FLAIR scans, 20 axial slices of 256 x 256 each"
 
 _TABLE_1 = (
     ("dAE", 0.1276, 0.1461, 0.3575, 0.0128),
@@ -29,7 +30,7 @@ BAUR_2018 = Paper(
             key="table-1",
             title="Dense and spatial autoencoders, with and without adversarial training",
             protocol="baur2018",
-            training="in-house, 83 healthy FLAIR scans, 20 axial slices of 256 x 256 each",
+            training=TRAINING,
             cohorts=(MS,),
             entries=tuple(
                 Entry(
@@ -44,6 +45,14 @@ BAUR_2018 = Paper(
                 )
                 for name, mean, deviation, auprc, seconds in _TABLE_1
             ),
+        ),
+        Study(
+            key="figure-6",
+            title="Histograms of the residuals of normal and of anomalous pixels",
+            protocol="baur2018",
+            training=TRAINING,
+            cohorts=(MS,),
+            entries=(Entry(label="sVAE-GAN", experiment=experiment("sVAE-GAN"), role="ms"),),
         ),
     ),
 )

@@ -1,9 +1,32 @@
-"""Where our data is not a paper's, in words, from what the stores record."""
+"""Where a row of ours is not a paper's, in words: data, preparation, method, fit, evaluation."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
-from uadray.papers.study import CohortNeed, Study
+from uadray.config import Experiment, learns
+from uadray.methods import NAMED, Learned
+from uadray.papers.study import CohortNeed, Entry, Study
 from uadray.store import Cohort
+from uadray.strategies import strategy
+
+
+@dataclass(frozen=True, kw_only=True)
+class Caveat:
+    """One difference, and the rows of ours that it is of."""
+
+    text: str
+    """In words."""
+    roles: frozenset[str] = frozenset()
+    """Cohorts whose rows it is of; empty for all."""
+    labels: frozenset[str] = frozenset()
+    """Methods whose rows it is of, as printed; empty for all."""
+
+    def of(self, entry: Entry) -> bool:
+        """Whether a row or point has this difference; one over all cohorts has each of them."""
+        role = not self.roles or not entry.role or entry.role in self.roles
+        return role and (not self.labels or entry.label in self.labels)
+
 
 PHANTOM = "phantom://"
 """Begin of the source of an invented subject."""
@@ -72,6 +95,132 @@ def healthy_differences(study: Study, cohort: Cohort | None) -> list[str]:
         f"healthy: the paper has {study.training}; here {train} {of} to learn from and "
         f"{validation} to choose the epoch, on a grid of {z} x {y} x {x}."
     ]
+
+
+PREPARATION: Mapping[str, Mapping[str, tuple[Any, str]]] = {
+    "bengs2021": {
+        "shape": ([64, 64, 64], "downsamples to 64 x 64 x 64"),
+        "spacing_mm": (1.0, "resamples to 1 mm"),
+        "register": ("none", "registers nothing"),
+        "denoise": (True, "denoises"),
+        "correct_bias": (False, "names no bias correction"),
+    },
+    "baur2018": {
+        "register": ("SRI24", "registers to the SRI24 atlas"),
+        "skull_strip": ("robex", "strips with ROBEX"),
+        "denoise": (True, "denoises by curvature flow"),
+        "correct_bias": (False, "names no bias correction"),
+    },
+    "meissen2021": {
+        "register": ("SRI24", "registers to the SRI24 atlas, by the T1 scans"),
+        "skull_strip": ("robex", "strips with ROBEX"),
+        "percentiles": ([0.0, 100.0], "clips no intensities"),
+        "denoise": (False, "names no denoising"),
+        "mask_threshold": (0.9, "cuts the registered masks at 0.9"),
+    },
+}
+"""What each paper does to its scans, by the fields of a preparation: the value, and words."""
+
+
+def preparation_differences(paper: str, role: str, cohort: Cohort) -> list[str]:
+    """Steps of a cohort's preparation that are not the paper's; phantoms have none to compare."""
+    recorded = (cohort.attributes.get("plan") or {}).get("config")
+    if kind(cohort) == "phantom":
+        return []
+    if not recorded:
+        return [f"{role}: how the cohort was prepared is not recorded."]
+    found = []
+    for name, (value, words) in PREPARATION.get(paper, {}).items():
+        ours = recorded.get(name)
+        same = str(ours).startswith(value) if isinstance(value, str) else ours == value
+        if not same:
+            said = "not recorded" if ours is None else ours
+            found.append(f"{role}: the paper {words}; here {name} is {said}.")
+    return found
+
+
+EVALUATION: Mapping[str, Sequence[str]] = {
+    "bengs2021": (
+        "The paper erodes the brain mask slightly and filters by a median, neither of a stated "
+        "size: here one iteration for 25 rows and 5 x 5 x 5, as in its laboratory's later code.",
+        "Which subjects fit the paper's threshold and which it tests is not published: both are "
+        "drawn at random, here by a seed.",
+    ),
+    "baur2018": (
+        "The paper's median filter has no stated size: here 5 x 5 x 5, as in its authors' later "
+        "study.",
+        "The paper's 20 slices lie around the midline of the SRI24 atlas; here around the middle "
+        "of each brain's box.",
+        "The paper's seconds are for one slice on one graphics card of 2017; here on the hardware "
+        "that the run folder names.",
+    ),
+    "meissen2021": (
+        "The paper counts its slices in the space of the SRI24 atlas; here in that of the cohort's "
+        "grid.",
+    ),
+}
+"""What of each paper's evaluation it leaves open or cannot be had, however it is prepared."""
+
+_PRINTED = (
+    "The paper prints what the methods' own papers or the comparative study report, of fits on "
+    "scans that are not public; here each is fitted on the healthy cohort that is given."
+)
+
+
+def method_caveats(study: Study, paper: str) -> list[Caveat]:
+    """Differences of the methods, their erasing and their fits, for the rows that have them."""
+    found: list[Caveat] = []
+    made = [(entry.label, entry.experiment) for entry in study.entries if entry.experiment]
+
+    def add(text: str, chosen: Iterable[str]) -> None:
+        labels = frozenset(chosen)
+        if text and labels:
+            everyone = labels == {entry.label for entry in study.entries}
+            found.append(Caveat(text=text, labels=frozenset() if everyone else labels))
+
+    deviations: dict[str, list[str]] = {}
+    for label, one in made:
+        deviations.setdefault(_deviations(one), []).append(label)
+    for text, labels in deviations.items():
+        add(text, labels)
+    learned = [(label, one) for label, one in made if learns(one)]
+    erased = [(label, one) for label, one in learned if strategy(one.erasing) is not None]
+    add(
+        "Boxes are clipped at the border, of which the paper says nothing: of a nominal mean of "
+        "13 % cubes erase 8.4 % and patches 10.4 %, so that 3D is erased less than 2D.",
+        (label for label, one in erased if "border" in _entry(one).settings),
+    )
+    add(
+        'Noise is drawn from the brain\'s voxels; the paper has "the image pixel distribution".',
+        (label for label, one in erased if one.erasing.fill == "noise"),
+    )
+    if paper == "bengs2021" and learned:
+        epochs = " or ".join(str(n) for n in sorted({one.fit.epochs for _, one in learned}))
+        add(
+            "The paper tunes the number of epochs of each network and does not print it; here the "
+            f"best of {epochs} by reconstruction of healthy scans.",
+            (label for label, _ in learned),
+        )
+    add(
+        "Gradients longer than 1 are scaled down; no paper names a limit.",
+        (label for label, one in learned if "Gradients" not in _deviations(one)),
+    )
+    if paper == "meissen2021":
+        add(_PRINTED, (label for label, _ in learned))
+    return found
+
+
+def _entry(one: Experiment) -> Any:
+    found = strategy(one.erasing)
+    assert found is not None
+    return found
+
+
+def _deviations(one: Experiment) -> str:
+    """What is said of the method in the registry."""
+    method = one.method
+    name = method.label or (f"{method.ndim}D-None" if isinstance(method, Learned) else "")
+    return NAMED[name].deviations if name in NAMED else ""
 
 
 def _counts(cohort: Cohort, splits: Iterable[str]) -> list[int]:

@@ -3,7 +3,7 @@
 All runs of a paper's protocol lie in one sweep folder, so that figures share the runs of tables.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -15,10 +15,17 @@ from uadray.errors import ConfigError
 from uadray.evaluation.job import evaluate_all
 from uadray.evaluation.protocols import PROTOCOLS, EvaluateConfig
 from uadray.methods import is_fitted
-from uadray.metrics.measures import auprc
-from uadray.metrics.slicewise import Slices, histograms
-from uadray.papers.caveats import differences, healthy_differences
+from uadray.metrics.slicewise import Slices
+from uadray.papers.caveats import (
+    EVALUATION,
+    Caveat,
+    differences,
+    healthy_differences,
+    method_caveats,
+    preparation_differences,
+)
 from uadray.papers.study import CohortNeed, Entry, Paper, Published, Study
+from uadray.report.slices import pooled
 from uadray.runs.evaluations import place, unpack_slices
 from uadray.runs.folder import Run
 from uadray.store import Cohort
@@ -170,9 +177,13 @@ class Reproduction:
             raise ConfigError(f"{self.study.key}: no cohort is given; see --cohorts and --healthy")
         return self.cohorts[self.roles[0]]
 
-    def evaluation(self) -> EvaluateConfig:
-        """The protocol; phantoms keep all its rules but grid and slices, as recorded changes."""
-        fixed = PROTOCOLS[self.study.protocol]
+    def evaluation(self, protocol: str = "") -> EvaluateConfig:
+        """The protocol; phantoms keep all its rules but grid and slices, as recorded changes.
+
+        Args:
+            protocol: Of an entry that has its own; the study's by default.
+        """
+        fixed = PROTOCOLS[protocol or self.study.protocol]
         shapes = {self.cohorts[role].shape for role in self.roles}
         if fixed.grid is None or shapes <= {fixed.grid}:
             return EvaluateConfig.of(fixed.name)
@@ -200,7 +211,11 @@ class Reproduction:
         cohorts = [self.cohorts[role] for role in self.roles]
         if runs and cohorts:
             insist = config is not None and config.allow_mismatch
-            evaluate_all(runs, cohorts, config=self.evaluation(), allow_mismatch=insist)
+            own = {e.experiment.name: e.protocol for e in self.entries() if e.experiment}
+            for protocol in dict.fromkeys(own.get(run.experiment.name, "") for run in runs):
+                some = [r for r in runs if own.get(r.experiment.name, "") == protocol]
+                config_of = self.evaluation(protocol)
+                evaluate_all(some, cohorts, config=config_of, allow_mismatch=insist)
         return outcomes
 
     def published(self) -> dict[tuple[str, str], Mapping[str, Published]]:
@@ -212,25 +227,37 @@ class Reproduction:
         }
 
     def caveats(self) -> list[str]:
-        """Where our data is not theirs, in words; never empty where anything was measured."""
-        told = []
+        """Where ours is not theirs, in words; never empty where anything was measured."""
+        return [one.text for one in self.differences()]
+
+    def differences(self) -> list[Caveat]:
+        """The same with the rows that each is of."""
+        found = []
         if self.scale.changes:
             changed = ", ".join(f"{name} = {value}" for name, value in self.scale.changes)
             if self.scale.batch_size_3d:
                 changed += f", batches of {self.scale.batch_size_3d} volumes in 3D"
-            told.append(f"Scale {self.scale.name!r}: {self.scale.told}. Changed: {changed}.")
-        told += healthy_differences(self.study, self.healthy)
+            text = f"Scale {self.scale.name!r}: {self.scale.told}. Changed: {changed}."
+            found.append(Caveat(text=text))
+        found += [Caveat(text=text) for text in healthy_differences(self.study, self.healthy)]
         for need in self.study.cohorts:
             if need.role in self.cohorts:
-                told += differences(need, self.cohorts[need.role])
+                cohort, only = self.cohorts[need.role], frozenset({need.role})
+                texts = differences(need, cohort)
+                texts += preparation_differences(self.paper.key, need.role, cohort)
+                found += [Caveat(text=text, roles=only) for text in texts]
         fixed = PROTOCOLS[self.study.protocol]
         if not self.to_make and self.roles and self.evaluation().protocol != fixed.name:
-            told.append(
+            text = (
                 f"Evaluated on the phantoms' own grid and on all slices; {fixed.name} is defined "
                 f"on {fixed.grid} and slices {fixed.slices}. Its post-processing, component filter "
                 "and threshold rule were kept."
             )
-        return told
+            found.append(Caveat(text=text))
+        if self.study.entries and (self.roles or self.to_make):
+            found += [Caveat(text=text) for text in EVALUATION.get(self.paper.key, ())]
+            found += method_caveats(self.study, self.paper.key)
+        return found
 
     def missing(self) -> list[str]:
         """What cannot be made, and why, in words."""
@@ -270,8 +297,16 @@ class Reproduction:
         return found
 
     def rows(self) -> list[dict[str, Any]]:
-        """Ours beside theirs: one record an entry and figure, as JSON values."""
-        return [row for entry in self.entries() for row in self._rows(entry)]
+        """Ours beside theirs: one record an entry and figure, as JSON values.
+
+        `caveats` are the numbers, from 1, of those in `caveats()` that the row has.
+        """
+        found = self.differences()
+        return [
+            row | {"caveats": [n for n, one in enumerate(found, start=1) if one.of(entry)]}
+            for entry in self.entries()
+            for row in self._rows(entry)
+        ]
 
     def _rows(self, entry: Entry) -> list[dict[str, Any]]:
         assert entry.experiment is not None
@@ -316,13 +351,35 @@ class Reproduction:
         if len(held) == 1:
             return held[0]["metrics"].get(metric), held[0]["intervals"].get(metric)
         if metric == "slice_auprc":
-            return pooled_slice_auprc([self._slices(folder, role) for role in roles]), None
+            parts = [self._slices(folder, role) for role in roles]
+            found = pooled(
+                parts, [self._people(part, role) for part, role in zip(parts, roles, strict=True)]
+            )
+            return found.value, None if found.bounds is None else list(found.bounds)
         values = [r["metrics"].get(metric) for r in held]
         return (None if None in values else float(np.mean(values))), None
 
     def _slices(self, folder: str, role: str) -> Slices:
         name = self.cohorts[role].name
         return unpack_slices(files.read_bytes(place(folder, name, "slices")))
+
+    def _people(self, slices: Slices, role: str) -> list[str]:
+        table = self.cohorts[role].subjects
+        person = dict(zip(table["id"], table["subject"], strict=True))
+        return [str(person[scan]) for scan in slices.subjects]
+
+    def evaluations(self, label: str, role: str) -> list[dict[str, Any]]:
+        """What was recorded of a method on a cohort, one a seed, with the run as `run`."""
+        wanted = next(e.experiment for e in self.study.entries if e.label == label)
+        if wanted is None or role not in self.cohorts:
+            return []
+        one = self.at_scale(wanted)
+        found = []
+        for seed in self.seeds if learns(one) else (0,):
+            folder = run_url(self.url, replace(one, fit=replace(one.fit, seed=seed)))
+            if (record := _record(folder, self.cohorts[role])) is not None:
+                found.append(record | {"run": folder})
+        return found
 
     def record(self) -> dict[str, Any]:
         """All of it as a JSON value, for `<study>.json`."""
@@ -346,14 +403,6 @@ class Reproduction:
             ],
             "rows": self.rows(),
         }
-
-
-def pooled_slice_auprc(parts: Sequence[Slices]) -> float:
-    """AUPRC of telling axial slices with a lesion, over several cohorts together (figure 6)."""
-    flat = [part.flat() for part in parts]
-    scores, lesion = (np.concatenate([one[k] for one in flat]) for k in (0, 1))
-    weights = np.concatenate([one[2] for one in flat], axis=1)
-    return float(np.squeeze(auprc(histograms(scores, lesion, weights))))
 
 
 def _record(folder: str, cohort: Cohort) -> dict[str, Any] | None:

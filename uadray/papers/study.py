@@ -47,6 +47,8 @@ class Entry:
     """Ours with the paper's settings; None where this method is not built."""
     role: str
     """Of the cohort; empty for a figure over all cohorts of the study."""
+    protocol: str = ""
+    """Its own evaluation protocol, where it is not the study's."""
     published: Mapping[str, Published] = field(default_factory=dict)
     """By name of the metric; empty where the paper shows a picture without numbers."""
 

@@ -1,12 +1,19 @@
 """What the reproduction of a table or figure prints: what is there, and ours beside theirs."""
 
+from collections.abc import Sequence
+
 from rich.table import Table
 from rich.text import Text
 
 from uadray import tables
 from uadray.evaluation.record import describe_lesions
 from uadray.papers.caveats import kind
+from uadray.papers.claims import CLAIMS
 from uadray.papers.reproduce import Reproduction
+from uadray.papers.verdicts import findings, judge
+from uadray.report.compare import series_of
+from uadray.report.rows import group_by_cohort
+from uadray.runs.records import load_runs
 from uadray.store import Cohort
 
 _OF_KIND = {
@@ -42,19 +49,20 @@ def state_table(one: Reproduction) -> Table:
 
 
 def caveats_text(one: Reproduction) -> Text:
-    """Where our data is not theirs, and what cannot be made."""
+    """Where ours is not theirs, numbered as in the table's last column, and what is missing."""
     text = Text()
-    for line in one.caveats():
-        text.append(f"note: {line}\n")
+    for number, line in enumerate(one.caveats(), start=1):
+        text.append(f"note {number}: {line}\n")
     for line in one.missing():
         text.append(f"missing: {line}\n")
     return text
 
 
 def figures_table(one: Reproduction) -> Table:
-    """Ours beside theirs."""
+    """Ours beside theirs, each row with the numbers of its differences, which stand below."""
     table = Table(title=f"{one.paper.key} {one.study.key}, ours beside the paper's")
-    for head in ("method", "cohort", "figure", "ours", "95 % or seeds", "paper's", "±"):
+    table.caption, table.caption_justify = caveats_text(one), "left"
+    for head in ("method", "cohort", "figure", "ours", "95 % or seeds", "paper's", "±", "notes"):
         right = head in ("ours", "95 % or seeds", "paper's", "±")
         table.add_column(head, justify="right" if right else "left")
     for row in one.rows():
@@ -66,6 +74,7 @@ def figures_table(one: Reproduction) -> Table:
             _spread(row["interval"], row["ours_each_seed"]),
             _number(row["published"]),
             _number(row["published_deviation"]),
+            _ranges(row["caveats"]),
         )
     return table
 
@@ -98,6 +107,28 @@ def statistics_table(one: Reproduction) -> Table:
     return table
 
 
+def claims_table(one: Reproduction, runs: Sequence[str]) -> Table | None:
+    """What the paper claims from this table or figure, and what our runs say; None for nothing.
+
+    Verdicts are corrected over the rows of each cohort.
+    """
+    claims = [c for c in CLAIMS if (c.paper, c.study) == (one.paper.key, one.study.key)]
+    table = Table(title=f"{one.paper.key} {one.study.key}: what is claimed", title_justify="left")
+    for head in ("claim", "cohort", "contrast", "figure", "difference", "verdict"):
+        table.add_column(head, justify="right" if head == "difference" else "left")
+    for group in group_by_cohort(load_runs(runs)):
+        for found in judge(findings(series_of(group), claims)):
+            table.add_row(
+                next(claim.says for claim in claims if claim.key == found.claim),
+                group.name,
+                found.contrast,
+                found.metric,
+                f"{found.value:+.3f} {_spread(found.bounds and list(found.bounds), [])}".rstrip(),
+                found.verdict,
+            )
+    return table if table.row_count else None
+
+
 def title(one: Reproduction) -> str:
     """Head of the report: what is made again, and on what kind of data."""
     kinds = sorted({_OF_KIND[kind(one.cohorts[role])] for role in one.roles if role in one.cohorts})
@@ -110,8 +141,8 @@ def title(one: Reproduction) -> str:
 def to_markdown(one: Reproduction) -> str:
     """Ours beside theirs with all that must be said of it, as Markdown."""
     lines = [f"# {title(one)}", "", f"{one.paper.citation}: {one.study.title}.", ""]
-    lines += [f"- Note: {line}" for line in one.caveats()]
-    lines += [f"- Missing: {line}" for line in one.missing()]
+    lines += [f"{number}. {line}" for number, line in enumerate(one.caveats(), start=1)]
+    lines += ["", *(f"- Missing: {line}" for line in one.missing())]
     cells = []
     for row in one.rows():
         printed = _number(row["published"])
@@ -119,9 +150,9 @@ def to_markdown(one: Reproduction) -> str:
             printed += f" ± {_number(row['published_deviation'])}"
         spread = _spread(row["interval"], row["ours_each_seed"])
         what = [row["label"], row["role"], row["metric"]]
-        cells.append([*what, _number(row["ours"]), spread, printed])
+        cells.append([*what, _number(row["ours"]), spread, printed, _ranges(row["caveats"])])
     if cells:
-        head = ["method", "cohort", "figure", "ours", "95 % or seeds", "the paper's"]
+        head = ["method", "cohort", "figure", "ours", "95 % or seeds", "the paper's", "notes"]
         lines += ["", tables.to_markdown(head, cells, align="lllr")]
     return "\n".join([*lines, ""])
 
@@ -145,3 +176,14 @@ def _spread(interval: list[float] | None, seeds: list[float]) -> str:
     if interval is None or None in interval:
         return ""
     return f"[{interval[0]:.3f}, {interval[1]:.3f}]"
+
+
+def _ranges(numbers: Sequence[int]) -> str:
+    """`1-3, 7`: ascending numbers in few words."""
+    spans: list[list[int]] = []
+    for number in numbers:
+        if spans and number == spans[-1][-1] + 1:
+            spans[-1].append(number)
+        else:
+            spans.append([number])
+    return ", ".join(str(s[0]) if len(s) == 1 else f"{s[0]}-{s[-1]}" for s in spans)

@@ -21,6 +21,7 @@ from uadray.errors import (
 from uadray.evaluation.protocols import EvaluateConfig
 from uadray.methods import Detector
 from uadray.metrics.postprocess import MAX_LEVEL
+from uadray.metrics.thresholds import NONE
 from uadray.prediction.healthy import Healthy, measure_healthy
 from uadray.prepare.steps import PrepareConfig, recorded_config
 from uadray.runs.checkpoint import weights_digest
@@ -376,6 +377,8 @@ def _thresholds(
                 continue
             if record.get("weights", weights) != weights:
                 others.append(str(record["cohort"]["name"]))
+                continue
+            if record["threshold"]["rule"] == NONE:
                 continue
             thresholds.append(_threshold(record))
             thresholds[-1].check_range(score_range)

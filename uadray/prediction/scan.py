@@ -332,7 +332,8 @@ def _score(
     scores, output = detected.scores[0].double().cpu().numpy(), detected.reconstruction
     if output is None and model.detector.has_reconstruction:
         with torch.inference_mode():
-            output = model.detector.reconstruct(image[:, None].to(device))
+            inside = torch.from_numpy(brain[None]).to(device)
+            output = model.detector.reconstruct_within(image[:, None].to(device), inside)
     reconstruction = None if output is None else output[0, 0].float().cpu().numpy()
     # The healthy range is one of absolute residuals.
     signed = settings.residual != "absolute" and reconstruction is not None
@@ -340,7 +341,7 @@ def _score(
     clock.mark("score")
     cut = slices(settings)
     levels = np.zeros(brain.shape, np.uint16)
-    levels[cut] = clean(scores, brain, model.detector.score_range, settings, name)
+    levels[cut] = clean(scores, image[0].numpy(), brain, model.detector.score_range, settings, name)
     opened = np.zeros(brain.shape, np.uint16)
     opened[cut] = settings.components.open(levels[cut])
     clock.mark("postprocess")

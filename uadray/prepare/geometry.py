@@ -326,6 +326,39 @@ def downsample(volume: Volume, *, shape: tuple[int, int, int]) -> Volume:
     )
 
 
+def resize_nearest(volume: Volume, *, shape: tuple[int, int, int]) -> Volume:
+    """Take of each new voxel the old one that holds its centre (Meissen 2021, by its code).
+
+    The code takes the voxel at each new one's lower edge, which moves all by up to half a voxel.
+
+    Args:
+        volume: On the grid of the extent.
+        shape: (Z, Y, X) of the result; at its own shape nothing happens.
+
+    Returns:
+        The volume. A lesion that lies between all voxels that are taken keeps its best one, at the
+        new voxel that holds it.
+    """
+    target = shape[::-1]
+    old = np.array(volume.image.shape)
+    if target == volume.image.shape:
+        return volume
+    factor = old / target
+    places = [((np.arange(m) + 0.5) * f).astype(int) for m, f in zip(target, factor, strict=True)]
+    taken = _map(volume, lambda a: a[np.ix_(*places)])
+    lesion, kept = volume.lesion, taken.lesion
+    if lesion is not None and kept is not None and not kept[taken.brain].any():
+        best = brain_best(lesion, volume.brain)
+        kept[tuple((np.array(best) / factor).astype(int))] = lesion[best]
+    return replace(taken, affine=_regrid(volume.affine, factor, (factor - 1) / 2))
+
+
+def brain_best(share: np.ndarray, brain: np.ndarray) -> tuple[int, ...]:
+    """The voxel of a brain, (X, Y, Z), that holds most of a lesion; the first of equals."""
+    inside = np.where(brain, share, np.float32(0))
+    return tuple(int(k) for k in np.unravel_index(inside.argmax(), share.shape))
+
+
 def along_axes(array: np.ndarray, matrices: Sequence[np.ndarray]) -> np.ndarray:
     """Multiply each axis of an array by a matrix of its own.
 

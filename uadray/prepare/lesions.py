@@ -18,7 +18,7 @@ import scipy.ndimage as ndi
 
 from uadray import files
 from uadray.errors import ConfigError, ScanError
-from uadray.prepare.geometry import Volume, to_canonical, voxel_sizes
+from uadray.prepare.geometry import Volume, brain_best, to_canonical, voxel_sizes
 from uadray.prepare.layouts import Scan
 from uadray.prepare.layouts.listing import LeftOut, Listing
 from uadray.prepare.layouts.naming import words_of
@@ -333,9 +333,10 @@ def insert_lesion(
         config: How the tissue looks.
 
     Returns:
-        The volume with a lesion mask, 1 where the softened mask is over 0.5 and 0 elsewhere, and a
-        note of what was drawn. A mass effect moves image and brain mask; the lesion keeps its
-        outline, which had its own mass effect when it was drawn.
+        The volume with a lesion mask, 1 where the softened mask is over 0.5 and 0 elsewhere (of a
+        lesion so small that this is nowhere, at its best voxel), and a note of what was drawn. A
+        mass effect moves image and brain mask; the lesion keeps its outline, which had its own mass
+        effect when it was drawn.
 
     Raises:
         ScanError: next to nothing of the lesion lies in the brain, so that it found no place.
@@ -358,7 +359,11 @@ def insert_lesion(
         notes += [f"pushes by up to {push:.1f} mm"]
     soft = ndi.gaussian_filter(mapped, _number(look.border_mm) / volume.spacing) * volume.brain
     truth = soft > 0.5
-    _check_place(volume, mask, truth, look.min_inside)
+    _check_place(volume, mask, np.maximum(truth, mapped * volume.brain), look.min_inside)
+    if not truth.any():
+        best = brain_best(soft, volume.brain)
+        truth[best] = True
+        notes += [f"no voxel is lesion to 0.5: the one that is most so ({soft[best]:.2g}) is kept"]
     if look.lesion_kind == "tumour":
         soft *= _grade(mapped, volume.spacing, _number(look.rim_mm), look.rim_change)
     noise = rng.standard_normal(volume.image.shape, dtype=np.float32)
@@ -395,17 +400,19 @@ def brighten(image: np.ndarray, amount: np.ndarray, full: float) -> np.ndarray:
 
 def _grade(mapped: np.ndarray, spacing: np.ndarray, rim_mm: float, rim_change: float) -> np.ndarray:
     """A tumour's change relative to its core's: less in the rim, rising smoothly inward."""
-    depth = ndi.gaussian_filter(depth_mm(mapped > 0.5, spacing), 1.5 / spacing)
+    inside = mapped > min(0.5, np.nextafter(mapped.max(), 0))
+    depth = ndi.gaussian_filter(depth_mm(inside, spacing), 1.5 / spacing)
     rim = min(rim_mm, float(depth.max()) / 2)
     inward = np.clip(depth / rim, 0.0, 1.0) if rim > 0 else np.ones_like(depth)
     smooth = inward**2 * (3.0 - 2.0 * inward)
     return np.asarray(rim_change + (1.0 - rim_change) * smooth)
 
 
-def _check_place(volume: Volume, mask: LesionMask, truth: np.ndarray, min_inside: float) -> None:
+def _check_place(volume: Volume, mask: LesionMask, found: np.ndarray, min_inside: float) -> None:
+    """Refuse a lesion that hardly lies in the brain; `found` is the share of each voxel that is."""
     expected_ml = float(mask.share.sum() * np.prod(voxel_sizes(mask.affine))) / 1000.0
-    found_ml = float(truth.sum() * np.prod(volume.spacing)) / 1000.0
-    if found_ml < min_inside * expected_ml or not truth.any():
+    found_ml = float(found.sum() * np.prod(volume.spacing)) / 1000.0
+    if found_ml < min_inside * expected_ml or not found.any():
         raise ScanError(
             f"only {found_ml:.1f} mL of a lesion of {expected_ml:.1f} mL lie in the brain, "
             f"expected at least {min_inside:.0%}: its registration to MNI failed, or the mask is "

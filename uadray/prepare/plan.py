@@ -30,6 +30,8 @@ def make_plan(
     settings = to_json(config)
     if not lesions:
         del settings["lesion"]
+    if settings["resize"] == "average":
+        del settings["resize"]  # as plans of earlier versions, which knew no other
     subjects = {(scan.subject, part) for scan, part in rows}
     return {
         "seed": seed,

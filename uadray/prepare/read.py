@@ -4,7 +4,7 @@ import numpy as np
 import scipy.ndimage as ndi
 
 from uadray.errors import ScanError
-from uadray.prepare.geometry import BRAIN_THRESHOLD, DOUBT, Volume, voxel_sizes
+from uadray.prepare.geometry import BRAIN_THRESHOLD, DOUBT, Volume, voxel_ml, voxel_sizes
 from uadray.prepare.identity import image_digest
 from uadray.prepare.intensity import CONTRAST, contrast_of, power_to
 from uadray.prepare.layouts import Scan
@@ -89,6 +89,20 @@ def load_volume(scan: Scan, *, stripped: bool = True, least_lesion: float = 0.0)
         image_digest=image_digest(raw.voxels, raw.affine),
         placing=raw.placing,
     )
+
+
+def is_stripped(scan: Scan, max_ml: float) -> bool:
+    """Whether a scan has no skull any more: all but its background fits into a brain of `max_ml`.
+
+    Raises:
+        ScanError: its file cannot be used.
+    """
+    raw = read_image(scan.image, orientation=scan.orientation)
+    image = np.nan_to_num(raw.voxels)
+    background = _background(_face_values(image))
+    if background is None:
+        return False
+    return bool(np.count_nonzero(image != background) * voxel_ml(raw.affine) <= max_ml)
 
 
 def read_nifti(path: str) -> tuple[np.ndarray, np.ndarray]:

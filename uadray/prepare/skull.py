@@ -21,7 +21,7 @@ from uadray.errors import ConfigError, ScanError
 from uadray.prepare.geometry import DOUBT, Volume, voxel_ml
 from uadray.prepare.intensity import CONTRAST, contrast_of, power_to
 
-SkullStrip = Literal["auto", "none", "mask", "deepbet", "robex"]
+SkullStrip = Literal["auto", "none", "mask", "deepbet", "robex", "robex-if-needed"]
 """How the brain is separated from the rest; see `PrepareConfig.skull_strip`."""
 
 TOOLS = ("deepbet", "robex")

@@ -41,9 +41,10 @@ class SplitConfig:
     validation_share: float = 0.1
     """Of a healthy cohort (section 2.1: 201 of 2008)."""
     threshold_share: float = 0.4
-    """Of a cohort with lesions (section 2.1: 133 of 335 and 121 of 304)."""
+    """Of a cohort with lesions (section 2.1: 133 of 335 and 121 of 304); 0 tests all of it."""
     split_count: int | None = None
-    """Subjects in the validation part, or the threshold part, instead of the share."""
+    """Subjects in the validation part, or the threshold part, instead of the share; of a cohort
+    with lesions it may be 0, which tests all of it."""
     preset: Preset = "none"
     """`bengs2021`: the paper's counts, for cohorts of its sizes: 2008 healthy subjects are split
     into 1807 and 201, 335 with tumours into 133 and 202, 304 with strokes into 121 and 183."""
@@ -53,9 +54,10 @@ class SplitConfig:
             raise ConfigError("preset and split_count both say how large the parts are: give one")
         if self.split_count is not None and self.split_count < 0:
             raise ConfigError(f"split_count must be >= 0, was {self.split_count}")
-        for name in ("validation_share", "threshold_share"):
-            if not 0 < getattr(self, name) < 1:
-                raise ConfigError(f"{name} must be in (0, 1), was {getattr(self, name)}")
+        if not 0 < self.validation_share < 1:
+            raise ConfigError(f"validation_share must be in (0, 1), was {self.validation_share}")
+        if not 0 <= self.threshold_share < 1:
+            raise ConfigError(f"threshold_share must be in [0, 1), was {self.threshold_share}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,7 +135,7 @@ def split_scans(
 
     Returns:
         Scans in the order of the cohort's rows: train and validation, or threshold and test. Each
-        part has at least one subject.
+        part has at least one subject; the threshold part alone may be left out.
 
     Raises:
         ConfigError: some scans have a lesion and some have none, two share an id, there are too few
@@ -176,10 +178,15 @@ def _count_to_draw(
     if config.preset != "none":
         return _preset_count(subjects, config.preset, parts, drawn)
     count = max(1, round(share * subjects)) if config.split_count is None else config.split_count
+    if parts == LESIONED and (
+        config.split_count == 0 or (config.split_count is None and not share)
+    ):
+        return 0
     if not 1 <= count < subjects:
         raise ConfigError(
             f"{count} of {subjects} subjects would be the {parts[drawn]} part, but each part needs "
             "at least one: give more scans or another --split-count"
+            + (" (0 tests all of them)" if parts == LESIONED else "")
         )
     return count
 

@@ -8,7 +8,7 @@ import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -16,21 +16,28 @@ from uadray.config import from_json, to_json
 from uadray.errors import ConfigError, ScanError
 from uadray.phantom import make_subject
 from uadray.prepare.geometry import (
+    DOUBT,
     Extent,
     Volume,
+    brain_best,
     crop_to_brain,
     downsample,
     pad_to_extent,
     resample,
+    resize_nearest,
     to_canonical,
     voxel_ml,
 )
 from uadray.prepare.intensity import correct_bias, denoise, standardise
 from uadray.prepare.layouts import PHANTOM_SCHEME, Scan
 from uadray.prepare.lesions import LesionConfig, insert_lesion, read_mask
-from uadray.prepare.read import load_volume
+from uadray.prepare.read import is_stripped, load_volume
 from uadray.prepare.register import Registration, register, straighten
 from uadray.prepare.skull import TOOLS, SkullStrip, strip
+
+MIN_INSIDE = 0.1
+"""Least share of a lesion inside the brain, where no voxel reaches the threshold: of one that lies
+outside no voxel is kept."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +54,8 @@ class PrepareConfig:
     """How the brain is separated from the rest. `mask`: by the mask that comes with the scan, which
     must have one. `none`: the scan is stripped, and brain is what is above 0. `auto`: `mask` where
     there is one, else `none`. `deepbet` and `robex` look for the brain on T1 scans, whatever mask
-    there is (pip install -e '.[skullstrip]')."""
+    there is (pip install -e '.[skullstrip]'). `robex-if-needed`: `auto` where a scan has no skull
+    any more, else `robex` (Meissen 2021, section 3.2)."""
     min_brain_ml: float = 500.0
     """A smaller brain is refused: its mask has failed, in mL."""
     max_brain_ml: float = 2500.0
@@ -77,7 +85,10 @@ class PrepareConfig:
     "standardization"; its authors' later code does this, inside the mask."""
     mask_threshold: float = 0.5
     """Least share of a voxel that is lesion where the voxel counts as lesion, in (0, 1]; Meissen
-    2021, section 3.2, has 0.9."""
+    2021, section 3.2, has 0.9. A lesion no voxel of which reaches it keeps its best one."""
+    resize: Literal["average", "nearest"] = "average"
+    """How volumes come to their shape, as the last step: by the `average` over the area of each new
+    voxel, or by the `nearest` old voxel (Meissen 2021, by its code)."""
     lesion: LesionConfig = field(default_factory=LesionConfig)
     """How semi-synthetic lesions look, in cohorts that have them."""
 
@@ -197,7 +208,8 @@ def pipeline(config: PrepareConfig, lesion: Step | None = None) -> list[Step]:
         placed = [_step(resample, spacing_mm=config.spacing_mm), find_brain]
         if config.register == "rigid":
             placed = [find_brain, _step(straighten, spacing_mm=config.spacing_mm)]
-    down = _step(downsample, shape=config.shape)
+    # Steps of their own names, so that one is never taken for the other.
+    down = _step(downsample if config.resize == "average" else resize_nearest, shape=config.shape)
     return [_step(to_canonical), *placed, *intensity, *own_pose, down]
 
 
@@ -248,11 +260,14 @@ def prepare_scan(
             f"{scan.image}: no brain mask comes with it, and skull_strip is mask; give one, or "
             "choose another --skull-strip"
         )
+    if config.skull_strip == "robex-if-needed":
+        stripped = is_stripped(scan, config.max_brain_ml)
+        config = replace(config, skull_strip="auto" if stripped else "robex")
     if config.skull_strip not in ("auto", "mask"):
         scan = replace(scan, brain="")
-    volume = load_volume(
-        scan, stripped=config.skull_strip not in TOOLS, least_lesion=config.mask_threshold
-    )
+    # A small lesion in a mask that was interpolated may reach one half and no higher threshold.
+    least = min(config.mask_threshold, 0.5)
+    volume = load_volume(scan, stripped=config.skull_strip not in TOOLS, least_lesion=least)
     watch("read", volume)
     lesion = _lesion_step(scan, config.lesion) if scan.synthetic_lesion else None
     try:
@@ -267,25 +282,36 @@ def prepare_scan(
 def _finish(scan: Scan, volume: Volume, config: PrepareConfig) -> PreparedVolume:
     """Cut the lesion mask at its threshold and turn the axes to (Z, Y, X)."""
     brain = np.ascontiguousarray(volume.brain.T)
-    lesion = None
+    lesion, notes = None, volume.notes
     if volume.lesion is not None:
-        lesion = (config.mask_threshold <= volume.lesion.T) & brain
-        if not lesion.any():
-            most = float(np.where(brain, volume.lesion.T, 0).max())
-            raise ScanError(
-                f"{scan.lesion or scan.synthetic_lesion}: no voxel of {config.shape} is lesion to "
-                f"{config.mask_threshold:g} inside the brain, the most is {most:.2g}: the lesion "
-                "is too small for this grid, lies outside the brain, or its mask has low values; "
-                "use a finer --shape, a lower --mask-threshold, or leave the scan out"
-            )
+        share = volume.lesion
+        mask = (share >= config.mask_threshold) & volume.brain
+        if not mask.any():
+            best = brain_best(share, volume.brain)
+            if share[best] <= 0 or share[volume.brain].sum() < MIN_INSIDE * share.sum():
+                raise ScanError(
+                    f"{scan.lesion or scan.synthetic_lesion}: no voxel of {config.shape} is lesion "
+                    f"to {config.mask_threshold:g} inside the brain: the lesion lies outside of "
+                    "it; look at the masks of lesion and brain, or leave the scan out"
+                )
+            mask[best] = True
+            notes = (*notes, f"{DOUBT}{_kept_one(float(share[best]), config)}")
+        lesion = np.ascontiguousarray(mask.T)
     return PreparedVolume(
         image=np.where(brain, volume.image.T, np.float32(0)).clip(0.0, 1.0),
         brain=brain,
         lesion=lesion,
         affine=volume.scanner_affine,
         scanner=scan.scanner,
-        notes="; ".join(volume.notes),
+        notes="; ".join(notes),
         image_digest=volume.image_digest,
+    )
+
+
+def _kept_one(most: float, config: PrepareConfig) -> str:
+    return (
+        f"no voxel is lesion to {config.mask_threshold:g}: the one that is most so "
+        f"({most:.2g}) is kept alone"
     )
 
 

@@ -311,9 +311,12 @@ def _filtered(key: str, head: str) -> Column[Row]:
     )
 
 
+BEST_OF_100 = "dice_best_of_100"
+"""What Meissen 2021 reports, whose filter comes after the search."""
+
 FILTER_COLUMNS: tuple[Column[Row], ...] = (
     METHOD,
-    *(_filtered(metric.key, metric.head) for metric in METRICS if metric.brief),
+    *(_filtered(one.key, one.head) for one in METRICS if one.brief or one.key == BEST_OF_100),
 )
 """Figures before and after small components are dropped; for evaluations with that filter."""
 

@@ -17,6 +17,7 @@ from uadray.errors import ConfigError
 from uadray.methods import Learned
 from uadray.report import figures
 from uadray.store import Cohort
+from uadray.strategies import STRATEGIES
 
 TALLY_EPOCHS = 200
 """Epochs over which the shares of one sample are tallied beside its pictures."""
@@ -281,6 +282,7 @@ def write_erasing_page(
     row = int(matches["row"].iloc[0])
     volume = cohort.read("image", row, row + 1)[0]
     figure = erasing_figure(experiments, volume, row=row, num_draws=num_draws, plane=plane)
+    used = {one.erasing.strategy for one in experiments}
     page = (
         html.environment()
         .get_template("erasing.html.j2")
@@ -295,6 +297,7 @@ def write_erasing_page(
             version=__version__,
             style=html.style("report.css"),
             tally_epochs=TALLY_EPOCHS,
+            strategies=[one for key, one in STRATEGIES.items() if key in used],
         )
     )
     files.write_bytes(out, page.encode())

@@ -25,6 +25,8 @@ from uadray.report.sweep_page import (
 )
 from uadray.report.words import Compared, compare_cohort
 from uadray.runs.records import Broken, RunRecord, load_runs
+from uadray.runs.settings import is_number
+from uadray.strategies import NONE
 
 MAX_PLOTS = 16
 """Small plots of one kind at most: the best fit of each experiment, then the highest Dice_D."""
@@ -123,13 +125,35 @@ def _erasing(runs: Sequence[RunRecord], url: str) -> Markup | None:
 
     experiments: dict[str, Experiment] = {}
     for run in runs:
-        if (run.config["experiment"].get("erasing") or {}).get("strategy", "none") != "none":
+        if (run.config["experiment"].get("erasing") or {}).get("strategy", NONE) != NONE:
             name = str(run.config["name"])
             experiments.setdefault(name, from_json(Experiment, run.config["experiment"]))
     if not experiments:
         return None
     volume = open_cohort(url).read("image", 0, 1)[0]
     return erasing_figure(list(experiments.values())[:MAX_ERASING], volume, row=0, num_draws=2)
+
+
+SHARES = ("nominal_share", "share", "brain_share", "no_brain")
+"""What the summary of a fit says of its erasing, as the columns of the table show it."""
+
+
+def erased_shares(runs: Sequence[RunRecord]) -> list[dict[str, Any]]:
+    """How much the fits of each experiment erased: means over their erased samples.
+
+    Fits that did not record it give None; those that erase nothing have no row.
+    """
+    groups: dict[str, list[Mapping[str, Any] | None]] = {}
+    for run in runs:
+        if (run.config["experiment"].get("erasing") or {}).get("strategy", NONE) != NONE:
+            groups.setdefault(str(run.config["name"]), []).append(run.summary.get("erasing"))
+    rows = []
+    for name, found in groups.items():
+        recorded = [one for one in found if one and all(is_number(one.get(k)) for k in SHARES)]
+        means = {k: sum(one[k] for one in recorded) / len(recorded) for k in SHARES if recorded}
+        rows.append({"name": name, "fits": len(recorded), "missing": len(found) - len(recorded)})
+        rows[-1]["shares"] = [means.get(key) for key in SHARES]
+    return rows
 
 
 def render(
@@ -168,6 +192,7 @@ def render(
         lesions=_lesion_statistics(cohorts),
         curves=curve_context(_by_dice(runs, cohorts)),
         erasing=erasing,
+        erased=erased_shares(runs),
         unevaluated=ended_early(runs),
         left_out=left_out,
         provenance=[_provenance(run, notes) for run in runs],

@@ -154,6 +154,16 @@ def _mean_auprc(fits: Sequence[Sequence[Slices]]) -> float:
     return float(np.mean([auprc(histograms(*_joined(parts)))[0] for parts in fits]))
 
 
+def pooled(parts: Sequence[Slices], people: Sequence[Sequence[str]]) -> Estimate:
+    """AUPRC of one fit over the slices of several cohorts together, with its interval.
+
+    Args:
+        parts: Of each cohort.
+        people: The person of each of its scans.
+    """
+    return _bounded([parts], people)
+
+
 def _bounded(fits: Sequence[Sequence[Slices]], people: Sequence[Sequence[str]]) -> Estimate:
     """Mean over the fits, with its interval over the people of all cohorts, and fits."""
     weights = leaving_out([f"{n} {one}" for n, part in enumerate(people) for one in part])

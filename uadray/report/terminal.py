@@ -11,8 +11,8 @@ from rich.text import Text
 
 from uadray.errors import RunError
 from uadray.html import ABSENT
-from uadray.metrics.table import METRICS
-from uadray.report.columns import COLUMNS, Column
+from uadray.metrics.table import BY_KEY, METRICS
+from uadray.report.columns import COLUMNS, Column, number
 from uadray.report.rows import CohortRows, Row, group_by_cohort
 from uadray.runs.records import RunRecord
 
@@ -47,6 +47,19 @@ def terminal_table(runs: Sequence[RunRecord], cohort: str, *, width: int = 80) -
         )
     columns = [column for column in COLUMNS if column.key in _SHORT_HEADS]
     return fitting(lambda num: _table(groups, columns[:num], columns[num:]), len(columns), width)
+
+
+def protocol_figures(runs: Sequence[RunRecord], cohort: str) -> list[str]:
+    """A line for each run with what its protocol reports and no table of the terminal shows."""
+    lines = []
+    for group in (group for group in group_by_cohort(runs) if group.name == cohort):
+        for row in group.rows:
+            wanted = (row.evaluation.values.get("protocol") or {}).get("metrics") or ()
+            known = [BY_KEY[key] for key in wanted if key in BY_KEY]
+            hidden = [m for m in known if not m.shown and m.key != "dice_s_std"]
+            found = [f"{m.head} {number(row.evaluation.metric(m.key))}" for m in hidden]
+            lines += [f"{row.run.label}: {', '.join(found)}"] if found else []
+    return lines
 
 
 def fitting(build: Callable[[int], Table], num_columns: int, width: int) -> Table:

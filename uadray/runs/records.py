@@ -231,12 +231,13 @@ def _summary_kinds(summary: Mapping[str, Any]) -> dict[str, bool]:
     figures = ("fit_seconds", "epochs", "best_epoch", "num_parameters", "num_workers")
     kinds = {name: is_number(summary.get(name)) for name in figures}
     kinds["warnings"] = isinstance(summary.get("warnings"), (list, type(None)))
+    kinds["erasing"] = isinstance(summary.get("erasing"), (dict, type(None)))
     kinds["objective"] = isinstance(summary.get("objective"), (dict, type(None)))
     return kinds
 
 
 def _epoch_kinds(epochs: Iterable[Mapping[str, Any]]) -> dict[str, bool]:
-    measured = ("train/", "validation/", "seconds", "samples_per_second")
+    measured = ("train/", "validation/", "erasing/", "seconds", "samples_per_second")
     return {
         f"{name} of epoch {epoch['epoch']}": is_number(value)
         for epoch in epochs

@@ -15,6 +15,7 @@ _LABELS = {
     "method.kl_weight": "KL weight",
     "erasing.max_share": "largest erased share",
     "erasing.min_share": "smallest erased share",
+    "erasing.border": "boxes at the border",
     "erasing.probability": "share of erased samples",
     "fit.data_share": "training data",
     "fit.learning_rate": "learning rate",

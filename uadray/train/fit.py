@@ -184,7 +184,7 @@ def healthy_reconstruction(
     for batch in volumes:
         x = batch.images.to(device).float()[:, None]
         with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=bfloat16):
-            total += detector.held_out_error(x).cpu()
+            total += detector.held_out_error(x, batch.inside.to(device)).cpu()
     return total
 
 

@@ -153,7 +153,8 @@ def _fit_plain(detector: Detector, run: Run, cohort: Cohort) -> dict[str, Any]:
     rows = train_rows(cohort, share=config.data_share, seed=config.seed)
     held_back = cohort.rows("validation")
     # The same batches on every machine: PCA's increments depend on them.
-    fit_stream(detector, ValidationStream(cohort, rows, batch_size=32, resident=False), device)
+    train = ValidationStream(cohort, rows, batch_size=32, resident=False, brain=False)
+    fit_stream(detector, train, device)
     value = 0.0
     if detector.has_reconstruction:
         volumes = ValidationStream(cohort, held_back, resident=False)

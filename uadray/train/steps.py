@@ -3,7 +3,7 @@
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from uadray import random
 from uadray.config import Experiment, FitConfig
 from uadray.data.batch import Batch
-from uadray.data.erasing import erase, sample_erasing
+from uadray.data.erasing import ErasedShares, erase, erased_counts, sample_erasing
 from uadray.methods.base import GradientDetector, Player
+from uadray.strategies import NONE
 
 Metrics = dict[str, Any]
 """The record of an epoch."""
@@ -123,13 +124,14 @@ class Steps:
         """Put samples on the device and erase their input."""
         seed, erasing = self.experiment.fit.seed, self.experiment.erasing
         x = batch.images.to(self.device, non_blocking=True).float()
-        x_in = x
-        if erasing.strategy != "none":
+        x_in, erased = x, None
+        if erasing.strategy != NONE:
             where = sample_erasing(
                 erasing, batch.ids, seed=seed, epoch=epoch, spatial=tuple(x.shape[1:])
             )
             x_in = erase(x, where, erasing, batch.ids, seed=seed, epoch=epoch)
-        return _Part(ids=batch.ids, x_in=x_in[:, None], x=x[:, None], weight=weight)
+            erased = erased_counts(x, where)
+        return _Part(ids=batch.ids, x_in=x_in[:, None], x=x[:, None], weight=weight, erased=erased)
 
     def _turn(self, parts: Sequence["_Part"], player: Player, turn: int, epoch: int) -> Sums:
         """One update of one player."""
@@ -177,6 +179,8 @@ class _Part:
     x_in: Tensor
     x: Tensor
     weight: float
+    erased: Tensor | None
+    """`erased_counts`; None for experiments that erase nothing."""
 
 
 def _cut(batch: Batch, most: int) -> list[Batch]:
@@ -210,10 +214,13 @@ def _sums(losses: dict[str, Tensor], x: Tensor, player: Player) -> Sums:
 
 
 def _counts(parts: Sequence[_Part]) -> Sums:
-    """Samples and brain voxels."""
+    """Samples, brain voxels, and what was erased of them."""
     brain = torch.stack([(part.x > 0).sum() for part in parts]).sum().double()
     samples = sum(len(part.ids) for part in parts)
-    return {"#samples": torch.full_like(brain, samples), "#brain": brain}
+    erased = [part.erased for part in parts if part.erased is not None]
+    return {"#samples": torch.full_like(brain, samples), "#brain": brain} | (
+        {"#erased": torch.stack(erased).sum(0)} if erased else {}
+    )
 
 
 def _add(sums: Sums, more: Sums) -> None:
@@ -237,7 +244,7 @@ def over_workers(sums: Sums, world: World) -> Sums:
 
 
 def means(sums: Sums) -> Metrics:
-    """Of the terms over samples, of the L1 term over brain voxels; and the units active."""
+    """Of the terms over samples, of the L1 term over brain voxels; units active, shares erased."""
     samples, brain = sums["#samples"], sums["#brain"]
     metrics: Metrics = {}
     for name, value in sums.items():
@@ -245,6 +252,9 @@ def means(sums: Sums) -> Metrics:
             metrics["train/reconstruction"] = float(value / brain)
         elif name == "kl_units":
             metrics["train/active_units"] = int((value / samples > ACTIVE_NATS).sum())
+        elif name == "#erased":
+            if (shares := ErasedShares.of(value.tolist())) is not None:
+                metrics |= {f"erasing/{key}": each for key, each in asdict(shares).items()}
         elif not name.startswith("#"):
             metrics[f"train/{name}"] = float(value / samples)
     return metrics

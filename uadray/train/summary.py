@@ -4,6 +4,7 @@ from typing import Any
 
 from uadray.runs.checkpoint import CheckpointStore
 from uadray.runs.folder import Run
+from uadray.strategies import strategy
 from uadray.train.steps import Metrics
 
 
@@ -22,8 +23,26 @@ def summarise(run: Run) -> dict[str, Any]:
         _RECONSTRUCTION: None,
         measure: value,
         "fit_seconds": sum(r["seconds"] for r in records) or None,
+        "erasing": _erasing(run, records),
         "warnings": _warnings(run, records, state.best) if state and records else [],
     }
+
+
+def _erasing(run: Run, records: list[Metrics]) -> dict[str, float] | None:
+    """What the fit's epochs erased beside what was to be; None where nothing is erased."""
+    one = strategy(run.experiment.erasing)
+    counted = [record for record in records if record.get("erasing/samples")]
+    if one is None or not counted:
+        return None
+    weights = [record["erasing/samples"] for record in counted]
+    ndim = getattr(run.experiment.method, "ndim", 3)
+    means = {
+        key: sum(w * r[f"erasing/{key}"] for w, r in zip(weights, counted, strict=True))
+        / sum(weights)
+        for key in ("share", "brain_share", "no_brain")
+    }
+    nominal = one.nominal(run.experiment.erasing, run.shape[-ndim:])
+    return {"samples": sum(weights), "nominal_share": nominal} | means
 
 
 def _warnings(run: Run, records: list[Metrics], best: int) -> list[str]:

@@ -9,7 +9,7 @@ import torch
 from uadray.data.sampling import step_sizes, train_rows
 from uadray.data.stream import TrainingStream, ValidationStream, fits_in_memory
 from uadray.errors import ConfigError, RunError
-from uadray.methods.base import GradientDetector
+from uadray.methods.base import GradientDetector, Masked
 from uadray.runs.checkpoint import CheckpointStore
 from uadray.runs.detector import build_detector
 from uadray.runs.folder import EPOCHS, Run
@@ -131,7 +131,10 @@ def _calibrate(
     stream = ValidationStream(cohort, rows, rank=world.rank, world=world.size, resident=False)
     checkpoints.load_model(detector.to(device).eval(), state.best)
     with torch.no_grad():
-        detector.calibrate((b.images.to(device).float()[:, None] for b in stream), world.sum)
+        volumes = (
+            Masked(b.images.to(device).float()[:, None], b.inside.to(device)) for b in stream
+        )
+        detector.calibrate(volumes, world.sum)
     if world.rank == 0:
         checkpoints.save_calibrated(detector)
 

@@ -16,6 +16,7 @@ from uadray.config import (
     to_json,
 )
 from uadray.errors import ConfigError
+from uadray.strategies import strategy
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +38,7 @@ class Space:
     epochs: tuple[int, ...] = ()
     """Passes over the training part."""
     max_share: tuple[float, ...] = ()
-    """Largest erased share of the input (cube and multi-cube)."""
+    """Largest erased share of the input, for strategies that have one (cube and multi-cube)."""
     data_share: tuple[float, ...] = ()
     """Shares of the training subjects."""
     seeds: tuple[int, ...] = (0,)
@@ -143,7 +144,7 @@ def settings_of(trial: Experiment) -> dict[str, Any]:
     paths = []
     if learns(trial):
         paths += ["method.latent_size", "method.kl_weight", "fit.learning_rate", "fit.epochs"]
-        if trial.erasing.strategy in ("cube", "multi-cube"):
+        if (one := strategy(trial.erasing)) is not None and "max_share" in one.settings:
             paths.append("erasing.max_share")
     paths.append("fit.data_share")
     if learns(trial) or trial.fit.data_share < 1:

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from uadray import files, html
 from uadray.errors import RunError, UadrayError
+from uadray.metrics.counts import NUM_LEVELS
 from uadray.naming import distinct_names
 from uadray.report.rows import group_by_cohort
 from uadray.runs.evaluations import Evaluation
@@ -93,7 +94,8 @@ def _run_pages(
     table = cohort.subjects.set_index("id")
     start, stop = values.get("slices") or (0, cohort.shape[0])
     components = values.get("components") or {}
-    level = int(values["threshold"]["level"])
+    frozen = values["threshold"]["level"]
+    level = NUM_LEVELS if frozen is None else int(frozen)
     detector = load_detector(Run.open(run.url))
     names = distinct_names(list(dict.fromkeys(cases.ids)))
     for subject, name in names.items():
@@ -119,7 +121,7 @@ def _run_pages(
             reconstruction=_reconstruction(detector, image, brain, affine),
             name=f"{subject}: {run.label} on {evaluation.cohort}",
             summary={
-                "threshold": float(values["threshold"]["value"]),
+                "threshold": values["threshold"]["value"],
                 "threshold_fitted_on": str(values["threshold"]["fitted_on"]),
                 "method": run.label,
                 "fingerprint": str(run.config["fingerprint"]),
@@ -138,7 +140,10 @@ def _reconstruction(
     if not detector.has_reconstruction:
         return None
     with torch.inference_mode():
-        output = detector.reconstruct(torch.from_numpy(image.astype(np.float32))[None, None])
+        output = detector.reconstruct_within(
+            torch.from_numpy(image.astype(np.float32))[None, None],
+            torch.from_numpy(brain.astype(bool))[None],
+        )
     return _image(output[0, 0].float().numpy().clip(0, 1) * brain, affine)
 
 

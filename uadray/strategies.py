@@ -1,0 +1,269 @@
+"""Erasing strategies (Bengs 2021, section 2.2): one table that everything else reads.
+
+A new strategy is one entry: its names become names of experiments, its key a value of
+`erasing.strategy`, its settings those that a sweep may vary, its words those of help, pages and
+documentation.
+
+    register(
+        Strategy(
+            key="column",
+            names={2: "Column", 3: "Slab"},
+            erases="one column of voxels in 2D, one plane in 3D",
+            settings=(),
+            draw=draw_column,
+            nominal=lambda config, spatial: 1 / spatial[-1],
+            source="...",
+        )
+    )
+
+Shape suffixes: B samples, R regions, D = 2 or 3 spatial axes (Y, X) or (Z, Y, X).
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from uadray.errors import ConfigError
+from uadray.methods.settings import check, check_finite, check_limits
+
+__all__ = [
+    "NONE",
+    "STRATEGIES",
+    "ErasingConfig",
+    "Regions",
+    "Strategy",
+    "keys",
+    "register",
+    "strategy",
+]
+
+NONE = "none"
+"""Value of `erasing.strategy` that erases nothing."""
+
+ADDED = {"added": True}
+"""Metadata of a field that came after experiments had been fitted: JSON leaves it out at its
+default, so that their fingerprints stay."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ErasingConfig:
+    """Spatial erasing of the input; the target stays clean (Bengs 2021, section 2.2)."""
+
+    strategy: str = NONE
+    """`none`, or a strategy's key: `cube` is the paper's patch in 2D, `half-volume` its
+    half-slice."""
+    fill: Literal["zero", "noise"] = "noise"
+    """What erased voxels become: 0, or values drawn from the image's own brain intensities."""
+    probability: float = 0.5
+    """Share of the samples that are erased (Bengs 2021, section 2.2)."""
+    min_share: float = 0.01
+    """Smallest erased share of the input's voxels, before clipping at the border (cube, multi)."""
+    max_share: float = 0.25
+    """Largest erased share of the input's voxels (cube, multi)."""
+    max_regions: int = 10
+    """Most regions of multi-cube."""
+    max_slices_share: float = 0.5
+    """Most successive axial slices of half-volume as a share of all: 32 of the paper's 64."""
+    border: Literal["clip", "shift"] = field(default="clip", metadata=ADDED)
+    """Boxes that reach over the border (cube, multi): `clip` cuts them there, so that less is
+    erased than was drawn, and in 3D less than in 2D; `shift` moves them inside, so that the share
+    drawn is the share erased. The paper draws a centre within the image and says no more; our rows
+    of its tables are fitted with `clip`."""
+
+    def __post_init__(self) -> None:
+        check(
+            self.strategy in keys(),
+            "erasing.strategy",
+            f"one of {', '.join(keys())}",
+            self.strategy,
+        )
+        check(self.border in ("clip", "shift"), "erasing.border", "clip or shift", self.border)
+        check_finite(self, "erasing.")
+        check_limits(
+            self,
+            "erasing.",
+            probability="in [0, 1]",
+            max_regions=">= 1",
+            max_slices_share="in (0, 1]",
+        )
+        check(
+            0 < self.min_share <= self.max_share <= 1,
+            "erasing.min_share and max_share",
+            "0 < min_share <= max_share <= 1",
+            (self.min_share, self.max_share),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Regions:
+    """Where the samples of a batch are erased, if they are."""
+
+    boxes_BRD2: NDArray[np.int64]
+    """(B, R, D, 2): boxes [start, stop) within the sample; an absent one is empty."""
+    right: NDArray[np.bool_] | None = None
+    """(B,): of the first box only the right or the left side of the brain, whose plane the image
+    itself tells; None for whole boxes."""
+
+
+Uniform = Callable[[int], NDArray[np.float64]]
+"""Random numbers in (0, 1) of each sample, (B, count); asking again gives the same ones."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Strategy:
+    """One way to choose what is erased."""
+
+    key: str
+    """Value of `erasing.strategy`."""
+    names: Mapping[Literal[2, 3], str]
+    """In experiments' names, in 2D and in 3D: `Patch` in `2D-Patch-n`, `Cube` in `3D-Cube-n`."""
+    erases: str
+    """What it erases, in words, for help, pages and documentation."""
+    settings: tuple[str, ...]
+    """Fields of `ErasingConfig` that it uses beside strategy, fill and probability."""
+    draw: Callable[[ErasingConfig, tuple[int, ...], Uniform], Regions]
+    """Draws the regions of a batch of samples of shape (Y, X) or (Z, Y, X)."""
+    nominal: Callable[[ErasingConfig, tuple[int, ...]], float]
+    """Mean share of an erased input that it draws, before clipping and overlap."""
+    source: str
+    """Paper and section."""
+
+
+STRATEGIES: dict[str, Strategy] = {}
+"""Every strategy by its key, in the order of tables."""
+
+
+def register(one: Strategy) -> Strategy:
+    """Add a strategy to the table; returns it.
+
+    Raises:
+        ConfigError: another has its key or one of its names, or a field it names does not exist.
+    """
+    if set(one.names) != {2, 3}:
+        raise ConfigError(f"erasing strategy {one.key!r} must have a name in 2D and one in 3D")
+    taken = {NONE, "None", *STRATEGIES, *(n for s in STRATEGIES.values() for n in s.names.values())}
+    if clash := taken & {one.key, *one.names.values()}:
+        raise ConfigError(f"erasing strategy {one.key!r}: {sorted(clash)[0]!r} is taken")
+    fields = ErasingConfig.__dataclass_fields__
+    if unknown := set(one.settings) - set(fields):
+        raise ConfigError(f"erasing strategy {one.key!r} names no setting: {sorted(unknown)[0]!r}")
+    STRATEGIES[one.key] = one
+    return one
+
+
+def keys() -> tuple[str, ...]:
+    """Values of `erasing.strategy`."""
+    return (NONE, *STRATEGIES)
+
+
+def strategy(config: ErasingConfig) -> Strategy | None:
+    """The entry of a configuration; None where nothing is erased."""
+    return STRATEGIES.get(config.strategy)
+
+
+def _boxes(config: ErasingConfig, spatial: tuple[int, ...], uniform: Uniform, most: int) -> Regions:
+    """One to `most` boxes of the input's own aspect.
+
+    The total share is drawn and split at random. Each side is share^(1/D) of the input's, around a
+    random centre voxel. Before clipping and overlap the total is between `min_share` and
+    `max_share`, in whole voxels too.
+    """
+    ndim, size = len(spatial), np.array(spatial)
+    u = uniform(3 + most * (ndim + 1))
+    share = config.min_share + (config.max_share - config.min_share) * u[:, 0]
+    present = np.arange(most) < 1 + np.floor(u[:, 1:2] * most)
+    # Normalised exponentials split the total uniformly over all ways to split it.
+    weight = -np.log(u[:, 3 : 3 + most]) * present
+    shares = share[:, None] * weight / weight.sum(1, keepdims=True)
+    sides = _whole_sides(shares[..., None] ** (1 / ndim) * size, present, size, config)
+    centre = u[:, 3 + most :].reshape(len(u), most, ndim)
+    start = np.floor(centre * size).astype(np.int64) - sides // 2
+    if config.border == "shift":
+        start = start.clip(0, size - sides)
+    boxes = np.stack([start.clip(0), np.minimum(start + sides, size)], -1)
+    return Regions(boxes_BRD2=boxes * present[..., None, None])
+
+
+def _whole_sides(
+    sides_BRD: NDArray[np.float64],
+    present_BR: NDArray[np.bool_],
+    size: NDArray[np.int64],
+    config: ErasingConfig,
+) -> NDArray[np.int64]:
+    """Sides in whole voxels: the nearest, or those below or above where that leaves the limits."""
+
+    def total(sides: NDArray[np.float64]) -> NDArray[np.float64]:
+        voxels: NDArray[np.float64] = (sides.prod(-1) * present_BR).sum(1)
+        return voxels[:, None, None] / size.prod()
+
+    sides = np.rint(sides_BRD).clip(1)
+    sides = np.where(total(sides) > config.max_share, np.floor(sides_BRD).clip(1), sides)
+    sides = np.where(total(sides) < config.min_share, np.ceil(sides_BRD).clip(1), sides)
+    return sides.astype(np.int64)
+
+
+def _mean_share(config: ErasingConfig, spatial: tuple[int, ...]) -> float:
+    return (config.min_share + config.max_share) / 2
+
+
+def _most_slices(config: ErasingConfig, spatial: tuple[int, ...]) -> int:
+    return max(1, round(config.max_slices_share * spatial[0])) if len(spatial) == 3 else 1
+
+
+def _half(config: ErasingConfig, spatial: tuple[int, ...], uniform: Uniform) -> Regions:
+    """A side of the brain, in 3D over 1 to `max_slices_share` of successive axial slices."""
+    u = uniform(3)
+    boxes = np.zeros((len(u), 1, len(spatial), 2), np.int64)
+    boxes[:, 0, :, 1] = spatial
+    if len(spatial) == 3:
+        count = 1 + np.floor(u[:, 0] * _most_slices(config, spatial)).astype(np.int64)
+        start = np.floor(u[:, 1] * (spatial[0] - count + 1)).astype(np.int64)
+        boxes[:, 0, 0] = np.stack([start, start + count], 1)
+    return Regions(boxes_BRD2=boxes, right=u[:, 2] < 0.5)
+
+
+def _half_share(config: ErasingConfig, spatial: tuple[int, ...]) -> float:
+    # Half of the columns: the plane is near the middle of a volume that was cropped to the brain.
+    return 0.5 if len(spatial) == 2 else (1 + _most_slices(config, spatial)) / 4 / spatial[0]
+
+
+register(
+    Strategy(
+        key="cube",
+        names={2: "Patch", 3: "Cube"},
+        erases="one box of 1 to 25 % of the input",
+        settings=("min_share", "max_share", "border"),
+        draw=lambda config, spatial, uniform: _boxes(config, spatial, uniform, 1),
+        nominal=_mean_share,
+        source="Bengs 2021, section 2.2",
+    )
+)
+register(
+    Strategy(
+        key="multi-cube",
+        names={2: "Multi-Patch", 3: "Multi-Cube"},
+        erases="one to ten boxes of 1 to 25 % in all",
+        settings=("min_share", "max_share", "max_regions", "border"),
+        draw=lambda config, spatial, uniform: _boxes(config, spatial, uniform, config.max_regions),
+        nominal=_mean_share,
+        source="Bengs 2021, section 2.2",
+    )
+)
+register(
+    Strategy(
+        key="half-volume",
+        names={2: "Half-Slice", 3: "Half-Volume"},
+        erases="the left or right half of the brain with the background on that side, in 3D over "
+        "up to half of the axial slices",
+        settings=("max_slices_share",),
+        draw=_half,
+        nominal=_half_share,
+        source="Bengs 2021, section 2.2",
+    )
+)
+
+BENGS = tuple(STRATEGIES)
+"""Keys of the three that the paper has."""

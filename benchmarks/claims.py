@@ -157,7 +157,7 @@ def _columns(sweeps: Sequence[dict[str, Any]]) -> dict[str, list[Finding]]:
     """What is kept of each cohort, by a head that names the data, the people and the fits."""
     found = {}
     for sweep in sweeps:
-        data = sweep["told"].partition(":")[0]
+        data = sweep["about"].partition(":")[0]
         for cohort in sweep["cohorts"]:
             head = f"{data}, {cohort['cohort']}: {cohort['num_test']} people"
             found[head] = kept_findings(cohort)

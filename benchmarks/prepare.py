@@ -12,6 +12,7 @@ import statistics
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,6 @@ import SimpleITK as sitk
 import torch
 from threadpoolctl import threadpool_limits
 
-from benchmarks import plain_prepare
 from benchmarks.harness import PeakMemory, Row, find_scans, main, on_each_in_turns, timed
 from uadray import cluster
 from uadray.errors import ConfigError
@@ -88,6 +88,8 @@ def by_step(scans: list[Scan], config: PrepareConfig) -> list[Row]:
 
 def against_plain(scans: list[Scan], config: PrepareConfig) -> list[Row]:
     """Resampling and the whole pipeline beside the plain scripts, scan by scan in turn."""
+    from benchmarks import plain_prepare
+
     loaded = {scan.id: to_canonical(load_volume(scan)) for scan in scans}
     sides: dict[str, Side] = {"ours": lambda scan: resample(loaded[scan.id], spacing_mm=1.0)}
     for name, side in plain_prepare.RESAMPLE.items():
@@ -136,6 +138,8 @@ def _ratios(what: str, seconds: dict[str, float], goal: str) -> list[Row]:
 
 def flow_against_itk(scans: list[Scan]) -> list[Row]:
     """The curvature flow of one brain's box, ours and ITK's."""
+    from benchmarks import plain_prepare
+
     volumes = {s.id: resample(to_canonical(load_volume(s)), spacing_mm=1.0) for s in scans}
     made: dict[str, np.ndarray] = {}
 
@@ -230,7 +234,11 @@ def rows(quick: bool, folder: Path) -> list[Row]:
     torch.set_num_threads(1)
     sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(1)
     with threadpool_limits(1):
-        measured = by_step(few, config) + against_plain(few, config) + flow_against_itk(few)
+        measured = by_step(few, config)
+        if find_spec("monai") and find_spec("torchio"):
+            measured += against_plain(few, config) + flow_against_itk(few)
+        else:
+            print("the plain scripts are left out: pip install -e '.[bench]'")
     return measured + at_scale(scans[:4] if quick else scans, config, folder, 2 if quick else 10)
 
 

@@ -8,9 +8,10 @@ the person, alike for two methods but for a share of their own. The figures are 
 project's own functions from histograms of levels, and compared with those of very many people.
 """
 
+import json
 import multiprocessing
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import cache, partial
@@ -22,13 +23,14 @@ from numpy.typing import NDArray
 from scipy.sparse import csr_array
 from scipy.special import expit, ndtr
 
-from benchmarks.harness import Row, main
+from benchmarks.harness import DOCS, RESULTS, Row, arguments, measure, write_between
 from uadray.metrics import inference
 from uadray.metrics.counts import NUM_LEVELS, CohortCounts, TestPart, Threshold, ThresholdPart
 from uadray.metrics.inference import Fits, difference, holm, interval, leaving_out
 from uadray.metrics.measures import dice
 from uadray.metrics.table import at_thresholds, fits_by_person
 from uadray.metrics.thresholds import best_dice, refit_thresholds
+from uadray.tables import to_markdown
 
 Values = NDArray[np.float64]
 
@@ -382,5 +384,53 @@ def rows(quick: bool, _: Path) -> list[Row]:
     ]
 
 
+def page(found: Mapping[str, Mapping[str, Any]]) -> str:
+    """The tables of docs/explain/evaluation.md, from the rows that are kept, by measure."""
+    sizes = [n for n in (5, 8, 14, 30, 48, 183) if f"covered: Dice_D, {n} people" in found]
+
+    def covered(what: str, num: int) -> str:
+        row = found[f"covered: {what}, {num} people"]
+        before = row["detail"].partition("resampled people ")[2].partition(" %")[0]
+        return f"{row['value']:.1f} ({before})"
+
+    def value(measure: str) -> str:
+        return f"{found[measure]['value']:.1f}"
+
+    whats = [f"{HEADS[key]}{kind}" for kind in ("", " difference") for key in FIGURES]
+    first = to_markdown(
+        ["covered, % (percentiles before)", *(f"{n} people" for n in sizes)],
+        [[what, *(covered(what, n) for n in sizes)] for what in whats],
+    )
+    lines = []
+    for what in found:
+        if not what.startswith("equal methods, p < .05: "):
+            continue
+        where = what.partition(": ")[2]
+        lines.append(
+            [
+                where,
+                value(what),
+                value(f"tables with a wrong verdict: {where}"),
+                *(value(f"a true difference of {gap} shown: {where}") for gap in ("0.05", "0.10")),
+            ]
+        )
+    second = to_markdown(
+        [
+            f"table of {NUM_METHODS - 1} comparisons",
+            "equal methods with p < 0.05, %",
+            "tables with a wrong verdict, %",
+            "0.05 shown, %",
+            "0.10 shown, %",
+        ],
+        lines,
+    )
+    return f"{first}\n\n{second}"
+
+
 if __name__ == "__main__":
-    main("coverage", rows)
+    quick = arguments().parse_args().quick
+    measure("coverage", rows, quick)
+    if not quick:
+        kept = json.loads((RESULTS / "coverage.json").read_text())["rows"]
+        tables = page({row["measure"]: row for row in kept})
+        write_between(DOCS / "explain" / "evaluation.md", "coverage", tables)

@@ -58,6 +58,22 @@ def write_page(page: str, text: str) -> None:
     print(f"docs/{page}")
 
 
+def write_between(path: Path, name: str, text: str) -> None:
+    """Put a text between the two comments of a page that name it.
+
+    Raises:
+        SystemExit: the comments are not there.
+    """
+    page, end = path.read_text(), f"<!-- end of {name} -->"
+    begin = f"<!-- {name}: made by python -m benchmarks.{name}; edits here are lost -->"
+    before, found, rest = page.partition(begin)
+    _, ends, after = rest.partition(end)
+    if not found or not ends:
+        raise SystemExit(f"{path.name} lacks the lines {begin} and {end}")
+    path.write_text(f"{before}{begin}\n\n{text}\n\n{end}{after}")
+    print(path.name)
+
+
 @dataclass(frozen=True)
 class Row:
     """One measured figure."""

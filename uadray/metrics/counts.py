@@ -1,7 +1,7 @@
 """Histograms of post-processed scores: all that thresholds, metrics and intervals need.
 
 One subject's voxels become two histograms over the 65 536 levels, lesion voxels and healthy ones
-apart. Histograms add up, so a cohort, a part of it or a bootstrap resample is a weighted sum of
+apart. Histograms add up, so a cohort, a part of it or a resample is a weighted sum of
 its subjects, and no voxel is read a second time.
 """
 

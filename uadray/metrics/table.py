@@ -1,6 +1,6 @@
 """The one table of metrics: what each is called, which way is better, and how it is computed.
 
-A new one is one entry; records, the bootstrap, reports, model cards and the papers read it here.
+A new one is one entry; records, intervals, reports, model cards and the papers read it here.
 """
 
 from collections.abc import Callable, Sequence

@@ -161,7 +161,7 @@ def interval_plot(group: CohortRows) -> Markup:
         labels = [row.run.label for row, _ in rows]
         axes.set_yticks(range(len(rows)), labels, parse_math=False)
         axes.set_ylim(len(rows) - 0.5, -0.5)
-        axes.set_xlabel(r"Dice$_\mathrm{D}$, 95 % interval over subjects")
+        axes.set_xlabel(r"Dice$_\mathrm{D}$, 95 % interval over people")
         axes.tick_params(axis="y", length=0)
         return figure
 
@@ -186,7 +186,7 @@ def difference_plot(table: Comparisons) -> Markup:
         axes.set_yticks(range(len(drawn)), [one.series.label for one in drawn], parse_math=False)
         axes.set_ylim(len(drawn) - 0.5, -0.5)
         axes.xaxis.set_major_locator(MaxNLocator(6))
-        axes.set_xlabel(r"difference of Dice$_\mathrm{D}$, 95 % interval over subjects")
+        axes.set_xlabel(r"difference of Dice$_\mathrm{D}$, 95 % interval over people")
         axes.tick_params(axis="y", length=0)
         return figure
 

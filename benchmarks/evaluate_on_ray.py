@@ -5,10 +5,9 @@ measured is reading, post-processing, counting, keeping, thresholds, metrics and
 side runs in a process of its own with a Ray of its own.
 """
 
-import time
 from pathlib import Path
 
-from benchmarks.harness import PeakMemory, Row, apart
+from benchmarks.harness import PeakMemory, Row, apart, timed
 from benchmarks.scored import store
 from uadray import cluster
 from uadray.config import experiment
@@ -91,8 +90,6 @@ def _evaluate(out: str, healthy: str, cohort: str, workers: int) -> tuple[float,
     ray.init(address="local", num_cpus=workers, logging_level="warning")
     cluster.connect()
     with PeakMemory(every_s=2) as memory:  # reading it takes time of its own
-        start = time.perf_counter()
-        (record,) = evaluate([Run.open(out)], open_cohort(cohort))
-        seconds = time.perf_counter() - start
+        (record,), seconds = timed(lambda: evaluate([Run.open(out)], open_cohort(cohort)))
     ray.shutdown()
     return float(record["seconds_per_volume"]), seconds, memory.gib

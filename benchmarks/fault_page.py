@@ -81,7 +81,7 @@ def text(measured: Sequence[Cell]) -> str:
     cells = {(c["stage"], c["fault"]): c for c in measured}
     rows = [["undisturbed", *(_alone(cells.get((stage, "none"))) for stage in STAGES)]]
     for fault, head in HEADS.items():
-        rows.append([head, *(_shown(cells.get((stage, fault)), cells) for stage in STAGES)])
+        rows.append([head, *(_cell(cells.get((stage, fault)), cells) for stage in STAGES)])
     exceptions = _exceptions(cells)
     return render(PAGE, stages=list(STAGES), rows=rows, exceptions=exceptions)
 
@@ -90,7 +90,7 @@ def _alone(cell: Cell | None) -> str:
     return "not measured" if cell is None else f"{cell['seconds']:.0f} s"
 
 
-def _shown(cell: Cell | None, cells: Mapping[tuple[str, str], Cell]) -> str:
+def _cell(cell: Cell | None, cells: Mapping[tuple[str, str], Cell]) -> str:
     if cell is None or (cell["stage"], "none") not in cells:
         return "not measured"
     figures = "equal" if is_equal(cell, cells) else "**not equal**"

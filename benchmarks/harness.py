@@ -18,7 +18,7 @@ from dataclasses import KW_ONLY, asdict, dataclass
 from pathlib import Path
 from statistics import median
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import psutil
 import torch
@@ -28,6 +28,8 @@ from rich.table import Table
 
 from uadray.prepare.layouts import LAYOUTS, Scan
 from uadray.tables import to_markdown
+
+T = TypeVar("T")
 
 RESULTS = Path(__file__).parent / "results"
 DOCS = Path(__file__).parents[1] / "docs"
@@ -122,12 +124,18 @@ def measure(name: str, rows: Callable[[bool, Path], list[Row]], quick: bool) -> 
 
 
 def print_table(
-    title: str, head: Iterable[str], lines: Iterable[Sequence[str]], width: int = 160
+    title: str,
+    heads: Sequence[str],
+    lines: Iterable[Sequence[str]],
+    *,
+    right: Sequence[str] | None = None,
+    width: int = 160,
 ) -> None:
-    """Print a table; figures are right of their column."""
+    """Print a table; columns of figures are aligned to the right, all but the first by default."""
     table = Table(title=title)
-    for number, name in enumerate(head):
-        table.add_column(name, justify="right" if number else "left")
+    for name in heads:
+        is_right = name in (heads[1:] if right is None else right)
+        table.add_column(name, justify="right" if is_right else "left")
     for line in lines:
         table.add_row(*line)
     Console(width=width).print(table)
@@ -135,16 +143,15 @@ def print_table(
 
 def publish(name: str, rows: list[Row], *, keep: bool = True) -> None:
     """Print the table and, if `keep`, write `results/NAME.json`."""
-    table = Table(title=name)
-    for head in ("measure", "value", "unit", "against", "goal", "holds", "detail"):
-        table.add_column(head, justify="right" if head == "value" else "left")
+    lines = []
     for row in rows:
         holds = {True: "yes", False: "NO", None: ""}[row.holds]
         value = "not measured"
         if row.value is not None:
             value = f"{row.value:.3g}" if row.value < 100 else f"{row.value:.0f}"
-        table.add_row(row.measure, value, row.unit, row.against, row.goal, holds, row.detail)
-    Console(width=160).print(table)
+        lines.append([row.measure, value, row.unit, row.against, row.goal, holds, row.detail])
+    heads = ("measure", "value", "unit", "against", "goal", "holds", "detail")
+    print_table(name, heads, lines, right=("value",))
     if keep:
         write(name, rows)
 
@@ -179,6 +186,13 @@ def circumstances(name: str) -> dict[str, Any]:
             "torch": torch.__version__,
         },
     }
+
+
+def timed(work: Callable[[], T]) -> tuple[T, float]:
+    """What `work` returns, and the seconds that it took."""
+    start = time.perf_counter()
+    result = work()
+    return result, time.perf_counter() - start
 
 
 def in_turns(
@@ -262,9 +276,7 @@ def _measure(side: Callable[..., tuple[Callable[[], Any], ...]], args: tuple[Any
         first()
     Path("/proc/self/clear_refs").write_text("5")  # the highest memory from here on
     before = psutil.Process().memory_info().rss / 2**20
-    start = time.perf_counter()
-    value = work()
-    seconds = time.perf_counter() - start
+    value, seconds = timed(work)
     status = Path("/proc/self/status").read_text().split("VmHWM:")[1]
     # Where the highest lies below what was there before, nothing was taken: 0, and no ratio.
     return Measured(seconds, max(0.0, int(status.split()[0]) / 1024 - before), before, value)

@@ -9,7 +9,6 @@ UADRAY_REAL_DATA names, or in ../shared/data.
 """
 
 import statistics
-import time
 from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
@@ -17,7 +16,7 @@ from pathlib import Path
 import SimpleITK as sitk
 import torch
 
-from benchmarks.harness import PeakMemory, Row, find_scans, main, on_each_in_turns
+from benchmarks.harness import PeakMemory, Row, find_scans, main, on_each_in_turns, timed
 from uadray import cluster
 from uadray.config import experiment
 from uadray.prediction import outputs
@@ -55,12 +54,8 @@ def one_by_one(run: Run, scans: list[Scan], folder: Path, rounds: int) -> list[R
     """Preparation alone, prediction, and prediction with its files and page, one thread."""
     torch.set_num_threads(1)
     sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(1)
-    start = time.perf_counter()
-    open_model(run.url)
-    first = time.perf_counter() - start
-    start = time.perf_counter()
-    model = open_model(run.url)
-    again = time.perf_counter() - start
+    _, first = timed(lambda: open_model(run.url))
+    model, again = timed(lambda: open_model(run.url))
     items = find_items([scan.image for scan in scans], "T1w").items
     spent: dict[str, list[float]] = defaultdict(list)
     steps: dict[str, list[float]] = defaultdict(list)
@@ -130,13 +125,10 @@ def a_folder(run: Run, scans: list[Scan], folder: Path, workers: int) -> list[Ro
         config=MAPS,
     )
     with PeakMemory() as memory:
-        start = time.perf_counter()
-        done = job.run()
-        seconds = time.perf_counter() - start
+        done, seconds = timed(job.run)
     assert len(done.summaries) == len(scans), done.failures
-    start = time.perf_counter()
-    assert job.run().num_kept == len(scans)
-    again = time.perf_counter() - start
+    kept, again = timed(job.run)
+    assert kept.num_kept == len(scans)
     what = f"{len(scans)} scans, {workers} workers, with pages"
     return [
         Row("a folder", seconds, "s", detail=what),

@@ -9,10 +9,10 @@ The scans are those of OpenNeuro ds002748 in the folder that UADRAY_REAL_DATA na
 
 import os
 import statistics
-import time
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -20,8 +20,7 @@ import SimpleITK as sitk
 import torch
 from threadpoolctl import threadpool_limits
 
-from benchmarks import plain_prepare
-from benchmarks.harness import PeakMemory, Row, find_scans, main, on_each_in_turns
+from benchmarks.harness import PeakMemory, Row, find_scans, main, on_each_in_turns, timed
 from uadray import cluster
 from uadray.errors import ConfigError
 from uadray.prepare.geometry import Volume, resample, to_canonical
@@ -47,18 +46,17 @@ def by_step(scans: list[Scan], config: PrepareConfig) -> list[Row]:
     """The default pipeline, step by step, and the steps that are off by default."""
     seconds: dict[str, list[float]] = defaultdict(list)
 
-    def timed(name: str, step: Callable[[], Volume]) -> Volume:
-        start = time.perf_counter()
-        volume = step()
-        seconds[name].append(time.perf_counter() - start)
+    def stepped(name: str, step: Callable[[], Volume]) -> Volume:
+        volume, took = timed(step)
+        seconds[name].append(took)
         return volume
 
     for number, scan in enumerate([scans[0], *scans]):
         if number == 1:
             seconds.clear()
-        volume = timed("read", lambda scan=scan: load_volume(scan))
+        volume = stepped("read", lambda scan=scan: load_volume(scan))
         for step in pipeline(config):
-            volume = timed(step.name, lambda step=step, v=volume: step.apply(v))
+            volume = stepped(step.name, lambda step=step, v=volume: step.apply(v))
     whole = sum(statistics.median(values) for values in seconds.values())
     limits = {"min_ml": 0.0, "max_ml": 2500.0}
     box = {"spacing_mm": 1.0, "extent": config.extent, "grow": False, "max_cut": 0.0}
@@ -72,7 +70,7 @@ def by_step(scans: list[Scan], config: PrepareConfig) -> list[Row]:
         fine = resample(native, spacing_mm=1.0)
         for name, step in optional.items():
             try:
-                timed(name, lambda s=step, v=native if "register" in name else fine: s(v))
+                stepped(name, lambda s=step, v=native if "register" in name else fine: s(v))
             except ConfigError as error:
                 print(error)
     rows = [
@@ -90,6 +88,8 @@ def by_step(scans: list[Scan], config: PrepareConfig) -> list[Row]:
 
 def against_plain(scans: list[Scan], config: PrepareConfig) -> list[Row]:
     """Resampling and the whole pipeline beside the plain scripts, scan by scan in turn."""
+    from benchmarks import plain_prepare
+
     loaded = {scan.id: to_canonical(load_volume(scan)) for scan in scans}
     sides: dict[str, Side] = {"ours": lambda scan: resample(loaded[scan.id], spacing_mm=1.0)}
     for name, side in plain_prepare.RESAMPLE.items():
@@ -138,6 +138,8 @@ def _ratios(what: str, seconds: dict[str, float], goal: str) -> list[Row]:
 
 def flow_against_itk(scans: list[Scan]) -> list[Row]:
     """The curvature flow of one brain's box, ours and ITK's."""
+    from benchmarks import plain_prepare
+
     volumes = {s.id: resample(to_canonical(load_volume(s)), spacing_mm=1.0) for s in scans}
     made: dict[str, np.ndarray] = {}
 
@@ -213,10 +215,12 @@ def _prepare(
     scans: list[Scan], url: Path, config: PrepareConfig, workers: int
 ) -> tuple[float, float]:
     """Seconds and peak memory in GiB of one call."""
-    start = time.perf_counter()
+    split = SplitConfig()
     with PeakMemory() as memory:
-        prepare_cohort(scans, str(url), config=config, split=SplitConfig(), workers=workers)
-    return time.perf_counter() - start, memory.gib
+        _, seconds = timed(
+            lambda: prepare_cohort(scans, str(url), config=config, split=split, workers=workers)
+        )
+    return seconds, memory.gib
 
 
 def _bytes(folder: Path) -> int:
@@ -230,7 +234,11 @@ def rows(quick: bool, folder: Path) -> list[Row]:
     torch.set_num_threads(1)
     sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(1)
     with threadpool_limits(1):
-        measured = by_step(few, config) + against_plain(few, config) + flow_against_itk(few)
+        measured = by_step(few, config)
+        if find_spec("monai") and find_spec("torchio"):
+            measured += against_plain(few, config) + flow_against_itk(few)
+        else:
+            print("the plain scripts are left out: pip install -e '.[bench]'")
     return measured + at_scale(scans[:4] if quick else scans, config, folder, 2 if quick else 10)
 
 

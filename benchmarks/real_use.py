@@ -296,13 +296,13 @@ def page(results: Sequence[dict[str, Any]]) -> str:
                 "is_old": any("claims" not in cohort for cohort in one["cohorts"]),
                 "settings": settings.strip(),
                 "endings": ", ".join(f"{number} {how}" for how, number in one["ended"].items()),
-                "cohorts": [_shown(cohort) for cohort in one["cohorts"]],
+                "cohorts": [_with_cells(cohort) for cohort in one["cohorts"]],
             }
         )
     return render(PAGE, sweeps=sweeps, claims=results_table(results))
 
 
-def _shown(cohort: dict[str, Any]) -> dict[str, Any]:
+def _with_cells(cohort: dict[str, Any]) -> dict[str, Any]:
     """A cohort with the cells of its tables."""
     rows = []
     for one in cohort["experiments"]:

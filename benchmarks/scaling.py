@@ -6,12 +6,11 @@ python -m benchmarks.scaling --quick    both, small, to see that they run; keeps
 python -m benchmarks.scaling --paper    docs/scaling.md again from what is measured
 """
 
-import time
 from pathlib import Path
 from statistics import median
 
 from benchmarks import scaling_costs, scaling_driver, scaling_paper, scaling_weak
-from benchmarks.harness import Row, arguments, measure, publish
+from benchmarks.harness import Row, arguments, measure, publish, timed
 from tests import nodes
 from tests.nodes import HEAD, Network
 
@@ -52,12 +51,11 @@ def job_starts(rounds: int) -> list[Row]:
 
 
 def _seconds(net: Network, command: tuple[str, ...], rounds: int, *, joined: bool = True) -> float:
-    taken = []
-    for _ in range(rounds + 1):
-        start = time.perf_counter()
-        net.start(*command, **(net.joined if joined else {})).must(120)
-        taken.append(time.perf_counter() - start)
-    return median(taken[1:])
+    with_ray = net.joined if joined else {}
+    seconds = [
+        timed(lambda: net.start(*command, **with_ray).must(120))[1] for _ in range(rounds + 1)
+    ]
+    return median(seconds[1:])
 
 
 def costs(quick: bool, folder: Path) -> list[Row]:

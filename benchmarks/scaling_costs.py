@@ -4,7 +4,6 @@ Part of `python -m benchmarks.scaling`. Every figure comes from the package itse
 written and read, a real S3 server counts requests, a network is counted on torch's `meta` device.
 """
 
-import time
 from collections import Counter
 from pathlib import Path
 
@@ -12,7 +11,7 @@ import numpy as np
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.harness import Row
+from benchmarks.harness import Row, timed
 from benchmarks.step import phantoms
 from tests.s3_server import serve_bucket
 from tests.tiny_cohorts import subject_of, write_cohort
@@ -47,11 +46,7 @@ def _store(folder: Path, count: int, size: int) -> list[Row]:
     images = phantoms(count, size, originals=1 if size > 64 else 4).numpy()
     cohort = write_cohort(url, ["train"] * count, lambda row: (images[row], images[row] > 0, None))
     stored = sum(p.stat().st_size for p in Path(url).rglob("*") if p.is_file())
-    seconds = []
-    for _ in range(4):
-        start = time.perf_counter()
-        read_rows(cohort, "image", np.arange(count))
-        seconds.append(time.perf_counter() - start)
+    seconds = [timed(lambda: read_rows(cohort, "image", np.arange(count)))[1] for _ in range(4)]
     voxels = size**3
     return [
         Row(f"stored bytes of a voxel, {size}^3", stored / count / voxels,

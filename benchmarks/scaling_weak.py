@@ -24,7 +24,7 @@ import nibabel as nib
 import numpy as np
 import psutil
 
-from benchmarks.harness import Row
+from benchmarks.harness import Row, timed
 from tests import nodes
 from tests.nodes import BUCKET, S3_HOST, S3_PORT, Network
 from tests.waiting import wait_until
@@ -175,10 +175,10 @@ def _evaluate(net: Network, count: int, size: Weak) -> list[tuple[str, float, st
 
 
 def _job(net: Network, name: str, *args: object) -> tuple[float, "_Load"]:
-    start = time.perf_counter()
     with _Load(net) as load:
-        net.start("python", f"jobs/{name}.py", *args, **net.joined).must(1200)
-    return time.perf_counter() - start, load
+        started = net.start("python", f"jobs/{name}.py", *args, **net.joined)
+        _, seconds = timed(lambda: started.must(1200))
+    return seconds, load
 
 
 def _rate(net: Network, pattern: str, count: int, load: "_Load") -> tuple[float, str]:

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-from benchmarks.harness import PeakMemory, Row, main
+from benchmarks.harness import PeakMemory, Row, main, timed
 from jobs import demo
 from uadray import cluster
 
@@ -20,10 +20,8 @@ def stages(job: demo.Demo) -> list[Row]:
 
     def measure(name: str, work: Callable[[], object]) -> object:
         nonlocal total, highest
-        start = time.perf_counter()
         with PeakMemory() as memory:
-            result = work()
-        seconds = time.perf_counter() - start
+            result, seconds = timed(work)
         total, highest = total + seconds, max(highest, memory.gib)
         rows.append(Row(name, seconds, "s"))
         rows.append(Row(f"{name}, peak memory", memory.gib, "GiB"))

@@ -13,9 +13,9 @@ import os
 import statistics
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -24,7 +24,7 @@ import ray
 import ray.tune
 from rich.console import Console
 
-from benchmarks.harness import Row, main
+from benchmarks.harness import Row, main, timed
 from benchmarks.made_sweep import made_cohort, write_sweep
 from uadray import cluster
 from uadray.config import FitConfig
@@ -94,7 +94,7 @@ class Timed:
         return sum(self.fitting) / (slots * (max(self.ended) - min(self.began)))
 
 
-def timed(cohort: Cohort, folder: str, *, seeds: int, epochs: int, config: SweepConfig) -> Timed:
+def times_of(cohort: Cohort, folder: str, *, seeds: int, epochs: int, config: SweepConfig) -> Timed:
     """Run a sweep of `seeds` trials and read their times from the run folders."""
     space = Space(
         experiments=("3D-None",),
@@ -104,9 +104,8 @@ def timed(cohort: Cohort, folder: str, *, seeds: int, epochs: int, config: Sweep
         fit=FitConfig(epochs=epochs, batch_size=8, precision="float32"),
     )
     with open(os.devnull, "w", encoding="utf-8") as nowhere:
-        start = time.perf_counter()
-        outcomes = sweep(space, cohort, folder, config=config, console=Console(file=nowhere))
-        call = time.perf_counter() - start
+        console = Console(file=nowhere)
+        outcomes, call = timed(lambda: sweep(space, cohort, folder, config=config, console=console))
     if bad := [o for o in outcomes if o.status != "finished"]:
         raise SystemExit(f"{bad[0].url}: {bad[0].status}: {bad[0].error}")
     spans = sorted(map(_times, outcomes), key=lambda times: times[1])
@@ -147,53 +146,33 @@ def overheads(cohort: Cohort, folder: str, sizes: Sizes) -> list[Row]:
     cpus = int(ray.cluster_resources()["CPU"])
     alone = SweepConfig(cpus_per_trial=float(cpus))
     nested = SweepConfig(cpus_per_trial=cpus / 2, workers_per_trial=2)
-    made = {
-        "reused": timed(
-            cohort, f"{folder}/reused", seeds=sizes.short_trials, epochs=1, config=alone
-        )
-    }
+    made = {}
+
+    def run(side: str, seeds: int, config: SweepConfig) -> None:
+        made[side] = times_of(cohort, f"{folder}/{side}", seeds=seeds, epochs=1, config=config)
+
+    run("reused", sizes.short_trials, alone)
     with fresh_actors():
-        made["fresh"] = timed(
-            cohort, f"{folder}/fresh", seeds=sizes.fresh_trials, epochs=1, config=alone
-        )
-    made["nested"] = timed(
-        cohort, f"{folder}/nested", seeds=sizes.nested_trials, epochs=1, config=nested
-    )
+        run("fresh", sizes.fresh_trials, alone)
+    run("nested", sizes.nested_trials, nested)
     middle = {name: statistics.median(times.overheads) for name, times in made.items()}
-    detail = "median over {} trials after the first, one at a time"
+
+    def overhead(what: str, side: str, goal: str = "") -> Row:
+        count = len(made[side].overheads)
+        detail = f"median over {count} trials after the first, one at a time"
+        return Row(f"overhead of a {what}", middle[side], "s", goal=goal, detail=detail)
+
+    def over(what: str, side: str, against: str) -> Row:
+        value = middle[side] / middle["reused"]
+        return Row(f"overhead of a {what}", value, "ratio", against=against)
+
     return [
-        Row(
-            "overhead of a trial after the first",
-            middle["reused"],
-            "s",
-            goal="<= 1",
-            detail=detail.format(len(made["reused"].overheads)),
-        ),
+        overhead("trial after the first", "reused", "<= 1"),
         Row("the same, the slowest", max(made["reused"].overheads), "s"),
-        Row(
-            "overhead of a trial on an actor of its own",
-            middle["fresh"],
-            "s",
-            detail=detail.format(len(made["fresh"].overheads)),
-        ),
-        Row(
-            "overhead of a fresh actor over a reused one",
-            middle["fresh"] / middle["reused"],
-            "ratio",
-            against="reused actors",
-        ),
-        Row(
-            "overhead of a trial of two workers under Ray Train",
-            middle["nested"],
-            "s",
-            detail=detail.format(len(made["nested"].overheads)),
-        ),
-        Row(
-            "overhead of a nested trial over one in the actor",
-            middle["nested"] / middle["reused"],
-            "ratio",
-            against="one worker in the trial's actor",
-        ),
+        overhead("trial on an actor of its own", "fresh"),
+        over("fresh actor over a reused one", "fresh", "reused actors"),
+        overhead("trial of two workers under Ray Train", "nested"),
+        over("nested trial over one in the actor", "nested", "one worker in the trial's actor"),
     ]
 
 
@@ -201,10 +180,12 @@ def shares(cohort: Cohort, folder: str, sizes: Sizes) -> list[Row]:
     """How much of the slots' time goes into epochs, with trials in parallel."""
     slots = int(ray.cluster_resources()["CPU"])
     config = SweepConfig(cpus_per_trial=1.0)
-    probe = timed(cohort, f"{folder}/probe", seeds=slots, epochs=4, config=config)
+    probe = times_of(cohort, f"{folder}/probe", seeds=slots, epochs=4, config=config)
     epoch = probe.epoch
     epochs = max(2, round(sizes.trial_seconds / epoch))
-    times = timed(cohort, f"{folder}/long", seeds=slots * sizes.waves, epochs=epochs, config=config)
+    times = times_of(
+        cohort, f"{folder}/long", seeds=slots * sizes.waves, epochs=epochs, config=config
+    )
     took = statistics.mean(times.fitting)
     detail = f"{len(times.fitting)} trials of {took:.0f} s, {epochs} epochs, {slots} at a time"
     whole = sum(times.fitting) / (slots * times.call)
@@ -227,9 +208,7 @@ def reports(folder: str, sizes: Sizes) -> list[Row]:
         runs = write_sweep(f"{folder}/made-{number}", number, num_resamples=sizes.num_resamples)
         out = Path(folder) / f"report-{number}.html"
         command = [sys.executable, "jobs/report.py", runs, "--out", str(out)]
-        start = time.perf_counter()
-        subprocess.run(command, cwd=REPOSITORY, check=True, stdout=subprocess.DEVNULL)
-        seconds = time.perf_counter() - start
+        _, seconds = timed(partial(_run_quietly, command))
         largest = number == 200
         rows += [
             Row(
@@ -249,6 +228,10 @@ def reports(folder: str, sizes: Sizes) -> list[Row]:
     return rows
 
 
+def _run_quietly(command: list[str]) -> None:
+    subprocess.run(command, cwd=REPOSITORY, check=True, stdout=subprocess.DEVNULL)
+
+
 def rows(quick: bool, place: Path) -> list[Row]:
     """All rows."""
     sizes, folder = QUICK if quick else Sizes(), str(place)
@@ -258,7 +241,7 @@ def rows(quick: bool, place: Path) -> list[Row]:
     cluster.connect(dashboard=True)
     cohort = made_cohort(f"{folder}/healthy.zarr", sizes.volumes)
     # The first trial of all starts workers and reads libraries.
-    timed(cohort, f"{folder}/first", seeds=1, epochs=1, config=SweepConfig())
+    times_of(cohort, f"{folder}/first", seeds=1, epochs=1, config=SweepConfig())
     return overheads(cohort, folder, sizes) + shares(cohort, folder, sizes) + measured
 
 

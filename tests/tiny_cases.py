@@ -1,4 +1,4 @@
-"""A small scan in any orientation with a strange spot, its scores and masks, for the viewer."""
+"""A small scan in any orientation with a anomalous spot, its scores and masks, for the viewer."""
 
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ THRESHOLD = 0.5
 """Frozen threshold of the scores."""
 
 SPOT_MM = np.array([14.0, -6.0, 8.0])
-"""Middle of the strange spot in the scanner's mm, to the right, the back and the top."""
+"""Middle of the anomalous spot in the scanner's mm, to the right, the back and the top."""
 
 
 def tiny_case(

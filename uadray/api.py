@@ -22,7 +22,7 @@ from uadray import config as _config
 from uadray import files
 from uadray.config import Experiment, with_fit
 from uadray.errors import PredictError
-from uadray.prediction import outputs
+from uadray.prediction import outputs, places
 from uadray.prediction.folder import Predicted
 from uadray.prediction.inputs import find_items
 from uadray.prediction.model import Model, model_of_run
@@ -198,7 +198,7 @@ def predict(
         return predictions[0] if one else predictions
     place, predictions = files.normalise(str(out)), []
     with outputs.claimed(place, outputs.request_of(opened, chosen), items):
-        for item in outputs.placed(place, items):
+        for item in places.placed(place, items):
             predictions.append(predict_scan(opened, item.scan, chosen))
             outputs.write(place, item, predictions[-1], viewer=viewer)
     return predictions[0] if one else predictions

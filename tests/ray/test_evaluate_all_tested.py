@@ -127,8 +127,8 @@ def test_pages_and_models_take_such_a_record(record, run, cohort, tmp_path: Path
     other = fit(experiment("Intensity"), cohort, str(tmp_path / "Intensity"))
     evaluate([other], cohort, config=CONFIG)
     page = write_report([run.url, other.url], str(tmp_path / "report.html"))
-    told = Path(page).read_text()
-    assert "no threshold is fitted" in told
+    text = Path(page).read_text()
+    assert "no threshold is fitted" in text
     json.dumps(record, allow_nan=False)
     assert model._thresholds(run, (0.0, 1.0)) == ([], [])
 

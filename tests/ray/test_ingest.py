@@ -324,7 +324,7 @@ class TestTooManyFailures:
             prepare(bids(str(root), "T1w"), tmp_path / "c.zarr", max_failures=1.5)
 
 
-def test_phantoms_are_the_same_whoever_makes_them(tmp_path):
+def test_phantoms_are_the_same_in_every_process(tmp_path):
     config = PrepareConfig(shape=(16, 16, 16))
     scans = phantom("stroke", 3)
     cohort = prepare(scans, tmp_path / "c.zarr", config)

@@ -47,9 +47,9 @@ class TestGone:
             shutil.rmtree(place.parents[3])
         else:
             place.write_bytes(b"")
-        shards = "shards 0, 1" if how == "all" else "shard 1"
+        shards, are = ("shards 0, 1", "are") if how == "all" else ("shard 1", "is")
         with pytest.raises(
-            StoreError, match=rf"stroke\.zarr was sealed, but {shards} of '{array}' is gone or"
+            StoreError, match=rf"stroke\.zarr was sealed, but {shards} of '{array}' {are} gone or"
         ) as caught:
             open_cohort(cohort.url)
         assert f"--verify {cohort.url}" in str(caught.value)

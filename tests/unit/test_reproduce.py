@@ -197,7 +197,7 @@ def test_every_row_names_its_differences(healthy: Cohort, tumour: Cohort, tmp_pa
 
 
 @pytest.mark.parametrize(
-    ("paper", "config", "told"),
+    ("paper", "config", "expected"),
     [
         ("bengs2021", {"shape": [32, 32, 32]}, ["64 x 64 x 64; here shape is [32, 32, 32]"]),
         ("bengs2021", {}, []),
@@ -207,7 +207,7 @@ def test_every_row_names_its_differences(healthy: Cohort, tumour: Cohort, tmp_pa
     ],
 )
 def test_a_preparation_is_compared_with_the_papers(
-    paper: str, config: dict[str, object], told: list[str], tumour: Cohort
+    paper: str, config: dict[str, object], expected: list[str], tumour: Cohort
 ) -> None:
     papers = {name: value for name, (value, _) in PREPARATION[paper].items()}
 
@@ -215,8 +215,8 @@ def test_a_preparation_is_compared_with_the_papers(
         subjects, attributes = tumour.subjects, {"plan": {"config": papers | config}}
 
     found = preparation_differences(paper, "tumour", Prepared())  # type: ignore[arg-type]
-    assert len(found) == len(told)
-    assert all(words in text for words, text in zip(told, found, strict=True))
+    assert len(found) == len(expected)
+    assert all(words in text for words, text in zip(expected, found, strict=True))
 
 
 @pytest.mark.parametrize("paper", [BENGS_2021, BAUR_2018, MEISSEN_2021], ids=lambda one: one.key)

@@ -66,7 +66,7 @@ def test_the_papers_table_has_the_papers_strategies_alone(column: Strategy) -> N
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "message"),
     [
         ({"key": "cube"}, "'cube' is taken"),
         ({"names": {2: "Patch", 3: "Slab"}}, "'Patch' is taken"),
@@ -75,9 +75,9 @@ def test_the_papers_table_has_the_papers_strategies_alone(column: Strategy) -> N
         ({"settings": ("sides",)}, "names no setting: 'sides'"),
     ],
 )
-def test_an_entry_that_does_not_fit_is_refused(change: dict[str, object], told: str) -> None:
+def test_an_entry_that_does_not_fit_is_refused(change: dict[str, object], message: str) -> None:
     before = dict(STRATEGIES)
-    with pytest.raises(ConfigError, match=told):
+    with pytest.raises(ConfigError, match=message):
         register(replace(COLUMN, **change))  # type: ignore[arg-type]
     assert before == STRATEGIES
 

@@ -164,7 +164,7 @@ def test_what_is_kept_gives_the_same_table(fits: tuple[Series, ...]) -> None:
     cohort = {"cohort": "stroke", "num_test": 20, "claims": measured(fits)}
     assert kept_findings(cohort) == findings(fits)
     assert "3D-Cube-n, 60% of the data against 3D-None" in cohort_table(cohort)
-    sweep = {"told": "made runs: a few", "cohorts": [cohort]}
+    sweep = {"about": "made runs: a few", "cohorts": [cohort]}
     table = results_table([sweep])
     assert all(claim.says in table for claim in CLAIMS)
     assert "made runs, stroke: 20 people" in readme_table([sweep])

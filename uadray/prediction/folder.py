@@ -11,7 +11,7 @@ import torch
 
 from uadray import attempts, files
 from uadray.errors import ScanError, UadrayError
-from uadray.prediction import outputs, pages
+from uadray.prediction import lists, outputs, pages, places
 from uadray.prediction.inputs import Item
 from uadray.prediction.model import Model
 from uadray.prediction.model_folder import open_model
@@ -95,7 +95,7 @@ def predict_items(
     engine = engine or InProcess(model=model, out=out, config=config)
     with outputs.claimed(out, outputs.request_of(model, config), items):
         return _predict_claimed(
-            out, outputs.placed(out, items), engine, viewer, left_out, begin, report
+            out, places.placed(out, items), engine, viewer, left_out, begin, report
         )
 
 
@@ -123,8 +123,8 @@ def _predict_claimed(
     failures.sort(key=lambda failure: failure["name"])
     ordered = [summaries[item.name] for item in items if item.name in summaries]
     try:
-        everything = [*ordered, *outputs.earlier(out, items)]
-        outputs.write_tables(out, everything, failures, items, left_out)
+        everything = [*ordered, *lists.earlier(out, items)]
+        lists.write_tables(out, everything, failures, items, left_out)
         files.remove(files.join(out, ".begun"))
         index = pages.write_index_page(out, everything) if viewer else ""
     except OSError as error:

@@ -5,15 +5,11 @@ by their digest, and the settings of its own. Those that all scans share stand i
 marker. Names follow BIDS derivatives where the scan's do.
 """
 
-import csv
 import gzip
 import hashlib
-import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
-from dataclasses import replace
 from typing import Any
 
 import nibabel as nib
@@ -25,14 +21,11 @@ from uadray import attempts, files
 from uadray.config import to_json
 from uadray.errors import PredictError
 from uadray.lock import hold
-from uadray.naming import name_key
 from uadray.prediction import pages
-from uadray.prediction.inputs import Item, names_for
+from uadray.prediction.inputs import Item
 from uadray.prediction.model import Model
 from uadray.prediction.scan import Grid, PredictConfig, Prediction, choose_threshold, reading
-from uadray.prepare.identity import digest_of, is_unchanged, look_at, same_place
-from uadray.prepare.layouts import LeftOut
-from uadray.prepare.layouts.listing import printable
+from uadray.prepare.identity import is_unchanged, look_at, same_place
 from uadray.results import PREDICTIONS, are_predictions, refuse_inside
 
 MARKER = PREDICTIONS
@@ -267,105 +260,6 @@ def write(out: str, item: Item, prediction: Prediction, *, viewer: bool = False)
     return summary
 
 
-def placed(out: str, items: Sequence[Item]) -> list[Item]:
-    """The items, each with a place of its own beside what other calls have left in the folder.
-
-    A plain file keeps the place where an earlier call has left its results, whatever else is in
-    this one. Where its name is taken by another one's results, it gets those of its folders before
-    it, as do two of one name in one call.
-
-    Args:
-        out: The output folder.
-        items: From `find_items`.
-
-    Raises:
-        PredictError: the place of a BIDS name is taken by another scan, or some cannot be read.
-    """
-    there = {name_key(name): name for name in files.list_names(out)}
-    with ThreadPoolExecutor(16) as pool:
-        own = list(pool.map(lambda item: _own_place(out, item, there), items))
-        holders = list(pool.map(lambda item: _holder(out, item, there), items))
-    kept = {name_key(item.folder) for item in own if item is not None}
-    taken = kept | {name_key(item.folder) for item in items}
-    places = []
-    for item, place, holder in zip(items, own, holders, strict=True):
-        if place is not None:
-            places.append(place)
-            continue
-        if _is_free_for(item, holder) and (item.bids or name_key(item.folder) not in kept):
-            places.append(_respelled(item, there))
-            continue
-        if item.bids:
-            raise PredictError(
-                f"{out} holds the results of {_source(holder)} as {item.summary}, where those of "
-                f"{item.scan.image} would go: choose another --out for one of the two"
-            )
-        places.append(_elsewhere(out, item, there, taken))
-    return places
-
-
-def _own_place(out: str, item: Item, there: Mapping[str, str]) -> Item | None:
-    """A plain file's item where an earlier call has left its results; None where none has."""
-    for name in dict.fromkeys((item.folder, *names_for(item.scan))) if not item.bids else ():
-        if name_key(name) not in there:
-            continue
-        place = _respelled(replace(item, name=name, folder=name), there)
-        holder = _holder(out, place, there)
-        if holder is not None and same_place(holder.get("source"), item.scan.image):
-            return place
-    return None
-
-
-def _elsewhere(out: str, item: Item, there: Mapping[str, str], taken: set[str]) -> Item:
-    """The item under the first longer name that is free for it; adds it to those taken."""
-    for name in names_for(item.scan):
-        other = replace(item, name=name, folder=name)
-        if name_key(name) not in taken and _is_free_for(other, _holder(out, other, there)):
-            taken.add(name_key(name))
-            return _respelled(other, there)
-    raise PredictError(
-        f"{out} holds the results of another scan under each name that {item.scan.image} could "
-        "have: choose another --out"
-    )
-
-
-def _respelled(item: Item, there: Mapping[str, str]) -> Item:
-    """The item with its folder as it is spelled there: a name may be composed in several ways."""
-    folder = there.get(name_key(item.folder), item.folder)
-    return item if item.bids else replace(item, name=folder, folder=folder)
-
-
-def _holder(out: str, item: Item, there: Mapping[str, str]) -> Mapping[str, Any] | None:
-    """The summary at an item's place: None where there is none, empty where it is damaged."""
-    try:
-        summary = files.read_json(files.join(out, _respelled(item, there).summary))
-        return summary if isinstance(summary, dict) else {}
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    except ValueError:
-        return {}
-    except OSError as error:
-        raise unwritable(out, error) from None
-
-
-def _source(summary: Mapping[str, Any] | None) -> str:
-    return str((summary or {}).get("source") or "a scan that its damaged summary does not name")
-
-
-def _is_free_for(item: Item, holder: Mapping[str, Any] | None) -> bool:
-    """Whether results may go where those of `holder` are: there are none, or they are its own."""
-    if holder is None or same_place(holder.get("source"), item.scan.image):
-        return True
-    # The files have been moved: the same content, and nothing left where it was.
-    digest, source = holder.get("source_digest"), holder.get("source")
-    return (
-        bool(digest)
-        and isinstance(source, str)
-        and not files.exists(source)
-        and digest == digest_of(item.scan)
-    )
-
-
 def done(out: str, item: Item) -> dict[str, Any] | None:
     """The summary of a scan that is done, if it is of this scan with the content that it has now.
 
@@ -407,118 +301,8 @@ def _attempt(out: str, item: Item) -> str:
     return files.join(out, ".begun", digest)
 
 
-def earlier(out: str, items: Sequence[Item]) -> list[dict[str, Any]]:
-    """Summaries of the scans that other calls have left in the folder, as its table lists them."""
-    try:
-        table = files.read_bytes(files.join(out, TABLE)).decode()
-    except (FileNotFoundError, ValueError):
-        return []
-    rows = csv.DictReader(table.splitlines(), delimiter="\t", quoting=csv.QUOTE_NONE)
-    # A scan that could not be used may have results of an earlier content in its place.
-    places = dict.fromkeys(
-        place
-        for row in rows
-        if row.get("name") and row.get("status") in (None, "done")
-        for place in ([row["summary"]] if row.get("summary") else _likely_places(row["name"]))
-    )
-    own = {name_key(item.summary) for item in items}
-    others = [place for place in places if name_key(place) not in own]
-    with ThreadPoolExecutor(16) as pool:
-        return [one for one in pool.map(lambda place: _summary_at(out, place), others) if one]
-
-
-def _likely_places(name: str) -> Iterator[str]:
-    """Where the summary of a scan may be that a table without the places names."""
-    entities = dict(part.split("-", 1) for part in name.split("_") if "-" in part)
-    session = [f"ses-{entities['ses']}"] if "ses" in entities else []
-    folder = "/".join([f"sub-{entities.get('sub')}", *session, "anat"])
-    yield from (f"{name}/summary.json", f"{folder}/{name}_desc-anomaly_summary.json")
-
-
-def _summary_at(out: str, place: str) -> dict[str, Any] | None:
-    """The summary of a scan that is done; None where it is not there any more."""
-    try:
-        summary: dict[str, Any] = files.read_json(files.join(out, place))
-        if summary["status"] == "done" and _place_of(summary) == place:
-            return summary
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        pass
-    return None
-
-
-def _place_of(summary: Mapping[str, Any]) -> str:
+def place_of(summary: Mapping[str, Any]) -> str:
     """Where a summary lies, relative to the output folder."""
     anomaly = str(summary["files"]["anomaly"])
     stem = anomaly.removesuffix(_PLAIN["anomaly"]).removesuffix(_BIDS["anomaly"])
     return f"{summary['folder']}/{stem}{'desc-anomaly_' if stem else ''}summary.json"
-
-
-def write_tables(
-    out: str,
-    summaries: Sequence[Mapping[str, Any]],
-    failures: Sequence[Mapping[str, str]],
-    items: Sequence[Item],
-    left_out: Sequence[LeftOut] = (),
-) -> None:
-    """Write `predictions.tsv`, the highest score first, and `quarantine.jsonl`.
-
-    Both also name the files that were left out, so that every file is accounted for.
-
-    Args:
-        out: The output folder.
-        summaries: Of all scans that are done.
-        failures: Of this call; those of other scans that are on record stay.
-        items: The scans of this call.
-        left_out: Of this call; likewise.
-    """
-    absent = [*failures, *map(_left_out, left_out)]
-    known = {printable(item.scan.image) for item in items} | {one["source"] for one in absent}
-    absent = [*(one for one in _quarantined(out) if one["source"] not in known), *absent]
-    heads = ["name", "top_score", "top_slice", "mean_score", "proposal_ml", "components"]
-    heads += ["largest_ml", "brain_ml", "warnings"]
-    lines = ["\t".join((*heads, "status", "reason", "summary"))]
-    for one in sorted(summaries, key=lambda one: -float(one["top_score"])):
-        proposal = one["proposal"] or {"volume_ml": "n/a", "components": "n/a", "largest_ml": "n/a"}
-        cells = [one["name"], one["top_score"], one["top_slice"], one["mean_score"]]
-        cells += [proposal["volume_ml"], proposal["components"], proposal["largest_ml"]]
-        cells += [one["brain_ml"], len(one["warnings"]), "done", "n/a"]
-        cells.append(_place_of(one))
-        lines.append("\t".join(map(_cell, cells)))
-    for one in absent:
-        status = "left out" if one["reason"].startswith(LEFT_OUT) else "quarantined"
-        reason = one["reason"].removeprefix(LEFT_OUT)
-        cells = [one["name"], *["n/a"] * (len(heads) - 1), status, reason, ""]
-        lines.append("\t".join(map(_cell, cells)))
-    files.write_bytes(files.join(out, TABLE), ("\n".join(lines) + "\n").encode())
-    text = "".join(json.dumps(dict(one)) + "\n" for one in absent)
-    files.write_bytes(files.join(out, QUARANTINE), text.encode())
-
-
-LEFT_OUT = "left out: "
-"""How the reason begins of a file that was found and is not among the scans."""
-
-
-def _left_out(one: LeftOut) -> dict[str, str]:
-    path = printable(one.path)
-    return {
-        "name": path.rsplit("/", 1)[-1],
-        "source": path,
-        "reason": f"{LEFT_OUT}{one.reason}",
-    }
-
-
-def _quarantined(out: str) -> list[dict[str, str]]:
-    """What the folder's list of scans that could not be used holds; nothing where it is damaged."""
-    try:
-        text = files.read_bytes(files.join(out, QUARANTINE)).decode()
-        records = [json.loads(line) for line in text.splitlines()]
-        return [{key: str(one[key]) for key in ("name", "source", "reason")} for one in records]
-    except (FileNotFoundError, ValueError, KeyError, TypeError):
-        return []
-
-
-def _cell(value: Any) -> str:
-    """A value as a cell of a table; a name may hold tabs and ends of lines."""
-    if isinstance(value, float):
-        return f"{value:.6g}"
-    return " ".join(printable(str(value)).split())

@@ -216,7 +216,7 @@ def _render(
             num_doubted=sum(bool(scan.doubts) for scan in scans),
             quarantine=cohort.quarantine,
             limits=limits,
-            shown=_shown(limits),
+            shown=_limit_rows(limits),
             measures=MEASURES,
             scanners=_scanners(scans, limits),
             parts=Counter(scan.split for scan in scans),
@@ -245,7 +245,7 @@ def _lines(pictures: IO[bytes]) -> Iterator[tuple[int, Markup]]:
         yield int(json.loads(text)["row"]), Markup(text)
 
 
-def _shown(limits: Sequence[Limits]) -> list[dict[str, Any]]:
+def _limit_rows(limits: Sequence[Limits]) -> list[dict[str, Any]]:
     """The table of measures."""
     cells = []
     for limit in limits:

@@ -30,7 +30,7 @@ MIN_FIT_SUBJECTS = 12
 below, the marks stand alone."""
 
 MAX_LINES = 40
-"""Most methods in one plot of intervals: the first ones; the table beside it holds all."""
+"""Methods in one plot of intervals at most: the first ones; the table beside it holds all."""
 
 _LARGEST_SVG = 150_000
 _SMALL = (3.1, 2.1)

@@ -29,10 +29,10 @@ from uadray.runs.settings import is_number
 from uadray.strategies import NONE
 
 MAX_PLOTS = 16
-"""Most small plots of one kind: the best fit of each experiment, then the highest Dice_D."""
+"""Small plots of one kind at most: the best fit of each experiment, then the highest Dice_D."""
 
 MAX_ERASING = 14
-"""Most experiments whose erasing is shown."""
+"""Maximum number of experiments whose erasing is shown."""
 
 
 def write_report(

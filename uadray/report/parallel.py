@@ -28,7 +28,7 @@ CLASSES = 5
 """Colour classes: fifths of the trials by the last axis, the best one highest."""
 
 MAX_COHORTS = 3
-"""Most cohorts with an axis of their own."""
+"""Maximum number of cohorts with an axis of their own."""
 
 _SPREAD = 0.32
 _TALL_ROW = 15.0

@@ -15,7 +15,7 @@ from uadray.report.words import Compared
 from uadray.runs.evaluations import Evaluation
 
 MAX_METHODS = 6
-"""Most methods in one plot: the highest by slice-wise AUPRC, always with the best plain one."""
+"""Methods in one plot at most: the highest by slice-wise AUPRC, always with the best plain one."""
 
 _MOST_POINTS = 200
 

@@ -27,7 +27,7 @@ HEADS = {
 """Axis labels of the figures that are shown over a setting."""
 
 MAX_LABEL = 44
-"""Most characters of a label in a legend; captions and tables hold it whole."""
+"""Maximum number of characters of a label in a legend; captions and tables hold it whole."""
 
 _SPOKEN = {
     **{key: BY_KEY[key].head for key in ("dice_d", "auprc")},

@@ -17,7 +17,7 @@ from uadray.report.words import Compared
 from uadray.runs.records import RunRecord
 
 MAX_CURVES = 12
-"""Most learning curves with a plot each; more are gathered by experiment."""
+"""Maximum number of learning curves with a plot each; more are gathered by experiment."""
 
 DATA_SHARE = "fit.data_share"
 """The setting whose effect is also shown as a mean over cohorts (Bengs 2021, figure 5)."""

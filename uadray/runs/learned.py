@@ -235,18 +235,18 @@ def _different_steps(
             # What one of them does not record came with another version.
             keys = sorted((set(a) & set(b)) - {"step"} - _FREE.get(name, set()))
             parts += [
-                f"{name} {key} {_shown(a[key])} in the fit, {_shown(b[key])} here".replace("_", " ")
+                f"{name} {key} {_words(a[key])} in the fit, {_words(b[key])} here".replace("_", " ")
                 for key in keys
                 if a[key] != b[key]
             ]
     return [f"prepared otherwise: {'; '.join(parts)}"] if parts else []
 
 
-def _shown(value: Any) -> str:
+def _words(value: Any) -> str:
     if isinstance(value, Mapping):
-        return ", ".join(f"{k.replace('_', '-')} {_shown(v)}" for k, v in value.items())
+        return ", ".join(f"{k.replace('_', '-')} {_words(v)}" for k, v in value.items())
     if isinstance(value, (list, tuple)):
-        return (" to " if len(value) == 2 else " x ").join(map(_shown, value))
+        return (" to " if len(value) == 2 else " x ").join(map(_words, value))
     return str(value)
 
 

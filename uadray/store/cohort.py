@@ -194,9 +194,10 @@ class Cohort:
             if shards
         )
         if where:
+            are = "is" if sum(map(len, lost.values())) == 1 else "are"
             raise StoreError(
-                f"{self.url} was sealed, but {where} is gone or empty, and would read as volumes "
-                f"without content: {_again(self.url)}"
+                f"{self.url} was sealed, but {where} {are} gone or empty, and would read as "
+                f"volumes without content: {_again(self.url)}"
             )
 
     @cached_property

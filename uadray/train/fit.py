@@ -55,8 +55,8 @@ class Fit:
     """Samples in each step of an epoch over all workers (`step_sizes`); None where there is one
     worker."""
     micro_batch: int = 0
-    """Most samples that go through the network at a time; their gradients add up to that of the
-    batch. 0 takes the batch as it is."""
+    """Maximum number of samples in the network at a time; gradients add up to that of the batch.
+    0 takes the batch as it is."""
     log: Callable[[list[Metrics]], None] = lambda records: None
     """Keeps the records of all epochs so far; called before each epoch's checkpoint is written, on
     rank 0."""

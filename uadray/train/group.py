@@ -46,7 +46,7 @@ class ScaleConfig:
     """Go on with as few as these where nodes are lost, and grow again with new ones; 0 waits for
     all `num_workers`."""
     micro_batch: int = 0
-    """Most samples that go through a worker's network at a time; the gradients of a step add up, so
+    """Maximum number of samples in a worker's network at a time; the gradients of a step add up, so
     that memory is bounded and the result the same but for rounding. 0 takes a worker's whole share
     of the batch."""
     use_gpu: bool = False

@@ -41,7 +41,7 @@ class SweepConfig:
     """A sealed cohort with lesions, for an objective that uses labels. Its test part is never
     read."""
     max_trials: int = 0
-    """Most trials, baselines apart; 0 takes all."""
+    """Maximum number of trials, baselines apart; 0 takes all."""
     max_hours: float = 0
     """Hours after which no trial goes on; the same command continues. 0 sets no limit."""
     cpus_per_trial: float = 1.0

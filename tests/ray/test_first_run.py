@@ -26,7 +26,7 @@ def small(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Fewer and smaller phantoms, one epoch, and the sweep of a minute."""
     monkeypatch.chdir(place)
     monkeypatch.delenv("RAY_JOB_CONFIG_JSON_ENV_VAR", raising=False)
-    tiny = partial(first_run.cohorts, size=32, healthy=12, lesioned=6)
+    tiny = partial(first_run.cohorts, size=32, healthy=20, lesioned=6)
     monkeypatch.setattr(first_run, "cohorts", tiny)
     monkeypatch.setattr(first_run, "small", partial(first_run.small, epochs=1))
     monkeypatch.setitem(PRESETS, FIRST_RUN, smoke)

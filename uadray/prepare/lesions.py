@@ -171,8 +171,8 @@ def find_masks(folder: str, pattern: str = "") -> Listing:
     Args:
         folder: A local folder or an fsspec URL.
         pattern: Of their file names, such as `*_consensus_gt.nii.gz`. Without one, the files whose
-            names tell of a lesion are taken, and where there are none all but `template*` and
-            those whose names tell of a brain.
+            names speak of a lesion are taken, and where there are none all but `template*` and
+            those whose names speak of a brain.
 
     Raises:
         NoScanFoundError: the folder is not there or cannot be listed.
@@ -198,7 +198,7 @@ def find_masks(folder: str, pattern: str = "") -> Listing:
 
 
 LESION_WORDS = ("lesion", "stroke", "tumor", "tumour", "wmh", "consensus_gt")
-"""What the names of lesion masks hold, where they tell; shorter words have to stand alone."""
+"""What the names of lesion masks hold, where they say so; shorter words have to stand alone."""
 
 
 def _of_a_lesion(name: str) -> bool:
@@ -425,7 +425,7 @@ def _map_onto(volume: Volume, mask: LesionMask, flip: bool, placement: Placement
     to_mask = np.linalg.inv(mask.affine)
     mirror = np.diag([-1.0 if flip else 1.0, 1.0, 1.0, 1.0])
     if placement == "headers":
-        # No template tells where the midline is; the brain's middle is near it.
+        # No template says where the midline is; the brain's middle is near it.
         middle = np.argwhere(volume.brain).mean(axis=0)
         mirror[0, 3] = 2 * (volume.affine[:3] @ [*middle, 1.0])[0] if flip else 0.0
         grid = to_mask @ mirror @ volume.affine

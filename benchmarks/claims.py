@@ -24,7 +24,7 @@ from uadray.papers.claims import (
     printed_figure,
 )
 from uadray.papers.verdicts import Finding, contrast_text, findings, judge
-from uadray.report.compare import Series
+from uadray.report.compare import Series, probability
 from uadray.tables import to_markdown
 
 README = Path(__file__).parents[1] / "README.md"
@@ -127,7 +127,7 @@ def cohort_table(cohort: dict[str, Any]) -> str:
     rows = []
     for one in judge(kept_findings(cohort)):
         claim = next(claim for claim in CLAIMS if _is_of(one, claim))
-        p = "" if one.p is None else f"{one.p:.3f}"
+        p = "" if one.p is None else probability(one.p)
         bounds = "" if one.bounds is None else f" [{one.bounds[0]:+.3f}, {one.bounds[1]:+.3f}]"
         figure = f"{one.value:+.3f}{bounds}"
         fits = str(one.fits) if one.fits else ""

@@ -13,14 +13,9 @@ from dataclasses import dataclass
 import tyro
 from rich.console import Console
 
-from uadray import cli, files
-from uadray.config import BASELINES, Experiment, experiment, learns, with_fit
+from uadray import cli, files, first_run
+from uadray.config import BASELINES, learns
 from uadray.evaluation.job import evaluate
-from uadray.methods import Learned
-from uadray.prepare.ingest import prepare_cohort
-from uadray.prepare.layouts import phantom
-from uadray.prepare.splits import SplitConfig
-from uadray.prepare.steps import PrepareConfig
 from uadray.progress import Progress
 from uadray.report import terminal_summary, write_report
 from uadray.runs.folder import Run
@@ -28,8 +23,6 @@ from uadray.runs.records import load_runs
 from uadray.store import Cohort
 from uadray.train.job import fit
 from uadray.train.summary import format_metrics
-
-LESIONED = ("tumour", "stroke")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,32 +42,15 @@ class Demo:
     names: tuple[str, ...] = ("2D-None", "3D-None", "3D-Cube-n", *BASELINES)
     """Experiments."""
 
-    def experiment(self, name: str) -> Experiment:
-        """The experiment of that name at the demo's size."""
-        # Epochs are of a second or two: a checkpoint after each would take as long.
-        wanted = with_fit(experiment(name), epochs=self.epochs, checkpoint_every=5)
-        is_3d = isinstance(wanted.method, Learned) and wanted.method.ndim == 3
-        # The paper's batches of 32 volumes would make three steps an epoch of so small a cohort.
-        return with_fit(wanted, batch_size=4) if is_3d else wanted
-
 
 def make_cohorts(job: Demo) -> dict[str, Cohort]:
     """The healthy cohort and the two with lesions."""
-    counts = {"healthy": job.healthy} | dict.fromkeys(LESIONED, job.lesioned)
-    return {
-        kind: prepare_cohort(
-            phantom(kind, count, 0),
-            files.join(job.out, f"{kind}.zarr"),
-            config=PrepareConfig(shape=(job.size,) * 3),
-            split=SplitConfig(),
-        )
-        for kind, count in counts.items()
-    }
+    return first_run.cohorts(job.out, size=job.size, healthy=job.healthy, lesioned=job.lesioned)
 
 
 def fit_one(job: Demo, name: str, cohort: Cohort) -> Run:
     """Fit one experiment, with progress."""
-    wanted = job.experiment(name)
+    wanted = first_run.small(name, job.epochs)
     total = job.epochs if learns(wanted) else 1
     with Progress(total=total, what=f"epochs of {name}") as progress:
         return fit(
@@ -87,7 +63,7 @@ def fit_one(job: Demo, name: str, cohort: Cohort) -> Run:
 
 def evaluate_all(job: Demo, runs: Sequence[Run], cohorts: dict[str, Cohort]) -> None:
     """Evaluate all runs on both cohorts with lesions."""
-    for kind in LESIONED:
+    for kind in first_run.LESIONED:
         with Progress(total=job.lesioned, what=f"{kind} volumes scored") as progress:
             evaluate(runs, cohorts[kind], report=progress.advance)
 

@@ -1,5 +1,6 @@
 r"""Evaluate finished runs on lesioned cohorts: all runs in one pass over a cohort's volumes.
 
+    python jobs/evaluate.py                  what jobs/train.py and tune.py fitted on phantoms
     python jobs/evaluate.py runs/3D-Cube-n runs/PCA-16 --cohort runs/stroke.zarr
     python jobs/evaluate.py runs --cohort runs/stroke.zarr runs/tumour.zarr
     python jobs/evaluate.py runs --cohort runs/stroke.zarr --threshold-rule healthy_fpr_5 \
@@ -18,13 +19,13 @@ some runs were left out.
 import argparse
 import shlex
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Annotated
 
 import tyro
 from rich.console import Console
 
-from uadray import cli
+from uadray import cli, first_run
 from uadray.errors import ConfigError
 from uadray.evaluation.job import evaluate_all, num_volumes
 from uadray.evaluation.protocols import PROTOCOLS, EvaluateConfig
@@ -40,10 +41,11 @@ from uadray.store import open_cohort
 class Evaluate:
     """What to evaluate, and on what."""
 
-    runs: Annotated[tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="RUN ...")]
-    """Run folders, or folders of runs; local paths or fsspec URLs."""
-    cohort: Annotated[tuple[str, ...], tyro.conf.arg(metavar="COHORT ...")]
-    """Sealed cohorts with lesions."""
+    runs: Annotated[tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="RUN ...")] = ()
+    """Run folders, or folders of runs; local paths or fsspec URLs. Those on phantom brains by
+    default."""
+    cohort: Annotated[tuple[str, ...], tyro.conf.arg(metavar="COHORT ...")] = ()
+    """Sealed cohorts with lesions; phantoms by default."""
     healthy: str | None = None
     """A sealed healthy cohort: the threshold is fitted on its validation split instead of on the
     threshold part. Only for rules that need no lesions."""
@@ -56,9 +58,10 @@ class Evaluate:
     or where ids say that people were learned from. Every table says so."""
 
     def __post_init__(self) -> None:
-        for what, given in (("run", self.runs), ("cohort", self.cohort)):
-            if not given == tyro.MISSING_NONPROP and not given:
-                raise ConfigError(f"name at least one {what}")
+        if self.runs and not self.cohort:
+            raise ConfigError("name at least one cohort with lesions: --cohort COHORT ...")
+        if self.cohort and not self.runs:
+            raise ConfigError("name at least one run: run folders, or folders of runs")
 
 
 def parse(args: list[str]) -> Evaluate:
@@ -71,12 +74,18 @@ def parse(args: list[str]) -> Evaluate:
         Evaluate,
         args=args,
         description=__doc__,
-        default=Evaluate(runs=tyro.MISSING, cohort=tyro.MISSING, config=config),
+        default=Evaluate(config=config),
     )
 
 
 def main() -> int:
     job = parse(sys.argv[1:])
+    if not job.runs:
+        print(first_run.said(first_run.folder(), "RUN ... --cohort COHORT ..."))
+        phantoms = first_run.cohorts()
+        given = tuple(run.url for run in first_run.fitted())
+        lesioned = tuple(phantoms[kind].url for kind in first_run.LESIONED)
+        job = replace(job, runs=given, cohort=lesioned)
     cohorts = [open_cohort(url) for url in job.cohort]
     healthy = open_cohort(job.healthy) if job.healthy else None
     runs, left_out = find_runs(job.runs)

@@ -1,5 +1,7 @@
 """One HTML page from run folders: `python jobs/report.py RUN... --out report.html`.
 
+Without any run: those that the other jobs fitted on phantom brains.
+
 A RUN may be a folder of runs or of a sweep; several runs that differ in a setting or in the seed
 are reported as a sweep. The tables go beside the page, or to `--export DIR`, as CSV,
 Markdown and LaTeX; the paired comparisons and the effects of settings as CSV files of their own.
@@ -8,14 +10,15 @@ A run that is damaged is named on the page, and the others are reported. Exit co
 runs were left out.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from typing import Annotated
 
 import tyro
 
-from uadray import cli
+from uadray import cli, files, first_run
 from uadray.errors import ConfigError
 from uadray.report import write_report
+from uadray.results import refuse_lost
 from uadray.runs.records import Broken
 from uadray.viewer.runs import write_viewers
 
@@ -24,12 +27,11 @@ from uadray.viewer.runs import write_viewers
 class Report:
     """What to report, and where to."""
 
-    runs: Annotated[tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="RUN ...")] = (
-        field()
-    )
-    """Run folders, or folders of runs; local paths or fsspec URLs."""
-    out: str = "report.html"
-    """The page; ends in .html."""
+    runs: Annotated[tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="RUN ...")] = ()
+    """Run folders, or folders of runs; local paths or fsspec URLs. Those on phantom brains by
+    default."""
+    out: str = ""
+    """The page; ends in .html. report.html here by default, and beside the phantoms for those."""
     title: str = "Unsupervised anomaly detection in brain MRI"
     """Its head."""
     reference: Annotated[tuple[str, ...], tyro.conf.arg(metavar="METHOD ...")] = ()
@@ -43,14 +45,18 @@ class Report:
     shows: three planes and a rendering, 1.4 MB a case of 64 voxels a side. They need the cohort."""
 
     def __post_init__(self) -> None:
-        if not self.runs:
-            raise ConfigError("no run named: give run folders, or folders of runs")
         if self.viewer < 0:
             raise ConfigError(f"--viewer must be >= 0, was {self.viewer}")
 
 
 def main() -> int:
     job = tyro.cli(Report, description=__doc__)
+    if not job.runs:
+        print(first_run.said(first_run.folder(), "RUN ... --out PAGE.html"))
+        page = job.out or files.join(first_run.folder(), "report.html")
+        job = replace(job, runs=tuple(first_run.evaluated()), out=page)
+    job = replace(job, out=job.out or "report.html")
+    refuse_lost(job.out, ConfigError)
     left_out: list[Broken] = []
     viewers = None
     if job.viewer:

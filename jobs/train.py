@@ -1,5 +1,6 @@
 """Fit one experiment on a healthy cohort and leave a run folder.
 
+    python jobs/train.py                     a short 3D-Cube-n, on phantom brains
     python jobs/train.py 3D-Cube-n --cohort runs/healthy.zarr --out runs/3D-Cube-n
     python jobs/train.py 2D-None --cohort runs/healthy.zarr --out runs/2D-None --fit.epochs 50
     python jobs/train.py 3D-None --cohort runs/healthy.zarr --out runs/ddp --scale.num-workers 2
@@ -21,9 +22,11 @@ from typing import Annotated
 
 import tyro
 
-from uadray import cli
+from uadray import cli, files, first_run
 from uadray.config import BASELINES, BENGS_TABLE_1, OTHERS, Experiment, experiment, learns
+from uadray.errors import ConfigError
 from uadray.progress import Progress
+from uadray.results import refuse_inside
 from uadray.store import open_cohort
 from uadray.strategies import keys
 from uadray.train.group import ScaleConfig
@@ -38,11 +41,12 @@ class Train:
 
     experiment: Annotated[Experiment, tyro.conf.arg(name="")]
     """The experiment's settings, with the defaults of its name."""
-    cohort: str
+    cohort: str = ""
     """A sealed healthy cohort; a local path or an fsspec URL. For what learns nothing, such as
-    HistEq, any cohort, such as the one to test."""
-    out: str
-    """The run folder; on storage that all nodes share when there are several."""
+    HistEq, any cohort, such as the one to test. Phantom brains by default."""
+    out: str = ""
+    """The run folder; on storage that all nodes share when there are several. By default beside the
+    phantoms: runs/first-run/fits/NAME, under the home folder in a submitted job."""
     scale: ScaleConfig = field(default_factory=ScaleConfig)
     """Workers."""
     track: TrackConfig = field(default_factory=TrackConfig)
@@ -54,24 +58,34 @@ def main() -> None:
     description = (__doc__ or "").replace("{known}", known)
     description = description.replace("{strategies}", ", ".join(keys()))
     args = sys.argv[1:]
-    if not args or args[0].startswith("-"):
+    if args and args[0] in ("-h", "--help"):
         print(description)
-        sys.exit(0 if args and args[0] in ("-h", "--help") else 2)
+        return
+    name = args.pop(0) if args and not args[0].startswith("-") else ""
+    # What is fitted without any wish is short; what is named is the paper's.
+    wanted = experiment(name) if name else first_run.small("3D-Cube-n")
     job = tyro.cli(
         Train,
-        args=args[1:],
-        prog=f"train.py {args[0]}",
+        args=args,
+        prog=f"train.py {name}".rstrip(),
         description=description,
-        default=Train(experiment=experiment(args[0]), cohort=tyro.MISSING, out=tyro.MISSING),
+        default=Train(experiment=wanted),
         # The name has chosen the method; its settings need no subcommand.
         config=(tyro.conf.AvoidSubcommands,),
     )
+    out = job.out or files.join(first_run.folder(), "fits", job.experiment.name)
+    refuse_inside(out, ConfigError)
+    if job.cohort:
+        cohort = open_cohort(job.cohort)
+    else:
+        print(first_run.said(first_run.folder(), "--cohort C --out FOLDER"))
+        cohort = first_run.cohorts()["healthy"]
     epochs = job.experiment.fit.epochs if learns(job.experiment) else 1
     with Progress(total=epochs, what="epochs") as progress:
         run = fit(
             job.experiment,
-            open_cohort(job.cohort),
-            job.out,
+            cohort,
+            out,
             scale=job.scale,
             track=job.track,
             report=lambda m: progress.set_done(m["epoch"], format_metrics(m)),
@@ -88,7 +102,10 @@ def main() -> None:
         print(f"  {kept}fitted in {summary['fit_seconds']:.0f} s")
     for warning in summary.get("warnings", []):
         print(f"  warning: {warning}")
-    print(f"  next: python jobs/evaluate.py {shlex.quote(run.url)} --cohort LESIONED.zarr")
+    lesioned = "LESIONED.zarr" if job.cohort else first_run.place(first_run.LESIONED[0])
+    print(
+        f"  next: python jobs/evaluate.py {shlex.quote(run.url)} --cohort {shlex.quote(lesioned)}"
+    )
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 r"""Sweep over settings: fit every trial on a healthy cohort, evaluate, report.
 
-    python jobs/tune.py smoke --cohort runs/healthy.zarr --out runs/sweep
+    python jobs/tune.py                      latent size, epochs and erasing, on phantom brains
+    python jobs/tune.py --cohort runs/healthy.zarr --evaluate runs/stroke.zarr --out runs/sweep
     python jobs/tune.py bengs-latent --cohort runs/healthy.zarr --out runs/latent --dry-run
     python jobs/tune.py bengs-erasing --cohort runs/healthy.zarr --out runs/erasing \
         --evaluate runs/tumour.zarr runs/stroke.zarr --space.fit.epochs 60
@@ -21,24 +22,25 @@ some trials failed or the budget ended first; they are listed with their reasons
 """
 
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import tyro
 from rich.console import Console
 
-from uadray import cli
+from uadray import cli, files, first_run
 from uadray.errors import ConfigError
 from uadray.evaluation.inputs import refuse
 from uadray.evaluation.job import evaluate_all, num_volumes
 from uadray.progress import Progress
-from uadray.report import write_report
+from uadray.report import terminal_summary, write_report
+from uadray.results import refuse_inside
 from uadray.runs.folder import Run
 from uadray.runs.learned import compare_cohorts
-from uadray.runs.records import Broken
+from uadray.runs.records import Broken, load_runs
 from uadray.store import open_cohort
 from uadray.train.track import TrackConfig
 from uadray.tune.plan import outcome_table, plan_table
-from uadray.tune.space import PRESETS, Space
+from uadray.tune.space import FIRST_RUN, PRESETS, Space
 from uadray.tune.sweep import Outcome, SweepConfig, sweep
 
 
@@ -48,12 +50,14 @@ class Tune:
 
     space: Space
     """The values of each setting."""
-    cohort: str
-    """A sealed healthy cohort; a local path or an fsspec URL."""
-    out: str
-    """Folder of the sweep; on storage that all nodes share when there are several."""
+    cohort: str = ""
+    """A sealed healthy cohort; a local path or an fsspec URL. Phantom brains by default."""
+    out: str = ""
+    """Folder of the sweep; on storage that all nodes share when there are several. By default
+    beside the phantoms: runs/first-run/tune-PRESET, under the home folder in a submitted job."""
     evaluate: tuple[str, ...] = ()
-    """Lesioned cohorts on which the finished trials are evaluated."""
+    """Lesioned cohorts on which the finished trials are evaluated; phantoms where no cohort is
+    given."""
     sweep: SweepConfig = field(default_factory=SweepConfig)
     """How trials are scheduled and compared."""
     track: TrackConfig = field(default_factory=TrackConfig)
@@ -65,18 +69,26 @@ class Tune:
 def main() -> int:
     description = (__doc__ or "").replace("{known}", ", ".join(PRESETS))
     args = sys.argv[1:]
-    if not args or args[0].startswith("-"):
+    if args and args[0] in ("-h", "--help"):
         print(description)
-        return 0 if args and args[0] in ("-h", "--help") else 2
-    if args[0] not in PRESETS:
-        raise ConfigError(f"no preset is named {args[0]!r}; known are {', '.join(PRESETS)}")
+        return cli.OK
+    preset = args.pop(0) if args and not args[0].startswith("-") else FIRST_RUN
+    if preset not in PRESETS:
+        raise ConfigError(f"no preset is named {preset!r}; known are {', '.join(PRESETS)}")
     job = tyro.cli(
         Tune,
-        args=args[1:],
-        prog=f"tune.py {args[0]}",
+        args=args,
+        prog=f"tune.py {preset}",
         description=description,
-        default=Tune(space=PRESETS[args[0]](), cohort=tyro.MISSING, out=tyro.MISSING),
+        default=Tune(space=PRESETS[preset]()),
     )
+    out = job.out.rstrip("/") or files.join(first_run.folder(), f"tune-{preset}")
+    refuse_inside(out, ConfigError)
+    if not job.cohort:
+        print(first_run.said(first_run.folder(), "--cohort C --evaluate L --out FOLDER"))
+        phantoms = first_run.cohorts()
+        given = job.evaluate or tuple(phantoms[kind].url for kind in first_run.LESIONED)
+        job = replace(job, cohort=phantoms["healthy"].url, evaluate=given)
     cohort = open_cohort(job.cohort)
     # Before hours of fitting: a cohort that cannot be evaluated on is found now.
     lesioned = [open_cohort(url) for url in job.evaluate]
@@ -85,9 +97,9 @@ def main() -> int:
         refuse(match, cohort.url, one.url, insist=job.sweep.allow_mismatch)
     console = Console()
     if job.dry_run:
-        console.print(plan_table(job.space, job.sweep, open_cohort(job.cohort)))
+        console.print(plan_table(job.space, job.sweep, cohort))
         return cli.OK
-    outcomes = sweep(job.space, cohort, job.out, config=job.sweep, track=job.track)
+    outcomes = sweep(job.space, cohort, out, config=job.sweep, track=job.track)
     runs = [Run.open(o.url) for o in outcomes if o.status == "finished"]
     left_out: list[Broken] = []
     if runs and lesioned:
@@ -101,11 +113,13 @@ def main() -> int:
             )
     console.print(outcome_table(job.space, job.sweep, outcomes))
     if runs:
-        title = f"Sweep {args[0]}: {job.sweep.describe()}"
-        out = f"{job.out.rstrip('/')}/report.html"
+        title = f"Sweep {preset}: {job.sweep.describe()}"
         urls = [run.url for run in runs]
-        print(f"report: {write_report(urls, out, title=title, left_out=left_out)}")
-    print(f"run folders: {job.out.rstrip('/')}/runs")
+        if lesioned:
+            console.print(terminal_summary(load_runs(urls, []), width=console.width))
+        page = write_report(urls, files.join(out, "report.html"), title=title, left_out=left_out)
+        print(f"report: {page}")
+    print(f"run folders: {out}/runs")
     return max(cli.say_left_out(left_out), _exit(outcomes))
 
 

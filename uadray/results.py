@@ -13,6 +13,9 @@ PREDICTIONS = "predict.json"
 _TELLING = (PREDICTIONS, "zarr.json", "config.json", "manifest.json")
 """In folders of predictions, cohorts, runs and models, in this order."""
 
+_OF_A_JOB = "/runtime_resources/working_dir_files/"
+"""In the path of what `ray job submit --working-dir` unpacks on a node."""
+
 _FIELDS: dict[str, tuple[str, ...]] = {
     PREDICTIONS: ("request",),
     "dataset_description.json": ("GeneratedBy",),
@@ -60,15 +63,30 @@ def owner_of(folder: str) -> str:
 
 
 def refuse_inside(out: str, error: type[UadrayError]) -> None:
-    """Refuse to begin results inside of others, which would then hold what is not theirs.
+    """Refuse to begin results where they would be lost, or among others that they are not part of.
 
     Raises:
-        UadrayError: of the type `error`, where `out` is or lies in a cohort, a run, a model or
-            predictions.
+        UadrayError: of the type `error`, where `out` is or lies in a cohort, a run, a model,
+            predictions, or the folder of a job that `ray job submit` sent.
     """
+    refuse_lost(out, error)
     if owner := owner_of(out):
         raise error(
             f"{out} lies in {owner}, which holds other results: choose another --out, outside of it"
+        )
+
+
+def refuse_lost(out: str, error: type[UadrayError]) -> None:
+    """Refuse to write into the folder that Ray unpacks for a submitted job, and removes with it.
+
+    Raises:
+        UadrayError: of the type `error`.
+    """
+    if not files.is_remote(out) and _OF_A_JOB in os.path.realpath(out):
+        raise error(
+            f"{out} lies in the folder of this job, which Ray removes when the job has ended: give "
+            "a full path that the nodes share, such as /home/me/runs, or a URL such as "
+            "s3://bucket/runs"
         )
 
 

@@ -87,7 +87,7 @@ def test_a_figure_of_bengs_is_made_again_on_phantoms(tmp_path: Path) -> None:
     assert 0 < rows["3D-Cube-n"]["ours"] < 1
     assert "made again on phantoms" in (tmp_path / "out/bengs2021-figure-6.html").read_text()
     beside = (tmp_path / "out/bengs2021-figure-6-beside.md").read_text()
-    assert "- Note: tumour: the paper has BraTS 2019 (T1); these are phantoms" in beside
+    assert ". tumour: the paper has BraTS 2019 (T1); these are phantoms" in beside
     row = next(r for r in rows_of(beside) if r[:3] == ["3D-Cube-n", "all", "slice_auprc"])
     assert row[3].startswith("0.")
     kept = {p: p.stat().st_mtime_ns for p in tmp_path.glob("out/bengs2021/runs/*/*.json")}

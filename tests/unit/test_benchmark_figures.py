@@ -2,9 +2,12 @@
 
 import pytest
 
+from benchmarks import defaults
 from benchmarks.evaluate import ratio
 from benchmarks.evaluate_on_ray import quotient, rate, unmeasured
 from benchmarks.harness import Row, publish
+from uadray.papers import phantoms
+from uadray.papers.reproduce import PHANTOM_OF, SCALES
 
 
 @pytest.mark.parametrize(
@@ -28,3 +31,9 @@ def test_what_was_not_measured_is_said(capsys: pytest.CaptureFixture[str]) -> No
 def test_a_ratio_needs_both_sides() -> None:
     assert ratio("m", 0.0, 40.0, "x", ">= 2", "").value is None
     assert ratio("m", 2.0, 40.0, "x", ">= 2", "").value == 20.0
+
+
+def test_defaults_are_chosen_on_phantoms_that_no_figure_is_of() -> None:
+    scale = SCALES["phantom"]
+    largest = max(scale.healthy, *(count for _, count in scale.lesioned))
+    assert phantoms.FIRST_SEED * (1 + len(PHANTOM_OF)) + largest < defaults.FIRST_SEED

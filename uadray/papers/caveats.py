@@ -117,6 +117,7 @@ PREPARATION: Mapping[str, Mapping[str, tuple[Any, str]]] = {
         "percentiles": ([0.0, 100.0], "clips no intensities"),
         "denoise": (False, "names no denoising"),
         "mask_threshold": (0.9, "cuts the registered masks at 0.9"),
+        "resize": ("nearest", "resizes by the nearest voxel"),
     },
 }
 """What each paper does to its scans, by the fields of a preparation: the value, and words."""

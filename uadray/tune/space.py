@@ -200,7 +200,21 @@ def smoke() -> Space:
     )
 
 
+def first_run() -> Space:
+    """Latent size, epochs and erasing of 3D VAEs: twelve short trials, minutes on 2 cores."""
+    return Space(
+        experiments=("3D-None", "3D-Cube-n", "3D-Half-Volume-n"),
+        latent_size=(32, 128),
+        epochs=(10, 20),
+        fit=FitConfig(batch_size=4, checkpoint_every=5),
+    )
+
+
+FIRST_RUN = "first-run"
+"""The preset where none is named."""
+
 PRESETS: dict[str, Callable[[], Space]] = {
+    FIRST_RUN: first_run,
     "bengs-latent": bengs_latent,
     "bengs-erasing": bengs_erasing,
     "bengs-epochs": bengs_epochs,

@@ -408,11 +408,11 @@ def _grade(mapped: np.ndarray, spacing: np.ndarray, rim_mm: float, rim_change: f
     return np.asarray(rim_change + (1.0 - rim_change) * smooth)
 
 
-def _check_place(volume: Volume, mask: LesionMask, found: np.ndarray, min_inside: float) -> None:
-    """Refuse a lesion that hardly lies in the brain; `found` is the share of each voxel that is."""
+def _check_place(volume: Volume, mask: LesionMask, inside: np.ndarray, min_inside: float) -> None:
+    """Refuse a lesion that hardly lies in the brain; `inside` is each voxel's share."""
     expected_ml = float(mask.share.sum() * np.prod(voxel_sizes(mask.affine))) / 1000.0
-    found_ml = float(found.sum() * np.prod(volume.spacing)) / 1000.0
-    if found_ml < min_inside * expected_ml or not found.any():
+    found_ml = float(inside.sum() * np.prod(volume.spacing)) / 1000.0
+    if found_ml < min_inside * expected_ml or not inside.any():
         raise ScanError(
             f"only {found_ml:.1f} mL of a lesion of {expected_ml:.1f} mL lie in the brain, "
             f"expected at least {min_inside:.0%}: its registration to MNI failed, or the mask is "

@@ -11,6 +11,7 @@ from tiny_cohorts import write_healthy, write_lesioned
 
 from uadray.config import BASELINES, experiment, to_json
 from uadray.errors import ConfigError
+from uadray.evaluation.protocols import EvaluateConfig
 from uadray.evaluation.record import describe_lesions
 from uadray.metrics.slicewise import Slices
 from uadray.papers import BAUR_2018, BENGS_2021, MEISSEN_2021, Paper
@@ -249,3 +250,23 @@ def test_lesions_are_counted_without_a_run(tumour: Cohort) -> None:
     text = describe_lesions(tumour)
     assert text["num_subjects"] == text["num_components"] == 12
     assert text["mean_size_ml"] == pytest.approx(tumour.subjects["lesion_ml"].mean(), rel=1e-3)
+
+
+def test_cohorts_that_are_tested_whole_take_thresholds_of_healthy_volumes(
+    healthy: Cohort, tumour: Cohort, tmp_path: Path
+) -> None:
+    class Whole:
+        subjects = tumour.subjects.assign(split="test")
+
+    one = of("table-1", healthy, tmp_path, tumour=tumour)
+    rule = EvaluateConfig.of("baur2018")
+    none = EvaluateConfig.of("meissen2021-I")
+    assert one._threshold_from(rule, [tumour]) is None
+    assert one._threshold_from(rule, [tumour, Whole()]) is healthy  # type: ignore[list-item]
+    assert one._threshold_from(none, [Whole()]) is None  # type: ignore[list-item]
+
+
+def test_rows_of_meissen_s_competitors_have_their_study_s_protocol() -> None:
+    protocols = {e.label: e.protocol for e in MEISSEN_2021.study("table-2").entries}
+    assert protocols.pop("HistEq") == ""
+    assert set(protocols.values()) == {"meissen2021-study"}

@@ -3,7 +3,7 @@
 All runs of a paper's protocol lie in one sweep folder, so that figures share the runs of tables.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -16,6 +16,7 @@ from uadray.evaluation.job import evaluate_all
 from uadray.evaluation.protocols import PROTOCOLS, EvaluateConfig
 from uadray.methods import is_fitted
 from uadray.metrics.slicewise import Slices
+from uadray.metrics.thresholds import WITHOUT_LESIONS
 from uadray.papers.caveats import (
     EVALUATION,
     Caveat,
@@ -214,9 +215,15 @@ class Reproduction:
             own = {e.experiment.name: e.protocol for e in self.entries() if e.experiment}
             for protocol in dict.fromkeys(own.get(run.experiment.name, "") for run in runs):
                 some = [r for r in runs if own.get(r.experiment.name, "") == protocol]
-                config_of = self.evaluation(protocol)
-                evaluate_all(some, cohorts, config=config_of, allow_mismatch=insist)
+                rules = self.evaluation(protocol)
+                healthy = self._threshold_from(rules, cohorts)
+                evaluate_all(some, cohorts, healthy=healthy, config=rules, allow_mismatch=insist)
         return outcomes
+
+    def _threshold_from(self, config: EvaluateConfig, cohorts: Sequence[Cohort]) -> Cohort | None:
+        """The healthy cohort, where a cohort is tested whole and the rule needs no lesions."""
+        whole = any("threshold" not in set(cohort.subjects["split"]) for cohort in cohorts)
+        return self.healthy if whole and config.threshold_rule in WITHOUT_LESIONS else None
 
     def published(self) -> dict[tuple[str, str], Mapping[str, Published]]:
         """Printed figures by the names of our cohort and experiment, as the report takes them."""

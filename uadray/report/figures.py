@@ -144,9 +144,11 @@ def axes_of(size: tuple[float, float], palette: Palette) -> tuple[Figure, Axes]:
 
 
 def interval_plot(group: CohortRows) -> Markup:
-    """Dice_D with its 95 % interval, one line a run, the highest on top."""
+    """Dice_D with its 95 % interval, one line a run, the highest on top; empty without any."""
     figures = [(row, row.evaluation.metric("dice_d")) for row in group.rows]
     rows = [(row, value) for row, value in figures if value is not None][:MAX_LINES]
+    if not rows:
+        return Markup("")
 
     def draw(palette: Palette) -> Figure:
         figure, axes = axes_of((4.4, 0.75 + 0.27 * len(rows)), palette)

@@ -298,6 +298,11 @@ def _kept(run: Run, detector: Detector, cohort: str) -> tuple[_Kept, tuple[str, 
             f"{url} was written before weights were recorded, and the cohort cannot be opened: "
             "whether its healthy ranges are of these weights is not known",
         )
+    if "validation" not in set(opened.subjects["split"]):
+        raise RunError(
+            f"{opened.url}: its scans are all for testing, but a model says how a scan compares "
+            "with healthy ones: fit the method on a healthy cohort, which has a validation part"
+        )
     kept = _Kept(
         format=FORMAT,
         identity=_identity(run),

@@ -117,7 +117,9 @@ def test_a_run_on_patients_alone_has_no_healthy_scans_to_compare_with(tmp_path: 
     scans = [scan_of(write_head(tmp_path / f"s{k}_T1w.nii.gz", k, lesion=True)) for k in range(3)]
     cohort = write_cohort(tmp_path / "tested.zarr", scans, ["test"] * 3)
     run = finished_run(tmp_path / "run", cohort, "HistEq")
-    with pytest.raises(RunError, match=r"tested\.zarr.* all for testing.* fit the method on a heal"):
+    with pytest.raises(
+        RunError, match=r"tested\.zarr.* all for testing.* fit the method on a heal"
+    ):
         open_model(run.url)
 
 

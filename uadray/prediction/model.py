@@ -114,7 +114,7 @@ class Origin:
     splits: dict[str, int]
     """Scans in each part."""
     num_scanners: int
-    """Scanners or sites, as far as the set tells; 0 where it does not."""
+    """Scanners or sites, as far as the set names them; 0 where it does not."""
     notes: tuple[str, ...]
     """Of its subjects, without those of single ones."""
     image_digests: tuple[str, ...] = ()

@@ -1,6 +1,6 @@
 """What intervals cover, and how often verdicts are wrong, on simulated cohorts.
 
-python -m benchmarks.coverage            about 15 minutes on 2 cores
+python -m benchmarks.coverage            about 10 minutes on 2 cores
 python -m benchmarks.coverage --quick    small, to see that it runs; keeps nothing
 
 People have lesions of log-normal size; how well a method sees a lesion depends on its size and on
@@ -377,7 +377,7 @@ def rows(quick: bool, _: Path) -> list[Row]:
     """All rows."""
     sizes = (5, 8, 14) if quick else (5, 8, 14, 30, 48, 183)
     many = 2_000 if quick else 40_000
-    cohorts, tables = (20, 8) if quick else (2_000, 600)
+    cohorts, tables = (20, 8) if quick else (1_500, 400)
     return [
         *coverage(MODERATE, sizes, cohorts, many),
         *coverage(HEAVY, sizes, cohorts // 4, many),

@@ -17,6 +17,7 @@ from tiny_models import SMALL, scan_of, write_cohort, write_head
 from uadray import files
 from uadray.errors import EvaluationError, StoreError
 from uadray.evaluation.inputs import _check_cohort
+from uadray.evaluation.protocols import EvaluateConfig
 from uadray.prepare.identity import digest_of, image_digest, is_unchanged, look_at
 from uadray.prepare.ingest import _rows_to_redo, _still_good, summary
 from uadray.prepare.layouts import Scan
@@ -270,9 +271,9 @@ class TestOneImageUnderTwoIds:
     ) -> None:
         cohort = write_lesioned(tmp_path)
         table = cohort.subjects.assign(image_digest=[str(k) for k in range(len(cohort.subjects))])
-        _check_cohort(cohort, needs_threshold=True)
+        _check_cohort(cohort, EvaluateConfig(), needs_threshold=True)
         one, other = (int(cohort.rows(part)[0]) for part in ("threshold", "test"))
         table.loc[table["row"].isin([one, other]), "image_digest"] = "same"
         monkeypatch.setattr(type(cohort), "subjects", table)
         with pytest.raises(EvaluationError, match="hold the same image, and one is in the thresh"):
-            _check_cohort(open_cohort(cohort.url), needs_threshold=True)
+            _check_cohort(open_cohort(cohort.url), EvaluateConfig(), needs_threshold=True)

@@ -47,7 +47,7 @@ def kept_findings(cohort: dict[str, Any]) -> list[Finding]:
             Finding(**one | {"bounds": None if one["bounds"] is None else tuple(one["bounds"])})
             for one in cohort["claims"]
         ]
-    found = []
+    kept = []
     for claim in CLAIMS:
         for contrast in claim.contrasts if claim.subset == "all" else ():
             sides = [_kept_side(cohort, claim, side) for side in (contrast.of, contrast.against)]
@@ -55,7 +55,7 @@ def kept_findings(cohort: dict[str, Any]) -> list[Finding]:
             if means[0] is None or means[1] is None:
                 continue
             fits = [len(one["seeds"]) for one in sides if one and not one["is_plain"]]
-            found.append(
+            kept.append(
                 Finding(
                     paper=claim.paper,
                     claim=claim.key,
@@ -68,13 +68,13 @@ def kept_findings(cohort: dict[str, Any]) -> list[Finding]:
                     fits=min(fits, default=0),
                 )
             )
-    return found
+    return kept
 
 
 def _kept_side(cohort: dict[str, Any], claim: Claim, side: Side) -> dict[str, Any] | None:
     wanted = experiment_of(claim, side)
     latent = LATENT.get(getattr(wanted.method, "ndim", 0))
-    found = [
+    matches = [
         one
         for one in cohort["experiments"]
         if one["name"] == wanted.name
@@ -82,7 +82,7 @@ def _kept_side(cohort: dict[str, Any], claim: Claim, side: Side) -> dict[str, An
         and (one["is_plain"] or one["latent_size"] == latent)
         and not side.role
     ]
-    return found[0] if len(found) == 1 else None
+    return matches[0] if len(matches) == 1 else None
 
 
 def _mean(one: dict[str, Any] | None, metric: str) -> float | None:
@@ -93,12 +93,15 @@ def _mean(one: dict[str, Any] | None, metric: str) -> float | None:
 def readme_table(sweeps: Sequence[dict[str, Any]]) -> str:
     """Each claim that is measured in its main contrast: the paper's difference, and ours."""
     columns = _columns(sweeps)
-    shown = {
-        head: judge([one for one in found if _is_main(one)]) for head, found in columns.items()
+    judged = {
+        head: judge([one for one in by_cohort if _is_main(one)])
+        for head, by_cohort in columns.items()
     }
     rows = []
     for claim in CLAIMS:
-        cells = [_cell([one for one in found if _is_of(one, claim)]) for found in shown.values()]
+        cells = [
+            _cell([one for one in by_cohort if _is_of(one, claim)]) for by_cohort in judged.values()
+        ]
         if any(cells):
             rows.append([_said(claim), _printed_difference(claim), *cells])
     head = ["claim", "the paper prints", *columns]
@@ -108,13 +111,13 @@ def readme_table(sweeps: Sequence[dict[str, Any]]) -> str:
 
 def results_table(sweeps: Sequence[dict[str, Any]]) -> str:
     """Every claim of the papers: where, what is printed, and how often it is said of ours."""
-    columns = {head: judge(found) for head, found in _columns(sweeps).items()}
+    columns = {head: judge(column) for head, column in _columns(sweeps).items()}
     rows = []
     for claim in CLAIMS:
         holds, total = in_own_table(claim)
         own = f"{holds} of {total}" if total else ""
         place = ", ".join(part for part in (claim.where, claim.study.replace("-", " ")) if part)
-        counts = [_counts(claim, found) for found in columns.values()]
+        counts = [_counts(claim, column) for column in columns.values()]
         what = f"{PAPERS[claim.paper].citation.split(',')[0]}, {place}"
         says = f"{claim.says} (no contrast: {claim.why_not})" if claim.why_not else claim.says
         rows.append([what, says, _in_text(claim), own, *counts])
@@ -155,17 +158,17 @@ def write_readme(sweeps: Sequence[dict[str, Any]]) -> None:
 
 def _columns(sweeps: Sequence[dict[str, Any]]) -> dict[str, list[Finding]]:
     """What is kept of each cohort, by a head that names the data, the people and the fits."""
-    found = {}
+    columns = {}
     for sweep in sweeps:
         data = sweep["about"].partition(":")[0]
         for cohort in sweep["cohorts"]:
             head = f"{data}, {cohort['cohort']}: {cohort['num_test']} people"
-            found[head] = kept_findings(cohort)
-    return found
+            columns[head] = kept_findings(cohort)
+    return columns
 
 
-def _unpadded(found: re.Match[str]) -> str:
-    return " " if found[0].startswith(" ") else "--"
+def _unpadded(match: re.Match[str]) -> str:
+    return " " if match[0].startswith(" ") else "--"
 
 
 def _is_of(one: Finding, claim: Claim) -> bool:
@@ -177,10 +180,10 @@ def _is_main(one: Finding) -> bool:
     return one.contrast == contrast_text(claim, claim.contrasts[0])
 
 
-def _cell(found: Sequence[Finding]) -> str:
-    if not found:
+def _cell(judged: Sequence[Finding]) -> str:
+    if not judged:
         return ""
-    (one,) = found
+    (one,) = judged
     bounds = "" if one.bounds is None else f" [{one.bounds[0]:+.3f}, {one.bounds[1]:+.3f}]"
     return f"{one.value:+.3f}{bounds}: {one.verdict}"
 
@@ -216,11 +219,11 @@ def _in_text(claim: Claim) -> str:
     return "; ".join(parts)
 
 
-def _counts(claim: Claim, found: Sequence[Finding]) -> str:
+def _counts(claim: Claim, judged: Sequence[Finding]) -> str:
     """How often each verdict was given, of the claim's contrasts; empty where none can be."""
     if claim.why_not:
         return ""
-    verdicts = [one.verdict for one in found if _is_of(one, claim)]
+    verdicts = [one.verdict for one in judged if _is_of(one, claim)]
     counts = {verdict: verdicts.count(verdict) for verdict in dict.fromkeys(verdicts)}
     return ", ".join(f"{number} {verdict}" for verdict, number in counts.items()) or "not compared"
 

@@ -1,6 +1,6 @@
 """What intervals cover, and how often verdicts are wrong, on simulated cohorts.
 
-python -m benchmarks.coverage            about 15 minutes on 2 cores
+python -m benchmarks.coverage            about 10 minutes on 2 cores
 python -m benchmarks.coverage --quick    small, to see that it runs; keeps nothing
 
 People have lesions of log-normal size; how well a method sees a lesion depends on its size and on
@@ -167,17 +167,17 @@ def one_cohort(
     fits = [fits_by_person(part, threshold, weights) for part in parts]  # type: ignore[arg-type]
     drawn = random.multinomial(num, np.full(num, 1 / num), size=200)
     resampled = [_percentiles(part, threshold, drawn) for part in parts]  # type: ignore[arg-type]
-    found: dict[str, Any] = {}
+    covered: dict[str, Any] = {}
     for key in FIGURES:
         bounds = interval(fits[0][key])
-        found[key] = _covers(bounds, truth[key])
+        covered[key] = _covers(bounds, truth[key])
         low, high = np.nanpercentile(resampled[0][key], [2.5, 97.5])
-        found[f"{key} percentile"] = _covers((low, high), truth[key])
+        covered[f"{key} percentile"] = _covers((low, high), truth[key])
         gap = difference(fits[0][key], fits[1][key])
-        found[f"{key} difference"] = _covers(gap.bounds, 0.0)
+        covered[f"{key} difference"] = _covers(gap.bounds, 0.0)
         low, high = np.nanpercentile(resampled[0][key] - resampled[1][key], [2.5, 97.5])
-        found[f"{key} difference percentile"] = _covers((low, high), 0.0)
-    return found
+        covered[f"{key} difference percentile"] = _covers((low, high), 0.0)
+    return covered
 
 
 def _covers(bounds: tuple[float, float] | None, truth: float) -> tuple[float, float]:
@@ -192,11 +192,11 @@ def coverage(population: Population, sizes: Sequence[int], cohorts: int, many: i
     threshold, truth = truth_of(population, many)
     rows = []
     for num in sizes:
-        found = _each(partial(one_cohort, population, num, threshold, truth), cohorts)
+        results = _each(partial(one_cohort, population, num, threshold, truth), cohorts)
         for kind in ("", " difference"):
             for key in FIGURES:
-                ours = np.array([one[key + kind] for one in found])
-                theirs = np.array([one[f"{key}{kind} percentile"] for one in found])
+                ours = np.array([one[key + kind] for one in results])
+                theirs = np.array([one[f"{key}{kind} percentile"] for one in results])
                 what = f"{HEADS[key]}{kind}, {num} people{population.name}"
                 rows += _rows(what, num, ours, theirs, goal=not population.name)
     return rows
@@ -241,13 +241,13 @@ def thresholds(population: Population, sizes: Sequence[int], cohorts: int, many:
     everyone = population.part(population.people(many, random), random)
     rows = []
     for num in sizes:
-        found = _each(partial(of_threshold, population, num, num), cohorts)
-        levels = np.array([one["level"] for one in found])
+        draws = _each(partial(of_threshold, population, num, num), cohorts)
+        levels = np.array([one["level"] for one in draws])
         used, places = np.unique(levels, return_inverse=True)
         curve = np.array([_pooled_dice(everyone, int(level)) for level in used])
         truth = float(curve[places].mean())
         covered = {
-            side: np.array([_covers(one[side], truth) for one in found]) for side in ("in", "out")
+            side: np.array([_covers(one[side], truth) for one in draws]) for side in ("in", "out")
         }
         share = {side: 100 * np.nanmean(one[:, 0]) for side, one in covered.items()}
         wide = {side: np.nanmedian(one[:, 1]) for side, one in covered.items()}
@@ -286,9 +286,9 @@ def fits_of(population: Population, table: Table, slope: float, seed: int) -> Va
         moved = SEED_DEVIATION / slope * random.standard_normal((*shape, 1))
         contrast = contrast + moved + 0.15 * random.standard_normal((*shape, table.people))
     contrast = contrast + (np.arange(NUM_METHODS) == 1)[:, None, None] * table.gap / slope
-    found = voxels * ndtr(tissue + contrast - 2.55)
-    wrong = np.broadcast_to(_HEALTHY * ndtr(tissue - 2.55), found.shape)
-    return np.stack([found, wrong, np.broadcast_to(voxels, found.shape)], axis=2)
+    right = voxels * ndtr(tissue + contrast - 2.55)
+    wrong = np.broadcast_to(_HEALTHY * ndtr(tissue - 2.55), right.shape)
+    return np.stack([right, wrong, np.broadcast_to(voxels, right.shape)], axis=2)
 
 
 def slope_of(population: Population, many: int) -> float:
@@ -337,16 +337,18 @@ def verdicts(
                 )
             )
             wrong = 100 * (equal[:, 1] < 0.05).any(axis=1).mean() if allowed else 0.0
-            said = "" if allowed else "no verdict can be given at this size, and the page says so"
+            detail = "" if allowed else "no verdict can be given at this size, and the page says so"
             rows.append(
-                Row(f"tables with a wrong verdict: {where}", wrong, "%", goal="<= 5", detail=said)
+                Row(f"tables with a wrong verdict: {where}", wrong, "%", goal="<= 5", detail=detail)
             )
             for gap in (0.05, 0.1):
                 table = Table(people=num, seeds=fits, gap=gap)
-                found = np.array(_each(partial(one_table, population, table, slope), tables // 2))
-                power = 100 * (found[:, 1, 0] < 0.05).mean() if allowed else 0.0
+                p_values = np.array(
+                    _each(partial(one_table, population, table, slope), tables // 2)
+                )
+                power = 100 * (p_values[:, 1, 0] < 0.05).mean() if allowed else 0.0
                 rows.append(
-                    Row(f"a true difference of {gap:.2f} shown: {where}", power, "%", detail=said)
+                    Row(f"a true difference of {gap:.2f} shown: {where}", power, "%", detail=detail)
                 )
     rows.append(
         Row(
@@ -375,7 +377,7 @@ def rows(quick: bool, _: Path) -> list[Row]:
     """All rows."""
     sizes = (5, 8, 14) if quick else (5, 8, 14, 30, 48, 183)
     many = 2_000 if quick else 40_000
-    cohorts, tables = (20, 8) if quick else (2_000, 600)
+    cohorts, tables = (20, 8) if quick else (1_500, 400)
     return [
         *coverage(MODERATE, sizes, cohorts, many),
         *coverage(HEAVY, sizes, cohorts // 4, many),
@@ -384,17 +386,17 @@ def rows(quick: bool, _: Path) -> list[Row]:
     ]
 
 
-def page(found: Mapping[str, Mapping[str, Any]]) -> str:
+def page(measured: Mapping[str, Mapping[str, Any]]) -> str:
     """The tables of docs/explain/evaluation.md, from the rows that are kept, by measure."""
-    sizes = [n for n in (5, 8, 14, 30, 48, 183) if f"covered: Dice_D, {n} people" in found]
+    sizes = [n for n in (5, 8, 14, 30, 48, 183) if f"covered: Dice_D, {n} people" in measured]
 
     def covered(what: str, num: int) -> str:
-        row = found[f"covered: {what}, {num} people"]
+        row = measured[f"covered: {what}, {num} people"]
         before = row["detail"].partition("resampled people ")[2].partition(" %")[0]
         return f"{row['value']:.1f} ({before})"
 
     def value(measure: str) -> str:
-        return f"{found[measure]['value']:.1f}"
+        return f"{measured[measure]['value']:.1f}"
 
     whats = [f"{HEADS[key]}{kind}" for kind in ("", " difference") for key in FIGURES]
     first = to_markdown(
@@ -402,7 +404,7 @@ def page(found: Mapping[str, Mapping[str, Any]]) -> str:
         [[what, *(covered(what, n) for n in sizes)] for what in whats],
     )
     lines = []
-    for what in found:
+    for what in measured:
         if not what.startswith("equal methods, p < .05: "):
             continue
         where = what.partition(": ")[2]

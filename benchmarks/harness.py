@@ -66,9 +66,9 @@ def write_between(path: Path, name: str, text: str) -> None:
     """
     page, end = path.read_text(), f"<!-- end of {name} -->"
     begin = f"<!-- {name}: made by python -m benchmarks.{name}; edits here are lost -->"
-    before, found, rest = page.partition(begin)
+    before, marker, rest = page.partition(begin)
     _, ends, after = rest.partition(end)
-    if not found or not ends:
+    if not marker or not ends:
         raise SystemExit(f"{path.name} lacks the lines {begin} and {end}")
     path.write_text(f"{before}{begin}\n\n{text}\n\n{end}{after}")
     print(path.name)

@@ -19,6 +19,7 @@ from uadray.prepare.settings import Extent, PrepareConfig, SplitConfig
 from uadray.prepare.steps import prepare_scan
 from uadray.runs.checkpoint import CheckpointStore, weights_digest
 from uadray.runs.detector import build_detector
+from uadray.runs.evaluations import INTERVAL_METHOD
 from uadray.runs.folder import Run
 from uadray.store import Cohort, CohortWriter, Split
 
@@ -171,6 +172,7 @@ def freeze_threshold(
         "weights": weights_digest(run),
         "metrics": metrics,
         "intervals": {"dice_d": [0.4, 0.6]},
+        "interval_method": INTERVAL_METHOD,
         "threshold": {
             "level": round(value * 65535),
             "value": value,
@@ -179,10 +181,10 @@ def freeze_threshold(
             "fingerprint": "f" * 16,
         },
         "num_threshold": 5,
-        "num_test": 2,
+        "num_test": 8,
         "lesion_voxels": 10,
         "lesion_voxels_eroded": 9,
-        "subjects": [{"id": one, "dice": 0.5, "lesion_ml": 1.0} for one in ("a", "b")],
+        "subjects": [{"id": one, "dice": 0.5, "lesion_ml": 1.0} for one in "abcdefgh"],
         "settings": {
             **{k: v for k, v in to_json(config).items() if not k.startswith(("batch", "gpus"))},
             "cohort": "0" * 16,

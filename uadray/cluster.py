@@ -47,7 +47,7 @@ _CHATTY = (
     "ray._private.authentication.authentication_token_setup",
     "ray.data._internal.progress",
 )
-"""Loggers whose warnings tell at every start what is meant to be so."""
+"""Loggers whose warnings say at every start what is meant to be so."""
 
 
 def connect(*, dashboard: bool = False) -> None:

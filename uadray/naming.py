@@ -37,7 +37,7 @@ def name_key(name: str) -> str:
 
 
 def text_digest(text: str) -> str:
-    """Eight hexadecimal digits that tell texts apart."""
+    """Eight hexadecimal digits that distinguish texts."""
     return hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()[:8]
 
 

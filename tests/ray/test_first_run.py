@@ -26,7 +26,7 @@ def small(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Fewer and smaller phantoms, one epoch, and the sweep of a minute."""
     monkeypatch.chdir(place)
     monkeypatch.delenv("RAY_JOB_CONFIG_JSON_ENV_VAR", raising=False)
-    tiny = partial(first_run.cohorts, size=32, healthy=12, lesioned=6)
+    tiny = partial(first_run.cohorts, size=32, healthy=20, lesioned=6)
     monkeypatch.setattr(first_run, "cohorts", tiny)
     monkeypatch.setattr(first_run, "small", partial(first_run.small, epochs=1))
     monkeypatch.setitem(PRESETS, FIRST_RUN, smoke)
@@ -40,8 +40,8 @@ def call(main, *args: str, monkeypatch: pytest.MonkeyPatch) -> int:
 def test_evaluate_and_report_have_something_to_show(place, monkeypatch, capsys) -> None:
     """Before anything was fitted: plain baselines, in seconds."""
     assert call(report.main, monkeypatch=monkeypatch) == 0
-    said = capsys.readouterr().out
-    assert "no cohort given: phantom brains" in said
+    output = capsys.readouterr().out
+    assert "no cohort given: phantom brains" in output
     page = (place / "runs/first-run/report.html").read_text()
     assert all(name in page for name in first_run.PLAIN)
     assert call(evaluate.main, monkeypatch=monkeypatch) == 0
@@ -50,20 +50,20 @@ def test_evaluate_and_report_have_something_to_show(place, monkeypatch, capsys) 
 
 def test_train_fits_and_names_the_next_command(place, monkeypatch, capsys) -> None:
     assert call(train.main, monkeypatch=monkeypatch) == 0
-    said = capsys.readouterr().out
-    assert "runs/first-run/fits/3D-Cube-n" in said
-    assert "--cohort runs/first-run/stroke.zarr" in said
+    output = capsys.readouterr().out
+    assert "runs/first-run/fits/3D-Cube-n" in output
+    assert "--cohort runs/first-run/stroke.zarr" in output
     assert call(evaluate.main, monkeypatch=monkeypatch) == 0
     assert "3D-Cube-n" in capsys.readouterr().out
 
 
 def test_tune_sweeps_evaluates_and_reports(place, monkeypatch, capsys) -> None:
     assert call(tune.main, monkeypatch=monkeypatch) == 0
-    said = capsys.readouterr().out
-    assert "--cohort C --evaluate L --out FOLDER takes your own" in said
-    assert "AUPRC" in said
+    output = capsys.readouterr().out
+    assert "--cohort C --evaluate L --out FOLDER takes your own" in output
+    assert "AUPRC" in output
     page = place / "runs/first-run/tune-first-run/report.html"
-    assert f"report: {page.relative_to(place)}" in said
+    assert f"report: {page.relative_to(place)}" in output
     assert {"stroke", "tumour"} <= {line.split('"')[0] for line in page.read_text().split('id="')}
 
 

@@ -140,7 +140,7 @@ REFUSED = {
     ),
     "truncated": (
         lambda f: scan(changed(save(f / "cut.nii"), lambda c: c[:-100])),
-        r"cut\.nii: .* of 54912 bytes of voxels, which its header tells, 54812 are there",
+        r"cut\.nii: .* of 54912 bytes of voxels, which its header says, 54812 are there",
     ),
     "truncated header": (
         lambda f: scan(changed(save(f / "cut.nii"), lambda c: c[:200])),
@@ -148,7 +148,7 @@ REFUSED = {
     ),
     "larger than its header": (
         lambda f: scan(save(f / "big.nii", dim=[3, 11, 26, 24, 1, 1, 1, 1])),
-        r"big\.nii: its header tells 27456 bytes .* but 54912 are there: header and voxels belong",
+        r"big\.nii: its header says 27456 bytes .* but 54912 are there: header and voxels belong",
     ),
     "much smaller than its header": (
         lambda f: scan(save(f / "a.nii", dim=[3, 30000, 30000, 30000, 1, 1, 1, 1])),
@@ -156,7 +156,7 @@ REFUSED = {
     ),
     "no lengths": (
         lambda f: scan(save(f / "a.nii", dim=[3, 22, 0, 24, 1, 1, 1, 1])),
-        r"a\.nii: .* its header tells \(3, 22, 0, 24",
+        r"a\.nii: .* its header says \(3, 22, 0, 24",
     ),
     "an unknown type": (
         lambda f: scan(save(f / "a.nii", datatype=4242)),

@@ -29,9 +29,9 @@ def test_the_mean_image_covers_dark_tissue() -> None:
     detector.update(torch.full((3, *SHAPE), 0.5))
     detector.finish()
     for residual in ("absolute", "positive"):
-        found = detect(detector, x, brain.numpy(), torch.device("cpu"), residual)  # type: ignore[arg-type]
-        assert found.reconstruction is not None
-        assert (found.reconstruction[:, 0] == 0.5 * brain).all()
+        detected = detect(detector, x, brain.numpy(), torch.device("cpu"), residual)  # type: ignore[arg-type]
+        assert detected.reconstruction is not None
+        assert (detected.reconstruction[:, 0] == 0.5 * brain).all()
     scores = detector.anomaly_map(x[:, None], brain)
     assert (scores[brain & (x == 0)] == 0.5).all()
     assert (scores[~brain] == 0).all()

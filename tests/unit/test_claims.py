@@ -101,9 +101,9 @@ def test_relative_gains_and_means_follow_from_the_tables() -> None:
     best, t1ce = BENGS["best-against-2d"], BENGS["t1ce"]
 
     def figure(claim: Claim, method: str, role: str, metric: str = "dice_d") -> float:
-        found = printed_figure(claim, Side(method=method), role, metric)
-        assert found is not None
-        return found
+        printed = printed_figure(claim, Side(method=method), role, metric)
+        assert printed is not None
+        return printed
 
     def printed(claim: Claim, text: str) -> float:
         return next(one.value for one in claim.printed if one.text == text)

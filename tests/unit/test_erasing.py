@@ -468,12 +468,12 @@ def test_the_bits_of_every_strategy_stay(strategy: str, fill: str, ndim: int, di
     tissue = (np.arange(50 * inside.size).reshape(50, *shape) * 7919 % 251 + 1) / 256
     x, ids = torch.from_numpy((tissue * inside).astype(np.float16)), torch.arange(50) * 3 + 1
     where = sample_erasing(config, ids, seed=7, epoch=2, spatial=shape)
-    found = hashlib.sha256()
+    hasher = hashlib.sha256()
     right = np.zeros(0) if where.right is None else where.right
     for part in (where.erased, where.regions_BRD2, right):
-        found.update(np.ascontiguousarray(part).tobytes())
-    found.update(erase(x, where, config, ids, seed=7, epoch=2).numpy().tobytes())
-    assert found.hexdigest()[:16] == digest
+        hasher.update(np.ascontiguousarray(part).tobytes())
+    hasher.update(erase(x, where, config, ids, seed=7, epoch=2).numpy().tobytes())
+    assert hasher.hexdigest()[:16] == digest
 
 
 @pytest.mark.parametrize("on_device", [False, True])
@@ -494,9 +494,9 @@ def test_counts_are_those_of_the_mask(
     assert share == pytest.approx(mask.mean(1).sum(), rel=1e-12)
     assert brain_share == pytest.approx((both / brain.sum(1).clip(1)).sum(), rel=1e-12)
     assert no_brain == (where.erased & (both == 0)).sum()
-    found = ErasedShares.of([samples, share, brain_share, no_brain])
-    assert found is not None
-    assert found.share == pytest.approx(mask[where.erased].mean(), rel=1e-12)
+    erased = ErasedShares.of([samples, share, brain_share, no_brain])
+    assert erased is not None
+    assert erased.share == pytest.approx(mask[where.erased].mean(), rel=1e-12)
     assert ErasedShares.of([0, 0, 0, 0]) is None
 
 

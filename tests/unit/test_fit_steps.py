@@ -207,13 +207,13 @@ def test_the_summary_has_nominal_and_realised_shares(images: Tensor, tmp_path: P
         shape=SHAPE,
     )
     _, records = fit_arrays(experiment, images, tmp_path / "fit", log=run.write_metrics)
-    found = summarise(run)["erasing"]
+    erasing = summarise(run)["erasing"]
     samples = [record["erasing/samples"] for record in records]
-    assert found["samples"] == sum(samples)
-    assert found["nominal_share"] == pytest.approx(0.13)
+    assert erasing["samples"] == sum(samples)
+    assert erasing["nominal_share"] == pytest.approx(0.13)
     for key in ("share", "brain_share", "no_brain"):
         mean = np.average([record[f"erasing/{key}"] for record in records], weights=samples)
-        assert found[key] == pytest.approx(mean)
+        assert erasing[key] == pytest.approx(mean)
     run.write_metrics([{k: v for k, v in r.items() if "erasing" not in k} for r in records])
     assert summarise(run)["erasing"] is None, "of an earlier version"
 

@@ -56,13 +56,13 @@ class TestLeavingOut:
         monkeypatch.setattr("uadray.metrics.weighted._AT_ONCE", at_once)
         subjects = noisier(random_cohort(7, seed=0), seed=1)
         people = ["a", "b", "a", "c", "d", "b", "e"]
-        found = fits_by_person(count(TestPart, subjects), threshold, leaving_out(people))
-        assert set(found) == set(NAMES)
+        fits = fits_by_person(count(TestPart, subjects), threshold, leaving_out(people))
+        assert set(fits) == set(NAMES)
         for place, left_out in enumerate([None, *"abcde"]):
             kept = [v for v, person in zip(subjects, people, strict=True) if person != left_out]
             expected = compute_metrics(count(TestPart, kept), threshold)
             for name in NAMES:
-                assert found[name].values[0, place] == pytest.approx(expected[name], abs=1e-12)
+                assert fits[name].values[0, place] == pytest.approx(expected[name], abs=1e-12)
 
     def test_effective_number(self):
         assert inference.effective_number(np.full(7, 3.0)) == pytest.approx(7)
@@ -101,7 +101,7 @@ class TestInterval:
         """Each of six people scanned four times gives the interval of six people, not of 24."""
         once = noisier(random_cohort(6, seed=3), seed=4)
         many = [v for v in once for _ in range(4)]
-        found = {}
+        intervals = {}
         for name, subjects, people in (
             ("once", once, list("abcdef")),
             ("by person", many, [p for p in "abcdef" for _ in range(4)]),
@@ -109,9 +109,9 @@ class TestInterval:
         ):
             part = count(TestPart, subjects)
             fits = fits_by_person(part, threshold, leaving_out(people))["dice_s_mean"]
-            found[name] = interval(fits)
-        assert found["by person"] == pytest.approx(found["once"])
-        widths = {name: high - low for name, (low, high) in found.items()}
+            intervals[name] = interval(fits)
+        assert intervals["by person"] == pytest.approx(intervals["once"])
+        widths = {name: high - low for name, (low, high) in intervals.items()}
         assert widths["by scan"] < 0.6 * widths["by person"]
 
     def test_covers_a_skewed_mean(self):
@@ -152,12 +152,12 @@ class TestInterval:
         ],
     )
     def test_none_where_too_few_people_bear_on_it(self, values):
-        found = of_mean(np.array(values), limits=(0.0, 1.0))
+        fits = of_mean(np.array(values), limits=(0.0, 1.0))
         if values[0] == 0.0 and values[-1] == 0.9:
             kept = np.full((1, 9), 0.5)
             kept[0, 3] = 0.2  # the others move nothing
-            found = Fits(values=kept, limits=(0.0, 1.0))
-        assert interval(found) is None
+            fits = Fits(values=kept, limits=(0.0, 1.0))
+        assert interval(fits) is None
 
     def test_none_where_one_person_alone_defines_it(self, threshold):
         ill, *others = random_cohort(8, seed=2)
@@ -201,9 +201,9 @@ class TestDifference:
 
     def test_p_is_the_larger_of_two(self):
         ours, theirs = some_counts(12, 1), some_counts(12, 2, shift=2.0)
-        found = difference(dice_fits(ours), dice_fits(theirs), (ours[0], theirs[0]))
-        assert found.p >= inference._exchange(ours[0], theirs[0])
-        assert found.bounds[0] < found.value < found.bounds[1] < 0
+        gap = difference(dice_fits(ours), dice_fits(theirs), (ours[0], theirs[0]))
+        assert gap.p >= inference._exchange(ours[0], theirs[0])
+        assert gap.bounds[0] < gap.value < gap.bounds[1] < 0
 
     def test_spread_over_seeds_takes_the_verdict_away(self):
         """People alone would tell the two apart; seeds that vary as much do not let them."""
@@ -230,9 +230,9 @@ class TestDifference:
         assert small / 300 <= 0.08
 
     def test_without_an_interval_there_is_no_p(self):
-        found = difference(dice_fits(some_counts(3, 1)), dice_fits(some_counts(3, 2)))
-        assert found.bounds is None
-        assert np.isnan(found.p)
+        gap = difference(dice_fits(some_counts(3, 1)), dice_fits(some_counts(3, 2)))
+        assert gap.bounds is None
+        assert np.isnan(gap.p)
 
     def test_few_people_cannot_reject(self):
         assert inference.least_p(8) == 1 / 128
@@ -241,8 +241,8 @@ class TestDifference:
         assert not inference.can_reject(4, 1)
         assert inference.can_reject(500, 100)
         best = some_counts(8, 1, shift=5), some_counts(8, 1, shift=-5)
-        found = difference(*map(dice_fits, best), tuple(one[0] for one in best))
-        assert found.p >= inference.least_p(8)
+        gap = difference(*map(dice_fits, best), tuple(one[0] for one in best))
+        assert gap.p >= inference.least_p(8)
 
     def test_needed_numbers(self):
         """Half of the variance each: what is reckoned has the power, by normal quantiles."""
@@ -260,9 +260,9 @@ class TestRefits:
         subjects = random_cohort(6, seed=1)
         part = count(ThresholdPart, subjects, name="fit")
         people = ["a", "a", "b", "b", "c", "c"]
-        found = thresholds.refit_thresholds(part, "best_dice", people, 8, seed=3)
+        refits = thresholds.refit_thresholds(part, "best_dice", people, 8, seed=3)
         drawn = np.random.default_rng(3).multinomial(3, np.full(3, 1 / 3), size=8)
-        for one, times in zip(found, drawn, strict=True):
+        for one, times in zip(refits, drawn, strict=True):
             copies = [
                 v for v, n in zip(subjects, np.repeat(times, 2), strict=True) for _ in range(n)
             ]
@@ -273,19 +273,19 @@ class TestRefits:
         ill, *others = random_cohort(3, seed=2)
         healthy = [v._replace(lesion=np.zeros_like(v.lesion)) for v in others]
         part = count(ThresholdPart, [ill, *healthy], name="fit")
-        found = thresholds.refit_thresholds(part, "best_dice", list("abc"), 60)
-        assert len(found) == pytest.approx(60 * (1 - (2 / 3) ** 3), abs=12)
+        refits = thresholds.refit_thresholds(part, "best_dice", list("abc"), 60)
+        assert len(refits) == pytest.approx(60 * (1 - (2 / 3) ** 3), abs=12)
         assert len(thresholds.refit_thresholds(part, "healthy_fpr_5", list("abc"), 60)) == 60
 
     def test_figures_at_other_thresholds(self, threshold):
         part = count(TestPart, noisier(random_cohort(5, seed=1), seed=2))
         fit = count(ThresholdPart, random_cohort(4, seed=9), name="fit")
         others = thresholds.refit_thresholds(fit, "best_dice", list("abcd"), 9)
-        found = at_thresholds(part, others)
-        assert set(found) == {"dice_d", "dice_s_mean"}
+        figures = at_thresholds(part, others)
+        assert set(figures) == {"dice_d", "dice_s_mean"}
         for place, one in enumerate(others):
             expected = compute_metrics(part, one)
-            assert {k: v[place] for k, v in found.items()} == {k: expected[k] for k in found}
+            assert {k: v[place] for k, v in figures.items()} == {k: expected[k] for k in figures}
 
     def test_a_rule_that_fails_on_all_is_an_error_of_the_fit(self):
         healthy = [v._replace(lesion=np.zeros_like(v.lesion)) for v in random_cohort(3, seed=2)]
@@ -306,9 +306,9 @@ def test_curves_of_weighted_sums_are_those_of_the_summed_histograms(subjects, se
         weights @ histograms.healthy.toarray().astype(float),
         weights @ histograms.lesion.toarray().astype(float),
     )
-    found = weighted_curves(histograms, weights)
-    assert tuple(found) == CURVES
-    for name, values in found.items():
+    curves = weighted_curves(histograms, weights)
+    assert tuple(curves) == CURVES
+    for name, values in curves.items():
         np.testing.assert_allclose(values, getattr(measures, name)(summed), rtol=1e-12)
 
 

@@ -97,8 +97,8 @@ def ours(
             (scan.id, count_levels(drop_components(levels, config.components), one, config))
         )
     parts = [
-        TestPart.from_subjects(found, name="test", score_range=(0.0, 1.0))
-        for found in (plain, filtered)
+        TestPart.from_subjects(counted, name="test", score_range=(0.0, 1.0))
+        for counted in (plain, filtered)
     ]
     before = compute_metrics(parts[0], no_threshold((0.0, 1.0)))
     after = compute_metrics(parts[1], no_threshold((0.0, 1.0)), parts[0])
@@ -111,9 +111,11 @@ def ours(
     }
 
 
-def check(found: Figures, expected: Figures) -> None:
+def check(figures: Figures, expected: Figures) -> None:
     for key, value in expected.items():
-        assert found[key] == pytest.approx(value, abs=5e-3 if key in ("before", "after") else 1e-3)
+        assert figures[key] == pytest.approx(
+            value, abs=5e-3 if key in ("before", "after") else 1e-3
+        )
 
 
 def prepared(protocol: str, *changes: str) -> PrepareConfig:
@@ -152,12 +154,12 @@ def test_on_the_grid_of_the_protocol(
             resize(one.astype(np.float64), shape, order=0, anti_aliasing=False) for one in boxed
         )
         volumes.append((np.rint(image).astype(np.int64), brain > 0.5, lesion > 0.9))
-    found = ours(
+    figures = ours(
         real_data,
         prepared(protocol, "--register", "none"),
         EvaluateConfig.of(protocol),  # type: ignore[arg-type]
     )
-    check(found, reference(volumes, kept))
+    check(figures, reference(volumes, kept))
 
 
 def in_a_box(volume: Volume, shape: tuple[int, int, int]) -> Volume:

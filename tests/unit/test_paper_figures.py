@@ -19,11 +19,11 @@ from uadray.tune.sweep import run_url
 def subjects(seed: int) -> list[dict[str, object]]:
     rng = np.random.default_rng(seed)
     sizes = [int(n) for n in np.geomspace(20, 5000, 14)]
-    found = [
+    people = [
         {"id": f"s{k}", "dice": float(rng.random()), "lesion_voxels": size}
         for k, size in enumerate(sizes)
     ]
-    return [*found, {"id": "empty", "dice": None, "lesion_voxels": 0}]
+    return [*people, {"id": "empty", "dice": None, "lesion_voxels": 0}]
 
 
 def test_points_are_means_over_fits_of_the_subjects_that_all_have() -> None:

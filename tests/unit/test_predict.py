@@ -113,6 +113,17 @@ def by_another_interpolator(
     return sample(at).reshape(prediction.grid.shape), inside.reshape(prediction.grid.shape)
 
 
+def test_a_run_on_patients_alone_has_no_healthy_scans_to_compare_with(tmp_path: Path) -> None:
+    """HistEq learns nothing and may be laid out on the cohort that is tested."""
+    scans = [scan_of(write_head(tmp_path / f"s{k}_T1w.nii.gz", k, lesion=True)) for k in range(3)]
+    cohort = write_cohort(tmp_path / "tested.zarr", scans, ["test"] * 3)
+    run = finished_run(tmp_path / "run", cohort, "HistEq")
+    with pytest.raises(
+        RunError, match=r"tested\.zarr.* all for testing.* fit the method on a heal"
+    ):
+        open_model(run.url)
+
+
 def test_the_same_scores_as_the_evaluation(home: Path, run: Run, model: Model) -> None:
     names = [f"s{k}_T1w" for k in range(3)]
     scans = [

@@ -91,8 +91,8 @@ class TestErased:
         shares = {"samples": 90, "nominal_share": 0.13, "share": 0.08}
         for seed, brain in ((0, 0.10), (1, 0.14)):
             run = write_run(tmp_path / str(seed), "3D-Cube-n", seed=seed)
-            found = shares | {"brain_share": brain, "no_brain": 0.025}
-            edit(run / "summary.json", lambda v, found=found: v.update(erasing=found))
+            recorded = shares | {"brain_share": brain, "no_brain": 0.025}
+            edit(run / "summary.json", lambda v, recorded=recorded: v.update(erasing=recorded))
         write_run(tmp_path / "old", "3D-Cube-n", seed=2)
         write_run(tmp_path / "none", "3D-None")
         (row,) = erased_shares(load_runs([str(tmp_path)]))
@@ -489,7 +489,7 @@ class TestComparisons:
         assert [table.reference.label for table in tables] == ["PCA-16", "3D-None"]
         for table in tables:
             for one in table.comparisons:
-                for metric, found in one.differences.items():
+                for metric, gap in one.differences.items():
                     sides = [side.fits(metric) for side in (one.series, one.reference)]
                     counts = None
                     if metric == "dice_d":
@@ -497,9 +497,9 @@ class TestComparisons:
                             np.mean([r.evaluation.by_person.counts for r in side.rows], axis=0)
                             for side in (one.series, one.reference)
                         )
-                    assert found == inference.difference(*sides, counts)
+                    assert gap == inference.difference(*sides, counts)
                     means = one.series.mean(metric), one.reference.mean(metric)
-                    assert found.value == pytest.approx(means[0] - means[1])
+                    assert gap.value == pytest.approx(means[0] - means[1])
                 assert (one.num_people, one.num_comparisons) == (16, 2)
             corrected = inference.holm([one.p for one in table.comparisons])
             assert [one.p_holm for one in table.comparisons] == pytest.approx(corrected.tolist())

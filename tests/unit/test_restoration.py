@@ -294,8 +294,8 @@ def test_the_brain_is_its_mask_and_not_what_is_above_0(make) -> None:
     x[brain[:, None] & (x < x[x > 0].quantile(0.2))] = 0  # dark, and of the brain
     with torch.inference_mode():
         known, guessed = detector.reconstruct_within(x, brain), detector.reconstruct(x)
-        found = detector.detect(x, brain)
-    assert torch.equal(found.reconstruction, known)
+        detected = detector.detect(x, brain)
+    assert torch.equal(detected.reconstruction, known)
     dark = brain[:, None] & (x == 0)
     assert known[dark].any()
     assert not guessed[dark].any()

@@ -41,8 +41,8 @@ def test_one_voxel_stays_wherever_it_lies(tmp_path, place, resize):
     config = replace(TINY, denoise=False, resize=resize, mask_threshold=0.9)
     out = prepare_scan(scan_of(tmp_path, one_voxel(place)), config)
     assert out.lesion.sum() == 1
-    (found,) = np.argwhere(out.lesion.T)
-    there = out.affine[:3, :3] @ found + out.affine[:3, 3]
+    (voxel,) = np.argwhere(out.lesion.T)
+    there = out.affine[:3, :3] @ voxel + out.affine[:3, 3]
     assert (abs(there - place) <= np.abs(out.affine[:3, :3]).sum(1) / 2 + 1e-6).all()
     if resize == "average":
         assert f"{DOUBT}no voxel is lesion to 0.9: the one that is most so" in out.notes

@@ -76,38 +76,38 @@ def test_of_several_latent_sizes_the_papers_is_taken(tmp_path: Path) -> None:
 
     write_run(tmp_path / "paper", "3D-None")
     write_run(tmp_path / "small", "3D-None", change=small)
-    found = match(series(tmp_path), CLAIM["3d"], Side(method="3D-None"))
-    assert found is not None
-    assert found.rows[0].run.url.endswith("paper")
+    matched = match(series(tmp_path), CLAIM["3d"], Side(method="3D-None"))
+    assert matched is not None
+    assert matched.rows[0].run.url.endswith("paper")
 
 
 def test_every_contrast_that_was_run_is_found(fits: tuple[Series, ...]) -> None:
-    found = findings(fits)
-    contrasts = {(one.claim, one.contrast) for one in found}
+    made = findings(fits)
+    contrasts = {(one.claim, one.contrast) for one in made}
     assert ("erasing-on-60", "3D-Cube-n, 60% of the data against 3D-None") in contrasts
     assert ("3d", "3D-Cube-n against 2D-Patch-n") in contrasts
     assert ("noise", "3D-Cube-n against 3D-Cube-0") not in contrasts
-    assert not any(one.claim == "t1ce" for one in found)
-    for one in found:
+    assert not any(one.claim == "t1ce" for one in made)
+    for one in made:
         claim = CLAIM[one.claim]
         assert one.metric == claim.metrics[0]
         assert one.fits == 3
         assert one.num_people == (20 if claim.subset == "all" else 10)
         assert one.p is not None
-    one = next(one for one in found if one.claim == "3d-without-erasing")
+    one = next(one for one in made if one.claim == "3d-without-erasing")
     sides = [match(fits, CLAIM["3d"], Side(method=name)) for name in ("3D-None", "2D-None")]
     means = [side.mean("dice_d") for side in sides if side is not None]
     assert one.value == pytest.approx(means[0] - means[1])  # type: ignore[operator]
 
 
 def test_small_and_large_lesions_are_compared_apart(fits: tuple[Series, ...]) -> None:
-    found = {one.contrast: one for one in findings(fits) if "lesions" in one.contrast}
-    assert set(found) == {
+    by_contrast = {one.contrast: one for one in findings(fits) if "lesions" in one.contrast}
+    assert set(by_contrast) == {
         "3D-Cube-n against 3D-None, large lesions",
         "2D-Patch-n against 2D-None, large lesions",
         "3D-Cube-n against 2D-Patch-n, small lesions",
     }
-    one = found["3D-Cube-n against 2D-Patch-n, small lesions"]
+    one = by_contrast["3D-Cube-n against 2D-Patch-n, small lesions"]
     means = []
     for name in ("3D-Cube-n", "2D-Patch-n"):
         side = match(fits, CLAIM["3d"], Side(method=name))
@@ -201,7 +201,7 @@ def test_a_reproduction_shows_the_claims_of_its_table(tmp_path: Path) -> None:
             write_run(tmp_path / f"{name}-{seed}", name, seed=seed, num_test=20)
     runs = [str(path) for path in sorted(tmp_path.iterdir())]
 
-    def shown(study: str) -> Table | None:
+    def claims_of(study: str) -> Table | None:
         one = Reproduction(
             paper=BENGS_2021,
             study=BENGS_2021.study(study),
@@ -212,9 +212,9 @@ def test_a_reproduction_shows_the_claims_of_its_table(tmp_path: Path) -> None:
         )
         return claims_table(one, runs)
 
-    table = shown("table-1")
+    table = claims_of("table-1")
     assert table is not None
     contrasts = set(table.columns[2].cells)
     assert "3D-Cube-n against 3D-None" in contrasts
     assert set(table.columns[1].cells) == {"stroke"}
-    assert shown("figure-7") is None
+    assert claims_of("figure-7") is None

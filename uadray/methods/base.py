@@ -80,7 +80,7 @@ class Detector(Module, ABC):
     def reconstruct_within(self, x_BCZYX: Tensor, brain_BZYX: Tensor) -> Tensor:
         """The same by a method that asks where the brain is; by default `reconstruct`.
 
-        A voxel of the brain may be 0, so that the mask tells and not the intensity. A method that
+        A voxel of the brain may be 0, so that the mask decides and not the intensity. A method that
         overrides this takes in `reconstruct` what is above 0 for the brain.
         """
         return self.reconstruct(x_BCZYX)
@@ -141,7 +141,7 @@ class Phase:
     """Of `fit.epochs`; the shares of all phases add up to 1."""
     measure: str = "reconstruction"
     """What `held_out_error` gives in this phase, for the record `validation/MEASURE`. Empty where
-    nothing on held-out volumes tells epochs apart: the newest is kept, without validation."""
+    nothing on held-out volumes distinguishes epochs: the newest is kept, without validation."""
 
 
 class GradientDetector(ReconstructionDetector):

@@ -19,6 +19,7 @@ Three sources of chance add up, each with its degrees of freedom (Satterthwaite)
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import scipy.stats
@@ -334,6 +335,7 @@ def _scale(limits: tuple[float, float], value: float):  # type: ignore[no-untype
     return logit, (lambda y: low + (high - low) * expit(y)), slope
 
 
+@lru_cache(maxsize=4)
 def _signs(num: int) -> Values:
     """Who is exchanged, +1 or -1: all ways but for the overall sign, or some that are drawn."""
     if num <= _EXACT:

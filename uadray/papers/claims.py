@@ -614,7 +614,7 @@ _MEISSEN = (
         says="thresholds of equalised FLAIR have a higher Dice and AUROC than all other methods",
         contrasts=tuple(_vs("HistEq", name) for name in _STUDY),
         roles=("mslub", "msseg2015"),
-        metrics=("upper_bound_dice", "auroc"),
+        metrics=("dice_best_of_100", "auroc"),
     ),
     Claim(
         key="auprc",
@@ -647,7 +647,7 @@ _MEISSEN = (
         says="they are far above the transformer on MSLUB and WMH",
         contrasts=(_vs("HistEq", "Transformer"),),
         roles=("mslub", "wmh"),
-        metrics=("upper_bound_dice",),
+        metrics=("dice_best_of_100",),
     ),
     Claim(
         key="transformer-on-tumours",
@@ -657,7 +657,7 @@ _MEISSEN = (
         says="and slightly below it on BraTS",
         contrasts=(_vs("HistEq", "Transformer"),),
         roles=("tumour",),
-        metrics=("upper_bound_dice",),
+        metrics=("dice_best_of_100",),
         direction="lower",
     ),
     Claim(
@@ -668,7 +668,7 @@ _MEISSEN = (
         says="a residual between image and reconstruction segments worse than the image itself",
         contrasts=tuple(_vs("HistEq", name) for name in _STUDY),
         roles=("mslub", "msseg2015"),
-        metrics=("upper_bound_dice",),
+        metrics=("dice_best_of_100",),
     ),
     Claim(
         key="large-anomalies",

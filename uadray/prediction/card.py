@@ -139,7 +139,7 @@ def _limits(model: Model, record: RunRecord) -> str:
     lines = [
         f"- For {model.origin.modality} scans prepared as above. Other contrasts, scanners, ages "
         "or field strengths may look anomalous as such; prediction warns where a scan is unlike "
-        f"the {model.healthy.num_scans} healthy ones, as far as their measures tell.",
+        f"the {model.healthy.num_scans} healthy ones, as far as their measures say.",
         "- A high score says that something is unexpected, not what it is. Healthy variants, "
         "surgery, motion and artefacts score as well, and lesions that look like healthy tissue "
         "do not.",

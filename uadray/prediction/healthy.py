@@ -238,7 +238,7 @@ def _source_voxels(sources: Sequence[str]) -> tuple[float, float] | None:
         try:
             header: Any = nib.load(source).header
             edges.append(np.abs(np.array(header.get_zooms()[:3], float)))
-        except Exception:  # whatever a header makes of a reader; the others tell enough
+        except Exception:  # whatever a header makes of a reader; the others are enough
             continue
     if not edges:
         return None

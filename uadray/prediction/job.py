@@ -1,4 +1,4 @@
-"""What `jobs/predict.py` does: find the scans, choose who predicts them, tell how it goes."""
+"""What `jobs/predict.py` does: find the scans, choose who predicts them, report progress."""
 
 import math
 from dataclasses import dataclass, field

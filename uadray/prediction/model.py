@@ -115,7 +115,7 @@ class Origin:
     splits: dict[str, int]
     """Scans in each part."""
     num_scanners: int
-    """Scanners or sites, as far as the set tells; 0 where it does not."""
+    """Scanners or sites, as far as the set names them; 0 where it does not."""
     notes: tuple[str, ...]
     """Of its subjects, without those of single ones."""
     image_digests: tuple[str, ...] = ()
@@ -298,6 +298,11 @@ def _kept(run: Run, detector: Detector, cohort: str) -> tuple[_Kept, tuple[str, 
         return old, (
             f"{url} was written before weights were recorded, and the cohort cannot be opened: "
             "whether its healthy ranges are of these weights is not known",
+        )
+    if "validation" not in set(opened.subjects["split"]):
+        raise RunError(
+            f"{opened.url}: its scans are all for testing, but a model says how a scan compares "
+            "with healthy ones: fit the method on a healthy cohort, which has a validation part"
         )
     kept = _Kept(
         format=FORMAT,

@@ -246,7 +246,7 @@ class _Way:
 
 
 def _truth(scan: Scan, way: _Way) -> tuple[NDArray[np.bool_] | None, list[str]]:
-    """What is lesion by any mask that came with the scan, on its grid; or why no mask tells."""
+    """What any mask that came with the scan calls lesion, on its grid; or why none can be used."""
     paths = [path for path in (scan.lesion, *scan.more_lesions) if path]
     if not paths:
         return None, []

@@ -119,7 +119,7 @@ def begin_of_voxels(
     raise ScanError(
         f"{path}: its header says that the voxels begin at byte {recorded:g}, which lies in the "
         f"header itself or its extensions, and the size of the file ({len(content)} bytes, "
-        f"{expected} of them voxels) does not tell where they do; export it again"
+        f"{expected} of them voxels) does not say where they do; export it again"
     )
 
 

@@ -1,4 +1,4 @@
-"""What tells one scan from another: the content of its files, never their names or sizes.
+"""What distinguishes scans: the content of its files, never their names or sizes.
 
 A digest costs a read, which preparing and predicting do anyway: it is made of the bytes that they
 read. Later a stamp says, without a read, that files at the very same paths were not touched since;
@@ -36,7 +36,7 @@ class Source:
     """Their sizes together; what is absent counts as nothing."""
     stamp: str
     """Digest of each file's path, size, times and number on its disk (or its version in an object
-    store); empty where a store tells no more than sizes."""
+    store); empty where a store knows no more than sizes."""
 
 
 def scan_files(scan: Scan) -> Iterator[tuple[str, str]]:

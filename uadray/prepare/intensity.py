@@ -26,7 +26,7 @@ BIAS_ITERATIONS = (50, 50, 50, 50)
 
 def contrast_of(inside: np.ndarray) -> float:
     """Range of a brain's intensities, (n,), without its outer percents; 0 where all are one."""
-    # One odd voxel must not decide, and some thousand voxels tell.
+    # One odd voxel must not decide, and some thousand voxels are enough.
     low, high = np.percentile(inside[:: max(1, inside.size // 10_000)], (1, 99))
     return float(high - low) or float(inside.max() - inside.min())
 

@@ -59,8 +59,8 @@ def find_masks(folder: str, pattern: str = "") -> Listing:
     Args:
         folder: A local folder or an fsspec URL.
         pattern: Of their file names, such as `*_consensus_gt.nii.gz`. Without one, the files whose
-            names tell of a lesion are taken, and where there are none all but `template*` and
-            those whose names tell of a brain.
+            names speak of a lesion are taken, and where there are none all but `template*` and
+            those whose names speak of a brain.
 
     Raises:
         NoScanFoundError: the folder is not there or cannot be listed.
@@ -86,7 +86,7 @@ def find_masks(folder: str, pattern: str = "") -> Listing:
 
 
 LESION_WORDS = ("lesion", "stroke", "tumor", "tumour", "wmh", "consensus_gt")
-"""What the names of lesion masks hold, where they tell; shorter words have to stand alone."""
+"""What the names of lesion masks hold, where they say so; shorter words have to stand alone."""
 
 
 def _of_a_lesion(name: str) -> bool:
@@ -296,11 +296,11 @@ def _grade(mapped: np.ndarray, spacing: np.ndarray, rim_mm: float, rim_change: f
     return np.asarray(rim_change + (1.0 - rim_change) * smooth)
 
 
-def _check_place(volume: Volume, mask: LesionMask, found: np.ndarray, min_inside: float) -> None:
-    """Refuse a lesion that hardly lies in the brain; `found` is the share of each voxel that is."""
+def _check_place(volume: Volume, mask: LesionMask, inside: np.ndarray, min_inside: float) -> None:
+    """Refuse a lesion that hardly lies in the brain; `inside` is each voxel's share."""
     expected_ml = float(mask.share.sum() * np.prod(voxel_sizes(mask.affine))) / 1000.0
-    found_ml = float(found.sum() * np.prod(volume.spacing)) / 1000.0
-    if found_ml < min_inside * expected_ml or not found.any():
+    found_ml = float(inside.sum() * np.prod(volume.spacing)) / 1000.0
+    if found_ml < min_inside * expected_ml or not inside.any():
         raise ScanError(
             f"only {found_ml:.1f} mL of a lesion of {expected_ml:.1f} mL lie in the brain, "
             f"expected at least {min_inside:.0%}: its registration to MNI failed, or the mask is "
@@ -313,7 +313,7 @@ def _map_onto(volume: Volume, mask: LesionMask, flip: bool, placement: Placement
     to_mask = np.linalg.inv(mask.affine)
     mirror = np.diag([-1.0 if flip else 1.0, 1.0, 1.0, 1.0])
     if placement == "headers":
-        # No template tells where the midline is; the brain's middle is near it.
+        # No template says where the midline is; the brain's middle is near it.
         middle = np.argwhere(volume.brain).mean(axis=0)
         mirror[0, 3] = 2 * (volume.affine[:3] @ [*middle, 1.0])[0] if flip else 0.0
         grid = to_mask @ mirror @ volume.affine

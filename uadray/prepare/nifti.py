@@ -222,7 +222,7 @@ def _check_shape(path: str, dim: Sequence[int]) -> None:
     shape = tuple(dim[1 : max(0, min(dim[0], 7)) + 1])
     if min(shape, default=0) < 1:
         raise ScanError(
-            f"{path}: expected one volume of three dimensions, but its header tells {tuple(dim)} "
+            f"{path}: expected one volume of three dimensions, but its header says {tuple(dim)} "
             "as number of axes and lengths; fetch it again"
         )
     space, frames = shape[:3], int(np.prod(shape[3:]))
@@ -261,11 +261,11 @@ def _voxels(path: str, raw: Any, content: bytes, header: bytes) -> tuple[np.ndar
     if there < expected:
         raise ScanError(
             f"{path}: expected a whole NIfTI file, but of {expected} bytes of voxels, which its "
-            f"header tells, {max(0, there)} are there; fetch it again"
+            f"header says, {max(0, there)} are there; fetch it again"
         )
     if there >= expected + expected // shape[2]:
         raise ScanError(
-            f"{path}: its header tells {expected} bytes of voxels ({shape} of {dtype}), but "
+            f"{path}: its header says {expected} bytes of voxels ({shape} of {dtype}), but "
             f"{there} are there: header and voxels belong to different images; export it again"
         )
     slope, inter = raw.get_slope_inter()

@@ -25,7 +25,7 @@ of 20 degrees pass."""
 
 
 USUAL_SPREAD_DEG = 6.0
-"""Deviation of heads in a scanner, taken where too few scans tell their own."""
+"""Deviation of heads in a scanner, taken where too few scans show their own."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -148,10 +148,10 @@ def erased_shares(runs: Sequence[RunRecord]) -> list[dict[str, Any]]:
         if (run.config["experiment"].get("erasing") or {}).get("strategy", NONE) != NONE:
             groups.setdefault(str(run.config["name"]), []).append(run.summary.get("erasing"))
     rows = []
-    for name, found in groups.items():
-        recorded = [one for one in found if one and all(is_number(one.get(k)) for k in SHARES)]
+    for name, fits in groups.items():
+        recorded = [one for one in fits if one and all(is_number(one.get(k)) for k in SHARES)]
         means = {k: sum(one[k] for one in recorded) / len(recorded) for k in SHARES if recorded}
-        rows.append({"name": name, "fits": len(recorded), "missing": len(found) - len(recorded)})
+        rows.append({"name": name, "fits": len(recorded), "missing": len(fits) - len(recorded)})
         rows[-1]["shares"] = [means.get(key) for key in SHARES]
     return rows
 

@@ -177,8 +177,8 @@ def _bounded(fits: Sequence[Sequence[Slices]], people: Sequence[Sequence[str]]) 
         )
         for parts in fits
     ]
-    found = Fits(values=np.stack(values), limits=(0.0, 1.0))
-    return Estimate(value=float(found.mean[0]), bounds=interval(found))
+    of_people = Fits(values=np.stack(values), limits=(0.0, 1.0))
+    return Estimate(value=float(of_people.mean[0]), bounds=interval(of_people))
 
 
 def _curve(parts: Sequence[Slices]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

@@ -57,8 +57,8 @@ def protocol_figures(runs: Sequence[RunRecord], cohort: str) -> list[str]:
             wanted = (row.evaluation.values.get("protocol") or {}).get("metrics") or ()
             known = [BY_KEY[key] for key in wanted if key in BY_KEY]
             hidden = [m for m in known if not m.shown and m.key != "dice_s_std"]
-            found = [f"{m.head} {number(row.evaluation.metric(m.key))}" for m in hidden]
-            lines += [f"{row.run.label}: {', '.join(found)}"] if found else []
+            hidden_figures = [f"{m.head} {number(row.evaluation.metric(m.key))}" for m in hidden]
+            lines += [f"{row.run.label}: {', '.join(hidden_figures)}"] if hidden_figures else []
     return lines
 
 

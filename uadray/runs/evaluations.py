@@ -288,7 +288,7 @@ def _load_people(url: str, values: Mapping[str, Any]) -> ByPerson:
         names = [name.partition("/")[2] for name in kept if name.startswith("values/")]
         refits = {name: kept.get(f"refits/{name}") for name in names}
         effective = {name: kept.get(f"effective/{name}") for name in names}
-        found = ByPerson(
+        by_person = ByPerson(
             scans=tuple(str(scan) for scan in kept["scans"]),
             people=people,
             counts=kept["counts"],
@@ -307,10 +307,10 @@ def _load_people(url: str, values: Mapping[str, Any]) -> ByPerson:
             error
         )
     num = len(set(people))
-    shapes = {one.values.shape for one in found.fits.values()} | {found.counts[:1, :].shape}
+    shapes = {one.values.shape for one in by_person.fits.values()} | {by_person.counts[:1, :].shape}
     expected = tuple(str(subject["id"]) for subject in values["subjects"])
     if (
-        found.scans != expected
+        by_person.scans != expected
         or len(people) != len(expected)
         or shapes != {(1, 1 + num), (1, num)}
     ):
@@ -318,7 +318,7 @@ def _load_people(url: str, values: Mapping[str, Any]) -> ByPerson:
             f"{url}: expected figures without each of {num} people, over the {len(expected)} test "
             "subjects of the evaluation beside it; evaluate again"
         )
-    return found
+    return by_person
 
 
 def _load_cases(url: str) -> Cases:

@@ -82,10 +82,10 @@ def _read(url: str) -> list[dict[str, Any]]:
 
 def _threshold(entry: dict[str, Any], url: str, refit: Any = None) -> Threshold:
     try:
-        found = entry if refit is None else refit
+        chosen = entry if refit is None else refit
         return Threshold(
-            level=int(found["level"]),
-            value=float(found["value"]),
+            level=int(chosen["level"]),
+            value=float(chosen["value"]),
             rule=str(entry["rule"]),
             fitted_on=str(entry["fitted_on"]),
         )

@@ -209,7 +209,7 @@ def _once(root: str, names: Sequence[str]) -> list[str]:
 
 
 def _scanners(root: str, names: Sequence[str], scans: Sequence[str]) -> dict[str, tuple[str, str]]:
-    """Scan -> its scanner, empty where neither sidecars nor participants.tsv tell, and why."""
+    """Scan -> its scanner, empty where neither sidecars nor participants.tsv name one, and why."""
     by_folder: dict[str, list[str]] = {}
     for name in names:
         if name.lower().endswith(".json"):
@@ -288,7 +288,7 @@ def _reason(error: Exception) -> str:
 
 
 def _scanner(fields: Mapping[str, object]) -> str:
-    """`Siemens Prisma 3T`, of what the sidecar tells; else a station or an institution."""
+    """`Siemens Prisma 3T`, of what the sidecar says; else a station or an institution."""
     maker, model = (_word(fields, key) for key in ("Manufacturer", "ManufacturersModelName"))
     if model.lower().startswith(maker.lower()):
         maker = ""

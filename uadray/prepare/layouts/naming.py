@@ -114,7 +114,7 @@ def words_of(name: str) -> list[str]:
 def mask_word(name: str, modalities: Iterable[str] = ()) -> str:
     """The word by which a file is named as a mask; empty where it is none.
 
-    Only whole words tell: Vosegus and `T1w_masked` are no masks. A word for a lesion tells only
+    Only whole words count: Vosegus and `T1w_masked` are no masks. A word for a lesion counts only
     where no modality comes after it: `T1w_lesion` is a mask, `lesion_T1w` a patient's scan.
 
     Args:

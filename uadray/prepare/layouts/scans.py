@@ -55,7 +55,7 @@ class Scan:
     session: str = ""
     """Empty where there is only one."""
     scanner: str = ""
-    """Scanner or site; empty where the set does not tell."""
+    """Scanner or site; empty where the set does not say."""
     brain: str = ""
     """Path of the brain mask; empty for a scan without its skull."""
     lesion: str = ""

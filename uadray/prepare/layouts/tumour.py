@@ -90,6 +90,6 @@ def _person(case: str) -> tuple[str, str]:
 
 
 def _institution(case: str) -> str:
-    """`CBICA` of `BraTS19_CBICA_AAB_1`; later years do not tell."""
+    """`CBICA` of `BraTS19_CBICA_AAB_1`; later years do not say."""
     match = re.match(r"BraTS1\d_([A-Za-z0-9]+)_", case, re.IGNORECASE)
     return match[1] if match else ""

@@ -30,8 +30,7 @@ from uadray.evaluation.job import EvaluateConfig, evaluate_all
 from uadray.methods import Learned
 from uadray.prepare.ingest import prepare_cohort
 from uadray.prepare.layouts import phantom
-from uadray.prepare.splits import SplitConfig
-from uadray.prepare.steps import PrepareConfig
+from uadray.prepare.settings import PrepareConfig, SplitConfig
 from uadray.progress import Progress
 from uadray.report.compare import Series, compare, series_of
 from uadray.report.rows import group_by_cohort

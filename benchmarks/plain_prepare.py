@@ -16,7 +16,7 @@ import torchio as tio
 from monai.data import MetaTensor
 
 from uadray.prepare.geometry import Volume
-from uadray.prepare.steps import PrepareConfig
+from uadray.prepare.settings import PrepareConfig
 
 
 def curvature_flow(image: np.ndarray, time_step: float = 0.125, iterations: int = 3) -> np.ndarray:

@@ -29,9 +29,9 @@ from uadray.prepare.intensity import correct_bias, curvature_flow
 from uadray.prepare.layouts import Scan
 from uadray.prepare.read import load_volume
 from uadray.prepare.register import register
+from uadray.prepare.settings import PrepareConfig, SplitConfig
 from uadray.prepare.skull import strip
-from uadray.prepare.splits import SplitConfig
-from uadray.prepare.steps import PrepareConfig, PreparedVolume, pipeline, prepare_scan
+from uadray.prepare.steps import PreparedVolume, pipeline, prepare_scan
 
 Side = Callable[[Scan], object]
 

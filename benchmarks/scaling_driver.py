@@ -17,8 +17,8 @@ from uadray import files
 from uadray.data.sampling import epoch_groups, train_rows
 from uadray.prepare.layouts import Scan
 from uadray.prepare.plan import make_plan, planned_scans
-from uadray.prepare.splits import SplitConfig, split_scans
-from uadray.prepare.steps import PrepareConfig
+from uadray.prepare.settings import PrepareConfig, SplitConfig
+from uadray.prepare.splits import split_scans
 from uadray.store import CohortWriter, open_cohort
 from uadray.store.layout import part_url, read_attributes, shard_url
 

@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from tests.tiny_cohorts import Volume as Stored
 from tests.tiny_cohorts import write_cohort
 from uadray.metrics.counts import CohortCounts, SubjectCounts, count_subject
-from uadray.metrics.postprocess import PostprocessConfig, erode_brain, postprocess
+from uadray.metrics.postprocess import erode_brain, postprocess
+from uadray.metrics.settings import PostprocessConfig
 from uadray.store import Split
 
 CONFIG = PostprocessConfig()

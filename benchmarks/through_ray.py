@@ -33,8 +33,9 @@ from uadray.runs.checkpoint import CheckpointStore
 from uadray.runs.folder import Run
 from uadray.store import Cohort, Split, open_cohort
 from uadray.train.fit import Fit
-from uadray.train.group import ScaleConfig, fit_group
+from uadray.train.group import fit_group
 from uadray.train.job import fit
+from uadray.train.settings import ScaleConfig
 
 VALIDATION = 4
 """Validation volumes of a benchmark's cohort."""

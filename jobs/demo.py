@@ -9,20 +9,16 @@ The same command again repeats nothing that is finished.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import tyro
-from rich.console import Console
 
 from uadray import cli, files, first_run
 from uadray.config import BASELINES, learns
-from uadray.evaluation.job import evaluate
-from uadray.progress import Progress
-from uadray.report import terminal_summary, write_report
-from uadray.runs.folder import Run
-from uadray.runs.records import load_runs
-from uadray.store import Cohort
-from uadray.train.job import fit
-from uadray.train.summary import format_metrics
+
+if TYPE_CHECKING:
+    from uadray.runs.folder import Run
+    from uadray.store import Cohort
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,13 +39,17 @@ class Demo:
     """Experiments."""
 
 
-def make_cohorts(job: Demo) -> dict[str, Cohort]:
+def make_cohorts(job: Demo) -> "dict[str, Cohort]":
     """The healthy cohort and the two with lesions."""
     return first_run.cohorts(job.out, size=job.size, healthy=job.healthy, lesioned=job.lesioned)
 
 
-def fit_one(job: Demo, name: str, cohort: Cohort) -> Run:
+def fit_one(job: Demo, name: str, cohort: "Cohort") -> "Run":
     """Fit one experiment, with progress."""
+    from uadray.progress import Progress
+    from uadray.train.job import fit
+    from uadray.train.summary import format_metrics
+
     wanted = first_run.small(name, job.epochs)
     total = job.epochs if learns(wanted) else 1
     with Progress(total=total, what=f"epochs of {name}") as progress:
@@ -61,15 +61,23 @@ def fit_one(job: Demo, name: str, cohort: Cohort) -> Run:
         )
 
 
-def evaluate_all(job: Demo, runs: Sequence[Run], cohorts: dict[str, Cohort]) -> None:
+def evaluate_all(job: Demo, runs: "Sequence[Run]", cohorts: "dict[str, Cohort]") -> None:
     """Evaluate all runs on both cohorts with lesions."""
+    from uadray.evaluation.job import evaluate
+    from uadray.progress import Progress
+
     for kind in first_run.LESIONED:
         with Progress(total=job.lesioned, what=f"{kind} volumes scored") as progress:
             evaluate(runs, cohorts[kind], report=progress.advance)
 
 
-def report(job: Demo, runs: Sequence[Run]) -> str:
+def report(job: Demo, runs: "Sequence[Run]") -> str:
     """Print the table and write the page."""
+    from rich.console import Console
+
+    from uadray.report import terminal_summary, write_report
+    from uadray.runs.records import load_runs
+
     urls = [run.url for run in runs]
     console = Console()
     console.print(terminal_summary(load_runs(urls), width=console.width))

@@ -23,18 +23,10 @@ from dataclasses import dataclass, field, replace
 from typing import Annotated
 
 import tyro
-from rich.console import Console
 
 from uadray import cli, first_run
 from uadray.errors import ConfigError
-from uadray.evaluation.job import evaluate_all, num_volumes
 from uadray.evaluation.protocols import PROTOCOLS, EvaluateConfig
-from uadray.progress import Progress
-from uadray.report import terminal_table
-from uadray.report.rows import findable_on, notes_on
-from uadray.report.terminal import protocol_figures
-from uadray.runs.records import Broken, find_runs, load_runs
-from uadray.store import open_cohort
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,6 +72,16 @@ def parse(args: list[str]) -> Evaluate:
 
 def main() -> int:
     job = parse(sys.argv[1:])
+    from rich.console import Console
+
+    from uadray.evaluation.job import evaluate_all, num_volumes
+    from uadray.progress import Progress
+    from uadray.report import terminal_table
+    from uadray.report.rows import findable_on, notes_on
+    from uadray.report.terminal import protocol_figures
+    from uadray.runs.records import Broken, find_runs, load_runs
+    from uadray.store import open_cohort
+
     if not job.runs:
         print(first_run.said(first_run.folder(), "RUN ... --cohort COHORT ..."))
         phantoms = first_run.cohorts()

@@ -18,7 +18,6 @@ from typing import Literal
 import tyro
 
 from uadray import cli, files
-from uadray.prediction.model_folder import export_model
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +40,8 @@ class Export:
 
 def main() -> None:
     job = tyro.cli(Export, description=__doc__)
+    from uadray.prediction.model_folder import export_model
+
     model, notes = export_model(
         job.run,
         job.out,

@@ -19,16 +19,16 @@ Research software, not a medical device.
 
 import shlex
 from dataclasses import dataclass, field
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
 from uadray import cli
-from uadray.metrics.postprocess import describe_findable
-from uadray.prediction.folder import Predicted
-from uadray.prediction.job import PredictJob
-from uadray.prediction.scan import PredictConfig
+from uadray.prediction.settings import PredictConfig
 from uadray.prepare.layouts.listing import left_out_lines
+
+if TYPE_CHECKING:
+    from uadray.prediction.folder import Predicted
 
 SHOWN = 12
 """Scans that are listed one by one; of more only the highest scores are."""
@@ -68,8 +68,10 @@ def describe(one: dict[str, Any]) -> str:
     return line + f", {sum(one['seconds'].values()):.1f} s"
 
 
-def show(done: Predicted) -> None:
+def show(done: "Predicted") -> None:
     """Say what was found, what could not be used, and where it all is."""
+    from uadray.metrics.postprocess import describe_findable
+
     ordered = sorted(done.summaries, key=lambda one: -one["top_score"])
     for one in ordered[:SHOWN]:
         print(describe(one))
@@ -96,6 +98,8 @@ def show(done: Predicted) -> None:
 
 def main() -> int:
     job = tyro.cli(Predict, description=__doc__)
+    from uadray.prediction.job import PredictJob
+
     done = PredictJob(**vars(job)).run()
     show(done)
     if not done.failures:

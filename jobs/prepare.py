@@ -27,23 +27,27 @@ import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Literal, Union
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Union
 
 import tyro
 
 from uadray import cli, files
 from uadray.errors import ConfigError
-from uadray.evaluation.calibration import write_calibration
 from uadray.evaluation.protocols import PROTOCOLS
 from uadray.prepare import layouts
-from uadray.prepare.ingest import MAX_FAILURES, Redo, check_numbers, prepare_cohort, summary
 from uadray.prepare.layouts import LeftOut, Scan
 from uadray.prepare.layouts.listing import left_out_lines
-from uadray.prepare.lesions import assign_masks, find_masks
-from uadray.prepare.splits import Selection, SplitConfig, select_scans
-from uadray.prepare.steps import PrepareConfig
-from uadray.quality.page import quality_url, write_quality_page
-from uadray.store import Cohort, advice, open_cohort, storage_errors, verify
+from uadray.prepare.settings import (
+    MAX_FAILURES,
+    PrepareConfig,
+    Redo,
+    Selection,
+    SplitConfig,
+    check_numbers,
+)
+
+if TYPE_CHECKING:
+    from uadray.store import Cohort
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,6 +104,9 @@ class Files(Job):
         """The scans, the steps' settings, and what was found besides; it is listed."""
         if self.size and self.config.shape != (self.size,) * 3:
             raise ConfigError("--size and --shape both say how many voxels: give one")
+        from uadray.prepare.lesions import assign_masks, find_masks
+        from uadray.prepare.splits import select_scans
+
         layout = layouts.LAYOUTS[type(self).__name__]
         listing = layout(self.root, self.modality)
         print("\n".join(listing.lines(files.normalise(self.root))))
@@ -223,6 +230,8 @@ def recorded(args: Sequence[str], paths: Sequence[str]) -> str:
 
 def check(url: str) -> int:
     """Verify a cohort and say what to do."""
+    from uadray.store import advice, storage_errors, verify
+
     with storage_errors(url):
         problems = verify(url)
     if not problems:
@@ -233,8 +242,11 @@ def check(url: str) -> int:
     return cli.FAILED
 
 
-def show_quality(cohort: Cohort, out: str) -> None:
+def show_quality(cohort: "Cohort", out: str) -> None:
     """Write the quality page and say where it is."""
+    from uadray.quality.page import write_quality_page
+    from uadray.store import storage_errors
+
     with storage_errors(out):
         print(write_quality_page(cohort, out).line())
 
@@ -244,6 +256,11 @@ def main() -> int:
     job = parse(args)
     if isinstance(job, Verify):
         return check(job.store)
+    from uadray.evaluation.calibration import write_calibration
+    from uadray.prepare.ingest import prepare_cohort, summary
+    from uadray.quality.page import quality_url
+    from uadray.store import open_cohort
+
     # What is wrong with the page's place is said before the work, not after it.
     page = quality_url(job.store if isinstance(job, Quality) else job.out, job.qc)
     if isinstance(job, Quality):

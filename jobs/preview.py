@@ -13,8 +13,6 @@ import tyro
 from uadray import cli
 from uadray.config import BENGS_TABLE_1, experiment, with_fit
 from uadray.errors import ConfigError
-from uadray.report.erasing_page import write_erasing_page
-from uadray.store import open_cohort
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +43,9 @@ class Preview:
 
 def main() -> None:
     job = tyro.cli(Preview, description=__doc__)
+    from uadray.report.erasing_page import write_erasing_page
+    from uadray.store import open_cohort
+
     page = write_erasing_page(
         open_cohort(job.cohort),
         job.out,

@@ -17,10 +17,7 @@ import tyro
 
 from uadray import cli, files, first_run
 from uadray.errors import ConfigError
-from uadray.report import write_report
 from uadray.results import refuse_lost
-from uadray.runs.records import Broken
-from uadray.viewer.runs import write_viewers
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,6 +54,10 @@ def main() -> int:
         job = replace(job, runs=tuple(first_run.evaluated()), out=page)
     job = replace(job, out=job.out or "report.html")
     refuse_lost(job.out, ConfigError)
+    from uadray.report import write_report
+    from uadray.runs.records import Broken
+    from uadray.viewer.runs import write_viewers
+
     left_out: list[Broken] = []
     viewers = None
     if job.viewer:

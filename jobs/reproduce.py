@@ -18,28 +18,20 @@ made; it is listed.
 
 import sys
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import tyro
-from rich.console import Console
 
 from uadray import cli, files
 from uadray.errors import ConfigError
 from uadray.papers import PAPERS
-from uadray.papers.figures import draw
-from uadray.papers.phantoms import make_phantoms
-from uadray.papers.reproduce import SCALES, Reproduction, ScaleName
-from uadray.papers.tables import (
-    caveats_text,
-    claims_table,
-    figures_table,
-    state_table,
-    statistics_table,
-    title,
-    to_markdown,
-)
-from uadray.report import write_report
-from uadray.store import Cohort, open_cohort
-from uadray.tune.sweep import SweepConfig
+from uadray.papers.scales import SCALES, ScaleName
+from uadray.tune.settings import SweepConfig
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from uadray.papers.reproduce import Reproduction
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,6 +73,10 @@ def main() -> int:
         Reproduce, args=args[1:], prog=f"reproduce.py {args[0]}", description=description
     )
     planned = plans(args[0], job)
+    from rich.console import Console
+
+    from uadray.papers.tables import caveats_text, state_table
+
     console = Console()
     for one in planned:
         console.print(state_table(one))
@@ -95,16 +91,21 @@ def main() -> int:
     return cli.OK if whole else cli.INCOMPLETE
 
 
-def plans(paper: str, job: Reproduce) -> list[Reproduction]:
+def plans(paper: str, job: Reproduce) -> "list[Reproduction]":
     """The tables and figures that were asked for, with the cohorts that there are."""
     studies = PAPERS[paper].select(job.table, job.figure)
-    given: dict[str, Cohort] = {}
+    urls: dict[str, str] = {}
     roles = {need.role for study in studies for need in study.cohorts}
     for pair in job.cohorts:
         role, _, url = pair.partition("=")
         if role not in roles or not url:
             raise ConfigError(f"--cohorts takes ROLE=STORE, ROLE of {sorted(roles)}; was {pair!r}")
-        given[role] = open_cohort(url)
+        urls[role] = url
+    from uadray.papers.phantoms import make_phantoms
+    from uadray.papers.reproduce import Reproduction
+    from uadray.store import open_cohort
+
+    given = {role: open_cohort(url) for role, url in urls.items()}
     healthy = open_cohort(job.healthy) if job.healthy else None
     scale, to_make = SCALES[job.scale], frozenset[str]()
     if scale.size and not given and healthy is None:
@@ -127,8 +128,18 @@ def plans(paper: str, job: Reproduce) -> list[Reproduction]:
     ]
 
 
-def show(one: Reproduction, runs: list[str], console: Console) -> bool:
+def show(one: "Reproduction", runs: list[str], console: "Console") -> bool:
     """Print ours beside theirs and leave the report; whether nothing of the study is missing."""
+    from uadray.papers.figures import draw
+    from uadray.papers.tables import (
+        claims_table,
+        figures_table,
+        statistics_table,
+        title,
+        to_markdown,
+    )
+    from uadray.report import write_report
+
     stem = files.join(one.out, f"{one.paper.key}-{one.study.key}")
     if one.study.statistics:
         console.print(statistics_table(one))

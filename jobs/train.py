@@ -25,14 +25,9 @@ import tyro
 from uadray import cli, files, first_run
 from uadray.config import BASELINES, BENGS_TABLE_1, OTHERS, Experiment, experiment, learns
 from uadray.errors import ConfigError
-from uadray.progress import Progress
 from uadray.results import refuse_inside
-from uadray.store import open_cohort
 from uadray.strategies import keys
-from uadray.train.group import ScaleConfig
-from uadray.train.job import fit
-from uadray.train.summary import format_metrics
-from uadray.train.track import TrackConfig
+from uadray.train.settings import ScaleConfig, TrackConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,6 +70,11 @@ def main() -> None:
     )
     out = job.out or files.join(first_run.folder(), "fits", job.experiment.name)
     refuse_inside(out, ConfigError)
+    from uadray.progress import Progress
+    from uadray.store import open_cohort
+    from uadray.train.job import fit
+    from uadray.train.summary import format_metrics
+
     if job.cohort:
         cohort = open_cohort(job.cohort)
     else:

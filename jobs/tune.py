@@ -22,26 +22,21 @@ some trials failed or the budget ended first; they are listed with their reasons
 """
 
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
 
 import tyro
-from rich.console import Console
 
 from uadray import cli, files, first_run
 from uadray.errors import ConfigError
-from uadray.evaluation.inputs import refuse
-from uadray.evaluation.job import evaluate_all, num_volumes
-from uadray.progress import Progress
-from uadray.report import terminal_summary, write_report
 from uadray.results import refuse_inside
-from uadray.runs.folder import Run
-from uadray.runs.learned import compare_cohorts
-from uadray.runs.records import Broken, load_runs
-from uadray.store import open_cohort
-from uadray.train.track import TrackConfig
-from uadray.tune.plan import outcome_table, plan_table
+from uadray.train.settings import TrackConfig
+from uadray.tune.settings import SweepConfig
 from uadray.tune.space import FIRST_RUN, PRESETS, Space
-from uadray.tune.sweep import Outcome, SweepConfig, sweep
+
+if TYPE_CHECKING:
+    from uadray.tune.trials import Outcome
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,6 +79,19 @@ def main() -> int:
     )
     out = job.out.rstrip("/") or files.join(first_run.folder(), f"tune-{preset}")
     refuse_inside(out, ConfigError)
+    from rich.console import Console
+
+    from uadray.evaluation.inputs import refuse
+    from uadray.evaluation.job import evaluate_all, num_volumes
+    from uadray.progress import Progress
+    from uadray.report import terminal_summary, write_report
+    from uadray.runs.folder import Run
+    from uadray.runs.learned import compare_cohorts
+    from uadray.runs.records import Broken, load_runs
+    from uadray.store import open_cohort
+    from uadray.tune.plan import outcome_table, plan_table
+    from uadray.tune.sweep import sweep
+
     if not job.cohort:
         print(first_run.said(first_run.folder(), "--cohort C --evaluate L --out FOLDER"))
         phantoms = first_run.cohorts()
@@ -123,7 +131,7 @@ def main() -> int:
     return max(cli.say_left_out(left_out), _exit(outcomes))
 
 
-def _exit(outcomes: list[Outcome]) -> int:
+def _exit(outcomes: "Sequence[Outcome]") -> int:
     for o in outcomes:
         if o.status == "failed":
             print(f"failed: {o.url}: {o.error}", file=sys.stderr)

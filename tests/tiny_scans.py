@@ -5,8 +5,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 
-from uadray.prepare.geometry import Extent
-from uadray.prepare.steps import PrepareConfig
+from uadray.prepare.settings import Extent, PrepareConfig
 
 TINY = PrepareConfig(
     shape=(13, 14, 12),

@@ -28,7 +28,8 @@ from uadray.prediction.inputs import find_items
 from uadray.prediction.model import Model, model_of_run
 from uadray.prediction.model_folder import export_model
 from uadray.prediction.model_folder import open_model as _open_model
-from uadray.prediction.scan import PredictConfig, Prediction, predict_scan
+from uadray.prediction.scan import Prediction, predict_scan
+from uadray.prediction.settings import PredictConfig
 from uadray.runs.folder import Run
 from uadray.store import Cohort, open_cohort
 

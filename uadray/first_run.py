@@ -1,23 +1,23 @@
 """First runs, where no data are at hand: phantom cohorts, and something to evaluate and report.
 
 Every job that is given no cohort takes these, in one folder, so that what one makes the next finds.
+What computes is imported where it is called: jobs take names and small experiments from here before
+they have read their arguments.
 """
 
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from uadray import files
 from uadray.config import Experiment, experiment, with_fit
 from uadray.errors import RunError
-from uadray.evaluation.job import evaluate
-from uadray.prepare.ingest import prepare_cohort
 from uadray.prepare.layouts import phantom
-from uadray.prepare.splits import SplitConfig
-from uadray.prepare.steps import PrepareConfig
-from uadray.runs.folder import Run
-from uadray.runs.records import find_runs, load_runs
-from uadray.store import Cohort
-from uadray.train.job import fit
+from uadray.prepare.settings import PrepareConfig, SplitConfig
+
+if TYPE_CHECKING:
+    from uadray.runs.folder import Run
+    from uadray.store import Cohort
 
 LESIONED = ("stroke", "tumour")
 """Kinds of the cohorts with lesions."""
@@ -46,7 +46,7 @@ def place(kind: str, out: str = "") -> str:
 
 def cohorts(
     out: str = "", *, size: int = 32, healthy: int = 96, lesioned: int = 24
-) -> dict[str, Cohort]:
+) -> "dict[str, Cohort]":
     """The phantom cohorts `healthy` and `LESIONED`; those that are there are taken.
 
     Args:
@@ -55,6 +55,8 @@ def cohorts(
         healthy: Phantoms without lesion.
         lesioned: Phantoms of each kind with one.
     """
+    from uadray.prepare.ingest import prepare_cohort
+
     counts = {"healthy": healthy} | dict.fromkeys(LESIONED, lesioned)
     return {
         kind: prepare_cohort(
@@ -75,8 +77,11 @@ def small(name: str, epochs: int = EPOCHS) -> Experiment:
     return with_fit(wanted, batch_size=4) if getattr(wanted.method, "ndim", 2) == 3 else wanted
 
 
-def fitted() -> list[Run]:
+def fitted() -> "list[Run]":
     """The finished runs of the folder; where there are none, plain baselines fitted now."""
+    from uadray.runs.records import find_runs
+    from uadray.train.job import fit
+
     try:
         return find_runs([folder()])[0]
     except RunError:
@@ -86,6 +91,9 @@ def fitted() -> list[Run]:
 
 def evaluated() -> list[str]:
     """Run folders that have figures on the phantoms with lesions, evaluated now where none has."""
+    from uadray.evaluation.job import evaluate
+    from uadray.runs.records import load_runs
+
     runs = fitted()
     if not any(record.evaluations for record in load_runs([run.url for run in runs], [])):
         for cohort in map(cohorts().get, LESIONED):

@@ -14,13 +14,12 @@ from tiny_scans import brain_image, write
 from uadray import config
 from uadray.evaluation.protocols import EvaluateConfig
 from uadray.methods import VAE
-from uadray.metrics.postprocess import PostprocessConfig, describe_findable
-from uadray.prepare.splits import Selection
-from uadray.prepare.steps import PrepareConfig
+from uadray.metrics.postprocess import describe_findable
+from uadray.metrics.settings import PostprocessConfig
+from uadray.prepare.settings import PrepareConfig, Selection
 from uadray.progress import PLAIN_EVERY_S
 from uadray.store import open_cohort, verify
-from uadray.train.group import ScaleConfig
-from uadray.train.track import TrackConfig
+from uadray.train.settings import ScaleConfig, TrackConfig
 
 pytestmark = pytest.mark.ray
 

@@ -20,7 +20,7 @@ from uadray.evaluation.job import evaluate
 from uadray.evaluation.protocols import EvaluateConfig
 from uadray.metrics.counts import ThresholdPart
 from uadray.metrics.inference import interval
-from uadray.metrics.postprocess import PostprocessConfig
+from uadray.metrics.settings import PostprocessConfig
 from uadray.runs.checkpoint import CheckpointStore
 from uadray.runs.detector import load_detector
 from uadray.runs.evaluations import unpack_slices

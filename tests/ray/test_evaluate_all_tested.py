@@ -15,8 +15,7 @@ from uadray.config import experiment
 from uadray.errors import ConfigError, EvaluationError
 from uadray.evaluation.job import evaluate
 from uadray.evaluation.protocols import EvaluateConfig
-from uadray.metrics.components import ComponentConfig
-from uadray.metrics.postprocess import PostprocessConfig
+from uadray.metrics.settings import ComponentConfig, PostprocessConfig
 from uadray.prediction import model
 from uadray.report import write_report
 from uadray.runs.folder import Run

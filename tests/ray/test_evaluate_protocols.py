@@ -21,8 +21,7 @@ from uadray.errors import ConfigError, EvaluationError, StoreError
 from uadray.evaluation import pair
 from uadray.evaluation.job import evaluate, evaluate_all, num_volumes
 from uadray.evaluation.protocols import EvaluateConfig
-from uadray.metrics.components import ComponentConfig
-from uadray.metrics.postprocess import PostprocessConfig
+from uadray.metrics.settings import ComponentConfig, PostprocessConfig
 from uadray.runs.folder import Run
 from uadray.runs.scores import ScoreStore
 from uadray.store import Cohort

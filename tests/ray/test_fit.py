@@ -30,8 +30,8 @@ from uadray.store import Cohort
 from uadray.train import fit as loop
 from uadray.train import group
 from uadray.train.fit import NotFiniteError
-from uadray.train.group import ScaleConfig
 from uadray.train.job import fit
+from uadray.train.settings import ScaleConfig
 
 pytestmark = [
     pytest.mark.ray,

@@ -13,8 +13,8 @@ from tiny_methods import tiny
 from uadray.methods import GradientDetector, build
 from uadray.runs.detector import load_detector
 from uadray.runs.folder import Run
-from uadray.train.group import ScaleConfig
 from uadray.train.job import fit
+from uadray.train.settings import ScaleConfig
 
 pytestmark = [
     pytest.mark.slow,

@@ -20,8 +20,8 @@ from uadray.errors import ConfigError, StoreError, TooManyFailuresError
 from uadray.prepare import ingest
 from uadray.prepare.ingest import prepare_cohort, summary
 from uadray.prepare.layouts import Scan, bids, phantom
-from uadray.prepare.splits import SplitConfig
-from uadray.prepare.steps import PrepareConfig, prepare_scan
+from uadray.prepare.settings import PrepareConfig, SplitConfig
+from uadray.prepare.steps import prepare_scan
 from uadray.store import Cohort, CohortWriter, open_cohort, verify
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_session")]

@@ -20,8 +20,8 @@ from uadray.runs.checkpoint import CheckpointStore
 from uadray.runs.detector import load_detector
 from uadray.runs.folder import Run
 from uadray.store import Cohort
-from uadray.train.group import ScaleConfig
 from uadray.train.job import fit
+from uadray.train.settings import ScaleConfig
 
 pytestmark = [
     pytest.mark.slow,

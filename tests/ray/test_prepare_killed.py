@@ -15,7 +15,7 @@ from tiny_scans import TINY, write_bids
 from uadray import each, files
 from uadray.prepare.ingest import prepare_cohort
 from uadray.prepare.layouts import bids
-from uadray.prepare.splits import SplitConfig
+from uadray.prepare.settings import SplitConfig
 from uadray.store import open_cohort, verify
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_session")]

@@ -15,7 +15,7 @@ from uadray.errors import StoreError
 from uadray.prepare import ingest
 from uadray.prepare.ingest import prepare_cohort
 from uadray.prepare.layouts import bids
-from uadray.prepare.splits import SplitConfig
+from uadray.prepare.settings import SplitConfig
 from uadray.store import Cohort, verify
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_session")]

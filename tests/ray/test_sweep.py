@@ -21,7 +21,7 @@ from uadray.errors import ConfigError
 from uadray.evaluation.job import evaluate
 from uadray.runs.folder import Run
 from uadray.store import Cohort
-from uadray.train.track import TrackConfig
+from uadray.train.settings import TrackConfig
 from uadray.tune.space import Space
 from uadray.tune.sweep import Outcome, SweepConfig, sweep
 

@@ -7,7 +7,7 @@ from benchmarks.evaluate import ratio
 from benchmarks.evaluate_on_ray import quotient, rate, unmeasured
 from benchmarks.harness import Row, publish
 from uadray.papers import phantoms
-from uadray.papers.reproduce import PHANTOM_OF, SCALES
+from uadray.papers.scales import PHANTOM_OF, SCALES
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ from uadray.evaluation.calibration import (
 )
 from uadray.evaluation.protocols import EvaluateConfig
 from uadray.evaluation.scoring import Example
-from uadray.metrics.postprocess import PostprocessConfig
+from uadray.metrics.settings import PostprocessConfig
 from uadray.store import verify
 
 SHAPE = (14, 16, 16)

@@ -9,11 +9,8 @@ from hypothesis.extra import numpy as hnp
 from skimage.morphology import area_opening
 
 from uadray.errors import ConfigError, EvaluationError
-from uadray.metrics.components import (
-    ComponentConfig,
-    neighbours,
-    open_components,
-)
+from uadray.metrics.components import neighbours, open_components
+from uadray.metrics.settings import ComponentConfig
 
 CONNECTIVITIES = st.sampled_from([6, 18, 26])
 SIZES = st.sampled_from([0, 1, 2, 3, 5, 20, 10**9])

@@ -9,7 +9,7 @@ import pytest
 
 from uadray.evaluation.job import actors_for
 from uadray.evaluation.protocols import PROTOCOLS, EvaluateConfig
-from uadray.metrics.components import ComponentConfig
+from uadray.metrics.settings import ComponentConfig
 
 JOB = Path(__file__).resolve().parents[2] / "jobs" / "evaluate.py"
 

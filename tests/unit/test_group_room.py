@@ -4,9 +4,10 @@ import itertools
 
 import pytest
 
-from uadray.data.stream import READ_CPUS
+from uadray.data.settings import READ_CPUS
 from uadray.errors import ConfigError
-from uadray.train.group import ScaleConfig, can_run
+from uadray.train.group import can_run
+from uadray.train.settings import ScaleConfig
 
 CASES = [
     (nodes, workers, cpus)

@@ -17,10 +17,10 @@ from tiny_scans import brain_image
 from uadray.errors import ScanError
 from uadray.prediction.outputs import encode
 from uadray.prediction.scan import Grid
-from uadray.prepare.geometry import DOUBT
 from uadray.prepare.layouts import Scan
 from uadray.prepare.nifti import RawImage, read_image
 from uadray.prepare.read import load_volume
+from uadray.prepare.settings import DOUBT
 
 IMAGE = brain_image((12, 14, 13))
 AFFINE = np.diag([1.0, 1.2, 1.4, 1.0])

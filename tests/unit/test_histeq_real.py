@@ -21,12 +21,14 @@ from uadray.methods import build
 from uadray.metrics.components import open_components
 from uadray.metrics.counts import CohortCounts, count_subject
 from uadray.metrics.measures import auprc, auroc, dice_d
-from uadray.metrics.postprocess import MAX_LEVEL, PostprocessConfig, postprocess
+from uadray.metrics.postprocess import MAX_LEVEL, postprocess
+from uadray.metrics.settings import PostprocessConfig
 from uadray.prepare.identity import look_at
 from uadray.prepare.layouts import mslub
 from uadray.prepare.plan import subject_of
-from uadray.prepare.splits import SplitConfig, split_scans
-from uadray.prepare.steps import PrepareConfig, prepare_scan
+from uadray.prepare.settings import PrepareConfig, SplitConfig
+from uadray.prepare.splits import split_scans
+from uadray.prepare.steps import prepare_scan
 from uadray.store import Cohort, CohortWriter
 
 pytestmark = [pytest.mark.real, pytest.mark.slow]

@@ -23,7 +23,7 @@ from uadray.prepare.ingest import _rows_to_redo, _still_good, summary
 from uadray.prepare.layouts import Scan
 from uadray.prepare.plan import make_plan, planned_scans, sources
 from uadray.prepare.read import load_volume
-from uadray.prepare.splits import SplitConfig
+from uadray.prepare.settings import SplitConfig
 from uadray.prepare.steps import prepare_scan
 from uadray.store import CohortWriter, Subject, open_cohort, repeated_images
 from uadray.store.layout import part_url

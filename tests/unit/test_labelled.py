@@ -12,7 +12,7 @@ from uadray.config import experiment
 from uadray.evaluation.protocols import EvaluateConfig
 from uadray.metrics.counts import ThresholdPart
 from uadray.metrics.measures import dice_at_every_threshold
-from uadray.metrics.postprocess import PostprocessConfig
+from uadray.metrics.settings import PostprocessConfig
 from uadray.runs.detector import build_detector
 from uadray.runs.folder import Run
 from uadray.store import Cohort

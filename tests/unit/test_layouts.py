@@ -24,10 +24,10 @@ from tiny_sets import (
 )
 
 from uadray.errors import NoScanFoundError
-from uadray.prepare.geometry import DOUBT
 from uadray.prepare.layouts import LAYOUTS, Scan, bids, csv, detect, mslub, phantom
 from uadray.prepare.layouts.scans import find_files
 from uadray.prepare.read import load_volume
+from uadray.prepare.settings import DOUBT
 from uadray.prepare.steps import prepare_scan
 
 

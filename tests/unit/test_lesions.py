@@ -15,8 +15,6 @@ from uadray.prepare.geometry import Volume, voxel_ml, voxel_sizes
 from uadray.prepare.layouts import Scan
 from uadray.prepare.lesion_shapes import displacement_mm, keep_components, push_outward
 from uadray.prepare.lesions import (
-    CHANGES,
-    LesionConfig,
     LesionMask,
     assign_masks,
     brighten,
@@ -25,7 +23,8 @@ from uadray.prepare.lesions import (
     read_mask,
     register_to_mni,
 )
-from uadray.prepare.steps import PrepareConfig, prepare_scan, record
+from uadray.prepare.settings import CHANGES, LesionConfig, PrepareConfig
+from uadray.prepare.steps import prepare_scan, record
 
 CONFIG = LesionConfig()
 LOW, HIGH = CHANGES["stroke", "t1-dark"]

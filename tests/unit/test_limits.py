@@ -15,9 +15,8 @@ from uadray.config import ErasingConfig, Experiment, FitConfig
 from uadray.errors import ConfigError
 from uadray.evaluation.protocols import EvaluateConfig
 from uadray.methods import DETECTORS, MethodSettings
-from uadray.metrics.components import ComponentConfig
-from uadray.metrics.postprocess import PostprocessConfig
-from uadray.train.group import ScaleConfig
+from uadray.metrics.settings import ComponentConfig, PostprocessConfig
+from uadray.train.settings import ScaleConfig
 from uadray.tune.settings import SweepConfig
 from uadray.tune.space import Space
 

@@ -15,14 +15,12 @@ from tiny_scans import brain_image, write
 from uadray import files
 from uadray.errors import ConfigError, NoScanFoundError
 from uadray.prediction.inputs import find_items
-from uadray.prepare.geometry import Extent
 from uadray.prepare.ingest import prepare_cohort
 from uadray.prepare.layouts import LAYOUTS, Scan, bids, csv, phantom
 from uadray.prepare.layouts.listing import find_files, left_out_lines
 from uadray.prepare.layouts.naming import mask_word
 from uadray.prepare.lesions import find_masks
-from uadray.prepare.splits import Selection, SplitConfig
-from uadray.prepare.steps import PrepareConfig
+from uadray.prepare.settings import Extent, PrepareConfig, Selection, SplitConfig
 
 
 def touch(root: Path, *names: str) -> Path:

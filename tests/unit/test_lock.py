@@ -28,8 +28,7 @@ from uadray.config import experiment
 from uadray.errors import LockedError
 from uadray.evaluation.job import evaluate
 from uadray.prepare.ingest import prepare_cohort
-from uadray.prepare.splits import SplitConfig
-from uadray.prepare.steps import PrepareConfig
+from uadray.prepare.settings import PrepareConfig, SplitConfig
 from uadray.runs.folder import Run
 from uadray.store import open_cohort
 from uadray.train.job import fit

@@ -23,12 +23,13 @@ from uadray.config import experiment
 from uadray.evaluation.protocols import PROTOCOLS, EvaluateConfig
 from uadray.evaluation.scoring import Example, count_levels, count_volumes
 from uadray.methods import build
+from uadray.metrics.components import drop_components
 from uadray.metrics.counts import SubjectCounts, TestPart
 from uadray.metrics.table import compute_metrics
 from uadray.metrics.thresholds import no_threshold
-from uadray.prepare.geometry import Extent
 from uadray.prepare.layouts import mslub
-from uadray.prepare.steps import PrepareConfig, prepare_scan
+from uadray.prepare.settings import Extent, PrepareConfig
+from uadray.prepare.steps import prepare_scan
 
 pytestmark = pytest.mark.real
 
@@ -92,7 +93,9 @@ def ours(
         one = Example(id=scan.id, image=image, brain=made.brain, lesion=made.lesion)
         ((levels, counts),) = count_volumes(detector, {0: one}, config, torch.device("cpu"))
         plain.append((scan.id, counts))
-        filtered.append((scan.id, count_levels(config.components.open(levels), one, config)))
+        filtered.append(
+            (scan.id, count_levels(drop_components(levels, config.components), one, config))
+        )
     parts = [
         TestPart.from_subjects(counted, name="test", score_range=(0.0, 1.0))
         for counted in (plain, filtered)

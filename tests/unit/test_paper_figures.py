@@ -10,7 +10,8 @@ from tiny_cohorts import write_healthy, write_lesioned
 from uadray.metrics.counts import TestPart, count_subject
 from uadray.papers import BAUR_2018, BENGS_2021
 from uadray.papers.figures import PANELS, dice_by_lesion, draw, residual_histograms
-from uadray.papers.reproduce import SCALES, Reproduction
+from uadray.papers.reproduce import Reproduction
+from uadray.papers.scales import SCALES
 from uadray.runs.folder import Run
 from uadray.tune.sweep import run_url
 

@@ -1,13 +1,14 @@
 """Published figures are those that the papers print."""
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from uadray.config import BENGS_TABLE_1
 from uadray.errors import ConfigError
-from uadray.papers import BAUR_2018, BENGS_2021, MEISSEN_2021, PAPERS
+from uadray.papers import BAUR_2018, BENGS_2021, MEISSEN_2021, PAPERS, Published
 
 
 def paper(real_data: Path, name: str) -> str:
@@ -136,3 +137,12 @@ def test_unknown_study_is_refused_with_those_known() -> None:
     with pytest.raises(ConfigError, match=r"table-9.*figure-5"):
         BENGS_2021.study("table-9")
     assert all(key == paper.key for key, paper in PAPERS.items())
+
+
+def test_figures_are_those_that_an_evaluation_writes() -> None:
+    for paper in PAPERS.values():
+        paper.select()
+    study = BENGS_2021.study("table-1")
+    entry = replace(study.entries[0], published={"dise": Published(value=0.5)})
+    with pytest.raises(ConfigError, match=r"table-1: entry .* has unknown \['dise'\]"):
+        replace(BENGS_2021, studies=(replace(study, entries=(entry,)),)).select()

@@ -12,7 +12,8 @@ from tiny_scans import ellipsoid, write
 from uadray.prepare.geometry import to_scanner, voxel_sizes
 from uadray.prepare.layouts import Scan
 from uadray.prepare.pose import PLANES, PoseRange, pose_degrees, pose_range
-from uadray.prepare.steps import PrepareConfig, PreparedVolume, prepare_scan
+from uadray.prepare.settings import PrepareConfig
+from uadray.prepare.steps import PreparedVolume, prepare_scan
 
 RIGID = PrepareConfig(
     shape=(54, 64, 53), spacing_mm=3.0, register="rigid", denoise=False, grow_extent=True

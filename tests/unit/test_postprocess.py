@@ -9,13 +9,8 @@ from hypothesis.extra import numpy as hnp
 
 from uadray.errors import ConfigError, EvaluationError
 from uadray.metrics.median import _plan, median_filter
-from uadray.metrics.postprocess import (
-    PostprocessConfig,
-    dequantise,
-    erode_brain,
-    postprocess,
-    quantise,
-)
+from uadray.metrics.postprocess import dequantise, erode_brain, postprocess, quantise
+from uadray.metrics.settings import PostprocessConfig
 
 RANGE = (-0.5, 1.5)
 

@@ -34,14 +34,15 @@ from uadray.errors import (
 )
 from uadray.evaluation.protocols import EvaluateConfig
 from uadray.evaluation.scoring import Scorer, Work
-from uadray.metrics.components import ComponentConfig
-from uadray.metrics.postprocess import PostprocessConfig, dequantise, smallest_findable_mm
+from uadray.metrics.postprocess import dequantise, smallest_findable_mm
+from uadray.metrics.settings import ComponentConfig, PostprocessConfig
 from uadray.prediction import outputs
 from uadray.prediction.inputs import find_items, named_modalities
 from uadray.prediction.model import Model
 from uadray.prediction.model_folder import open_model
-from uadray.prediction.scan import PredictConfig, Prediction, clear_of, predict_scan
-from uadray.prepare.steps import PrepareConfig
+from uadray.prediction.scan import Prediction, clear_of, predict_scan
+from uadray.prediction.settings import PredictConfig
+from uadray.prepare.settings import PrepareConfig
 from uadray.runs.folder import Run
 from uadray.runs.scores import ScoreStore
 from uadray.store import Cohort, open_cohort

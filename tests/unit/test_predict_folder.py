@@ -19,7 +19,7 @@ import uadray
 from uadray import files
 from uadray.errors import EvaluationError, NoScanFoundError, PredictError, ScanError
 from uadray.evaluation.protocols import EvaluateConfig
-from uadray.metrics.postprocess import PostprocessConfig
+from uadray.metrics.settings import PostprocessConfig
 from uadray.naming import name_key
 from uadray.prediction import folder as folder_module
 from uadray.prediction import outputs
@@ -28,7 +28,8 @@ from uadray.prediction.inputs import Item, find_items
 from uadray.prediction.job import PredictJob
 from uadray.prediction.model import Model
 from uadray.prediction.model_folder import export_model, open_model
-from uadray.prediction.scan import PredictConfig, Prediction, predict_scan
+from uadray.prediction.scan import Prediction, predict_scan
+from uadray.prediction.settings import PredictConfig
 from uadray.prepare.layouts import Scan
 from uadray.runs.folder import Run
 from uadray.store import Cohort

@@ -14,10 +14,9 @@ from uadray.config import to_json
 from uadray.errors import ConfigError, EvaluationError
 from uadray.evaluation.protocols import PROTOCOLS, EvaluateConfig
 from uadray.metrics import thresholds
-from uadray.metrics.components import ComponentConfig
-from uadray.metrics.postprocess import PostprocessConfig
+from uadray.metrics.settings import ComponentConfig, PostprocessConfig
 from uadray.metrics.table import BY_KEY
-from uadray.prepare.steps import PrepareConfig
+from uadray.prepare.settings import PrepareConfig
 
 WITH_GRID = [name for name, protocol in PROTOCOLS.items() if protocol.grid]
 

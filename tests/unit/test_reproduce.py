@@ -21,7 +21,8 @@ from uadray.papers.caveats import (
     method_caveats,
     preparation_differences,
 )
-from uadray.papers.reproduce import SCALES, Reproduction
+from uadray.papers.reproduce import Reproduction
+from uadray.papers.scales import SCALES
 from uadray.papers.tables import caveats_text, figures_table, to_markdown
 from uadray.report.slices import pooled
 from uadray.runs.folder import Run

@@ -16,10 +16,11 @@ from tiny_scans import TINY, ellipsoid, write
 
 from uadray.errors import ScanError
 from uadray.prepare import geometry
-from uadray.prepare.geometry import Extent, Volume, to_scanner
+from uadray.prepare.geometry import Volume, to_scanner
 from uadray.prepare.layouts import Scan
 from uadray.prepare.read import load_volume
-from uadray.prepare.steps import PrepareConfig, prepare_scan
+from uadray.prepare.settings import Extent, PrepareConfig
+from uadray.prepare.steps import prepare_scan
 
 
 def volume(image: np.ndarray, affine: np.ndarray | None = None, **masks) -> Volume:

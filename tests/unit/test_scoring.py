@@ -19,10 +19,9 @@ from uadray.evaluation.record import check_classes
 from uadray.evaluation.scoring import Batch, Scorer, Work, examine, score_volumes
 from uadray.methods import build
 from uadray.methods.base import Detection, Detector, ReconstructionDetector
-from uadray.metrics.components import ComponentConfig
 from uadray.metrics.counts import CohortCounts, TestPart, ThresholdPart
 from uadray.metrics.lesionwise import compare_lesions
-from uadray.metrics.postprocess import PostprocessConfig
+from uadray.metrics.settings import ComponentConfig, PostprocessConfig
 from uadray.runs.detector import load_detector
 from uadray.runs.folder import Run
 from uadray.runs.scores import ScoreStore

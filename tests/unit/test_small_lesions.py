@@ -9,13 +9,13 @@ from tiny_scans import TINY, brain_image, ellipsoid, write
 
 from uadray.errors import ScanError
 from uadray.prepare import geometry
-from uadray.prepare.geometry import DOUBT, Volume, resize_nearest
+from uadray.prepare.geometry import Volume, resize_nearest
 from uadray.prepare.layouts import Scan
-from uadray.prepare.lesions import LesionConfig, LesionMask, insert_lesion
+from uadray.prepare.lesions import LesionMask, insert_lesion
 from uadray.prepare.plan import make_plan
 from uadray.prepare.read import is_stripped
-from uadray.prepare.splits import SplitConfig
-from uadray.prepare.steps import PrepareConfig, pipeline, prepare_scan
+from uadray.prepare.settings import DOUBT, LesionConfig, PrepareConfig, SplitConfig
+from uadray.prepare.steps import pipeline, prepare_scan
 
 
 def scan_of(folder, lesion, image=None) -> Scan:

@@ -12,7 +12,8 @@ from tiny_cohorts import SHAPE, tiny_vae
 
 from uadray.errors import ConfigError
 from uadray.runs.folder import Run
-from uadray.train.track import TrackConfig, prepared, tracked
+from uadray.train.settings import TrackConfig
+from uadray.train.track import prepared, tracked
 
 EXPERIMENT = tiny_vae(3, strategy="cube", seed=4)
 

@@ -22,7 +22,8 @@ from benchmarks.real_use import kept
 from uadray.config import Experiment
 from uadray.papers import BENGS_2021
 from uadray.papers.claims import CLAIMS, Side
-from uadray.papers.reproduce import SCALES, Reproduction
+from uadray.papers.reproduce import Reproduction
+from uadray.papers.scales import SCALES
 from uadray.papers.tables import claims_table
 from uadray.papers.verdicts import UNTESTED, Finding, findings, judge, match
 from uadray.report.compare import HIGHER, LOWER, ONE_FIT, SAME, TOO_FEW, Series, series_of

@@ -20,11 +20,9 @@ from ray.data.block import BlockAccessor, BlockMetadata
 from uadray import cluster
 from uadray.data.batch import Batch
 from uadray.data.sampling import batch_share, epoch_groups, rank_rows, same_block, slice_order
+from uadray.data.settings import READ_CPUS
 from uadray.memory import keep_freed_memory
 from uadray.store import CHUNK_VOLUMES, Cohort
-
-READ_CPUS = 0.25
-"""Logical CPUs of a read task; a whole one would wait for ever beside workers that hold them."""
 
 Block = dict[str, np.ndarray]
 """Columns of a block of Ray Data, of one length."""

@@ -7,6 +7,7 @@ import torch
 
 from uadray import files, npz
 from uadray.evaluation.protocols import EvaluateConfig
+from uadray.metrics.components import drop_components
 from uadray.metrics.postprocess import dequantise
 from uadray.runs.detector import load_detector
 from uadray.runs.evaluations import place
@@ -42,7 +43,7 @@ def write_cases(
         brain, lesion = (cohort.read(n, row, row + 1)[0] for n in ("brain", "lesion"))
         z = start + int(lesion[start:stop].sum((1, 2)).argmax())
         levels = store.checked_levels(row, str(test.loc[rank, "id"]))
-        kept = config.components.open(levels)
+        kept = drop_components(levels, config.components)
         case = {
             "ids": str(test.loc[rank, "id"]),
             "slice": z,

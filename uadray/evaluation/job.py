@@ -16,7 +16,8 @@ import ray
 
 from uadray import cluster, files
 from uadray.config import to_json
-from uadray.data.stream import READ_CPUS, volumes
+from uadray.data.settings import READ_CPUS
+from uadray.data.stream import volumes
 from uadray.errors import CheckpointError, EvaluationError, RunError, UadrayError
 from uadray.evaluation.inputs import check_inputs, check_run, compare, refuse
 from uadray.evaluation.pair import Frozen, Pair

@@ -10,8 +10,7 @@ from typing import Any, Literal, Self
 from uadray.config import to_json
 from uadray.errors import ConfigError, EvaluationError
 from uadray.methods.settings import check_finite
-from uadray.metrics.components import ComponentConfig
-from uadray.metrics.postprocess import PostprocessConfig
+from uadray.metrics.settings import ComponentConfig, PostprocessConfig
 
 Residual = Literal["absolute", "positive"]
 """|x - reconstruction|, or its positive part: what is brighter than its healthy version."""

@@ -14,6 +14,7 @@ from uadray.evaluation.inputs import check_truth
 from uadray.evaluation.protocols import EvaluateConfig, Residual
 from uadray.methods import Detector
 from uadray.methods.base import Detection, ReconstructionDetector
+from uadray.metrics.components import drop_components
 from uadray.metrics.counts import SubjectCounts, count_subject
 from uadray.metrics.lesionwise import compare_lesions
 from uadray.metrics.postprocess import erode_brain, hide_dark, postprocess
@@ -241,7 +242,7 @@ class Scorer:
     def _filter(self, store: ScoreStore, row: int, example: Example) -> None:
         """Count one subject's kept scores after the component filter."""
         components = self._config.components
-        opened = components.open(store.checked_levels(row, example.id))
+        opened = drop_components(store.checked_levels(row, example.id), components)
         store.write_counts(row, count_levels(opened, example, self._config), components)
 
 
@@ -273,7 +274,9 @@ def examine(
         [
             astuple(
                 compare_lesions(
-                    config.components.open(store.checked_levels(int(row), names[int(row)]))
+                    drop_components(
+                        store.checked_levels(int(row), names[int(row)]), config.components
+                    )
                     >= level,
                     lesion[slices(config)].astype(bool),
                     spacings[int(row)],

@@ -7,57 +7,16 @@ of the levels everywhere: the same counts, rules and metrics then speak of the f
 exactly and at all 65 536 thresholds.
 """
 
-from dataclasses import dataclass
 from itertools import product
-from typing import Literal
 
 import numba
 import numpy as np
 from numpy.typing import NDArray
 
-from uadray.errors import ConfigError, EvaluationError
-from uadray.methods.settings import check_finite
-
-Connectivity = Literal[6, 18, 26]
-"""Neighbours of a voxel: those that share a face; also an edge; also a corner."""
+from uadray.errors import EvaluationError
+from uadray.metrics.settings import ComponentConfig, Connectivity
 
 _STEPS: dict[int, int] = {6: 1, 18: 2, 26: 3}
-
-
-@dataclass(frozen=True, kw_only=True)
-class ComponentConfig:
-    """Which connected components of a thresholded map are dropped (Meissen 2021, section 3.4)."""
-
-    max_size: int = 0
-    """Components of at most this many voxels are dropped; 0 drops none.
-
-    Meissen's text says "less than 20", its code drops 20 as well: 20 here does as the code."""
-
-    connectivity: Connectivity = 26
-    """Neighbours of a voxel; both public codes of the papers' lines take 26."""
-
-    fit_after: bool = True
-    """Whether the threshold is fitted on filtered scores; Meissen's code filters once, after it.
-    """
-
-    def __post_init__(self) -> None:
-        """Check the ranges."""
-        check_finite(self, "components.")
-        if self.max_size < 0:
-            raise ConfigError(f"components.max_size must be >= 0, was {self.max_size}")
-        if self.connectivity not in _STEPS:
-            raise ConfigError(
-                f"components.connectivity must be 6, 18 or 26, was {self.connectivity}"
-            )
-
-    @property
-    def key(self) -> str:
-        """Names the counts under this filter, such as `20-26`."""
-        return f"{self.max_size}-{self.connectivity}"
-
-    def open(self, levels: NDArray[np.uint16]) -> NDArray[np.uint16]:
-        """Levels without these components; see `open_components`."""
-        return open_components(levels, self.max_size, self.connectivity)
 
 
 def neighbours(connectivity: Connectivity) -> NDArray[np.bool_]:
@@ -108,6 +67,11 @@ def open_components(
     flat = _open(padded.ravel(), (steps @ strides).astype(np.int32), max_size)
     opened[box] = flat.reshape(padded.shape)[1:-1, 1:-1, 1:-1]
     return opened
+
+
+def drop_components(levels: NDArray[np.uint16], config: ComponentConfig) -> NDArray[np.uint16]:
+    """Levels without the components that the settings drop; see `open_components`."""
+    return open_components(levels, config.max_size, config.connectivity)
 
 
 @numba.njit(cache=True, nogil=True)

@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from scipy.spatial import KDTree
 
 from uadray.errors import EvaluationError
-from uadray.metrics.components import Connectivity, neighbours
+from uadray.metrics.components import neighbours
+from uadray.metrics.settings import Connectivity
 
 LESION_CONNECTIVITY: Connectivity = 26
 """Neighbours that make one lesion of two voxels, in the truth and in the prediction: those of the

@@ -11,7 +11,6 @@ as reference code); what is outside the eroded brain it sees as 0.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from itertools import product
 from typing import Any
 
@@ -20,54 +19,14 @@ import scipy.ndimage as ndi
 from numpy.typing import NDArray
 
 from uadray.errors import ConfigError, EvaluationError
-from uadray.methods.settings import check_finite
 from uadray.metrics.median import median_filter
+from uadray.metrics.settings import PostprocessConfig
 
 MAX_LEVEL = 65535
 """Largest level: the upper end of the score range. Level 0, the lower end, is 'no anomaly'."""
 
-ROWS_PER_EROSION = 25
-"""One erosion step for each 25 rows of the plane: 1 at 32, 2 at 64, 3 at 96."""
 
 _IN_PLANE_CROSS = np.array([[[0, 1, 0], [1, 1, 1], [0, 1, 0]]], dtype=bool)
-
-
-@dataclass(frozen=True, kw_only=True)
-class PostprocessConfig:
-    """How raw scores are cleaned before they are counted (Bengs 2021, section 2.3)."""
-
-    erosion_iterations: int | None = None
-    """Erosion steps of the brain mask, in voxels; `None` derives them: rows // 25, 0 is off.
-
-    The paper says "slightly eroded"; rows // 25 is what code of the same group does."""
-
-    median_size: int = 5
-    """Edge of the cubic median window in voxels, odd; 1 switches it off.
-
-    The paper says "a median filter"; 5 is what code of the same group does."""
-
-    prior_quantile: float = 0.0
-    """Scores of voxels darker than this quantile of the volume, background included, become 0: the
-    prior that lesions are bright (0.9 in the comparative study of Meissen 2021, table 2, by its
-    code); 0 switches it off."""
-
-    def __post_init__(self) -> None:
-        """Check the ranges."""
-        check_finite(self, "postprocess.")
-        if self.erosion_iterations is not None and self.erosion_iterations < 0:
-            raise ConfigError(
-                f"erosion_iterations must be >= 0 or None, was {self.erosion_iterations}"
-            )
-        if self.median_size < 1 or self.median_size % 2 == 0:
-            raise ConfigError(f"median_size must be odd and >= 1, was {self.median_size}")
-        if not 0 <= self.prior_quantile < 1:
-            raise ConfigError(f"prior_quantile must be in [0, 1), was {self.prior_quantile}")
-
-    def iterations(self, shape: tuple[int, ...]) -> int:
-        """Return the erosion steps for a volume of `shape` (Z, Y, X)."""
-        if self.erosion_iterations is None:
-            return shape[1] // ROWS_PER_EROSION
-        return self.erosion_iterations
 
 
 def quantise(

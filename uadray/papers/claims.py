@@ -12,7 +12,7 @@ from typing import Literal
 from uadray.config import BENGS_TABLE_1, Experiment, experiment
 from uadray.errors import ConfigError
 from uadray.papers import PAPERS
-from uadray.papers.study import FIGURES
+from uadray.papers.study import figures
 from uadray.strategies import BENGS, STRATEGIES
 
 Direction = Literal["higher", "lower", "no clear winner"]
@@ -99,7 +99,7 @@ class Claim:
     """Why no comparison of two methods can tell, for a claim without contrasts."""
 
     def __post_init__(self) -> None:
-        if unknown := set(self.metrics) - FIGURES:
+        if unknown := set(self.metrics) - figures():
             raise ConfigError(f"claim {self.key}: unknown {sorted(unknown)}")
         if not self.contrasts and not self.why_not:
             raise ConfigError(f"claim {self.key} has neither contrasts nor a reason for none")

@@ -4,11 +4,10 @@ from collections.abc import Sequence
 
 from uadray import files
 from uadray.errors import StoreError
-from uadray.papers.reproduce import PHANTOM_OF, Scale
+from uadray.papers.scales import PHANTOM_OF, Scale
 from uadray.prepare.ingest import prepare_cohort
 from uadray.prepare.layouts import phantom
-from uadray.prepare.splits import SplitConfig
-from uadray.prepare.steps import PrepareConfig
+from uadray.prepare.settings import PrepareConfig, SplitConfig
 from uadray.store import Cohort, open_cohort
 
 FIRST_SEED = 100_000

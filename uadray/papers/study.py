@@ -5,10 +5,14 @@ from dataclasses import dataclass, field
 
 from uadray.config import Experiment
 from uadray.errors import ConfigError
-from uadray.metrics.table import BY_KEY
 
-FIGURES = {*BY_KEY, "seconds_per_slice"}
-"""Names of figures, as an evaluation writes them."""
+
+def figures() -> set[str]:
+    """Names of figures, as an evaluation writes them."""
+    # Here, since the table computes, and the papers' names are imported for help texts.
+    from uadray.metrics.table import BY_KEY
+
+    return {*BY_KEY, "seconds_per_slice"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,7 +93,15 @@ class Study:
         for entry in self.entries:
             if entry.role and entry.role not in roles:
                 raise ConfigError(f"{self.key}: entry {entry.label} names no cohort: {entry.role}")
-            if unknown := set(entry.published) - FIGURES:
+
+    def check_figures(self) -> None:
+        """Refuse figures that no evaluation writes.
+
+        Raises:
+            ConfigError: an entry has one.
+        """
+        for entry in self.entries:
+            if unknown := set(entry.published) - figures():
                 raise ConfigError(f"{self.key}: entry {entry.label} has unknown {sorted(unknown)}")
 
     def experiments(self) -> list[Experiment]:
@@ -125,7 +137,10 @@ class Paper:
         keys = [study.key for study in self.studies]
         if unknown := [w for w in wanted if not any(_names(w, key) for key in keys)]:
             raise ConfigError(f"{self.key} has no {unknown[0]}; known are {', '.join(keys)}")
-        return [s for s in self.studies if not wanted or any(_names(w, s.key) for w in wanted)]
+        found = [s for s in self.studies if not wanted or any(_names(w, s.key) for w in wanted)]
+        for study in found:
+            study.check_figures()
+        return found
 
     def study(self, key: str) -> Study:
         """One of them.

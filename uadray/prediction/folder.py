@@ -15,7 +15,8 @@ from uadray.prediction import lists, outputs, pages, places
 from uadray.prediction.inputs import Item
 from uadray.prediction.model import Model
 from uadray.prediction.model_folder import open_model
-from uadray.prediction.scan import PredictConfig, predict_scan
+from uadray.prediction.scan import predict_scan
+from uadray.prediction.settings import PredictConfig
 from uadray.prepare.layouts import LeftOut, Scan
 from uadray.prepare.layouts.listing import printable
 from uadray.store import storage_errors

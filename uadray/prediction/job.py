@@ -19,7 +19,8 @@ from uadray.prediction.folder import (
 from uadray.prediction.inputs import Item, find_items
 from uadray.prediction.model import Model
 from uadray.prediction.model_folder import open_model
-from uadray.prediction.scan import PredictConfig, choose_threshold
+from uadray.prediction.scan import choose_threshold
+from uadray.prediction.settings import PredictConfig
 from uadray.progress import Progress
 
 

@@ -4,7 +4,6 @@ The scan goes through the preparation that the model's cohort is recorded with, 
 post-processed by the functions of the evaluation, and the results go back the way it came.
 """
 
-import math
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
@@ -16,68 +15,24 @@ import torch
 from numpy.typing import NDArray
 
 from uadray import files
-from uadray.errors import ConfigError, PredictError, ScanError
+from uadray.errors import PredictError, ScanError
 from uadray.evaluation.protocols import EvaluateConfig
 from uadray.evaluation.scoring import clean, detect, slices
-from uadray.metrics.components import neighbours
+from uadray.metrics.components import drop_components, neighbours
 from uadray.metrics.postprocess import dequantise, findable
 from uadray.prediction.healthy import mean_inside
 from uadray.prediction.inputs import check_modality, named_modalities
 from uadray.prediction.model import FrozenThreshold, Model
-from uadray.prepare.geometry import (
-    BRAIN_THRESHOLD,
-    DOUBT,
-    Volume,
-    to_scanner,
-    voxel_ml,
-    voxel_sizes,
-)
+from uadray.prediction.settings import PredictConfig
+from uadray.prepare.geometry import BRAIN_THRESHOLD, Volume, to_scanner, voxel_ml, voxel_sizes
 from uadray.prepare.identity import digest_of, look_at
 from uadray.prepare.layouts import PHANTOM_SCHEME, Scan
 from uadray.prepare.layouts.scans import stem
 from uadray.prepare.masks import read_share
 from uadray.prepare.nifti import RawImage
-from uadray.prepare.register import Registration
-from uadray.prepare.skull import SkullStrip
-from uadray.prepare.steps import PrepareConfig, PreparedVolume, prepare_scan
+from uadray.prepare.settings import DOUBT
+from uadray.prepare.steps import PreparedVolume, prepare_scan
 from uadray.store import software_versions
-
-
-@dataclass(frozen=True, kw_only=True)
-class PredictConfig:
-    """How scans are predicted; by default as the model's cohort was prepared and evaluated."""
-
-    threshold: float | None = None
-    """What is proposed as lesion, in the method's units, instead of the frozen threshold."""
-    threshold_from: str = ""
-    """Name of the cohort whose frozen threshold to take, where the run has several."""
-    map_only: bool = False
-    """Propose nothing: no threshold is needed."""
-    skull_strip: SkullStrip | None = None
-    """How the brain is separated from the rest; as the cohort's by default. A scan with its skull
-    needs `deepbet` or `robex`, or a brain mask."""
-    grow_extent: bool | None = None
-    """As in prepare; as the cohort's by default."""
-    max_cut: float | None = None
-    """As in prepare; as the cohort's by default."""
-    min_brain_ml: float | None = None
-    """As in prepare; as the cohort's by default."""
-    register: Registration | None = None
-    """As in prepare; as the cohort's by default. `rigid` turns a tilted scan to the template's
-    pose for the model, and its maps come back on the scan's own grid."""
-    ignore_names: bool = False
-    """Take a scan for one of the model's modality whatever its file's name says."""
-
-    def __post_init__(self) -> None:
-        """Check the ranges; the model knows those of its scores and of its preparation."""
-        if self.threshold is not None and not math.isfinite(self.threshold):
-            raise ConfigError(f"threshold must be a finite score, was {self.threshold}")
-
-    def prepare(self, recorded: PrepareConfig) -> PrepareConfig:
-        """The recorded preparation with what is to be otherwise."""
-        names = ("skull_strip", "grow_extent", "max_cut", "min_brain_ml", "register")
-        given = {name: getattr(self, name) for name in names}
-        return replace(recorded, **{k: v for k, v in given.items() if v is not None})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -343,7 +298,7 @@ def _score(
     levels = np.zeros(brain.shape, np.uint16)
     levels[cut] = clean(scores, image[0].numpy(), brain, model.detector.score_range, settings, name)
     opened = np.zeros(brain.shape, np.uint16)
-    opened[cut] = settings.components.open(levels[cut])
+    opened[cut] = drop_components(levels[cut], settings.components)
     clock.mark("postprocess")
     return _Scored(
         levels=levels,

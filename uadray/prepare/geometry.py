@@ -21,19 +21,14 @@ import scipy.ndimage as ndi
 from nibabel import orientations
 from threadpoolctl import ThreadpoolController
 
-from uadray.errors import ConfigError, ScanError
+from uadray.errors import ScanError
+from uadray.prepare.settings import MAX_EXTENT_MM, Extent
 
 AXES = ("left_right", "posterior_anterior", "inferior_superior")
 """Names of the axes of a canonical volume, X, Y and Z."""
 
 BRAIN_THRESHOLD = 0.5
 """A voxel is brain where at least this share of it is."""
-
-MAX_EXTENT_MM = 1000.0
-"""Largest edge of the box that brains are padded to."""
-
-DOUBT = "doubt: "
-"""How a note begins that somebody should look at, on the quality page for instance."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,39 +63,6 @@ class Volume:
     def spacing(self) -> np.ndarray:
         """Edge lengths of a voxel in mm, (3,)."""
         return voxel_sizes(self.affine)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Extent:
-    """The box that every brain is padded to, in mm (Bengs 2021, section 2.1).
-
-    The paper gives 191 x 158 x 163 without naming the axes; only this order of them fits a brain.
-    """
-
-    left_right: float = 158.0
-    """mm."""
-    posterior_anterior: float = 191.0
-    """mm."""
-    inferior_superior: float = 163.0
-    """mm."""
-
-    def __post_init__(self) -> None:
-        if not all(0 < mm <= MAX_EXTENT_MM for mm in self.mm):
-            raise ConfigError(
-                f"the extent must be above 0 and at most {MAX_EXTENT_MM:g} mm along each axis, was "
-                f"{' x '.join(f'{mm:g}' for mm in self.mm)} (left-right, posterior-anterior, "
-                "inferior-superior)"
-            )
-
-    @property
-    def mm(self) -> np.ndarray:
-        """In the order of the axes X, Y and Z."""
-        return np.array([self.left_right, self.posterior_anterior, self.inferior_superior])
-
-    def voxels(self, spacing: float) -> tuple[int, int, int]:
-        """Voxels of that edge length along X, Y and Z."""
-        x, y, z = np.maximum(1, np.rint(self.mm / spacing)).astype(int).tolist()
-        return x, y, z
 
 
 def voxel_sizes(affine: np.ndarray) -> np.ndarray:

@@ -10,7 +10,6 @@ import shlex
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 import ray
@@ -22,8 +21,9 @@ from uadray.prepare.identity import Source, digest_of, is_unchanged
 from uadray.prepare.layouts import PHANTOM_SCHEME, LeftOut, Scan
 from uadray.prepare.layouts.listing import printable
 from uadray.prepare.plan import Rows, make_plan, planned_scans, sources, subject_of
-from uadray.prepare.splits import SplitConfig, split_scans
-from uadray.prepare.steps import PrepareConfig, PreparedVolume, prepare_scan
+from uadray.prepare.settings import MAX_FAILURES, PrepareConfig, Redo, SplitConfig, check_numbers
+from uadray.prepare.splits import split_scans
+from uadray.prepare.steps import PreparedVolume, prepare_scan
 from uadray.progress import Progress
 from uadray.store import (
     Cohort,
@@ -41,11 +41,6 @@ from uadray.store import (
 
 _log = logging.getLogger(__name__)
 
-Redo = Literal["quarantined", "changed", "damaged"]
-"""Which scans of a sealed cohort are prepared again."""
-
-MAX_FAILURES = 0.25
-"""More than this share of unusable scans is a wrong folder or setting, not bad luck."""
 
 NAMED = 8
 """Scans that a message names; of more it says how many."""
@@ -117,18 +112,6 @@ def prepare_cohort(
         limit = _Limit(writer=writer, total=len(rows), share=max_failures)
         _fill(writer, rows, contents, config, limit, workers)
         return _with_left_out(writer.seal(), left_out)
-
-
-def check_numbers(*, seed: int, workers: int | None) -> None:
-    """Refuse a seed or a number of workers that cannot be.
-
-    Raises:
-        ConfigError: it is out of its range.
-    """
-    if seed < 0:
-        raise ConfigError(f"seed must be >= 0, was {seed}")
-    if workers is not None and workers < 1:
-        raise ConfigError(f"workers must be >= 1, was {workers}; leave it out for all CPUs")
 
 
 def _with_left_out(cohort: Cohort, left_out: Sequence[LeftOut]) -> Cohort:

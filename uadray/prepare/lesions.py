@@ -11,7 +11,6 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
-from typing import Any, Literal
 
 import numpy as np
 import scipy.ndimage as ndi
@@ -26,18 +25,7 @@ from uadray.prepare.layouts.scans import find_files, stem
 from uadray.prepare.lesion_shapes import depth_mm, keep_components, push_outward
 from uadray.prepare.read import read_nifti
 from uadray.prepare.register import register_to_mni
-
-LesionKind = Literal["stroke", "tumour", "ms"]
-"""`stroke` changes all of the outline alike; `tumour` has a core in a graded rim of oedema and can
-push the tissue around it aside; `ms` keeps some of the components of a mask that has many."""
-
-Contrast = Literal["t1-dark", "t1-bright", "flair-bright"]
-"""On which scans, and whether lesions are darker or brighter than their tissue."""
-
-Placement = Literal["mni152", "template", "headers"]
-"""How masks find their place. `mni152`: they are in MNI space, and the brain is registered to it.
-`template`: they are in the space of the brain `template*.nii.gz` beside them, without its skull,
-which is registered to MNI152 as well. `headers`: they and the scan share their millimetres."""
+from uadray.prepare.settings import LesionConfig, Placement, number
 
 MODALITIES = {
     "t1-dark": ("T1w", "T1ce"),
@@ -46,109 +34,9 @@ MODALITIES = {
 }
 """Scans that a contrast makes sense on."""
 
-CHANGES: dict[tuple[LesionKind, Contrast], tuple[float, float]] = {
-    ("stroke", "t1-dark"): (0.12, 0.45),
-    ("stroke", "t1-bright"): (0.12, 0.45),
-    ("stroke", "flair-bright"): (0.2, 0.6),
-    ("tumour", "t1-dark"): (0.15, 0.45),
-    ("tumour", "t1-bright"): (0.15, 0.45),
-    ("tumour", "flair-bright"): (0.25, 0.7),
-    ("ms", "t1-dark"): (0.08, 0.3),
-    ("ms", "t1-bright"): (0.08, 0.3),
-    ("ms", "flair-bright"): (0.2, 0.5),
-}
-"""Smallest and largest share by which intensities change, by kind and contrast.
-
-Those of ms are measured: in two patients of MSLUB the lesions of 30 voxels and more are 18 to 49 %
-brighter on FLAIR and up to 29 % darker on T1 than the tissue 2 to 5 mm around them."""
 
 FULL_PERCENTILE = 99.9
 """Of the brain's intensities: lesions become no brighter than this."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class LesionConfig:
-    """How semi-synthetic lesions look.
-
-    The defaults are set so that intensity alone does not solve the task: filling a stroke's mask
-    with dark tissue does (1 - x reaches a Dice of 0.7), and a cohort that raw intensity solves
-    measures nothing. None takes what suits the kind, see `resolved`.
-    """
-
-    lesion_kind: LesionKind = "stroke"
-    """What the masks are made into."""
-    contrast: Contrast = "t1-dark"
-    """On which scans, and whether darker or brighter."""
-    placement: Placement = "mni152"
-    """How masks find their place."""
-    lesion_seed: int = 0
-    """Decides side, change and texture of every lesion, with the scan's id."""
-    min_change: float | None = None
-    """Least share of its intensity that tissue loses or gains, mean over the lesion (a tumour: its
-    core), drawn per lesion, in (0, 1)."""
-    max_change: float | None = None
-    """Largest such share, in (0, 1)."""
-    texture_mm: float | None = None
-    """Standard deviation of the smoothing that makes the texture: 4, for ms 2."""
-    texture_strength: float = 0.35
-    """Standard deviation of the texture relative to its mean; it is cut at 0.2 and 1.8."""
-    border_mm: float | None = None
-    """Standard deviation of the soft border: 1.5, for ms 0.7."""
-    flip_probability: float = 0.5
-    """Share of the lesions that change sides, in [0, 1]."""
-    rim_mm: float | None = None
-    """Width of a tumour's oedema inside its outline: 10, at most half of its depth."""
-    rim_change: float = 0.35
-    """Change at the rim's outer edge relative to the core's, in [0, 1]."""
-    mass_effect_mm: float | None = None
-    """How far the tissue at a lesion's border is pushed outward: 4 for tumours, else 0; at most 8.
-    Half of it at the least is drawn."""
-    min_kept: float = 0.5
-    """Least share of a mask's components that an ms lesion keeps, in (0, 1]; drawn per lesion."""
-    min_inside: float = 0.2
-    """A scan is refused where a smaller share of its lesion's volume lies in the brain."""
-
-    def __post_init__(self) -> None:
-        one = self.resolved()
-        low, high = _number(one.min_change), _number(one.max_change)
-        if not 0 < low <= high < 1:
-            raise ConfigError(
-                f"min_change and max_change must be 0 < min <= max < 1, were {low} and {high}"
-            )
-        for name, value, low, high in (
-            ("texture_mm", one.texture_mm, 0.5, 50),
-            ("texture_strength", one.texture_strength, 0, 1),
-            ("border_mm", one.border_mm, 0, 10),
-            ("flip_probability", one.flip_probability, 0, 1),
-            ("rim_mm", one.rim_mm, 0, 50),
-            ("rim_change", one.rim_change, 0, 1),
-            ("mass_effect_mm", one.mass_effect_mm, 0, 8),
-            ("min_kept", one.min_kept, 0.01, 1),
-            ("min_inside", one.min_inside, 0, 1),
-        ):
-            if value is None or not low <= value <= high:
-                raise ConfigError(f"{name} must be in [{low}, {high}], was {value}")
-
-    def resolved(self) -> "LesionConfig":
-        """The same with a number for each None."""
-        low, high = CHANGES[self.lesion_kind, self.contrast]
-        tumour, ms = self.lesion_kind == "tumour", self.lesion_kind == "ms"
-        suits: dict[str, Any] = {
-            "min_change": low,
-            "max_change": high,
-            "texture_mm": 2.0 if ms else 4.0,
-            "border_mm": 0.7 if ms else 1.5,
-            "rim_mm": 10.0 if tumour else 0.0,
-            "mass_effect_mm": 4.0 if tumour else 0.0,
-        }
-        missing = {name: value for name, value in suits.items() if getattr(self, name) is None}
-        return replace(self, **missing) if missing else self
-
-
-def _number(value: float | None) -> float:
-    """A setting of a resolved configuration."""
-    assert value is not None
-    return value
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -344,7 +232,7 @@ def insert_lesion(
     look = config.resolved()
     rng = np.random.default_rng(list(seed))
     flip = bool(rng.random() < look.flip_probability)
-    change = rng.uniform(_number(look.min_change), _number(look.max_change))
+    change = rng.uniform(number(look.min_change), number(look.max_change))
     notes = [f"semi-synthetic {look.lesion_kind} from {mask.name or 'a mask'}"]
     notes += ["sides flipped"] if flip else []
     notes += [f"{look.contrast} by {change:.0%}"]
@@ -353,11 +241,11 @@ def insert_lesion(
         mask = replace(mask, share=kept)
         notes += [f"{num} of {count} components"]
     mapped = _map_onto(volume, mask, flip, look.placement)
-    if push := _number(look.mass_effect_mm):
+    if push := number(look.mass_effect_mm):
         push *= rng.uniform(0.5, 1.0)
         volume = push_outward(volume, mapped, push)
         notes += [f"pushes by up to {push:.1f} mm"]
-    soft = ndi.gaussian_filter(mapped, _number(look.border_mm) / volume.spacing) * volume.brain
+    soft = ndi.gaussian_filter(mapped, number(look.border_mm) / volume.spacing) * volume.brain
     truth = soft > 0.5
     _check_place(volume, mask, np.maximum(truth, mapped * volume.brain), look.min_inside)
     if not truth.any():
@@ -365,9 +253,9 @@ def insert_lesion(
         truth[best] = True
         notes += [f"no voxel is lesion to 0.5: the one that is most so ({soft[best]:.2g}) is kept"]
     if look.lesion_kind == "tumour":
-        soft *= _grade(mapped, volume.spacing, _number(look.rim_mm), look.rim_change)
+        soft *= _grade(mapped, volume.spacing, number(look.rim_mm), look.rim_change)
     noise = rng.standard_normal(volume.image.shape, dtype=np.float32)
-    texture = ndi.gaussian_filter(noise, _number(look.texture_mm) / volume.spacing)
+    texture = ndi.gaussian_filter(noise, number(look.texture_mm) / volume.spacing)
     texture *= look.texture_strength / max(float(texture[truth].std()), 1e-6)
     texture = np.clip(1.0 + texture - float(texture[truth].mean()), 0.2, 1.8)
     amount = soft * np.clip(change * texture, 0.0, 0.9)

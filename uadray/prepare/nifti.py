@@ -24,7 +24,7 @@ from nibabel.orientations import axcodes2ornt
 
 from uadray import files
 from uadray.errors import ScanError
-from uadray.prepare.geometry import DOUBT, voxel_sizes
+from uadray.prepare.geometry import voxel_sizes
 from uadray.prepare.headers import (
     PLACING,
     begin_of_voxels,
@@ -35,6 +35,7 @@ from uadray.prepare.headers import (
     qform_of,
 )
 from uadray.prepare.layouts.listing import is_special
+from uadray.prepare.settings import DOUBT
 
 MIN_VOXEL_MM, MAX_VOXEL_MM = 0.1, 10.0
 """Edge lengths that a scan of a head can have; outside, its header is wrong."""

@@ -12,8 +12,8 @@ from uadray.config import to_json
 from uadray.prepare.identity import Source, look_at
 from uadray.prepare.layouts import PHANTOM_SCHEME, Scan
 from uadray.prepare.layouts.listing import printable
-from uadray.prepare.splits import SplitConfig
-from uadray.prepare.steps import PrepareConfig, PreparedVolume, record
+from uadray.prepare.settings import PrepareConfig, SplitConfig
+from uadray.prepare.steps import PreparedVolume, record
 from uadray.store import Split, Subject
 
 Rows = Sequence[tuple[Scan, Split]]

@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import lru_cache
-from typing import Literal
 
 import nibabel as nib
 import numpy as np
@@ -11,18 +10,9 @@ import scipy.ndimage as ndi
 import SimpleITK as sitk
 
 from uadray.errors import ScanError
-from uadray.prepare.geometry import (
-    BRAIN_THRESHOLD,
-    Extent,
-    Volume,
-    brain_box,
-    fit_extent,
-    voxel_sizes,
-)
+from uadray.prepare.geometry import BRAIN_THRESHOLD, Volume, brain_box, fit_extent, voxel_sizes
 from uadray.prepare.intensity import one_thread
-
-Registration = Literal["none", "rigid", "mni152"]
-"""How brains are registered: not at all, turned to the template's pose, or by an affine to it."""
+from uadray.prepare.settings import Extent
 
 MARGIN = 4
 """Voxels around a brain that was turned."""

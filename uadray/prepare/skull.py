@@ -12,17 +12,15 @@ from dataclasses import replace
 from functools import lru_cache
 from importlib import import_module
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import nibabel as nib
 import numpy as np
 
 from uadray.errors import ConfigError, ScanError
-from uadray.prepare.geometry import DOUBT, Volume, voxel_ml
+from uadray.prepare.geometry import Volume, voxel_ml
 from uadray.prepare.intensity import CONTRAST, contrast_of, power_to
-
-SkullStrip = Literal["auto", "none", "mask", "deepbet", "robex", "robex-if-needed"]
-"""How the brain is separated from the rest; see `PrepareConfig.skull_strip`."""
+from uadray.prepare.settings import DOUBT, SkullStrip
 
 TOOLS = ("deepbet", "robex")
 """The ways that look for the brain themselves, whatever mask comes with the scan."""

@@ -5,13 +5,12 @@ All functions are pure: they depend on the set of scans and the seed, not on the
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 
 from uadray.errors import ConfigError, NoScanFoundError
 from uadray.prepare.layouts import Scan
+from uadray.prepare.settings import PRESETS, Preset, Selection, SplitConfig
 from uadray.store import Split
 
 HEALTHY: tuple[Split, Split] = ("train", "validation")
@@ -19,65 +18,6 @@ HEALTHY: tuple[Split, Split] = ("train", "validation")
 
 LESIONED: tuple[Split, Split] = ("threshold", "test")
 """Parts of a cohort with lesions: where thresholds are fitted, and where they are tested."""
-
-
-Preset = Literal["none", "bengs2021"]
-"""A paper whose counts are taken."""
-
-PRESETS: dict[Preset, dict[str, tuple[int, int]]] = {
-    "bengs2021": {
-        "healthy": (1807, 201),
-        "tumour": (133, 202),
-        "stroke": (121, 183),
-    }
-}
-"""Subjects in the parts, in their order, by kind of cohort (Bengs 2021, section 2.1)."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class SplitConfig:
-    """How large the parts are, in subjects."""
-
-    validation_share: float = 0.1
-    """Of a healthy cohort (section 2.1: 201 of 2008)."""
-    threshold_share: float = 0.4
-    """Of a cohort with lesions (section 2.1: 133 of 335 and 121 of 304); 0 tests all of it."""
-    split_count: int | None = None
-    """Subjects in the validation part, or the threshold part, instead of the share; of a cohort
-    with lesions it may be 0, which tests all of it."""
-    preset: Preset = "none"
-    """`bengs2021`: the paper's counts, for cohorts of its sizes: 2008 healthy subjects are split
-    into 1807 and 201, 335 with tumours into 133 and 202, 304 with strokes into 121 and 183."""
-
-    def __post_init__(self) -> None:
-        if self.preset != "none" and self.split_count is not None:
-            raise ConfigError("preset and split_count both say how large the parts are: give one")
-        if self.split_count is not None and self.split_count < 0:
-            raise ConfigError(f"split_count must be >= 0, was {self.split_count}")
-        if not 0 < self.validation_share < 1:
-            raise ConfigError(f"validation_share must be in (0, 1), was {self.validation_share}")
-        if not 0 <= self.threshold_share < 1:
-            raise ConfigError(f"threshold_share must be in [0, 1), was {self.threshold_share}")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Selection:
-    """Which of the scans that a layout finds go into the cohort."""
-
-    include: tuple[str, ...] = ()
-    """Ids of scans or subjects to keep; empty keeps all."""
-    exclude: tuple[str, ...] = ()
-    """Ids of scans or subjects to leave out."""
-    hold_out: int = 0
-    """Subjects set aside for another cohort, drawn by the seed."""
-    held_out: bool = False
-    """Take the subjects set aside instead of the others."""
-    parts: Literal["all", "healthy", "lesioned"] = "all"
-    """`healthy`: only scans without a lesion mask; `lesioned`: only those with one."""
-
-    def __post_init__(self) -> None:
-        if self.hold_out < 0:
-            raise ConfigError(f"hold_out must be >= 0, was {self.hold_out}")
 
 
 def draw_subjects(scans: Sequence[Scan], count: int, seed: int) -> set[str]:

@@ -6,9 +6,9 @@ Each step is a pure function of a `Volume`.
 
 import zlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
@@ -16,8 +16,6 @@ from uadray.config import from_json, to_json
 from uadray.errors import ConfigError, ScanError
 from uadray.phantom import make_subject
 from uadray.prepare.geometry import (
-    DOUBT,
-    Extent,
     Volume,
     brain_best,
     crop_to_brain,
@@ -30,98 +28,20 @@ from uadray.prepare.geometry import (
 )
 from uadray.prepare.intensity import correct_bias, denoise, standardise
 from uadray.prepare.layouts import PHANTOM_SCHEME, Scan
-from uadray.prepare.lesions import LesionConfig, insert_lesion, read_mask
+from uadray.prepare.lesions import insert_lesion, read_mask
 from uadray.prepare.read import is_stripped, load_volume
-from uadray.prepare.register import Registration, register, straighten
-from uadray.prepare.skull import TOOLS, SkullStrip, strip
+from uadray.prepare.register import register, straighten
+from uadray.prepare.settings import (
+    DOUBT,
+    Extent,
+    LesionConfig,
+    PrepareConfig,
+)
+from uadray.prepare.skull import TOOLS, strip
 
 MIN_INSIDE = 0.1
 """Least share of a lesion inside the brain, where no voxel reaches the threshold: of one that lies
 outside no voxel is kept."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class PrepareConfig:
-    """Everything that decides how a scan becomes a volume of the store."""
-
-    shape: tuple[int, int, int] = (64, 64, 64)
-    """(Z, Y, X) of a volume (section 2.1)."""
-    spacing_mm: float = 1.0
-    """Edge length of the isotropic voxels that all steps but the last work on (section 2.1)."""
-    extent: Extent = field(default_factory=Extent)
-    """The box that brains are padded to."""
-    skull_strip: SkullStrip = "auto"
-    """How the brain is separated from the rest. `mask`: by the mask that comes with the scan, which
-    must have one. `none`: the scan is stripped, and brain is what is above 0. `auto`: `mask` where
-    there is one, else `none`. `deepbet` and `robex` look for the brain on T1 scans, whatever mask
-    there is (pip install -e '.[skullstrip]'). `robex-if-needed`: `auto` where a scan has no skull
-    any more, else `robex` (Meissen 2021, section 3.2)."""
-    min_brain_ml: float = 500.0
-    """A smaller brain is refused: its mask has failed, in mL."""
-    max_brain_ml: float = 2500.0
-    """A larger brain is refused: it still has its skull, in mL."""
-    register: Registration = "none"
-    """`mni152` puts all brains on the template's grid by an affine, after the skull stripping
-    (Meissen 2021, section 3.2); `none` leaves each in its own pose (Bengs 2021); `rigid` turns
-    each to the template's pose and leaves its size and shape."""
-    grow_extent: bool = False
-    """Give a brain that is larger than the extent a larger box of the same proportions, which its
-    notes say, instead of refusing it."""
-    max_cut: float = 0.0
-    """Largest share of a brain outside the extent that may be cut off, which its notes say; more
-    is refused."""
-    denoise: bool = True
-    """Curvature flow, as the 2D studies that the paper follows."""
-    denoise_time_step: float = 0.125
-    """Of the curvature flow; the paper names none, both public codes of its line use this."""
-    denoise_iterations: int = 3
-    """Of the curvature flow; likewise."""
-    correct_bias: bool = False
-    """N4 inside the brain; the paper has none."""
-    bias_shrink: int = 4
-    """N4 estimates the bias field on every n-th voxel along each axis, this n."""
-    percentiles: tuple[float, float] = (1.0, 99.0)
-    """Of the intensities inside the brain: they become 0 and 1. The paper says only
-    "standardization"; its authors' later code does this, inside the mask."""
-    mask_threshold: float = 0.5
-    """Least share of a voxel that is lesion where the voxel counts as lesion, in (0, 1]; Meissen
-    2021, section 3.2, has 0.9. A lesion no voxel of which reaches it keeps its best one."""
-    resize: Literal["average", "nearest"] = "average"
-    """How volumes come to their shape, as the last step: by the `average` over the area of each new
-    voxel, or by the `nearest` old voxel (Meissen 2021, by its code)."""
-    lesion: LesionConfig = field(default_factory=LesionConfig)
-    """How semi-synthetic lesions look, in cohorts that have them."""
-
-    def __post_init__(self) -> None:
-        low, high = self.percentiles
-        if not 0 <= low < high <= 100:
-            raise ConfigError(f"percentiles must be 0 <= low < high <= 100, were {low} and {high}")
-        if not 0 < self.mask_threshold <= 1:
-            raise ConfigError(f"mask_threshold must be in (0, 1], was {self.mask_threshold}")
-        if not 0 <= self.min_brain_ml < self.max_brain_ml:
-            raise ConfigError(
-                "min_brain_ml must be in [0, max_brain_ml), were "
-                f"{self.min_brain_ml:g} and {self.max_brain_ml:g}"
-            )
-        if not 0 <= self.max_cut < 1:
-            raise ConfigError(f"max_cut must be in [0, 1), was {self.max_cut}")
-        if self.grow_extent and self.max_cut:
-            raise ConfigError("grow_extent and max_cut exclude each other: choose one")
-        if not 0 < self.denoise_time_step <= 0.25 or self.denoise_iterations < 1:
-            raise ConfigError(
-                "denoise_time_step must be in (0, 0.25] and denoise_iterations >= 1, were "
-                f"{self.denoise_time_step:g} and {self.denoise_iterations}"
-            )
-        if self.bias_shrink < 1:
-            raise ConfigError(f"bias_shrink must be >= 1, was {self.bias_shrink}")
-        if not 0.25 <= self.spacing_mm <= 8:
-            raise ConfigError(f"spacing_mm must be in [0.25, 8], was {self.spacing_mm}")
-        grid = self.extent.voxels(self.spacing_mm)[::-1]
-        if any(not 1 <= n <= most for n, most in zip(self.shape, grid, strict=True)):
-            raise ConfigError(
-                f"shape (Z, Y, X) must be between 1 and {grid}, the extent at {self.spacing_mm} "
-                f"mm, was {self.shape}: volumes are never enlarged"
-            )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -19,8 +19,8 @@ from zarr.codecs import BloscCodec
 
 from uadray import files, npz
 from uadray.errors import EvaluationError
-from uadray.metrics.components import ComponentConfig
 from uadray.metrics.counts import NUM_LEVELS, CohortCounts, SubjectCounts
+from uadray.metrics.settings import ComponentConfig
 from uadray.runs.checkpoint import weights_digest
 from uadray.runs.folder import Run
 from uadray.store import Cohort, open_array, storage_errors, zarr_store

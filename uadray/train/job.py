@@ -21,10 +21,11 @@ from uadray.runs.detector import build_detector
 from uadray.runs.folder import Run
 from uadray.store import Cohort
 from uadray.train.fit import healthy_reconstruction
-from uadray.train.group import ScaleConfig, fit_group
+from uadray.train.group import fit_group
+from uadray.train.settings import ScaleConfig, TrackConfig
 from uadray.train.steps import Metrics, World
 from uadray.train.summary import summarise
-from uadray.train.track import TrackConfig, prepared
+from uadray.train.track import prepared
 from uadray.train.worker import fit_worker
 
 

@@ -5,7 +5,7 @@ import types
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,22 +13,10 @@ from uadray import files
 from uadray.config import flat, to_json
 from uadray.errors import ConfigError
 from uadray.runs.folder import Run
+from uadray.train.settings import TrackConfig
 
 Follow = Callable[[dict[str, Any]], None]
 """Takes the record of an epoch."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrackConfig:
-    """Where else the epochs of a fit are shown."""
-
-    tensorboard: bool = False
-    """Write event files to `tensorboard/` in the run folder, which must be local then."""
-    mlflow: str = ""
-    """Tracking URI of an MLflow to write to, such as `sqlite:///mlflow.db` or `http://HOST:5000`;
-    empty for none."""
-    mlflow_experiment: str = "uadray"
-    """Name of the MLflow experiment that the run belongs to."""
 
 
 def prepared(config: TrackConfig) -> TrackConfig:

@@ -16,8 +16,9 @@ from uadray.runs.folder import EPOCHS, Run
 from uadray.store import Cohort
 from uadray.train.fit import Fit
 from uadray.train.precision import reduced_precision
+from uadray.train.settings import TrackConfig
 from uadray.train.steps import Metrics, World
-from uadray.train.track import TrackConfig, tracked
+from uadray.train.track import tracked
 
 
 def fit_worker(

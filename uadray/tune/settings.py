@@ -6,10 +6,9 @@ All of it decides which trials there are and when they end; none of it decides w
 from dataclasses import dataclass
 from typing import Literal
 
-from uadray.data.stream import READ_CPUS
+from uadray.data.settings import READ_CPUS
 from uadray.errors import ConfigError
 from uadray.methods.settings import check_finite
-from uadray.metrics.table import BY_KEY
 
 RECONSTRUCTION = "validation/reconstruction"
 """The record of an epoch that healthy reconstruction is under."""
@@ -17,7 +16,8 @@ RECONSTRUCTION = "validation/reconstruction"
 ObjectiveName = Literal["reconstruction", "dice", "auprc"]
 """What trials are compared by."""
 
-_METRICS = {"dice": BY_KEY["dice_d"], "auprc": BY_KEY["auprc"]}
+_METRICS = {"dice": "dice_d", "auprc": "auprc"}
+"""Keys of the metrics behind them."""
 
 USES_LABELS = "uses labels"
 """Stands wherever trials were compared by lesion masks."""
@@ -119,7 +119,7 @@ class SweepConfig:
         """The objective as tables name it."""
         if not self.uses_labels:
             return "healthy L1"
-        return f"{_METRICS[self.objective].head} ({USES_LABELS})"
+        return f"{self._metric()} ({USES_LABELS})"
 
     @property
     def sign(self) -> int:
@@ -131,7 +131,14 @@ class SweepConfig:
         if not self.uses_labels:
             return "trials are compared by the reconstruction of healthy volumes, without a label"
         cohort = self.labelled.rstrip("/").rsplit("/", 1)[-1].removesuffix(".zarr")
-        metric = _METRICS[self.objective].head
         return (
-            f"trials are compared by {metric} on the threshold part of {cohort}: this {USES_LABELS}"
+            f"trials are compared by {self._metric()} on the threshold part of {cohort}: this "
+            f"{USES_LABELS}"
         )
+
+    def _metric(self) -> str:
+        """The metric of an objective that uses labels, as tables name it."""
+        # Here, since the table computes, and settings are imported for help texts.
+        from uadray.metrics.table import BY_KEY
+
+        return BY_KEY[_METRICS[self.objective]].head

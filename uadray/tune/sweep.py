@@ -19,7 +19,7 @@ from rich.console import Console
 
 from uadray import cluster, files
 from uadray.config import Experiment, learns
-from uadray.data.stream import READ_CPUS
+from uadray.data.settings import READ_CPUS
 from uadray.errors import CheckpointError, ConfigError, RunError
 from uadray.evaluation.inputs import refuse
 from uadray.lock import hold
@@ -27,8 +27,9 @@ from uadray.results import refuse_inside
 from uadray.runs.folder import SWEEP, Run
 from uadray.runs.learned import compare_cohorts
 from uadray.store import Cohort, open_cohort
+from uadray.train.settings import TrackConfig
 from uadray.train.summary import summarise
-from uadray.train.track import TrackConfig, prepared
+from uadray.train.track import prepared
 from uadray.tune import population as pbt
 from uadray.tune.asha import asha
 from uadray.tune.live_table import Watch

@@ -7,15 +7,15 @@ import torch
 from ray import tune
 
 from uadray.config import learns
-from uadray.data.stream import READ_CPUS, keep_volumes
+from uadray.data.settings import READ_CPUS
+from uadray.data.stream import keep_volumes
 from uadray.errors import RunError, UadrayError
 from uadray.evaluation.inputs import compare
 from uadray.runs.checkpoint import CheckpointStore
 from uadray.runs.folder import Run
 from uadray.store import Cohort
-from uadray.train.group import ScaleConfig
 from uadray.train.job import fit
-from uadray.train.track import TrackConfig
+from uadray.train.settings import ScaleConfig, TrackConfig
 from uadray.tune.labelled import measure_run, measured_at
 from uadray.tune.settings import RECONSTRUCTION, SweepConfig
 from uadray.tune.space import Space

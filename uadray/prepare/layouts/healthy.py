@@ -3,7 +3,6 @@
 import re
 
 from uadray import files
-from uadray.prepare.geometry import DOUBT
 from uadray.prepare.layouts.naming import IXI, OASIS1
 from uadray.prepare.layouts.scans import (
     Scan,
@@ -14,6 +13,7 @@ from uadray.prepare.layouts.scans import (
     nothing_found,
 )
 from uadray.prepare.layouts.tables import TableError, read_table
+from uadray.prepare.settings import DOUBT
 
 IXI_SCANNERS = {
     "Guys": "Guys Philips 1.5T",

@@ -1,0 +1,44 @@
+"""How scans are predicted; nothing here computes, so that a help text imports no torch."""
+
+import math
+from dataclasses import dataclass, replace
+
+from uadray.errors import ConfigError
+from uadray.prepare.settings import PrepareConfig, Registration, SkullStrip
+
+
+@dataclass(frozen=True, kw_only=True)
+class PredictConfig:
+    """How scans are predicted; by default as the model's cohort was prepared and evaluated."""
+
+    threshold: float | None = None
+    """What is proposed as lesion, in the method's units, instead of the frozen threshold."""
+    threshold_from: str = ""
+    """Name of the cohort whose frozen threshold to take, where the run has several."""
+    map_only: bool = False
+    """Propose nothing: no threshold is needed."""
+    skull_strip: SkullStrip | None = None
+    """How the brain is separated from the rest; as the cohort's by default. A scan with its skull
+    needs `deepbet` or `robex`, or a brain mask."""
+    grow_extent: bool | None = None
+    """As in prepare; as the cohort's by default."""
+    max_cut: float | None = None
+    """As in prepare; as the cohort's by default."""
+    min_brain_ml: float | None = None
+    """As in prepare; as the cohort's by default."""
+    register: Registration | None = None
+    """As in prepare; as the cohort's by default. `rigid` turns a tilted scan to the template's
+    pose for the model, and its maps come back on the scan's own grid."""
+    ignore_names: bool = False
+    """Take a scan for one of the model's modality whatever its file's name says."""
+
+    def __post_init__(self) -> None:
+        """Check the ranges; the model knows those of its scores and of its preparation."""
+        if self.threshold is not None and not math.isfinite(self.threshold):
+            raise ConfigError(f"threshold must be a finite score, was {self.threshold}")
+
+    def prepare(self, recorded: PrepareConfig) -> PrepareConfig:
+        """The recorded preparation with what is to be otherwise."""
+        names = ("skull_strip", "grow_extent", "max_cut", "min_brain_ml", "register")
+        given = {name: getattr(self, name) for name in names}
+        return replace(recorded, **{k: v for k, v in given.items() if v is not None})

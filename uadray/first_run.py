@@ -82,8 +82,10 @@ def fitted() -> "list[Run]":
     from uadray.runs.records import find_runs
     from uadray.train.job import fit
 
+    # Where jobs/train.py and jobs/tune.py leave theirs.
+    sweeps = [name for name in files.list_names(folder()) if name.startswith("tune-")]
     try:
-        return find_runs([folder()])[0]
+        return find_runs([files.join(folder(), name) for name in ("fits", *sweeps)])[0]
     except RunError:
         healthy = cohorts()["healthy"]
         return [fit(small(name), healthy, files.join(folder(), "fits", name)) for name in PLAIN]

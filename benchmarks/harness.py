@@ -98,7 +98,7 @@ class Row:
         if not self.goal or self.value is None:
             return None
         sign, bound = self.goal.split()
-        return self.value <= float(bound) if sign == "<=" else self.value >= float(bound)
+        return bool(self.value <= float(bound) if sign == "<=" else self.value >= float(bound))
 
 
 def arguments() -> argparse.ArgumentParser:

@@ -5,14 +5,14 @@ is computed with everyone, and again without each person and all their scans (th
 far it moves gives its variance. That costs one more pass a person, holds for a ratio of sums as
 for an area under a curve, and two methods evaluated on the same people pair person by person.
 
-Three sources of chance add up, each with its degrees of freedom (Satterthwaite):
+Three sources of chance add up:
 
 - people: the jackknife. Its degrees of freedom follow how unevenly people weigh: where a few large
   lesions decide a figure, a hundred people tell no more about it than those few.
-- fits: the variance of the fits that differ in the seed alone, where there are several. One fit of
-  a method that depends on a seed says nothing of the next one.
-- the threshold: that of the figure over thresholds refitted on resamples of the people that it was
-  fitted on.
+- fits: the variance of the fits that differ in the seed alone, where there are several, with degrees
+  of freedom of its own (Satterthwaite). One fit of a method says nothing of the next seed.
+- the threshold: the variance of the figure over thresholds refitted on resamples of the people that
+  it was fitted on, added to that over people.
 
 `python -m benchmarks.coverage` measures what the intervals cover and how often the tests are wrong.
 """
@@ -97,6 +97,10 @@ class Spread:
     variance: float
     df: float
 
+    def widened(self, variance: float) -> "Spread":
+        """With a further variance over people; degrees of freedom stay, or it could be narrower."""
+        return Spread(variance=self.variance + variance, df=self.df)
+
     @property
     def half_width(self) -> float:
         """Of the 95 % interval."""
@@ -146,8 +150,8 @@ def interval(*cohorts: Fits) -> tuple[float, float] | None:
     # What the jackknife says of the bias: a ratio of few sums is a little low or high.
     bias = sum((len(one) - 1) * (one.mean() - change(value)) for one in moved)
     each = np.mean([one.values[:, 0] for one in cohorts], axis=0)
-    parts = [people, _over_fits(each * slope)]
-    parts += [_scaled(_over_refits(one.refits), (slope / num) ** 2) for one in cohorts]
+    refits = sum(_over_refits(one.refits) for one in cohorts) * (slope / num) ** 2
+    parts = [people.widened(refits), _over_fits(each * slope)]
     half, centre = _sum(parts).half_width, change(value) - bias
     return float(back(centre - half)), float(back(centre + half))
 
@@ -181,17 +185,18 @@ def difference(
     paired = paired and ours.refits.shape[1] == theirs.refits.shape[1]  # type: ignore[union-attr]
     if paired:
         means = [np.mean(one.refits, axis=0) for one in (ours, theirs)]  # type: ignore[arg-type]
-        refits = [_over_refits((means[0] - means[1])[None])]
+        refits = _over_refits((means[0] - means[1])[None])
     else:
-        refits = [_over_refits(ours.refits), _over_refits(theirs.refits)]
-    total = _sum([people, *fits, *refits])
+        refits = _over_refits(ours.refits) + _over_refits(theirs.refits)
+    people = people.widened(refits)
+    total = _sum([people, *fits])
     exchanged = _exchange(*counts) if counts is not None else _exchange_moves(gap)
     t = gap[0] / np.sqrt(total.variance)
     return Difference(
         value=float(gap[0]),
         bounds=(float(gap[0] - total.half_width), float(gap[0] + total.half_width)),
         p=max(2 * float(scipy.stats.t.sf(abs(t), total.df)), exchanged),
-        over_people=people.variance + sum(one.variance for one in refits),
+        over_people=people.variance,
         over_fits=sum(one.variance for one in fits),
     )
 
@@ -290,19 +295,11 @@ def _over_fits(values: Values) -> Spread:
     return Spread(variance=float(values.var(ddof=1)) / len(values), df=len(values) - 1.0)
 
 
-def _over_refits(values: Values | None) -> Spread:
-    """Of the mean over fits, with (S, B) refitted thresholds; NaN among them are left out."""
-    if values is None:
-        return Spread(variance=0.0, df=1.0)
-    means = values.mean(axis=0)
+def _over_refits(values: Values | None) -> float:
+    """Variance of the mean over fits, with (S, B) refitted thresholds; NaN are left out."""
+    means = np.empty(0) if values is None else values.mean(axis=0)
     means = means[np.isfinite(means)]
-    if len(means) < 2:
-        return Spread(variance=0.0, df=1.0)
-    return Spread(variance=float(means.var(ddof=1)), df=len(means) - 1.0)
-
-
-def _scaled(spread: Spread, factor: float) -> Spread:
-    return Spread(variance=spread.variance * factor, df=spread.df)
+    return float(means.var(ddof=1)) if len(means) > 1 else 0.0
 
 
 def _sum(parts: Sequence[Spread]) -> Spread:

@@ -9,7 +9,7 @@ Three sources of chance add up:
 
 - people: the jackknife. Its degrees of freedom follow how unevenly people weigh: where a few large
   lesions decide a figure, a hundred people tell no more about it than those few.
-- fits: the variance of the fits that differ in the seed alone, where there are several, with degrees
+- fits: the variance of the fits that differ in the seed alone, where there are several, on degrees
   of freedom of its own (Satterthwaite). One fit of a method says nothing of the next seed.
 - the threshold: the variance of the figure over thresholds refitted on resamples of the people that
   it was fitted on, added to that over people.

@@ -853,12 +853,6 @@ class TestJob:
         assert str(out) in done.stdout
         assert out.is_file()
 
-    def test_no_run_is_refused_before_anything_is_read(self, tmp_path: Path) -> None:
-        done = self.run("--out", str(tmp_path / "r.html"))
-        assert done.returncode == 2
-        assert "no run named" in done.stderr
-        assert not list(tmp_path.iterdir())
-
     def test_a_wrong_folder_is_named_without_traceback(self, tmp_path: Path) -> None:
         done = self.run(str(tmp_path / "absent"), "--out", str(tmp_path / "r.html"))
         assert done.returncode == 1

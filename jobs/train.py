@@ -25,7 +25,7 @@ import tyro
 from uadray import cli, files, first_run
 from uadray.config import BASELINES, BENGS_TABLE_1, OTHERS, Experiment, experiment, learns
 from uadray.errors import ConfigError
-from uadray.results import refuse_inside
+from uadray.results import refuse_lost
 from uadray.strategies import keys
 from uadray.train.settings import ScaleConfig, TrackConfig
 
@@ -69,7 +69,7 @@ def main() -> None:
         config=(tyro.conf.AvoidSubcommands,),
     )
     out = job.out or files.join(first_run.folder(), "fits", job.experiment.name)
-    refuse_inside(out, ConfigError)
+    refuse_lost(out, ConfigError)
     from uadray.progress import Progress
     from uadray.store import open_cohort
     from uadray.train.job import fit

@@ -84,7 +84,7 @@ def refuse_lost(out: str, error: type[UadrayError]) -> None:
     """
     if not files.is_remote(out) and _OF_A_JOB in os.path.realpath(out):
         raise error(
-            f"{out} lies in the folder of this job, which Ray removes when the job has ended: give "
+            f"{out} lies in the folder of this job, which does not outlast the job: give "
             "a full path that the nodes share, such as /home/me/runs, or a URL such as "
             "s3://bucket/runs"
         )

@@ -72,7 +72,7 @@ class TestFlow:
             assert (values["num_threshold"], values["num_test"]) == (2, 3)
             assert 0 < values["metrics"]["auprc"] <= 1
             assert f"{values['metrics']['dice_d']:.3f}" in flow.evaluate.out
-            assert values["num_resamples"] == 20
+            assert values["num_refits"] == 20
             assert describe_findable(values["findable"]) in flow.evaluate.out
         assert "under evaluation/s.json" in flow.evaluate.out
         assert plain(flow.evaluate)[-1] == "5 of 5 volumes in " + flow.evaluate.err.split()[-1]

@@ -90,5 +90,5 @@ def test_results_of_a_submitted_job_do_not_vanish(tmp_path, monkeypatch) -> None
         (train.main, ["3D-None", "--out", "runs/fit"]),
         (report.main, ["runs/fit"]),
     ):
-        with pytest.raises(ConfigError, match=r"which Ray removes .* give a full path"):
+        with pytest.raises(ConfigError, match=r"does not outlast the job: give a full path"):
             call(job, *args, monkeypatch=monkeypatch)

@@ -12,6 +12,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from benchmarks.harness import write_between
 from uadray.metrics.table import BY_KEY
 from uadray.papers import PAPERS
 from uadray.papers.claims import (
@@ -28,8 +29,6 @@ from uadray.report.compare import Series, probability
 from uadray.tables import to_markdown
 
 README = Path(__file__).parents[1] / "README.md"
-BEGIN = "<!-- claims: made by python -m benchmarks.claims; edits here are lost -->"
-END = "<!-- end of claims -->"
 
 LATENT = {2: 128, 3: 512}
 """Latent sizes of Bengs 2021, by which kept results of earlier versions are found."""
@@ -142,18 +141,8 @@ def cohort_table(cohort: dict[str, Any]) -> str:
 
 
 def write_readme(sweeps: Sequence[dict[str, Any]]) -> None:
-    """Put the table between its marks in README.md.
-
-    Raises:
-        SystemExit: the marks are not there.
-    """
-    text = README.read_text()
-    before, begin, rest = text.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not begin or not end:
-        raise SystemExit(f"README.md lacks the lines {BEGIN} and {END}")
-    README.write_text(f"{before}{BEGIN}\n\n{readme_table(sweeps)}\n\n{END}{after}")
-    print("README.md")
+    """Put the table between its marks in README.md."""
+    write_between(README, "claims", readme_table(sweeps))
 
 
 def _columns(sweeps: Sequence[dict[str, Any]]) -> dict[str, list[Finding]]:

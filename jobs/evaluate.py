@@ -83,7 +83,7 @@ def main() -> int:
     from uadray.store import open_cohort
 
     if not job.runs:
-        print(first_run.said(first_run.folder(), "RUN ... --cohort COHORT ..."))
+        print(first_run.notice(first_run.folder(), "RUN ... --cohort COHORT ..."))
         phantoms = first_run.cohorts()
         given = tuple(run.url for run in first_run.fitted())
         lesioned = tuple(phantoms[kind].url for kind in first_run.LESIONED)

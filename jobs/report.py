@@ -49,7 +49,7 @@ class Report:
 def main() -> int:
     job = tyro.cli(Report, description=__doc__)
     if not job.runs:
-        print(first_run.said(first_run.folder(), "RUN ... --out PAGE.html"))
+        print(first_run.notice(first_run.folder(), "RUN ... --out PAGE.html"))
         page = job.out or files.join(first_run.folder(), "report.html")
         job = replace(job, runs=tuple(first_run.evaluated()), out=page)
     job = replace(job, out=job.out or "report.html")

@@ -22,7 +22,7 @@ from typing import Annotated
 
 import tyro
 
-from uadray import cli, files, first_run
+from uadray import cli, first_run
 from uadray.config import BASELINES, BENGS_TABLE_1, OTHERS, Experiment, experiment, learns
 from uadray.errors import ConfigError
 from uadray.results import refuse_lost
@@ -40,8 +40,8 @@ class Train:
     """A sealed healthy cohort; a local path or an fsspec URL. For what learns nothing, such as
     HistEq, any cohort, such as the one to test. Phantom brains by default."""
     out: str = ""
-    """The run folder; on storage that all nodes share when there are several. By default beside the
-    phantoms: runs/first-run/fits/NAME, under the home folder in a submitted job."""
+    """The run folder; on storage that all nodes share when there are several. By default
+    runs/COHORT/fits/NAME, first-run for phantoms; under the home folder in a submitted job."""
     scale: ScaleConfig = field(default_factory=ScaleConfig)
     """Workers."""
     track: TrackConfig = field(default_factory=TrackConfig)
@@ -68,7 +68,7 @@ def main() -> None:
         # The name has chosen the method; its settings need no subcommand.
         config=(tyro.conf.AvoidSubcommands,),
     )
-    out = job.out or files.join(first_run.folder(), "fits", job.experiment.name)
+    out = job.out or first_run.out_for(job.cohort, f"fits/{job.experiment.name}")
     refuse_lost(out, ConfigError)
     from uadray.progress import Progress
     from uadray.store import open_cohort
@@ -78,7 +78,7 @@ def main() -> None:
     if job.cohort:
         cohort = open_cohort(job.cohort)
     else:
-        print(first_run.said(first_run.folder(), "--cohort C --out FOLDER"))
+        print(first_run.notice(first_run.folder(), "--cohort C --out FOLDER"))
         cohort = first_run.cohorts()["healthy"]
     epochs = job.experiment.fit.epochs if learns(job.experiment) else 1
     with Progress(total=epochs, what="epochs") as progress:

@@ -49,7 +49,7 @@ class Tune:
     """A sealed healthy cohort; a local path or an fsspec URL. Phantom brains by default."""
     out: str = ""
     """Folder of the sweep; on storage that all nodes share when there are several. By default
-    beside the phantoms: runs/first-run/tune-PRESET, under the home folder in a submitted job."""
+    runs/COHORT/tune-PRESET, first-run for phantoms; under the home folder in a submitted job."""
     evaluate: tuple[str, ...] = ()
     """Lesioned cohorts on which the finished trials are evaluated; phantoms where no cohort is
     given."""
@@ -77,7 +77,7 @@ def main() -> int:
         description=description,
         default=Tune(space=PRESETS[preset]()),
     )
-    out = job.out.rstrip("/") or files.join(first_run.folder(), f"tune-{preset}")
+    out = job.out.rstrip("/") or first_run.out_for(job.cohort, f"tune-{preset}")
     refuse_lost(out, ConfigError)
     from rich.console import Console
 
@@ -93,7 +93,7 @@ def main() -> int:
     from uadray.tune.sweep import sweep
 
     if not job.cohort:
-        print(first_run.said(first_run.folder(), "--cohort C --evaluate L --out FOLDER"))
+        print(first_run.notice(first_run.folder(), "--cohort C --evaluate L --out FOLDER"))
         phantoms = first_run.cohorts()
         given = job.evaluate or tuple(phantoms[kind].url for kind in first_run.LESIONED)
         job = replace(job, cohort=phantoms["healthy"].url, evaluate=given)

@@ -39,6 +39,14 @@ def folder() -> str:
     return "runs/first-run"
 
 
+def out_for(cohort: str, name: str) -> str:
+    """Where results go: among the phantoms, or in a folder named after the cohort that is given."""
+    if not cohort:
+        return files.join(folder(), name)
+    own = cohort.rstrip("/").rsplit("/", 1)[-1].removesuffix(".zarr")
+    return files.join(str(Path(folder()).parent), own, name)
+
+
 def place(kind: str, out: str = "") -> str:
     """Where the cohort of a kind lies."""
     return files.join(out or folder(), f"{kind}.zarr")
@@ -104,7 +112,7 @@ def evaluated() -> list[str]:
     return [run.url for run in runs]
 
 
-def said(out: str, given: str) -> str:
+def notice(out: str, given: str) -> str:
     """The line that says what was taken, and how to give one's own."""
     return (
         f"no cohort given: phantom brains, made in {out} where they are not there yet; {given} "

@@ -85,6 +85,8 @@ def test_results_of_a_submitted_job_do_not_vanish(tmp_path, monkeypatch) -> None
     monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     assert first_run.folder() == str(tmp_path / "home/uadray/first-run")
+    own = first_run.out_for("s3://data/healthy.zarr", "fits/x")
+    assert own == str(tmp_path / "home/uadray/healthy/fits/x")
     for job, args in (
         (tune.main, ["smoke", "--out", "runs/sweep"]),
         (train.main, ["3D-None", "--out", "runs/fit"]),

@@ -58,20 +58,35 @@ def write_page(page: str, text: str) -> None:
     print(f"docs/{page}")
 
 
+def read_between(path: Path, name: str) -> str:
+    """The text between the two comments of a page that name it.
+
+    Raises:
+        SystemExit: the comments are not there.
+    """
+    return _around(path, name)[1].strip()
+
+
 def write_between(path: Path, name: str, text: str) -> None:
     """Put a text between the two comments of a page that name it.
 
     Raises:
         SystemExit: the comments are not there.
     """
-    page, end = path.read_text(), f"<!-- end of {name} -->"
+    before, _, after = _around(path, name)
+    path.write_text(f"{before}\n\n{text}\n\n{after}")
+    print(path.name)
+
+
+def _around(path: Path, name: str) -> tuple[str, str, str]:
+    """The page up to and with the first comment, between the two, and from the second on."""
     begin = f"<!-- {name}: made by python -m benchmarks.{name}; edits here are lost -->"
-    before, marker, rest = page.partition(begin)
-    _, ends, after = rest.partition(end)
+    end = f"<!-- end of {name} -->"
+    before, marker, rest = path.read_text().partition(begin)
+    between, ends, after = rest.partition(end)
     if not marker or not ends:
         raise SystemExit(f"{path.name} lacks the lines {begin} and {end}")
-    path.write_text(f"{before}{begin}\n\n{text}\n\n{end}{after}")
-    print(path.name)
+    return before + marker, between, ends + after
 
 
 @dataclass(frozen=True)

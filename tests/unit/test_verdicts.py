@@ -9,8 +9,6 @@ from fake_runs import write_run
 from rich.table import Table
 
 from benchmarks.claims import (
-    BEGIN,
-    END,
     README,
     cohort_table,
     kept_findings,
@@ -18,6 +16,7 @@ from benchmarks.claims import (
     readme_table,
     results_table,
 )
+from benchmarks.harness import read_between
 from benchmarks.real_use import kept
 from uadray.config import Experiment
 from uadray.papers import BENGS_2021
@@ -190,9 +189,7 @@ def test_of_earlier_versions_the_means_are_compared_and_not_tested() -> None:
 
 
 def test_the_readme_has_the_table_of_the_kept_results() -> None:
-    text = README.read_text()
-    between = text.split(BEGIN)[1].split(END)[0]
-    assert between.strip() == readme_table(kept()), "run python -m benchmarks.claims"
+    assert read_between(README, "claims") == readme_table(kept()), "run python -m benchmarks.claims"
 
 
 def test_a_reproduction_shows_the_claims_of_its_table(tmp_path: Path) -> None:

@@ -157,15 +157,7 @@ def _write(place: str, holder: Holder) -> None:
         living, dead = _living(place)
         if living is not None:
             raise LockedError(_message(place, living))
-        if dead is not None and (taken := _take_over(place, dead, holder)) is not None:
-            if taken:
-                return
-            seen = _look(place)
-            raise LockedError(_message(place, seen.holder if seen else None))
-        if dead is not None:
-            _remove(place, dead)
-        # Another job that saw that it was dead may remove what is written now.
-        sure = _create(place, holder) and False
+        sure = _take_over(place, dead, holder)
     if not sure:
         time.sleep(SETTLE_S)
         if sure is None or not _is_held(place, holder):
@@ -258,31 +250,42 @@ def _living(place: str) -> tuple[Holder | None, bytes | None]:
     return None, None
 
 
-def _take_over(place: str, dead: bytes, holder: Holder) -> bool | None:
-    """Put a lock where a dead job's is, unless another job was faster.
+def _take_over(place: str, dead: bytes | None, holder: Holder) -> bool | None:
+    """Put a lock where a dead job's was, which held `dead`, or is no longer there.
 
     Returns:
-        Whether it stands there; None where the storage cannot keep others off meanwhile.
+        As `_create`.
     """
-    if files.is_remote(place):
-        return None
-    path = Path(files.located(place)[1])
+    if dead is None:
+        return _create(place, holder) and False
+    if not files.is_remote(place):
+        with suppress(OSError):  # some network file systems lock no folders
+            return _replace(Path(files.located(place)[1]), dead, holder) or None
+    _remove(place, dead)
+    # Another job that saw that it was dead may remove what is written now.
+    return _create(place, holder) and False
+
+
+def _replace(path: Path, dead: bytes, holder: Holder) -> bool:
+    """Replace a dead job's lock while the folder is locked; whether it was still there.
+
+    Raises:
+        OSError: the folder cannot be locked or written to.
+    """
     aside = path.with_name(f"{path.name}.{holder.mark}")
+    # The system gives the folder back when this process ends, however it does.
+    folder = os.open(path.parent, os.O_RDONLY)
     try:
-        # The system gives the folder back when this process ends, however it does.
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            fcntl.flock(folder, fcntl.LOCK_EX)
-            seen = _look(place)
-            if seen is None or seen.content != dead:
-                return False
-            aside.write_bytes(holder.encode())
-            os.replace(aside, path)
-            return True
-        finally:
-            os.close(folder)
-    except OSError:  # some network file systems lock no folders
-        return None
+        fcntl.flock(folder, fcntl.LOCK_EX)
+        seen = _look(str(path))
+        if seen is None or seen.content != dead:
+            return False
+        aside.write_bytes(holder.encode())
+        os.replace(aside, path)
+        return True
+    finally:
+        aside.unlink(missing_ok=True)
+        os.close(folder)
 
 
 def _remove(place: str, dead: bytes) -> None:

@@ -1,10 +1,11 @@
 """From a cohort to batches: shuffled, split over workers, in the same order every time.
 
-Ray Data reads whole shards; which volumes a worker sees, in which order, and how they fall into
-batches is decided by `uadray.data.sampling`, as functions of (seed, epoch, rank) alone.
-`streaming_split` is not used: it places rows differently from run to run, so that a resumed run
-would not repeat the undisturbed one. For the same reason nothing here asks Ray Data for its epoch,
-which begins at 0 again whenever a group of workers does: the fit loop names the epoch.
+Ray Data reads whole shards; what a worker keeps in memory it reads by itself. Which volumes a worker
+sees, in which order, and how they fall into batches is decided by `uadray.data.sampling`, as
+functions of (seed, epoch, rank) alone. `streaming_split` is not used: it places rows differently from
+run to run, so that a resumed run would not repeat the undisturbed one. For the same reason nothing
+here asks Ray Data for its epoch, which begins at 0 again whenever a group of workers does: the fit
+loop names the epoch.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -284,7 +285,7 @@ _kept = _Kept()
 def keep_volumes() -> None:
     """Keep resident volumes for later fits of this process, as an actor does that fits many trials.
 
-    Reading a cohort again takes Ray Data seconds; the next trial mostly fits on the same one.
+    Reading a large cohort takes seconds; the next trial mostly fits on the same one.
     """
     _kept.wanted = True
 
@@ -301,9 +302,12 @@ def _load(
     arrays: Sequence[str] = ("image",),
 ) -> Arrays:
     def read() -> Arrays:
-        kinds = {"image": torch.float16, "brain": torch.bool, "lesion": torch.bool}
         whole = tuple(
-            torch.empty(len(rows), *cohort.shape, dtype=kinds[name], device=device)
+            torch.empty(
+                (len(rows), *cohort.shape),
+                dtype=torch.float16 if name == "image" else torch.bool,
+                device=device,
+            )
             for name in arrays
         )
 

@@ -306,8 +306,8 @@ class _Pass:
             described = beside.submit(describe_lesions, self.cohort) if frozen else None
             examined = self.failures.together(list(frozen), partial(self._examine, frozen))
         lesions = {} if described is None else described.result()
-        for (pair, threshold), lesions_found in zip(frozen.items(), examined, strict=True):
-            if lesions_found is None:
+        for (pair, threshold), examination in zip(frozen.items(), examined, strict=True):
+            if examination is None:
                 continue
             with self.failures.of(pair.run):
                 spent = seconds[pair]
@@ -321,7 +321,7 @@ class _Pass:
                     "seconds_per_volume": spent,
                     "seconds_per_slice": None if spent is None else spent / self.cohort.shape[0],
                 }
-                records[pair] = pair.write(threshold, lesions_found, facts)
+                records[pair] = pair.write(threshold, examination, facts)
         return [records[pair] for pair in self._left()]
 
     def _examine(

@@ -13,10 +13,9 @@ def summarise(run: Run) -> dict[str, Any]:
     state = CheckpointStore.of(run).state()
     records = run.metrics()
     kept = next((r for r in records if state and r["epoch"] == state.best), None)
-    value = state.best_value if state else None
-    if kept is not None and not any(key.startswith("validation/") for key in kept):
-        value = None
     measure = next((k for k in kept or {} if k.startswith("validation/")), _RECONSTRUCTION)
+    # The epoch's own figure, not what it was chosen by: one saved only to resume from has none.
+    value = kept.get(measure) if kept else state.best_value if state else None
     return {
         "epochs": len(records),
         "best_epoch": state.best if state and records else None,

@@ -1,11 +1,11 @@
 """From a cohort to batches: shuffled, split over workers, in the same order every time.
 
-Ray Data reads whole shards; what a worker keeps in memory it reads by itself. Which volumes a worker
-sees, in which order, and how they fall into batches is decided by `uadray.data.sampling`, as
-functions of (seed, epoch, rank) alone. `streaming_split` is not used: it places rows differently from
-run to run, so that a resumed run would not repeat the undisturbed one. For the same reason nothing
-here asks Ray Data for its epoch, which begins at 0 again whenever a group of workers does: the fit
-loop names the epoch.
+Ray Data reads whole shards; what a worker keeps in memory it reads by itself. Which volumes a
+worker sees, in which order, and how they fall into batches is decided by `uadray.data.sampling`, as
+functions of (seed, epoch, rank) alone. `streaming_split` is not used: it places rows differently
+from run to run, so that a resumed run would not repeat the undisturbed one. For the same reason
+nothing here asks Ray Data for its epoch, which begins at 0 again whenever a group of workers does:
+the fit loop names the epoch.
 """
 
 from collections.abc import Callable, Iterator, Sequence

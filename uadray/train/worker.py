@@ -12,7 +12,8 @@ from uadray.errors import ConfigError, RunError
 from uadray.methods.base import GradientDetector, Masked
 from uadray.runs.checkpoint import CheckpointStore
 from uadray.runs.detector import build_detector
-from uadray.runs.folder import EPOCHS, Run
+from uadray.runs.folder import Run
+from uadray.runs.reading import EPOCHS
 from uadray.store import Cohort
 from uadray.train.fit import Fit
 from uadray.train.precision import reduced_precision

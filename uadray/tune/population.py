@@ -31,7 +31,8 @@ from uadray.errors import CheckpointError, ConfigError
 from uadray.methods import GradientDetector
 from uadray.runs.checkpoint import CheckpointStore
 from uadray.runs.detector import build_detector
-from uadray.runs.folder import TRIALS, Run
+from uadray.runs.folder import Run
+from uadray.runs.reading import TRIALS
 from uadray.store import Cohort
 from uadray.tune.settings import SweepConfig
 from uadray.tune.space import Space, settings_of, with_settings

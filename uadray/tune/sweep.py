@@ -24,8 +24,9 @@ from uadray.errors import CheckpointError, ConfigError, RunError
 from uadray.evaluation.inputs import refuse
 from uadray.lock import hold
 from uadray.results import refuse_inside
-from uadray.runs.folder import SWEEP, Run
+from uadray.runs.folder import Run
 from uadray.runs.learned import compare_cohorts
+from uadray.runs.reading import SWEEP
 from uadray.store import Cohort, open_cohort
 from uadray.train.settings import TrackConfig
 from uadray.train.summary import summarise

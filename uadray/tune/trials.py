@@ -10,7 +10,8 @@ import numpy as np
 from uadray import files
 from uadray.config import Experiment, from_json, learns, to_json
 from uadray.errors import CheckpointError, ConfigError, RunError
-from uadray.runs.folder import SWEEP, TRIALS, Run, read_config, read_object
+from uadray.runs.folder import Run
+from uadray.runs.reading import SWEEP, TRIALS, read_config, read_object
 from uadray.store import Cohort
 from uadray.tune.settings import RECONSTRUCTION, USES_LABELS, SweepConfig
 from uadray.tune.space import Space, settings_of, trial_name

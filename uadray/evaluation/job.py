@@ -24,6 +24,7 @@ from uadray.evaluation.pair import Frozen, Pair
 from uadray.evaluation.protocols import EvaluateConfig
 from uadray.evaluation.record import describe_lesions
 from uadray.evaluation.scoring import Scorer, examine
+from uadray.gauges import scoring
 from uadray.lock import hold
 from uadray.metrics.lesionwise import SubjectLesions
 from uadray.prepare.geometry import voxel_sizes
@@ -125,7 +126,8 @@ def evaluate_all(
         left = failures.left(runs)
         with _held(left, cohort):
             one = _Pass.over(cohort, left, config, ("threshold", "test"), failures, matches)
-            records.append(one.evaluate(healthy, report))
+            counted = scoring(report, cohort.name, len(one.names))
+            records.append(one.evaluate(healthy, counted))
     return records
 
 

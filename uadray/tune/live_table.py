@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
+from uadray.gauges import set_trials
 from uadray.progress import clock
 from uadray.tune.settings import RECONSTRUCTION, SweepConfig
 from uadray.tune.space import settings_of
@@ -36,6 +37,7 @@ class Watch(Callback):
         varied: Sequence[str] = (),
         config: SweepConfig | None = None,
         what: str = "trials",
+        sweep: str = "",
         console: Console | None = None,
     ) -> None:
         """Begin with nothing done.
@@ -45,9 +47,10 @@ class Watch(Callback):
             varied: Settings that tell trials apart, as paths into the experiment.
             config: What trials are compared by.
             what: What they are called.
+            sweep: Name of the sweep, for its gauges.
             console: Where to write; standard error by default.
         """
-        self._total, self._what = total, what
+        self._total, self._what, self._sweep = total, what, sweep
         self._config = config or SweepConfig()
         self._varied = [path for path in varied if path != "experiment"]
         self._console = console or Console(stderr=True, highlight=False)
@@ -160,6 +163,15 @@ class Watch(Callback):
             self._console.print(text, soft_wrap=True, markup=False)
 
     def _show(self) -> None:
+        failed = sum(bool(error) for error in self.ended.values())
+        done, running = len(self.ended), len(self._running)
+        set_trials(
+            self._sweep,
+            running=running,
+            ended=done - failed,
+            failed=failed,
+            waiting=max(0, self._total - done - running),
+        )
         if self._live:
             self._live.update(self._table())
 

@@ -218,6 +218,11 @@ class _Job:
     started: float = field(default_factory=time.monotonic)
 
     @property
+    def name(self) -> str:
+        """Of its folder."""
+        return self.url.rpartition("/")[2]
+
+    @property
     def seconds_left(self) -> float | None:
         """Of the budget; None where there is none."""
         if not self.config.max_hours:
@@ -237,7 +242,7 @@ class _Job:
         space = {"task": tune.grid_search([t.to_json() for t in tasks])}
         watch = Watch(
             total=len(tasks), varied=self.varied, config=self.config, what=what,
-            console=self.console,
+            sweep=self.name, console=self.console,
         )  # fmt: skip
         most = max(t.experiment.fit.epochs for t in tasks)
         scheduler = asha(self.config, most) if stops else None
@@ -263,8 +268,9 @@ class _Job:
                 files.write_json(place, points)
 
         watch = Watch(
-            total=num - len(past), varied=self.varied, config=self.config, console=self.console
-        )
+            total=num - len(past), varied=self.varied, config=self.config,
+            sweep=self.name, console=self.console,
+        )  # fmt: skip
         watch.on_point = keep
         search = OptunaDraws(
             space,

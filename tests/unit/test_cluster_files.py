@@ -408,7 +408,8 @@ class TestMonitoring:
             assert panel["type"] in ("stat", "bargauge", "timeseries")
             assert panel["datasource"] == source
             place = panel["gridPos"]
-            assert 0 <= place["x"] and place["x"] + place["w"] <= 24
+            assert place["x"] >= 0
+            assert place["x"] + place["w"] <= 24
             cells = {
                 (x, y)
                 for x in range(place["x"], place["x"] + place["w"])

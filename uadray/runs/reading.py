@@ -18,6 +18,10 @@ CHECKPOINT = "checkpoint"
 SWEEP, TRIALS = "sweep.json", "runs"
 """In the folder of a sweep: what was compared, and the folder of its runs."""
 
+PLAN, POPULATION = "plan.json", "population"
+"""In the folder of a sweep: which trials it has, written as it starts, and the folder of earlier
+generations of populations."""
+
 EVALUATION = "evaluation"
 """The folder in a run folder."""
 

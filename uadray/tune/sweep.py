@@ -50,6 +50,7 @@ from uadray.tune.trials import (
     run_url,
     settled,
     status,
+    write_plan,
     write_record,
 )
 
@@ -153,6 +154,8 @@ def _fit_held(
     cluster.check_readable(cohort.seal_url)
     cluster.check_shared(url)
     tasks = [Task(experiment=t, url=run_url(url, t)) for t in trials]
+    planned = [*tasks, *(m for group in groups for m in pbt.members_at_end(url, group))]
+    job.plan(planned, searched)
     left = [t for t in tasks if not settled(t.url, config)]
     if left and config.scheduler == "asha":
         # It judges by all trials that have epochs; those that have ended only tell it again.
@@ -167,6 +170,7 @@ def _fit_held(
     outcomes = job.evolve(groups) if groups else []
     outcomes += [outcome(task.url, task.experiment, config) for task in tasks]
     write_record(url, outcomes, cohort, config, job.varied)
+    job.plan(planned, searched, has_ended=True)
     return outcomes
 
 
@@ -221,6 +225,20 @@ class _Job:
     def name(self) -> str:
         """Of its folder."""
         return self.url.rpartition("/")[2]
+
+    def plan(
+        self, tasks: Sequence[Task], searched: Space | None, *, has_ended: bool = False
+    ) -> None:
+        """Leave word of the trials, for `uadray status`."""
+        drawn = self.config.max_trials if searched and self.config.search == "optuna" else 0
+        write_plan(
+            self.url,
+            tasks,
+            self.config,
+            self.varied,
+            total=len(tasks) + drawn,
+            has_ended=has_ended,
+        )
 
     @property
     def seconds_left(self) -> float | None:

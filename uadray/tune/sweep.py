@@ -155,7 +155,8 @@ def _fit_held(
     cluster.check_shared(url)
     tasks = [Task(experiment=t, url=run_url(url, t)) for t in trials]
     planned = [*tasks, *(m for group in groups for m in pbt.members_at_end(url, group))]
-    job.plan(planned, searched)
+    to_draw = config.max_trials if searched and config.search == "optuna" else 0
+    job.plan(planned, len(planned) + to_draw)
     left = [t for t in tasks if not settled(t.url, config)]
     if left and config.scheduler == "asha":
         # It judges by all trials that have epochs; those that have ended only tell it again.
@@ -170,7 +171,7 @@ def _fit_held(
     outcomes = job.evolve(groups) if groups else []
     outcomes += [outcome(task.url, task.experiment, config) for task in tasks]
     write_record(url, outcomes, cohort, config, job.varied)
-    job.plan(planned, searched, has_ended=True)
+    job.plan(planned, len(outcomes), has_ended=True)
     return outcomes
 
 
@@ -226,19 +227,9 @@ class _Job:
         """Of its folder."""
         return self.url.rpartition("/")[2]
 
-    def plan(
-        self, tasks: Sequence[Task], searched: Space | None, *, has_ended: bool = False
-    ) -> None:
+    def plan(self, tasks: Sequence[Task], total: int, *, has_ended: bool = False) -> None:
         """Leave word of the trials, for `uadray status`."""
-        drawn = self.config.max_trials if searched and self.config.search == "optuna" else 0
-        write_plan(
-            self.url,
-            tasks,
-            self.config,
-            self.varied,
-            total=len(tasks) + drawn,
-            has_ended=has_ended,
-        )
+        write_plan(self.url, tasks, self.config, self.varied, total=total, has_ended=has_ended)
 
     @property
     def seconds_left(self) -> float | None:

@@ -76,7 +76,7 @@ def sweep(
         cohort: All trials are fitted on it.
         url: Folder of the sweep, local or any fsspec URL; run folders lie in its `runs/`.
         config: Scheduling, objective, budget.
-        track: TensorBoard and MLflow of the trials that have epochs.
+        track: Where else the epochs of trials are shown.
         console: Where the state is shown; standard error by default.
 
     Returns:
@@ -121,7 +121,7 @@ def fit_trials(
         config: Scheduling, objective, budget.
         varied: Settings that tell the trials apart, as paths into the experiment.
         searched: Where Optuna draws `config.max_trials` from, or what populations search.
-        track: TensorBoard and MLflow.
+        track: Where else epochs are shown.
         console: Where the state is shown; standard error by default.
     """
     config, url = config or SweepConfig(), files.normalise(url)

@@ -460,6 +460,42 @@ class TestContainers:
         assert ignored[1] == "*"
         assert {line[1:] for line in ignored if line.startswith("!")} == copied
 
+    def test_apptainer_builds_the_same_image(self) -> None:
+        """Its sections are those that Apptainer knows; what it installs is the Dockerfile's."""
+        text = (CLUSTER / "apptainer/uadray.def").read_text()
+        docker = re.sub(r"\s*\\\n\s*", " ", (CLUSTER / "Dockerfile").read_text())
+        head, *rest = re.split(r"^%(\w+)\n", text, flags=re.M)
+        sections = dict(zip(rest[::2], rest[1::2], strict=True))
+        known = {"setup", "files", "post", "environment", "runscript", "startscript", "test"}
+        assert set(sections) <= known | {"labels", "help", "arguments"}
+        assert len(sections) == len(rest) // 2
+        header = dict(re.findall(r"^(\w+): (\S+)$", head, flags=re.M))
+        (base,) = re.findall(r"^FROM (\S+)", docker, re.M)
+        assert header == {"Bootstrap": "docker", "From": base}
+        lines = {name: re.sub(r"\s*\\\n\s*", " ", body) for name, body in sections.items()}
+        copied = dict(line.split() for line in lines["files"].strip().splitlines())
+        in_docker = {
+            source
+            for line in re.findall(r"^COPY (.+)$", docker, re.M)
+            for source in line.split()[:-1]
+        }
+        assert set(copied) == in_docker
+        assert all(target == f"/opt/uadray/{source}" for source, target in copied.items())
+        (installed,) = re.findall(r"pip install .*", lines["post"])
+        (of_docker,) = re.findall(r"pip install .*", docker)
+        assert installed.endswith(of_docker.removeprefix("pip install "))
+        exported = dict(re.findall(r"^    export (\w+)=(\S+)$", lines["environment"], re.M))
+        assert exported.pop("PYTHONNOUSERSITE") == "1"
+        (environment,) = re.findall(r"^ENV (.*)$", docker, re.M)
+        wanted = dict(re.findall(r"(\w+)=(\S+)", environment))
+        of_building = ("PIP_", "NVIDIA_")
+        assert exported == {k: v for k, v in wanted.items() if not k.startswith(of_building)}
+        for name in ("post", "environment", "runscript", "test"):
+            done = subprocess.run(
+                ["sh", "-n"], input=sections[name], capture_output=True, text=True, check=False
+            )
+            assert done.returncode == 0, f"%{name}: {done.stderr}"
+
     @pytest.mark.parametrize("path", MANIFESTS, ids=name)
     def test_pods_have_no_privilege(self, path: Path) -> None:
         document = read(path)
@@ -483,6 +519,18 @@ class TestContainers:
                 assert "--privileged" not in text, path
                 assert "privileged: true" not in text, path
                 assert "ssh_user: root" not in text, path
+
+
+class TestSlurm:
+    def test_what_pages_export_is_what_the_script_reads(self) -> None:
+        script = (CLUSTER / "slurm/uadray.sbatch").read_text()
+        read_by_it = set(re.findall(r"\$\{?(UADRAY_\w+)", script))
+        pages = [
+            *(CLUSTER / folder / "README.md" for folder in ("slurm", "apptainer")),
+            REPOSITORY / "docs/howto/slurm.md",
+        ]
+        named = {word for page in pages for word in re.findall(r"UADRAY_\w+", page.read_text())}
+        assert named == read_by_it
 
 
 class TestScripts:

@@ -32,13 +32,13 @@ def write_run(
     url: str,
     *,
     name: str = "3D-None",
-    epochs: int = 10,
     losses: tuple[float, ...] = (),
+    fit_epochs: int = 10,
     **summary: Any,
 ) -> str:
     """A run folder of which some epochs have ended."""
     settings = to_json(experiment(name))
-    settings["fit"]["epochs"] = epochs
+    settings["fit"]["epochs"] = fit_epochs
     config = {
         "name": name,
         "experiment": settings,
@@ -256,6 +256,28 @@ class TestSweep:
         assert exit_code(state) == 3
         assert ("not started" if last == "waiting" else last) in text_of(state)
 
+    def test_a_folder_that_is_just_being_made_is_no_damage(self, tmp_path: Path) -> None:
+        url = write_sweep(str(tmp_path / "s"))
+        for name in ("t0", "t9"):
+            with hold(f"{url}/runs/{name}"):
+                state = sweep_state(url)
+            assert {trial.status for trial in state.trials} == {"waiting"}
+        write_run(f"{url}/runs/t1", losses=(0.5,), status="finished")
+        Path(f"{url}/runs/t1/config.json").unlink()
+        assert [trial.status for trial in sweep_state(url).trials][1] == "damaged"
+
+    def test_a_baseline_is_best_only_among_its_like(self, tmp_path: Path) -> None:
+        url = write_sweep(str(tmp_path / "s"))
+        summary = {"epochs": 0, "validation/reconstruction": 0.01}
+        write_run(f"{url}/runs/PCA", name="PCA-4", status="finished", **summary)
+        best = sweep_state(url).best
+        assert best is not None
+        assert best.name == "PCA-4 seed=0"
+        write_run(f"{url}/runs/t0", losses=(0.5,))
+        best = sweep_state(url).best
+        assert best is not None
+        assert best.url.endswith("t0")
+
     def test_labels_decide_where_they_are_asked_for(self, tmp_path: Path) -> None:
         url = write_sweep(str(tmp_path / "s"), uses_labels=True)
         for k, dice in enumerate((0.3, 0.6)):
@@ -276,10 +298,13 @@ class TestSweep:
         files.write_json(f"{url}/plan.json", plan | {"trials": trials, "total": 3})
         for k in range(3):
             write_run(
-                f"{url}/population/P/g00-m0{k}", losses=(0.5,) * 10, status="finished", epochs=10
+                f"{url}/population/P/g00-m0{k}",
+                losses=(0.5,) * 10,
+                status="finished",
+                fit_epochs=10,
             )
-        write_run(f"{url}/population/P/g01-m01", losses=(0.5,) * 15, epochs=20)
-        write_run(f"{url}/runs/P-m02", losses=(0.4,) * 30, epochs=30, status="finished")
+        write_run(f"{url}/population/P/g01-m01", losses=(0.5,) * 15, fit_epochs=20)
+        write_run(f"{url}/runs/P-m02", losses=(0.4,) * 30, fit_epochs=30, status="finished")
         state = sweep_state(url)
         found = {Path(t.url).name: (t.status, t.epoch, t.epochs) for t in state.trials}
         assert found == {

@@ -12,8 +12,10 @@ from uadray.errors import RunError
 from uadray.lock import LEASE_S, Holder, holder_of
 from uadray.runs.reading import (
     CONFIG,
+    EPOCHS,
     PLAN,
     POPULATION,
+    SUMMARY,
     SWEEP,
     TRIALS,
     evaluated_on,
@@ -169,13 +171,13 @@ class SweepState:
 
     @property
     def best(self) -> RunState | None:
-        """The best trial so far."""
+        """The best trial so far, of those that learn in epochs where there are any."""
         values = [
-            (self.sign * value, number)
+            (trial.epochs is None, self.sign * value, number)
             for number, trial in enumerate(self.trials)
             if (value := self.objective(trial)) is not None and trial.status != "failed"
         ]
-        return self.trials[min(values)[1]] if values else None
+        return self.trials[min(values)[2]] if values else None
 
     @property
     def seconds_left(self) -> float | None:
@@ -401,6 +403,9 @@ def _read_trial(url: str, trial: Mapping[str, Any], varied: list[str], known: Kn
         state = replace(state, epochs=trial.get("epochs", state.epochs))
     except RunError as error:
         name = url.rpartition("/")[2]
+        if not {CONFIG, SUMMARY, EPOCHS} & set(files.list_names(url)):
+            # Its folder is just being made.
+            return _waiting(url, {"name": name} | dict(trial))
         return RunState(url=url, name=name, status="damaged", error=str(error))
     if state.status in ("finished", "stopped"):
         known[url] = state

@@ -1,22 +1,30 @@
 """What a running job measures, as gauges for Prometheus; every node of a cluster exports its own.
 
-Ray puts `ray_` before each name and serves them on the node's metrics port. A gauge is set after an
-epoch, when a trial starts or ends, and within an epoch at most once a second: a step costs a clock
-reading. Where no Ray runs in this process, nothing happens.
+Ray puts `ray_` before each name and serves them on the node's metrics port. It drops what was not
+set for two of its reports (20 s by default), so that a thread sets all of them again as long as
+what they are of goes on: an epoch may last hours. What has ended soon leaves the export.
+
+A gauge takes a new value after an epoch, when a trial starts or ends, and within an epoch at most
+once a second: a step costs a clock reading. Where no Ray runs in this process, nothing happens.
 """
 
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, TypeVar
+from types import TracebackType
+from typing import Any, Self, TypeVar
 
 T = TypeVar("T")
 
 EVERY_S = 1.0
-"""Seconds between two settings of a gauge within an epoch, at least."""
+"""Seconds between two new values of a gauge within an epoch, at least."""
+
+REFRESH_S = 5.0
+"""Seconds after which a value is set again; less than the time between two of Ray's reports."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +45,7 @@ GAUGES: Mapping[str, Gauge] = {
     "uadray_loss": Gauge("Losses of the last epoch, as metrics.jsonl names them", (*_FIT, "loss")),
     "uadray_epoch_seconds": Gauge("Seconds of the last epoch, its validation included", _FIT),
     "uadray_samples_per_second": Gauge(
-        "Volumes, or slices of 2D methods, that a worker fits a second; 0 where its fit has ended",
+        "Volumes, or slices of 2D methods, that a worker fits a second",
         (*_FIT, "worker"),
     ),
     "uadray_data_wait_share": Gauge(
@@ -60,8 +68,8 @@ def _gauge(name: str, session: str) -> Any:
     return Exported(name, GAUGES[name].help, tag_keys=GAUGES[name].tags)
 
 
-def set_gauge(name: str, value: float, **tags: str) -> None:
-    """Set a gauge; nothing where this process has joined no Ray.
+def set_gauge(name: str, value: float, tags: Mapping[str, str]) -> None:
+    """Let Ray export a value; nothing where this process has joined no Ray.
 
     Args:
         name: One of `GAUGES`.
@@ -79,10 +87,50 @@ def set_gauge(name: str, value: float, **tags: str) -> None:
     _gauge(name, ray.get_runtime_context().get_job_id()).set(value, tags=texts)
 
 
+class Exported:
+    """Gauges that are exported as long as the block lasts."""
+
+    def __init__(self) -> None:
+        self._values: dict[tuple[str, tuple[tuple[str, str], ...]], float] = {}
+        self._lock, self._ended = threading.Lock(), threading.Event()
+        self._thread = threading.Thread(target=self._refresh, name="uadray-gauges", daemon=True)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None
+    ) -> None:
+        self._ended.set()
+        self._thread.join()
+
+    def set(self, name: str, value: float, **tags: str) -> None:
+        """Set a gauge.
+
+        Args:
+            name: One of `GAUGES`.
+            value: Finite.
+            tags: A value for each of its tags.
+        """
+        with self._lock:
+            self._values[name, tuple(tags.items())] = value
+        set_gauge(name, value, tags)
+
+    def _refresh(self) -> None:
+        while not self._ended.wait(REFRESH_S):
+            with self._lock:
+                values = list(self._values.items())
+            for (name, tags), value in values:
+                set_gauge(name, value, dict(tags))
+
+
 @dataclass(frozen=True, kw_only=True)
 class FitGauges:
     """Those of one worker of a fit."""
 
+    exported: Exported
+    """Where they are set."""
     tags: Mapping[str, str]
     """Run, trial, experiment and cohort."""
     rank: int
@@ -91,7 +139,7 @@ class FitGauges:
     def start(self, epochs: int) -> None:
         """Say how many epochs there are."""
         if self.rank == 0:
-            set_gauge("uadray_epochs", epochs, **self.tags)
+            self.exported.set("uadray_epochs", epochs, **self.tags)
 
     def counted(
         self, train: Callable[[int], Iterable[T]], size: Callable[[T], int]
@@ -121,22 +169,17 @@ class FitGauges:
 
     def record(self, record: Mapping[str, Any]) -> None:
         """Take the record of an epoch."""
-        set_gauge("uadray_epoch", record["epoch"], **self.tags)
-        set_gauge("uadray_epoch_seconds", record["seconds"], **self.tags)
+        self.exported.set("uadray_epoch", record["epoch"], **self.tags)
+        self.exported.set("uadray_epoch_seconds", record["seconds"], **self.tags)
         for name, value in record.items():
             if name.startswith(("train/", "validation/")) and value is not None:
-                set_gauge("uadray_loss", float(value), **self.tags, loss=name)
+                self.exported.set("uadray_loss", float(value), **self.tags, loss=name)
 
     def _rates(self, samples: int, waited: float, seconds: float) -> None:
         if seconds > 0:
             tags = {**self.tags, "worker": str(self.rank)}
-            set_gauge("uadray_samples_per_second", samples / seconds, **tags)
-            set_gauge("uadray_data_wait_share", waited / seconds, **tags)
-
-    def _end(self) -> None:
-        tags = {**self.tags, "worker": str(self.rank)}
-        set_gauge("uadray_samples_per_second", 0.0, **tags)
-        set_gauge("uadray_data_wait_share", 0.0, **tags)
+            self.exported.set("uadray_samples_per_second", samples / seconds, **tags)
+            self.exported.set("uadray_data_wait_share", waited / seconds, **tags)
 
 
 @contextmanager
@@ -151,15 +194,14 @@ def fit_gauges(run: str, *, experiment: str, cohort: str, rank: int) -> Iterator
     """
     trial = run.rstrip("/").rpartition("/")[2]
     tags = {"run": run, "trial": trial, "experiment": experiment, "cohort": cohort}
-    gauges = FitGauges(tags=tags, rank=rank)
-    try:
-        yield gauges
-    finally:
-        # The process may go on with another trial, and what it has set would stay.
-        gauges._end()
+    with Exported() as exported:
+        yield FitGauges(exported=exported, tags=tags, rank=rank)
 
 
-def scoring(report: Callable[[int], None], cohort: str, total: int) -> Callable[[int], None]:
+@contextmanager
+def scoring_gauges(
+    report: Callable[[int], None], cohort: str, total: int
+) -> Iterator[Callable[[int], None]]:
     """The same report of scored volumes, which sets the gauges of a cohort on the way.
 
     Args:
@@ -172,19 +214,21 @@ def scoring(report: Callable[[int], None], cohort: str, total: int) -> Callable[
     def scored(count: int) -> None:
         nonlocal done
         done += count
-        set_gauge("uadray_volumes_to_score", total, cohort=cohort)
-        set_gauge("uadray_volumes_scored", done, cohort=cohort)
+        exported.set("uadray_volumes_to_score", total, cohort=cohort)
+        exported.set("uadray_volumes_scored", done, cohort=cohort)
         report(count)
 
-    return scored
+    with Exported() as exported:
+        yield scored
 
 
-def set_trials(sweep: str, **counts: int) -> None:
+def set_trials(exported: Exported, sweep: str, **counts: int) -> None:
     """Say how the trials of a sweep stand.
 
     Args:
+        exported: As long as the sweep lasts.
         sweep: Name of its folder.
         counts: By state.
     """
     for state, count in counts.items():
-        set_gauge("uadray_trials", count, sweep=sweep, state=state)
+        exported.set("uadray_trials", count, sweep=sweep, state=state)

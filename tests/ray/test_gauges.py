@@ -12,7 +12,7 @@ import ray
 from tiny_cohorts import NUM_TEST, NUM_THRESHOLD, tiny_vae, write_healthy, write_lesioned
 
 from uadray.evaluation.job import evaluate
-from uadray.gauges import GAUGES, set_trials
+from uadray.gauges import GAUGES, Exported, set_trials
 from uadray.train.job import fit
 from uadray.train.settings import ScaleConfig
 
@@ -33,7 +33,8 @@ def scrape() -> Samples:
         text = answer.read().decode()
     samples: Samples = {}
     for line in text.splitlines():
-        if match := re.fullmatch(r"ray_(uadray_\w+)\{(.*)\} (\S+)", line):
+        match = re.fullmatch(r"ray_(uadray_\w+)\{(.*)\} (\S+)", line)
+        if match:
             pairs = re.findall(r'(\w+)="((?:[^"\\]|\\.)*)"', match[2])
             labels = {key: value.replace(r"\\", "\\") for key, value in pairs}
             samples.setdefault(match[1], []).append((labels, float(match[3])))
@@ -53,30 +54,48 @@ def of(samples: Samples, name: str, **tags: str) -> list[float]:
     return [value for labels, value in samples.get(name, []) if tags.items() <= labels.items()]
 
 
-def test_a_fit_and_its_evaluation_are_exported(tmp_path: Path) -> None:
+def test_a_fit_and_its_evaluation_are_exported_as_long_as_they_last(tmp_path: Path) -> None:
     cohort = write_healthy(tmp_path, name="gesunde-köpfe")
-    run = fit(tiny_vae(3, epochs=2), cohort, str(tmp_path / ("lang" * 60) / "eins"))
-    lesioned = write_lesioned(tmp_path)
-    evaluate([run], lesioned)
-    set_trials("latent", running=2, ended=3, failed=1, waiting=4)
-    samples = wait_for(lambda s: bool(of(s, "uadray_trials")))
-    assert set(samples) == set(GAUGES)
-    for name in samples:
-        for labels, _ in samples[name]:
-            assert set(GAUGES[name].tags) <= set(labels)
-    tags = {"run": run.url, "trial": "eins", "experiment": "3D-None", "cohort": r"gesunde-k\xf6pfe"}
-    assert of(samples, "uadray_epoch", **tags) == [2]
-    assert of(samples, "uadray_epochs", **tags) == [2]
-    last = run.metrics()[-1]
+    url = str(tmp_path / ("lang" * 60) / "eins")
+    exported: Samples = {}
+
+    def while_fitting(record: dict[str, Any]) -> None:
+        if record["epoch"] == 2:
+            exported.update(wait_for(lambda s: of(s, "uadray_epoch", run=url) == [2]))
+            # Ray would have dropped what was set once.
+            time.sleep(30)
+            assert of(scrape(), "uadray_epoch", run=url) == [2]
+
+    run = fit(tiny_vae(3, epochs=3), cohort, url, report=while_fitting)
+    tags = {"run": url, "trial": "eins", "experiment": "3D-None", "cohort": r"gesunde-k\xf6pfe"}
+    second = run.metrics()[1]
+    assert of(exported, "uadray_epochs", **tags) == [3]
     for name in ("train/reconstruction", "validation/reconstruction"):
-        (value,) = of(samples, "uadray_loss", **tags, loss=name)
-        assert value == pytest.approx(last[name])
-    assert of(samples, "uadray_epoch_seconds", **tags) == pytest.approx([last["seconds"]])
-    assert of(samples, "uadray_samples_per_second", **tags, worker="0") == [0], "it has ended"
+        (value,) = of(exported, "uadray_loss", **tags, loss=name)
+        assert value == pytest.approx(second[name])
+    assert of(exported, "uadray_epoch_seconds", **tags) == pytest.approx([second["seconds"]])
+    (rate,) = of(exported, "uadray_samples_per_second", **tags, worker="0")
+    assert rate > 0
     scored = NUM_THRESHOLD + NUM_TEST
-    assert of(samples, "uadray_volumes_scored", cohort="stroke") == [scored]
-    assert of(samples, "uadray_volumes_to_score", cohort="stroke") == [scored]
-    assert of(samples, "uadray_trials", sweep="latent", state="waiting") == [4]
+    left = scored
+
+    def while_scoring(count: int) -> None:
+        nonlocal left
+        left -= count
+        if not left:
+            exported.update(wait_for(lambda s: of(s, "uadray_volumes_scored") == [scored]))
+
+    evaluate([run], write_lesioned(tmp_path), report=while_scoring)
+    assert of(exported, "uadray_volumes_to_score", cohort="stroke") == [scored]
+    with Exported() as gauges:
+        set_trials(gauges, "latent", running=2, ended=3, failed=1, waiting=4)
+        exported.update(wait_for(lambda s: bool(of(s, "uadray_trials"))))
+    assert of(exported, "uadray_trials", sweep="latent", state="waiting") == [4]
+    assert set(exported) == set(GAUGES)
+    for name, samples in exported.items():
+        for labels, _ in samples:
+            assert set(GAUGES[name].tags) <= set(labels)
+    wait_for(lambda s: not s)
 
 
 @pytest.mark.slow

@@ -25,7 +25,7 @@ from uadray.evaluation.pair import Frozen, Pair
 from uadray.evaluation.protocols import EvaluateConfig
 from uadray.evaluation.record import describe_lesions
 from uadray.evaluation.scoring import Scorer, examine
-from uadray.gauges import scoring
+from uadray.gauges import scoring_gauges
 from uadray.lock import hold
 from uadray.metrics.lesionwise import SubjectLesions
 from uadray.prepare.geometry import voxel_sizes
@@ -127,8 +127,8 @@ def evaluate_all(
         left = failures.left(runs)
         with _held(left, cohort):
             one = _Pass.over(cohort, left, config, ("threshold", "test"), failures, matches)
-            counted = scoring(report, cohort.name, len(one.names))
-            records.append(one.evaluate(healthy, counted))
+            with scoring_gauges(report, cohort.name, len(one.names)) as counted:
+                records.append(one.evaluate(healthy, counted))
     return records
 
 

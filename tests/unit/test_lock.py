@@ -233,10 +233,12 @@ def test_of_many_that_find_a_dead_lock_one_gets_it(
     assert most == [1]
 
 
-def test_however_long_one_thinks_a_dead_lock_is_taken_once(
+def test_wherever_one_stalls_a_dead_lock_is_taken_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(lock, "SETTLE_S", 0.0)  # nothing rests on it where folders can be locked
+    for name in ("link", "rename", "replace"):
+        monkeypatch.setattr(lock.os, name, _slow(getattr(os, name)))
     place = tmp_path / files.LOCK
     for _ in range(20):
         place.write_bytes(replace(lock.Holder.here(), started=0.0).encode())
@@ -257,6 +259,14 @@ def test_however_long_one_thinks_a_dead_lock_is_taken_once(
         assert sum(isinstance(one, LockedError) for one in results) == 7
         assert [p.name for p in tmp_path.iterdir()] == [files.LOCK]
         place.unlink()
+
+
+def _slow(call: Callable[..., Any]) -> Callable[..., Any]:
+    def stall(*arguments: object) -> Any:
+        time.sleep(0.03)
+        return call(*arguments)
+
+    return stall
 
 
 def _outcome(call: Callable[..., Any], *arguments: object) -> Any:

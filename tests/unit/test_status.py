@@ -163,7 +163,7 @@ class TestRun:
         lock = tmp_path / "run" / ".lock"
         lock.write_bytes(holder.encode())
         assert run_state(url).status == "running"
-        past = time.time() - 200
+        past = time.time() - 185
         os.utime(lock, (past, past))
         assert run_state(url).quiet == "its job has not said for 3 min that it lives"
 

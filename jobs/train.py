@@ -45,7 +45,7 @@ class Train:
     scale: ScaleConfig = field(default_factory=ScaleConfig)
     """Workers."""
     track: TrackConfig = field(default_factory=TrackConfig)
-    """TensorBoard and MLflow."""
+    """TensorBoard, MLflow, Weights & Biases."""
 
 
 def main() -> None:

@@ -56,7 +56,7 @@ class Tune:
     sweep: SweepConfig = field(default_factory=SweepConfig)
     """How trials are scheduled and compared."""
     track: TrackConfig = field(default_factory=TrackConfig)
-    """TensorBoard and MLflow, of every trial that has epochs."""
+    """TensorBoard, MLflow and Weights & Biases, of every trial that has epochs."""
     dry_run: bool = False
     """Print the trials with an estimate of their time, and fit nothing."""
 

@@ -100,6 +100,12 @@ class Holder:
             return None
 
 
+def holder_of(folder: str, name: str = files.LOCK) -> Holder | None:
+    """Who writes an output now, or did so until it was killed; None where nobody does."""
+    seen = _look(files.join(files.normalise(folder), name))
+    return seen.holder if seen else None
+
+
 _HELD: set[str] = set()
 """Marks of this process's locks."""
 

@@ -42,6 +42,8 @@ class TestSweep:
         assert "without a label" in " ".join(done.out.split())
         runs = sorted(p.name for p in (shell.folder / "sweep/runs").iterdir())
         assert len(runs) == 9
+        stands = shell.run("status", "sweep", "--follow").must()
+        assert stands.out.startswith("sweep, ended: 9 trials: 9 finished; best healthy L1")
         report = (shell.folder / "sweep/report.html").read_text()
         assert "trials are compared by the reconstruction of healthy volumes" in report
         kept = {p: p.stat().st_mtime_ns for p in shell.folder.glob("sweep/runs/*/*.json")}

@@ -30,12 +30,36 @@ exec "$@"
 """One node: what is to run on all runs here."""
 
 
+APPTAINER = """#!/bin/bash
+echo "apptainer $*" >>"$APPTAINER_LOG"
+[ "$1" = exec ] || exit 9
+shift
+while [[ $1 == --* ]]; do
+    case $1 in
+        --nv) shift ;;
+        --pwd) cd "$2" || exit 9; shift 2 ;;
+        --bind) shift 2 ;;
+        *) exit 9 ;;
+    esac
+done
+[ "$1" = /shared/uadray.sif ] || exit 9
+shift
+exec "$@"
+"""
+"""An image that holds what the machine does."""
+
+
 @pytest.fixture
 def slurm(tmp_path: Path) -> Iterator[dict[str, str]]:
     """What stands for Slurm's commands and variables."""
     tools = tmp_path / "bin"
     tools.mkdir()
-    for name, text in (("srun", SRUN), ("scontrol", "#!/bin/bash\necho here\n")):
+    commands = (
+        ("srun", SRUN),
+        ("scontrol", "#!/bin/bash\necho here\n"),
+        ("apptainer", APPTAINER),
+    )
+    for name, text in commands:
         (tools / name).write_text(text)
         (tools / name).chmod(0o755)
     kept = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
@@ -87,6 +111,34 @@ def test_a_job_runs_and_its_exit_code_comes_through(slurm: dict[str, str], tmp_p
     assert "error: " in done.stdout
     done = sbatch(slurm, tmp_path, "bash", "-c", "exit 3")
     assert done.returncode == 3
+
+
+def test_a_job_runs_in_an_image(slurm: dict[str, str], tmp_path: Path) -> None:
+    """Of the environment of the host nothing is needed."""
+    inside = slurm | {
+        "PATH": f"{slurm['PATH'].split(':')[0]}:{ENVIRONMENT / 'bin'}:{slurm['PATH']}",
+        "UADRAY_SIF": "/shared/uadray.sif",
+        "UADRAY_BIND": "/scratch,/datasets",
+        "UADRAY_HOME": str(REPOSITORY),
+        "APPTAINER_LOG": str(tmp_path / "log"),
+    }
+    inside.pop("UADRAY_VENV")
+    ask = "import os, ray; ray.init(); print('GPUS', ray.cluster_resources().get('GPU', 0))"
+    sent = tmp_path / "sent from"
+    sent.mkdir()
+    done = sbatch(inside | {"SLURM_GPUS_PER_TASK": "a100:2"}, sent, "python", "-c", ask)
+    assert done.returncode == 0, done.stdout
+    assert "GPUS 2.0" in done.stdout
+    log = (tmp_path / "log").read_text().splitlines()
+    (called,) = [line for line in log if "symmetric-run" in line]
+    binds = f"--bind {sent},/scratch,/datasets --pwd {REPOSITORY} --nv /shared/uadray.sif"
+    assert called.startswith(f"apptainer exec {binds} ray symmetric-run")
+    done = sbatch(inside, sent, "python", "jobs/train.py", "no-such-experiment")
+    assert done.returncode == 1
+    assert "no-such-experiment" in done.stdout
+    log = (tmp_path / "log").read_text().splitlines()
+    assert [("--nv" in line) for line in log if "symmetric-run" in line] == [True, False]
+    assert not list(sent.iterdir())
 
 
 def test_without_ray_it_fails(slurm: dict[str, str], tmp_path: Path) -> None:

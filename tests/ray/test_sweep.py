@@ -20,6 +20,7 @@ from uadray.config import FitConfig
 from uadray.errors import ConfigError
 from uadray.evaluation.job import evaluate
 from uadray.runs.folder import Run
+from uadray.status.state import SweepState, read_state
 from uadray.store import Cohort
 from uadray.train.settings import TrackConfig
 from uadray.tune.space import Space
@@ -48,6 +49,13 @@ def cohort(tmp_path_factory: pytest.TempPathFactory) -> Cohort:
 def figures(outcomes: list[Outcome]) -> dict[str, float]:
     runs = {o.url.rsplit("/", 1)[-1]: Run.open(o.url).summary or {} for o in outcomes}
     return {name: summary["validation/reconstruction"] for name, summary in runs.items()}
+
+
+def state_of(folder: Path) -> SweepState:
+    """As `uadray status` reads it."""
+    state = read_state(str(folder))
+    assert isinstance(state, SweepState)
+    return state
 
 
 @pytest.mark.usefixtures("ray_session")
@@ -83,6 +91,13 @@ class TestSweep:
         record = json.loads((tmp_path / "sweep.json").read_text())
         assert [t["status"] for t in record["trials"]] == [o.status for o in outcomes]
         assert record["varied"] == ["experiment", "fit.learning_rate", "fit.seed"]
+        stands = state_of(tmp_path)
+        assert (stands.total, stands.has_ended, stands.waiting) == (8, True, 0)
+        assert [t.status for t in stands.trials] == [o.status for o in outcomes]
+        learned = [o for o in outcomes if o.experiment.name == "3D-None"]
+        best = min(o.objective for o in learned if o.objective is not None)
+        assert stands.best is not None
+        assert stands.objective(stands.best) == pytest.approx(best)
 
     @pytest.mark.slow
     def test_asha_stops_some_and_says_so(self, cohort: Cohort, tmp_path: Path) -> None:
@@ -179,6 +194,8 @@ class TestSearches:
         config = SweepConfig(search="optuna", max_trials=9, max_failures=0)
         outcomes = sweep(space, cohort, str(tmp_path), config=config)
         assert {o.experiment for o in outcomes} == set(space.trials())
+        stands = state_of(tmp_path)
+        assert (stands.total, stands.waiting, len(stands.having("finished"))) == (2, 0, 2)
 
     def test_labels_choose_only_when_asked_and_are_named(
         self, cohort: Cohort, tmp_path: Path
@@ -275,6 +292,10 @@ def test_a_population_takes_over_and_says_so(cohort: Cohort, tmp_path: Path) -> 
             assert before["member"] == span["from_member"]
     written = {p: p.stat().st_mtime_ns for p in tmp_path.glob("*/**/summary.json")}
     assert len(written) == 4 * 3
+    stands = state_of(tmp_path)
+    assert [(t.url, t.status, t.epochs) for t in stands.trials] == [
+        (o.url, "finished", 3) for o in outcomes
+    ]
     again = sweep(KNOBS, cohort, str(tmp_path), config=POPULATION)
     assert again == outcomes
     assert {p: p.stat().st_mtime_ns for p in tmp_path.glob("*/**/summary.json")} == written

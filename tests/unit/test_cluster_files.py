@@ -22,6 +22,7 @@ import pytest
 import yaml
 
 from uadray.cluster import KEEP_WORKERS
+from uadray.gauges import GAUGES
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 CLUSTER = REPOSITORY / "cluster"
@@ -42,7 +43,7 @@ def read(path: Path) -> dict[str, Any]:
 class TestFolders:
     def test_each_has_a_readme_that_says_how_to_change_and_check(self) -> None:
         folders = [path for path in CLUSTER.iterdir() if path.is_dir()]
-        assert len(folders) == 6
+        assert len(folders) == 8
         for folder in folders:
             text = (folder / "README.md").read_text()
             assert "**Change" in text, folder
@@ -305,6 +306,129 @@ class TestKubeRay:
         assert 8 * workers["replicas"] < quotas["cpu"]
 
 
+POD_MONITOR = {
+    "type": "object",
+    "required": ["apiVersion", "kind", "metadata", "spec"],
+    "additionalProperties": False,
+    "properties": {
+        "apiVersion": {"const": "monitoring.coreos.com/v1"},
+        "kind": {"const": "PodMonitor"},
+        "metadata": {"type": "object", "required": ["name"]},
+        "spec": {
+            "type": "object",
+            "required": ["selector"],
+            "additionalProperties": False,
+            "properties": {
+                "selector": {
+                    "type": "object",
+                    "additionalProperties": False,
+                    "properties": {"matchLabels": {"additionalProperties": {"type": "string"}}},
+                },
+                "podMetricsEndpoints": {
+                    "type": "array",
+                    "items": {
+                        "type": "object",
+                        "additionalProperties": False,
+                        "properties": {
+                            "port": {"type": "string"},
+                            "interval": {"type": "string", "pattern": "^[0-9]+(ms|s|m|h)$"},
+                            "relabelings": {
+                                "type": "array",
+                                "items": {
+                                    "type": "object",
+                                    "additionalProperties": False,
+                                    "properties": {
+                                        "action": {"enum": ["replace", "keep", "drop"]},
+                                        "sourceLabels": {"items": {"type": "string"}},
+                                        "targetLabel": {"type": "string"},
+                                    },
+                                },
+                            },
+                        },
+                    },
+                },
+            },
+        },
+    },
+}
+"""What the Prometheus operator's schema (Apache-2.0, 0.91) says of the fields that ours uses."""
+
+
+class TestMonitoring:
+    def test_the_operator_of_prometheus_knows_every_field(self) -> None:
+        document = read(CLUSTER / "kuberay/podmonitor.yaml")
+        jsonschema.validate(document, POD_MONITOR)
+        # Both are KubeRay's: of every head and worker, and of the port that it adds to each.
+        assert document["spec"]["selector"]["matchLabels"] == {"ray.io/is-ray-node": "yes"}
+        (endpoint,) = document["spec"]["podMetricsEndpoints"]
+        assert endpoint["port"] == "metrics"
+        document["spec"]["podMetricsEndpoint"] = document["spec"].pop("podMetricsEndpoints")
+        with pytest.raises(jsonschema.ValidationError, match="podMetricsEndpoint"):
+            jsonschema.validate(document, POD_MONITOR)
+
+    def test_no_manifest_takes_the_name_of_the_port(self) -> None:
+        """Where one has it, the operator adds none of its own."""
+        for path in MANIFESTS:
+            for pod in pods(read(path)):
+                ports = pod["containers"][0].get("ports", [])
+                assert "metrics" not in [port["name"] for port in ports]
+
+    def test_the_dashboard_reads_what_is_exported(self) -> None:
+        """Every name in it is one of ours, every one of ours is in it, and so are its labels."""
+        board = json.loads((CLUSTER / "grafana/uadray.json").read_text())
+        asked = [t["expr"] for panel in board["panels"] for t in panel["targets"]]
+        variables = [v["query"]["query"] for v in board["templating"]["list"][1:]]
+        named = re.findall(r"ray_(\w+)", " ".join([*asked, *variables]))
+        assert set(named) == set(GAUGES)
+        for text in asked:
+            known = {tag for name in re.findall(r"ray_(\w+)", text) for tag in GAUGES[name].tags}
+            grouped = re.findall(r"by \(([^)]*)\)", text)
+            filtered = re.findall(r"(\w+)=~", text)
+            used = {tag.strip() for group in grouped for tag in group.split(",")} | set(filtered)
+            assert used <= known, text
+
+    def test_grafana_has_what_it_needs(self) -> None:
+        board = json.loads((CLUSTER / "grafana/uadray.json").read_text())
+        assert board["title"] == board["uid"] == "uadray"
+        assert board["schemaVersion"] >= 36
+        assert "id" not in board, "an import would replace another dashboard"
+        first, *others = board["templating"]["list"]
+        assert (first["name"], first["type"], first["query"]) == (
+            "datasource", "datasource", "prometheus",
+        )  # fmt: skip
+        variables = {variable["name"] for variable in board["templating"]["list"]}
+        source = {"type": "prometheus", "uid": "${datasource}"}
+        assert all(variable["datasource"] == source for variable in others)
+        panels = board["panels"]
+        assert len({panel["id"] for panel in panels}) == len(panels)
+        taken: set[tuple[int, int]] = set()
+        for panel in panels:
+            assert panel["title"]
+            assert panel["description"]
+            assert panel["type"] in ("stat", "bargauge", "timeseries")
+            assert panel["datasource"] == source
+            place = panel["gridPos"]
+            assert place["x"] >= 0
+            assert place["x"] + place["w"] <= 24
+            cells = {
+                (x, y)
+                for x in range(place["x"], place["x"] + place["w"])
+                for y in range(place["y"], place["y"] + place["h"])
+            }
+            assert not cells & taken, f"{panel['title']} lies on another panel"
+            taken |= cells
+            for target in panel["targets"]:
+                assert target["expr"]
+                assert target["refId"]
+                assert target["datasource"] == source
+                assert set(re.findall(r"\$(\w+)", target["expr"])) <= variables
+                assert target["expr"].count("(") == target["expr"].count(")")
+
+    def test_the_page_names_each_gauge(self) -> None:
+        page = (REPOSITORY / "docs/cluster.md").read_text()
+        assert set(re.findall(r"`ray_(uadray_\w+)`", page)) == set(GAUGES)
+
+
 class TestContainers:
     def test_the_image_is_pinned_and_not_of_root(self) -> None:
         lines = re.sub(r"\\\n", " ", (CLUSTER / "Dockerfile").read_text()).splitlines()
@@ -336,6 +460,42 @@ class TestContainers:
         assert ignored[1] == "*"
         assert {line[1:] for line in ignored if line.startswith("!")} == copied
 
+    def test_apptainer_builds_the_same_image(self) -> None:
+        """Its sections are those that Apptainer knows; what it installs is the Dockerfile's."""
+        text = (CLUSTER / "apptainer/uadray.def").read_text()
+        docker = re.sub(r"\s*\\\n\s*", " ", (CLUSTER / "Dockerfile").read_text())
+        head, *rest = re.split(r"^%(\w+)\n", text, flags=re.M)
+        sections = dict(zip(rest[::2], rest[1::2], strict=True))
+        known = {"setup", "files", "post", "environment", "runscript", "startscript", "test"}
+        assert set(sections) <= known | {"labels", "help", "arguments"}
+        assert len(sections) == len(rest) // 2
+        header = dict(re.findall(r"^(\w+): (\S+)$", head, flags=re.M))
+        (base,) = re.findall(r"^FROM (\S+)", docker, re.M)
+        assert header == {"Bootstrap": "docker", "From": base}
+        lines = {name: re.sub(r"\s*\\\n\s*", " ", body) for name, body in sections.items()}
+        copied = dict(line.split() for line in lines["files"].strip().splitlines())
+        in_docker = {
+            source
+            for line in re.findall(r"^COPY (.+)$", docker, re.M)
+            for source in line.split()[:-1]
+        }
+        assert set(copied) == in_docker
+        assert all(target == f"/opt/uadray/{source}" for source, target in copied.items())
+        (installed,) = re.findall(r"pip install .*", lines["post"])
+        (of_docker,) = re.findall(r"pip install .*", docker)
+        assert installed.endswith(of_docker.removeprefix("pip install "))
+        exported = dict(re.findall(r"^    export (\w+)=(\S+)$", lines["environment"], re.M))
+        assert exported.pop("PYTHONNOUSERSITE") == "1"
+        (environment,) = re.findall(r"^ENV (.*)$", docker, re.M)
+        wanted = dict(re.findall(r"(\w+)=(\S+)", environment))
+        of_building = ("PIP_", "NVIDIA_")
+        assert exported == {k: v for k, v in wanted.items() if not k.startswith(of_building)}
+        for name in ("post", "environment", "runscript", "test"):
+            done = subprocess.run(
+                ["sh", "-n"], input=sections[name], capture_output=True, text=True, check=False
+            )
+            assert done.returncode == 0, f"%{name}: {done.stderr}"
+
     @pytest.mark.parametrize("path", MANIFESTS, ids=name)
     def test_pods_have_no_privilege(self, path: Path) -> None:
         document = read(path)
@@ -359,6 +519,18 @@ class TestContainers:
                 assert "--privileged" not in text, path
                 assert "privileged: true" not in text, path
                 assert "ssh_user: root" not in text, path
+
+
+class TestSlurm:
+    def test_what_pages_export_is_what_the_script_reads(self) -> None:
+        script = (CLUSTER / "slurm/uadray.sbatch").read_text()
+        read_by_it = set(re.findall(r"\$\{?(UADRAY_\w+)", script))
+        pages = [
+            *(CLUSTER / folder / "README.md" for folder in ("slurm", "apptainer")),
+            REPOSITORY / "docs/howto/slurm.md",
+        ]
+        named = {word for page in pages for word in re.findall(r"UADRAY_\w+", page.read_text())}
+        assert named == read_by_it
 
 
 class TestScripts:

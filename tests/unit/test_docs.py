@@ -25,11 +25,15 @@ class _Parsed(BaseException):
 
 
 def commands(page: Path) -> Iterator[list[str]]:
-    """Each `python jobs/...` of a page, in its blocks and in its lines, as words."""
+    """Each `python jobs/...` and `uadray ...` of a page, in its blocks and lines, as words."""
     text = re.sub(r"\\\n\s*", " ", page.read_text(encoding="utf-8"))
+    # A command in quotes ends where they do.
+    text = re.sub(r"bash -c '([^']*)'", r"\1", text)
+    text = re.sub(r"\buadray status (?=[\w/])", "python jobs/status.py ", text)
     for match in re.finditer(r"python (jobs/\w+\.py[^\n`;|#]*)", text):
         # Names that stand for any experiment.
-        yield ["3D-None" if word in ("$name", "NAME") else word for word in shlex.split(match[1])]
+        stand_ins = {"$name": "3D-None", "NAME": "3D-None", "$SLURM_ARRAY_TASK_ID": "0"}
+        yield [stand_ins.get(word, word) for word in shlex.split(match[1])]
 
 
 def shape(words: list[str]) -> tuple[str, ...]:

@@ -19,6 +19,7 @@ from uadray import files
 from uadray.config import experiment
 from uadray.errors import CheckpointError, StoreError
 from uadray.evaluation.protocols import EvaluateConfig
+from uadray.lock import hold
 from uadray.metrics.counts import count_subject
 from uadray.prediction.job import PredictJob
 from uadray.prediction.model_folder import export_model, open_model
@@ -27,6 +28,7 @@ from uadray.quality.page import write_quality_page
 from uadray.runs.checkpoint import CheckpointStore
 from uadray.runs.folder import Run
 from uadray.runs.scores import ScoreStore
+from uadray.status.state import RunState, read_state
 from uadray.store import open_cohort, verify
 
 
@@ -95,6 +97,13 @@ def test_run_checkpoint_and_scores_live_on_s3(bucket: str, cohort_url: str) -> N
     again = Run.open(run.url)
     assert again == run
     assert again.metrics() == [{"epoch": 1}]
+    with hold(run.url):
+        state = read_state(f"{run.url}/")
+    assert isinstance(state, RunState)
+    assert (state.status, state.epoch, state.has_ended) == ("finished", 1, True)
+    assert state.age is not None
+    assert state.job is not None
+    assert state.job.age is not None
     with pytest.raises(CheckpointError):
         Run.create(run.url, experiment("3D-Cube-n"), healthy)
 

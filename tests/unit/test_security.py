@@ -244,7 +244,10 @@ class TestSecrets:
         planted = {
             name: f"planted-{n}-7f3a"
             for n, name in enumerate(
-                ("AWS_SECRET_ACCESS_KEY", "RAY_AUTH_TOKEN", "MLFLOW_TRACKING_PASSWORD", "HF_TOKEN")
+                (
+                    *("AWS_SECRET_ACCESS_KEY", "RAY_AUTH_TOKEN", "MLFLOW_TRACKING_PASSWORD"),
+                    *("WANDB_API_KEY", "HF_TOKEN"),
+                )
             )
         }
         for name, value in planted.items():

@@ -10,8 +10,8 @@ from uadray.evaluation.protocols import EvaluateConfig
 from uadray.metrics.components import drop_components
 from uadray.metrics.postprocess import dequantise
 from uadray.runs.detector import load_detector
-from uadray.runs.evaluations import place
 from uadray.runs.folder import Run
+from uadray.runs.reading import place
 from uadray.runs.scores import ScoreStore
 from uadray.store import Cohort
 

@@ -7,9 +7,9 @@ import numpy as np
 from uadray.errors import ConfigError, EvaluationError
 from uadray.evaluation.protocols import EvaluateConfig
 from uadray.metrics.thresholds import NONE, WITHOUT_LESIONS
-from uadray.runs.evaluations import THRESHOLDS
-from uadray.runs.folder import Run, read_config
+from uadray.runs.folder import Run
 from uadray.runs.learned import Match, compare_run
+from uadray.runs.reading import THRESHOLDS, read_config
 from uadray.store import Cohort, repeated_images
 
 

@@ -25,14 +25,15 @@ from uadray.evaluation.pair import Frozen, Pair
 from uadray.evaluation.protocols import EvaluateConfig
 from uadray.evaluation.record import describe_lesions
 from uadray.evaluation.scoring import Scorer, examine
+from uadray.gauges import scoring_gauges
 from uadray.lock import hold
 from uadray.metrics.lesionwise import SubjectLesions
 from uadray.prepare.geometry import voxel_sizes
 from uadray.runs.checkpoint import weights_digest
 from uadray.runs.detector import load_detector
-from uadray.runs.evaluations import folder_of
 from uadray.runs.folder import Run, writing
 from uadray.runs.learned import Match
+from uadray.runs.reading import folder_of
 from uadray.store import CHUNK_VOLUMES, Cohort, Split
 
 T = TypeVar("T")
@@ -126,7 +127,8 @@ def evaluate_all(
         left = failures.left(runs)
         with _held(left, cohort):
             one = _Pass.over(cohort, left, config, ("threshold", "test"), failures, matches)
-            records.append(one.evaluate(healthy, report))
+            with scoring_gauges(report, cohort.name, len(one.names)) as counted:
+                records.append(one.evaluate(healthy, counted))
     return records
 
 

@@ -16,10 +16,11 @@ from uadray.metrics.slicewise import Slices
 from uadray.metrics.thresholds import NONE, fit_threshold, no_threshold, refit_thresholds
 from uadray.runs.checkpoint import weights_digest
 from uadray.runs.detector import load_detector
-from uadray.runs.evaluations import folder_of, pack_slices, place
+from uadray.runs.evaluations import pack_slices
 from uadray.runs.folder import Run
 from uadray.runs.frozen_thresholds import freeze
 from uadray.runs.learned import Match
+from uadray.runs.reading import folder_of, place
 from uadray.runs.scores import ScoreStore
 from uadray.store import Cohort, Split
 

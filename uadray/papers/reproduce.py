@@ -28,8 +28,9 @@ from uadray.papers.caveats import (
 from uadray.papers.scales import Scale
 from uadray.papers.study import CohortNeed, Entry, Paper, Published, Study
 from uadray.report.slices import pooled
-from uadray.runs.evaluations import place, unpack_slices
+from uadray.runs.evaluations import unpack_slices
 from uadray.runs.folder import Run
+from uadray.runs.reading import place
 from uadray.store import Cohort
 from uadray.tune.sweep import Outcome, SweepConfig, fit_trials, run_url
 from uadray.tune.trials import status

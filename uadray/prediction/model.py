@@ -27,8 +27,8 @@ from uadray.prepare.settings import PrepareConfig
 from uadray.prepare.steps import recorded_config
 from uadray.runs.checkpoint import weights_digest
 from uadray.runs.detector import load_detector
-from uadray.runs.evaluations import evaluated_on, place
 from uadray.runs.folder import Run
+from uadray.runs.reading import evaluated_on, place
 from uadray.store import Cohort, open_cohort
 
 FORMAT = 1

@@ -18,7 +18,8 @@ from torch import Tensor, nn
 
 from uadray import files
 from uadray.errors import CheckpointError
-from uadray.runs.folder import CHECKPOINT, Run, writing
+from uadray.runs.folder import Run, writing
+from uadray.runs.reading import CHECKPOINT
 from uadray.runs.state import (
     AGAIN,
     NO_WEIGHTS,

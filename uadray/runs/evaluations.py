@@ -16,14 +16,8 @@ from uadray import files, npz
 from uadray.errors import CheckpointError, RunError
 from uadray.metrics.inference import MIN_PEOPLE, Fits
 from uadray.metrics.slicewise import Slices
-from uadray.runs.folder import need, read_object
+from uadray.runs.reading import need, place, read_object
 from uadray.runs.state import checkpoint_weights
-
-EVALUATION = "evaluation"
-"""The folder in a run folder."""
-
-THRESHOLDS = "-threshold"
-"""What stands between a cohort's name and `.json` where frozen thresholds are listed."""
 
 INTERVAL_METHOD = "people left out one by one"
 """How the intervals of a record were made. Those of earlier versions, percentiles of resampled
@@ -37,28 +31,6 @@ NEEDED = ("dice_d", "dice_s_mean", "dice_s_std", "auprc", "auroc", "upper_bound_
 
 _UNREADABLE = (ValueError, TypeError, KeyError, OSError)
 """What reading a torn, foreign or forbidden file raises."""
-
-
-def folder_of(run_url: str) -> str:
-    """Where the run folder at `run_url` holds its evaluations."""
-    return files.join(run_url, EVALUATION)
-
-
-def place(run_url: str, cohort: str, kind: str = "") -> str:
-    """Where a run's record on a cohort lies, or the arrays of a kind beside it."""
-    name = f"{cohort}-{kind}.npz" if kind else f"{cohort}.json"
-    return files.join(run_url, EVALUATION, name)
-
-
-def evaluated_on(run_url: str) -> list[str]:
-    """Names of the cohorts that the run at `run_url` has a record of.
-
-    Raises:
-        OSError: the folder cannot be listed.
-    """
-    names = [name for name in files.list_names(folder_of(run_url)) if not files.is_draft(name)]
-    records = [name.removesuffix(".json") for name in names if name.endswith(".json")]
-    return [name for name in records if not name.endswith(THRESHOLDS)]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,8 +13,8 @@ from typing import Any
 from uadray import files
 from uadray.errors import EvaluationError
 from uadray.metrics.counts import Threshold
-from uadray.runs.evaluations import THRESHOLDS, folder_of
 from uadray.runs.folder import Run
+from uadray.runs.reading import THRESHOLDS, folder_of
 
 
 def freeze(

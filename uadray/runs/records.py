@@ -7,22 +7,17 @@ from typing import Any
 from uadray import config, files
 from uadray.errors import RunError
 from uadray.methods import NAMED
-from uadray.runs.evaluations import (
-    EVALUATION,
-    Evaluation,
-    check_kinds,
-    evaluated_on,
-    folder_of,
-    is_number,
-    load_evaluation,
-)
-from uadray.runs.folder import (
+from uadray.runs.evaluations import Evaluation, check_kinds, is_number, load_evaluation
+from uadray.runs.folder import Run
+from uadray.runs.reading import (
     CONFIG,
     EPOCHS,
+    EVALUATION,
     SUMMARY,
     SWEEP,
     TRIALS,
-    Run,
+    evaluated_on,
+    folder_of,
     read_config,
     read_epochs,
     read_summary,

@@ -4,7 +4,8 @@ from dataclasses import dataclass
 
 from uadray import files
 from uadray.errors import CheckpointError
-from uadray.runs.folder import CHECKPOINT, Run
+from uadray.runs.folder import Run
+from uadray.runs.reading import CHECKPOINT
 
 STATE = "state.json"
 """In the folder of the checkpoints: which of them count."""

@@ -1,6 +1,7 @@
 """How much of a cluster a fit takes, and where its epochs are shown; nothing here computes."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 from uadray.errors import ConfigError
 from uadray.methods.settings import check_finite
@@ -61,3 +62,14 @@ class TrackConfig:
     empty for none."""
     mlflow_experiment: str = "uadray"
     """Name of the MLflow experiment that the run belongs to."""
+    wandb: str = ""
+    """Project of Weights & Biases to write to, `PROJECT` or `ENTITY/PROJECT`; empty for none. The
+    key comes from `wandb login` or `WANDB_API_KEY` on the nodes, never from a flag."""
+    wandb_mode: Literal["", "online", "offline"] = ""
+    """`offline` asks no network for anything and writes to `wandb/` in the run folder, or where
+    `WANDB_DIR` says; `wandb sync` sends it later. By default what `WANDB_MODE` says, or else
+    `online`."""
+
+    def __post_init__(self) -> None:
+        if self.wandb.count("/") > 1 or (self.wandb and not all(self.wandb.split("/"))):
+            raise ConfigError(f"track.wandb must be PROJECT or ENTITY/PROJECT, was {self.wandb!r}")

@@ -1,6 +1,11 @@
-"""Epochs on TensorBoard and MLflow, beside `metrics.jsonl`; both are extras: `uadray[track]`."""
+"""Epochs on TensorBoard, MLflow and Weights & Biases, beside `metrics.jsonl`.
+
+All are extras: `uadray[track]` has the first two, `uadray[wandb]` the last.
+"""
 
 import importlib
+import os
+import tempfile
 import types
 import uuid
 from collections.abc import Callable, Iterator
@@ -25,8 +30,14 @@ def prepared(config: TrackConfig) -> TrackConfig:
     Workers have other working directories, and several would make the experiment at a time.
 
     Raises:
-        ConfigError: MLflow is not installed.
+        ConfigError: MLflow or Weights & Biases is asked for and not installed, or the latter has no
+            key.
     """
+    if config.wandb:
+        config = _with_mode(config)
+        if config.wandb_mode == "online":
+            _check_key()
+        _wandb_module()
     if not config.mlflow:
         return config
     scheme, colon, path = config.mlflow.partition(":///")
@@ -40,8 +51,8 @@ def prepared(config: TrackConfig) -> TrackConfig:
 def tracked(run: Run, config: TrackConfig) -> Iterator[Follow]:
     """What to call with the record of each epoch, while a fit lasts.
 
-    A resumed fit goes on where the earlier one was: TensorBoard hides what it repeats, MLflow's run
-    is the same one.
+    A resumed fit goes on where the earlier one was: TensorBoard hides what it repeats, the run of
+    MLflow or Weights & Biases is the same one.
 
     Raises:
         ConfigError: a package is not installed, or the run folder is remote.
@@ -52,6 +63,8 @@ def tracked(run: Run, config: TrackConfig) -> Iterator[Follow]:
             follows.append(stack.enter_context(_tensorboard(run)))
         if config.mlflow:
             follows.append(stack.enter_context(_mlflow(run, config)))
+        if config.wandb:
+            follows.append(stack.enter_context(_wandb(run, config)))
 
         def follow(record: dict[str, Any]) -> None:
             for each in follows:
@@ -60,12 +73,12 @@ def tracked(run: Run, config: TrackConfig) -> Iterator[Follow]:
         yield follow
 
 
-def _extra(name: str) -> types.ModuleType:
+def _extra(name: str, extra: str = "track") -> types.ModuleType:
     try:
         return importlib.import_module(name)
     except ImportError as error:
         raise ConfigError(
-            f"{name} cannot be imported ({error}): pip install -e '.[track]'"
+            f"{name} cannot be imported ({error}): pip install -e '.[{extra}]'"
         ) from None
 
 
@@ -127,6 +140,107 @@ def _experiment(client: Any, name: str) -> str:
     """The number of an experiment, which is made if there is none."""
     experiment = client.get_experiment_by_name(name)
     return str(experiment.experiment_id if experiment else client.create_experiment(name))
+
+
+def _with_mode(config: TrackConfig) -> TrackConfig:
+    """The mode that the environment asks for, which workers on other nodes do not see."""
+    asked = config.wandb_mode or os.environ.get("WANDB_MODE") or "online"
+    if asked not in ("online", "offline"):
+        raise ConfigError(
+            f"WANDB_MODE must be online or offline, was {asked!r}: leave --track.wandb out to send "
+            "nothing"
+        )
+    return replace(config, wandb_mode="offline" if asked == "offline" else "online")
+
+
+def _check_key() -> None:
+    """Refuse before anything is fitted what would be refused after."""
+    module = _wandb_module()
+    try:
+        # Without asking for one: a job has nobody to answer.
+        has_key = bool(module.login(prompt=False))
+    except module.errors.Error as error:
+        raise ConfigError(f"{_first_line(error)}: {_OFFLINE}") from None
+    if not has_key:
+        raise ConfigError(
+            "Weights & Biases has no key on this machine: run `wandb login`, or export "
+            f"WANDB_API_KEY on every node; or {_OFFLINE}"
+        )
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
+
+
+_OFFLINE = "--track.wandb-mode offline keeps all here, for `wandb sync`"
+
+
+def _wandb_module() -> Any:
+    # Else it reports on itself, offline, too.
+    os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
+    return _extra("wandb", "wandb")
+
+
+@contextmanager
+def _wandb(run: Run, config: TrackConfig) -> Iterator[Follow]:
+    config = _with_mode(config)
+    module = _wandb_module()
+    folder = os.environ.get("WANDB_DIR") or ("" if files.is_remote(run.url) else run.url)
+    if not folder and config.wandb_mode == "offline":
+        raise ConfigError(
+            f"Weights & Biases writes to local folders when it is offline, and {run.url} is "
+            "remote: export WANDB_DIR"
+        )
+    entity, _, project = config.wandb.rpartition("/")
+    url = files.join(run.url, "wandb.json")
+    known = files.read_json(url) if files.exists(url) else {}
+    if known.get("project") != config.wandb:
+        known = {"project": config.wandb, "run_id": uuid.uuid4().hex}
+        files.write_json(url, known)
+    with ExitStack() as stack:
+        if not folder:
+            folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="uadray-wandb-"))
+        try:
+            session = module.init(
+                project=project,
+                entity=entity or None,
+                id=known["run_id"],
+                resume="allow",
+                # One process fits several trials, one after another.
+                reinit="create_new",
+                name=run.url.rpartition("/")[2],
+                config={
+                    **flat(to_json(run.experiment)),
+                    "experiment": run.experiment.name,
+                    "fingerprint": run.experiment.fingerprint,
+                    "cohort": run.cohort_fingerprint,
+                },
+                dir=folder,
+                mode=config.wandb_mode,
+                # The epochs and the settings, and nothing of the machine, its user or their code.
+                settings=module.Settings(
+                    silent=True,
+                    console="off",
+                    host="",
+                    save_code=False,
+                    disable_git=True,
+                    x_disable_meta=True,
+                    x_disable_stats=True,
+                    x_save_requirements=False,
+                ),
+            )
+        except module.errors.Error as error:
+            raise ConfigError(f"{_first_line(error)}: {_OFFLINE}") from None
+
+        def follow(record: dict[str, Any]) -> None:
+            session.log(record, step=record["epoch"])
+
+        try:
+            yield follow
+        except BaseException:
+            session.finish(exit_code=1)
+            raise
+        session.finish(exit_code=0)
 
 
 def _begin(client: Any, run: Run, experiment: str) -> str:

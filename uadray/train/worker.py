@@ -9,10 +9,12 @@ import torch
 from uadray.data.sampling import step_sizes, train_rows
 from uadray.data.stream import TrainingStream, ValidationStream, fits_in_memory
 from uadray.errors import ConfigError, RunError
+from uadray.gauges import fit_gauges
 from uadray.methods.base import GradientDetector, Masked
 from uadray.runs.checkpoint import CheckpointStore
 from uadray.runs.detector import build_detector
-from uadray.runs.folder import EPOCHS, Run
+from uadray.runs.folder import Run
+from uadray.runs.reading import EPOCHS
 from uadray.store import Cohort
 from uadray.train.fit import Fit
 from uadray.train.precision import reduced_precision
@@ -81,16 +83,23 @@ def fit_worker(
             f"{run.url}/{EPOCHS} does not hold each of the {done} epochs that the checkpoint has: "
             "restore it from a copy, or fit again into another folder (--out)"
         )
-    with tracked(run, track if world.rank == 0 else TrackConfig()) as follow:
+    with (
+        tracked(run, track if world.rank == 0 else TrackConfig()) as follow,
+        fit_gauges(
+            run.url, experiment=experiment.name, cohort=cohort.name, rank=world.rank
+        ) as gauges,
+    ):
+        gauges.start(config.epochs)
 
         def log(records: list[Metrics]) -> None:
             run.write_metrics(records)
             follow(records[-1])
+            gauges.record(records[-1])
 
         Fit(
             detector=detector,
             experiment=experiment,
-            train=train.epoch,
+            train=gauges.counted(train.epoch, lambda batch: len(batch.ids)),
             validation=ValidationStream(
                 cohort, held_back, rank=world.rank, world=world.size, resident=resident
             ),

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
+from uadray.gauges import Exported, set_trials
 from uadray.progress import clock
 from uadray.tune.settings import RECONSTRUCTION, SweepConfig
 from uadray.tune.space import settings_of
@@ -36,6 +37,7 @@ class Watch(Callback):
         varied: Sequence[str] = (),
         config: SweepConfig | None = None,
         what: str = "trials",
+        sweep: str = "",
         console: Console | None = None,
     ) -> None:
         """Begin with nothing done.
@@ -45,9 +47,11 @@ class Watch(Callback):
             varied: Settings that tell trials apart, as paths into the experiment.
             config: What trials are compared by.
             what: What they are called.
+            sweep: Name of the sweep, for its gauges.
             console: Where to write; standard error by default.
         """
-        self._total, self._what = total, what
+        self._total, self._what, self._sweep = total, what, sweep
+        self._gauges = Exported()
         self._config = config or SweepConfig()
         self._varied = [path for path in varied if path != "experiment"]
         self._console = console or Console(stderr=True, highlight=False)
@@ -70,6 +74,7 @@ class Watch(Callback):
 
     def __enter__(self) -> Self:
         self._started = self._shown = time.monotonic()
+        self._gauges.__enter__()
         if self._console.is_terminal:
             self._live = Live(self._table(), console=self._console, refresh_per_second=2)
             self._live.start()
@@ -78,6 +83,7 @@ class Watch(Callback):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None
     ) -> None:
+        self._gauges.__exit__(kind, error, _)
         if self._live:
             self._live.update(self._table())
             self._live.stop()
@@ -160,6 +166,16 @@ class Watch(Callback):
             self._console.print(text, soft_wrap=True, markup=False)
 
     def _show(self) -> None:
+        failed = sum(bool(error) for error in self.ended.values())
+        done, running = len(self.ended), len(self._running)
+        set_trials(
+            self._gauges,
+            self._sweep,
+            running=running,
+            ended=done - failed,
+            failed=failed,
+            waiting=max(0, self._total - done - running),
+        )
         if self._live:
             self._live.update(self._table())
 

@@ -31,10 +31,12 @@ from uadray.errors import CheckpointError, ConfigError
 from uadray.methods import GradientDetector
 from uadray.runs.checkpoint import CheckpointStore
 from uadray.runs.detector import build_detector
-from uadray.runs.folder import TRIALS, Run
+from uadray.runs.folder import Run
+from uadray.runs.reading import POPULATION, TRIALS
 from uadray.store import Cohort
 from uadray.tune.settings import SweepConfig
 from uadray.tune.space import Space, settings_of, with_settings
+from uadray.tune.trials import Task
 
 KNOBS = {
     "fit.learning_rate": "learning_rate",
@@ -197,7 +199,16 @@ def folder_of(url: str, population: Population, generation: int, number: int) ->
     """The run folder of a member's generation in the sweep at `url`."""
     if generation == population.num_generations - 1:
         return files.join(url, TRIALS, f"{population.name}-m{number:02d}")
-    return files.join(url, "population", population.name, f"g{generation:02d}-m{number:02d}")
+    return files.join(url, POPULATION, population.name, f"g{generation:02d}-m{number:02d}")
+
+
+def members_at_end(url: str, population: Population) -> list[Task]:
+    """A population's members as their last generation will leave them, knobs apart."""
+    last = population.num_generations - 1
+    return [
+        Task(experiment=population.base, url=folder_of(url, population, last, number))
+        for number in range(population.config.population)
+    ]
 
 
 def lay(url: str, population: Population, member: Member, cohort: Cohort) -> str:

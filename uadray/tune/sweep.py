@@ -24,8 +24,9 @@ from uadray.errors import CheckpointError, ConfigError, RunError
 from uadray.evaluation.inputs import refuse
 from uadray.lock import hold
 from uadray.results import refuse_inside
-from uadray.runs.folder import SWEEP, Run
+from uadray.runs.folder import Run
 from uadray.runs.learned import compare_cohorts
+from uadray.runs.reading import SWEEP
 from uadray.store import Cohort, open_cohort
 from uadray.train.settings import TrackConfig
 from uadray.train.summary import summarise
@@ -49,6 +50,7 @@ from uadray.tune.trials import (
     run_url,
     settled,
     status,
+    write_plan,
     write_record,
 )
 
@@ -74,7 +76,7 @@ def sweep(
         cohort: All trials are fitted on it.
         url: Folder of the sweep, local or any fsspec URL; run folders lie in its `runs/`.
         config: Scheduling, objective, budget.
-        track: TensorBoard and MLflow of the trials that have epochs.
+        track: Where else the epochs of trials are shown.
         console: Where the state is shown; standard error by default.
 
     Returns:
@@ -119,7 +121,7 @@ def fit_trials(
         config: Scheduling, objective, budget.
         varied: Settings that tell the trials apart, as paths into the experiment.
         searched: Where Optuna draws `config.max_trials` from, or what populations search.
-        track: TensorBoard and MLflow.
+        track: Where else epochs are shown.
         console: Where the state is shown; standard error by default.
     """
     config, url = config or SweepConfig(), files.normalise(url)
@@ -152,6 +154,9 @@ def _fit_held(
     cluster.check_readable(cohort.seal_url)
     cluster.check_shared(url)
     tasks = [Task(experiment=t, url=run_url(url, t)) for t in trials]
+    planned = [*tasks, *(m for group in groups for m in pbt.members_at_end(url, group))]
+    to_draw = config.max_trials if searched and config.search == "optuna" else 0
+    job.plan(planned, len(planned) + to_draw)
     left = [t for t in tasks if not settled(t.url, config)]
     if left and config.scheduler == "asha":
         # It judges by all trials that have epochs; those that have ended only tell it again.
@@ -166,6 +171,7 @@ def _fit_held(
     outcomes = job.evolve(groups) if groups else []
     outcomes += [outcome(task.url, task.experiment, config) for task in tasks]
     write_record(url, outcomes, cohort, config, job.varied)
+    job.plan(planned, len(outcomes), has_ended=True)
     return outcomes
 
 
@@ -217,6 +223,15 @@ class _Job:
     started: float = field(default_factory=time.monotonic)
 
     @property
+    def name(self) -> str:
+        """Of its folder."""
+        return self.url.rpartition("/")[2]
+
+    def plan(self, tasks: Sequence[Task], total: int, *, has_ended: bool = False) -> None:
+        """Leave word of the trials, for `uadray status`."""
+        write_plan(self.url, tasks, self.config, self.varied, total=total, has_ended=has_ended)
+
+    @property
     def seconds_left(self) -> float | None:
         """Of the budget; None where there is none."""
         if not self.config.max_hours:
@@ -236,7 +251,7 @@ class _Job:
         space = {"task": tune.grid_search([t.to_json() for t in tasks])}
         watch = Watch(
             total=len(tasks), varied=self.varied, config=self.config, what=what,
-            console=self.console,
+            sweep=self.name, console=self.console,
         )  # fmt: skip
         most = max(t.experiment.fit.epochs for t in tasks)
         scheduler = asha(self.config, most) if stops else None
@@ -262,8 +277,9 @@ class _Job:
                 files.write_json(place, points)
 
         watch = Watch(
-            total=num - len(past), varied=self.varied, config=self.config, console=self.console
-        )
+            total=num - len(past), varied=self.varied, config=self.config,
+            sweep=self.name, console=self.console,
+        )  # fmt: skip
         watch.on_point = keep
         search = OptunaDraws(
             space,

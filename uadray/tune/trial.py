@@ -53,7 +53,7 @@ def run_trial(
         settings: Of the sweep.
         space: Where points are drawn from; None where tasks are given whole.
         labelled: For an objective that uses labels.
-        track: TensorBoard and MLflow.
+        track: Where else epochs are shown.
         deadline: When the budget ends, in seconds since the epoch, for trials of several workers;
             the others are ended by Tune.
     """

@@ -10,7 +10,15 @@ import numpy as np
 from uadray import files
 from uadray.config import Experiment, from_json, learns, to_json
 from uadray.errors import CheckpointError, ConfigError, RunError
-from uadray.runs.folder import SWEEP, TRIALS, Run, read_config, read_object
+from uadray.runs.folder import Run
+from uadray.runs.reading import (
+    PLAN,
+    POPULATION,
+    SWEEP,
+    TRIALS,
+    read_config,
+    read_object,
+)
 from uadray.store import Cohort
 from uadray.tune.settings import RECONSTRUCTION, USES_LABELS, SweepConfig
 from uadray.tune.space import Space, settings_of, trial_name
@@ -86,8 +94,8 @@ def check_cohort(url: str, cohort: Cohort) -> None:
         CheckpointError: one was.
     """
     folders = [files.join(url, TRIALS, name) for name in files.list_names(files.join(url, TRIALS))]
-    for population in files.list_names(files.join(url, "population")):
-        inside = files.join(url, "population", population)
+    for population in files.list_names(files.join(url, POPULATION)):
+        inside = files.join(url, POPULATION, population)
         folders += [files.join(inside, name) for name in files.list_names(inside)]
     for folder in folders:
         try:
@@ -172,6 +180,54 @@ def reached(folder: str, config: SweepConfig) -> float | None:
     except RunError:
         return None
     return None if value is None else config.sign * value
+
+
+def write_plan(
+    url: str,
+    tasks: Sequence[Task],
+    config: SweepConfig,
+    varied: Sequence[str],
+    *,
+    total: int,
+    has_ended: bool,
+) -> None:
+    """Leave `plan.json`: how many trials there are, which are known, and whether all is over.
+
+    Whoever looks at a sweep while it runs reads it; the sweep itself never does.
+
+    Args:
+        url: Folder of the sweep.
+        tasks: Trials that are known beforehand, members of populations among them; a search draws
+            others.
+        config: What trials are compared by, and how many at a time.
+        varied: Settings that tell the trials apart.
+        total: Number of trials.
+        has_ended: Whether nothing goes on.
+    """
+    plan = {
+        "total": total,
+        "has_ended": has_ended,
+        "varied": list(varied),
+        "objective": {
+            "head": config.head,
+            "sign": config.sign,
+            "uses_labels": config.uses_labels,
+        },
+        "trials": [
+            {
+                "run": task.url.removeprefix(f"{url}/"),
+                "name": task.experiment.name,
+                "epochs": task.experiment.fit.epochs if learns(task.experiment) else None,
+                "settings": {
+                    path: value
+                    for path, value in settings_of(task.experiment).items()
+                    if path in varied and path != "experiment"
+                },
+            }
+            for task in tasks
+        ],
+    }
+    files.write_json(files.join(url, PLAN), plan)
 
 
 def write_record(

@@ -1,0 +1,1 @@
+"""How a run or a sweep stands, read from its folder alone, on any machine that sees it."""

@@ -10,6 +10,7 @@ PAGE = "reliability.md"
 HEADS = {
     "worker": "a worker process is killed",
     "raylet": "a node's raylet is killed",
+    "drain": "a node says that it leaves, and does 30 s later",
     "driver": "the job itself is killed",
     "head": "the head (GCS) is killed",
     "s3": "S3 answers 1 in 10 with 500 or late",

@@ -36,7 +36,7 @@ CACHE = REPOSITORY / "runs" / "faults"
 FILE = RESULTS / "faults.json"
 
 UNDISTURBED = ("none", "none-disk")
-FAULTS = ("driver", "worker", "cut", "raylet", "s3", "disk", "head")
+FAULTS = ("driver", "worker", "cut", "raylet", "drain", "s3", "disk", "head")
 """`none-disk` is what `disk` is timed against."""
 
 CELLS = [f"{stage}:{fault}" for fault in ("none", *FAULTS, "none-disk") for stage in STAGES]
@@ -44,6 +44,9 @@ CELLS = [f"{stage}:{fault}" for fault in ("none", *FAULTS, "none-disk") for stag
 
 CUT_S, FULL_S, NEW_NODE_S = 20.0, 20.0, 5.0
 """Seconds that a node is cut off, that the disk is full, and until a lost node is replaced."""
+
+DRAIN_S = 30.0
+"""Seconds between the announcement that a node will leave and its end; clouds give 30 to 120."""
 
 SLOW_S = 1.0
 """Seconds that every other hit request takes."""
@@ -227,6 +230,12 @@ class Attempt:
         """SIGKILL the raylet of node 1; another one comes, as a supervisor would see to."""
         self.net.kill_raylet(1)
         self.after(NEW_NODE_S, lambda: self.net.join(1, 1))
+
+    def drain(self) -> None:
+        """Announce that node 1 will leave, kill it then, and start another one in its place."""
+        self.net.drain(1, DRAIN_S)
+        self.after(DRAIN_S, lambda: self.net.take_away(1))
+        self.after(DRAIN_S + NEW_NODE_S, lambda: self.net.join(1, 1))
 
     def driver(self) -> None:
         """SIGKILL the job itself."""

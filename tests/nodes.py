@@ -134,12 +134,12 @@ class Network:
             inside += ["nsenter", f"--net=/run/netns/{name}"]
         return [*inside, *map(str, command)]
 
-    def must(self, *command: object, node: int | str | None = 0) -> str:
+    def must(self, *command: object, node: int | str | None = 0, **more: str) -> str:
         """Run a short command to its end and return what it printed."""
         done = subprocess.run(
             self.enter(*command, node=node),
             cwd=REPOSITORY,
-            env=self.variables({}),
+            env=self.variables(more),
             capture_output=True,
             text=True,
             check=False,
@@ -208,6 +208,22 @@ class Network:
         assert raylet is not None, f"no raylet runs on node {node}"
         raylet.kill()
         wait_until(lambda: not _line(raylet), 10, "the end of the raylet")
+
+    def drain(self, node: int, seconds: float) -> None:
+        """Announce to the cluster that a node will be taken away after so long."""
+        node_id = self.must(
+            *(sys.executable, "-c", _NODE_ID, self.address(node)), **self.joined
+        ).split()[-1]
+        self.must(
+            *(BIN / "ray", "drain-node", f"--address={HEAD}:6379", f"--node-id={node_id}"),
+            *("--reason=DRAIN_NODE_REASON_PREEMPTION", "--reason-message=spot"),
+            f"--deadline-remaining-seconds={seconds:.0f}",
+        )
+
+    def take_away(self, node: int) -> None:
+        """End a Ray node that was to leave, unless it has by itself, having had nothing to do."""
+        if self.raylet(node) is not None:
+            self.kill_raylet(node)
 
     def stop_cluster(self) -> None:
         """End all of Ray on all nodes without warning, jobs being over."""
@@ -307,6 +323,15 @@ class Network:
 
 
 _OF_RAY = re.compile(r"^ray::|/bin/ray start|/site-packages/ray/")
+
+
+_NODE_ID = """
+import sys, ray
+ray.init(logging_level="ERROR", log_to_driver=False)
+nodes = (n for n in ray.nodes() if n["Alive"] and n["NodeManagerAddress"] == sys.argv[1])
+print(next(nodes)["NodeID"])
+"""
+"""Prints the identifier of the Ray node at an address."""
 
 
 def _line(process: psutil.Process) -> str:

@@ -6,8 +6,8 @@
     run = uadray.fit("3D-Cube-n", cohort, "runs/fits/3D-Cube-n", epochs=100)
     (record,) = uadray.evaluate(run, uadray.open_cohort("runs/stroke.zarr"))
     print(record["metrics"]["dice_d"], record["intervals"]["dice_d"])
-    found = uadray.predict(run, "scan.nii.gz", out="predicted")
-    print(found.summary["proposal"], found.summary["warnings"])
+    prediction = uadray.predict(run, "scan.nii.gz", out="predicted")
+    print(prediction.summary["proposal"], prediction.summary["warnings"])
     uadray.export(run, "models/3D-Cube-n")
 
 Each does what its job does (`jobs/train.py` and so on) and leaves the same files, so that a call

@@ -163,8 +163,8 @@ def experiment(name: str) -> Experiment:
     Raises:
         ConfigError: there is none of that name.
     """
-    if found := re.fullmatch(r"PCA-(\d+)", name):
-        return Experiment(method=PCA.Settings(num_components=int(found[1])))
+    if match := re.fullmatch(r"PCA-(\d+)", name):
+        return Experiment(method=PCA.Settings(num_components=int(match[1])))
     ndim: Literal[2, 3] = 3 if name.startswith("3D-") else 2
     rest = name.removeprefix(f"{ndim}D-")
     for end, erasing in _endings(ndim).items():
@@ -260,16 +260,16 @@ def _dataclass_from_json(kind: type[Any], value: Any) -> Any:
     for key, inner in value.items():
         if dataclasses.is_dataclass(hints[key]) and not isinstance(inner, dict):
             raise ConfigError(f"{name}: {key} must be an object with fields, was {inner!r}")
-    found = {key: from_json(hints[key], inner) for key, inner in value.items()}
-    for key, inner in found.items():
+    values = {key: from_json(hints[key], inner) for key, inner in value.items()}
+    for key, inner in values.items():
         if not _fits(hints[key], inner):
             wanted = hints[key].__name__ if isinstance(hints[key], type) else str(hints[key])
             raise ConfigError(f"{name}: {key} must be {wanted}, was {inner!r}")
     missing = dataclasses.MISSING
     for key, one in known.items():
-        if key not in found and one.default is missing and one.default_factory is missing:
+        if key not in values and one.default is missing and one.default_factory is missing:
             raise ConfigError(f"{name} lacks the field {key}")
-    return kind(**found)
+    return kind(**values)
 
 
 def _fits(hint: Any, value: Any) -> bool:

@@ -5,6 +5,7 @@ process is gone from this machine, or where nobody has renewed it for a while, b
 own clock: clocks of two machines are never compared.
 """
 
+import fcntl
 import json
 import os
 import shlex
@@ -32,8 +33,8 @@ LEASE_S = 75.0
 """Without a renewal in this many seconds the job of another machine is taken for dead."""
 
 SETTLE_S = 2.0
-"""How long after it was taken from a dead job, or without the store's word that nobody else did,
-a lock is looked at once more."""
+"""How long after it was taken without the storage's word that nobody else did, a lock is looked at
+once more."""
 
 
 @dataclass(frozen=True)
@@ -156,6 +157,11 @@ def _write(place: str, holder: Holder) -> None:
         living, dead = _living(place)
         if living is not None:
             raise LockedError(_message(place, living))
+        if dead is not None and (taken := _take_over(place, dead, holder)) is not None:
+            if taken:
+                return
+            seen = _look(place)
+            raise LockedError(_message(place, seen.holder if seen else None))
         if dead is not None:
             _remove(place, dead)
         # Another job that saw that it was dead may remove what is written now.
@@ -250,6 +256,33 @@ def _living(place: str) -> tuple[Holder | None, bytes | None]:
         time.sleep(_LOOK_S)
         seen = _look(place)
     return None, None
+
+
+def _take_over(place: str, dead: bytes, holder: Holder) -> bool | None:
+    """Put a lock where a dead job's is, unless another job was faster.
+
+    Returns:
+        Whether it stands there; None where the storage cannot keep others off meanwhile.
+    """
+    if files.is_remote(place):
+        return None
+    path = Path(files.located(place)[1])
+    aside = path.with_name(f"{path.name}.{holder.mark}")
+    try:
+        # The system gives the folder back when this process ends, however it does.
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            fcntl.flock(folder, fcntl.LOCK_EX)
+            seen = _look(place)
+            if seen is None or seen.content != dead:
+                return False
+            aside.write_bytes(holder.encode())
+            os.replace(aside, path)
+            return True
+        finally:
+            os.close(folder)
+    except OSError:  # some network file systems lock no folders
+        return None
 
 
 def _remove(place: str, dead: bytes) -> None:

@@ -16,6 +16,7 @@ from scipy import ndimage
 from sklearn.metrics import average_precision_score
 from tiny_cohorts import NUM_TEST, NUM_THRESHOLD, NUM_VALIDATION, write_healthy, write_lesioned
 
+from uadray import files
 from uadray.config import experiment
 from uadray.errors import ConfigError, EvaluationError, StoreError
 from uadray.evaluation import pair
@@ -301,7 +302,9 @@ def test_a_killed_job_goes_on_where_it_was(healthy: Cohort, tmp_path: Path) -> N
     while before != (before := counted(run)):
         time.sleep(1)
     assert 0 < len(before) < len(cohort.subjects)
-    assert not Path(run.url, "evaluation").exists()
+    # What has begun is locked, and nothing there passes for a result.
+    names = [path.name for path in Path(run.url, "evaluation").iterdir()]
+    assert [name for name in names if not name.startswith(files.LOCK)] == []
 
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

@@ -45,14 +45,20 @@ def cohort(tmp_path_factory: pytest.TempPathFactory) -> Cohort:
 
 
 def train(
-    place: Network, cohort: Cohort, run: Path, *flags: object, batch_size: int = 8, **env: str
+    place: Network,
+    cohort: Cohort,
+    run: Path,
+    *flags: object,
+    batch_size: int = 8,
+    epochs: int = EPOCHS,
+    **env: str,
 ) -> Started:
     """Start the job, always with the same settings."""
     return place.start(
         *("python", REPOSITORY / "jobs" / "train.py", "3D-Cube-n"),
         *("--cohort", cohort.url, "--out", run, "--method.widths", 8, 16),
         *("--method.bottleneck", 4, "--method.latent-size", 8, "--fit.precision", "float32"),
-        *("--fit.epochs", EPOCHS, "--fit.batch-size", batch_size),
+        *("--fit.epochs", epochs, "--fit.batch-size", batch_size),
         *flags,
         **env,
     )
@@ -78,25 +84,25 @@ def reach_the_middle(run: Path, epoch: int, started: Started) -> None:
     time.sleep(records(run)[-1]["seconds"] / 2)
 
 
-def assert_same_fit(run: Path, other: Path) -> None:
+def assert_same_fit(run: Path, other: Path, epochs: int = EPOCHS) -> None:
     """Weights bit for bit, and the records but for their times."""
-    assert last(run) == last(other) == EPOCHS
+    assert last(run) == last(other) == epochs
     for a, b in zip(records(run), records(other), strict=True):
         assert {k: v for k, v in a.items() if "second" not in k} == {
             k: v for k, v in b.items() if "second" not in k
         }
-    name = f"checkpoint/epoch-{EPOCHS:05d}/model.safetensors"
+    name = f"checkpoint/epoch-{epochs:05d}/model.safetensors"
     first, second = load_file(run / name), load_file(other / name)
     assert first.keys() == second.keys()
     assert all(torch.equal(first[key], second[key]) for key in first)
 
 
-def cut_at(run: Path, killed: float) -> int:
+def cut_at(run: Path, killed: float, epochs: int = EPOCHS) -> int:
     """The newest epoch that a fit killed at that time has left."""
     # Whatever was on its way to the disk has arrived.
     time.sleep(max(0.0, killed + 0.5 - time.monotonic()))
     epoch = last(run)
-    assert epoch < EPOCHS
+    assert epoch < epochs
     return epoch
 
 
@@ -240,6 +246,32 @@ def test_a_lost_node_is_replaced_and_the_group_goes_on(
     record_recovery(record_property, "a node", run, epoch, back_after(run, epoch, since))
     started.must(300)
     assert_same_fit(run, tmp_path / "whole")
+
+
+def test_a_node_that_says_that_it_leaves_costs_no_epoch_and_no_failure(
+    nodes: Network, cohort: Cohort, tmp_path: Path, record_property: Any
+) -> None:
+    epochs = 600  # more than pass before the node is gone
+    seldom = ("--fit.checkpoint-every", epochs)
+    train(nodes, cohort, tmp_path / "whole", *TWO, *seldom, epochs=epochs, **JOINED).must(300)
+    run = tmp_path / "run"
+    # No failure is allowed: leaving is none.
+    flags = (*TWO, *seldom, "--scale.max-failures", 0)
+    started = train(nodes, cohort, run, *flags, epochs=epochs, **JOINED)
+    wait_until(lambda: len(records(run)) >= 5 or started.process.poll() is not None, 240, "epochs")
+    assert last(run) == 0
+    nodes.drain(1, 15)
+    gone = time.monotonic() + 15  # a node that is gone before it was to be has failed
+    wait_until(lambda: last(run) > 0, 15, "a checkpoint before the node leaves")
+    time.sleep(max(0.0, gone - time.monotonic()))
+    nodes.take_away(1)
+    since = time.monotonic()
+    epoch = cut_at(run, since, epochs)
+    nodes.join(1, 1)
+    record_recovery(record_property, "a leaving node", run, epoch, back_after(run, epoch, since))
+    started.must(300)
+    assert_same_fit(run, tmp_path / "whole", epochs)
+    assert "is about to leave" in started.log.read_text()
 
 
 def test_a_group_shrinks_to_the_nodes_that_are_left(

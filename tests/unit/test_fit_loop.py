@@ -97,6 +97,7 @@ def fit(
     stop_after: int | None = None,
     logged: list[list[Metrics]] | None = None,
     checkpoints: CheckpointStore | None = None,
+    is_leaving: Callable[[], bool] = lambda: False,
 ) -> tuple[GradientDetector, list[Metrics]]:
     """Fit from the newest checkpoint in `folder`; `stop_after` cuts the fit off, as a kill does."""
     if detector is None:
@@ -118,6 +119,7 @@ def fit(
         validation=validation_batches(cohort),
         checkpoints=checkpoints or CheckpointStore(str(folder), experiment.fingerprint),
         report=report,
+        is_leaving=is_leaving,
         records=past or [],
         device=CPU,
         log=lambda records: None if logged is None else logged.append(list(records)),
@@ -178,6 +180,32 @@ def test_checkpoints_between_epochs_cost_the_epochs_since(cohort: Cohort, tmp_pa
     assert [r["epoch"] for r in again] == [3, 4, 5]
     assert_same_weights(whole, resumed)
     assert without_times(resumed_records) == without_times(records)
+
+
+@pytest.mark.parametrize("stop_after", [1, 3])
+def test_an_announced_loss_costs_no_epoch_and_changes_nothing(
+    cohort: Cohort, tmp_path: Path, stop_after: int
+) -> None:
+    experiment = tiny_vae(3, epochs=6, checkpoint_every=2)
+    whole, records = fit(experiment, cohort, tmp_path / "whole")
+    past: list[Metrics] = []
+    with pytest.raises(KeyboardInterrupt):
+        fit(
+            experiment,
+            cohort,
+            tmp_path / "cut",
+            reported=past,
+            stop_after=stop_after,
+            is_leaving=lambda: True,
+        )
+    again: list[Metrics] = []
+    resumed, resumed_records = fit(experiment, cohort, tmp_path / "cut", past=past, reported=again)
+    assert [r["epoch"] for r in again] == list(range(stop_after + 1, 7))
+    assert_same_weights(whole, resumed)
+    assert without_times(resumed_records) == without_times(records)
+    a, b = (CheckpointStore(str(tmp_path / n), experiment.fingerprint) for n in ("whole", "cut"))
+    # The same epoch is the best one: an odd one, saved only to go on from, is not chosen.
+    assert a.state() == b.state()
 
 
 def test_no_record_is_lost_between_a_checkpoint_and_its_report(

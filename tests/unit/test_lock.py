@@ -5,10 +5,14 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import psutil
 import pytest
 from tiny_cohorts import write_healthy, write_lesioned
@@ -227,6 +231,49 @@ def test_of_many_that_find_a_dead_lock_one_gets_it(
         thread.join(60)
     leave.set()
     assert most == [1]
+
+
+def test_wherever_one_stalls_a_dead_lock_is_taken_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lock, "SETTLE_S", 0.0)  # nothing rests on it where folders can be locked
+    for name in ("link", "rename", "replace"):
+        monkeypatch.setattr(lock.os, name, _slow(getattr(os, name)))
+    place = tmp_path / files.LOCK
+    for _ in range(20):
+        place.write_bytes(replace(lock.Holder.here(), started=0.0).encode())
+        look, waits = lock._living, iter(np.linspace(0, 0.1, 8))
+        together = threading.Barrier(8)
+
+        def think(place: str, look: Any = look, waits: Any = waits, all_: Any = together) -> Any:
+            seen = look(place)
+            all_.wait()  # all of them have found it dead
+            time.sleep(next(waits))
+            return seen
+
+        monkeypatch.setattr(lock, "_living", think)
+        with ThreadPoolExecutor(8) as pool:
+            results = list(pool.map(lambda _: _outcome(lock._take, str(place)), range(8)))
+        monkeypatch.setattr(lock, "_living", look)
+        assert sum(isinstance(one, lock.Holder) for one in results) == 1
+        assert sum(isinstance(one, LockedError) for one in results) == 7
+        assert [p.name for p in tmp_path.iterdir()] == [files.LOCK]
+        place.unlink()
+
+
+def _slow(call: Callable[..., Any]) -> Callable[..., Any]:
+    def stall(*arguments: object) -> Any:
+        time.sleep(0.03)
+        return call(*arguments)
+
+    return stall
+
+
+def _outcome(call: Callable[..., Any], *arguments: object) -> Any:
+    try:
+        return call(*arguments)
+    except LockedError as error:
+        return error
 
 
 def test_who_lost_its_lock_while_it_stood_still_ends(

@@ -8,6 +8,7 @@ which begins at 0 again whenever a group of workers does: the fit loop names the
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -288,6 +289,10 @@ def keep_volumes() -> None:
     _kept.wanted = True
 
 
+_READERS = 8
+"""Threads that read what is kept: they wait for storage; Zarr decodes in threads of its own."""
+
+
 def _load(
     cohort: Cohort,
     rows: np.ndarray,
@@ -296,10 +301,21 @@ def _load(
     arrays: Sequence[str] = ("image",),
 ) -> Arrays:
     def read() -> Arrays:
-        batches = list(_batches(volumes(cohort, rows, arrays), 64))
-        images = torch.cat([batch.images for batch in batches]).to(device)
-        brains = [batch.brain for batch in batches if batch.brain is not None]
-        return (images, torch.cat(brains).to(device)) if brains else (images,)
+        kinds = {"image": torch.float16, "brain": torch.bool, "lesion": torch.bool}
+        whole = tuple(
+            torch.empty(len(rows), *cohort.shape, dtype=kinds[name], device=device)
+            for name in arrays
+        )
+
+        def fill(places: np.ndarray) -> None:
+            for name, into in zip(arrays, whole, strict=True):
+                values = torch.from_numpy(read_rows(cohort, name, rows[places]))
+                into[torch.from_numpy(places).to(device)] = values.to(device)
+
+        # In this process: Ray Data's own would have to start first, and its blocks be copied.
+        with ThreadPoolExecutor(_READERS) as pool:
+            list(pool.map(fill, same_block(rows, CHUNK_VOLUMES)))
+        return whole
 
     key = (cohort.url, cohort.fingerprint, rows.tobytes(), device, tuple(arrays))
     return _kept.get(part, key, read)

@@ -260,14 +260,14 @@ def write_calibration(cohort: Cohort, healthy: Cohort | None = None) -> Calibrat
     """
     if not cohort.has_lesion or not {"threshold", "test"} <= set(cohort.subjects["split"]):
         return None
-    found = calibrate_cohort(cohort, healthy)
+    calibration = calibrate_cohort(cohort, healthy)
     origin = {
         "cohort": cohort.fingerprint,
         "healthy": healthy.fingerprint if healthy is not None else "",
     }
     with storage_errors(cohort.url):
-        files.write_json(files.join(cohort.url, FILE), origin | found.to_dict())
-    return found
+        files.write_json(files.join(cohort.url, FILE), origin | calibration.to_dict())
+    return calibration
 
 
 def _sample(rows: NDArray[np.int64], most: int) -> list[int]:

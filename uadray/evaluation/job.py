@@ -6,6 +6,7 @@ scores of the test part, at the frozen threshold, with the true lesions.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -300,10 +301,13 @@ class _Pass:
                 continue
             with self.failures.of(pair.run):
                 frozen[pair] = pair.freeze(healthy)
-        examined = self.failures.together(list(frozen), partial(self._examine, frozen))
-        lesions = describe_lesions(self.cohort) if examined else {}
-        for (pair, threshold), found in zip(frozen.items(), examined, strict=True):
-            if found is None:
+        with ThreadPoolExecutor(1) as beside:
+            # In this process, which otherwise waits for the tasks that examine.
+            described = beside.submit(describe_lesions, self.cohort) if frozen else None
+            examined = self.failures.together(list(frozen), partial(self._examine, frozen))
+        lesions = {} if described is None else described.result()
+        for (pair, threshold), lesions_found in zip(frozen.items(), examined, strict=True):
+            if lesions_found is None:
                 continue
             with self.failures.of(pair.run):
                 spent = seconds[pair]
@@ -317,7 +321,7 @@ class _Pass:
                     "seconds_per_volume": spent,
                     "seconds_per_slice": None if spent is None else spent / self.cohort.shape[0],
                 }
-                records[pair] = pair.write(threshold, found, facts)
+                records[pair] = pair.write(threshold, lesions_found, facts)
         return [records[pair] for pair in self._left()]
 
     def _examine(
@@ -344,12 +348,12 @@ class _Pass:
         dataset = volumes(
             self.cohort, rows, ("lesion",), change=lambda block, _: compare(block), num_cpus=cpus
         )
-        found: dict[int, np.ndarray] = {}
+        compared: dict[int, np.ndarray] = {}
         with cluster.plain_errors():
             for batch in dataset.iter_batches(batch_size=None, batch_format="numpy"):
-                found |= dict(zip(batch["id"].tolist(), batch["lesions"], strict=True))
+                compared |= dict(zip(batch["id"].tolist(), batch["lesions"], strict=True))
         return [
-            [SubjectLesions.of(found[row][place]) for row in rows.tolist()]
+            [SubjectLesions.of(compared[row][place]) for row in rows.tolist()]
             for place in range(len(pairs))
         ]
 

@@ -190,23 +190,23 @@ def make_record(
                 "id": subject,
                 "lesion_ml": float(table.loc[subject, "lesion_ml"]),
                 "lesion_voxels": int(num_lesion),
-                "lesions": found.num_lesions,
+                "lesions": compared.num_lesions,
             }
             | {
                 key: value if has_threshold else None
                 for key, value in (
                     ("dice", _defined(dice)),
                     ("dice_unfiltered", _defined(dice_before)),
-                    ("true_positives", found.true_positives),
-                    ("false_positives", found.false_positives),
-                    ("lesions_detected", found.num_detected),
-                    ("predicted_components", found.num_predicted),
-                    ("false_components", found.num_false),
-                    ("hd95_mm", _defined(found.hd95_mm)),
-                    ("surface_distance_mm", _defined(found.surface_distance_mm)),
+                    ("true_positives", compared.true_positives),
+                    ("false_positives", compared.false_positives),
+                    ("lesions_detected", compared.num_detected),
+                    ("predicted_components", compared.num_predicted),
+                    ("false_components", compared.num_false),
+                    ("hd95_mm", _defined(compared.hd95_mm)),
+                    ("surface_distance_mm", _defined(compared.surface_distance_mm)),
                 )
             }
-            for subject, dice, dice_before, num_lesion, found in zip(
+            for subject, dice, dice_before, num_lesion, compared in zip(
                 scores.subjects,
                 dice_s(final, threshold.level),
                 dice_s(scores, threshold.level),
@@ -268,8 +268,8 @@ def _mixed(plain: dict[str, Any], filtered: dict[str, Any]) -> dict[str, Any]:
 def _lesion_figures(lesions: Sequence[SubjectLesions], weights: NDArray[np.int64]) -> _Figures:
     values = lesion_metrics(lesions)
     by_person = {
-        name: Fits(values=found[None], limits=LESION_LIMITS[name])
-        for name, found in lesion_metrics(lesions, weights).items()
+        name: Fits(values=values[None], limits=LESION_LIMITS[name])
+        for name, values in lesion_metrics(lesions, weights).items()
     }
     counts = {
         "num_lesions": sum(s.num_lesions for s in lesions),

@@ -270,7 +270,7 @@ def examine(
     Raises:
         EvaluationError: Kept scores are not those that were counted.
     """
-    found = [
+    compared = [
         [
             astuple(
                 compare_lesions(
@@ -286,7 +286,7 @@ def examine(
         ]
         for row, lesion in zip(batch["id"], batch["lesion"], strict=True)
     ]
-    return {"id": batch["id"], "lesions": np.array(found, np.float64)}
+    return {"id": batch["id"], "lesions": np.array(compared, np.float64)}
 
 
 def slices(config: EvaluateConfig) -> slice:

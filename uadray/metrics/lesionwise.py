@@ -87,7 +87,7 @@ def compare_lesions(
         )
     structure = neighbours(connectivity)
     truth, num_lesions = ndi.label(lesion, structure)
-    found, num_predicted = ndi.label(prediction, structure)
+    predicted, num_predicted = ndi.label(prediction, structure)
     both = prediction & lesion
     hd95, mean = surface_distances(prediction, lesion, spacing_mm)
     num_both = int(np.count_nonzero(both))
@@ -95,7 +95,7 @@ def compare_lesions(
         num_lesions=int(num_lesions),
         num_detected=len(np.unique(truth[both])),
         num_predicted=int(num_predicted),
-        num_false=int(num_predicted) - len(np.unique(found[both])),
+        num_false=int(num_predicted) - len(np.unique(predicted[both])),
         true_positives=num_both,
         false_positives=int(np.count_nonzero(prediction)) - num_both,
         hd95_mm=hd95,

@@ -192,10 +192,10 @@ def findable(spacing_mm: Sequence[float], median_size: int) -> dict[str, Any]:
     }
 
 
-def describe_findable(found: Mapping[str, Any]) -> str:
+def describe_findable(limits: Mapping[str, Any]) -> str:
     """The same in a sentence."""
-    window = " x ".join(f"{edge:.3g}" for edge in found["median_window_mm"])
+    window = " x ".join(f"{edge:.3g}" for edge in limits["median_window_mm"])
     return (
-        f"a ball of less than {found['smallest_findable_mm']:.1f} mm in diameter may be lost, "
+        f"a ball of less than {limits['smallest_findable_mm']:.1f} mm in diameter may be lost, "
         f"however bright it is: the median's window is {window} mm"
     )

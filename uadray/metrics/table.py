@@ -298,7 +298,7 @@ def fits_by_person(
         One fit by the metric's key.
     """
     weighted = Weighted(part, threshold, weights)
-    found = {}
+    fits = {}
     for metric in METRICS:
         if metric.weighted is None:
             continue
@@ -306,13 +306,13 @@ def fits_by_person(
         effective = None
         if metric.people is not None:
             effective = effective_number(metric.people(weighted) @ (1 - weights[1:]).T)
-        found[metric.key] = Fits(
+        fits[metric.key] = Fits(
             values=metric.weighted(weighted)[None],
             refits=None if again is None else again[None],
             effective=effective,
             limits=metric.limits,
         )
-    return found
+    return fits
 
 
 def at_thresholds(part: TestPart, thresholds: Sequence[Threshold]) -> ByMetric:
@@ -324,8 +324,8 @@ def at_thresholds(part: TestPart, thresholds: Sequence[Threshold]) -> ByMetric:
         if metric.at_threshold
     }
     return {
-        key: np.array([found[one.level] for one in thresholds], np.float64)
-        for key, found in values.items()
+        key: np.array([by_level[one.level] for one in thresholds], np.float64)
+        for key, by_level in values.items()
     }
 
 

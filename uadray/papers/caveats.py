@@ -130,14 +130,14 @@ def preparation_differences(paper: str, role: str, cohort: Cohort) -> list[str]:
         return []
     if not recorded:
         return [f"{role}: how the cohort was prepared is not recorded."]
-    found = []
+    texts = []
     for name, (value, words) in PREPARATION.get(paper, {}).items():
         ours = recorded.get(name)
         same = str(ours).startswith(value) if isinstance(value, str) else ours == value
         if not same:
             said = "not recorded" if ours is None else ours
-            found.append(f"{role}: the paper {words}; here {name} is {said}.")
-    return found
+            texts.append(f"{role}: the paper {words}; here {name} is {said}.")
+    return texts
 
 
 EVALUATION: Mapping[str, Sequence[str]] = {
@@ -170,14 +170,14 @@ _PRINTED = (
 
 def method_caveats(study: Study, paper: str) -> list[Caveat]:
     """Differences of the methods, their erasing and their fits, for the rows that have them."""
-    found: list[Caveat] = []
+    caveats: list[Caveat] = []
     made = [(entry.label, entry.experiment) for entry in study.entries if entry.experiment]
 
     def add(text: str, chosen: Iterable[str]) -> None:
         labels = frozenset(chosen)
         if text and labels:
             everyone = labels == {entry.label for entry in study.entries}
-            found.append(Caveat(text=text, labels=frozenset() if everyone else labels))
+            caveats.append(Caveat(text=text, labels=frozenset() if everyone else labels))
 
     deviations: dict[str, list[str]] = {}
     for label, one in made:
@@ -208,13 +208,13 @@ def method_caveats(study: Study, paper: str) -> list[Caveat]:
     )
     if paper == "meissen2021":
         add(_PRINTED, (label for label, _ in learned))
-    return found
+    return caveats
 
 
 def _entry(one: Experiment) -> Any:
-    found = strategy(one.erasing)
-    assert found is not None
-    return found
+    match = strategy(one.erasing)
+    assert match is not None
+    return match
 
 
 def _deviations(one: Experiment) -> str:

@@ -152,8 +152,8 @@ def experiment_of(claim: Claim, side: Side) -> Experiment:
         ConfigError: there is no experiment of that name.
     """
     entries = (entry for study in PAPERS[claim.paper].studies for entry in study.entries)
-    found = next((e.experiment for e in entries if e.label == side.method), None)
-    base = experiment(side.method) if found is None else found
+    entry = next((e.experiment for e in entries if e.label == side.method), None)
+    base = experiment(side.method) if entry is None else entry
     return replace(base, fit=replace(base.fit, data_share=side.share))
 
 

@@ -54,7 +54,7 @@ def dice_by_lesion(
             if subject["dice"] is not None and subject.get("lesion_voxels"):
                 values.setdefault(subject["id"], []).append(subject["dice"])
                 voxels[subject["id"]] = subject["lesion_voxels"]
-    whole = [name for name, found in values.items() if len(found) == len(records)]
+    whole = [name for name, each in values.items() if len(each) == len(records)]
     return (
         np.array([voxels[name] for name in whole], float),
         np.array([np.mean(values[name]) for name in whole], float),
@@ -65,10 +65,10 @@ def _figure_4(one: Reproduction) -> Figure | None:
     """Dice_S over the number of annotated voxels, two methods a panel (Bengs 2021, figure 4)."""
     roles = [need.role for need in one.study.cohorts if need.role in one.roles]
     points = {
-        (name, role): found
+        (name, role): evaluations
         for role in roles
         for name in dict.fromkeys(name for pair in PANELS for name in pair)
-        if (found := one.evaluations(name, role))
+        if (evaluations := one.evaluations(name, role))
     }
     if not points:
         return None
@@ -104,10 +104,10 @@ def _dots(
 def _residuals(one: Reproduction) -> Figure | None:
     """Histograms of the residuals of normal and anomalous voxels (Baur 2018, figure 6)."""
     (entry,) = one.study.entries
-    found = one.evaluations(entry.label, entry.role)
-    if entry.role not in one.roles or not found:
+    evaluations = one.evaluations(entry.label, entry.role)
+    if entry.role not in one.roles or not evaluations:
         return None
-    record = found[0]
+    record = evaluations[0]
     cohort = one.cohorts[entry.role]
     tested = {subject["id"] for subject in record["subjects"]}
     table = cohort.subjects[cohort.subjects["id"].isin(tested)]
@@ -146,8 +146,8 @@ def residual_histograms(
     edges = np.linspace(low, max(float(scores[-1]), low + (high - low) / 65535), _NUM_BINS + 1)
 
     def density(weights: NDArray[np.float64]) -> NDArray[np.float64]:
-        found, _ = np.histogram(scores, edges, weights=weights)
-        return found / max(float(found.sum()), 1.0) / np.diff(edges)
+        counts, _ = np.histogram(scores, edges, weights=weights)
+        return counts / max(float(counts.sum()), 1.0) / np.diff(edges)
 
     return edges, density(merged.healthy), density(merged.lesion)
 

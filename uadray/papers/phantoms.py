@@ -51,5 +51,5 @@ def make_phantoms(
         role: make(role, kind, counts[kind], FIRST_SEED * places.index(role))
         for role, kind in kinds.items()
     }
-    found = {role: cohort for role, cohort in made.items() if cohort is not None}
-    return found, frozenset(set(made) - set(found))
+    there = {role: cohort for role, cohort in made.items() if cohort is not None}
+    return there, frozenset(set(made) - set(there))

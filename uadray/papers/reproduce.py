@@ -91,13 +91,13 @@ class Reproduction:
 
     def experiments(self) -> list[Experiment]:
         """What has to be fitted, at this scale and with every seed."""
-        found = [self.at_scale(e.experiment) for e in self.entries() if e.experiment is not None]
-        if self.baselines and found and self.has_healthy and any(map(learns, found)):
-            found += [experiment(name) for name in BASELINES]
+        wanted = [self.at_scale(e.experiment) for e in self.entries() if e.experiment is not None]
+        if self.baselines and wanted and self.has_healthy and any(map(learns, wanted)):
+            wanted += [experiment(name) for name in BASELINES]
         if not self.has_healthy:
-            found = [e for e in found if not is_fitted(e.method)]
+            wanted = [e for e in wanted if not is_fitted(e.method)]
         made = []
-        for one in dict.fromkeys(found):
+        for one in dict.fromkeys(wanted):
             seeds = self.seeds if learns(one) or one.fit.data_share < 1 else (0,)
             made += [replace(one, fit=replace(one.fit, seed=seed)) for seed in seeds]
         return list(dict.fromkeys(made))
@@ -184,20 +184,20 @@ class Reproduction:
 
     def differences(self) -> list[Caveat]:
         """The same with the rows that each is of."""
-        found = []
+        caveats = []
         if self.scale.changes:
             changed = ", ".join(f"{name} = {value}" for name, value in self.scale.changes)
             if self.scale.batch_size_3d:
                 changed += f", batches of {self.scale.batch_size_3d} volumes in 3D"
             text = f"Scale {self.scale.name!r}: {self.scale.told}. Changed: {changed}."
-            found.append(Caveat(text=text))
-        found += [Caveat(text=text) for text in healthy_differences(self.study, self.healthy)]
+            caveats.append(Caveat(text=text))
+        caveats += [Caveat(text=text) for text in healthy_differences(self.study, self.healthy)]
         for need in self.study.cohorts:
             if need.role in self.cohorts:
                 cohort, only = self.cohorts[need.role], frozenset({need.role})
                 texts = differences(need, cohort)
                 texts += preparation_differences(self.paper.key, need.role, cohort)
-                found += [Caveat(text=text, roles=only) for text in texts]
+                caveats += [Caveat(text=text, roles=only) for text in texts]
         fixed = PROTOCOLS[self.study.protocol]
         if not self.to_make and self.roles and self.evaluation().protocol != fixed.name:
             text = (
@@ -205,11 +205,11 @@ class Reproduction:
                 f"on {fixed.grid} and slices {fixed.slices}. Its post-processing, component filter "
                 "and threshold rule were kept."
             )
-            found.append(Caveat(text=text))
+            caveats.append(Caveat(text=text))
         if self.study.entries and (self.roles or self.to_make):
-            found += [Caveat(text=text) for text in EVALUATION.get(self.paper.key, ())]
-            found += method_caveats(self.study, self.paper.key)
-        return found
+            caveats += [Caveat(text=text) for text in EVALUATION.get(self.paper.key, ())]
+            caveats += method_caveats(self.study, self.paper.key)
+        return caveats
 
     def missing(self) -> list[str]:
         """What cannot be made, and why, in words."""
@@ -235,7 +235,7 @@ class Reproduction:
 
     def states(self) -> list[tuple[Experiment, str, str]]:
         """Each run with its folder and how it stands."""
-        found = []
+        states = []
         for one in self.experiments():
             folder = run_url(self.url, one)
             state = status(folder)
@@ -245,17 +245,17 @@ class Reproduction:
                 here = [role for role in self.roles if role in self.cohorts]
                 lacks = [r for r in here if _record(folder, self.cohorts[r]) is None]
                 state = f"finished, to evaluate on {', '.join(lacks)}" if lacks else "evaluated"
-            found.append((one, folder, state))
-        return found
+            states.append((one, folder, state))
+        return states
 
     def rows(self) -> list[dict[str, Any]]:
         """Ours beside theirs: one record an entry and figure, as JSON values.
 
         `caveats` are the numbers, from 1, of those in `caveats()` that the row has.
         """
-        found = self.differences()
+        differences = self.differences()
         return [
-            row | {"caveats": [n for n, one in enumerate(found, start=1) if one.of(entry)]}
+            row | {"caveats": [n for n, one in enumerate(differences, start=1) if one.of(entry)]}
             for entry in self.entries()
             for row in self._rows(entry)
         ]
@@ -270,8 +270,8 @@ class Reproduction:
         metrics = list(entry.published) or list(PROTOCOLS[self.study.protocol].metrics)
         rows = []
         for metric in metrics:
-            found = [self._measured(folder, entry, metric) for folder in folders]
-            each = [value for value, _ in found if value is not None]
+            measured = [self._measured(folder, entry, metric) for folder in folders]
+            each = [value for value, _ in measured if value is not None]
             printed = entry.published.get(metric)
             rows.append(
                 {
@@ -281,7 +281,7 @@ class Reproduction:
                     "metric": metric,
                     "ours": float(np.mean(each)) if each else None,
                     "ours_each_seed": each,
-                    "interval": found[0][1] if len(found) == 1 else None,
+                    "interval": measured[0][1] if len(measured) == 1 else None,
                     "published": None if printed is None else printed.value,
                     "published_deviation": None if printed is None else printed.deviation,
                 }
@@ -304,10 +304,10 @@ class Reproduction:
             return held[0]["metrics"].get(metric), held[0]["intervals"].get(metric)
         if metric == "slice_auprc":
             parts = [self._slices(folder, role) for role in roles]
-            found = pooled(
+            estimate = pooled(
                 parts, [self._people(part, role) for part, role in zip(parts, roles, strict=True)]
             )
-            return found.value, None if found.bounds is None else list(found.bounds)
+            return estimate.value, None if estimate.bounds is None else list(estimate.bounds)
         values = [r["metrics"].get(metric) for r in held]
         return (None if None in values else float(np.mean(values))), None
 
@@ -326,12 +326,12 @@ class Reproduction:
         if wanted is None or role not in self.cohorts:
             return []
         one = self.at_scale(wanted)
-        found = []
+        records = []
         for seed in self.seeds if learns(one) else (0,):
             folder = run_url(self.url, replace(one, fit=replace(one.fit, seed=seed)))
             if (record := _record(folder, self.cohorts[role])) is not None:
-                found.append(record | {"run": folder})
-        return found
+                records.append(record | {"run": folder})
+        return records
 
     def record(self) -> dict[str, Any]:
         """All of it as a JSON value, for `<study>.json`."""

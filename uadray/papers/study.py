@@ -106,8 +106,8 @@ class Study:
 
     def experiments(self) -> list[Experiment]:
         """The distinct experiments that it needs, in order."""
-        found = [entry.experiment for entry in self.entries if entry.experiment is not None]
-        return list(dict.fromkeys(found))
+        experiments = [entry.experiment for entry in self.entries if entry.experiment is not None]
+        return list(dict.fromkeys(experiments))
 
     def missing_methods(self) -> list[str]:
         """Labels of rows whose method is not built."""
@@ -137,10 +137,10 @@ class Paper:
         keys = [study.key for study in self.studies]
         if unknown := [w for w in wanted if not any(_names(w, key) for key in keys)]:
             raise ConfigError(f"{self.key} has no {unknown[0]}; known are {', '.join(keys)}")
-        found = [s for s in self.studies if not wanted or any(_names(w, s.key) for w in wanted)]
-        for study in found:
+        studies = [s for s in self.studies if not wanted or any(_names(w, s.key) for w in wanted)]
+        for study in studies:
             study.check_figures()
-        return found
+        return studies
 
     def study(self, key: str) -> Study:
         """One of them.

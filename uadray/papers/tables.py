@@ -90,9 +90,9 @@ def statistics_table(one: Reproduction) -> Table:
     for statistic in one.study.statistics:
         ours = ("", "")
         if statistic.role in one.cohorts:
-            found = describe_lesions(one.cohorts[statistic.role])
-            size = found["mean_size_ml"]
-            per_subject = found["components_per_subject"]
+            lesions = describe_lesions(one.cohorts[statistic.role])
+            size = lesions["mean_size_ml"]
+            per_subject = lesions["components_per_subject"]
             ours = (
                 "" if per_subject is None else f"{per_subject:.1f}",
                 "" if size is None else f"{1000 * float(size):.0f}",  # type: ignore[arg-type]
@@ -117,14 +117,15 @@ def claims_table(one: Reproduction, runs: Sequence[str]) -> Table | None:
     for head in ("claim", "cohort", "contrast", "figure", "difference", "verdict"):
         table.add_column(head, justify="right" if head == "difference" else "left")
     for group in group_by_cohort(load_runs(runs)):
-        for found in judge(findings(series_of(group), claims)):
+        for finding in judge(findings(series_of(group), claims)):
+            spread = _spread(finding.bounds and list(finding.bounds), [])
             table.add_row(
-                next(claim.says for claim in claims if claim.key == found.claim),
+                next(claim.says for claim in claims if claim.key == finding.claim),
                 group.name,
-                found.contrast,
-                found.metric,
-                f"{found.value:+.3f} {_spread(found.bounds and list(found.bounds), [])}".rstrip(),
-                found.verdict,
+                finding.contrast,
+                finding.metric,
+                f"{finding.value:+.3f} {spread}".rstrip(),
+                finding.verdict,
             )
     return table if table.row_count else None
 

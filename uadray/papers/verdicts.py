@@ -57,7 +57,7 @@ def findings(series: Sequence[Series], claims: Iterable[Claim] = CLAIMS) -> list
         claims: Those that are looked for, each in its first metric; contrasts between cohorts are
             passed over.
     """
-    found = []
+    results = []
     for claim in claims:
         for contrast in claim.contrasts:
             sides = [match(series, claim, side) for side in (contrast.of, contrast.against)]
@@ -68,7 +68,7 @@ def findings(series: Sequence[Series], claims: Iterable[Claim] = CLAIMS) -> list
                 continue
             gap, num_people = made
             fits = [len(one.rows) for one in sides if one is not None and not one.is_plain]
-            found.append(
+            results.append(
                 Finding(
                     paper=claim.paper,
                     claim=claim.key,
@@ -81,7 +81,7 @@ def findings(series: Sequence[Series], claims: Iterable[Claim] = CLAIMS) -> list
                     fits=min(fits, default=0),
                 )
             )
-    return found
+    return results
 
 
 def contrast_text(claim: Claim, contrast: Contrast) -> str:
@@ -123,8 +123,8 @@ def _dice_of(series: Series, scans: Sequence[str]) -> Fits | None:
         each = np.array([dice.get(scan) for scan in scans], np.float64)
         with np.errstate(invalid="ignore"):
             values.append(weights @ each / weights.sum(axis=1))
-    found = np.stack(values)
-    return Fits(values=found, limits=(0.0, 1.0)) if np.isfinite(found).all() else None
+    stacked = np.stack(values)
+    return Fits(values=stacked, limits=(0.0, 1.0)) if np.isfinite(stacked).all() else None
 
 
 def match(series: Sequence[Series], claim: Claim, side: Side) -> Series | None:
@@ -141,33 +141,33 @@ def match(series: Sequence[Series], claim: Claim, side: Side) -> Series | None:
         if one.name == wanted.name and _setting(one, "fit", "data_share", 1.0) == side.share
     ]
     exact = [one for one in named if _part(one, "method") == to_json(wanted.method)]
-    for found in (exact, named):
-        if len(found) == 1:
-            return found[0]
+    for matches in (exact, named):
+        if len(matches) == 1:
+            return matches[0]
     return None
 
 
 def _part(one: Series, name: str) -> dict[str, Any]:
-    found: dict[str, Any] = one.rows[0].run.config["experiment"].get(name) or {}
-    return found
+    settings: dict[str, Any] = one.rows[0].run.config["experiment"].get(name) or {}
+    return settings
 
 
 def _setting(one: Series, part: str, name: str, default: Any) -> Any:
     return _part(one, part).get(name, default)
 
 
-def judge(found: Sequence[Finding]) -> list[Finding]:
+def judge(results: Sequence[Finding]) -> list[Finding]:
     """The findings with their verdicts, corrected over all of them (Holm 1979).
 
     Call it with what one table shows: a verdict depends on how many comparisons stand beside it.
     One that several claims make counts once.
     """
-    distinct = {(one.contrast, one.metric): one for one in found}
+    distinct = {(one.contrast, one.metric): one for one in results}
     corrected = holm([np.nan if one.p is None else one.p for one in distinct.values()])
     p_values = dict(zip(distinct, map(float, corrected), strict=True))
     return [
         replace(one, verdict=_verdict(one, p_values[one.contrast, one.metric], len(distinct)))
-        for one in found
+        for one in results
     ]
 
 

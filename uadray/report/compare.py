@@ -200,7 +200,7 @@ def series_of(group: CohortRows) -> tuple[Series, ...]:
     gathered: dict[str, list[Row]] = {}
     for row in group.rows:
         gathered.setdefault(_without_seed(row.run), []).append(row)
-    found = [
+    series = [
         Series(
             label=rows[0].run.label if len(rows) == 1 else _shared_label(rows[0].run),
             name=str(rows[0].run.config["name"]),
@@ -208,14 +208,14 @@ def series_of(group: CohortRows) -> tuple[Series, ...]:
         )
         for rows in gathered.values()
     ]
-    labels = [series.label for series in found]
-    found = [
+    labels = [one.label for one in series]
+    series = [
         replace(one, label=f"{one.label} · {str(one.rows[0].run.config['fingerprint'])[:8]} ff.")
         if labels.count(one.label) > 1
         else one
-        for one in found
+        for one in series
     ]
-    return tuple(sorted(found, key=_rank))
+    return tuple(sorted(series, key=_rank))
 
 
 def _shared_label(run: RunRecord) -> str:

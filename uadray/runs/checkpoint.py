@@ -7,6 +7,7 @@ to detect with. A folder that it does not name was cut short and is removed.
 """
 
 import hashlib
+import sys
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, Self
@@ -77,7 +78,7 @@ class CheckpointStore:
         epoch: int,
         model: nn.Module,
         optimizer: "Optimizers | torch.optim.Optimizer | None",
-        value: float,
+        value: float | None,
         since: int = 0,
     ) -> State:
         """Write a checkpoint; it becomes the best one if `value` is lower than before.
@@ -86,10 +87,12 @@ class CheckpointStore:
             epoch: Finished epochs.
             model: Its parameters and buffers are kept.
             optimizer: One, several by name, or none.
-            value: Smaller is better.
+            value: Smaller is better; None to resume from alone, not to be chosen.
             since: Epochs up to this one have values of another kind, and are no longer the best.
         """
         old = self.state()
+        if value is None:
+            value = sys.float_info.max
         folder = folder_name(epoch)
         contents = {model_path(epoch): save(_tensors(model.state_dict()))}
         if optimizer is not None:

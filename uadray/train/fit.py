@@ -62,6 +62,9 @@ class Fit:
     rank 0."""
     report: Callable[[Metrics], None] = lambda record: None
     """Called with the record of each epoch, on every worker."""
+    is_leaving: Callable[[], bool] = lambda: False
+    """Whether a worker is about to be lost, so that an epoch gets a checkpoint in any case; called
+    after each epoch, on every worker."""
 
     def __post_init__(self) -> None:
         config = self.experiment.fit
@@ -88,8 +91,10 @@ class Fit:
                 # Before the checkpoint: a record too many is dropped on resuming, none is missing.
                 self.log(self.records)
             stop = epoch + 1 == config.epochs or self._schedule.stops(self.records)
-            if self.world.rank == 0 and (stop or (epoch + 1) % config.checkpoint_every == 0):
-                value = record.get(f"validation/{phase.measure}", 0.0)
+            due = stop or (epoch + 1) % config.checkpoint_every == 0
+            if (self.is_leaving() or due) and self.world.rank == 0:
+                # An epoch that an undisturbed fit would not keep is not to be chosen here either.
+                value = record.get(f"validation/{phase.measure}", 0.0) if due else None
                 self.checkpoints.save(epoch + 1, self.detector, steps.optimizers, value, since)
             self.report(record)
             if stop:

@@ -2,6 +2,7 @@
 
 import logging
 import math
+import os
 import threading
 import uuid
 import warnings
@@ -26,6 +27,8 @@ from uadray.store import Cohort
 from uadray.train.settings import ScaleConfig, TrackConfig
 from uadray.train.steps import Metrics, World
 from uadray.train.worker import fit_worker
+
+_log = logging.getLogger(__name__)
 
 
 def can_run(nodes: Sequence[float], num_workers: int, cpus: float) -> bool:
@@ -68,6 +71,8 @@ def fit_group(
     """
     _check_room(scale)
     cluster.check_shared(run.url)
+    # Ray hands it on to its controller, which by default sees a fit's end two seconds late.
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
     worker: Any = _group_worker
     workers: Any = (scale.min_workers, scale.num_workers) if scale.min_workers else None
     callbacks: Any = [_EndOnNamedErrors()]
@@ -88,6 +93,7 @@ def fit_group(
             name=f"uadray-{run.experiment.name}-{uuid.uuid4().hex[:8]}",
             storage_path=files.join(run.url, "ray"),
             failure_config=FailureConfig(
+                # Nodes that left as announced, such as spot instances, are not counted.
                 max_failures=scale.max_failures,
                 # Without it a group that cannot be placed is tried again for ever.
                 controller_failure_limit=scale.max_failures,  # type: ignore[call-arg]
@@ -208,6 +214,17 @@ def _group_worker(config: dict[str, Any]) -> dict[str, Any]:
         if float(total(asked) if size > 1 else asked) and not is_last:
             raise StoppedError(f"{run.url} was asked to stop after epoch {record['epoch']}")
 
+    announced = False
+
+    def is_leaving() -> bool:
+        # Ray asks all workers alike; it knows of a spot instance's end two minutes or so before.
+        nonlocal announced
+        info = ray.train.get_preemption_info()
+        if info is not None and not announced and rank == 0:
+            _log.warning("a node is about to leave: %s saves each epoch until it does", run.url)
+        announced = info is not None
+        return announced
+
     alone = World(rank=rank, size=size)
     return fit_worker(
         run,
@@ -223,6 +240,7 @@ def _group_worker(config: dict[str, Any]) -> dict[str, Any]:
         # The driver reads the records. Ray Train's own report waits for its controller's next look
         # at the workers, two seconds an epoch by default, and logs a line for each worker.
         report=end_where_asked,
+        is_leaving=is_leaving,
     )
 
 

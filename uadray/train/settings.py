@@ -30,7 +30,8 @@ class ScaleConfig:
     cpus_per_worker: float = 0.75
     """Logical CPUs of each worker of a group; the rest of a node reads."""
     max_failures: int = 3
-    """How often a group is started again from its newest checkpoint."""
+    """How often a group is started again from its newest checkpoint after a failure; starting again
+    where a node left as announced, such as a spot instance, is not counted."""
     wait_minutes: float = 0.0
     """How long a group waits for nodes that an autoscaler is to start; 0 refuses at once what does
     not fit on the nodes that are there."""

@@ -30,8 +30,11 @@ def fit_worker(
     micro_batch: int,
     track: TrackConfig,
     report: Callable[[Metrics], None],
+    is_leaving: Callable[[], bool] = lambda: False,
 ) -> dict[str, Any]:
     """Fit a method that learns by gradient, from the newest checkpoint to the end.
+
+    `report` and `is_leaving` are those of `Fit`.
 
     Returns:
         How it was done, for the summary: volumes, residency, precision, device, threads and the
@@ -93,6 +96,7 @@ def fit_worker(
             ),
             checkpoints=CheckpointStore.of(run),
             report=report,
+            is_leaving=is_leaving,
             records=past,
             device=device,
             world=world,

@@ -1,20 +1,27 @@
-"""The report of a sweep in a real browser: filters, highlighting, keyboard, phone, dark, print."""
+"""The page of a sweep in a real browser: brushes, selection, keyboard, phone, dark, print."""
 
 import base64
+import itertools
 import json
+import re
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 pytest.importorskip("selenium", reason="selenium is not installed")
 
-from browsing import open_page
+from browsing import open_page, wait_for
+from fake_runs import write_run
 from selenium.webdriver import ActionChains, Chrome
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.remote.webelement import WebElement
-from selenium.webdriver.support.ui import Select
+
+from uadray.config import Experiment, with_fit
+from uadray.report import write_report
 
 NUM_TRIALS = 19
 
@@ -35,6 +42,34 @@ probe.remove();
 return found;
 """
 
+CUT = """
+for (const one of document.querySelectorAll("details")) one.open = true;
+return [...document.querySelectorAll(".scroll")]
+  .filter(box => box.scrollWidth > box.clientWidth)
+  .map(box => box.getAttribute("aria-label"));
+"""
+
+LISTED = """
+return [...document.querySelectorAll(".leaderboard tbody tr")]
+  .filter(row => row.getClientRects().length).map(row => row.dataset.trial);
+"""
+
+LINES = """
+const lines = [...document.querySelectorAll("#parallel g.line path")];
+return lines.sort((a, b) => b.__data__.datum.trial - a.__data__.datum.trial).map(path => {
+  const style = getComputedStyle(path);
+  return [Number(style.strokeOpacity), parseFloat(style.strokeWidth), style.stroke];
+});
+"""
+"""Opacity, width and colour of each line, the best trial last."""
+
+AXIS = """
+const box = document.querySelector("#parallel g.hit" + arguments[0] + " path");
+box.scrollIntoView({ block: "center" });
+const { x, y, width, height } = box.getBoundingClientRect();
+return [x + width / 2, y, height];
+"""
+
 
 def emulate(browser: Chrome, *, dark: bool = False, media: str = "") -> None:
     feature = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
@@ -46,40 +81,64 @@ def resize(browser: Chrome, width: int, height: int = 1000) -> None:
     browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
 
 
+def open_drawn(browser: Chrome, report: Path) -> None:
+    """Open the page of a sweep and wait until all of its charts stand."""
+    open_page(browser, report.as_uri())
+    drawn = "return document.documentElement.dataset.charts === 'drawn'"
+    wait_for(browser, lambda b: b.execute_script(drawn))
+
+
 @pytest.fixture
 def page(browser: Chrome, sweep_report: Path) -> Iterator[Chrome]:
     """The page, freshly opened, with what was logged before thrown away."""
     emulate(browser)
-    resize(browser, 1440)
+    resize(browser, 1280)
     for kind in ("browser", "performance"):
         browser.get_log(kind)
-    open_page(browser, sweep_report.as_uri())
+    open_drawn(browser, sweep_report)
     yield browser
     emulate(browser)
     resize(browser, 1440)
 
 
-def faded(page: Chrome) -> list[bool]:
-    return page.execute_script(
-        "return [...document.querySelectorAll('.parallel polyline')]"
-        ".map(line => line.classList.contains('faded'))"
-    )
-
-
 def readout(page: Chrome) -> str:
-    return page.find_element(By.CSS_SELECTOR, ".parallel .readout").text
+    return page.find_element(By.CSS_SELECTOR, ".readout").text
 
 
-def tick(page: Chrome, label: str) -> WebElement:
-    return page.find_element(By.CSS_SELECTOR, f".tick[aria-label='only {label}']")
-
-
-def with_key(page: Chrome, axis: int, text: str) -> list[bool]:
-    """Which lines pass a label, from what they say in words."""
-    labels = page.execute_script(
-        "return [...document.querySelectorAll('.parallel polyline')].map(l => l.dataset.text)"
+def cells(page: Chrome, key: str) -> dict[str, str]:
+    """Shown texts of a column by trial, of the rows that are listed."""
+    return page.execute_script(
+        "return Object.fromEntries([...document.querySelectorAll('.leaderboard tbody tr')]"
+        ".filter(row => row.getClientRects().length).map(row => [row.dataset.trial,"
+        " row.querySelector(`td[data-key='${arguments[0]}']`).innerText.replace(/\\s*best/, '')]))",
+        key,
     )
-    return [text in label.split(", ")[axis] for label in labels]
+
+
+def drag(page: Chrome, axis: int, start: float, end: float) -> None:
+    """Brush an axis between two heights, 0 at its lower end and 1 at its upper."""
+    x, y, height = page.execute_script(AXIS, axis)
+    places = [y + 6 + (height - 12) * (1 - share) for share in (start, end)]
+    chain = ActionChains(page, duration=50)
+    pointer = chain.w3c_actions.pointer_action
+    pointer.move_to_location(round(x), round(places[0]))
+    pointer.pointer_down()
+    pointer.move_to_location(round(x), round(sum(places) / 2))
+    pointer.move_to_location(round(x), round(places[1]))
+    pointer.pointer_up()
+    chain.perform()
+
+
+def is_settled(page: Chrome, text: str) -> None:
+    wait_for(page, lambda b: readout(b) == text)
+
+
+def rows_of(page: Chrome) -> list[str]:
+    return page.execute_script(LISTED)
+
+
+def box_of(page: Chrome, trial: str) -> WebElement:
+    return page.find_element(By.CSS_SELECTOR, f".leaderboard .pick[data-trial='{trial}']")
 
 
 def test_it_opens_from_a_file_without_error_or_request(page: Chrome, sweep_report: Path) -> None:
@@ -96,65 +155,155 @@ def test_it_opens_from_a_file_without_error_or_request(page: Chrome, sweep_repor
     assert len(ids) == len(set(ids))
 
 
-def test_labels_of_settings_filter_and_a_button_shows_all(page: Chrome) -> None:
-    assert faded(page) == [False] * NUM_TRIALS
-    tick(page, "latent size 64").click()
-    kept = with_key(page, 1, "latent size 64")
-    assert sum(kept) == 8
-    assert faded(page) == [not one for one in kept]
-    assert readout(page) == f"8 of {NUM_TRIALS} trials."
-    tick(page, "training data 20 %").click()
-    both = [a and b for a, b in zip(kept, with_key(page, 2, "training data 20 %"), strict=True)]
-    assert faded(page) == [not one for one in both]
-    assert sum(both) == 4
-    # Two labels of one axis: any of them will do.
-    tick(page, "training data 100 %").click()
-    assert faded(page) == [not one for one in kept]
-    assert tick(page, "latent size 64").get_attribute("aria-pressed") == "true"
-    page.find_element(By.CSS_SELECTOR, ".parallel .reset").click()
-    assert faded(page) == [False] * NUM_TRIALS
-    assert tick(page, "latent size 64").get_attribute("aria-pressed") == "false"
-    assert readout(page) == f"{NUM_TRIALS} trials."
-
-
-def test_the_keyboard_reaches_labels_and_list(page: Chrome) -> None:
-    label = tick(page, "experiment 3D-Cube-n")
-    for key, pressed in ((Keys.ENTER, "true"), (Keys.SPACE, "false")):
-        label.send_keys(key)
-        assert label.get_attribute("aria-pressed") == pressed
-    assert page.switch_to.active_element == label
-    choices = Select(page.find_element(By.CSS_SELECTOR, ".parallel select"))
-    assert len(choices.options) == NUM_TRIALS + 1
-    name = "3D-Cube-n · latent size 512, training data 100 %, seed 1"
-    choices.select_by_visible_text(name)
-    picked = page.find_elements(By.CSS_SELECTOR, ".parallel .picked")
-    assert [line.get_attribute("data-label") for line in picked] == [name]
-    assert sum(faded(page)) == NUM_TRIALS - 1
-    assert readout(page).startswith(f"{name}: experiment 3D-Cube-n, latent size 512, ")
-    assert "healthy L1 0.0" in readout(page)
-    assert "Dice_D stroke 0." in readout(page)
-
-
-def test_pointing_at_a_line_tells_it_and_a_click_keeps_it(page: Chrome) -> None:
-    svg = page.find_element(By.CSS_SELECTOR, ".parallel svg")
-    page.execute_script("arguments[0].scrollIntoView({block: 'center'})", svg)
-    x, y, label = page.execute_script(
-        "const line = [...document.querySelectorAll('.parallel polyline')].at(-1);"
-        "const [a, b] = line.getAttribute('points').split(' ').slice(-2)"
-        ".map(pair => pair.split(',').map(Number));"
-        "const at = new DOMPoint(0.1 * a[0] + 0.9 * b[0], 0.1 * a[1] + 0.9 * b[1])"
-        ".matrixTransform(arguments[0].getScreenCTM());"
-        "const box = arguments[0].getBoundingClientRect();"
-        "return [at.x - box.x - box.width / 2, at.y - box.y - box.height / 2, line.dataset.label]",
-        svg,
+def test_the_first_screen_has_the_best_trial_the_plot_and_the_leaderboard(page: Chrome) -> None:
+    resize(page, 1280, 900)
+    tops = page.execute_script(
+        "return ['.card', '#parallel svg', '.leaderboard tbody tr']"
+        ".map(s => document.querySelector(s).getBoundingClientRect().top)"
     )
-    ActionChains(page).move_to_element_with_offset(svg, round(x), round(y)).perform()
-    assert readout(page).startswith(f"{label}: ")
+    assert all(0 < top < 900 for top in tops)
+    card = page.find_element(By.CSS_SELECTOR, ".card")
+    errors = cells(page, "healthy_l1")
+    best = min((float(text), trial) for trial, text in errors.items() if text[0].isdigit())
+    assert card.text.startswith(f"Best trial by healthy L1, no labels: {best[0]:.4f}")
+    assert re.search(r"stroke 0\.\d{3} \[0\.\d{3}, 0\.\d{3}\] 0\.\d{3} \[", card.text)
+    assert "python jobs/train.py 3D-" in card.text
+    assert "--fit.epochs 6" in card.text
+    assert len(card.find_elements(By.CSS_SELECTOR, ".strip img")) == 2 * 4
+
+
+def test_a_brush_filters_the_leaderboard_and_the_lines(page: Chrome) -> None:
+    is_settled(page, f"{NUM_TRIALS} trials.")
+    assert len(rows_of(page)) == NUM_TRIALS
+    drag(page, 1, 0.0, 0.5)
+    is_settled(page, f"8 of {NUM_TRIALS} trials.")
+    assert set(cells(page, "method.latent_size").values()) == {"64"}
+    faint = [opacity < 0.1 for opacity, _, _ in page.execute_script(LINES)]
+    assert sum(faint) == NUM_TRIALS - 8
+    # A second axis narrows it further; better is higher.
+    errors = {t: float(text) for t, text in cells(page, "healthy_l1").items()}
+    drag(page, 3, 0.9, 1.0)
+    wait_for(page, lambda b: len(rows_of(b)) < 8)
+    kept = cells(page, "healthy_l1")
+    assert 0 < len(kept) < 8
+    assert max(errors[t] for t in kept) < min(errors[t] for t in errors if t not in kept)
+    # A click on an axis clears it, the button all of them.
+    drag(page, 3, 0.5, 0.5)
+    is_settled(page, f"8 of {NUM_TRIALS} trials.")
+    page.find_element(By.CSS_SELECTOR, ".clear-filter").click()
+    is_settled(page, f"{NUM_TRIALS} trials.")
+    assert len(rows_of(page)) == NUM_TRIALS
+
+
+def test_sliders_brush_by_keyboard(page: Chrome) -> None:
+    page.find_element(By.CSS_SELECTOR, ".sliders summary").send_keys(Keys.ENTER)
+    high = page.find_elements(By.CSS_SELECTOR, ".sliders fieldset:nth-of-type(2) input")[1]
+    assert high.get_attribute("aria-valuetext") == "512"
+    high.send_keys(Keys.HOME)
+    for _ in range(90):
+        high.send_keys(Keys.ARROW_RIGHT)
+    is_settled(page, f"8 of {NUM_TRIALS} trials.")
+    assert high.get_attribute("aria-valuetext") == "64"
+    high.send_keys(Keys.END)
+    is_settled(page, f"{NUM_TRIALS} trials.")
+    # A brush moves the sliders.
+    drag(page, 1, 0.0, 0.5)
+    is_settled(page, f"8 of {NUM_TRIALS} trials.")
+    assert float(str(high.get_attribute("value"))) == pytest.approx(0.5, abs=0.02)
+
+
+def test_selected_rows_stand_out_in_every_chart(page: Chrome) -> None:
+    before = page.execute_script(LINES)
+    box_of(page, "0").send_keys(Keys.SPACE)
+    is_settled(page, f"{NUM_TRIALS} trials, 1 selected.")
+    after = page.execute_script(LINES)
+    assert [line[1] for line in after[:-1]] == [line[1] for line in before[:-1]]
+    assert after[-1][1] > before[-1][1] + 1
+    assert after[-1][0] == 1
+    assert max(line[0] for line in after[:-1]) < 0.5
+    picked = page.find_elements(By.CSS_SELECTOR, ".leaderboard tr.picked")
+    assert [row.get_attribute("data-trial") for row in picked] == ["0"]
+    # The card's box is the same trial's.
+    assert page.find_element(By.CSS_SELECTOR, ".card .pick").is_selected()
+    widths = page.execute_script(
+        "return [...document.querySelectorAll('[aria-labelledby=curves] svg path')]"
+        ".filter(p => p.getAttribute('stroke')?.includes('fifth'))"
+        ".map(p => Number(p.getAttribute('stroke-opacity') ?? p.getAttribute('opacity') ?? 1))"
+    )
+    assert len(widths) > 10
+    assert sorted(widths)[-2:][0] < 0.5
+    assert max(widths) == 1
+    page.find_element(By.CSS_SELECTOR, ".clear-picked").click()
+    is_settled(page, f"{NUM_TRIALS} trials.")
+    assert page.execute_script(LINES) == before
+
+
+def test_pointing_at_a_line_tells_it_and_a_click_selects_it(page: Chrome) -> None:
+    x, y = page.execute_script(
+        "const line = [...document.querySelectorAll('#parallel g.near path')].at(-1);"
+        "line.scrollIntoView({block: 'center'});"
+        "const at = line.getPointAtLength(line.getTotalLength() * 0.93)"
+        ".matrixTransform(line.getScreenCTM());"
+        "return [at.x, at.y]"
+    )
+    chain = ActionChains(page)
+    chain.w3c_actions.pointer_action.move_to_location(round(x), round(y))
+    chain.perform()
+    tip = wait_for(page, lambda b: b.find_element(By.CSS_SELECTOR, "#vg-tooltip-element.visible"))
+    assert "latent size" in tip.text
+    assert "healthy L1" in tip.text
     ActionChains(page).click().perform()
-    outside = page.find_element(By.TAG_NAME, "h1")
-    ActionChains(page).move_to_element(outside).perform()
-    assert readout(page).startswith(f"{label}: ")
-    assert sum(faded(page)) == NUM_TRIALS - 1
+    is_settled(page, f"{NUM_TRIALS} trials, 1 selected.")
+
+
+def test_all_listed_trials_are_selected_at_once(page: Chrome) -> None:
+    drag(page, 1, 0.0, 0.5)
+    is_settled(page, f"8 of {NUM_TRIALS} trials.")
+    page.find_element(By.CSS_SELECTOR, ".pick-all").send_keys(Keys.SPACE)
+    is_settled(page, f"8 of {NUM_TRIALS} trials, 8 selected.")
+
+
+def test_the_leaderboard_sorts_and_marks_the_best_of_each_column(page: Chrome) -> None:
+    table = page.find_element(By.CSS_SELECTOR, ".leaderboard")
+    for key, pick in (("healthy_l1", min), ("dice_d_0", max), ("auprc_1", max), ("minutes", min)):
+        head = page.execute_script(
+            "const at = arguments[0].querySelector(`td[data-key='${arguments[1]}']`).cellIndex;"
+            "return arguments[0].tHead.rows[0].cells[at]",
+            table,
+            key,
+        )
+        head.find_element(By.TAG_NAME, "button").send_keys(Keys.ENTER)
+        found = table.find_elements(By.CSS_SELECTOR, f"td[data-key='{key}']")
+        values = [cell.get_attribute("data-value") for cell in found]
+        known = [float(str(value)) for value in values if value]
+        assert known == sorted(known, reverse=pick is max)
+        assert values[: len(known)].count("") == 0
+        best = table.find_elements(By.CSS_SELECTOR, f"td.best[data-key='{key}']")
+        assert len(best) == 1
+        assert "best" in str(best[0].get_attribute("textContent"))
+        if key != "minutes":
+            assert float(str(best[0].get_attribute("data-value"))) == pick(known)
+
+
+def test_no_table_is_cut(page: Chrome) -> None:
+    for width in (1280, 1440, 1920):
+        resize(page, width)
+        assert page.execute_script(CUT) == []
+        assert page.execute_script("return document.documentElement.scrollWidth") <= width
+
+
+def test_every_control_is_reached_by_keyboard(page: Chrome) -> None:
+    reached = page.execute_script(
+        "return [...document.querySelectorAll('.first *, .board *')].filter(e =>"
+        " ['pointer', 'ns-resize'].includes(getComputedStyle(e).cursor)"
+        " && !e.closest('svg, button, summary, select, label, input')).length"
+    )
+    assert reached == 0
+    names = page.execute_script(
+        "return [...document.querySelectorAll('.board input, .first input, .board button')]"
+        ".filter(e => !(e.ariaLabel || e.textContent || e.closest('label'))).length"
+    )
+    assert names == 0
 
 
 def test_the_figures_behind_the_plots_open_and_sort(page: Chrome) -> None:
@@ -163,70 +312,145 @@ def test_the_figures_behind_the_plots_open_and_sort(page: Chrome) -> None:
     assert not table.is_displayed()
     details.find_element(By.TAG_NAME, "summary").click()
     assert table.is_displayed()
+    assert "Dice" in details.text
     table.find_elements(By.CSS_SELECTOR, "thead button")[3].click()
-    cells = table.find_elements(By.CSS_SELECTOR, "td[data-key='dice_d']")
-    numbers = [float(str(cell.get_attribute("data-value"))) for cell in cells]
+    found = table.find_elements(By.CSS_SELECTOR, "td[data-key='dice_d']")
+    numbers = [float(str(cell.get_attribute("data-value"))) for cell in found]
     assert len(numbers) == 8
     assert numbers == sorted(numbers, reverse=True)
 
 
 def test_names_that_are_markup_stay_text_and_endings_are_named(page: Chrome) -> None:
-    assert page.execute_script("return document.scripts.length") == 1
+    kinds = page.execute_script("return [...document.scripts].map(s => s.type)")
+    assert kinds == ["application/json", "", ""]
+    rows = page.find_element(By.CSS_SELECTOR, ".leaderboard").text
+    assert "<script>alert(1)</script>" in rows
     section = page.find_element(By.CSS_SELECTOR, "section[aria-labelledby='unevaluated']")
-    assert "NotFiniteError: <script>alert(1)</script>" in section.text
-    assert "scheduler stopped it after epoch 3" in section.text
+    assert not section.is_displayed()
+    text = str(section.get_attribute("textContent"))
+    assert "NotFiniteError: <script>alert(1)</script>" in text
+    assert "scheduler stopped it after epoch 3" in text
     links = page.find_elements(By.CSS_SELECTOR, ".montage a")
-    assert [link.get_attribute("href").rsplit("/", 2)[-2:] for link in links] == [
+    assert [str(link.get_attribute("href")).rsplit("/", 2)[-2:] for link in links] == [
         ["viewers", "pca.html"]
     ]
 
 
-def test_plots_are_drawn_and_described(page: Chrome) -> None:
-    plots = page.execute_script(
-        "return [...document.querySelectorAll('.effects svg.plot')].map(plot => {"
-        "const box = plot.getBoundingClientRect();"
-        "return [box.width, box.height, plot.querySelectorAll('path').length,"
-        " plot.getAttribute('aria-label')]})"
+def test_all_else_is_behind_a_fold(page: Chrome) -> None:
+    shown = [head.text for head in page.find_elements(By.TAG_NAME, "h2") if head.is_displayed()]
+    assert shown == [
+        shown[0],
+        "Leaderboard",
+        "Importance of settings",
+        "Over each setting",
+        "Pairs of settings",
+        "Learning curves",
+        "Time and memory",
+    ]
+    lines = page.find_elements(By.CSS_SELECTOR, ".words > div")
+    assert [len(one.find_elements(By.TAG_NAME, "li")) <= 3 for one in lines] == [True, True]
+    folds = [one.text for one in page.find_elements(By.CSS_SELECTOR, ".fold > summary")]
+    assert folds[:2] == [
+        f"{name}: all figures, intervals, verdicts and examples" for name in ("stroke", "tumour")
+    ]
+    page.get(f"{page.current_url}#cohort-1")
+    wait_for(page, lambda b: b.find_element(By.ID, "cohort-1").is_displayed())
+
+
+def test_charts_are_drawn_and_described(page: Chrome) -> None:
+    charts = page.execute_script(
+        "return [...document.querySelectorAll('.chart')].map(chart => {"
+        "const svg = chart.querySelector('svg'), box = svg.getBoundingClientRect();"
+        "return [box.width, box.height, svg.querySelectorAll('path').length,"
+        " (chart.closest('[aria-label]') ?? svg.closest('[aria-label]')).ariaLabel]})"
     )
-    # Healthy error and two cohorts of two settings, AUPRC over data, three of slices.
-    assert len(plots) == 2 * 3 + 1 + 3
-    assert all(width > 250 and height > 150 for width, height, _, _ in plots)
-    assert all(paths > 10 and label for _, _, paths, label in plots)
+    # Healthy error and two cohorts of two settings, AUPRC over data; pairs; curves; time.
+    assert len(charts) >= 2 * 3 + 1 + 3 + 1 + 1
+    assert all(width > 250 and height > 80 for width, height, _, _ in charts)
+    assert all(paths > 5 and label for _, _, paths, label in charts)
+    slices = page.find_elements(By.CSS_SELECTOR, "[aria-labelledby='slices'] svg.plot")
+    assert len(slices) == 3
 
 
 @pytest.mark.parametrize("dark", [False, True])
 def test_lines_stand_out_from_the_page(page: Chrome, dark: bool) -> None:
     emulate(page, dark=dark)
     names = [f"line-{n}" for n in range(1, 7)] + [f"fifth-{n}" for n in range(5)]
-    assert min(page.execute_script(CONTRAST, names)) >= 3
+    assert min(page.execute_script(CONTRAST, [*names, "plain", "muted"])) >= 3
 
 
-def test_dark_mode_turns_the_drawing(page: Chrome) -> None:
+def test_dark_mode_turns_the_charts(page: Chrome) -> None:
     script = (
         "const style = s => getComputedStyle(document.querySelector(s));"
-        "return [style('.parallel .head').fill, style('.parallel .q4').stroke]"
+        "return [style('#parallel g.role-mark text').fill,"
+        " style('.chart g.role-axis-label text').fill,"
+        " [...document.querySelectorAll('#parallel g.line path')].map(p =>"
+        " getComputedStyle(p).stroke).at(-1)]"
     )
     light = page.execute_script(script)
     emulate(page, dark=True)
-    assert all(a != b for a, b in zip(light, page.execute_script(script), strict=True))
+    dark = page.execute_script(script)
+    assert all(a != b for a, b in zip(light, dark, strict=True))
+    # Paper is light again.
+    emulate(page, dark=True, media="print")
+    assert page.execute_script(script) == light
 
 
 def test_a_phone_scrolls_the_drawing_but_not_the_page(page: Chrome) -> None:
     resize(page, 390, 844)
+    wide = "const box = document.querySelector('#parallel').parentElement;"
+    wait_for(page, lambda b: b.execute_script(f"{wide} return box.scrollWidth > box.clientWidth"))
     assert page.execute_script("return document.documentElement.scrollWidth") <= 390
-    wide, size = page.execute_script(
-        "const svg = document.querySelector('.parallel svg'), box = svg.parentElement;"
-        "return [box.scrollWidth > box.clientWidth,"
-        " parseFloat(getComputedStyle(svg.querySelector('.tick text')).fontSize)"
-        " * svg.getScreenCTM().a]"
+    sizes = page.execute_script(
+        "return [...document.querySelectorAll('#parallel text, .chart text')].map(text =>"
+        " parseFloat(getComputedStyle(text).fontSize) * text.getScreenCTM().a)"
+        ".filter(size => size > 0)"
     )
-    assert wide
-    assert size > 8
+    assert min(sizes) > 6
+    page.execute_script(CUT)
+    assert page.execute_script("return document.documentElement.scrollWidth") <= 390
 
 
-def test_paper_has_the_drawing_without_its_controls(page: Chrome) -> None:
+def test_paper_has_the_charts_without_their_controls(page: Chrome) -> None:
     emulate(page, media="print")
-    assert not page.find_element(By.CSS_SELECTOR, ".parallel .controls").is_displayed()
-    assert page.find_element(By.CSS_SELECTOR, ".parallel svg").is_displayed()
+    for control in (".clear-filter", ".sliders", ".leaderboard .check"):
+        assert not page.find_element(By.CSS_SELECTOR, control).is_displayed()
+    for chart in ("#parallel svg", ".chart svg", ".leaderboard"):
+        assert page.find_element(By.CSS_SELECTOR, chart).is_displayed()
     made = page.execute_cdp_cmd("Page.printToPDF", {"printBackground": True})
     assert base64.b64decode(made["data"]).startswith(b"%PDF-")
+
+
+def test_a_page_of_200_trials_is_small_and_opens(browser: Chrome, tmp_path: Path) -> None:
+    grid = itertools.product(
+        ("3D-None", "3D-Cube-n", "2D-None", "2D-Patch-n"), (32, 128), (1e-4, 3e-4), range(13)
+    )
+    for n, (name, size, rate, seed) in enumerate(itertools.islice(grid, 200)):
+
+        def change(made: Experiment, size: int = size, rate: float = rate) -> Experiment:
+            method: Any = replace(made.method, latent_size=size)  # type: ignore[call-arg]
+            return with_fit(replace(made, method=method), learning_rate=rate)
+
+        write_run(
+            tmp_path / f"t{n}",
+            name,
+            cohorts=("stroke", "tumour"),
+            seed=seed,
+            num_cases=1,
+            num_epochs=60,
+            by_person=False,
+            slices=False,
+            change=change,
+        )
+    out = Path(write_report([str(tmp_path)], str(tmp_path / "report.html")))
+    assert out.stat().st_size < 15_000_000
+    browser.get_log("browser")
+    resize(browser, 1280)
+    open_drawn(browser, out)
+    assert browser.get_log("browser") == []
+    assert len(rows_of(browser)) == 200
+    assert len(browser.execute_script(LINES)) == 200
+    curves = browser.find_elements(By.CSS_SELECTOR, "[aria-labelledby='curves'] svg path[stroke]")
+    assert len(curves) >= 200
+    assert browser.execute_script(CUT) == []
+    resize(browser, 1440)

@@ -25,8 +25,7 @@ from uadray.papers.study import Published
 from uadray.report import effects, export, latex, rows, slices, words, write_report
 from uadray.report.montage import montage
 from uadray.report.over_cohorts import mean_effect
-from uadray.report.parallel import parallel
-from uadray.report.sweep import Sweep, find_sweep
+from uadray.report.sweep import Sweep, describe_span, find_sweep
 from uadray.report.sweep_page import ended_early, reason
 from uadray.runs.evaluations import pack_slices, unpack_slices
 from uadray.runs.records import RunRecord, load_runs
@@ -224,41 +223,38 @@ class TestEffects:
 class TestWords:
     def test_extent_and_endings(self, sweep: Sweep) -> None:
         assert sweep.sentences[0] == (
-            "15 trials of 2 experiments over latent size (32, 128, 512) with 5 seeds, beside 1 of "
-            "plain baselines."
+            "15 trials of 2 experiments: latent size (32, 128, 512); 5 seeds; 1 plain baseline for "
+            "comparison."
         )
-        assert sweep.sentences[1] == "Of all 16, 13 finished, 1 failed, 1 stopped, 1 unfinished."
+        assert sweep.sentences[1] == "13 finished, 1 failed, 1 stopped, 1 unfinished."
         assert sweep.endings["finished"] == 13
 
     def test_choices_name_the_use_of_labels(
         self, sweep: Sweep, cohorts: list[words.Compared]
     ) -> None:
-        text = " ".join(sweep.sentences)
+        assert [len(lines) <= 3 for lines in sweep.choices] == [True, True]
+        text = " ".join(sweep.choices[0])
         series = [one for one in cohorts[0].series if not one.is_plain]
         lowest = min(
             series,
             key=lambda one: np.mean([r.run.summary["validation/reconstruction"] for r in one.rows]),
         )
-        sentence = (
-            "On stroke, the best by reconstruction of healthy volumes, which uses no label, is "
-        )
-        assert f"{sentence}{lowest.label} (healthy L1" in text
+        assert f"Chosen without labels, by the lowest healthy L1: {lowest.label}, Dice_D" in text
         best = series[0]
         if best is not lowest:
-            assert "uses its labels and is therefore optimistic, is " + best.label in text
+            assert f"Highest Dice_D in hindsight: {best.label}, " in text
+            assert f"The highest of {len(series)} is optimistic." in text
         assert "best plain baseline, PCA-16 (" in text
 
-    def test_spans_compare_the_last_value_with_the_first(
-        self, sweep: Sweep, cohorts: list[words.Compared]
-    ) -> None:
-        text = " ".join(sweep.sentences)
-        assert text.count("From latent size 32 to 512 on ") == 2
+    def test_spans_compare_the_last_value_with_the_first(self, sweep: Sweep) -> None:
+        text = describe_span(sweep.effects[0])
+        assert text.startswith("From latent size 32 to 512 on stroke: Dice_D of ")
         for line in sweep.effects[0].lines:
             span = line.span()
             assert span is not None
             alike = span.verdict == "not distinguishable"
             value = f"{span.differences['dice_d'].value:+.3f}".replace("-", "\N{MINUS SIGN}")
-            part = text[text.index(f"{line.label} ", text.index("From latent size")) :]
+            part = text[text.index(f"{line.label} ") :]
             part = part.split(";")[0]
             assert value in part
             assert ("not distinguishable" in part) == alike
@@ -277,77 +273,21 @@ class TestWords:
             edit(run / "summary.json", lambda v, held=objective: v.update(objective=held))
         result = find_sweep(load_runs([str(tmp_path)]), [])
         assert result is not None
-        assert any("compared its trials by dice of a threshold part" in s for s in result.sentences)
-        assert not any("compared its trials by" in s for s in sweep.sentences)
+        assert any("compared by dice on a threshold part" in s for s in result.sentences)
+        assert not any("compared by" in s for s in sweep.sentences)
 
     def test_without_any_evaluation(self, tmp_path: Path) -> None:
         for size in (8, 16):
             write_run(tmp_path / str(size), "3D-None", cohorts=(), change=latent(size))
         out = Path(write_report([str(tmp_path)], str(tmp_path / "r.html")))
         text = out.read_text()
-        assert "2 trials of 1 experiment over latent size (8, 16) with 1 seed." in text
+        assert "2 trials of 1 experiment: latent size (8, 16); 1 seed." in text
         assert 'id="sweep"' in text
-        assert "Reconstruction error on healthy volumes" in text
+        assert "Healthy L1, no labels" in text
         (first, _) = csv.DictReader(io.StringIO((tmp_path / "r-sweep.csv").read_text()))
         summary = json.loads((tmp_path / "8/summary.json").read_text())
         assert float(first["healthy_l1"]) == summary["validation/reconstruction"]
         assert first["dice_d"] == ""
-
-
-class TestParallel:
-    def test_better_is_higher_and_missing_figures_end_the_line(
-        self, runs: list[RunRecord], sweep: Sweep, cohorts: list[words.Compared]
-    ) -> None:
-        made = parallel(runs, sweep.settings, cohorts)
-        assert made is not None
-        heads = [axis.head for axis in made.axes]
-        assert heads[:3] == ["experiment", "latent size", "healthy L1"]
-        assert heads[3:] == ["Dice_D stroke", "Dice_D tumour"]
-        lines = {trial.label: trial for trial in made.trials}
-        assert len(lines) == len(runs)
-        places = {
-            label: [tuple(map(float, p.split(","))) for p in trial.points.split(" ")]
-            for label, trial in lines.items()
-        }
-        by_label = {run.label: run for run in runs}
-        for label, at in places.items():
-            run = by_label[label]
-            expected = 5 - 2 * (not run.evaluations)
-            if run.is_plain or run.summary["status"] in ("failed", "unfinished"):
-                expected -= 1
-            expected -= run.is_plain
-            assert len(at) == expected, label
-        whole = [label for label, at in places.items() if len(at) == 5]
-        for axis, sign, get in (
-            (2, 1, lambda run: run.summary["validation/reconstruction"]),
-            (3, -1, lambda run: run.evaluations[0].metric("dice_d")),
-        ):
-            order = sorted(whole, key=lambda label: sign * get(by_label[label]))
-            heights = [places[label][axis][1] for label in order]
-            assert heights == sorted(heights)
-        assert lines["3D-None · latent size 32, seed 1"].keys.split(" ")[1] == "0"
-        assert lines["PCA-16"].keys.split(" ")[1] == "-"
-        ranked = [trial for trial in made.trials if trial.rank != "none"]
-        assert [int(t.rank) for t in ranked] == sorted(int(t.rank) for t in ranked)
-        assert {t.rank for t in ranked} == set("01234")
-
-    @settings(max_examples=20, deadline=None)
-    @given(values=st.lists(st.floats(0.01, 1), min_size=2, max_size=6))
-    def test_all_points_lie_on_the_drawing(
-        self, runs: list[RunRecord], values: list[float]
-    ) -> None:
-        summaries = [{"validation/reconstruction": value, "status": "finished"} for value in values]
-        chosen = [
-            replace(run, summary=summary, evaluations=())
-            for run, summary in zip(runs, summaries, strict=False)
-        ]
-        made = parallel(chosen, varied([run.config for run in runs]), [])
-        assert made is not None
-        for trial in made.trials:
-            for point in trial.points.split(" "):
-                x, y = map(float, point.split(","))
-                assert 0 <= x <= made.width
-                assert 0 <= y <= made.height
 
 
 @st.composite
@@ -532,7 +472,8 @@ class TestPage:
         out = Path(write_report([str(tmp_path)], str(tmp_path / "r.html"), viewers=viewers))
         text = out.read_text()
         assert "<script>alert" not in text
-        assert text.count("<script") == 1
+        # The data, the plotting library and the page's own script.
+        assert text.count("<script") == 3
         assert "&lt;script&gt;alert(1)" in text[text.index('class="parallel"') :]
         assert "3D view" in text
 

@@ -8,6 +8,7 @@ from uadray.html import ABSENT, NO_INTERVAL
 from uadray.metrics.table import METRICS
 from uadray.report.rows import Row
 from uadray.runs.evaluations import Evaluation
+from uadray.runs.records import RunRecord
 
 Item = TypeVar("Item")
 
@@ -85,7 +86,7 @@ def _metric(
         spread = row.evaluation.metric(deviation) if deviation else None
         parts = [
             "" if spread is None else f"± {spread:.3f}",
-            _bounds(row, key, digits) if interval else "",
+            interval_text(row, key, digits) if interval else "",
             _printed(row, key),
         ]
         return " ".join(part for part in parts if part)
@@ -102,7 +103,8 @@ def _metric(
     )
 
 
-def _bounds(row: Row, key: str, digits: int) -> str:
+def interval_text(row: Row, key: str, digits: int = 3) -> str:
+    """The interval of a metric in brackets, or that it has none."""
     if row.evaluation.has_too_few_people and row.evaluation.metric(key) is not None:
         return NO_INTERVAL
     return brackets(row.evaluation.interval(key), lambda v: number(v, digits))
@@ -137,8 +139,9 @@ def _minutes(minutes: float | None) -> str:
     return "< 0.1" if minutes < 0.1 else f"{minutes:.1f}"
 
 
-def _epochs(row: Row) -> str:
-    best, epochs = row.run.summary.get("best_epoch"), row.run.summary.get("epochs")
+def epochs_text(run: RunRecord) -> str:
+    """`12 / 20`: the epoch that was kept, of all."""
+    best, epochs = run.summary.get("best_epoch"), run.summary.get("epochs")
     return ABSENT if best is None else f"{best} / {epochs if epochs is not None else ABSENT}"
 
 
@@ -206,7 +209,7 @@ COLUMNS: tuple[Column[Row], ...] = (
         head="Best epoch",
         note="of all",
         value=lambda row: row.run.summary.get("best_epoch"),
-        text=_epochs,
+        text=lambda row: epochs_text(row.run),
         first="ascending",
     ),
     ascending(

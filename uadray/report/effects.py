@@ -116,7 +116,7 @@ class Effect:
 def healthy_error(run: RunRecord) -> float | None:
     """Reconstruction error on the healthy validation volumes of a run's own cohort, or None."""
     value = run.summary.get("validation/reconstruction")
-    return None if value is None else float(value)
+    return None if value is None or not np.isfinite(value) else float(value)
 
 
 def effects(group: CohortRows, settings: Sequence[Setting]) -> list[Effect]:

@@ -11,7 +11,7 @@ from uadray.report.columns import COLUMNS, FILTER_COLUMNS, LESION_COLUMNS, Colum
 from uadray.report.effects import EFFECT_COLUMNS
 from uadray.report.latex import to_latex
 from uadray.report.rows import CohortRows
-from uadray.report.sweep import Sweep
+from uadray.report.sweep import Sweep, describe_span
 from uadray.report.words import Compared
 from uadray.tables import escape
 
@@ -120,11 +120,15 @@ def to_markdown(compared: Sequence[Compared], title: str, sweep: Sweep | None = 
     """The tables as GitHub Markdown, with the sentences above each."""
     lines = [f"# {escape(title)}", ""]
     if sweep is not None:
-        lines += ["## Sweep", "", *map(escape, sweep.sentences), ""]
+        lines += ["## Sweep", "", escape(" ".join(sweep.sentences)), ""]
+        for cohort, choices in zip(compared, sweep.choices, strict=True):
+            lines += [f"- {escape(f'{cohort.group.name}: {line}')}" for line in choices]
+        lines += [""]
         for effect in sweep.effects:
             where = f" on {effect.group.name}" if effect.group.name else ""
             lines += [f"### {escape(effect.setting.label.capitalize() + where)}", ""]
-            lines += [escape(effect.method), "", _table(EFFECT_COLUMNS, effect.points), ""]
+            words = " ".join(part for part in (effect.method, describe_span(effect)) if part)
+            lines += [escape(words), "", _table(EFFECT_COLUMNS, effect.points), ""]
     for cohort in compared:
         group = cohort.group
         notes = "".join(f" **[{escape(note)}]**" for note in group.notes)

@@ -12,7 +12,7 @@ from uadray import __version__, files, html
 from uadray.errors import ConfigError
 from uadray.metrics.inference import MIN_PEOPLE
 from uadray.metrics.postprocess import describe_findable
-from uadray.report import columns, compare, export, figures
+from uadray.report import columns, compare, export, figures, vega
 from uadray.report.montage import Viewers, montage
 from uadray.report.rows import PublishedFigures, Row, group_by_cohort, spread_rows
 from uadray.report.sweep import Sweep, find_sweep
@@ -171,14 +171,16 @@ def render(
     environment = html.environment()
     environment.filters |= {"number": columns.number, "short": columns.short, "sub": _subscripts}
     environment.globals["describe_findable"] = describe_findable
-    environment.filters |= {"svgsub": _svg_subscripts, "reason": reason}
+    environment.filters["reason"] = reason
     notes = {cohort.group.name: cohort.group.notes for cohort in cohorts}
+    context = sweep_context(sweep, cohorts, viewers)
     return environment.get_template("report.html.j2").render(
         title=title,
         made=made,
         version=__version__,
         style=html.style("report.css"),
-        **html.script("report.js"),
+        **html.script("report.js", *(("sweep.js",) if sweep else ())),
+        **(_library(context) if context else {}),
         runs=runs,
         columns=columns.COLUMNS,
         lesion_columns=columns.LESION_COLUMNS,
@@ -187,10 +189,10 @@ def render(
         comparison_columns=compare.COMPARISON_COLUMNS,
         min_people=MIN_PEOPLE,
         cohorts=[_cohort(cohort, cohorts, viewers) for cohort in cohorts],
-        sweep=sweep_context(sweep, cohorts),
+        sweep=context,
         slices=slice_context(cohorts),
         lesions=_lesion_statistics(cohorts),
-        curves=curve_context(_by_dice(runs, cohorts)),
+        curves=curve_context(_by_dice(runs, cohorts)) if sweep is None else [],
         erasing=erasing,
         erased=erased_shares(runs),
         unevaluated=ended_early(runs),
@@ -199,19 +201,21 @@ def render(
     )
 
 
+def _library(context: Mapping[str, Any]) -> dict[str, Any]:
+    """The plotting library, the digest by which the page's policy lets it run, and its data."""
+    text = vega.library()
+    return {
+        "library": Markup(text),
+        "library_digest": html.digest(text.encode()),
+        "sweep_data": vega.block(context["data"]),
+    }
+
+
 def _subscripts(text: str) -> Markup:
     """The papers' Dice_D and Dice_S with real subscripts; everything else escaped."""
     escaped = escape(text)
     for kind in "DS":
         escaped = Markup(str(escaped).replace(f"Dice_{kind}", f"Dice<sub>{kind}</sub>"))
-    return escaped
-
-
-def _svg_subscripts(text: str) -> Markup:
-    escaped = escape(text)
-    for kind in "DS":
-        mark = f'Dice<tspan class="sub" dy="3">{kind}</tspan><tspan dy="-3">\u200b</tspan>'
-        escaped = Markup(str(escaped).replace(f"Dice_{kind}", mark))
     return escaped
 
 

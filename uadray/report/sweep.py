@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from uadray.report.columns import number, signed
+from uadray.report.columns import signed
 from uadray.report.compare import Comparison, Series, compare, correct, count_verdicts
 from uadray.report.effects import Effect, Line, effects, healthy_error
 from uadray.report.rows import CohortRows, Row
@@ -33,7 +33,10 @@ class Sweep:
     effects: tuple[Effect, ...]
     """One a setting and cohort on which it has two values."""
     sentences: tuple[str, ...]
-    """The summary in words."""
+    """What was tried, how it ended, and whether labels decided."""
+    choices: tuple[tuple[str, ...], ...]
+    """On each cohort, up to three lines: the choice without labels, the highest in hindsight, and
+    how many are above the best plain baseline."""
 
     @property
     def endings(self) -> dict[str, int]:
@@ -57,7 +60,10 @@ def find_sweep(runs: Sequence[RunRecord], cohorts: Sequence[Compared]) -> Sweep 
         runs=tuple(runs),
         settings=settings,
         effects=tuple(made),
-        sentences=tuple(_in_words(runs, settings, cohorts, made)),
+        sentences=tuple(
+            one for one in (_extent(runs, settings), _endings(runs), _objective(runs)) if one
+        ),
+        choices=tuple(tuple(_choices(cohort)) for cohort in cohorts),
     )
 
 
@@ -76,32 +82,18 @@ def _unevaluated(runs: Sequence[RunRecord]) -> CohortRows:
     return CohortRows(name="", fingerprint="", notes=(), rows=rows, warnings=())
 
 
-def _in_words(
-    runs: Sequence[RunRecord],
-    settings: Sequence[Setting],
-    cohorts: Sequence[Compared],
-    made: Sequence[Effect],
-) -> list[str]:
-    sentences = [_extent(runs, settings), _endings(runs), _objective(runs)]
-    for cohort in cohorts:
-        sentences += _choices(cohort)
-        sentences += _spans([effect for effect in made if effect.group is cohort.group])
-    return [sentence for sentence in sentences if sentence]
-
-
 def _extent(runs: Sequence[RunRecord], settings: Sequence[Setting]) -> str:
-    """How many trials of what, as in `6 trials of 1 experiment over epochs (5, 20), 3 seeds`."""
+    """How many trials of what, as in `6 trials of 1 experiment: epochs (5, 20); 3 seeds`."""
     learned = [run for run in runs if not run.is_plain]
     names = {str(run.config["name"]) for run in learned}
-    parts = [f"{len(learned)} trial{_s(learned)} of {len(names)} experiment{_s(names)}"]
-    numeric = [one for one in settings if one.path != EXPERIMENT]
-    if numeric:
-        parts.append("over " + ", ".join(_values(one) for one in numeric))
+    parts = [", ".join(_values(one) for one in settings if one.path != EXPERIMENT)]
     seeds = {run.seed for run in learned}
-    parts.append(f"with {len(seeds)} seed{_s(seeds)}")
+    parts.append(f"{len(seeds)} seed{_s(seeds)}")
     plain = len(runs) - len(learned)
-    beside = f", beside {plain} of plain baselines" if plain else ""
-    return " ".join(parts) + beside + "."
+    if plain:
+        parts.append(f"{plain} plain baseline{'' if plain == 1 else 's'} for comparison")
+    head = f"{len(learned)} trial{_s(learned)} of {len(names)} experiment{_s(names)}"
+    return f"{head}: {'; '.join(part for part in parts if part)}."
 
 
 def _values(setting: Setting) -> str:
@@ -114,8 +106,8 @@ def _values(setting: Setting) -> str:
 def _endings(runs: Sequence[RunRecord]) -> str:
     ends = _count_endings(runs)
     if set(ends) == {"finished"}:
-        return "All have finished."
-    return f"Of all {len(runs)}, {', '.join(f'{count} {end}' for end, count in ends.items())}."
+        return "All finished."
+    return f"{', '.join(f'{count} {end}' for end, count in ends.items())}."
 
 
 def _objective(runs: Sequence[RunRecord]) -> str:
@@ -125,8 +117,8 @@ def _objective(runs: Sequence[RunRecord]) -> str:
     if not names:
         return ""
     return (
-        f"The sweep compared its trials by {' and '.join(names)} of a threshold part: which of "
-        "them went on, or were drawn, has used labels."
+        f"Trials were compared by {' and '.join(names)} on a threshold part: the search used "
+        "labels."
     )
 
 
@@ -136,34 +128,32 @@ def _count_endings(runs: Sequence[RunRecord]) -> dict[str, int]:
 
 
 def _choices(cohort: Compared) -> list[str]:
-    """What is chosen without labels, what with them, and what the choice costs."""
+    """The choice without labels, the one in hindsight, and both against what learns nothing."""
     learned = [one for one in cohort.series if not one.is_plain]
     scored = [one for one in learned if one.mean("dice_d") is not None]
     healthy = {one.label: mean for one in scored if (mean := _healthy(one)) is not None}
-    sentences = []
+    lines = []
     if len(scored) > 1 and healthy:
         chosen = min(
             (one for one in scored if one.label in healthy), key=lambda o: healthy[o.label]
         )
         best = scored[0]
-        name = cohort.group.name
-        also = "; it is also the best by Dice_D on the test part" if best is chosen else ""
-        sentences.append(
-            f"On {name}, the best by reconstruction of healthy volumes, which uses no label, is "
-            f"{chosen.label} (healthy L1 {number(healthy[chosen.label], 4)}) with Dice_D "
-            f"{figure_in_words(chosen)}{also}."
+        lines.append(
+            f"Chosen without labels, by the lowest healthy L1: {chosen.label}, Dice_D "
+            f"{figure_in_words(chosen)}."
         )
-        if best is not chosen:
-            sentences.append(
-                f"The best by Dice_D on the test part of {name}, a choice that uses its labels and "
-                f"is therefore optimistic, is {best.label} with {figure_in_words(best)}"
-                f"{_tail(compare(best, chosen))}."
+        if best is chosen:
+            lines.append(f"It also has the highest Dice_D of all {len(scored)} on the test part.")
+        else:
+            lines.append(
+                f"Highest Dice_D in hindsight: {best.label}, {figure_in_words(best)}"
+                f"{_tail(compare(best, chosen))}. The highest of {len(scored)} is optimistic."
             )
-    return sentences + _above_plain(cohort, scored)
+    return lines + _above_plain(cohort, scored)
 
 
 def _tail(comparison: Comparison | None) -> str:
-    return "; the two do not pair" if comparison is None else f": {difference_in_words(comparison)}"
+    return "; the two do not pair" if comparison is None else f"; {difference_in_words(comparison)}"
 
 
 def _above_plain(cohort: Compared, scored: Sequence[Series]) -> list[str]:
@@ -174,8 +164,7 @@ def _above_plain(cohort: Compared, scored: Sequence[Series]) -> list[str]:
     if not made:
         return []
     return [
-        f"On {cohort.group.name}, Dice_D of {len(made)} experiments with their settings against "
-        f"the best plain baseline, {plain.label} ({figure_in_words(plain)}): "
+        f"Against the best plain baseline, {plain.label} ({figure_in_words(plain)}): "
         f"{count_verdicts(made)}."
     ]
 
@@ -186,31 +175,28 @@ def _healthy(series: Series) -> float | None:
     return float(np.mean(known)) if len(known) == len(values) else None
 
 
-def _spans(made: Sequence[Effect]) -> list[str]:
-    """The last value of each setting against the first: fixed before looking, not picked."""
-    sentences = []
-    for effect in made:
-        spans = [(line, span) for line in effect.lines if (span := line.span()) is not None]
-        if not spans:
-            continue
-        compared = correct([span for _, span in spans])
-        setting = effect.setting
-        first, last = setting.text(setting.values[0]), setting.text(setting.values[-1])
-        others = " and ".join(other.label for other in effect.others)
-        mean = "" if effect.is_held else f", as means over {others}"
-        head = f"From {setting.label} {first} to {last} on {effect.group.name}{mean}"
-        if len(spans) <= MAX_LISTED:
-            each = "; ".join(
-                _span(line, one) for (line, _), one in zip(spans, compared, strict=True)
-            )
-            sentences.append(f"{head}, Dice_D goes as follows: {each}.")
-            continue
-        gaps = [one.differences["dice_d"].value for one in compared]
-        sentences.append(
-            f"{head}, Dice_D of {len(compared)} lines: {count_verdicts(compared)}; the paired "
-            f"differences range from {signed(min(gaps))} to {signed(max(gaps))}."
-        )
-    return sentences
+def describe_span(effect: Effect) -> str:
+    """The last value of a setting against the first: fixed before looking, not picked.
+
+    Empty where no line pairs the two.
+    """
+    spans = [(line, span) for line in effect.lines if (span := line.span()) is not None]
+    if not spans:
+        return ""
+    compared = correct([span for _, span in spans])
+    setting = effect.setting
+    first, last = setting.text(setting.values[0]), setting.text(setting.values[-1])
+    others = " and ".join(other.label for other in effect.others)
+    mean = "" if effect.is_held else f", means over {others}"
+    head = f"From {setting.label} {first} to {last} on {effect.group.name}{mean}: Dice_D"
+    if len(spans) <= MAX_LISTED:
+        each = "; ".join(_span(line, one) for (line, _), one in zip(spans, compared, strict=True))
+        return f"{head} of {each}."
+    gaps = [one.differences["dice_d"].value for one in compared]
+    return (
+        f"{head} of {len(compared)} lines: {count_verdicts(compared)}; paired differences from "
+        f"{signed(min(gaps))} to {signed(max(gaps))}."
+    )
 
 
 def _span(line: Line, comparison: Comparison) -> str:

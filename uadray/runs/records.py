@@ -4,9 +4,8 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from uadray import config, files
+from uadray import files
 from uadray.errors import RunError
-from uadray.methods import NAMED
 from uadray.runs.evaluations import Evaluation, check_kinds, is_number, load_evaluation
 from uadray.runs.folder import Run
 from uadray.runs.reading import (
@@ -22,9 +21,7 @@ from uadray.runs.reading import (
     read_epochs,
     read_summary,
 )
-from uadray.runs.settings import variants
-
-_PLAIN = {NAMED[name].method.type_name() for name in config.BASELINES}
+from uadray.runs.settings import PLAIN, variants
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +46,7 @@ class RunRecord:
     @property
     def is_plain(self) -> bool:
         """Whether the method is one of the plain baselines that stand beside every other."""
-        return self.config["experiment"].get("method", {}).get("type") in _PLAIN
+        return self.config["experiment"].get("method", {}).get("type") in PLAIN
 
     @property
     def seed(self) -> int | None:

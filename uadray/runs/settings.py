@@ -4,7 +4,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from uadray.config import flat
+from uadray.config import BASELINES, flat
+from uadray.methods import NAMED
 
 EXPERIMENT = "experiment"
 """Path of the experiment's name: method, erasing strategy and fill in one."""
@@ -21,6 +22,9 @@ _LABELS = {
     "fit.learning_rate": "learning rate",
     "fit.epochs": "epochs",
 }
+PLAIN = {NAMED[name].method.type_name() for name in BASELINES}
+"""Types of the plain baselines, which learn nothing by gradient."""
+
 _NO_RESULT = {f"fit.{name}" for name in ("seed", "residency", "deterministic", "compile")}
 """Settings that are no comparison: repeats, and where or how fast the work was done."""
 
@@ -76,7 +80,20 @@ def settings_of(config: Mapping[str, Any]) -> dict[str, Any]:
     """
     paths = {path: _value(value) for path, value in flat(config["experiment"]).items()}
     settings = {EXPERIMENT: str(config["name"])} | paths
-    return {path: value for path, value in settings.items() if path not in _NO_RESULT}
+    is_plain = paths.get("method.type") in PLAIN
+    return {
+        path: value
+        for path, value in settings.items()
+        if path not in _NO_RESULT and not (is_plain and _is_of_gradient(path))
+    }
+
+
+def _is_of_gradient(path: str) -> bool:
+    """Whether a setting says how a method learns by gradient; a plain baseline makes no use of it.
+
+    Which share of the data is learned from counts for both.
+    """
+    return path.startswith(("fit.", "erasing.")) and path != "fit.data_share"
 
 
 def _value(value: Any) -> Any:

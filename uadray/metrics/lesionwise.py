@@ -151,9 +151,8 @@ def _surface(mask: NDArray[np.bool_]) -> NDArray[np.intp]:
 
 def _box(mask: NDArray[np.bool_]) -> tuple[slice, ...]:
     """Return the smallest box that holds a mask; an empty one where nothing is set."""
-    rows = mask.any(2)
-    sides = (rows.any(1), rows.any(0), mask.any(0).any(0))
-    ends = (np.flatnonzero(side)[[0, -1]] if side.any() else (0, -1) for side in sides)
+    sides = (np.flatnonzero(mask.any(axis=(*range(n), *range(n + 1, 3)))) for n in range(3))
+    ends = ((side[0], side[-1]) if len(side) else (0, -1) for side in sides)
     return tuple(slice(int(first), int(last) + 1) for first, last in ends)
 
 

@@ -75,6 +75,11 @@ class Trial:
         """How the fit ended."""
         return str(self.run.summary["status"])
 
+    def figure(self, metric: str, place: int) -> float | None:
+        """A metric on one of the cohorts; None where it was not evaluated there."""
+        row = self.rows[place]
+        return None if row is None else finite(row.evaluation.metric(metric))
+
 
 def objective_of(runs: Sequence[RunRecord]) -> Objective:
     """What a sweep compared its trials by: healthy error, or a figure that used labels."""
@@ -287,10 +292,6 @@ def _healthy() -> Column[Trial]:
 def _figure(key: str, place: int, cohort: Compared) -> Column[Trial]:
     """A metric on one cohort, with its interval over people."""
 
-    def value(trial: Trial) -> float | None:
-        row = trial.rows[place]
-        return None if row is None else finite(row.evaluation.metric(key))
-
     def detail(trial: Trial) -> str:
         row = trial.rows[place]
         return "" if row is None else interval_text(row, key)
@@ -299,8 +300,8 @@ def _figure(key: str, place: int, cohort: Compared) -> Column[Trial]:
         key=f"{key}_{place}",
         head=BY_KEY[key].head,
         note=f"{cohort.group.name} [95 %]",
-        value=value,
-        text=lambda trial: number(value(trial)),
+        value=lambda trial: trial.figure(key, place),
+        text=lambda trial: number(trial.figure(key, place)),
         detail=detail,
     )
 

@@ -134,6 +134,10 @@
       view.runAsync();
     });
     if (matchMedia("(any-pointer: coarse)").matches) view.signal("grip", 40);
+    // A finger on an axis brushes; anywhere else it scrolls.
+    box.addEventListener("touchstart", (event) => {
+      if (event.target.closest("[class*='role-mark hit']")) event.preventDefault();
+    }, { passive: false });
     const { left, right } = parallel.padding;
     const fit = () => {
       const width = Math.max(box.clientWidth - left - right - 2, 86 * (axes.length - 1));

@@ -151,7 +151,7 @@ def _brush(n: int) -> Chart:
             },
             # A click, and a drag that goes nowhere, clears the axis.
             {
-                "events": "window:pointerup",
+                "events": "window:pointerup, window:pointercancel",
                 "update": f"{name} && abs({name}[0] - {name}[1]) < 0.01 ? null : {name}",
             },
         ],

@@ -265,7 +265,8 @@ def _setting(setting: Setting) -> Column[Trial]:
         own = held(trial.run.config)
         return setting.text(own[setting.path]) if setting.path in own else ABSENT
 
-    return Column(key=setting.path, head=setting.label, value=value, text=text, first="ascending")
+    head = setting.label[0].upper() + setting.label[1:]
+    return Column(key=setting.path, head=head, value=value, text=text, first="ascending")
 
 
 def _objective(objective: Objective) -> Column[Trial]:

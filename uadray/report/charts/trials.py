@@ -124,8 +124,6 @@ def cost_charts(trials: Sequence[Trial], objective: Objective) -> list[tuple[str
                 {"field": "x", "title": head, "format": ".2f"},
                 shown_objective("y", objective),
             ],
-            width=360,
-            height=220,
         )
         charts.append((name, chart))
     return charts

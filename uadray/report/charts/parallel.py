@@ -129,8 +129,7 @@ def _spec(trials: Sequence[Trial], axes: Sequence[Chart]) -> Chart:
             _line("line", len(axes)),
             _line("near", len(axes)),
             *(mark for n in range(len(axes)) for mark in _brush_marks(n)),
-            _tick(figure=False),
-            _tick(figure=True),
+            _ticks(),
             _head("head", -26, 12, "bold", "var(--ink)"),
             _head("note", -12, 10, "normal", "var(--muted)"),
         ],
@@ -227,7 +226,7 @@ def _line(name: str, num_axes: int) -> Chart:
     }
 
 
-def _still(kind: str, data: str, *, offset: int = 0, **update: Chart) -> Chart:
+def _still(kind: str, data: str, *, offset: Chart | int = 0, **update: Chart) -> Chart:
     """Marks at the axes that the pointer passes through."""
     x = {"scale": "x", "field": "axis", "offset": offset}
     return {
@@ -239,15 +238,15 @@ def _still(kind: str, data: str, *, offset: int = 0, **update: Chart) -> Chart:
     }
 
 
-def _tick(*, figure: bool) -> Chart:
+def _ticks() -> Chart:
     """Values at the axes: of settings on the left, of figures on the right."""
     return _still(
         "text",
         "ticks",
-        offset=8 if figure else -8,
+        offset={"signal": "datum.figure ? 8 : -8"},
         y={"scale": "y", "field": "y"},
-        text={"signal": f"datum.figure === {str(figure).lower()} ? datum.text : ''"},
-        align={"value": "left" if figure else "right"},
+        text={"field": "text"},
+        align={"signal": "datum.figure ? 'left' : 'right'"},
         baseline={"value": "middle"},
         fontSize={"value": 11},
         limit={"signal": "datum.axis === 0 ? 108 : reach"},

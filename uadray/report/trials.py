@@ -206,8 +206,8 @@ def leaderboard(
         *judged,
         Column(
             key="epochs",
-            head="Epochs",
-            note="best / run",
+            head="Best epoch",
+            note="of all",
             value=lambda trial: finite(trial.run.summary.get("best_epoch")),
             text=lambda trial: epochs_text(trial.run),
             first="ascending",

@@ -4,7 +4,7 @@ import pytest
 
 from uadray.config import BASELINES, BENGS_TABLE_1, FitConfig
 from uadray.errors import ConfigError
-from uadray.methods import VAE
+from uadray.methods.vae import VAE
 from uadray.tune.space import PRESETS, Space, settings_of, trial_name, with_settings
 
 

@@ -55,7 +55,7 @@ def test_the_page_is_followed(tmp_path: Path) -> None:
     (source,), (project,) = blocks("python"), blocks("toml")
     (tmp_path / "my_ae.py").write_text(source)
     (tmp_path / "pyproject.toml").write_text(project)
-    write(tmp_path / "scan.nii.gz", brain_image((64, 72, 64)))
+    write(tmp_path / "scan.nii.gz", brain_image((116, 136, 116)))
     site = tmp_path / "site"
     uadray = f'uadray() {{ "{sys.executable}" -m uadray "$@"; }}\n'
     for block in blocks("console"):

@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 from markupsafe import Markup, escape
 
 from uadray import __version__, files, html
-from uadray.errors import ConfigError
+from uadray.errors import ConfigError, PluginError
 from uadray.metrics.inference import MIN_PEOPLE
 from uadray.metrics.postprocess import describe_findable
 from uadray.report import columns, compare, export, figures, vega
@@ -93,7 +93,7 @@ def write_report(
         caveats=list(caveats or ()),
         title=title,
         viewers=viewers,
-        erasing=_erasing(runs, erasing_from) if erasing_from else None,
+        erasing=_erasing(runs, erasing_from, left_out) if erasing_from else None,
         made=made or datetime.now(UTC),
         left_out=list(dict.fromkeys(left_out or ())),
     )
@@ -119,7 +119,7 @@ def check_viewers(viewers: Viewers) -> None:
             raise ConfigError(f"a viewer's address must be relative to the report, was {address!r}")
 
 
-def _erasing(runs: Sequence[RunRecord], url: str) -> Markup | None:
+def _erasing(runs: Sequence[RunRecord], url: str, left_out: list[Broken] | None) -> Markup | None:
     """What the experiments erase of a cohort's first scan, the first seed of each name."""
     # They bring torch, which no other part of the report needs.
     from uadray.config import Experiment, from_json
@@ -130,7 +130,12 @@ def _erasing(runs: Sequence[RunRecord], url: str) -> Markup | None:
     for run in runs:
         if (run.config["experiment"].get("erasing") or {}).get("strategy", NONE) != NONE:
             name = str(run.config["name"])
-            experiments.setdefault(name, from_json(Experiment, run.config["experiment"]))
+            try:
+                experiments.setdefault(name, from_json(Experiment, run.config["experiment"]))
+            except PluginError as error:
+                if left_out is None:
+                    raise
+                left_out.append(Broken(url=run.url, error=f"what it erases is not shown: {error}"))
     if not experiments:
         return None
     volume = open_cohort(url).read("image", 0, 1)[0]

@@ -336,7 +336,7 @@ def repeat(run: RunRecord) -> str | None:
     except ConfigError:
         return None
     changed = {path: value for path, value in own.items() if base.get(path, ...) != value}
-    if any(path.endswith(".type") for path in changed):
+    if any(path.endswith(".type") or ".package." in path for path in changed):
         return None
     cohort = str((run.config.get("cohort") or {}).get("url") or "HEALTHY.zarr")
     words = ["python", "jobs/train.py", str(run.config["name"])]

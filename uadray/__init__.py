@@ -12,6 +12,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 _VERBS = (
     "evaluate",
+    "evaluate_maps",
     "experiment",
     "export",
     "fit",
@@ -26,6 +27,7 @@ _VERBS = (
 if TYPE_CHECKING:
     from uadray.api import (  # noqa: F401
         evaluate,
+        evaluate_maps,
         experiment,
         export,
         fit,

@@ -33,6 +33,7 @@ from uadray.methods.gan import AnoGAN, FAnoGAN
 from uadray.methods.restoration import GMVAERestoration, VAERestoration
 from uadray.methods.vqvae import Transformer
 from uadray.methods.baselines import PCA, HistEq, Intensity, MeanImage, ZScore
+from uadray.methods.outside import OutsideMaps
 # isort: on
 
 __all__ = [
@@ -55,6 +56,7 @@ __all__ = [
     "Learned",
     "MeanImage",
     "MethodSettings",
+    "OutsideMaps",
     "PublishedMethod",
     "ReconstructionDetector",
     "StreamDetector",

@@ -4,9 +4,10 @@ import torch
 
 from uadray.config import Experiment
 from uadray.errors import ConfigError
-from uadray.methods import Detector, GradientDetector, StreamDetector, build
+from uadray.methods import Detector, GradientDetector, OutsideMaps, StreamDetector, build
 from uadray.runs.checkpoint import CheckpointStore
 from uadray.runs.folder import Run
+from uadray.runs.maps import KeptMaps
 
 
 def build_detector(experiment: Experiment, shape: tuple[int, int, int]) -> Detector:
@@ -25,6 +26,7 @@ def load_detector(run: Run) -> Detector:
 
     Raises:
         CheckpointError: there is no checkpoint, or it is damaged or of another run.
+        RunError: the list of its maps from outside is absent or damaged.
     """
     detector = build_detector(run.experiment, run.shape)
     checkpoints = CheckpointStore.of(run)
@@ -33,4 +35,6 @@ def load_detector(run: Run) -> Detector:
         checkpoints.load_model(detector, state.best)
     elif isinstance(detector, (GradientDetector, StreamDetector)):
         raise ConfigError(f"{run.url} has no checkpoint yet: run the same jobs/train.py again")
+    if isinstance(detector, OutsideMaps):
+        detector.look_up(KeptMaps(run.url))
     return detector.eval()

@@ -17,9 +17,11 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 from uadray import files
 from uadray.errors import ConfigError, StartError, UadrayError
@@ -117,19 +119,35 @@ def _own_signals() -> Iterator[None]:
 def _start(dashboard: bool) -> None:
     import ray
 
-    try:
-        with _own_signals():
-            ray.init(address="local", logging_level=logging.WARNING, include_dashboard=dashboard)
-    except Exception as error:
-        raise StartError(f"Ray did not start on this machine: {_why_not(error)}") from error
+    before = set(psutil.Process().children())
+    for attempt in range(2):
+        try:
+            with _own_signals():
+                ray.init(
+                    address="local", logging_level=logging.WARNING, include_dashboard=dashboard
+                )
+            return
+        except Exception as error:
+            if attempt > 0 or _LATE not in str(error):
+                raise StartError(f"Ray did not start on this machine: {_why_not(error)}") from error
+        # What came too late would go on beside the next, and take its CPU.
+        late = [child for child in psutil.Process().children() if child not in before]
+        for child in late:
+            with suppress(psutil.NoSuchProcess):
+                child.kill()
+        psutil.wait_procs(late, timeout=_ANSWERING_S)
+
+
+_LATE = "timed out during startup"
+"""What Ray says where it was not ready within 30 s, which no one can set."""
 
 
 def _why_not(error: Exception) -> str:
     """Why Ray did not start, and what to do."""
     text = str(error)
-    if "timed out during startup" in text:  # after 30 s that no one can set
+    if _LATE in text:
         return (
-            "it was not ready within its 30 s, as on a machine that is busy with other work. Run "
+            "twice it was not ready within its 30 s, as on a machine busy with other work. Run "
             "the same command again, it goes on where it stopped; or start Ray apart "
             "(`ray start --head`) and set RAY_ADDRESS"
         )

@@ -1,5 +1,6 @@
 """What is checked of a cluster's nodes, without a cluster."""
 
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -98,9 +99,28 @@ def test_an_error_of_ours_comes_out_of_rays_wrapping_without_its_advice() -> Non
     assert str(raised.value) == "/x: no space"
 
 
-def test_a_ray_that_does_not_start_in_time_is_told_in_words(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_a_ray_that_came_too_late_is_started_once_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    other = subprocess.Popen(["sleep", "100"])
+    late: list[subprocess.Popen] = []
+
+    def init(**_: object) -> None:
+        if not late:
+            late.append(subprocess.Popen(["sleep", "100"]))
+            raise Exception("The current node timed out during startup. This could happen because")
+
+    monkeypatch.setattr("ray.is_initialized", lambda: False)
+    monkeypatch.setattr("ray.init", init)
+    try:
+        cluster.connect()
+        assert len(late) == 1
+        assert late[0].wait(10) is not None
+        assert other.poll() is None
+    finally:
+        for process in (other, *late):
+            process.kill()
+
+
+def test_a_ray_that_twice_does_not_start_in_time_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     def init(**_: object) -> None:
         raise Exception("The current node timed out during startup. This could happen because")
 

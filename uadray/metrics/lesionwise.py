@@ -86,10 +86,13 @@ def compare_lesions(
             f"{lesion.shape}"
         )
     structure = neighbours(connectivity)
+    hd95, mean = surface_distances(prediction, lesion, spacing_mm)
+    # Labelling takes a time for each voxel, and most of a volume is neither.
+    box = _box(prediction | lesion)
+    prediction, lesion = prediction[box], lesion[box]
     truth, num_lesions = ndi.label(lesion, structure)
     predicted, num_predicted = ndi.label(prediction, structure)
     both = prediction & lesion
-    hd95, mean = surface_distances(prediction, lesion, spacing_mm)
     num_both = int(np.count_nonzero(both))
     return SubjectLesions(
         num_lesions=int(num_lesions),
@@ -140,12 +143,17 @@ def surface_distances(
 
 def _surface(mask: NDArray[np.bool_]) -> NDArray[np.intp]:
     """Return the places of a mask's surface voxels, (n, 3)."""
-    slices = ndi.find_objects(mask.view(np.uint8) if mask.dtype == bool else mask != 0)
-    if not slices:
-        return np.empty((0, 3), np.intp)
-    inside = mask[slices[0]]
+    box = _box(mask)
+    inside = mask[box]
     edge = inside & ~ndi.binary_erosion(inside)
-    return np.argwhere(edge) + [s.start for s in slices[0]]
+    return np.argwhere(edge) + [part.start for part in box]
+
+
+def _box(mask: NDArray[np.bool_]) -> tuple[slice, ...]:
+    """Return the smallest box that holds a mask; an empty one where nothing is set."""
+    sides = (np.flatnonzero(mask.any(axis=(*range(n), *range(n + 1, 3)))) for n in range(3))
+    ends = ((side[0], side[-1]) if len(side) else (0, -1) for side in sides)
+    return tuple(slice(int(first), int(last) + 1) for first, last in ends)
 
 
 def lesion_metrics(

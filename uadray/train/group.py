@@ -8,6 +8,7 @@ import uuid
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -19,11 +20,13 @@ from ray.train.torch import TorchTrainer, prepare_model
 
 from uadray import cluster, files
 from uadray.data.settings import READ_CPUS
+from uadray.data.stream import keep_volumes
 from uadray.errors import ConfigError, StoppedError, UadrayError
 from uadray.memory import ONE_ARENA
 from uadray.methods import GradientDetector
 from uadray.runs.folder import Run
 from uadray.store import Cohort
+from uadray.train.kept_group import Desk, KeptGroup
 from uadray.train.settings import ScaleConfig, TrackConfig
 from uadray.train.steps import Metrics, World
 from uadray.train.worker import fit_worker
@@ -69,8 +72,72 @@ def fit_group(
         UadrayError: whatever named error ended a worker; starting again would not help.
         TrainingFailedError: the workers failed more than `scale.max_failures` times.
     """
-    _check_room(scale)
     cluster.check_shared(run.url)
+    fitted = _Fit(run, cohort, track or TrackConfig())
+    try:
+        with _relayed(run, report):
+            outcome = _kept.fit(fitted, scale) if _kept.wanted else _start(run, scale, fitted)
+    except TrainingFailedError as error:
+        failures = getattr(error, "worker_failures", {}).values()
+        for failure in (*failures, getattr(error, "controller_failure", None)):
+            if isinstance(failure, UadrayError):
+                raise failure from None
+        raise
+    finally:
+        # Ray's own bookkeeping of this group; the run folder holds all that counts.
+        files.remove(files.join(run.url, "ray"))
+    if isinstance(outcome, StoppedError):
+        raise outcome
+    return dict(outcome)
+
+
+def keep_group() -> None:
+    """Keep a group for later fits of this process with the same `scale`, as an actor's trials."""
+    _kept.wanted = True
+
+
+@dataclass(frozen=True)
+class _Fit:
+    """One run to fit."""
+
+    run: Run
+    cohort: Cohort
+    track: TrackConfig
+
+
+class _Kept:
+    """The group that this process keeps."""
+
+    def __init__(self) -> None:
+        self.wanted = False
+        self._scale: ScaleConfig | None = None
+        self._group: KeptGroup[_Fit] | None = None
+
+    def fit(self, fitted: _Fit, scale: ScaleConfig) -> Any:
+        # One that had to be started again has fewer tries left than its next fit may take.
+        if self._group is not None and (self._scale != scale or not self._group.is_sound):
+            self._group.end()
+            self._group = None
+        if self._group is None:
+            self._group = KeptGroup(partial(_start, fitted.run, scale))
+            self._scale = scale
+        try:
+            return self._group.do(fitted)
+        except BaseException:
+            self._group = None
+            raise
+
+
+_kept = _Kept()
+
+
+def _start(run: Run, scale: ScaleConfig, source: "_Fit | Desk") -> Any:
+    """Run a group until it has done its one fit, or all that a desk hands to it.
+
+    Returns:
+        What rank 0's `_group_worker` does.
+    """
+    _check_room(scale)
     # Ray hands it on to its controller, which by default sees a fit's end two seconds late.
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
     worker: Any = _group_worker
@@ -78,12 +145,7 @@ def fit_group(
     callbacks: Any = [_EndOnNamedErrors()]
     trainer = TorchTrainer(
         worker,
-        train_loop_config={
-            "run": run,
-            "cohort": cohort,
-            "scale": scale,
-            "track": track or TrackConfig(),
-        },
+        train_loop_config={"source": source, "scale": scale},
         scaling_config=ScalingConfig(
             num_workers=workers or scale.num_workers,
             use_gpu=scale.use_gpu,
@@ -102,19 +164,8 @@ def fit_group(
             worker_runtime_env={"env_vars": ONE_ARENA},
         ),
     )
-    try:
-        with _relayed(run, report):
-            result: Any = trainer.fit()
-            return dict(result.return_value)
-    except TrainingFailedError as error:
-        failures = getattr(error, "worker_failures", {}).values()
-        for failure in (*failures, getattr(error, "controller_failure", None)):
-            if isinstance(failure, UadrayError):
-                raise failure from None
-        raise
-    finally:
-        # Ray's own bookkeeping of this group; the run folder holds all that counts.
-        files.remove(files.join(run.url, "ray"))
+    result: Any = trainer.fit()
+    return result.return_value
 
 
 class _EndOnNamedErrors(UserCallback):
@@ -192,12 +243,28 @@ _RELAY_S = 0.5
 """Seconds between two looks at a group's records."""
 
 
-def _group_worker(config: dict[str, Any]) -> dict[str, Any]:
+def _group_worker(config: dict[str, Any]) -> Any:
+    logging.getLogger("ray.data").setLevel(logging.WARNING)
+    source: _Fit | Desk = config["source"]
+    if isinstance(source, _Fit):
+        return _fit_one(source, config["scale"])
+    keep_volumes()
+    rank = ray.train.get_context().get_world_rank()
+    for task, finish in source.tasks(rank):
+        outcome: Any
+        try:
+            outcome = _fit_one(task, config["scale"])
+        except StoppedError as stopped:  # all workers together, so that they can go on
+            outcome = stopped
+        if rank == 0:
+            finish(outcome)
+    return None
+
+
+def _fit_one(fitted: _Fit, scale: ScaleConfig) -> dict[str, Any]:
     context = ray.train.get_context()
     rank, size = context.get_world_rank(), context.get_world_size()
-    logging.getLogger("ray.data").setLevel(logging.WARNING)
-    run: Run = config["run"]
-    scale: ScaleConfig = config["scale"]
+    run = fitted.run
     # Threads beyond the CPUs granted wait for each other: several times slower, not faster.
     torch.set_num_threads(max(1, int(scale.cpus_per_worker)))
     device = ray.train.torch.get_device()
@@ -228,7 +295,7 @@ def _group_worker(config: dict[str, Any]) -> dict[str, Any]:
     alone = World(rank=rank, size=size)
     return fit_worker(
         run,
-        config["cohort"],
+        fitted.cohort,
         world=(
             World(rank=rank, size=size, wrap=partial(_averaged, shape=run.shape), sum=total)
             if size > 1
@@ -236,7 +303,7 @@ def _group_worker(config: dict[str, Any]) -> dict[str, Any]:
         ),
         device=device,
         micro_batch=scale.micro_batch,
-        track=config["track"],
+        track=fitted.track,
         # The driver reads the records. Ray Train's own report waits for its controller's next look
         # at the workers, two seconds an epoch by default, and logs a line for each worker.
         report=end_where_asked,

@@ -14,6 +14,7 @@ from uadray.evaluation.inputs import compare
 from uadray.runs.checkpoint import CheckpointStore
 from uadray.runs.folder import Run
 from uadray.store import Cohort
+from uadray.train.group import keep_group
 from uadray.train.job import fit
 from uadray.train.settings import ScaleConfig, TrackConfig
 from uadray.tune.labelled import measure_run, measured_at
@@ -62,6 +63,8 @@ def run_trial(
         torch.set_num_threads(max(1, int(settings.cpus_per_trial)))
         # The actor's next trial mostly fits on the same volumes.
         keep_volumes()
+    elif settings.scheduler != "asha":  # which ends a trial by ending its actor
+        keep_group()
     trial = _Trial(task, settings, labelled, deadline)
     ended = status(task.url) in ENDED
     if Run.is_begun(task.url):

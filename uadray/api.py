@@ -137,6 +137,7 @@ def evaluate_maps(
     score_range: tuple[float, float] | None = None,
     seed: int = 0,
     missing: str = "nothing-found",
+    resample: str = "auto",
     by_affine: bool = False,
     protocol: str = "bengs2021",
     **settings: Any,
@@ -159,6 +160,8 @@ def evaluate_maps(
         seed: Of the fit that the maps come from.
         missing: `nothing-found` counts a scan without a usable map as one in which nothing was
             found; `refuse` raises.
+        resample: `average` over the cohort's voxels, or `linear` at their centres; `auto` takes
+            `linear` for a folder of `jobs/predict.py`.
         by_affine: Take maps where their affines place them, also where that is not their scan's
             place.
         protocol: Gives all settings their defaults.
@@ -180,6 +183,7 @@ def evaluate_maps(
         score_range=score_range,
         seed=seed,
         missing=missing,  # type: ignore[arg-type]
+        resample=resample,  # type: ignore[arg-type]
         by_affine=by_affine,
     )
     opened = _cohort(cohort)

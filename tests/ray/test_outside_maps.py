@@ -160,7 +160,9 @@ def test_the_page_does_what_it_says(
         assert python == "python"
         assert call(Path(script).stem, *args, monkeypatch=monkeypatch) == 0, line
     records = {one.config["name"]: one for one in load_runs(["runs/fits"])}
-    ours, theirs = (records[name].evaluations[0] for name in ("MeanImage", "MeanImage from files"))
+    ours, theirs = (
+        records[name].evaluations[0] for name in ("Intensity-dark", "Intensity-dark from files")
+    )
     rows = re.findall(r"^\| `(\w+)` \| ([\d.]+) \| ([\d.]+) \|$", text, flags=re.MULTILINE)
     printed = {key: [float(value) for value in values] for key, *values in rows}
     assert set(printed) == {"dice_d", "dice_s_mean", "auprc", "auroc", "slice_auprc"}

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +13,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 from map_cohorts import IDS, score, write_lesioned, write_maps
+from scipy import ndimage
 from tiny_models import grid
 
 from tests.s3_server import serve_bucket
@@ -30,6 +32,7 @@ from uadray.evaluation.map_files import find_maps
 from uadray.evaluation.maps import Brought, bring_maps
 from uadray.evaluation.maps_settings import MapsConfig
 from uadray.prediction.model import model_of_run
+from uadray.prepare.geometry import to_scanner
 from uadray.runs.checkpoint import weights_digest
 from uadray.runs.detector import load_detector
 from uadray.runs.folder import Run
@@ -218,6 +221,25 @@ class TestGrid:
         other = bring(cohort, turned, tmp_path / "run-b")
         assert np.allclose(kept(plain, IDS[3]), kept(other, IDS[3]), atol=1e-6)
 
+    def test_linear_sampling_undoes_a_linear_interpolation(
+        self, cohort: Cohort, tmp_path: Path
+    ) -> None:
+        """As of the maps that are predicted on finer grids; an average blurs them once more."""
+        (tmp_path / "maps").mkdir()
+        affine, shape = grid(sizes=(0.5, 0.5, 0.5))
+        made = {}
+        for line in cohort.subjects.itertuples():
+            made[line.id] = np.random.default_rng(line.row).random(cohort.shape)
+            fine = to_scanner(made[line.id], np.array(line.affine), affine, shape)
+            nib.save(nib.Nifti1Image(fine, affine), tmp_path / f"maps/{line.id}.nii.gz")
+        inner = ndimage.binary_erosion(brain_of(cohort, IDS[1]))
+        errors = {}
+        for how in ("linear", "average"):
+            out = tmp_path / how
+            brought = bring(cohort, tmp_path / "maps", out, direction="higher", resample=how)
+            errors[how] = np.abs(kept(brought, IDS[1]) - made[IDS[1]])[inner].mean()
+        assert errors["linear"] < 0.3 * errors["average"]
+
     def test_not_packed(self, cohort: Cohort, tmp_path: Path) -> None:
         maps = write_maps(tmp_path / "maps")
         without_gzip(maps)
@@ -305,6 +327,7 @@ class TestBadMaps:
             (with_values(np.ones_like), "it is 1 everywhere in the brain"),
             (with_values(nan_inside), "voxels of the brain are NaN or infinite"),
             (with_values(lambda v: v + np.inf), "no voxel is finite"),
+            (with_values(lambda v: np.where(v > 0.5, 3e38, -3e38)), "which no arithmetic holds"),
             (with_values(lambda v: np.stack([v, v], -1)), "2 frames"),
             (with_values(lambda v: v[:, :, :1]), "a single slice"),
             (shifted, "has as many voxels as its scan .* but lies up to 5.0 mm elsewhere"),
@@ -449,6 +472,19 @@ class TestRun:
         bring(cohort, maps, tmp_path / "run")
         assert kept(brought, name).any()
 
+    def test_a_job_that_was_cut_short_is_known(self, cohort: Cohort, tmp_path: Path) -> None:
+        maps = write_maps(tmp_path / "maps")
+        brought = bring(cohort, maps, tmp_path / "run")
+        state = (tmp_path / "run/checkpoint").rename(tmp_path / "before")
+        write_maps(maps, IDS[7:], with_values(lambda v: v**2))
+        bring(cohort, maps, tmp_path / "run")
+        shutil.rmtree(tmp_path / "run/checkpoint")
+        state.rename(tmp_path / "run/checkpoint")
+        with pytest.raises(RunError, match="read in part: run the same"):
+            load_detector(brought.run)
+        bring(cohort, maps, tmp_path / "run")
+        assert load_detector(brought.run)
+
     def test_another_method_or_cohort_is_refused(self, cohort: Cohort, tmp_path: Path) -> None:
         maps = write_maps(tmp_path / "maps")
         brought = bring(cohort, maps, tmp_path / "run")
@@ -467,6 +503,7 @@ class TestRun:
         [
             ({"score_range": (1.0, 1.0)}, "low < high"),
             ({"direction": "up"}, "direction must be one of check, higher, lower"),
+            ({"resample": "cubic"}, "resample must be one of"),
             ({"missing": "skip"}, "missing must be one of"),
             ({"seed": -1}, "seed must be >= 0"),
         ],
@@ -474,6 +511,11 @@ class TestRun:
     def test_settings_are_checked(self, changes: dict[str, Any], message: str) -> None:
         with pytest.raises(ConfigError, match=message):
             replace(MapsConfig(), **changes)
+
+    @pytest.mark.parametrize("name", ["3D-Cube-n", "HistEq", "PCA-7"])
+    def test_a_name_of_ours_is_refused(self, cohort: Cohort, tmp_path: Path, name: str) -> None:
+        with pytest.raises(EvaluationError, match="is the name of a method of uadray"):
+            bring_maps(str(tmp_path), cohort, str(tmp_path / "run"), name=name)
 
     def test_a_name_is_needed(self, cohort: Cohort, tmp_path: Path) -> None:
         with pytest.raises(ConfigError, match="name must be"):

@@ -7,7 +7,8 @@ scores go: post-processing, counts, a threshold frozen on the fitting part, figu
 import hashlib
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -16,17 +17,18 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from uadray import files
-from uadray.config import Experiment, FitConfig, to_json
-from uadray.errors import EvaluationError, ScanError, TooManyFailuresError
+from uadray.config import Experiment, FitConfig, experiment, to_json
+from uadray.errors import ConfigError, EvaluationError, ScanError, TooManyFailuresError
 from uadray.evaluation.map_files import MapFiles, find_maps
 from uadray.evaluation.maps_settings import MapsConfig
 from uadray.lock import hold
 from uadray.methods import OutsideMaps
-from uadray.prepare.geometry import voxel_sizes
+from uadray.prepare.geometry import to_scanner, voxel_sizes
 from uadray.prepare.layouts import PHANTOM_SCHEME
 from uadray.prepare.layouts.listing import LeftOut, printable
 from uadray.prepare.masks import DOUBT_INSIDE, GRID_TOLERANCE_MM, MIN_INSIDE, average_on
 from uadray.prepare.nifti import RawImage, corner_distance, halves, read_image
+from uadray.results import are_predictions
 from uadray.runs.checkpoint import CheckpointStore
 from uadray.runs.folder import Run
 from uadray.runs.maps import MapStore
@@ -121,14 +123,15 @@ def bring_maps(
         NoScanFoundError: there is no map of any scan.
         TooManyFailuresError: more than half of the scans have no usable map, or one has none where
             `missing` is `refuse`.
-        EvaluationError: the maps look inverted.
+        EvaluationError: the maps look inverted, or the name is that of a method of this package.
         RunError: something else is at `url`.
         CheckpointError: maps of another method or cohort are.
         LockedError: another job writes it.
     """
     config, url = config or MapsConfig(), files.normalise(url)
+    _check_name(name)
     direction = "lower" if config.direction == "lower" else "higher"
-    experiment = Experiment(
+    given = Experiment(
         method=OutsideMaps.Settings(title=name, direction=direction),  # type: ignore[arg-type]
         fit=FitConfig(seed=config.seed),
     )
@@ -145,11 +148,28 @@ def bring_maps(
         for one in table.itertuples()
     ]
     found = find_maps(maps, [line.id for line in lines], config.pattern)
+    if config.resample == "auto":
+        predicted = are_predictions(files.normalise(maps))
+        config = replace(config, resample="linear" if predicted else "average")
     with hold(url):
-        run = Run.create(url, experiment, cohort)
+        run = Run.create(url, given, cohort)
         run.remove_drafts()
         return _Bringing(run=run, cohort=cohort, config=config, lines=lines, found=found).run_all(
             files.normalise(maps), report
+        )
+
+
+def _check_name(name: str) -> None:
+    """Refuse the name of a method of this package: its published figures would stand beside it.
+
+    Raises:
+        ConfigError: it is one.
+    """
+    with suppress(ConfigError):
+        taken = experiment(name)
+        raise EvaluationError(
+            f"{taken.name} is the name of a method of uadray, with which these maps would be taken "
+            f'for its fits: give them another --name, such as "{taken.name} from elsewhere"'
         )
 
 
@@ -170,7 +190,12 @@ class _Bringing:
     @property
     def _reading(self) -> dict[str, Any]:
         """What decides the kept maps besides their files."""
-        return {"version": VERSION, "sign": self._sign, "by_affine": self.config.by_affine}
+        return {
+            "version": VERSION,
+            "sign": self._sign,
+            "by_affine": self.config.by_affine,
+            "resample": self.config.resample,
+        }
 
     def run_all(self, source: str, report: Callable[[int], None]) -> Brought:
         store = MapStore(run_url=self.run.url)
@@ -271,6 +296,11 @@ class _Bringing:
         values, notes = on_grid(raw, paths[0], line.affine, brain, line.source, self.config)
         inside = values[brain]
         low, high = float(inside.min()), float(inside.max())
+        if not np.isfinite(high - low):
+            raise ScanError(
+                f"{paths[0]}: has scores from {low:g} to {high:g}, which no arithmetic holds; "
+                "scale them"
+            )
         if low == high:
             raise ScanError(
                 f"{paths[0]}: expected scores, but it is {low:g} everywhere in the brain; look "
@@ -287,7 +317,7 @@ class _Bringing:
             "low": float(kept[brain].min()),
             "high": float(kept[brain].max()),
             "usual": float(usual),
-            "skew": float(stats.skew(kept[brain].astype(np.float64))),
+            "skew": float(np.nan_to_num(stats.skew(kept[brain].astype(np.float64)))),
             "notes": [*raw.notes, *notes],
         }
 
@@ -383,8 +413,8 @@ def on_grid(
     """A map on the grid of its scan in the cohort.
 
     One that lies on that grid is taken as it is. Any other is averaged over the cohort's voxels,
-    as masks are, at the place that the affines of both give; a map with as many voxels as its scan
-    or as the cohort's grid has to lie where these do.
+    as masks are, or sampled at their centres, at the place that the affines of both give; a map
+    with as many voxels as its scan or as the cohort's grid has to lie where these do.
 
     Args:
         raw: The map as its file has it.
@@ -402,6 +432,12 @@ def on_grid(
     """
     raw, notes = _placed(raw, path, affine, brain.shape[::-1], source, config)
     target: tuple[int, int, int] = brain.T.shape
+
+    def bring(array: NDArray[np.float32]) -> NDArray[np.float32]:
+        if config.resample == "linear":
+            return to_scanner(array.T, raw.affine, affine, target)
+        return average_on(array, raw.affine, affine, target)
+
     finite = np.isfinite(raw.voxels)
     if not finite.any():
         raise ScanError(f"{path}: expected scores, but no voxel is finite; write it again")
@@ -414,9 +450,9 @@ def on_grid(
     else:
         # Beyond its outer voxels the sampled map is 0, so that the lowest score has to be.
         above = np.where(finite, raw.voxels - lowest, np.float32(0))
-        values = average_on(above, raw.affine, affine, target)
+        values = bring(above)
         if not finite.all():
-            share = average_on(finite.astype(np.float32), raw.affine, affine, target)
+            share = bring(finite.astype(np.float32))
             values = values / np.maximum(share, np.float32(1e-6))
         values = values + lowest
         outside = ~_within(raw, affine, target)

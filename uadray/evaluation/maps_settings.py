@@ -8,6 +8,7 @@ from uadray.errors import ConfigError
 from uadray.methods.settings import check, check_limits
 
 Direction = Literal["check", "higher", "lower"]
+Resample = Literal["auto", "average", "linear"]
 Missing = Literal["nothing-found", "refuse"]
 
 
@@ -30,6 +31,10 @@ class MapsConfig:
     missing: Missing = "nothing-found"
     """A scan without a usable map counts as one in which nothing was found, and the run is then
     compared with no other; or the job is refused."""
+    resample: Resample = "auto"
+    """How a map on another grid is brought to the cohort's: `average` over each voxel, as scans are
+    made smaller, or `linear` at its centre, which undoes a linear interpolation from that grid.
+    `auto` takes `linear` for a folder of `jobs/predict.py`, which has interpolated so."""
     by_affine: bool = False
     """Take maps where their affines place them, also where that is not their scan's place though
     they have as many voxels."""
@@ -37,7 +42,11 @@ class MapsConfig:
     def __post_init__(self) -> None:
         """Check the ranges."""
         check_limits(self, "", seed=">= 0")
-        for name, values in (("direction", Direction), ("missing", Missing)):
+        for name, values in (
+            ("direction", Direction),
+            ("missing", Missing),
+            ("resample", Resample),
+        ):
             value, known = getattr(self, name), get_args(values)
             check(value in known, name, f"one of {', '.join(known)}", value)
         if self.score_range is not None:

@@ -36,5 +36,7 @@ def load_detector(run: Run) -> Detector:
     elif isinstance(detector, (GradientDetector, StreamDetector)):
         raise ConfigError(f"{run.url} has no checkpoint yet: run the same jobs/train.py again")
     if isinstance(detector, OutsideMaps):
-        detector.look_up(KeptMaps(run.url))
+        maps = KeptMaps(run.url)
+        maps.check(bytes(detector.digest.tolist()))
+        detector.look_up(maps)
     return detector.eval()

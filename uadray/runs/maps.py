@@ -42,7 +42,7 @@ class MapStore:
         place = files.join(self.run_url, MAPS, INDEX)
         index = read_object(place, _AGAIN)
         if index is not None:
-            need(index, ("cohort", "maps", "absent"), place)
+            need(index, ("cohort", "digest", "maps", "absent"), place)
         return index
 
     def write_index(self, index: Mapping[str, Any]) -> None:
@@ -83,6 +83,16 @@ class KeptMaps:
         if index is None:
             raise RunError(f"{run_url} holds no list of its maps: {_AGAIN}")
         self._maps = {str(one["id"]): one for one in index["maps"]}
+        self._digest = str(index["digest"])
+
+    def check(self, digest: bytes) -> None:
+        """See that they are those that the run's checkpoint knows.
+
+        Raises:
+            RunError: they are not, as after a job that was cut short.
+        """
+        if digest.hex() != self._digest:
+            raise RunError(f"{self._store.run_url} holds maps that were read in part: {_AGAIN}")
 
     def __call__(self, name: str) -> NDArray[np.float32] | None:
         """The map (Z, Y, X) of a volume; None where there is none that could be used."""

@@ -238,7 +238,7 @@ class TestGrid:
             out = tmp_path / how
             brought = bring(cohort, tmp_path / "maps", out, direction="higher", resample=how)
             errors[how] = np.abs(kept(brought, IDS[1]) - made[IDS[1]])[inner].mean()
-        assert errors["linear"] < 0.3 * errors["average"]
+        assert errors["linear"] < 0.6 * errors["average"]
 
     def test_not_packed(self, cohort: Cohort, tmp_path: Path) -> None:
         maps = write_maps(tmp_path / "maps")

@@ -449,7 +449,8 @@ def on_grid(
         outside = np.zeros(target, bool)
     else:
         # Beyond its outer voxels the sampled map is 0, so that the lowest score has to be.
-        above = np.where(finite, raw.voxels - lowest, np.float32(0))
+        with np.errstate(over="ignore"):  # refused where it is in the brain
+            above = np.where(finite, raw.voxels - lowest, np.float32(0))
         values = bring(above)
         if not finite.all():
             share = bring(finite.astype(np.float32))

@@ -7,26 +7,37 @@ r"""Evaluate finished runs on lesioned cohorts: all runs in one pass over a coho
         --healthy runs/healthy.zarr
     python jobs/evaluate.py runs/HistEq --cohort runs/mslub.zarr --protocol meissen2021-I
     python jobs/evaluate.py --protocol meissen2021-I --help      its settings
+    python jobs/evaluate.py --maps MAPS --name "Their method" --cohort runs/stroke.zarr
 
 The threshold is fitted on the cohort's threshold part, or on healthy validation volumes, and then
 frozen; figures are of the test part. Scores and counts are kept in the run folders: subjects that
 have them are not scored again, and the same settings take the same threshold again.
 
-A run that is damaged or cannot be evaluated is named, and the others go on. Exit code 3: done, but
-some runs were left out.
+With --maps, anomaly maps that any other software made (NIfTI, higher scores more anomalous) are
+brought to the cohort's grid and kept in a run folder, which is evaluated as any other.
+
+A run that is damaged or cannot be evaluated is named, and the others go on; so is a scan without a
+usable map. Exit code 3: done, but some runs were left out, or some scans have no usable map.
 """
 
 import argparse
 import shlex
 import sys
 from dataclasses import dataclass, field, replace
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
 from uadray import cli, first_run
 from uadray.errors import ConfigError
+from uadray.evaluation.maps_settings import MapsConfig
 from uadray.evaluation.protocols import PROTOCOLS, EvaluateConfig
+from uadray.naming import file_name
+from uadray.results import refuse_lost
+
+if TYPE_CHECKING:
+    from uadray.runs.folder import Run
+    from uadray.store import Cohort
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,15 +56,50 @@ class Evaluate:
         default_factory=EvaluateConfig
     )
     """How scores are made and read."""
+    maps: str = ""
+    """Anomaly maps of the cohort's scans: a folder of NIfTI files that are named by the scans' ids,
+    or a table (CSV, TSV) with the columns id and path."""
+    name: str = ""
+    """With --maps: the method that made them."""
+    out: str = ""
+    """With --maps: the run folder that they are kept in; beside the cohort's fits by default."""
+    given: Annotated[MapsConfig, tyro.conf.arg(name="")] = field(default_factory=MapsConfig)
+    """How maps are read."""
     allow_mismatch: bool = False
     """Evaluate also where a cohort is of another modality or preparation than a run was fitted on,
     or where ids say that people were learned from. Every table says so."""
 
     def __post_init__(self) -> None:
-        if self.runs and not self.cohort:
+        if (self.runs or self.maps) and not self.cohort:
             raise ConfigError("name at least one cohort with lesions: --cohort COHORT ...")
-        if self.cohort and not self.runs:
-            raise ConfigError("name at least one run: run folders, or folders of runs")
+        if self.cohort and not (self.runs or self.maps):
+            raise ConfigError(
+                "name at least one run: run folders, or folders of runs; or maps: --maps FOLDER"
+            )
+        if not self.maps:
+            if self.name or self.out or self.given != MapsConfig():
+                raise ConfigError("--name, --out and how maps are read go with --maps alone")
+            return
+        if not self.name.strip():
+            raise ConfigError('name the method that made the maps: --name "Their method"')
+        if len(self.cohort) > 1:
+            raise ConfigError(
+                "maps are of the scans of one cohort: name one, and bring the maps of each other "
+                "one in a call of its own"
+            )
+        if self.healthy is not None:
+            raise ConfigError(
+                "--healthy would need maps of the healthy scans, too: leave it out, and the "
+                "threshold is fitted on the threshold part of the cohort"
+            )
+
+    @property
+    def folder(self) -> str:
+        """The run folder of the maps."""
+        if self.out:
+            return self.out
+        seed = f"-seed-{self.given.seed}" if self.given.seed else ""
+        return first_run.out_for(self.cohort[0], f"maps/{file_name(self.name)}{seed}")
 
 
 def parse(args: list[str]) -> Evaluate:
@@ -70,6 +116,28 @@ def parse(args: list[str]) -> Evaluate:
     )
 
 
+def bring(job: Evaluate, cohort: "Cohort") -> "tuple[Run, list[str]]":
+    """Keep the maps as a run; returns it, and each scan without a usable one with the reason."""
+    from uadray.evaluation.maps import bring_maps
+    from uadray.prepare.layouts.listing import left_out_lines
+    from uadray.progress import Progress
+
+    refuse_lost(job.folder, ConfigError)
+    with Progress(total=len(cohort.subjects), what="maps") as progress:
+        brought = bring_maps(
+            job.maps,
+            cohort,
+            job.folder,
+            name=job.name,
+            config=job.given,
+            report=progress.advance,
+        )
+    for line in left_out_lines(brought.num_maps, brought.left_out, what="maps"):
+        print(line)
+    print(f"{job.name}: run folder {brought.run.url}")
+    return brought.run, [f"no usable map: {one}" for one in brought.absent]
+
+
 def main() -> int:
     job = parse(sys.argv[1:])
     from rich.console import Console
@@ -82,7 +150,7 @@ def main() -> int:
     from uadray.runs.records import Broken, find_runs, load_runs
     from uadray.store import open_cohort
 
-    if not job.runs:
+    if not job.runs and not job.maps:
         print(first_run.notice(first_run.folder(), "RUN ... --cohort COHORT ..."))
         phantoms = first_run.cohorts()
         given = tuple(run.url for run in first_run.fitted())
@@ -90,7 +158,11 @@ def main() -> int:
         job = replace(job, runs=given, cohort=lesioned)
     cohorts = [open_cohort(url) for url in job.cohort]
     healthy = open_cohort(job.healthy) if job.healthy else None
-    runs, left_out = find_runs(job.runs)
+    runs, left_out = find_runs(job.runs) if job.runs else ([], list[Broken]())
+    absent: list[str] = []
+    if job.maps:
+        run, absent = bring(job, cohorts[0])
+        runs = [*(one for one in runs if one.url != run.url), run]
     with Progress(total=num_volumes(cohorts, healthy), what="volumes") as progress:
         evaluate_all(
             runs,
@@ -114,8 +186,9 @@ def main() -> int:
             print(sentence)
         for note in notes_on(records, cohort.name):
             print(f"note: {note}")
-    print(f"next: python jobs/report.py {shlex.join(job.runs)} --out report.html")
-    return cli.say_left_out(left_out)
+    reported = [*job.runs, *([job.folder] if job.maps else [])]
+    print(f"next: python jobs/report.py {shlex.join(reported)} --out report.html")
+    return cli.say_left_out([*absent, *left_out])
 
 
 if __name__ == "__main__":

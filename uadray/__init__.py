@@ -12,6 +12,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 _VERBS = (
     "evaluate",
+    "evaluate_maps",
     "experiment",
     "export",
     "fit",
@@ -29,6 +30,7 @@ _FROM = {**dict.fromkeys(_VERBS, "uadray.api"), "method": "uadray.methods"}
 if TYPE_CHECKING:
     from uadray.api import (  # noqa: F401
         evaluate,
+        evaluate_maps,
         experiment,
         export,
         fit,

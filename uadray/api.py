@@ -35,6 +35,7 @@ from uadray.store import Cohort, open_cohort
 
 __all__ = [
     "evaluate",
+    "evaluate_maps",
     "experiment",
     "export",
     "fit",
@@ -123,6 +124,72 @@ def evaluate(
         healthy=None if healthy is None else _cohort(healthy),
         config=EvaluateConfig.of(protocol, **settings),  # type: ignore[arg-type]
     )
+
+
+def evaluate_maps(
+    maps: Place,
+    cohort: Place | Cohort,
+    out: Place,
+    *,
+    name: str,
+    pattern: str = "",
+    direction: str = "check",
+    score_range: tuple[float, float] | None = None,
+    seed: int = 0,
+    missing: str = "nothing-found",
+    resample: str = "auto",
+    by_affine: bool = False,
+    protocol: str = "bengs2021",
+    **settings: Any,
+) -> dict[str, Any]:
+    """Evaluate anomaly maps that other software made, as `jobs/evaluate.py --maps`.
+
+    They are kept in a run folder, which stands in every table and report as any other, and which
+    `open_run` opens.
+
+    Args:
+        maps: A folder of NIfTI files that are named by the scans' ids, or a table (CSV, TSV) with
+            the columns `id` and `path`.
+        cohort: Whose scans they are; sealed, with lesions.
+        out: The run folder.
+        name: Of the method, in tables.
+        pattern: Which files of the folder are maps, such as `*_anomaly.nii.gz`.
+        direction: `check` takes higher scores for more anomalous, and refuses maps that look
+            inverted on the threshold part; `higher` takes them without a look, `lower` inverts.
+        score_range: Lowest and highest score that the method can give; by default what is there.
+        seed: Of the fit that the maps come from.
+        missing: `nothing-found` counts a scan without a usable map as one in which nothing was
+            found; `refuse` raises.
+        resample: `average` over the cohort's voxels, or `linear` at their centres; `auto` takes
+            `linear` for a folder of `jobs/predict.py`.
+        by_affine: Take maps where their affines place them, also where that is not their scan's
+            place.
+        protocol: Gives all settings their defaults.
+        settings: Fields of `EvaluateConfig` to change.
+
+    Returns:
+        What `evaluation/<cohort>.json` holds; `compared` in it lists scans without a usable map
+        as `absent`.
+
+    Raises:
+        UadrayError: see `evaluation.maps.bring_maps` and `evaluation.job.evaluate`.
+    """
+    from uadray.evaluation.maps import bring_maps
+    from uadray.evaluation.maps_settings import MapsConfig
+
+    config = MapsConfig(
+        pattern=pattern,
+        direction=direction,  # type: ignore[arg-type]
+        score_range=score_range,
+        seed=seed,
+        missing=missing,  # type: ignore[arg-type]
+        resample=resample,  # type: ignore[arg-type]
+        by_affine=by_affine,
+    )
+    opened = _cohort(cohort)
+    run = bring_maps(str(maps), opened, str(out), name=name, config=config).run
+    (record,) = evaluate(run, opened, protocol=protocol, **settings)
+    return record
 
 
 def open_model(url: Place, *, cohort: Place = "") -> Model:

@@ -9,6 +9,7 @@ from uadray.evaluation.protocols import EvaluateConfig
 from uadray.metrics.thresholds import NONE, WITHOUT_LESIONS
 from uadray.runs.folder import Run
 from uadray.runs.learned import Match, compare_run
+from uadray.runs.maps import has_maps, match_maps
 from uadray.runs.reading import THRESHOLDS, read_config
 from uadray.store import Cohort, repeated_images
 
@@ -78,8 +79,11 @@ def compare(run: Run, cohort: Cohort, *, people: bool = True) -> Match:
         people: Whether to compare people; on healthy volumes thresholds alone are fitted.
 
     Raises:
-        RunError: What the run records of its people is damaged.
+        RunError: What the run records of its people or its maps is damaged.
+        EvaluationError: It holds maps of another cohort.
     """
+    if has_maps(run):
+        return match_maps(run, cohort)
     return compare_run(run.url, read_config(run.url), run.experiment, cohort, people=people)
 
 

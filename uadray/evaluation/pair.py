@@ -163,6 +163,10 @@ class Pair:
         record |= facts
         write_cases(self.run, self.store, self.cohort, self.config, frozen.threshold.level)
         arrays = {"people": people, "slices": pack_slices(Slices.of(scores))}
+        if not set(self.match.absent).isdisjoint(scores.subjects):
+            # Whoever skips people may gain by it: such a run is compared with no other.
+            files.remove_file(place(self.run.url, self.cohort.name, "people"))
+            del arrays["people"]
         for kind, content in arrays.items():
             files.write_bytes(place(self.run.url, self.cohort.name, kind), content)
         files.write_json(place(self.run.url, self.cohort.name), record)

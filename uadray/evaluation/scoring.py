@@ -14,6 +14,7 @@ from uadray.evaluation.inputs import check_truth
 from uadray.evaluation.protocols import EvaluateConfig, Residual
 from uadray.methods import Detector
 from uadray.methods.base import Detection, ReconstructionDetector, check_detection
+from uadray.methods.outside import OutsideMaps
 from uadray.metrics.components import drop_components
 from uadray.metrics.counts import SubjectCounts, count_subject
 from uadray.metrics.lesionwise import compare_lesions
@@ -108,14 +109,23 @@ def count_volumes(
     """
     spare = next(iter(examples.values()))
     batch = [examples.get(place, spare) for place in range(num_places)]
-    images = torch.from_numpy(np.stack([one.image for one in batch]).astype(np.float32))
-    brain = np.stack([one.brain for one in batch])
-    scores = score_volumes(detector, images, brain, device, config.residual)
+    scores = _raw_scores(detector, batch, config, device)
     for place, example in examples.items():
         levels = clean(
             scores[place], example.image, example.brain, detector.score_range, config, example.id
         )
         yield Counted(levels, count_levels(levels, example, config))
+
+
+def _raw_scores(
+    detector: Detector, batch: Sequence[Example], config: EvaluateConfig, device: torch.device
+) -> NDArray[np.float64]:
+    """(B, Z, Y, X): computed, or looked up where other software has computed them."""
+    if isinstance(detector, OutsideMaps):
+        return detector.of([one.id for one in batch])
+    images = torch.from_numpy(np.stack([one.image for one in batch]).astype(np.float32))
+    brain = np.stack([one.brain for one in batch])
+    return score_volumes(detector, images, brain, device, config.residual)
 
 
 def score_volumes(

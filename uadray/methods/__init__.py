@@ -28,7 +28,7 @@ _FAMILIES = (
     "restoration",
     "vqvae",
 )
-for _file in (*_FAMILIES, "baselines"):  # in the order of the tables
+for _file in (*_FAMILIES, "baselines", "outside"):  # in the order of the tables
     import_module(f"uadray.methods.{_file}")
 
 __all__ = [

@@ -28,6 +28,7 @@ from uadray.prepare.steps import recorded_config
 from uadray.runs.checkpoint import weights_digest
 from uadray.runs.detector import load_detector
 from uadray.runs.folder import Run
+from uadray.runs.maps import has_maps
 from uadray.runs.reading import evaluated_on, place
 from uadray.store import Cohort, open_cohort
 
@@ -241,10 +242,15 @@ def model_of_run(run: Run, *, cohort: str = "") -> Model:
         cohort: Where its cohort lies, if not where it was fitted on.
 
     Raises:
-        RunError: the run has not finished, or its cohort is gone.
+        RunError: the run has not finished, its cohort is gone, or it holds maps from outside.
     """
     if (run.summary or {}).get("status") not in ("finished", "stopped"):
         raise RunError(f"{run.url} is not finished: run the same jobs/train.py again")
+    if has_maps(run):
+        raise RunError(
+            f"{run.url} holds maps that other software made of one cohort's scans: it can be "
+            "evaluated, but predicts nothing"
+        )
     detector = load_detector(run)
     kept, notes = _kept(run, detector, cohort)
     thresholds, others = _thresholds(run, detector.score_range)

@@ -148,7 +148,7 @@ def _to_grid(
     name = _name(path)
     if distance <= float(voxel_sizes(scan.affine).min()) / 2:
         return share, [*notes, f"{name} lies {distance:.2f} mm off its scan, taken as on its grid"]
-    moved = _resample(share, mask.affine, scan.affine, shape)
+    moved = average_on(share, mask.affine, scan.affine, shape)
     inside = float(moved.sum(dtype=np.float64)) * voxel_ml(scan.affine)
     inside /= float(share.sum(dtype=np.float64)) * voxel_ml(mask.affine)
     if inside < MIN_INSIDE:
@@ -168,10 +168,17 @@ def _to_grid(
     return moved, [*notes, note]
 
 
-def _resample(
+def average_on(
     share: np.ndarray, affine: np.ndarray, grid: np.ndarray, shape: tuple[int, ...]
 ) -> np.ndarray:
-    """Sample linearly at as many points in each voxel of the grid as the mask has voxels there."""
+    """Sample linearly at as many points in each voxel of the grid as the mask has voxels there.
+
+    Args:
+        share: (X, Y, Z) values; beyond its outer voxels they are 0.
+        affine: Of them.
+        grid: The affine of the grid that they are brought to.
+        shape: Of that grid.
+    """
     to_mask = np.linalg.inv(affine) @ grid
     steps = np.maximum(1, np.ceil(voxel_sizes(to_mask) - 0.01)).astype(int)
     total = np.zeros(shape, np.float32)

@@ -8,9 +8,11 @@ from uadray.config import Experiment
 from uadray.errors import ConfigError, PluginError, UadrayError
 from uadray.methods import Detector, GradientDetector, StreamDetector, build
 from uadray.methods.base import check_detection
+from uadray.methods.outside import OutsideMaps
 from uadray.plugins import failure
 from uadray.runs.checkpoint import CheckpointStore
 from uadray.runs.folder import Run
+from uadray.runs.maps import KeptMaps
 
 
 def build_detector(experiment: Experiment, shape: tuple[int, int, int]) -> Detector:
@@ -29,6 +31,7 @@ def load_detector(run: Run) -> Detector:
 
     Raises:
         CheckpointError: there is no checkpoint, or it is damaged or of another run.
+        RunError: the list of its maps from outside is absent or damaged.
     """
     detector = build_detector(run.experiment, run.shape)
     checkpoints = CheckpointStore.of(run)
@@ -37,6 +40,10 @@ def load_detector(run: Run) -> Detector:
         checkpoints.load_model(detector, state.best)
     elif isinstance(detector, (GradientDetector, StreamDetector)):
         raise ConfigError(f"{run.url} has no checkpoint yet: run the same jobs/train.py again")
+    if isinstance(detector, OutsideMaps):
+        maps = KeptMaps(run.url)
+        maps.check(bytes(detector.digest.tolist()))
+        detector.look_up(maps)
     return detector.eval()
 
 

@@ -94,6 +94,8 @@ class Match:
     """Scans of people that were learned from, as far as their ids tell."""
     notes: tuple[str, ...] = ()
     """What could not be compared, or is taken for coincidence."""
+    absent: tuple[str, ...] = ()
+    """Scans of the cohort that the run has no scores of; they count as without any finding."""
 
     @property
     def marks(self) -> list[str]:
@@ -108,7 +110,7 @@ class Match:
             "differences": list(self.differences),
             "people": list(self.likely),
             "notes": list(self.notes),
-        }
+        } | ({"absent": list(self.absent)} if self.absent else {})
 
 
 def origin_of(cohort: Cohort) -> Origin:

@@ -21,7 +21,7 @@ from benchmarks.methods import LESIONED, phantoms
 from uadray import files
 from uadray.config import Experiment, FitConfig, experiment
 from uadray.evaluation.job import EvaluateConfig, evaluate
-from uadray.methods import VAE
+from uadray.methods.vae import VAE
 from uadray.progress import Progress
 from uadray.runs.detector import load_detector
 from uadray.runs.folder import Run

@@ -22,7 +22,7 @@ from uadray import files, npz
 from uadray.config import BASELINES, Experiment, experiment, with_fit
 from uadray.evaluation.protocols import EvaluateConfig
 from uadray.evaluation.record import Measured, make_record
-from uadray.methods import VAE
+from uadray.methods.vae import VAE
 from uadray.metrics.counts import TestPart as Tested
 from uadray.metrics.counts import ThresholdPart, count_subject
 from uadray.metrics.lesionwise import compare_lesions, component_sizes

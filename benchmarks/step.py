@@ -22,8 +22,8 @@ from benchmarks.harness import Row, medians, now
 from uadray.config import Experiment, experiment, with_fit
 from uadray.data.batch import Batch
 from uadray.data.erasing import erase, sample_erasing
-from uadray.methods import VAE
 from uadray.methods.blocks import EntryConv, ExitConv
+from uadray.methods.vae import VAE
 from uadray.phantom import make_subject
 from uadray.runs.checkpoint import CheckpointStore
 from uadray.train.fit import Fit

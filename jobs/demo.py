@@ -52,11 +52,11 @@ def fit_one(job: Demo, name: str, cohort: "Cohort") -> "Run":
 
     wanted = first_run.small(name, job.epochs)
     total = job.epochs if learns(wanted) else 1
-    with Progress(total=total, what=f"epochs of {name}") as progress:
+    with Progress(total=total, what=f"epochs of {wanted.name}") as progress:
         return fit(
             wanted,
             cohort,
-            files.join(job.out, "fits", name),
+            files.join(job.out, "fits", wanted.name),
             report=lambda m: progress.set_done(m["epoch"], format_metrics(m)),
         )
 

@@ -154,7 +154,13 @@ def show(one: "Reproduction", runs: list[str], console: "Console") -> bool:
     if runs:
         if (claims := claims_table(one, runs)) is not None:
             console.print(claims)
-        page = write_report(runs, f"{stem}.html", title=title(one), published=one.published())
+        page = write_report(
+            runs,
+            f"{stem}.html",
+            title=title(one),
+            published=one.published(),
+            caveats=one.rows_with(),
+        )
         print(f"report: {page}")
     return not one.missing()
 

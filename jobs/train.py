@@ -9,6 +9,7 @@
 
 Experiments: {known};
 any n in PCA-n; 3D-NAME, such as 3D-sVAE, takes volumes; NAME-Patch-n and 3D-NAME-Cube-n erase.
+NAME is also package.module:Class for a method of your own.
 
 Values of --erasing.strategy: {strategies}.
 
@@ -23,7 +24,7 @@ from typing import Annotated
 import tyro
 
 from uadray import cli, first_run
-from uadray.config import BASELINES, BENGS_TABLE_1, OTHERS, Experiment, experiment, learns
+from uadray.config import Experiment, experiment, known, learns
 from uadray.errors import ConfigError
 from uadray.results import refuse_lost
 from uadray.strategies import keys
@@ -49,8 +50,7 @@ class Train:
 
 
 def main() -> None:
-    known = ", ".join((*BENGS_TABLE_1, *BASELINES, *OTHERS))
-    description = (__doc__ or "").replace("{known}", known)
+    description = (__doc__ or "").replace("{known}", known())
     description = description.replace("{strategies}", ", ".join(keys()))
     args = sys.argv[1:]
     if args and args[0] in ("-h", "--help"):

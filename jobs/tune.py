@@ -122,9 +122,11 @@ def main() -> int:
     console.print(outcome_table(job.space, job.sweep, outcomes))
     if runs:
         title = f"Sweep {preset}: {job.sweep.describe()}"
-        urls = [run.url for run in runs]
-        if lesioned:
-            console.print(terminal_summary(load_runs(urls, []), width=console.width))
+        # Those that were stopped early or failed are in the report, too.
+        urls = [o.url for o in outcomes if Run.is_begun(o.url)]
+        records = load_runs(urls, [])
+        if any(record.evaluations for record in records):
+            console.print(terminal_summary(records, width=console.width))
         page = write_report(urls, files.join(out, "report.html"), title=title, left_out=left_out)
         print(f"report: {page}")
     print(f"run folders: {out}/runs")

@@ -1,10 +1,16 @@
 """Fixtures that tests at every height share."""
 
 import os
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from hypothesis import settings
+from own_registry import OwnRegistry
+
+from uadray import plugins
+from uadray.methods import DETECTORS, NAMED
 
 # The same examples on every run, so that a change is red or green by what it changes;
 # `HYPOTHESIS_PROFILE=search` draws new ones.
@@ -22,3 +28,21 @@ def real_data() -> Path:
     if not (root / "ds002748").is_dir():
         pytest.skip(f"no real scans at {root}: set UADRAY_REAL_DATA to a folder holding ds002748/")
     return root
+
+
+@pytest.fixture
+def own_registry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[OwnRegistry]:
+    """A folder for modules and packages with methods."""
+    folder = tmp_path / "outside"
+    folder.mkdir()
+    monkeypatch.syspath_prepend(folder)
+    names, kinds, loaded = dict(NAMED), dict(DETECTORS), set(sys.modules)
+    yield OwnRegistry(folder=folder)
+    NAMED.clear()
+    NAMED.update(names)
+    DETECTORS.clear()
+    DETECTORS.update(kinds)
+    for name, module in list(sys.modules.items()):
+        if name not in loaded and str(folder) in (getattr(module, "__file__", None) or ""):
+            del sys.modules[name]
+    plugins.entries.cache_clear()

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from uadray import config, files
-from uadray.methods import VAE
+from uadray.methods.vae import VAE
 from uadray.metrics.inference import Fits
 from uadray.metrics.slicewise import Slices
 from uadray.runs.evaluations import INTERVAL_METHOD, pack_people, pack_slices

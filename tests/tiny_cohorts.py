@@ -8,7 +8,7 @@ from scipy import ndimage
 
 from uadray import files
 from uadray.config import ErasingConfig, Experiment, FitConfig
-from uadray.methods import VAE
+from uadray.methods.vae import VAE
 from uadray.store import Cohort, CohortWriter, Split, Subject
 
 SHAPE = (16, 16, 16)

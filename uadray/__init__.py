@@ -24,6 +24,9 @@ _VERBS = (
 )
 """The Python interface, see `uadray.api`; imported when it is first used."""
 
+_FROM = {**dict.fromkeys(_VERBS, "uadray.api"), "method": "uadray.methods"}
+"""Where each name is; `method` makes a class a method, see `uadray.methods.registry`."""
+
 if TYPE_CHECKING:
     from uadray.api import (  # noqa: F401
         evaluate,
@@ -37,13 +40,14 @@ if TYPE_CHECKING:
         predict,
         predict_folder,
     )
+    from uadray.methods import method  # noqa: F401
 
 
 def __getattr__(name: str) -> Any:
-    if name in _VERBS:
-        return getattr(import_module("uadray.api"), name)
+    if name in _FROM:
+        return getattr(import_module(_FROM[name]), name)
     raise AttributeError(f"module 'uadray' has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_VERBS})
+    return sorted({*globals(), *_FROM})

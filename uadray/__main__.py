@@ -1,12 +1,14 @@
-"""The command `uadray`, for what needs no checkout of the repository: `uadray status PATH`."""
+"""The command `uadray`, for what needs no checkout of the repository."""
 
 import sys
 
 from uadray import cli
 
 _HELP = """usage: uadray status PATH [--follow]
+       uadray methods
 
     status    how a run or a sweep stands; uadray status --help
+    methods   every method, the package that it is from, and its source
 
 All other verbs are the files in jobs/ of the repository, such as python jobs/train.py."""
 
@@ -17,14 +19,34 @@ def main() -> int:
     if args and args[0] in ("-h", "--help"):
         print(_HELP)
         return cli.OK
+    if args == ["methods"]:
+        return methods()
     if not args or args[0] != "status":
-        named = f"no verb is named {args[0]!r}" if args else "name a verb"
+        named = f"no verb is named {' '.join(args)!r}" if args else "name a verb"
         print(f"error: {named}\n{_HELP}", file=sys.stderr)
         return 2
     from uadray.status import command
 
     del sys.argv[1]
     return command.main("uadray status")
+
+
+def methods() -> int:
+    """List every method; those of other packages that cannot be used are left out, with reasons."""
+    from uadray.errors import PluginError
+    from uadray.methods import NAMED
+    from uadray.methods.registry import named, others
+
+    broken = []
+    for name in (*NAMED, *others()):
+        try:
+            one = named(name)
+        except PluginError as error:
+            broken.append(error)
+            continue
+        assert one is not None
+        print(f"{name:24} {one.method.package or 'uadray'!s:24} {one.source}")
+    return cli.say_left_out(broken)
 
 
 def run() -> None:

@@ -14,9 +14,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
-from uadray.errors import ConfigError
-from uadray.methods import NAMED, PCA, Learned, MethodSettings, detector_type
+from uadray.errors import ConfigError, PluginError
+from uadray.methods import NAMED, Learned, MethodSettings, PublishedMethod
+from uadray.methods.baselines import PCA
+from uadray.methods.registry import detector_type, name_at, named, others
 from uadray.methods.settings import check, check_finite, check_limits
+from uadray.plugins import Package
 from uadray.strategies import BENGS, NONE, STRATEGIES, ErasingConfig
 
 __all__ = [
@@ -147,39 +150,64 @@ BENGS_TABLE_1 = (
 )
 """The fourteen configurations of Bengs 2021, table 1."""
 
-BASELINES = tuple(name for name, one in NAMED.items() if not isinstance(one.method, Learned))
+_OWN = {name: one.method for name, one in NAMED.items() if one.method.package is None}
+
+BASELINES = tuple(name for name, method in _OWN.items() if not isinstance(method, Learned))
 """The plain methods that stand beside every other."""
 
-OTHERS = tuple(name for name in NAMED if name not in (*BENGS_TABLE_1, *BASELINES))
-"""Every other method, on slices; `3D-` before a name takes volumes."""
+OTHERS = tuple(name for name in _OWN if name not in (*BENGS_TABLE_1, *BASELINES))
+"""Every other method of ours, on slices; `3D-` before a name takes volumes."""
+
+
+def known() -> str:
+    """Names of all experiments, those of other packages last, as help texts list them."""
+    from_outside = (*(name for name in NAMED if name not in _OWN), *others())
+    return ", ".join((*BENGS_TABLE_1, *BASELINES, *OTHERS, *from_outside))
 
 
 def experiment(name: str) -> Experiment:
     """The experiment of that name with its defaults.
 
     `3D-` before a method's name takes volumes, and `-Cube-n` after it erases (on slices
-    `-Patch-n`), as in `3D-sVAE-Cube-n`.
+    `-Patch-n`), as in `3D-sVAE-Cube-n`. In place of the method's name, `package.module:Class` says
+    where it is.
 
     Raises:
         ConfigError: there is none of that name.
+        PluginError: the package that the method is from cannot be used.
     """
     if match := re.fullmatch(r"PCA-(\d+)", name):
         return Experiment(method=PCA.Settings(num_components=int(match[1])))
+    if at := re.fullmatch(r"([23]D-)?([\w.]+:\w+)(-.*)?", name):
+        name = f"{at[1] or ''}{name_at(at[2])}{at[3] or ''}"
     ndim: Literal[2, 3] = 3 if name.startswith("3D-") else 2
     rest = name.removeprefix(f"{ndim}D-")
     for end, erasing in _endings(ndim).items():
+        if not f"-{rest}".endswith(end):
+            continue
         # What has no label of its own is Bengs' autoencoder.
         label = f"-{rest}".removesuffix(end)[1:] or f"{ndim}D-None"
-        if f"-{rest}".endswith(end) and label in NAMED:
-            named = NAMED[label]
-            method: Any = named.method
-            if isinstance(method, Learned):
-                method = replace(method, ndim=ndim)
-            made = Experiment(method=method, erasing=erasing, fit=FitConfig(**named.fit))
-            if made.name == name:
-                return made
-    known = ", ".join((*BENGS_TABLE_1, *BASELINES, *OTHERS))
-    raise ConfigError(f"no experiment is named {name!r}; known are {known} (any n in PCA-n)")
+        # Given its place, it does not matter that another package has a method of that name.
+        one = NAMED.get(label) if at else named(label)
+        if one is not None and (made := _made(one, ndim, erasing)).name == name:
+            return made
+    raise ConfigError(f"no experiment is named {name!r}; known are {known()} (any n in PCA-n)")
+
+
+def _made(one: PublishedMethod, ndim: Literal[2, 3], erasing: ErasingConfig) -> Experiment:
+    method: Any = one.method
+    if isinstance(method, Learned):
+        method = replace(method, ndim=ndim)
+    if method.package is None:
+        return Experiment(method=method, erasing=erasing, fit=FitConfig(**one.fit))
+    try:
+        made = Experiment(method=method, erasing=erasing, fit=FitConfig(**one.fit))
+        again = from_json(Experiment, json.loads(json.dumps(to_json(made))))
+        if again != made or hash(again) != hash(made):
+            raise ConfigError("its settings are not the same when they are read from JSON")
+    except (TypeError, ValueError, NameError) as error:
+        raise PluginError(f"the method {method.type_name()}: {error}") from None
+    return made
 
 
 def _endings(ndim: Literal[2, 3]) -> dict[str, ErasingConfig]:
@@ -209,8 +237,10 @@ def to_json(value: Any) -> Any:
             for f in dataclasses.fields(value)
             if not (f.metadata.get("added") and getattr(value, f.name) == f.default)
         }
-        kind = {"type": value.type_name()} if isinstance(value, MethodSettings) else {}
-        return kind | fields
+        if isinstance(value, MethodSettings):
+            package = {} if value.package is None else {"package": to_json(value.package)}
+            return {"type": value.type_name(), **package, **fields}
+        return fields
     if isinstance(value, (list, tuple)):
         return [to_json(v) for v in value]
     if isinstance(value, dict):
@@ -230,8 +260,10 @@ def from_json(kind: Any, value: Any) -> Any:
             a value of another kind: null, a number that is not finite, a text for a number.
     """
     if kind is MethodSettings and isinstance(value, dict):
-        one = detector_type(value.get("type")).Settings
-        return from_json(one, {key: inner for key, inner in value.items() if key != "type"})
+        own = {key: inner for key, inner in value.items() if key != "type"}
+        from_outside = ":" in str(value.get("type"))
+        package = from_json(Package, own.pop("package", None)) if from_outside else None
+        return from_json(detector_type(value.get("type"), package).Settings, own)
     if isinstance(kind, types.UnionType):
         structured = dict if isinstance(value, dict) else tuple
         for one in typing.get_args(kind):

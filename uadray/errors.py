@@ -11,6 +11,10 @@ class ConfigError(UadrayError, ValueError):
     """A setting is out of range or contradicts another one."""
 
 
+class PluginError(ConfigError):
+    """What another package adds is not installed, of another version, or cannot be used."""
+
+
 class NoScanFoundError(UadrayError, FileNotFoundError):
     """A layout found no scan where it looked."""
 

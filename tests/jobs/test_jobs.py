@@ -13,7 +13,7 @@ from tiny_scans import brain_image, write
 
 from uadray import config
 from uadray.evaluation.protocols import EvaluateConfig
-from uadray.methods import VAE
+from uadray.methods.vae import VAE
 from uadray.metrics.postprocess import describe_findable
 from uadray.metrics.settings import PostprocessConfig
 from uadray.prepare.settings import PrepareConfig, Selection

@@ -380,3 +380,33 @@ class TestOtherWays:
         )
         assert evaluate.returncode == 0, evaluate.stdout
         assert "12 of 12 volumes" in evaluate.stdout
+
+    @pytest.mark.slow
+    @pytest.mark.parametrize("name", ["3D-uadray_example.ae:ExampleAE", "3D-ExampleAE"])
+    def test_a_method_that_comes_with_the_working_directory(
+        self, head: Head, tmp_path: Path, name: str
+    ) -> None:
+        """As files, named by their place, or as a package; two workers find it, too."""
+        healthy, lesioned = write_healthy(tmp_path), write_lesioned(tmp_path)
+        work, run, plugin = tmp_path / "work", tmp_path / "run", REPOSITORY / "examples/plugin"
+        shutil.copytree(REPOSITORY / "jobs", work / "jobs")
+        if ":" in name:
+            shutil.copytree(plugin / "uadray_example", work / "uadray_example")
+        else:
+            shutil.copytree(plugin, tmp_path / "plugin")
+            words = ["install", "--no-deps", "--no-build-isolation", "--target"]
+            command = [sys.executable, "-m", "pip", *words, str(work), str(tmp_path / "plugin")]
+            subprocess.run(command, check=True, capture_output=True)
+        options = ("--working-dir", str(work))
+        fit = ("--cohort", healthy.url, "--out", run, *FIT, "--scale.num-workers", 2)
+        done = head.submit("python", "jobs/train.py", name, *fit, options=options)
+        assert done.returncode == 0, done.stdout
+        score = ("--cohort", lesioned.url, "--num-resamples", 20)
+        done = head.submit("python", "jobs/evaluate.py", run, *score, options=options)
+        assert done.returncode == 0, done.stdout
+        package = json.loads((run / "config.json").read_text())["experiment"]["method"]["package"]
+        assert package["distribution"] == ("" if ":" in name else "uadray-example")
+        elsewhere = head.submit("python", "jobs/evaluate.py", run, *score)
+        assert elsewhere.returncode == 1
+        assert "ExampleAE is a method of" in elsewhere.stdout
+        assert "not installed here" in elsewhere.stdout

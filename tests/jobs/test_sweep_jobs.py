@@ -40,6 +40,8 @@ class TestSweep:
         done = shell.run(*command, "--evaluate", "s.zarr").must()
         assert "9 trials: 9 finished" in done.out
         assert "without a label" in " ".join(done.out.split())
+        assert "Dice_D [95 %]" in done.out
+        assert "AUPRC [95 %]" in done.out
         runs = sorted(p.name for p in (shell.folder / "sweep/runs").iterdir())
         assert len(runs) == 9
         stands = shell.run("status", "sweep", "--follow").must()

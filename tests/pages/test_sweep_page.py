@@ -411,6 +411,66 @@ def test_a_phone_scrolls_the_drawing_but_not_the_page(page: Chrome) -> None:
     assert page.execute_script("return document.documentElement.scrollWidth") <= 390
 
 
+def test_a_finger_brushes_an_axis_and_scrolls_elsewhere(page: Chrome) -> None:
+    resize(page, 390, 844)
+    page.execute_cdp_cmd("Emulation.setTouchEmulationEnabled", {"enabled": True})
+    page.refresh()
+    drawn = "return document.documentElement.dataset.charts === 'drawn'"
+    wait_for(page, lambda b: b.execute_script(drawn))
+
+    def swipe(x: float, start: float, end: float) -> None:
+        def send(kind: str, *points: float) -> None:
+            touches = [{"x": round(x), "y": round(y)} for y in points]
+            event = {"type": kind, "touchPoints": touches}
+            page.execute_cdp_cmd("Input.dispatchTouchEvent", event)
+
+        send("touchStart", start)
+        for n in range(1, 9):
+            send("touchMove", start + (end - start) * n / 8)
+        send("touchEnd")
+
+    try:
+        x, y, height = page.execute_script(AXIS, 1)
+        scrolled = page.execute_script("return scrollY")
+        # Beside the axis by more than a mouse would be.
+        swipe(x + 16, y + height - 6, y + height / 2)
+        is_settled(page, f"8 of {NUM_TRIALS} trials.")
+        assert page.execute_script("return scrollY") == scrolled
+        # A finger that lets go has let go.
+        swipe(x + 43, y + height - 6, y + height / 4)
+        wait_for(page, lambda b: b.execute_script("return scrollY") > scrolled)
+        assert readout(page) == f"8 of {NUM_TRIALS} trials."
+        x, y, height = page.execute_script(AXIS, 1)
+        swipe(x, y + height / 3, y + height / 3)
+        is_settled(page, f"{NUM_TRIALS} trials.")
+    finally:
+        page.execute_cdp_cmd("Emulation.setTouchEmulationEnabled", {"enabled": False})
+
+
+def test_charts_and_tooltips_have_the_subscripts_of_the_tables(page: Chrome) -> None:
+    script = (
+        "return [...document.querySelectorAll('#parallel text, .chart text')].map(text =>"
+        " [text.textContent.replace('\\u200b', ''), text.querySelectorAll('[font-size]').length])"
+    )
+    texts = page.execute_script(script)
+    assert not any("Dice_" in text for text, _ in texts)
+    assert [count for text, count in texts if text.startswith("DiceD")] == [1] * 6
+    resize(page, 1400)
+    wait_for(page, lambda b: not any("Dice_" in text for text, _ in b.execute_script(script)))
+
+
+def test_paper_has_what_is_folded_away_on_the_screen(page: Chrome) -> None:
+    closed = "return document.querySelectorAll('details:not([open])').length"
+    before = page.execute_script(closed)
+    page.execute_script(
+        "addEventListener('beforeprint', () => {"
+        " window.closed_on_paper = document.querySelectorAll('details:not([open])').length })"
+    )
+    page.execute_cdp_cmd("Page.printToPDF", {"printBackground": True})
+    assert page.execute_script("return window.closed_on_paper") == 0
+    assert page.execute_script(closed) == before > 0
+
+
 def test_paper_has_the_charts_without_their_controls(page: Chrome) -> None:
     emulate(page, media="print")
     for control in (".clear-filter", ".sliders", ".leaderboard .check"):

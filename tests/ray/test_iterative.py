@@ -14,8 +14,10 @@ from tiny_cohorts import NUM_TEST, NUM_THRESHOLD, NUM_TRAIN, write_healthy, writ
 from uadray.config import Experiment, FitConfig
 from uadray.evaluation.job import evaluate
 from uadray.evaluation.protocols import EvaluateConfig
-from uadray.methods import AnoGAN, MethodSettings, Transformer, VAERestoration
-from uadray.methods.restoration import Restore
+from uadray.methods import MethodSettings
+from uadray.methods.gan import AnoGAN
+from uadray.methods.restoration import Restore, VAERestoration
+from uadray.methods.vqvae import Transformer
 from uadray.runs.checkpoint import CheckpointStore
 from uadray.runs.detector import load_detector
 from uadray.runs.folder import Run

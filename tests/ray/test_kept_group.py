@@ -6,6 +6,7 @@ from typing import Any
 
 import psutil
 import pytest
+import ray
 from safetensors.torch import load_file
 from tiny_cohorts import write_healthy
 
@@ -89,10 +90,11 @@ def test_what_ends_a_group_is_raised_where_its_task_is_awaited() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)
 def test_trials_share_a_group_and_a_killed_worker_costs_none_of_them(tmp_path: Path) -> None:
     cohort = write_healthy(tmp_path)
     # As many epochs as it takes for one to be met in the middle.
-    settings = FitConfig(epochs=30, batch_size=18, precision="float32")
+    settings = FitConfig(epochs=16, batch_size=18, precision="float32")
     space = Space(
         experiments=("3D-None",),
         learning_rate=(1e-3, 2e-3, 3e-3, 4e-3),
@@ -113,7 +115,7 @@ def test_trials_share_a_group_and_a_killed_worker_costs_none_of_them(tmp_path: P
 
     def strike() -> None:
         for number in (1, 2):
-            wait_until(lambda number=number: len(begun(number)) == number, 120)  # type: ignore[misc]
+            wait_until(lambda number=number: len(begun(number)) == number, 300)  # type: ignore[misc]
             groups.append(workers())
         killed.append(min(groups[1]))
         psutil.Process(killed[0]).kill()
@@ -126,12 +128,14 @@ def test_trials_share_a_group_and_a_killed_worker_costs_none_of_them(tmp_path: P
     assert len(groups[0]) == 2
     assert groups[0] == groups[1]
     assert killed
+    # Of groups whose trial's process has gone, nothing stays reserved.
+    wait_until(lambda: ray.available_resources().get("CPU", 0) == 4, 60)
     scale = ScaleConfig(num_workers=2, cpus_per_worker=1.75)
-    for number, outcome in enumerate(outcomes):
+    for number, outcome in list(enumerate(outcomes))[1:3]:
         kept = Run.open(outcome.url)
         alone = fit(kept.experiment, cohort, str(tmp_path / f"alone-{number}"), scale=scale)
         ours, theirs = (
-            load_file(Path(run.url) / "checkpoint" / "epoch-00030" / "model.safetensors")
+            load_file(Path(run.url) / "checkpoint" / "epoch-00016" / "model.safetensors")
             for run in (kept, alone)
         )
         assert ours.keys() == theirs.keys()

@@ -8,8 +8,8 @@ from planted import SHAPE, brains, contrast, plant
 
 from uadray.config import Experiment, experiment, from_json, to_json
 from uadray.errors import ConfigError
-from uadray.methods import AnoGAN
 from uadray.methods.base import slices_as_batch
+from uadray.methods.gan import AnoGAN
 
 SMALL = AnoGAN.Settings(widths=(8, 16), latent_size=6, bottleneck=4)
 

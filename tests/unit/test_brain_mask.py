@@ -7,7 +7,8 @@ import torch
 from uadray.config import experiment
 from uadray.data.batch import Batch
 from uadray.evaluation.scoring import detect
-from uadray.methods import MeanImage, build
+from uadray.methods import build
+from uadray.methods.baselines import MeanImage
 from uadray.train.fit import healthy_reconstruction
 
 SHAPE = (8, 8, 8)

@@ -20,7 +20,9 @@ from uadray.config import (
     with_fit,
 )
 from uadray.errors import ConfigError
-from uadray.methods import PCA, VAE, Learned
+from uadray.methods import Learned
+from uadray.methods.baselines import PCA
+from uadray.methods.vae import VAE
 
 
 def test_table_1_has_fourteen_configurations() -> None:

@@ -18,7 +18,8 @@ from hypothesis import strategies as st
 
 from uadray.config import Experiment, experiment, from_json, with_fit
 from uadray.errors import ConfigError
-from uadray.report import charts, rows, vega, words
+from uadray.report import rows, vega, words
+from uadray.report.charts.parallel import parallel
 from uadray.report.importance import MIN_TRIALS, importance
 from uadray.report.sweep import find_sweep
 from uadray.report.sweep_page import sweep_context
@@ -296,7 +297,7 @@ class TestImportance:
     def test_too_few_trials_are_said(self, tmp_path: Path) -> None:
         made = self.weigh(self.sweep(tmp_path, effect=-0.01, sizes=(8,)))
         assert made.weights == ()
-        assert made.reason == "Too few trials: 6 have a figure, and 1 settings take 12."
+        assert made.reason == "Too few trials: 6 have a figure; 1 setting needs 12."
         assert made.num_trials < MIN_TRIALS
 
 
@@ -304,9 +305,7 @@ class TestCharts:
     def test_better_is_higher_and_missing_figures_are_gaps(
         self, runs: list[RunRecord], trials: list[Trial], cohorts: list[words.Compared]
     ) -> None:
-        made = charts.parallel(
-            trials, varied([run.config for run in runs]), objective_of(runs), cohorts
-        )
+        made = parallel(trials, varied([run.config for run in runs]), objective_of(runs), cohorts)
         assert made is not None
         names = [axis["name"] for axis in made["axes"]]
         expected = ["experiment", "latent size", "healthy L1", "Dice_D stroke", "Dice_D tumour"]
@@ -344,7 +343,7 @@ class TestCharts:
             for trial, v in zip(trials * 2, values, strict=False)
         ]
         held = [replace(trial, number=n) for n, trial in enumerate(held)]
-        made = charts.parallel(held, varied([t.run.config for t in held]), objective_of([]), [])
+        made = parallel(held, varied([t.run.config for t in held]), objective_of([]), [])
         if made is None:
             assert len(set(values[: len(held)])) == 1
             return

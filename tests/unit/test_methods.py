@@ -10,9 +10,10 @@ from torch.nn import functional
 from benchmarks.step import naive_port
 from uadray.config import BASELINES, BENGS_TABLE_1, experiment
 from uadray.errors import ConfigError
-from uadray.methods import VAE, build
+from uadray.methods import build
 from uadray.methods.base import batch_as_slices, slices_as_batch
 from uadray.methods.blocks import EntryConv, ExitConv, depth_to_space, space_to_depth
+from uadray.methods.vae import VAE
 
 SHAPE = (16, 24, 8)
 

@@ -4,20 +4,20 @@ import json
 import pickle
 import subprocess
 import sys
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import torch
 import tyro
+from own_registry import OwnRegistry
 from tiny_cohorts import SHAPE
 from tiny_fits import cut, fit_arrays, made_images
-from torch import Tensor, nn
+from torch import nn
 
 from uadray.config import Experiment, experiment, from_json, to_json, with_fit
 from uadray.errors import ConfigError
-from uadray.methods import DETECTORS, NAMED, GradientDetector, Learned, build, is_fitted, method
+from uadray.methods import NAMED, GradientDetector, Learned, build, is_fitted, method
 from uadray.methods.vae import VAE
 
 
@@ -28,43 +28,46 @@ class Given:
     experiment: Experiment
 
 
+MY_AE = '''
+from dataclasses import dataclass
+
+import uadray
+from uadray.lazy import nn
+from uadray.methods import GradientDetector, Learned
+
+
+@uadray.method("MyAE", source="nowhere", equation="s = x", fit={"epochs": 2, "batch_size": 4})
+@uadray.method("MyWideAE", source="nowhere", equation="s = x", settings={"width": 16})
+class MyAE(GradientDetector):
+    """An autoencoder of this test."""
+
+    @dataclass(frozen=True, kw_only=True)
+    class Settings(Learned):
+        width: int = 8
+        """Feature maps of the first layer."""
+
+        @property
+        def label(self):
+            return "MyAE" if self.width == 8 else "MyWideAE"
+
+    def __init__(self, config, shape):
+        super().__init__(config, shape)
+        conv = nn.Conv2d if config.ndim == 2 else nn.Conv3d
+        self.net = nn.Sequential(conv(1, config.width, 1), nn.ReLU(), conv(config.width, 1, 1))
+
+    def forward(self, x_in, target, noise, player=""):
+        error = (self.net(x_in) - target).abs().mean()
+        return {"loss": error, "reconstruction": error}
+
+    def healthy(self, x):
+        return self.net(x)
+'''
+
+
 @pytest.fixture
-def my_ae(monkeypatch: pytest.MonkeyPatch) -> Iterator[type[GradientDetector]]:
+def my_ae(own_registry: OwnRegistry) -> type[GradientDetector]:
     """A method from outside, in one class, while the test runs."""
-    names, kinds = dict(NAMED), dict(DETECTORS)
-
-    @method("MyAE", source="nowhere", equation="s = x", fit={"epochs": 2, "batch_size": 4})
-    @method("MyWideAE", source="nowhere", equation="s = x", settings={"width": 16})
-    class MyAE(GradientDetector):
-        """An autoencoder of this test."""
-
-        @dataclass(frozen=True, kw_only=True)
-        class Settings(Learned):
-            width: int = 8
-            """Feature maps of the first layer."""
-
-            @property
-            def label(self) -> str:
-                return "MyAE" if self.width == 8 else "MyWideAE"
-
-        def __init__(self, config: Settings, shape: tuple[int, int, int]) -> None:
-            super().__init__(config, shape)
-            conv = nn.Conv2d if config.ndim == 2 else nn.Conv3d
-            self.net = nn.Sequential(conv(1, config.width, 1), nn.ReLU(), conv(config.width, 1, 1))
-
-        def forward(
-            self, x_in: Tensor, target: Tensor, noise: Tensor, player: str = ""
-        ) -> dict[str, Tensor]:
-            error = (self.net(x_in) - target).abs().mean()
-            return {"loss": error, "reconstruction": error}
-
-        def healthy(self, x: Tensor) -> Tensor:
-            return self.net(x)
-
-    yield MyAE
-    for live, kept in ((NAMED, names), (DETECTORS, kinds)):
-        live.clear()
-        live.update(kept)  # type: ignore[arg-type]
+    return own_registry.module("my_ae", MY_AE).MyAE  # type: ignore[no-any-return]
 
 
 class TestDecorator:
@@ -81,7 +84,8 @@ class TestDecorator:
         made = experiment(name)
         assert made.name == name
         kept = json.loads(json.dumps(to_json(made)))
-        assert kept["method"]["type"] == "MyAE"
+        assert kept["method"]["type"] == "my_ae:MyAE"
+        assert kept["method"]["package"]["version"].startswith("sha256:")
         assert from_json(Experiment, kept) == made
         detector = build(made.method, SHAPE)
         assert isinstance(detector, my_ae)
@@ -113,26 +117,13 @@ class TestDecorator:
     def test_a_name_is_given_once(self, my_ae: type) -> None:
         with pytest.raises(ConfigError, match=r"method 'dAE'.*already"):
             method("dAE", source="", equation="")(VAE)
-        other = type("MyAE", (VAE,), {"Settings": my_ae.Settings})
-        with pytest.raises(ConfigError, match="class of its name already"):
+        other = type("VAE", (VAE,), {"Settings": my_ae.Settings, "__module__": "uadray.methods.x"})
+        with pytest.raises(ConfigError, match="must have a class Settings of its own"):
             method("Other", source="", equation="")(other)
 
     def test_of_several_names_the_settings_tell_which(self, my_ae: type) -> None:
-        class Two(VAE):
-            @dataclass(frozen=True, kw_only=True)
-            class Settings(Learned):
-                pass
-
-        method("Two", source="", equation="")(Two)
-        with pytest.raises(ConfigError, match="the label of 'Three' must be that, was 'Two'"):
-            method("Three", source="", equation="")(Two)
-
-    def test_a_method_has_settings_of_its_own(self, my_ae: type) -> None:
-        class Heir(VAE):
-            pass
-
-        with pytest.raises(ConfigError, match=r"Heir must have a class Settings of its own"):
-            method("Heir", source="", equation="")(Heir)
+        with pytest.raises(ConfigError, match="the label of 'Three' must be that, was 'MyAE'"):
+            method("Three", source="", equation="")(my_ae)
 
 
 def in_a_fresh_process(code: str) -> list[str]:
@@ -151,7 +142,7 @@ class TestClosure:
             "for one in NAMED.values(): build(one.method, (32, 32, 32))\n0"
         )
         rooms = {name.split(".")[1] for name in loaded if name.startswith("uadray.")}
-        assert rooms == {"methods", "errors", "lazy", "random"}
+        assert rooms == {"methods", "errors", "lazy", "plugins", "random"}
         assert "ray" not in loaded
 
     @pytest.mark.parametrize(
@@ -166,7 +157,8 @@ class TestClosure:
 class TestLazy:
     def test_a_class_that_was_made_without_torch_is_a_module(self) -> None:
         code = (
-            "from uadray.methods import VAE, GradientDetector; import sys\n"
+            "from uadray.methods import GradientDetector; import sys\n"
+            "from uadray.methods.vae import VAE\n"
             "assert 'torch' not in sys.modules\n"
             "made = VAE(VAE.Settings(widths=(8,), latent_size=2), (4, 4, 4))\n"
             "import pickle, torch\n"

@@ -626,6 +626,42 @@ class TestComparisons:
         (line,) = csv.DictReader(io.StringIO(out.with_suffix(".csv").read_text()))
         assert float(line["dice_d_published"]) == 0.31
 
+    def test_rows_have_the_numbers_of_their_differences_from_a_paper(self, tmp_path: Path) -> None:
+        for name in ("3D-None", "3D-Cube-n"):
+            write_run(tmp_path / name, name, cohorts=("stroke", "tumour"))
+        caveats = {
+            "Phantoms.": {("stroke", "3D-None"), ("stroke", "3D-Cube-n")},
+            "Boxes & borders.": {("stroke", "3D-Cube-n"), ("tumour", "3D-Cube-n")},
+            "Of no row.": set[tuple[str, str]](),
+            "Other epochs.": {("stroke", "3D-Cube-n")},
+        }
+        out = Path(write_report([str(tmp_path)], str(tmp_path / "r.html"), caveats=caveats))
+        text = out.read_text()
+        notes = re.findall(r'data-key="caveats"[^>]*>([^<]*)<', text)
+        assert sorted(notes) == ["", "1", "1-2, 4", "2"]
+        section = text[text.index('id="caveats"') :]
+        assert re.findall(r"<li>(.*)</li>", section)[:4] == [
+            *("Phantoms.", "Boxes &amp; borders.", "Of no row.", "Other epochs.")
+        ]
+        assert text.count('href="#caveats"') == 2
+
+    def test_a_page_without_a_paper_has_no_notes(self, page: str) -> None:
+        assert 'data-key="caveats"' not in page
+        assert 'id="caveats"' not in page
+
+    def test_paired_differences_are_on_the_page_with_interval_and_verdict(
+        self, seeds: Path
+    ) -> None:
+        out = Path(write_report([str(seeds)], str(seeds / "r.html")))
+        lines = list(csv.DictReader(io.StringIO((seeds / "r-paired.csv").read_text())))
+        text = out.read_text()
+        assert text.count('data-key="verdict"') == len(lines) > 0
+        for line in lines:
+            low, high = (float(line[f"dice_d_difference_{end}"]) for end in ("low", "high"))
+            ends = f"[{low:+.3f}, {high:+.3f}]".replace("-", "\N{MINUS SIGN}")
+            assert f"<small>{ends}</small>" in text
+            assert f">{line['verdict']}<" in text
+
 
 class TestPage:
     """The page is whole, closed and escaped."""

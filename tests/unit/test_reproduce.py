@@ -189,6 +189,11 @@ def test_every_row_names_its_differences(healthy: Cohort, tumour: Cohort, tmp_pa
         n for n in rows if n.endswith("-n")
     }
     assert has("2D-None", "how the cohort was prepared is not recorded")
+    on_the_page = {
+        label: [text for text, pairs in one.rows_with().items() if (tumour.name, label) in pairs]
+        for label in rows
+    }
+    assert on_the_page == rows
     text, page = caveats_text(one).plain, to_markdown(one)
     for number, line in enumerate(caveats, start=1):
         assert f"note {number}: {line}" in text

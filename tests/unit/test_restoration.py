@@ -16,9 +16,16 @@ from torch.distributions import Categorical, Normal, kl_divergence
 
 from uadray.config import Experiment, experiment, from_json, to_json
 from uadray.errors import ConfigError
-from uadray.methods import GMVAERestoration, VAERestoration, build
+from uadray.methods import build
 from uadray.methods.base import Masked, slices_as_batch
-from uadray.methods.restoration import Restore, choose, restore, total_variation
+from uadray.methods.restoration import (
+    GMVAERestoration,
+    Restore,
+    VAERestoration,
+    choose,
+    restore,
+    total_variation,
+)
 
 QUICK = Restore(steps=30, first_steps=20, tv_weights=(0.0, 0.3, 1.0))
 

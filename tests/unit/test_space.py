@@ -4,7 +4,7 @@ import pytest
 
 from uadray.config import BASELINES, BENGS_TABLE_1, FitConfig
 from uadray.errors import ConfigError
-from uadray.methods import VAE
+from uadray.methods.vae import VAE
 from uadray.tune.space import PRESETS, Space, settings_of, trial_name, with_settings
 
 
@@ -64,3 +64,38 @@ def test_what_is_not_possible_is_refused() -> None:
         Space(seeds=())
     with pytest.raises(ConfigError, match=r"method\.width"):
         with_settings(Space().trials()[0], {"method.width": 3})
+
+
+def test_a_method_s_own_settings_are_compared() -> None:
+    space = Space(
+        experiments=("2D-None", "3D-sVAE"),
+        method=("bottleneck=8,16", "norm=none,group", "latent-width=32"),
+        baselines=False,
+    )
+    trials = space.trials()
+    assert len(trials) == len(set(trials)) == 8
+    assert {t.method.bottleneck for t in trials} == {8, 16}  # type: ignore[attr-defined]
+    assert {t.method.norm for t in trials} == {"none", "group"}  # type: ignore[attr-defined]
+    wide = [t.method.latent_width for t in trials if t.name == "3D-sVAE"]  # type: ignore[attr-defined]
+    assert wide == [32] * 4
+    assert space.varied == ("experiment", "method.bottleneck", "method.norm")
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ("width=4,8", "no experiment has a setting 'method.width'"),
+        ("bottleneck", "as in width=4,8"),
+        ("bottleneck=", "as in width=4,8"),
+        ("=3", "as in width=4,8"),
+        ("bottleneck=a,b", "bottleneck must be int, was 'a'"),
+        ("bottleneck=0", "bottleneck"),
+        ("widths=8", "no experiment has a setting"),
+        ("norm=batch,layer", "norm must be"),
+        ("latent-size=8", "method.latent_size has a flag of its own"),
+        ("package.version=8", "no experiment has a setting"),
+    ],
+)
+def test_a_bad_setting_of_a_method_is_named(given: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        Space(experiments=("2D-None",), method=(given,)).trials()

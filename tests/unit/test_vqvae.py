@@ -13,9 +13,9 @@ from torch.nn import functional
 
 from uadray.config import Experiment, experiment, from_json, to_json
 from uadray.errors import ConfigError
-from uadray.methods import Transformer
 from uadray.methods.base import Masked, slices_as_batch
 from uadray.methods.codes import CausalTransformer, Codebook, ordering
+from uadray.methods.vqvae import Transformer
 
 SMALL = Transformer.Settings(
     widths=(8, 16), num_codes=16, code_size=8, num_residual=1, model_size=16, depth=2, heads=2

@@ -17,16 +17,8 @@ from uadray import files
 from uadray.errors import EvaluationError
 from uadray.evaluation.protocols import EvaluateConfig
 from uadray.evaluation.scoring import Example, count_volumes, read_example
-from uadray.methods import (
-    PCA,
-    Detector,
-    Intensity,
-    MeanImage,
-    MethodSettings,
-    StreamDetector,
-    ZScore,
-    build,
-)
+from uadray.methods import Detector, MethodSettings, StreamDetector, build
+from uadray.methods.baselines import PCA, Intensity, MeanImage, ZScore
 from uadray.metrics.counts import SubjectCounts, TestPart, ThresholdPart
 from uadray.metrics.table import compute_metrics
 from uadray.metrics.thresholds import best_dice

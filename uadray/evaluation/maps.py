@@ -22,7 +22,7 @@ from uadray.errors import ConfigError, EvaluationError, ScanError, TooManyFailur
 from uadray.evaluation.map_files import MapFiles, find_maps
 from uadray.evaluation.maps_settings import MapsConfig
 from uadray.lock import hold
-from uadray.methods import OutsideMaps
+from uadray.methods.outside import OutsideMaps
 from uadray.prepare.geometry import to_scanner, voxel_sizes
 from uadray.prepare.layouts import PHANTOM_SCHEME
 from uadray.prepare.layouts.listing import LeftOut, printable

@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 
 from uadray.evaluation.inputs import check_truth
 from uadray.evaluation.protocols import EvaluateConfig, Residual
-from uadray.methods import Detector, OutsideMaps
-from uadray.methods.base import Detection, ReconstructionDetector
+from uadray.methods import Detector
+from uadray.methods.base import Detection, ReconstructionDetector, check_detection
+from uadray.methods.outside import OutsideMaps
 from uadray.metrics.components import drop_components
 from uadray.metrics.counts import SubjectCounts, count_subject
 from uadray.metrics.lesionwise import compare_lesions
@@ -160,7 +161,9 @@ def detect(
         if residual == "positive" and isinstance(detector, ReconstructionDetector):
             output = detector.reconstruct_within(x, inside)
             return Detection((x - output).clamp_min(0)[:, 0], output)
-        return detector.detect(x, inside)
+        found = detector.detect(x, inside)
+        check_detection(detector, found, x, inside)
+        return found
 
 
 def clean(

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, NamedTuple, final
 
+from uadray.errors import EvaluationError
 from uadray.lazy import Module, Tensor, nn, torch
 from uadray.methods.blocks import OUTPUT_RANGE
 from uadray.methods.settings import Learned, MethodSettings
@@ -38,6 +39,43 @@ class Detection(NamedTuple):
 
     reconstruction: Tensor | None = None
     """(B, C, Z, Y, X) in [0, 1]; None where the scores are made without one."""
+
+
+def check_detection(
+    detector: "Detector", found: object, x_BCZYX: Tensor, brain_BZYX: Tensor
+) -> None:
+    """Refuse what a detector makes of volumes if it is not what it says.
+
+    Raises:
+        EvaluationError: the map has another shape than the volumes, is not finite inside the brain
+            or leaves the `score_range`, or the reconstruction has another shape.
+    """
+    name = f"the map of {type(detector).__name__}"
+    if not isinstance(found, Detection):
+        raise EvaluationError(f"{name}: expected a Detection, was {type(found).__name__}")
+    scores, output = found.scores, found.reconstruction
+    if scores.shape != brain_BZYX.shape or not scores.is_floating_point():
+        raise EvaluationError(
+            f"{name} must have floats of the volumes' shape {tuple(brain_BZYX.shape)}, was "
+            f"{scores.dtype} {tuple(scores.shape)}"
+        )
+    if output is not None and output.shape != x_BCZYX.shape:
+        raise EvaluationError(
+            f"the reconstruction of {type(detector).__name__} must have the volumes' shape "
+            f"{tuple(x_BCZYX.shape)}, was {tuple(output.shape)}"
+        )
+    inside = scores[brain_BZYX]
+    if not len(inside):
+        return
+    if not bool(inside.isfinite().all()):
+        raise EvaluationError(f"{name} must be finite inside the brain; it has NaN or infinity")
+    (low, high), (least, most) = detector.score_range, (float(one) for one in inside.aminmax())
+    slack = 1e-4 * (high - low)
+    if least < low - slack or most > high + slack:
+        raise EvaluationError(
+            f"{name} must be in its score_range {low:g} to {high:g} inside the brain, was "
+            f"{least:g} to {most:g}: state the range that it has, since scores are cut to it"
+        )
 
 
 class Detector(Module, ABC):

@@ -1,6 +1,6 @@
 """The registry: a class becomes a method by one decorator, and everything else follows from it.
 
-@method("MyAE", source="...", equation="...")
+@uadray.method("MyAE", source="...", equation="...")
 class MyAE(GradientDetector):
     @dataclass(frozen=True, kw_only=True)
     class Settings(Learned):
@@ -8,15 +8,24 @@ class MyAE(GradientDetector):
         '''Feature maps of the first layer.'''
 """
 
+import inspect
+import re
+import warnings
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from uadray.errors import ConfigError
+from uadray import plugins
+from uadray.errors import ConfigError, PluginError
 from uadray.methods.base import Detector, GradientDetector, Shape, StreamDetector
-from uadray.methods.settings import MethodSettings
+from uadray.methods.settings import Learned, MethodSettings
+from uadray.plugins import Package
 
 Kind = TypeVar("Kind", bound=type[Detector])
+
+GROUP = "uadray.methods"
+"""Entry points of other packages: the method's name, and `package.module:Class`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,11 +45,11 @@ class PublishedMethod:
 
 
 NAMED: dict[str, PublishedMethod] = {}
-"""Every method by its name, in the order of the files: the label of its settings, but for the two
-of Bengs."""
+"""Every method by its name: ours in the order of the files, those of others once asked for. It is
+the label of their settings, but for the two of Bengs."""
 
 DETECTORS: dict[str, type[Detector]] = {}
-"""Every class of methods by its own name, which is the `type` of its settings in JSON."""
+"""Every class of methods by the `type` of its settings in JSON: its name, of others its place."""
 
 
 def method(
@@ -68,13 +77,22 @@ def method(
     Raises:
         ConfigError: another method has that name, or another class the name of this one; the class
             has no `Settings` of its own, or these have another label.
+        PluginError: a class from outside of uadray breaks another rule.
     """
 
     def register(kind: Kind) -> Kind:
         own = f"{kind.__module__}.{kind.__qualname__}"
-        if kind.Settings.type_name() != kind.__name__:
+        if not kind.__module__.startswith("uadray."):
+            _check_from_outside(name, kind, own)
+            if "package" not in vars(kind.Settings):
+                kind.Settings.package = plugins.package_of(kind.__module__, GROUP)
+        key = kind.Settings.type_name()
+        if key.rpartition(":")[2] != kind.__name__:
             raise ConfigError(f"{own} must have a class Settings of its own")
-        if name in NAMED or DETECTORS.get(kind.__name__, kind) is not kind:
+        # A module that is loaded again replaces its own.
+        there = [type(NAMED[name].method)] if name in NAMED else []
+        there += [DETECTORS[key].Settings] if key in DETECTORS else []
+        if any(_place(one) != _place(kind.Settings) for one in there):
             raise ConfigError(f"{own}: there is a method {name!r} or a class of its name already")
         if "name" not in vars(kind.Settings):
             kind.Settings.name = name
@@ -94,21 +112,122 @@ def method(
         # The decorators of a class run from the last to the first.
         later = {n: NAMED.pop(n) for n in list(NAMED) if type(NAMED[n].method) is kind.Settings}
         NAMED.update({name: made} | later)
-        DETECTORS[kind.__name__] = kind
+        DETECTORS[key] = kind
         return kind
 
     return register
 
 
-def detector_type(name: object) -> type[Detector]:
+def _place(settings: type[MethodSettings]) -> str:
+    return f"{settings.__module__}:{settings.__qualname__}"
+
+
+def _check_from_outside(name: str, kind: Any, own: str) -> None:
+    """Refuse what could not be fitted, found again or explained; of our own, tests look at that.
+
+    Raises:
+        PluginError: it is so.
+    """
+    if not re.fullmatch(r"[A-Za-z][\w.+-]*", name):
+        raise PluginError(
+            f"{own}: the name must be a letter, then letters, digits and . + - _, was {name!r}; "
+            "3D- and erasing are added to it"
+        )
+    if not (isinstance(kind, type) and issubclass(kind, Detector)):
+        raise PluginError(f"{own} must be a class that derives from uadray.methods.Detector")
+    if kind.__module__ == "__main__" or kind.__qualname__ != kind.__name__:
+        raise PluginError(
+            f"{own} must stand at the top of a module that can be imported, such as my_method.py: "
+            "workers and later commands look for it there"
+        )
+    if missing := sorted(kind.__abstractmethods__):
+        raise PluginError(f"{own} must define {', '.join(missing)}")
+    settings = vars(kind).get("Settings")
+    learns = issubclass(kind, GradientDetector)
+    base = Learned if learns else MethodSettings
+    fits = isinstance(settings, type) and issubclass(settings, base)
+    if not fits or issubclass(settings, Learned) != learns:  # type: ignore[arg-type]
+        raise PluginError(
+            f"{own} must have a class Settings of its own that derives from "
+            f"uadray.methods.{base.__name__}"
+        )
+    plugins.check_settings(settings, own)  # type: ignore[arg-type]
+
+
+def named(name: str) -> PublishedMethod | None:
+    """The method of that name, of another package where need be; None where there is none.
+
+    Raises:
+        PluginError: several packages have one, or the package's cannot be used.
+    """
+    entry = plugins.find(GROUP, name)
+    if entry is None:
+        return NAMED.get(name)
+    whose = plugins.describe(entry)
+    if name not in NAMED:
+        plugins.load(entry.value, whose)
+        if name not in NAMED:
+            raise PluginError(
+                f"{whose} is no method named {name!r}: its entry point must bear the name that "
+                "@uadray.method gives it"
+            )
+    package = NAMED[name].method.package
+    if package is None:
+        warnings.warn(f"uadray's own {name} is meant, not that of {whose}", stacklevel=2)
+    elif entry.dist and package.distribution != entry.dist.name:
+        there = _place(type(NAMED[name].method))
+        raise PluginError(
+            f"{name!r} is there more than once: {whose} and {there}; name one of them"
+        )
+    return NAMED[name]
+
+
+def name_at(place: str) -> str:
+    """The name of the method at `package.module:Class`, which is imported.
+
+    Raises:
+        PluginError: there is none.
+    """
+    kind = plugins.load(place, here=True)
+    for name, one in NAMED.items():
+        if inspect.isclass(kind) and type(one.method) is vars(kind).get("Settings"):
+            return name
+    raise PluginError(f"{place} is no method: decorate the class with @uadray.method")
+
+
+def others() -> tuple[str, ...]:
+    """Names of the methods that other packages have, as their entry points give them."""
+    return tuple(name for name in plugins.entries(GROUP) if name not in NAMED)
+
+
+def detector_type(name: object, package: Package | None = None) -> type[Detector]:
     """The class of methods of that name, which is the `type` of its settings in JSON.
+
+    Args:
+        name: Of our own classes the name, of others the place.
+        package: What a record says that the place is of; it is imported only where that is here.
 
     Raises:
         ConfigError: there is none.
+        PluginError: its package is not installed, or another version of it.
     """
+    if isinstance(name, str) and package is not None:
+        _import_recorded(name, package)
     if not isinstance(name, str) or name not in DETECTORS:
         raise ConfigError(f"type must be one of {sorted(DETECTORS)}, was {name!r}")
     return DETECTORS[name]
+
+
+def _import_recorded(place: str, package: Package) -> None:
+    here: Package | None = None
+    if place in DETECTORS:
+        here = DETECTORS[place].Settings.package
+    else:
+        with suppress(PluginError):
+            here = plugins.package_of(place.partition(":")[0], GROUP)
+    plugins.check_package(place, here, package)
+    if place not in DETECTORS:
+        plugins.load(place)
 
 
 def is_fitted(settings: MethodSettings) -> bool:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 from uadray.errors import ConfigError
+from uadray.plugins import Package
 
 Norm = Literal["none", "batch", "group"]
 
@@ -85,6 +86,9 @@ class MethodSettings:
     name: ClassVar[str] = ""
     """The method's, which its decorator sets; of several the last."""
 
+    package: ClassVar[Package | None] = None
+    """Of a method from outside of uadray, which its decorator sets."""
+
     @property
     def label(self) -> str:
         """Its name in tables, such as `sVAE-GAN`, without dimension and erasing.
@@ -96,8 +100,9 @@ class MethodSettings:
 
     @classmethod
     def type_name(cls) -> str:
-        """Name of the method's class: `type` in JSON."""
-        return cls.__qualname__.removesuffix(".Settings").rpartition(".")[2]
+        """Name of the method's class: `type` in JSON. From outside of uadray, its place."""
+        name = cls.__qualname__.removesuffix(".Settings").rpartition(".")[2]
+        return name if cls.package is None else f"{cls.__module__}:{name}"
 
 
 @dataclass(frozen=True, kw_only=True)

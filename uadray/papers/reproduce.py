@@ -179,6 +179,19 @@ class Reproduction:
             if e.role and e.published and e.experiment is not None
         }
 
+    def rows_with(self) -> dict[str, set[tuple[str, str]]]:
+        """Each caveat with its rows, by cohort and experiment, as the report takes them."""
+        return {
+            one.text: {
+                (self.cohorts[role].name, entry.experiment.name)
+                for entry in self.entries()
+                if entry.experiment is not None and one.of(entry)
+                for role in ([entry.role] if entry.role else self.roles)
+                if role in self.cohorts and (not one.roles or role in one.roles)
+            }
+            for one in self.differences()
+        }
+
     def caveats(self) -> list[str]:
         """Where ours is not theirs, in words; never empty where anything was measured."""
         return [one.text for one in self.differences()]

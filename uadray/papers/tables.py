@@ -11,6 +11,7 @@ from uadray.papers.caveats import kind
 from uadray.papers.claims import CLAIMS
 from uadray.papers.reproduce import Reproduction
 from uadray.papers.verdicts import findings, judge
+from uadray.report.columns import ranges
 from uadray.report.compare import series_of
 from uadray.report.rows import group_by_cohort
 from uadray.runs.records import load_runs
@@ -74,7 +75,7 @@ def figures_table(one: Reproduction) -> Table:
             _spread(row["interval"], row["ours_each_seed"]),
             _number(row["published"]),
             _number(row["published_deviation"]),
-            _ranges(row["caveats"]),
+            ranges(row["caveats"]),
         )
     return table
 
@@ -151,7 +152,7 @@ def to_markdown(one: Reproduction) -> str:
             printed += f" ± {_number(row['published_deviation'])}"
         spread = _spread(row["interval"], row["ours_each_seed"])
         what = [row["label"], row["role"], row["metric"]]
-        cells.append([*what, _number(row["ours"]), spread, printed, _ranges(row["caveats"])])
+        cells.append([*what, _number(row["ours"]), spread, printed, ranges(row["caveats"])])
     if cells:
         head = ["method", "cohort", "figure", "ours", "95 % or seeds", "the paper's", "notes"]
         lines += ["", tables.to_markdown(head, cells, align="lllr")]
@@ -177,14 +178,3 @@ def _spread(interval: list[float] | None, seeds: list[float]) -> str:
     if interval is None or None in interval:
         return ""
     return f"[{interval[0]:.3f}, {interval[1]:.3f}]"
-
-
-def _ranges(numbers: Sequence[int]) -> str:
-    """`1-3, 7`: ascending numbers in few words."""
-    spans: list[list[int]] = []
-    for number in numbers:
-        if spans and number == spans[-1][-1] + 1:
-            spans[-1].append(number)
-        else:
-            spans.append([number])
-    return ", ".join(str(s[0]) if len(s) == 1 else f"{s[0]}-{s[-1]}" for s in spans)

@@ -53,10 +53,11 @@ def _head(licence: str) -> str:
 
 def _what(model: Model) -> str:
     z, y, x = model.shape
-    method, learned = type(model.experiment.method).__name__, num_parameters(model.detector)
+    method, learned = model.experiment.method, num_parameters(model.detector)
+    of_package = f" of {method.package}" if method.package else ""
     return (
         f"Unsupervised anomaly detection in brain MRI ({model.origin.modality}), fitted with "
-        f"uadray {model.versions.get('uadray', '')}: method `{method}`, "
+        f"uadray {model.versions.get('uadray', '')}: method `{method.type_name()}`{of_package}, "
         f"{learned:,} learned numbers, volumes of {z} x {y} x {x} voxels (axial planes, rows, "
         "columns). It learned from healthy scans alone; what it cannot reconstruct or does not "
         "expect in a scan gets a high score. **Research software, not a medical device: it must "
@@ -66,8 +67,11 @@ def _what(model: Model) -> str:
 
 def _use(model: Model) -> str:
     low, high = model.detector.score_range
+    method = model.experiment.method
+    needed = [method.package.how_to_get(type(method).__module__)] if method.package else []
     lines = [
         "```",
+        *needed,
         "python jobs/predict.py THIS_FOLDER scan.nii.gz --out predicted",
         "```",
         "",
@@ -76,7 +80,7 @@ def _use(model: Model) -> str:
         "",
     ]
     if not model.thresholds:
-        return "\n".join([*lines[:4], "No threshold was fitted: maps alone, or `--threshold`."])
+        return "\n".join([*lines[:-2], "No threshold was fitted: maps alone, or `--threshold`."])
     rows = [
         [escape(t.name), f"{t.value:.5g}", t.rule, escape(t.fitted_on + _notes(t.notes))]
         for t in model.thresholds

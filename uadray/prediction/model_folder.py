@@ -19,7 +19,7 @@ from safetensors.torch import load
 import uadray
 from uadray import files
 from uadray.config import Experiment, from_json, to_json
-from uadray.errors import ConfigError, ModelError
+from uadray.errors import ConfigError, ModelError, PluginError
 from uadray.lock import hold
 from uadray.prediction.card import model_card
 from uadray.prediction.healthy import Healthy
@@ -273,6 +273,8 @@ def _naming(url: str, name: str, made_by: str) -> Iterator[None]:
     """
     try:
         yield
+    except PluginError as error:
+        raise ModelError(f"{files.join(url, name)}: {error}") from None
     except (
         *(ConfigError, RuntimeError, SafetensorError, TypeError, ValueError),
         *(KeyError, IndexError, AttributeError),

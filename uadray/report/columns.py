@@ -63,6 +63,17 @@ def brackets(
     return "" if bounds is None else f"[{text(bounds[0])}, {text(bounds[1])}]"
 
 
+def ranges(numbers: Sequence[int]) -> str:
+    """`1-3, 7`: ascending numbers in few words."""
+    spans: list[list[int]] = []
+    for n in numbers:
+        if spans and n == spans[-1][-1] + 1:
+            spans[-1].append(n)
+        else:
+            spans.append([n])
+    return ", ".join(str(s[0]) if len(s) == 1 else f"{s[0]}-{s[-1]}" for s in spans)
+
+
 def _printed(row: Row, key: str) -> str:
     """What a paper printed for this row, or nothing."""
     figure = row.published.get(key)
@@ -220,6 +231,9 @@ COLUMNS: tuple[Column[Row], ...] = (
     ),
 )
 """The columns of the main table, in order."""
+
+CAVEATS: Column[Row] = ascending("caveats", "Notes", lambda row: ranges(row.caveats))
+"""Numbers of a row's differences from a paper; for reproductions."""
 
 
 def _found(row: Row) -> str:

@@ -141,13 +141,20 @@ def _effect(group: CohortRows, setting: Setting, others: Sequence[Setting]) -> E
         if setting.path in held:
             key = (held[EXPERIMENT], tuple(held.get(other.path) for other in others))
             contexts.setdefault(key, {}).setdefault(held[setting.path], []).append(row)
-    contexts = {key: values for key, values in contexts.items() if len(values) > 1}
-    names = list(dict.fromkeys(name for name, _ in sorted(contexts, key=str)))
+
+    def order(context: tuple[str, _Key]) -> tuple[Any, ...]:
+        name, key = context
+        pairs = zip(others, key, strict=True)
+        return (name, *(o.values.index(v) if v in o.values else -1 for o, v in pairs))
+
+    ordered = sorted((key for key, values in contexts.items() if len(values) > 1), key=order)
+    contexts = {key: contexts[key] for key in ordered}
+    names = list(dict.fromkeys(name for name, _ in contexts))
     several = [o for n, o in enumerate(others) if _differs(contexts, n)]
     if len(contexts) <= MAX_LINES:
         made = {
             (name, key): _line(_held_label(name, key, others, several), setting, values)
-            for (name, key), values in sorted(contexts.items(), key=lambda item: str(item[0]))
+            for (name, key), values in contexts.items()
         }
         balanced, left_out, lines = True, 0, list(made.values())
     else:

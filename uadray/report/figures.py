@@ -7,7 +7,7 @@ import re
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import matplotlib
 import numpy as np
@@ -145,57 +145,59 @@ def axes_of(size: tuple[float, float], palette: Palette) -> tuple[Figure, Axes]:
 
 def interval_plot(group: CohortRows) -> Markup:
     """Dice_D with its 95 % interval, one line a run, the highest on top; empty without any."""
-    figures = [(row, row.evaluation.metric("dice_d")) for row in group.rows]
-    rows = [(row, value) for row, value in figures if value is not None][:MAX_LINES]
-    if not rows:
-        return Markup("")
-
-    def draw(palette: Palette) -> Figure:
-        figure, axes = axes_of((4.4, 0.75 + 0.27 * len(rows)), palette)
-        axes.grid(axis="x", color=palette.muted, alpha=0.25, linewidth=0.6)
-        for place, (row, value) in enumerate(rows):
-            colour = palette.plain if row.run.is_plain else palette.accent
-            bounds = row.evaluation.interval("dice_d")
-            if bounds is not None:
-                axes.plot(bounds, [place, place], color=colour, linewidth=1.6)
-            marker = "D" if row.run.is_plain else "o"
-            axes.plot(value, place, marker, color=colour, markersize=5)
-        labels = [row.run.label for row, _ in rows]
-        axes.set_yticks(range(len(rows)), labels, parse_math=False)
-        axes.set_ylim(len(rows) - 0.5, -0.5)
-        axes.set_xlabel(r"Dice$_\mathrm{D}$, 95 % interval over people")
-        axes.tick_params(axis="y", length=0)
-        return figure
-
-    return inline(draw, f"Dice_D and interval of {len(rows)} runs; the table holds the figures")
+    lines = [
+        _Interval(row.run.label, row.is_plain, value, row.evaluation.interval("dice_d"))
+        for row in group.rows
+        if (value := row.evaluation.metric("dice_d")) is not None
+    ]
+    spoken = f"Dice_D and interval of {len(lines)} runs; the table holds the figures"
+    return _intervals(lines, r"Dice$_\mathrm{D}$", spoken) if lines else Markup("")
 
 
 def difference_plot(table: Comparisons) -> Markup:
     """Paired differences of Dice_D from one reference with their intervals, a line a method."""
-    drawn = table.comparisons[:MAX_LINES]
+    lines = [
+        _Interval(one.series.label, one.is_plain, gap.value, gap.bounds)
+        for one in table.comparisons
+        for gap in (one.differences["dice_d"],)
+    ]
+    what = f"Paired Dice_D differences of {len(lines)} methods from {table.reference.label}"
+    head = r"difference of Dice$_\mathrm{D}$"
+    return _intervals(lines, head, f"{what}; the table holds them", at=0)
+
+
+class _Interval(NamedTuple):
+    label: str
+    is_plain: bool
+    value: float
+    bounds: tuple[float, float] | None
+
+
+def _intervals(
+    lines: Sequence[_Interval], head: str, spoken: str, *, at: float | None = None
+) -> Markup:
+    """Figures with their intervals, the first `MAX_LINES`, and a line at one value if any."""
+    lines = lines[:MAX_LINES]
 
     def draw(palette: Palette) -> Figure:
-        figure, axes = axes_of((4.4, 0.75 + 0.27 * len(drawn)), palette)
+        figure, axes = axes_of((6.4, 0.75 + 0.27 * len(lines)), palette)
         axes.grid(axis="x", color=palette.muted, alpha=0.25, linewidth=0.6)
-        axes.axvline(0, color=palette.ink, linewidth=1)
-        for place, one in enumerate(drawn):
+        if at is not None:
+            axes.axvline(at, color=palette.ink, linewidth=1)
+        for place, one in enumerate(lines):
             colour = palette.plain if one.is_plain else palette.accent
-            difference = one.differences["dice_d"]
-            if difference.bounds is not None:
-                axes.plot(difference.bounds, [place, place], color=colour, linewidth=1.6)
+            if one.bounds is not None:
+                axes.plot(one.bounds, [place, place], color=colour, linewidth=1.6)
             marker = "D" if one.is_plain else "o"
-            axes.plot(difference.value, place, marker, color=colour, markersize=5)
-        axes.set_yticks(range(len(drawn)), [one.series.label for one in drawn], parse_math=False)
-        axes.set_ylim(len(drawn) - 0.5, -0.5)
+            axes.plot(one.value, place, marker, color=colour, markersize=5)
+        axes.set_yticks(range(len(lines)), [one.label for one in lines], parse_math=False)
+        axes.set_ylim(len(lines) - 0.5, -0.5)
         axes.xaxis.set_major_locator(MaxNLocator(6))
-        axes.set_xlabel(r"difference of Dice$_\mathrm{D}$, 95 % interval over people")
+        axes.set_xlabel(f"{head}, 95 % interval over people")
         axes.tick_params(axis="y", length=0)
         return figure
 
-    name = table.reference.label
-    return inline(
-        draw, f"Paired Dice_D differences of {len(drawn)} methods from {name}; the table holds them"
-    )
+    return inline(draw, spoken)
 
 
 def has_curves(run: RunRecord) -> bool:

@@ -98,7 +98,7 @@ def importance(
     ]
     share = float(np.median(explained))
     if share <= 0:
-        reason = "The settings do not predict it on trials left out: there is no importance to see."
+        reason = "The settings do not predict it on left-out trials, so no importance is shown."
     return Importance(
         head=head,
         num_trials=len(known),
@@ -113,7 +113,8 @@ def _too_few(num: int, num_settings: int) -> str:
     if not num_settings:
         return "No setting varies among these trials."
     if num < needed:
-        return f"Too few trials: {num} have a figure, and {num_settings} settings take {needed}."
+        settings = f"{num_settings} setting{' needs' if num_settings == 1 else 's need'}"
+        return f"Too few trials: {num} have a figure; {settings} {needed}."
     return ""
 
 

@@ -9,12 +9,12 @@ from urllib.parse import urlsplit
 from markupsafe import Markup, escape
 
 from uadray import __version__, files, html
-from uadray.errors import ConfigError
+from uadray.errors import ConfigError, PluginError
 from uadray.metrics.inference import MIN_PEOPLE
 from uadray.metrics.postprocess import describe_findable
 from uadray.report import columns, compare, export, figures, vega
 from uadray.report.montage import Viewers, montage
-from uadray.report.rows import PublishedFigures, Row, group_by_cohort, spread_rows
+from uadray.report.rows import Caveats, PublishedFigures, Row, group_by_cohort, spread_rows
 from uadray.report.sweep import Sweep, find_sweep
 from uadray.report.sweep_page import (
     curve_context,
@@ -42,6 +42,7 @@ def write_report(
     title: str = "Unsupervised anomaly detection in brain MRI",
     references: Sequence[str] = (),
     published: PublishedFigures | None = None,
+    caveats: Caveats | None = None,
     viewers: Viewers | None = None,
     erasing_from: str = "",
     tables: str = "",
@@ -58,6 +59,7 @@ def write_report(
         references: Experiments or labels that all others are compared with; where none is named,
             the best plain baseline and `compare.REFERENCE`.
         published: Figures that a paper printed for the same cohort and experiment, if any.
+        caveats: Where our figures are not that paper's, and which of them.
         viewers: Pages of single cases that the montage links to; see `montage.Viewers`.
         erasing_from: A healthy cohort, to show on its first scan what each experiment erases.
         tables: Folder of the tables, where they shall not stand beside the page.
@@ -77,7 +79,7 @@ def write_report(
     """
     out = html.page_url(out)
     runs = load_runs(urls, left_out)
-    groups = group_by_cohort(runs, published)
+    groups = group_by_cohort(runs, published, caveats)
     known = {name for run in runs for name in (run.label, str(run.config["name"]))}
     if unknown := [name for name in references if name not in known]:
         raise ConfigError(f"no run is called {unknown[0]!r}; there are {sorted(known)}")
@@ -88,9 +90,10 @@ def write_report(
         runs,
         cohorts,
         sweep=sweep,
+        caveats=list(caveats or ()),
         title=title,
         viewers=viewers,
-        erasing=_erasing(runs, erasing_from) if erasing_from else None,
+        erasing=_erasing(runs, erasing_from, left_out) if erasing_from else None,
         made=made or datetime.now(UTC),
         left_out=list(dict.fromkeys(left_out or ())),
     )
@@ -116,7 +119,7 @@ def check_viewers(viewers: Viewers) -> None:
             raise ConfigError(f"a viewer's address must be relative to the report, was {address!r}")
 
 
-def _erasing(runs: Sequence[RunRecord], url: str) -> Markup | None:
+def _erasing(runs: Sequence[RunRecord], url: str, left_out: list[Broken] | None) -> Markup | None:
     """What the experiments erase of a cohort's first scan, the first seed of each name."""
     # They bring torch, which no other part of the report needs.
     from uadray.config import Experiment, from_json
@@ -127,7 +130,12 @@ def _erasing(runs: Sequence[RunRecord], url: str) -> Markup | None:
     for run in runs:
         if (run.config["experiment"].get("erasing") or {}).get("strategy", NONE) != NONE:
             name = str(run.config["name"])
-            experiments.setdefault(name, from_json(Experiment, run.config["experiment"]))
+            try:
+                experiments.setdefault(name, from_json(Experiment, run.config["experiment"]))
+            except PluginError as error:
+                if left_out is None:
+                    raise
+                left_out.append(Broken(url=run.url, error=f"what it erases is not shown: {error}"))
     if not experiments:
         return None
     volume = open_cohort(url).read("image", 0, 1)[0]
@@ -163,6 +171,7 @@ def render(
     title: str,
     made: datetime,
     sweep: Sweep | None = None,
+    caveats: Sequence[str] = (),
     viewers: Viewers | None = None,
     erasing: Markup | None = None,
     left_out: Sequence[Broken] = (),
@@ -182,7 +191,8 @@ def render(
         **html.script("report.js", *(("sweep.js",) if sweep else ())),
         **(_library(context) if context else {}),
         runs=runs,
-        columns=columns.COLUMNS,
+        columns=(*columns.COLUMNS, *((columns.CAVEATS,) if caveats else ())),
+        caveats=caveats,
         lesion_columns=columns.LESION_COLUMNS,
         filter_columns=columns.FILTER_COLUMNS,
         seed_columns=compare.SEED_COLUMNS,

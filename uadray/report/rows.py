@@ -1,6 +1,6 @@
 """Evaluations gathered by cohort: what stands in one table, and what must be said of it."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -40,6 +40,9 @@ OLD_INTERVALS = (
 PublishedFigures = Mapping[tuple[str, str], Mapping[str, Published]]
 """Printed figures by name of the metric, by name of the cohort and of the experiment."""
 
+Caveats = Mapping[str, Collection[tuple[str, str]]]
+"""Where figures are not a paper's, in words, with the cohorts and experiments that each is of."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
@@ -51,6 +54,8 @@ class Row:
     """Its evaluation on the cohort of the table."""
     published: Mapping[str, Published] = field(default_factory=dict)
     """What a paper printed for it, by name of the metric; mostly empty."""
+    caveats: tuple[int, ...] = ()
+    """Numbers, from 1, of those of the page's caveats that it has."""
 
     @property
     def is_plain(self) -> bool:
@@ -88,7 +93,9 @@ class CohortRows:
 
 
 def group_by_cohort(
-    runs: Sequence[RunRecord], published: PublishedFigures | None = None
+    runs: Sequence[RunRecord],
+    published: PublishedFigures | None = None,
+    caveats: Caveats | None = None,
 ) -> list[CohortRows]:
     """The evaluations of all runs, one table a cohort, sorted by the cohort's name.
 
@@ -97,9 +104,16 @@ def group_by_cohort(
     groups: dict[tuple[str, str], list[Row]] = {}
     for run in runs:
         for evaluation in run.evaluations:
+            pair = (evaluation.cohort, str(run.config["name"]))
+            row = Row(
+                run=run,
+                evaluation=evaluation,
+                published=(published or {}).get(pair, {}),
+                caveats=tuple(
+                    n for n, of in enumerate((caveats or {}).values(), start=1) if pair in of
+                ),
+            )
             key = (evaluation.cohort, evaluation.cohort_fingerprint)
-            printed = (published or {}).get((evaluation.cohort, str(run.config["name"])), {})
-            row = Row(run=run, evaluation=evaluation, published=printed)
             groups.setdefault(key, []).append(row)
     return [
         CohortRows(

@@ -7,8 +7,12 @@ from typing import Any
 from markupsafe import Markup
 
 from uadray.metrics.table import BY_KEY
-from uadray.report import charts, figures, slice_figures
-from uadray.report.charts import Chart
+from uadray.report import figures, slice_figures
+from uadray.report.charts.effects import MARKS, effect_chart, importance_chart, mean_chart
+from uadray.report.charts.pairs import MAX_PAIRED, pair_charts
+from uadray.report.charts.parallel import MAX_COHORTS, parallel
+from uadray.report.charts.trials import cost_charts, learning_curves
+from uadray.report.charts.vega_lite import Chart, colour
 from uadray.report.columns import Column, number
 from uadray.report.effects import EFFECT_COLUMNS, HEALTHY, Effect
 from uadray.report.importance import METHOD, Importance, importance
@@ -125,7 +129,7 @@ def sweep_context(
     trials = trials_of(sweep.runs, cohorts, objective)
     numbers = {trial.run.url: trial.number for trial in trials}
     board = leaderboard(trials, sweep.settings, objective, cohorts)
-    plot = charts.parallel(trials, sweep.settings, objective, cohorts)
+    plot = parallel(trials, sweep.settings, objective, cohorts)
     kept = _Charts()
     paths = list(dict.fromkeys(effect.setting.path for effect in sweep.effects))
     by_path = [[one for one in sweep.effects if one.setting.path == path] for path in paths]
@@ -141,7 +145,7 @@ def sweep_context(
         "importances": [
             Figure(
                 caption=_weighed(one),
-                chart=kept.add(charts.importance_chart(one)) if one.weights else "",
+                chart=kept.add(importance_chart(one)) if one.weights else "",
                 reason=one.reason,
             )
             for one in weighed
@@ -150,19 +154,19 @@ def sweep_context(
         "effects": [_effect(one, numbers, kept) for one in by_path],
         "pairs": [
             figure
-            for name, chart in charts.pair_charts(trials, sweep.settings, objective)
+            for name, chart in pair_charts(trials, sweep.settings, objective)
             for figure in kept.figure(name, chart)
         ],
-        "max_paired": charts.MAX_PAIRED,
+        "max_paired": MAX_PAIRED,
         "num_settings": len(sweep.settings),
-        "curves": kept.figure("", charts.curves(trials)),
+        "curves": kept.figure("", learning_curves(trials)),
         "costs": [
             figure
-            for name, chart in charts.cost_charts(trials, objective)
+            for name, chart in cost_charts(trials, objective)
             for figure in kept.figure(name, chart)
         ],
         "columns": EFFECT_COLUMNS,
-        "colour": charts.colour,
+        "colour": colour,
     }
     context["data"] = {"parallel": plot and plot["spec"], "axes": context["axes"]}
     context["data"]["charts"] = kept.made
@@ -211,9 +215,9 @@ def _importances(
 ) -> list[Importance]:
     """Of the objective, and of Dice_D on each cohort."""
     values = [(head, [trial.objective for trial in trials])]
-    for n, cohort in enumerate(cohorts[: charts.MAX_COHORTS]):
-        dice = charts.dice_of(n)
-        values.append((f"Dice_D on {cohort.group.name}", [dice(trial) for trial in trials]))
+    for n, cohort in enumerate(cohorts[:MAX_COHORTS]):
+        dice = [trial.figure("dice_d", n) for trial in trials]
+        values.append((f"Dice_D on {cohort.group.name}", dice))
     return [importance(name, trials, each, sweep.settings) for name, each in values]
 
 
@@ -232,23 +236,22 @@ def _effect(effects: Sequence[Effect], numbers: Mapping[str, int], kept: _Charts
     # Of the cohort with most fits: the error is that of the run, whatever it is evaluated on.
     made = kept.figure(
         "Healthy L1, no labels",
-        charts.effect_chart(max(effects, key=size), HEALTHY, numbers, names),
+        effect_chart(max(effects, key=size), HEALTHY, numbers, names),
     )
     for effect in effects:
         if effect.group.name:
-            chart = charts.effect_chart(effect, "dice_d", numbers, names)
+            chart = effect_chart(effect, "dice_d", numbers, names)
             made += kept.figure(f"Dice_D on {effect.group.name}", chart, effect.group.notes)
     mean = mean_effect(effects) if effects[0].setting.path == DATA_SHARE else None
     if mean is not None:
         caption = f"AUPRC, mean of {' and '.join(mean.cohorts)} (figure 5 of Bengs 2021)"
         notes = dict.fromkeys(note for effect in effects for note in effect.group.notes)
-        made += kept.figure(caption, charts.mean_chart(mean, names), tuple(notes))
+        made += kept.figure(caption, mean_chart(mean, names), tuple(notes))
     return EffectSection(
         label=effects[0].setting.label,
         figures=tuple(made),
         legend=tuple(
-            (list(charts.MARKS.values())[n % len(charts.MARKS)], label)
-            for n, label in enumerate(names)
+            (list(MARKS.values())[n % len(MARKS)], label) for n, label in enumerate(names)
         ),
         tables=tuple(effects),
         spans=tuple(text for effect in effects if (text := describe_span(effect))),

@@ -75,6 +75,11 @@ class Trial:
         """How the fit ended."""
         return str(self.run.summary["status"])
 
+    def figure(self, metric: str, place: int) -> float | None:
+        """A metric on one of the cohorts; None where it was not evaluated there."""
+        row = self.rows[place]
+        return None if row is None else finite(row.evaluation.metric(metric))
+
 
 def objective_of(runs: Sequence[RunRecord]) -> Objective:
     """What a sweep compared its trials by: healthy error, or a figure that used labels."""
@@ -201,8 +206,8 @@ def leaderboard(
         *judged,
         Column(
             key="epochs",
-            head="Epochs",
-            note="best / run",
+            head="Best epoch",
+            note="of all",
             value=lambda trial: finite(trial.run.summary.get("best_epoch")),
             text=lambda trial: epochs_text(trial.run),
             first="ascending",
@@ -260,7 +265,8 @@ def _setting(setting: Setting) -> Column[Trial]:
         own = held(trial.run.config)
         return setting.text(own[setting.path]) if setting.path in own else ABSENT
 
-    return Column(key=setting.path, head=setting.label, value=value, text=text, first="ascending")
+    head = setting.label[0].upper() + setting.label[1:]
+    return Column(key=setting.path, head=head, value=value, text=text, first="ascending")
 
 
 def _objective(objective: Objective) -> Column[Trial]:
@@ -287,10 +293,6 @@ def _healthy() -> Column[Trial]:
 def _figure(key: str, place: int, cohort: Compared) -> Column[Trial]:
     """A metric on one cohort, with its interval over people."""
 
-    def value(trial: Trial) -> float | None:
-        row = trial.rows[place]
-        return None if row is None else finite(row.evaluation.metric(key))
-
     def detail(trial: Trial) -> str:
         row = trial.rows[place]
         return "" if row is None else interval_text(row, key)
@@ -299,8 +301,8 @@ def _figure(key: str, place: int, cohort: Compared) -> Column[Trial]:
         key=f"{key}_{place}",
         head=BY_KEY[key].head,
         note=f"{cohort.group.name} [95 %]",
-        value=value,
-        text=lambda trial: number(value(trial)),
+        value=lambda trial: trial.figure(key, place),
+        text=lambda trial: number(trial.figure(key, place)),
         detail=detail,
     )
 
@@ -334,7 +336,7 @@ def repeat(run: RunRecord) -> str | None:
     except ConfigError:
         return None
     changed = {path: value for path, value in own.items() if base.get(path, ...) != value}
-    if any(path.endswith(".type") for path in changed):
+    if any(path.endswith(".type") or ".package." in path for path in changed):
         return None
     cohort = str((run.config.get("cohort") or {}).get("url") or "HEALTHY.zarr")
     words = ["python", "jobs/train.py", str(run.config["name"])]

@@ -16,7 +16,7 @@ from typing import Any, Self
 
 from uadray import files
 from uadray.config import Experiment, changes, from_json, to_json
-from uadray.errors import CheckpointError, RunError
+from uadray.errors import CheckpointError, PluginError, RunError
 from uadray.methods.blocks import constants
 from uadray.results import refuse_inside
 from uadray.runs.learned import PEOPLE, origin_of, record_people
@@ -118,7 +118,8 @@ class Run:
         """Open a run folder.
 
         Raises:
-            RunError: there is none at `url`, or it is damaged or cannot be read.
+            RunError: there is none at `url`, it is damaged or cannot be read, or its method is of a
+            package that is not installed.
         """
         url = files.normalise(url)
         config = read_config(url)
@@ -147,6 +148,8 @@ class Run:
             raise RunError(
                 f"{place} is damaged: it lacks cohort.{error.args[0]}; {AGAIN}"
             ) from None
+        except PluginError as error:
+            raise RunError(f"{place}: {error}") from None
         except (ValueError, TypeError, AttributeError) as error:
             raise RunError(
                 f"{place} is damaged, or of another version of uadray ({error}); {AGAIN}"

@@ -21,7 +21,7 @@ from uadray.runs.reading import (
     read_epochs,
     read_summary,
 )
-from uadray.runs.settings import PLAIN, variants
+from uadray.runs.settings import is_plain, variants
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +46,7 @@ class RunRecord:
     @property
     def is_plain(self) -> bool:
         """Whether the method is one of the plain baselines that stand beside every other."""
-        return self.config["experiment"].get("method", {}).get("type") in PLAIN
+        return is_plain(self.config)
 
     @property
     def seed(self) -> int | None:

@@ -22,8 +22,8 @@ _LABELS = {
     "fit.learning_rate": "learning rate",
     "fit.epochs": "epochs",
 }
-PLAIN = {NAMED[name].method.type_name() for name in BASELINES}
-"""Types of the plain baselines, which learn nothing by gradient."""
+_PLAIN = {NAMED[name].method.type_name() for name in BASELINES}
+"""Types of the plain baselines."""
 
 _NO_RESULT = {f"fit.{name}" for name in ("seed", "residency", "deterministic", "compile")}
 """Settings that are no comparison: repeats, and where or how fast the work was done."""
@@ -80,12 +80,23 @@ def settings_of(config: Mapping[str, Any]) -> dict[str, Any]:
     """
     paths = {path: _value(value) for path, value in flat(config["experiment"]).items()}
     settings = {EXPERIMENT: str(config["name"])} | paths
-    is_plain = paths.get("method.type") in PLAIN
+    plain = is_plain(config)
     return {
         path: value
         for path, value in settings.items()
-        if path not in _NO_RESULT and not (is_plain and _is_of_gradient(path))
+        if path not in _NO_RESULT and not (plain and _is_of_gradient(path))
     }
+
+
+def is_plain(config: Mapping[str, Any]) -> bool:
+    """Whether a run's method learns nothing by gradient, as the baselines beside every other.
+
+    Args:
+        config: `config.json`. A method from outside need not be installed: what learns by gradient
+            says by `ndim` what it takes.
+    """
+    method = config["experiment"].get("method") or {}
+    return method.get("type") in _PLAIN or ("package" in method and "ndim" not in method)
 
 
 def _is_of_gradient(path: str) -> bool:

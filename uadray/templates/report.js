@@ -1,4 +1,15 @@
 "use strict";
+// Paper has no folds: those that are closed open for it.
+{
+  let closed = [];
+  addEventListener("beforeprint", () => {
+    closed = [...document.querySelectorAll("details:not([open])")];
+    for (const fold of closed) fold.open = true;
+  });
+  addEventListener("afterprint", () => {
+    for (const fold of closed) fold.open = false;
+  });
+}
 // Sorts the tables: a button in each head cell, the order given by aria-sort.
 for (const table of document.querySelectorAll("table.sortable")) {
   const heads = [...table.tHead.rows[0].cells];

@@ -20,7 +20,22 @@
     background: null, font: "system-ui, sans-serif", axis, view: { stroke: null },
     legend: { labelColor: "var(--ink)", titleColor: "var(--ink)", labelFontSize: 11, symbolSize: 60 },
   };
-  const options = { ast: true, renderer: "svg", actions: false, defaultStyle: false, config };
+  // The papers' Dice_D and Dice_S with real subscripts, in tooltips and in the charts' text.
+  const plain = document.createElement("span");
+  const sub = (text) => {
+    plain.textContent = text;
+    return plain.innerHTML.replace(/Dice_([DS])/g, "Dice<sub>$1</sub>");
+  };
+  const subscripts = (element) => {
+    for (const text of element.querySelectorAll("text, tspan")) {
+      if (text.childElementCount || !/Dice_[DS]/.test(text.textContent)) continue;
+      text.innerHTML = sub(text.textContent).replace(
+        /<sub>(.)<\/sub>([^<]*)/g,
+        (_, kind, rest) => `<tspan dy="0.3em" font-size="72%">${kind}</tspan><tspan dy="-0.216em">${rest || "\u200b"}</tspan>`,
+      );
+    }
+  };
+  const options = { ast: true, renderer: "svg", actions: false, defaultStyle: false, config, tooltip: { sanitize: sub } };
 
   const follow = (view) => view
     .signal("picked", [...picked]).signal("passing", passing && [...passing]).runAsync();
@@ -51,6 +66,8 @@
     });
     views.push(view);
     await follow(view);
+    subscripts(element);
+    new MutationObserver(() => subscripts(element)).observe(element, { childList: true, subtree: true });
     return view;
   };
 
@@ -116,6 +133,11 @@
       axes.forEach((_, n) => view.signal(signal(n), null));
       view.runAsync();
     });
+    if (matchMedia("(any-pointer: coarse)").matches) view.signal("grip", 40);
+    // A finger on an axis brushes; anywhere else it scrolls.
+    box.addEventListener("touchstart", (event) => {
+      if (event.target.closest("[class*='role-mark hit']")) event.preventDefault();
+    }, { passive: false });
     const { left, right } = parallel.padding;
     const fit = () => {
       const width = Math.max(box.clientWidth - left - right - 2, 86 * (axes.length - 1));

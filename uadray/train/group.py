@@ -96,6 +96,11 @@ def keep_group() -> None:
     _kept.wanted = True
 
 
+def kept_group() -> str:
+    """Ray's id of what the kept group holds of the cluster, for `free`; empty without one."""
+    return _kept.reserved
+
+
 @dataclass(frozen=True)
 class _Fit:
     """One run to fit."""
@@ -112,6 +117,10 @@ class _Kept:
         self.wanted = False
         self._scale: ScaleConfig | None = None
         self._group: KeptGroup[_Fit] | None = None
+
+    @property
+    def reserved(self) -> str:
+        return "" if self._group is None else self._group.reserved
 
     def fit(self, fitted: _Fit, scale: ScaleConfig) -> Any:
         # One that had to be started again has fewer tries left than its next fit may take.

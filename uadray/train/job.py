@@ -17,7 +17,7 @@ from uadray.errors import ConfigError, RunError, StoppedError
 from uadray.lock import hold
 from uadray.methods import Detector, GradientDetector, StreamDetector, num_parameters
 from uadray.runs.checkpoint import CheckpointStore
-from uadray.runs.detector import build_detector
+from uadray.runs.detector import build_detector, try_out
 from uadray.runs.folder import Run
 from uadray.store import Cohort
 from uadray.train.fit import healthy_reconstruction
@@ -82,6 +82,8 @@ def _fit_held(
     start = time.perf_counter()
     try:
         detector = build_detector(experiment, cohort.shape)
+        if experiment.method.package is not None:
+            try_out(detector, experiment.method.type_name(), cohort.shape)
         facts = _fit(detector, run, cohort, scale, track, report)
     except StoppedError:
         run.finish({"status": "stopped", **summarise(run)})

@@ -7,10 +7,16 @@ function asks for the next run instead of returning.
 
 import asyncio
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Generic, TypeVar
 
 import ray
+from ray.util.placement_group import (
+    PlacementGroup,
+    PlacementGroupID,
+    get_current_placement_group,
+    remove_placement_group,
+)
 
 T = TypeVar("T")
 
@@ -39,7 +45,12 @@ class KeptGroup(Generic[T]):
     @property
     def is_sound(self) -> bool:
         """Whether it can take another task with all of its tries left."""
-        return self._thread.is_alive() and ray.get(self._actor.num_starts.remote()) <= 1
+        return self._thread.is_alive() and len(ray.get(self._actor.starts.remote())) <= 1
+
+    @property
+    def reserved(self) -> str:
+        """Ray's id of what it holds of the cluster, for `free`; empty before it has begun."""
+        return next(reversed(ray.get(self._actor.starts.remote())), "")
 
     def do(self, task: T) -> Any:
         """Have a task done.
@@ -65,6 +76,13 @@ class KeptGroup(Generic[T]):
         ray.kill(self._actor)
 
 
+def free(reserved: Iterable[str]) -> None:
+    """Give back what groups held whose process has gone: Ray keeps it for the whole cluster."""
+    for name in reserved:
+        # Removing one that was removed before does nothing.
+        remove_placement_group(PlacementGroup(PlacementGroupID(bytes.fromhex(name))))
+
+
 _LOOK_S = 0.5
 """Seconds between two looks at whether a group that has a task is still there."""
 
@@ -81,7 +99,8 @@ class Desk:
         A group that was started again begins with the task that has none yet.
         """
         if rank == 0:
-            ray.get(self._actor.count_start.remote())
+            group = get_current_placement_group()
+            ray.get(self._actor.start.remote(group.id.hex() if group else ""))
         number = 0
         while True:
             number, task = ray.get(self._actor.next.remote(number))
@@ -95,7 +114,7 @@ class _Desk:
 
     def __init__(self) -> None:
         self._change = asyncio.Condition()
-        self._number, self._starts = 0, 0
+        self._number, self._starts = 0, list[str]()
         self._task: Any = None
         self._outcome: tuple[Any, ...] = ()
 
@@ -119,8 +138,8 @@ class _Desk:
             await self._change.wait_for(lambda: bool(self._outcome))
             return self._outcome[0]
 
-    async def count_start(self) -> None:
-        self._starts += 1
+    async def start(self, reserved: str) -> None:
+        self._starts.append(reserved)
 
-    async def num_starts(self) -> int:
+    async def starts(self) -> list[str]:
         return self._starts

@@ -15,6 +15,7 @@ from uadray.gauges import Exported, set_trials
 from uadray.progress import clock
 from uadray.tune.settings import RECONSTRUCTION, SweepConfig
 from uadray.tune.space import settings_of
+from uadray.tune.trial import RESERVED
 from uadray.tune.trials import Task
 
 PLAIN_EVERY_S = 60.0
@@ -62,6 +63,7 @@ class Watch(Callback):
         self._read: Callable[[dict[str, Any]], Task] | None = None
         self.tasks: list[Task] = []
         self.ended: dict[Task, str] = {}
+        self.reserved: set[str] = set()
         self.on_point: Callable[[dict[str, Any]], None] = lambda point: None
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -110,6 +112,7 @@ class Watch(Callback):
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **_: Any
     ) -> None:
         """A trial has reported an epoch, or why it cannot go on."""
+        self.reserved |= {result[RESERVED]} if result.get(RESERVED) else set()
         if trial.trial_id not in self._running:
             return
         if "error" in result:

@@ -1,6 +1,7 @@
 """Which experiments a sweep compares: values for settings, their combinations, and presets."""
 
 import itertools
+import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -12,6 +13,7 @@ from uadray.config import (
     FitConfig,
     experiment,
     flat,
+    from_json,
     learns,
     to_json,
 )
@@ -41,6 +43,8 @@ class Space:
     """Largest erased share of the input, for strategies that have one (cube and multi-cube)."""
     data_share: tuple[float, ...] = ()
     """Shares of the training subjects."""
+    method: tuple[str, ...] = ()
+    """Values of any other setting of a method, such as `width=4,8`."""
     seeds: tuple[int, ...] = (0,)
     """Of the fit: weights, order, erasing, noise."""
     baselines: bool = True
@@ -55,6 +59,8 @@ class Space:
             )
         if not self.seeds:
             raise ConfigError("space.seeds must hold at least one seed")
+        if clash := self._others().keys() & {"method.latent_size", "method.kl_weight"}:
+            raise ConfigError(f"space.method: {min(clash)} has a flag of its own")
 
     def trials(self) -> list[Experiment]:
         """The distinct experiments, in order: by name, then by setting, then by seed.
@@ -62,6 +68,9 @@ class Space:
         Raises:
             ConfigError: a name or a value is not known or not possible.
         """
+        known = {path for name in self.experiments for path in settings_of(experiment(name))}
+        if unknown := self._others().keys() - known:
+            raise ConfigError(f"space.method: no experiment has a setting {min(unknown)!r}")
         trials = [trial for name in self.experiments for trial in self._variants(name)]
         if self.baselines:
             trials += [self.build({"experiment": name}) for name in BASELINES]
@@ -79,6 +88,7 @@ class Space:
             "experiment": self.experiments,
             "method.latent_size": self.latent_size,
             "method.kl_weight": self.kl_weight,
+            **self._others(),
             "erasing.max_share": self.max_share,
             "fit.learning_rate": self.learning_rate,
             "fit.epochs": self.epochs,
@@ -87,13 +97,30 @@ class Space:
         }
         return {path: values for path, values in axes.items() if values}
 
+    def _others(self) -> dict[str, tuple[Any, ...]]:
+        """What `method` gives, by path."""
+        others: dict[str, tuple[Any, ...]] = {}
+        for one in self.method:
+            name, _, values = one.partition("=")
+            if not (name.strip() and values.strip()):
+                raise ConfigError(f"space.method must be as in width=4,8, was {one!r}")
+            path = f"method.{name.strip().replace('-', '_')}"
+            others[path] = tuple(_parsed(value.strip()) for value in values.split(","))
+        return others
+
     def build(self, point: dict[str, Any]) -> Experiment:
         """The experiment at one point; settings that its method lacks are left out."""
         base = replace(experiment(point["experiment"]), fit=self.fit)
         has = set(settings_of(base)) | {"fit.seed"}
-        return _plain_fit(
-            with_settings(base, {p: v for p, v in point.items() if p in has - {"experiment"}})
-        )
+        given = {path: point[path] for path in point if path in has - {"experiment"}}
+        own = {path: given.pop(path) for path in self._others() if path in given}
+        made = with_settings(base, given)
+        if own:
+            # Values that were given as text: their types are looked at as those in a file are.
+            kept = to_json(made)
+            kept["method"] |= {path.removeprefix("method."): v for path, v in own.items()}
+            made = from_json(Experiment, kept)
+        return _plain_fit(made)
 
     @property
     def varied(self) -> tuple[str, ...]:
@@ -113,6 +140,14 @@ class Space:
         ]
         several = ["experiment"] if len(groups) > 1 else []
         return tuple(dict.fromkeys([*several, *paths]))
+
+
+def _parsed(value: str) -> Any:
+    """A number or a switch as such, all else as text."""
+    try:
+        return json.loads(value)
+    except ValueError:
+        return value
 
 
 def _plain_fit(trial: Experiment) -> Experiment:
@@ -139,17 +174,24 @@ def with_settings(base: Experiment, settings: dict[str, Any]) -> Experiment:
     return base
 
 
+_NO_SETTING = {
+    *("method.type", "method.ndim", "method.package.distribution", "method.package.version"),
+}
+"""Say which method it is."""
+
+
 def settings_of(trial: Experiment) -> dict[str, Any]:
     """The settings that a sweep may vary, by path; those that the method lacks are absent."""
-    paths = []
+    has = flat(to_json(trial))
+    of_method = (path for path, value in has.items() if not isinstance(value, list))
+    paths = [p for p in of_method if p.startswith("method.") and p not in _NO_SETTING]
     if learns(trial):
-        paths += ["method.latent_size", "method.kl_weight", "fit.learning_rate", "fit.epochs"]
+        paths += ["fit.learning_rate", "fit.epochs"]
         if (one := strategy(trial.erasing)) is not None and "max_share" in one.settings:
             paths.append("erasing.max_share")
     paths.append("fit.data_share")
     if learns(trial) or trial.fit.data_share < 1:
         paths.append("fit.seed")
-    has = flat(to_json(trial))
     return {"experiment": trial.name} | {path: has[path] for path in paths if path in has}
 
 

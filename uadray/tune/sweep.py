@@ -28,6 +28,7 @@ from uadray.runs.folder import Run
 from uadray.runs.learned import compare_cohorts
 from uadray.runs.reading import SWEEP
 from uadray.store import Cohort, open_cohort
+from uadray.train.kept_group import free
 from uadray.train.settings import TrackConfig
 from uadray.train.summary import summarise
 from uadray.train.track import prepared
@@ -388,7 +389,7 @@ class _Job:
         watch.reads(lambda point: read_task(point, self.url, space))
         # Tune's own records; the run folders hold all that counts, on storage that nodes share.
         with tempfile.TemporaryDirectory(prefix="uadray-tune-") as folder, watch:
-            tune.Tuner(
+            tuner = tune.Tuner(
                 tune.with_resources(trainable, held),
                 param_space=param_space,
                 tune_config=tune.TuneConfig(
@@ -407,7 +408,11 @@ class _Job:
                     callbacks=[watch],
                     failure_config=tune.FailureConfig(max_failures=config.max_failures),
                 ),
-            ).fit()
+            )
+            try:
+                tuner.fit()
+            finally:
+                free(watch.reserved)
         _record_ends(watch, stopped=scheduler is not None and not self.out_of_time)
 
 

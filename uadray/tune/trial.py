@@ -14,13 +14,16 @@ from uadray.evaluation.inputs import compare
 from uadray.runs.checkpoint import CheckpointStore
 from uadray.runs.folder import Run
 from uadray.store import Cohort
-from uadray.train.group import keep_group
+from uadray.train.group import keep_group, kept_group
 from uadray.train.job import fit
 from uadray.train.settings import ScaleConfig, TrackConfig
 from uadray.tune.labelled import measure_run, measured_at
 from uadray.tune.settings import RECONSTRUCTION, SweepConfig
 from uadray.tune.space import Space
 from uadray.tune.trials import ENDED, Task, label_note, run_url, status
+
+RESERVED = "reserved"
+"""What the trial's actor keeps of the cluster, for the sweep to free."""
 
 OBJECTIVE = "objective"
 """What Tune compares trials by; less is better."""
@@ -137,7 +140,7 @@ class _Trial:
         epoch = int(record["epoch"])
         if is_new and self.is_late:
             Run.open(self._task.url).ask_to_stop()
-        report = {"epoch": epoch, "run": self._task.url}
+        report = {"epoch": epoch, "run": self._task.url, RESERVED: kept_group()}
         if RECONSTRUCTION in record:
             # Some phases of some methods have none.
             report[RECONSTRUCTION] = record[RECONSTRUCTION]

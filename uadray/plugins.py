@@ -1,0 +1,214 @@
+"""What other packages add: found by their entry points, or named as `package.module:Name`.
+
+Names are looked up without an import, so that a help text or a wrong argument costs none. What is
+asked for is imported then; what cannot be is named with its package, and the rest goes on.
+"""
+
+import ast
+import dataclasses
+import inspect
+import os
+import sys
+import traceback
+from collections.abc import Iterator
+from functools import cache
+from hashlib import sha256
+from importlib import import_module
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any
+
+from uadray.errors import PluginError, UadrayError
+
+if TYPE_CHECKING:
+    from importlib.metadata import EntryPoint
+
+
+@cache
+def entries(group: str) -> "dict[str, list[EntryPoint]]":
+    """What is installed for a group of entry points, by name; nothing is imported."""
+    from importlib import metadata  # slow to import, and not needed for what is our own
+
+    found: dict[str, list[EntryPoint]] = {}
+    for one in metadata.entry_points(group=group):
+        found.setdefault(one.name, []).append(one)
+    return found
+
+
+def find(group: str, name: str) -> "EntryPoint | None":
+    """The entry point of that name; None where there is none.
+
+    Raises:
+        PluginError: several packages have one.
+    """
+    several = entries(group).get(name, [])
+    if len(several) > 1:
+        them = " and ".join(sorted(map(describe, several)))
+        raise PluginError(f"{name!r} is there more than once: {them}; uninstall all but one")
+    return several[0] if several else None
+
+
+def describe(entry: "EntryPoint") -> str:
+    """Package, version and class, as in `uadray-example 0.1.0 (uadray_example:ExampleAE)`."""
+    return f"{entry.dist.name} {entry.dist.version} ({entry.value})" if entry.dist else entry.value
+
+
+def load(place: str, whose: str = "", *, here: bool = False) -> Any:
+    """Import what `package.module:Name` says.
+
+    Args:
+        place: Module and name.
+        whose: Who asks for it, in front of the error's message.
+        here: Whether the module may lie in the present folder, as where a user has named it; what
+            a file names is only looked for where Python looks.
+
+    Raises:
+        PluginError: there is no such module or name, or the module fails.
+    """
+    module, _, name = place.partition(":")
+    whose = whose or place
+    if here and os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())
+    try:
+        found = import_module(module)
+    except (Exception, SystemExit) as error:
+        if isinstance(error, ModuleNotFoundError) and f"{module}.".startswith(f"{error.name}."):
+            raise PluginError(
+                f"{whose}: Python finds no module {error.name!r}: install its package, or set "
+                "PYTHONPATH to the folder that holds it"
+            ) from None
+        why = str(error) if isinstance(error, UadrayError) else failure(error)
+        raise PluginError(f"{whose} cannot be used: {why}") from error
+    try:
+        return getattr(found, name)
+    except AttributeError:
+        raise PluginError(f"{whose}: module {module} has no {name!r}") from None
+
+
+def failure(error: BaseException, place: str = "") -> str:
+    """An error of somebody else's code, with the last line of theirs that led to it.
+
+    Args:
+        error: With its traceback.
+        place: `package.module:Name` of that code.
+    """
+    text = f"{type(error).__name__}: {error}"
+    if "non-frozen dataclass" in text:
+        text += "; settings are @dataclass(frozen=True, kw_only=True)"
+    file = getattr(sys.modules.get(place.partition(":")[0]), "__file__", None)
+    frames = traceback.extract_tb(error.__traceback__)
+    theirs = [one for one in frames if one.filename == file] or frames
+    if isinstance(error, SyntaxError) or theirs[-1].filename.startswith("<"):
+        return text  # Python has said where
+    return f"{text} ({theirs[-1].filename}, line {theirs[-1].lineno})"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Package:
+    """What a class from outside of uadray is of."""
+
+    distribution: str
+    """As `pip` names it; empty for a file of none."""
+    version: str
+    """Of the distribution. A file of none has the digest of its source, so that results of changed
+    code are not taken for those of the present one."""
+
+    def __str__(self) -> str:
+        if self.distribution:
+            return f"{self.distribution} {self.version}"
+        return f"a file of no package ({self.version})"
+
+    def how_to_get(self, module: str) -> str:
+        """The command, or what to do with the file of a module."""
+        if self.distribution:
+            return f"pip install {self.distribution}=={self.version}"
+        return f"bring back the file of module {module}, with its folder in PYTHONPATH"
+
+
+def package_of(module: str, group: str) -> Package:
+    """The package of a module outside of uadray, which is not imported for that.
+
+    Raises:
+        PluginError: Python does not find the module, or it has no source.
+    """
+    from importlib import metadata
+
+    top = module.partition(".")[0]
+    installed = [one for several in entries(group).values() for one in several]
+    names = {e.dist.name for e in installed if e.dist and e.module.partition(".")[0] == top}
+    names = names or set(metadata.packages_distributions().get(top, ()))
+    if len(names) == 1:
+        (name,) = names
+        return Package(distribution=name, version=metadata.version(name))
+    try:
+        spec = find_spec(module)
+        source = spec.loader.get_source(module) if spec else None  # type: ignore[union-attr]
+    except (ImportError, ValueError, AttributeError):
+        source = None
+    if source is None:
+        raise PluginError(f"Python finds no package and no source of module {module!r}")
+    digest = sha256(source.encode()).hexdigest()[:16]
+    return Package(distribution="", version=f"sha256:{digest}")
+
+
+def check_package(place: str, here: Package | None, wanted: Package) -> None:
+    """Refuse a class that a record names of another version, or that is not installed.
+
+    Args:
+        place: Module and class.
+        here: What it is of here; None where it is not there.
+        wanted: What it was of where the record was written.
+
+    Raises:
+        PluginError: it is so; the message says what to install.
+    """
+    if here == wanted:
+        return
+    module, _, name = place.partition(":")
+    what = wanted.how_to_get(module)
+    if here is None:
+        raise PluginError(f"{name} is a method of {wanted}, which is not installed here: {what}")
+    raise PluginError(
+        f"{name} is a method of {wanted}, here is {here}: {what}, or fit again into another folder"
+    )
+
+
+def check_settings(settings: type[Any], owner: str) -> None:
+    """Refuse a class of settings from outside that cannot be recorded or explained.
+
+    Raises:
+        PluginError: it is no frozen dataclass, or a field lacks a docstring or a default.
+    """
+    name = f"{owner}.{settings.__name__}"
+    parameters = vars(settings).get("__dataclass_params__")
+    if parameters is None or not parameters.frozen:
+        raise PluginError(f"{name} must be @dataclass(frozen=True, kw_only=True)")
+    undocumented = {field for kind in settings.__mro__ for field in _undocumented(kind)}
+    for field in dataclasses.fields(settings):
+        if field.name in ("type", "package"):
+            raise PluginError(f"{name}: records use {field.name!r}; name the field otherwise")
+        if field.default is field.default_factory is dataclasses.MISSING:
+            raise PluginError(f"{name}.{field.name} must have a default")
+        if field.name in undocumented:
+            raise PluginError(
+                f"{name}.{field.name} must have a docstring below it, which help texts show: unit, "
+                "range, source"
+            )
+
+
+def _undocumented(kind: type[Any]) -> Iterator[str]:
+    """Fields that a class outside of uadray declares without a docstring below."""
+    module = sys.modules.get(kind.__module__)
+    if kind.__module__.partition(".")[0] in ("uadray", "builtins") or module is None:
+        return
+    try:
+        body: list[ast.stmt] = ast.parse(inspect.getsource(module)).body
+    except (OSError, TypeError):  # without its source nobody can look
+        return
+    for part in kind.__qualname__.split("."):
+        inner = [one for one in body if isinstance(one, ast.ClassDef) and one.name == part]
+        body = inner[-1].body if inner else []
+    for one, below in zip(body, [*body[1:], None], strict=True):
+        if isinstance(one, ast.AnnAssign) and isinstance(one.target, ast.Name):
+            text = below.value if isinstance(below, ast.Expr) else None
+            if not (isinstance(text, ast.Constant) and isinstance(text.value, str)):
+                yield one.target.id

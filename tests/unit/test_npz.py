@@ -124,6 +124,8 @@ def test_nothing_else_reads_arrays_or_literals() -> None:
             for node in ast.walk(ast.parse(path.read_text()))
             if isinstance(node, ast.Call)
         }
+        if path.name == "plugins.py":  # a class's own docstrings, read where it is registered
+            called.discard("ast.parse")
         assert not called & {"np.load", "numpy.load", "ast.literal_eval", "ast.parse"}, path
         if path.name != "npz.py":
             assert not {name for name in called if name.startswith("np.save")}, path

@@ -19,7 +19,7 @@ class OutsideMaps(Detector):
 
     @dataclass(frozen=True, kw_only=True)
     class Settings(MethodSettings):
-        title: str
+        title: str = "Maps from outside"
         """Name of the method in tables."""
         direction: Literal["higher", "lower"] = "higher"
         """Which scores of the files are the more anomalous; where it is `lower`, kept scores are

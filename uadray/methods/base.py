@@ -47,9 +47,9 @@ def check_detection(
     """Refuse what a detector makes of volumes if it is not what it says.
 
     Raises:
-        EvaluationError: the map has another shape than the volumes or is not finite inside the
-            brain, the reconstruction has another shape, or a map of another package's method
-            leaves the `score_range`.
+        EvaluationError: the map or the reconstruction has another shape than the volumes, or a
+            map of another package's method is not finite inside the brain or leaves the
+            `score_range`.
     """
     name = f"the map of {type(detector).__name__}"
     if not isinstance(found, Detection):
@@ -68,10 +68,10 @@ def check_detection(
     inside = scores[brain_BZYX]
     if not len(inside):
         return
+    if type(detector).Settings.package is None:
+        return  # ours are cut to their range where that is meant; quantising refuses NaN by subject
     if not bool(inside.isfinite().all()):
         raise EvaluationError(f"{name} must be finite inside the brain; it has NaN or infinity")
-    if type(detector).Settings.package is None:
-        return  # ours are cut to their range where that is meant
     (low, high), (least, most) = detector.score_range, (float(one) for one in inside.aminmax())
     slack = 1e-4 * (high - low)
     if least < low - slack or most > high + slack:

@@ -68,7 +68,7 @@ def check_detection(
     inside = scores[brain_BZYX]
     if not len(inside):
         return
-    if type(detector).Settings.package is None:
+    if getattr(getattr(type(detector), "Settings", None), "package", None) is None:
         return  # ours are cut to their range where that is meant; quantising refuses NaN by subject
     if not bool(inside.isfinite().all()):
         raise EvaluationError(f"{name} must be finite inside the brain; it has NaN or infinity")

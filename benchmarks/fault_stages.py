@@ -185,7 +185,8 @@ class Agent:
         except StoreError:
             return {}
         cohort = open_cohort(url)
-        table = cohort.subjects.to_json(orient="records")
+        # But for when the sources were last written: each network has a copy of its own.
+        table = cohort.subjects.drop(columns="source_stamp").to_json(orient="records")
         return {"cohort": {"figure": cohort.fingerprint, "table": table}}
 
     def _fit(self, out: str) -> dict[str, Any]:

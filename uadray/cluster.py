@@ -131,11 +131,18 @@ def _start(dashboard: bool) -> None:
             if attempt > 0 or _LATE not in str(error):
                 raise StartError(f"Ray did not start on this machine: {_why_not(error)}") from error
         # What came too late would go on beside the next, and take its CPU.
-        late = [child for child in psutil.Process().children() if child not in before]
+        children = psutil.Process().children()
+        late = [one for one in children if one not in before and _is_of_ray(one)]
         for child in late:
             with suppress(psutil.NoSuchProcess):
                 child.kill()
         psutil.wait_procs(late, timeout=_ANSWERING_S)
+
+
+def _is_of_ray(process: psutil.Process) -> bool:
+    with suppress(psutil.Error):
+        return any("/ray/" in word for word in process.cmdline())
+    return False
 
 
 _LATE = "timed out during startup"

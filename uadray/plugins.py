@@ -166,7 +166,10 @@ def check_package(place: str, here: Package | None, wanted: Package) -> None:
     module, _, name = place.partition(":")
     what = wanted.how_to_get(module)
     if here is None:
-        raise PluginError(f"{name} is a method of {wanted}, which is not installed here: {what}")
+        raise PluginError(
+            f"{name} is a method of {wanted}, which is not installed here, or not so that a record "
+            f"alone may import it (an entry point, or a file in a folder of PYTHONPATH): {what}"
+        )
     raise PluginError(
         f"{name} is a method of {wanted}, here is {here}: {what}, or fit again into another folder"
     )

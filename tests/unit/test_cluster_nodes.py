@@ -1,6 +1,7 @@
 """What is checked of a cluster's nodes, without a cluster."""
 
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -100,12 +101,15 @@ def test_an_error_of_ours_comes_out_of_rays_wrapping_without_its_advice() -> Non
 
 
 def test_a_ray_that_came_too_late_is_started_once_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    waits = "import time; time.sleep(100)"
     other = subprocess.Popen(["sleep", "100"])
+    others: list[subprocess.Popen] = []
     late: list[subprocess.Popen] = []
 
     def init(**_: object) -> None:
         if not late:
-            late.append(subprocess.Popen(["sleep", "100"]))
+            late.append(subprocess.Popen([sys.executable, "-c", waits, "/ray/gcs_server"]))
+            others.append(subprocess.Popen(["sleep", "100"]))  # of another thread
             raise Exception("The current node timed out during startup. This could happen because")
 
     monkeypatch.setattr("ray.is_initialized", lambda: False)
@@ -115,8 +119,9 @@ def test_a_ray_that_came_too_late_is_started_once_more(monkeypatch: pytest.Monke
         assert len(late) == 1
         assert late[0].wait(10) is not None
         assert other.poll() is None
+        assert others[0].poll() is None
     finally:
-        for process in (other, *late):
+        for process in (other, *others, *late):
             process.kill()
 
 

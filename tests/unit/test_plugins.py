@@ -1,5 +1,7 @@
 """Methods from other packages: found, recorded, and refused by name where they cannot be used."""
 
+import hashlib
+import importlib.util
 import json
 import os
 import subprocess
@@ -431,3 +433,38 @@ class TestRecorded:
         with pytest.raises(ConfigError):
             from_json(Experiment, {**to_json(experiment("2D-None")), "method": method})
         assert "antigravity" not in sys.modules
+
+    @pytest.mark.parametrize("place", ["theirs.evil:M", "theirs.inner.evil:M", "wsgiref:M"])
+    def test_a_record_that_came_with_a_file_does_not_run_it(
+        self, own_registry: OwnRegistry, place: str
+    ) -> None:
+        """However well its digest fits: whoever wrote the record wrote the file."""
+        ran, text = own_registry.folder / "ran", "open({!r}, 'w').close()\n"
+        inner = own_registry.folder / "theirs" / "inner"
+        inner.mkdir(parents=True)
+        for folder in (inner, inner.parent):
+            (folder / "evil.py").write_text(text.format(str(ran)) + made())
+            (folder / "__init__.py").write_text(text.format(str(ran)))
+        source = (inner / "evil.py").read_bytes()
+        if place.startswith("wsgiref"):
+            source = Path(str(importlib.util.find_spec("wsgiref").origin)).read_bytes()  # type: ignore[union-attr]
+        package = {
+            "distribution": "",
+            "version": f"sha256:{hashlib.sha256(source).hexdigest()[:16]}",
+        }
+        method = {"type": place, "package": package}
+        before = place.partition(":")[0] in sys.modules
+        with pytest.raises(PluginError, match="not so that a record alone may import it"):
+            from_json(Experiment, {**to_json(experiment("2D-None")), "method": method})
+        assert not ran.exists()
+        assert (place.partition(":")[0] in sys.modules) == before
+
+    def test_a_record_imports_what_a_package_offers_alone(self, own_registry: OwnRegistry) -> None:
+        own_registry.write("my_ae", made())
+        own_registry.write("my_other", made("MyOther"))
+        own_registry.install("my-package", "1.0", MyAE="my_ae:MyAE")
+        package = {"distribution": "my-package", "version": "1.0"}
+        method = {"type": "my_other:MyAE", "package": package}
+        with pytest.raises(PluginError, match="an entry point"):
+            from_json(Experiment, {**to_json(experiment("2D-None")), "method": method})
+        assert "my_other" not in sys.modules

@@ -165,6 +165,8 @@ def _check_name(name: str) -> None:
     Raises:
         ConfigError: it is one.
     """
+    if ":" in name:  # looked up, it would be imported
+        return
     with suppress(ConfigError):
         taken = experiment(name)
         raise EvaluationError(

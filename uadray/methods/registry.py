@@ -10,6 +10,7 @@ class MyAE(GradientDetector):
 
 import inspect
 import re
+import sys
 import warnings
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -219,12 +220,21 @@ def detector_type(name: object, package: Package | None = None) -> type[Detector
 
 
 def _import_recorded(place: str, package: Package) -> None:
+    """Import what a record names, which anybody may have written.
+
+    That is a place that an installed package offers by an entry point, or a file that lies itself
+    in a folder where Python looks: none that came in a folder of such a folder, such as beside a
+    model, since to look for a module of a package runs the package.
+    """
     here: Package | None = None
+    module = place.partition(":")[0]
+    offered = {one.value for several in plugins.entries(GROUP).values() for one in several}
+    is_file = "." not in module and module not in sys.stdlib_module_names
     if place in DETECTORS:
         here = DETECTORS[place].Settings.package
-    else:
+    elif place in offered if package.distribution else is_file:
         with suppress(PluginError):
-            here = plugins.package_of(place.partition(":")[0], GROUP)
+            here = plugins.package_of(module, GROUP)
     plugins.check_package(place, here, package)
     if place not in DETECTORS:
         plugins.load(place)

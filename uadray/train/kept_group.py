@@ -8,9 +8,11 @@ function asks for the next run instead of returning.
 import asyncio
 import threading
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from typing import Any, Generic, TypeVar
 
 import ray
+from ray.exceptions import RayActorError
 from ray.util.placement_group import (
     PlacementGroup,
     PlacementGroupID,
@@ -45,12 +47,18 @@ class KeptGroup(Generic[T]):
     @property
     def is_sound(self) -> bool:
         """Whether it can take another task with all of its tries left."""
-        return self._thread.is_alive() and len(ray.get(self._actor.starts.remote())) <= 1
+        return self._thread.is_alive() and len(self._starts()) <= 1
 
     @property
     def reserved(self) -> str:
         """Ray's id of what it holds of the cluster, for `free`; empty before it has begun."""
-        return next(reversed(ray.get(self._actor.starts.remote())), "")
+        return next(reversed(self._starts()), "")
+
+    def _starts(self) -> list[str]:
+        try:
+            return list(ray.get(self._actor.starts.remote()))
+        except RayActorError:
+            return ["", ""]  # as after a failure
 
     def do(self, task: T) -> Any:
         """Have a task done.
@@ -61,18 +69,25 @@ class KeptGroup(Generic[T]):
         Raises:
             Exception: whatever ended the group, which then takes no other task.
         """
-        ray.get(self._actor.put.remote(task))
-        outcome = self._actor.outcome.remote()
-        while not ray.wait([outcome], timeout=_LOOK_S)[0]:
-            if not self._thread.is_alive():
-                raise self._error or RuntimeError("the group of workers ended before its task did")
-        return ray.get(outcome)
+        try:
+            ray.get(self._actor.put.remote(task))
+            outcome = self._actor.outcome.remote()
+            while not ray.wait([outcome], timeout=_LOOK_S)[0]:
+                if not self._thread.is_alive():
+                    ray.kill(self._actor)
+                    raise self._error or RuntimeError("the group ended before its task did")
+            return ray.get(outcome)
+        except RayActorError:
+            # Without their desk the workers end after this task; nobody may begin it before.
+            self._thread.join()
+            raise
 
     def end(self) -> None:
         """Let the workers go; returns when they have."""
-        if self._thread.is_alive():
-            ray.get(self._actor.put.remote(None))
-            self._thread.join()
+        with suppress(RayActorError):
+            if self._thread.is_alive():
+                ray.get(self._actor.put.remote(None))
+        self._thread.join()
         ray.kill(self._actor)
 
 

@@ -2,6 +2,8 @@
 
 import resource
 from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -54,8 +56,7 @@ def fit_worker(
             "scale.micro_batch changes what batch normalisation learns: choose another "
             "--method.norm, or 0 micro-batches"
         )
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
+    _reset_peak(device)
     rows = train_rows(cohort, share=config.data_share, seed=config.seed)
     held_back = cohort.rows("validation")
     num_volumes = len(rows) + len(held_back)
@@ -167,4 +168,15 @@ def _peak_memory(device: torch.device) -> float:
     """GiB: what the fit took of its GPU, or else the highest resident size of this process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**30
+    with suppress(OSError, StopIteration):
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return int(next(line for line in lines if line.startswith("VmHWM")).split()[1]) / 2**20
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+
+
+def _reset_peak(device: torch.device) -> None:
+    """Forget the peak of fits that this process did before."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    with suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")

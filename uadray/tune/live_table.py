@@ -13,6 +13,7 @@ from rich.table import Table
 
 from uadray.gauges import Exported, set_trials
 from uadray.progress import clock
+from uadray.train.kept_group import free
 from uadray.tune.settings import RECONSTRUCTION, SweepConfig
 from uadray.tune.space import settings_of
 from uadray.tune.trial import RESERVED
@@ -63,7 +64,7 @@ class Watch(Callback):
         self._read: Callable[[dict[str, Any]], Task] | None = None
         self.tasks: list[Task] = []
         self.ended: dict[Task, str] = {}
-        self.reserved: set[str] = set()
+        self.reserved: dict[str, str] = {}
         self.on_point: Callable[[dict[str, Any]], None] = lambda point: None
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -112,7 +113,7 @@ class Watch(Callback):
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **_: Any
     ) -> None:
         """A trial has reported an epoch, or why it cannot go on."""
-        self.reserved |= {result[RESERVED]} if result.get(RESERVED) else set()
+        self.reserved |= {trial.trial_id: result[RESERVED]} if result.get(RESERVED) else {}
         if trial.trial_id not in self._running:
             return
         if "error" in result:
@@ -133,7 +134,9 @@ class Watch(Callback):
         self._end(trial, "")
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
-        """A trial has failed; Tune may start it again."""
+        """A trial has failed; Tune may start it again, in another actor."""
+        if trial.trial_id in self.reserved:
+            free([self.reserved.pop(trial.trial_id)])
         lines = str(trial.get_error() or "its process died").strip().splitlines()
         self._end(trial, lines[-1] if lines else "its process died")
 

@@ -412,7 +412,7 @@ class _Job:
             try:
                 tuner.fit()
             finally:
-                free(watch.reserved)
+                free(watch.reserved.values())
         _record_ends(watch, stopped=scheduler is not None and not self.out_of_time)
 
 

@@ -399,6 +399,31 @@ class TestDirection:
         insisted = bring(cohort, maps, tmp_path / "insisted", direction="higher")
         assert not insisted.absent
 
+    def test_what_is_advised_works_in_the_same_folder(self, cohort: Cohort, tmp_path: Path) -> None:
+        maps, out = write_maps(tmp_path / "few", IDS[:3]), tmp_path / "run"
+        with pytest.raises(TooManyFailuresError):
+            bring(cohort, maps, out)
+        maps = write_maps(tmp_path / "maps", change=with_values(lambda v: 3 - v))
+        with pytest.raises(EvaluationError, match="the maps look inverted") as refused:
+            bring(cohort, maps, out)
+        assert "another --out" not in str(refused.value)
+        assert not any(out.glob("*"))
+        assert not bring(cohort, maps, out, direction="lower").absent
+
+    def test_a_refusal_leaves_what_another_job_began(self, cohort: Cohort, tmp_path: Path) -> None:
+        out = tmp_path / "run"
+        bring(cohort, write_maps(tmp_path / "maps"), out)
+        (out / "summary.json").rename(tmp_path / "summary.json")
+        inverted = write_maps(tmp_path / "inverted", change=with_values(lambda v: 3 - v))
+        before = {path.relative_to(out) for path in out.rglob("*")}
+        with pytest.raises(EvaluationError, match="lower ones in another --out"):
+            bring(cohort, inverted, out)
+        with pytest.raises(TooManyFailuresError):
+            bring(cohort, write_maps(tmp_path / "few", IDS[:3]), out)
+        assert {path.relative_to(out) for path in out.rglob("*")} == before
+        with pytest.raises(CheckpointError, match="choose another --out"):
+            bring(cohort, inverted, out, direction="lower")
+
     def test_the_test_part_decides_nothing(self, cohort: Cohort, tmp_path: Path) -> None:
         maps = write_maps(tmp_path / "maps")
         write_maps(maps, IDS[3:], with_values(lambda v: 3 - v))

@@ -31,7 +31,8 @@ from uadray.prepare.nifti import RawImage, corner_distance, halves, read_image
 from uadray.results import are_predictions
 from uadray.runs.checkpoint import CheckpointStore
 from uadray.runs.folder import Run
-from uadray.runs.maps import MapStore
+from uadray.runs.maps import MAPS, MapStore
+from uadray.runs.reading import CONFIG
 from uadray.store import Cohort, software_versions
 
 READERS = 4
@@ -152,11 +153,12 @@ def bring_maps(
         predicted = are_predictions(files.normalise(maps))
         config = replace(config, resample="linear" if predicted else "average")
     with hold(url):
+        begins = not Run.is_begun(url)
         run = Run.create(url, given, cohort)
         run.remove_drafts()
-        return _Bringing(run=run, cohort=cohort, config=config, lines=lines, found=found).run_all(
-            files.normalise(maps), report
-        )
+        return _Bringing(
+            run=run, cohort=cohort, config=config, lines=lines, found=found, begins=begins
+        ).run_all(files.normalise(maps), report)
 
 
 def _check_name(name: str) -> None:
@@ -182,6 +184,8 @@ class _Bringing:
     config: MapsConfig
     lines: Sequence[_Line]
     found: MapFiles
+    begins: bool
+    """Whether the run folder held no run before this call."""
 
     @property
     def _sign(self) -> float:
@@ -219,8 +223,12 @@ class _Bringing:
                 else:
                     kept.append(outcome)
                 report(1)
-        self._check_absent(absent)
-        remarks = [*self._check_direction(store, kept)]
+        try:
+            self._check_absent(absent)
+            remarks = [*self._check_direction(store, kept)]
+        except (EvaluationError, TooManyFailuresError):
+            self._leave_nothing()
+            raise
         score_range, more = self._score_range(kept)
         remarks += more
         digest = self._digest(kept, score_range)
@@ -321,6 +329,17 @@ class _Bringing:
             "notes": [*raw.notes, *notes],
         }
 
+    def _leave_nothing(self) -> None:
+        """Take back a run that this call began, so that other settings can be given in its place.
+
+        What another job has begun, or has finished, stays.
+        """
+        if not self.begins or self.run.summary is not None:
+            return
+        # The other way round a kill in between would leave maps of no run, which bar the folder.
+        files.remove(files.join(self.run.url, MAPS))
+        files.remove(files.join(self.run.url, CONFIG))
+
     def _check_absent(self, absent: Sequence[Absent]) -> None:
         total = len(self.lines)
         refused = self.config.missing == "refuse" and absent
@@ -350,12 +369,14 @@ class _Bringing:
             "pass --direction lower where lower scores are the more anomalous (likelihoods, "
             "similarities), or --direction higher where the method is meant so"
         )
+        # The direction is one of a run's settings, which are never changed.
+        elsewhere = "" if self.begins else f"; lower ones in another --out than {self.run.url}"
         if len(areas) >= MIN_CHECKED:
             if (median := float(np.median(areas))) < INVERTED:
                 raise EvaluationError(
                     f"{self.run.experiment.name}: the maps look inverted: in the threshold part "
                     f"lesions have lower scores than the rest of the brain (median area under the "
-                    f"ROC curve of {len(areas)} scans {median:.2f}): {insist}"
+                    f"ROC curve of {len(areas)} scans {median:.2f}): {insist}{elsewhere}"
                 )
             return []
         if np.median([one["skew"] for one in kept]) < 0:

@@ -457,6 +457,23 @@ class TestRange:
         assert load_detector(brought.run).score_range[1] < 100
         assert "count as equal" in brought.remarks[0]
 
+    def test_small_sharp_lesions_are_not_flattened(self, cohort: Cohort, tmp_path: Path) -> None:
+        """Hardly anything in most of the brain, and all that counts in few voxels of some scans."""
+        folder, lesions = tmp_path / "maps", {}
+        folder.mkdir()
+        for line in cohort.subjects.itertuples():
+            rng = np.random.default_rng(line.row)
+            values = rng.uniform(0, 0.001, cohort.shape).astype(np.float32)
+            inner = np.argwhere(ndimage.binary_erosion(brain_of(cohort, line.id), iterations=2))
+            if line.row >= 5:
+                lesions[line.id] = tuple(inner[:150].T)
+                values[lesions[line.id]] = rng.uniform(0.3, 0.99, 150)
+            nib.save(nib.Nifti1Image(values.T, np.array(line.affine)), folder / f"{line.id}.nii")
+        brought = bring(cohort, folder, tmp_path / "run", direction="higher")
+        assert brought.remarks == ()
+        high = load_detector(brought.run).score_range[1]
+        assert all(kept(brought, name)[at].max() <= high for name, at in lesions.items())
+
 
 class TestRun:
     def test_it_says_what_it_is(self, cohort: Cohort, tmp_path: Path) -> None:

@@ -49,10 +49,14 @@ MIN_CHECKED = 3
 """Scans that it takes to say so."""
 
 FINE = 64
-"""The highest score may be this many times the usual high ones (the median over scans of the 99.9th
-percentile); else single voxels would leave all others too few of the 65 536 levels."""
+"""The highest score may be this many times the usual high ones (the median over scans of
+the 99.9th percentile, or the highest over scans of the `FEW`th highest score if that is more); else
+single voxels would leave all others too few of the 65 536 levels."""
 
-VERSION = 1
+FEW = 100
+"""As many high voxels in one scan are no single ones: sharp maps are high in lesions alone."""
+
+VERSION = 2
 """Of how maps are brought to the grid: those of another one are read again."""
 
 
@@ -315,7 +319,9 @@ class _Bringing:
                 "whether the method has failed on this scan"
             )
         kept = np.where(brain, np.float32(self._sign) * values, np.float32(0)).astype(np.float32)
-        usual = np.quantile(kept[brain], 0.999)
+        scores = kept[brain]
+        usual = np.quantile(scores, 0.999)
+        few = np.partition(scores, -FEW)[-FEW] if len(scores) >= FEW else scores.max()
         return {
             "id": line.id,
             "row": line.row,
@@ -325,6 +331,7 @@ class _Bringing:
             "low": float(kept[brain].min()),
             "high": float(kept[brain].max()),
             "usual": float(usual),
+            "few": float(few),
             "skew": float(np.nan_to_num(stats.skew(kept[brain].astype(np.float64)))),
             "notes": [*raw.notes, *notes],
         }
@@ -408,7 +415,8 @@ class _Bringing:
             said = [f"scores of {len(beyond)} scans lie outside of --score-range"] if beyond else []
             return (low, high), said
         low, high = min(one["low"] for one in kept), max(one["high"] for one in kept)
-        top = low + FINE * (float(np.median([one["usual"] for one in kept])) - low)
+        usual = float(np.median([one["usual"] for one in kept]))
+        top = low + FINE * (max(usual, *(one["few"] for one in kept)) - low)
         if low < top < high:
             return (low, top), [
                 f"single voxels have scores up to {high:g}, far above all others: scores above "

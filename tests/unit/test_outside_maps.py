@@ -117,6 +117,31 @@ class TestOwners:
         (left_out,) = find_maps(str(tmp_path), ["a1", "b2"]).left_out
         assert left_out.reason == "of a1 or b2 by its name; name the maps in a table"
 
+    @pytest.mark.parametrize(
+        ("name", "owners"),
+        [
+            ("sub-01_to_template-long.nii", "sub-01 or template-long"),
+            ("sub-01_ses-2_from_sub-01.nii", "sub-01 or sub-01_ses-2"),
+            ("12_run-3.nii", "12 or 3"),
+            ("2024-05_12.nii", "12 or 2024 or 05"),
+            ("sub-01_12.nii", "sub-01 or 12"),
+        ],
+    )
+    def test_a_longer_id_elsewhere_in_the_name_decides_nothing(
+        self, tmp_path: Path, name: str, owners: str
+    ) -> None:
+        for one in (name, "right.nii"):
+            (tmp_path / one).write_bytes(b"")
+        ids = ["sub-01", "sub-01_ses-2", "template-long", "12", "right"]
+        (left_out,) = find_maps(str(tmp_path), ids).left_out
+        assert left_out.reason == f"of {owners} by its name; name the maps in a table"
+
+    @pytest.mark.parametrize("name", ["12.nii", "map_12_T1w.nii", "12/run-3.nii", "12/12_map.nii"])
+    def test_an_id_of_digits_that_is_the_only_number(self, tmp_path: Path, name: str) -> None:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"")
+        assert set(find_maps(str(tmp_path), ["12", "14"]).by_id) == {"12"}
+
     def test_an_empty_folder_and_none(self, tmp_path: Path) -> None:
         with pytest.raises(NoScanFoundError, match=r"no file there ends in \.nii"):
             find_maps(str(tmp_path), IDS)

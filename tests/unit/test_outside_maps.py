@@ -25,14 +25,16 @@ from uadray.errors import (
     EvaluationError,
     NoScanFoundError,
     RunError,
+    ScanError,
     TooManyFailuresError,
 )
 from uadray.evaluation.inputs import compare
 from uadray.evaluation.map_files import find_maps
-from uadray.evaluation.maps import Brought, bring_maps
+from uadray.evaluation.maps import Brought, bring_maps, on_grid
 from uadray.evaluation.maps_settings import MapsConfig
 from uadray.prediction.model import model_of_run
 from uadray.prepare.geometry import to_scanner
+from uadray.prepare.nifti import read_image
 from uadray.runs.checkpoint import weights_digest
 from uadray.runs.detector import load_detector
 from uadray.runs.folder import Run
@@ -290,6 +292,25 @@ class TestGrid:
         for path in (tmp_path / "cohort/scans").glob("*_T1w.nii.gz"):
             path.unlink()
         self.check(cohort, bring(cohort, write_maps(tmp_path / "maps"), tmp_path / "run"))
+
+    @pytest.mark.parametrize("scan", ["gone", "without orientation", "of other voxels"])
+    def test_without_orientation_the_grid_counts_only_where_no_file_is_recorded(
+        self, cohort: Cohort, tmp_path: Path, scan: str
+    ) -> None:
+        brain = brain_of(cohort, IDS[0])
+        affine = np.array(cohort.subjects.set_index("id").loc[IDS[0]]["affine"])
+        values = np.random.default_rng(0).random(brain.shape[::-1]).astype(np.float32)
+        nib.save(without_place(nib.Nifti1Image(values, affine)), tmp_path / "map.nii")
+        raw, source = read_image(str(tmp_path / "map.nii")), str(tmp_path / "scan.nii")
+        if scan == "without orientation":
+            nib.save(without_place(nib.Nifti1Image(values, affine)), source)
+        elif scan == "of other voxels":
+            nib.save(nib.Nifti1Image(values[1:], affine), source)
+        with pytest.raises(ScanError, match="so that its place is unknown"):
+            on_grid(raw, "map.nii", affine, brain, source, MapsConfig())
+        for none in ("", "phantom://1"):
+            _, notes = on_grid(raw, "map.nii", affine, brain, none, MapsConfig())
+            assert notes == ["the file records no orientation, taken as on the cohort's grid"]
 
     def test_on_s3(self, cohort: Cohort, tmp_path: Path, bucket: str) -> None:
         maps = write_maps(tmp_path / "maps")

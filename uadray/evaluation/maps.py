@@ -518,25 +518,30 @@ def _placed(
 
     Raises:
         ScanError: it has as many voxels as its scan, or as the cohort's grid, and lies elsewhere,
-            or it records no place.
+            or it records no place and that of its scan is not known to be its own.
     """
     shape = raw.voxels.shape
     grid = RawImage(voxels=np.empty(target), affine=affine, oriented=True, notes=())
-    scan = None if _is_on(raw, affine, target) else _scan_of(source)
+    scan = None if raw.oriented and _is_on(raw, affine, target) else _scan_of(source)
     places = [("the cohort's grid", _turned(grid))]
     if scan is not None:
         # Where both have as many voxels the scan is meant: that is what other software sees.
         places.insert(0, (f"its scan {source}", _turned(scan)))
     if not raw.oriented:
-        named = {"its scan": scan, "the cohort's grid": grid}
-        for what, one in named.items():
-            if one is not None and one.voxels.shape == shape:
-                moved = _with(raw, one.affine)
-                return _turned(moved), [f"the file records no orientation, taken as on {what}"]
+        # A map of a scan in a file has that file's axes: on the cohort's grid, of as many voxels by
+        # chance, left and right could be exchanged.
+        what, one = ("its scan", scan) if _is_file(source) else ("the cohort's grid", grid)
+        if one is not None and one.voxels.shape == shape:
+            moved = _with(raw, one.affine)
+            return _turned(moved), [f"the file records no orientation, taken as on {what}"]
+        why = (
+            f"its scan {source} is gone or records none either"
+            if one is None
+            else f"its {shape} voxels are not those of {what} ({one.voxels.shape})"
+        )
         raise ScanError(
-            f"{path}: records no orientation, and its {shape} voxels are not those of its scan or "
-            f"of the cohort's grid ({target}), so that its place is unknown; write it with the "
-            "affine of its scan"
+            f"{path}: records no orientation, and {why}, so that its place is unknown; write it "
+            "with the affine of its scan"
         )
     turned = _turned(raw)
     alike = [(what, one) for what, one in places if one.voxels.shape == turned.voxels.shape]
@@ -558,9 +563,14 @@ def _placed(
     )
 
 
+def _is_file(source: str) -> bool:
+    """Whether the cohort records which file a scan was read from."""
+    return bool(source) and not source.startswith(PHANTOM_SCHEME)
+
+
 def _scan_of(source: str) -> RawImage | None:
     """The scan of the cohort in its file; None where it is gone or records no place."""
-    if not source or source.startswith(PHANTOM_SCHEME):
+    if not _is_file(source):
         return None
     try:
         scan = read_image(source)

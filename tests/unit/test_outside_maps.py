@@ -25,14 +25,16 @@ from uadray.errors import (
     EvaluationError,
     NoScanFoundError,
     RunError,
+    ScanError,
     TooManyFailuresError,
 )
 from uadray.evaluation.inputs import compare
 from uadray.evaluation.map_files import find_maps
-from uadray.evaluation.maps import Brought, bring_maps
+from uadray.evaluation.maps import Brought, bring_maps, on_grid
 from uadray.evaluation.maps_settings import MapsConfig
 from uadray.prediction.model import model_of_run
 from uadray.prepare.geometry import to_scanner
+from uadray.prepare.nifti import read_image
 from uadray.runs.checkpoint import weights_digest
 from uadray.runs.detector import load_detector
 from uadray.runs.folder import Run
@@ -116,6 +118,31 @@ class TestOwners:
             (tmp_path / one).write_bytes(b"")
         (left_out,) = find_maps(str(tmp_path), ["a1", "b2"]).left_out
         assert left_out.reason == "of a1 or b2 by its name; name the maps in a table"
+
+    @pytest.mark.parametrize(
+        ("name", "owners"),
+        [
+            ("sub-01_to_template-long.nii", "sub-01 or template-long"),
+            ("sub-01_ses-2_from_sub-01.nii", "sub-01 or sub-01_ses-2"),
+            ("12_run-3.nii", "12 or 3"),
+            ("2024-05_12.nii", "12 or 2024 or 05"),
+            ("sub-01_12.nii", "sub-01 or 12"),
+        ],
+    )
+    def test_a_longer_id_elsewhere_in_the_name_decides_nothing(
+        self, tmp_path: Path, name: str, owners: str
+    ) -> None:
+        for one in (name, "right.nii"):
+            (tmp_path / one).write_bytes(b"")
+        ids = ["sub-01", "sub-01_ses-2", "template-long", "12", "right"]
+        (left_out,) = find_maps(str(tmp_path), ids).left_out
+        assert left_out.reason == f"of {owners} by its name; name the maps in a table"
+
+    @pytest.mark.parametrize("name", ["12.nii", "map_12_T1w.nii", "12/run-3.nii", "12/12_map.nii"])
+    def test_an_id_of_digits_that_is_the_only_number(self, tmp_path: Path, name: str) -> None:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"")
+        assert set(find_maps(str(tmp_path), ["12", "14"]).by_id) == {"12"}
 
     def test_an_empty_folder_and_none(self, tmp_path: Path) -> None:
         with pytest.raises(NoScanFoundError, match=r"no file there ends in \.nii"):
@@ -266,6 +293,25 @@ class TestGrid:
             path.unlink()
         self.check(cohort, bring(cohort, write_maps(tmp_path / "maps"), tmp_path / "run"))
 
+    @pytest.mark.parametrize("scan", ["gone", "without orientation", "of other voxels"])
+    def test_without_orientation_the_grid_counts_only_where_no_file_is_recorded(
+        self, cohort: Cohort, tmp_path: Path, scan: str
+    ) -> None:
+        brain = brain_of(cohort, IDS[0])
+        affine = np.array(cohort.subjects.set_index("id").loc[IDS[0]]["affine"])
+        values = np.random.default_rng(0).random(brain.shape[::-1]).astype(np.float32)
+        nib.save(without_place(nib.Nifti1Image(values, affine)), tmp_path / "map.nii")
+        raw, source = read_image(str(tmp_path / "map.nii")), str(tmp_path / "scan.nii")
+        if scan == "without orientation":
+            nib.save(without_place(nib.Nifti1Image(values, affine)), source)
+        elif scan == "of other voxels":
+            nib.save(nib.Nifti1Image(values[1:], affine), source)
+        with pytest.raises(ScanError, match="so that its place is unknown"):
+            on_grid(raw, "map.nii", affine, brain, source, MapsConfig())
+        for none in ("", "phantom://1"):
+            _, notes = on_grid(raw, "map.nii", affine, brain, none, MapsConfig())
+            assert notes == ["the file records no orientation, taken as on the cohort's grid"]
+
     def test_on_s3(self, cohort: Cohort, tmp_path: Path, bucket: str) -> None:
         maps = write_maps(tmp_path / "maps")
         client = boto3.client("s3")
@@ -399,6 +445,31 @@ class TestDirection:
         insisted = bring(cohort, maps, tmp_path / "insisted", direction="higher")
         assert not insisted.absent
 
+    def test_what_is_advised_works_in_the_same_folder(self, cohort: Cohort, tmp_path: Path) -> None:
+        maps, out = write_maps(tmp_path / "few", IDS[:3]), tmp_path / "run"
+        with pytest.raises(TooManyFailuresError):
+            bring(cohort, maps, out)
+        maps = write_maps(tmp_path / "maps", change=with_values(lambda v: 3 - v))
+        with pytest.raises(EvaluationError, match="the maps look inverted") as refused:
+            bring(cohort, maps, out)
+        assert "another --out" not in str(refused.value)
+        assert not any(out.glob("*"))
+        assert not bring(cohort, maps, out, direction="lower").absent
+
+    def test_a_refusal_leaves_what_another_job_began(self, cohort: Cohort, tmp_path: Path) -> None:
+        out = tmp_path / "run"
+        bring(cohort, write_maps(tmp_path / "maps"), out)
+        (out / "summary.json").rename(tmp_path / "summary.json")
+        inverted = write_maps(tmp_path / "inverted", change=with_values(lambda v: 3 - v))
+        before = {path.relative_to(out) for path in out.rglob("*")}
+        with pytest.raises(EvaluationError, match="lower ones in another --out"):
+            bring(cohort, inverted, out)
+        with pytest.raises(TooManyFailuresError):
+            bring(cohort, write_maps(tmp_path / "few", IDS[:3]), out)
+        assert {path.relative_to(out) for path in out.rglob("*")} == before
+        with pytest.raises(CheckpointError, match="choose another --out"):
+            bring(cohort, inverted, out, direction="lower")
+
     def test_the_test_part_decides_nothing(self, cohort: Cohort, tmp_path: Path) -> None:
         maps = write_maps(tmp_path / "maps")
         write_maps(maps, IDS[3:], with_values(lambda v: 3 - v))
@@ -431,6 +502,23 @@ class TestRange:
         brought = bring(cohort, maps, tmp_path / "run")
         assert load_detector(brought.run).score_range[1] < 100
         assert "count as equal" in brought.remarks[0]
+
+    def test_small_sharp_lesions_are_not_flattened(self, cohort: Cohort, tmp_path: Path) -> None:
+        """Hardly anything in most of the brain, and all that counts in few voxels of some scans."""
+        folder, lesions = tmp_path / "maps", {}
+        folder.mkdir()
+        for line in cohort.subjects.itertuples():
+            rng = np.random.default_rng(line.row)
+            values = rng.uniform(0, 0.001, cohort.shape).astype(np.float32)
+            inner = np.argwhere(ndimage.binary_erosion(brain_of(cohort, line.id), iterations=2))
+            if line.row >= 5:
+                lesions[line.id] = tuple(inner[:150].T)
+                values[lesions[line.id]] = rng.uniform(0.3, 0.99, 150)
+            nib.save(nib.Nifti1Image(values.T, np.array(line.affine)), folder / f"{line.id}.nii")
+        brought = bring(cohort, folder, tmp_path / "run", direction="higher")
+        assert brought.remarks == ()
+        high = load_detector(brought.run).score_range[1]
+        assert all(kept(brought, name)[at].max() <= high for name, at in lesions.items())
 
 
 class TestRun:

@@ -20,6 +20,9 @@ TABLES = (".csv", ".tsv")
 _PREDICTED = r"(^|/)anomaly\.nii\.gz$|_desc-anomaly_probseg\.nii\.gz$"
 """The maps among what `jobs/predict.py` writes."""
 
+_NUMBER = re.compile(r"(?<![^\W_])\d+(?![^\W_])")
+"""One that stands alone, as the 3 of `run-3` and not that of `T3w`."""
+
 _SESSION = re.compile(r"_ses-[0-9A-Za-z]+")
 
 
@@ -37,9 +40,11 @@ def find_maps(where: str, ids: Sequence[str], pattern: str = "") -> MapFiles:
     """Find the maps of a cohort's scans.
 
     A file is the map of the scan whose id stands in its name, or else in the nearest of its folders
-    that hold one, between characters that are neither letters nor digits: the longest where several
-    do. Upper and lower case, and letters composed in several ways, are the same. An id without a
-    session stands for one with it where the cohort has one session of that person.
+    that hold one, between characters that are neither letters nor digits; an id within a longer one
+    does not count, and a name with two ids at different places is of neither. An id of digits alone
+    has to be the only number there. Upper and lower case, and letters composed in several ways, are
+    the same. An id without a session stands for one with it where the cohort has one session of
+    that person.
 
     Args:
         where: A folder, or a table with the columns `id` and `path`.
@@ -128,13 +133,13 @@ class _Owners:
         parts = [stem(last), *reversed(folders)]
         # `sub-01/ses-1/anomaly.nii.gz` means what `sub-01_ses-1` does.
         whole = "_".join([*folders, stem(last)])
-        found = next((found for part in parts if (found := _longest(self._ids, part))), [])
-        longer = _longest(self._ids, whole)
+        found = next((found for part in parts if (found := _named(self._ids, part))), [])
+        longer = [one for one in _named(self._ids, whole) if one not in found]
         if len(longer) == 1 and all(longer[0].startswith(f"{one}_") for one in found):
             return longer
         if found or "ses-" in name:
             return found
-        return next((found for part in parts if (found := _longest(self._bare, part))), [])
+        return next((found for part in parts if (found := _named(self._bare, part))), [])
 
 
 def _pattern(name: str) -> re.Pattern[str]:
@@ -142,11 +147,22 @@ def _pattern(name: str) -> re.Pattern[str]:
     return re.compile(f"(?<!{letter}){re.escape(name_key(name))}(?!{letter})")
 
 
-def _longest(patterns: Mapping[str, re.Pattern[str]], part: str) -> list[str]:
+def _named(patterns: Mapping[str, re.Pattern[str]], part: str) -> list[str]:
+    """What a name may mean: the ids in it; where that is a number, its other numbers too."""
     text = name_key(part)
-    found = [one for one, pattern in patterns.items() if pattern.search(text)]
-    length = max(map(len, found), default=0)
-    return [one for one in found if len(one) == length]
+    spans = {
+        one: [match.span() for match in pattern.finditer(text)] for one, pattern in patterns.items()
+    }
+    everywhere = [span for found in spans.values() for span in found]
+    found = [one for one, at in spans.items() if any(not _is_within(s, everywhere) for s in at)]
+    if len(found) == 1 and found[0].isdecimal():
+        found += [n for n in dict.fromkeys(_NUMBER.findall(text)) if n not in found]
+    return found
+
+
+def _is_within(span: tuple[int, int], others: Iterable[tuple[int, int]]) -> bool:
+    """Whether a longer one covers it."""
+    return any(a <= span[0] and span[1] <= b and (a, b) != span for a, b in others)
 
 
 def _in_table(where: str, ids: Sequence[str]) -> MapFiles:

@@ -31,7 +31,8 @@ from uadray.prepare.nifti import RawImage, corner_distance, halves, read_image
 from uadray.results import are_predictions
 from uadray.runs.checkpoint import CheckpointStore
 from uadray.runs.folder import Run
-from uadray.runs.maps import MapStore
+from uadray.runs.maps import MAPS, MapStore
+from uadray.runs.reading import CONFIG
 from uadray.store import Cohort, software_versions
 
 READERS = 4
@@ -48,10 +49,14 @@ MIN_CHECKED = 3
 """Scans that it takes to say so."""
 
 FINE = 64
-"""The highest score may be this many times the usual high ones (the median over scans of the 99.9th
-percentile); else single voxels would leave all others too few of the 65 536 levels."""
+"""The highest score may be this many times the usual high ones (the median over scans of
+the 99.9th percentile, or the highest over scans of the `FEW`th highest score if that is more); else
+single voxels would leave all others too few of the 65 536 levels."""
 
-VERSION = 1
+FEW = 100
+"""As many high voxels in one scan are no single ones: sharp maps are high in lesions alone."""
+
+VERSION = 2
 """Of how maps are brought to the grid: those of another one are read again."""
 
 
@@ -152,11 +157,12 @@ def bring_maps(
         predicted = are_predictions(files.normalise(maps))
         config = replace(config, resample="linear" if predicted else "average")
     with hold(url):
+        begins = not Run.is_begun(url)
         run = Run.create(url, given, cohort)
         run.remove_drafts()
-        return _Bringing(run=run, cohort=cohort, config=config, lines=lines, found=found).run_all(
-            files.normalise(maps), report
-        )
+        return _Bringing(
+            run=run, cohort=cohort, config=config, lines=lines, found=found, begins=begins
+        ).run_all(files.normalise(maps), report)
 
 
 def _check_name(name: str) -> None:
@@ -184,6 +190,8 @@ class _Bringing:
     config: MapsConfig
     lines: Sequence[_Line]
     found: MapFiles
+    begins: bool
+    """Whether the run folder held no run before this call."""
 
     @property
     def _sign(self) -> float:
@@ -221,8 +229,12 @@ class _Bringing:
                 else:
                     kept.append(outcome)
                 report(1)
-        self._check_absent(absent)
-        remarks = [*self._check_direction(store, kept)]
+        try:
+            self._check_absent(absent)
+            remarks = [*self._check_direction(store, kept)]
+        except (EvaluationError, TooManyFailuresError):
+            self._leave_nothing()
+            raise
         score_range, more = self._score_range(kept)
         remarks += more
         digest = self._digest(kept, score_range)
@@ -309,7 +321,9 @@ class _Bringing:
                 "whether the method has failed on this scan"
             )
         kept = np.where(brain, np.float32(self._sign) * values, np.float32(0)).astype(np.float32)
-        usual = np.quantile(kept[brain], 0.999)
+        scores = kept[brain]
+        usual = np.quantile(scores, 0.999)
+        few = np.partition(scores, -FEW)[-FEW] if len(scores) >= FEW else scores.max()
         return {
             "id": line.id,
             "row": line.row,
@@ -319,9 +333,21 @@ class _Bringing:
             "low": float(kept[brain].min()),
             "high": float(kept[brain].max()),
             "usual": float(usual),
+            "few": float(few),
             "skew": float(np.nan_to_num(stats.skew(kept[brain].astype(np.float64)))),
             "notes": [*raw.notes, *notes],
         }
+
+    def _leave_nothing(self) -> None:
+        """Take back a run that this call began, so that other settings can be given in its place.
+
+        What another job has begun, or has finished, stays.
+        """
+        if not self.begins or self.run.summary is not None:
+            return
+        # The other way round a kill in between would leave maps of no run, which bar the folder.
+        files.remove(files.join(self.run.url, MAPS))
+        files.remove(files.join(self.run.url, CONFIG))
 
     def _check_absent(self, absent: Sequence[Absent]) -> None:
         total = len(self.lines)
@@ -352,12 +378,14 @@ class _Bringing:
             "pass --direction lower where lower scores are the more anomalous (likelihoods, "
             "similarities), or --direction higher where the method is meant so"
         )
+        # The direction is one of a run's settings, which are never changed.
+        elsewhere = "" if self.begins else f"; lower ones in another --out than {self.run.url}"
         if len(areas) >= MIN_CHECKED:
             if (median := float(np.median(areas))) < INVERTED:
                 raise EvaluationError(
                     f"{self.run.experiment.name}: the maps look inverted: in the threshold part "
                     f"lesions have lower scores than the rest of the brain (median area under the "
-                    f"ROC curve of {len(areas)} scans {median:.2f}): {insist}"
+                    f"ROC curve of {len(areas)} scans {median:.2f}): {insist}{elsewhere}"
                 )
             return []
         if np.median([one["skew"] for one in kept]) < 0:
@@ -389,7 +417,8 @@ class _Bringing:
             said = [f"scores of {len(beyond)} scans lie outside of --score-range"] if beyond else []
             return (low, high), said
         low, high = min(one["low"] for one in kept), max(one["high"] for one in kept)
-        top = low + FINE * (float(np.median([one["usual"] for one in kept])) - low)
+        usual = float(np.median([one["usual"] for one in kept]))
+        top = low + FINE * (max(usual, *(one["few"] for one in kept)) - low)
         if low < top < high:
             return (low, top), [
                 f"single voxels have scores up to {high:g}, far above all others: scores above "
@@ -491,25 +520,30 @@ def _placed(
 
     Raises:
         ScanError: it has as many voxels as its scan, or as the cohort's grid, and lies elsewhere,
-            or it records no place.
+            or it records no place and that of its scan is not known to be its own.
     """
     shape = raw.voxels.shape
     grid = RawImage(voxels=np.empty(target), affine=affine, oriented=True, notes=())
-    scan = None if _is_on(raw, affine, target) else _scan_of(source)
+    scan = None if raw.oriented and _is_on(raw, affine, target) else _scan_of(source)
     places = [("the cohort's grid", _turned(grid))]
     if scan is not None:
         # Where both have as many voxels the scan is meant: that is what other software sees.
         places.insert(0, (f"its scan {source}", _turned(scan)))
     if not raw.oriented:
-        named = {"its scan": scan, "the cohort's grid": grid}
-        for what, one in named.items():
-            if one is not None and one.voxels.shape == shape:
-                moved = _with(raw, one.affine)
-                return _turned(moved), [f"the file records no orientation, taken as on {what}"]
+        # A map of a scan in a file has that file's axes: on the cohort's grid, of as many voxels by
+        # chance, left and right could be exchanged.
+        what, one = ("its scan", scan) if _is_file(source) else ("the cohort's grid", grid)
+        if one is not None and one.voxels.shape == shape:
+            moved = _with(raw, one.affine)
+            return _turned(moved), [f"the file records no orientation, taken as on {what}"]
+        why = (
+            f"its scan {source} is gone or records none either"
+            if one is None
+            else f"its {shape} voxels are not those of {what} ({one.voxels.shape})"
+        )
         raise ScanError(
-            f"{path}: records no orientation, and its {shape} voxels are not those of its scan or "
-            f"of the cohort's grid ({target}), so that its place is unknown; write it with the "
-            "affine of its scan"
+            f"{path}: records no orientation, and {why}, so that its place is unknown; write it "
+            "with the affine of its scan"
         )
     turned = _turned(raw)
     alike = [(what, one) for what, one in places if one.voxels.shape == turned.voxels.shape]
@@ -531,9 +565,14 @@ def _placed(
     )
 
 
+def _is_file(source: str) -> bool:
+    """Whether the cohort records which file a scan was read from."""
+    return bool(source) and not source.startswith(PHANTOM_SCHEME)
+
+
 def _scan_of(source: str) -> RawImage | None:
     """The scan of the cohort in its file; None where it is gone or records no place."""
-    if not source or source.startswith(PHANTOM_SCHEME):
+    if not _is_file(source):
         return None
     try:
         scan = read_image(source)

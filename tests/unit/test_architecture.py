@@ -175,3 +175,9 @@ def test_a_report_is_imported_by_few() -> None:
         if any(name.startswith("uadray.report") for name in imported(path))
     }
     assert importers <= {"report", "viewer", "papers"}
+
+
+def test_test_files_have_names_of_their_own() -> None:
+    """Pytest imports them by their names alone, and refuses the second of one name."""
+    names = [path.name for path in Path(__file__).parents[1].rglob("test_*.py")]
+    assert sorted(set(names)) == sorted(names)

@@ -547,12 +547,36 @@ class TestRun:
         write_maps(maps, IDS[7:], with_values(lambda v: v**2))
         again = bring(cohort, maps, tmp_path / "run")
         assert weights_digest(again.run) != weights
-        assert len([p for p, when in times.items() if p.stat().st_mtime_ns != when]) == 1
+        now = set((tmp_path / "run/maps").glob("*.npz"))
+        assert len(now - set(times)) == len(set(times) - now) == 1
+
+    def test_a_call_that_is_refused_takes_nothing_from_a_finished_run(
+        self, cohort: Cohort, tmp_path: Path
+    ) -> None:
+        brought = bring(cohort, write_maps(tmp_path / "maps"), tmp_path / "run")
+        before = {p: p.read_bytes() for p in (tmp_path / "run").rglob("*") if p.is_file()}
+        few = write_maps(tmp_path / "few", IDS[:2], with_values(lambda v: v**2))
+        with pytest.raises(TooManyFailuresError):
+            bring(cohort, few, tmp_path / "run")
+        turned = write_maps(tmp_path / "turned", change=with_values(lambda v: 3 - v))
+        with pytest.raises(EvaluationError, match="look inverted"):
+            bring(cohort, turned, tmp_path / "run")
+        assert before == {p: p.read_bytes() for p in (tmp_path / "run").rglob("*") if p.is_file()}
+        assert all(kept(brought, str(name)).any() for name in cohort.subjects["id"])
+
+    def test_a_cohort_without_lesions_is_refused_before_anything(
+        self, cohort: Cohort, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        maps = write_maps(tmp_path / "maps")
+        monkeypatch.setattr(type(cohort), "has_lesion", property(lambda self: False))
+        with pytest.raises(EvaluationError, match="no lesion masks"):
+            bring(cohort, maps, tmp_path / "run")
+        assert not (tmp_path / "run").exists()
 
     def test_a_kept_map_that_is_damaged(self, cohort: Cohort, tmp_path: Path) -> None:
         maps = write_maps(tmp_path / "maps")
         brought = bring(cohort, maps, tmp_path / "run")
-        path = tmp_path / "run/maps/0000000.npz"
+        path = next((tmp_path / "run/maps").glob("0000000-*.npz"))
         path.write_bytes(path.read_bytes()[:-9])
         name = str(cohort.subjects.set_index("row").loc[0]["id"])
         with pytest.raises(EvaluationError, match=r"npz is damaged: run the same"):

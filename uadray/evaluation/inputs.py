@@ -118,12 +118,21 @@ def _some(names: Sequence[str]) -> str:
     return ", ".join(names[:5]) + more
 
 
-def _check_cohort(cohort: Cohort, config: EvaluateConfig, *, needs_threshold: bool) -> None:
+def check_has_lesions(cohort: Cohort) -> None:
+    """Refuse a cohort without lesion masks.
+
+    Raises:
+        EvaluationError: it has none.
+    """
     if not cohort.has_lesion:
         raise EvaluationError(
             f"{cohort.url} has no lesion masks, so there is nothing to evaluate against: give a "
             "cohort prepared with lesions"
         )
+
+
+def _check_cohort(cohort: Cohort, config: EvaluateConfig, *, needs_threshold: bool) -> None:
+    check_has_lesions(cohort)
     if cohort.name.endswith(THRESHOLDS):
         raise EvaluationError(
             f"{cohort.url}: the name of a cohort must not end in {THRESHOLDS!r}, which names the "

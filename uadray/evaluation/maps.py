@@ -19,6 +19,7 @@ from scipy import stats
 from uadray import files
 from uadray.config import Experiment, FitConfig, experiment, to_json
 from uadray.errors import ConfigError, EvaluationError, ScanError, TooManyFailuresError
+from uadray.evaluation.inputs import check_has_lesions
 from uadray.evaluation.map_files import MapFiles, find_maps
 from uadray.evaluation.maps_settings import MapsConfig
 from uadray.lock import hold
@@ -141,6 +142,7 @@ def bring_maps(
         fit=FitConfig(seed=config.seed),
     )
     Run.check_place(url)
+    check_has_lesions(cohort)
     table = cohort.subjects
     lines = [
         _Line(
@@ -233,7 +235,7 @@ class _Bringing:
             self._check_absent(absent)
             remarks = [*self._check_direction(store, kept)]
         except (EvaluationError, TooManyFailuresError):
-            self._leave_nothing()
+            self._leave_nothing(store)
             raise
         score_range, more = self._score_range(kept)
         remarks += more
@@ -273,6 +275,7 @@ class _Bringing:
                 {"status": "finished", "epochs": 0, "best_epoch": None, "fit_seconds": None}
                 | {"num_parameters": None, "warnings": [], "versions": software_versions()}
             )
+        store.keep_listed()
         return Brought(
             run=self.run,
             num_maps=len(kept),
@@ -338,12 +341,13 @@ class _Bringing:
             "notes": [*raw.notes, *notes],
         }
 
-    def _leave_nothing(self) -> None:
-        """Take back a run that this call began, so that other settings can be given in its place.
+    def _leave_nothing(self, store: MapStore) -> None:
+        """Take back what this call has kept, and a run that it began, so that others may follow.
 
         What another job has begun, or has finished, stays.
         """
         if not self.begins or self.run.summary is not None:
+            store.keep_listed()
             return
         # The other way round a kill in between would leave maps of no run, which bar the folder.
         files.remove(files.join(self.run.url, MAPS))

@@ -1,5 +1,7 @@
 """Maps from outside in a run folder: `maps/`, one file a volume on the cohort's grid, and a list.
 
+A file is named by its row and content, so that a call that is refused takes nothing from the run.
+
 `maps/index.json` is written last and says of each person of the cohort which file the map came
 from, or why there is none. `checkpoint/` holds what the maps are known by, so that scores, frozen
 thresholds and figures of other maps are known to be of others, as with any weights.
@@ -50,10 +52,21 @@ class MapStore:
         files.write_json(files.join(self.run_url, MAPS, INDEX), index)
 
     def write(self, row: int, values: NDArray[np.float32]) -> str:
-        """Keep the map (Z, Y, X) of a row; returns the digest of its file."""
+        """Keep the map (Z, Y, X) of a row beside any other of it; returns its file's digest."""
         content = npz.pack(map=values)
-        files.write_bytes(self._place(row), content)
-        return hashlib.sha256(content).hexdigest()
+        digest = hashlib.sha256(content).hexdigest()
+        files.write_bytes(self._place(row, digest), content)
+        return digest
+
+    def keep_listed(self) -> None:
+        """Remove maps that the list does not name: those before, or of a call that was refused."""
+        maps = (self.index() or {"maps": ()})["maps"]
+        listed = {self._place(int(one["row"]), str(one["digest"])) for one in maps}
+        folder = files.join(self.run_url, MAPS)
+        for name in files.list_names(folder):
+            place = files.join(folder, name)
+            if name != INDEX and place not in listed:
+                files.remove_file(place)
 
     def read(self, row: int, digest: str) -> NDArray[np.float32]:
         """The map (Z, Y, X) of a row.
@@ -61,7 +74,7 @@ class MapStore:
         Raises:
             EvaluationError: it is gone, or is not the one of that digest.
         """
-        place = self._place(row)
+        place = self._place(row, digest)
         try:
             content = files.read_bytes(place)
         except FileNotFoundError:
@@ -70,8 +83,8 @@ class MapStore:
             raise EvaluationError(f"{place} is damaged: {_AGAIN}")
         return np.asarray(npz.unpack(content)["map"], np.float32)
 
-    def _place(self, row: int) -> str:
-        return files.join(self.run_url, MAPS, f"{row:07d}.npz")
+    def _place(self, row: int, digest: str) -> str:
+        return files.join(self.run_url, MAPS, f"{row:07d}-{digest[:16]}.npz")
 
 
 class KeptMaps:

@@ -10,17 +10,19 @@ import inspect
 import os
 import sys
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, MutableMapping
 from functools import cache
 from hashlib import sha256
 from importlib import import_module
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from uadray.errors import PluginError, UadrayError
 
 if TYPE_CHECKING:
     from importlib.metadata import EntryPoint
+
+Entry = TypeVar("Entry")
 
 
 @cache
@@ -82,6 +84,70 @@ def load(place: str, whose: str = "", *, here: bool = False) -> Any:
         return getattr(found, name)
     except AttributeError:
         raise PluginError(f"{whose}: module {module} has no {name!r}") from None
+
+
+class Registry(MutableMapping[str, Entry]):
+    """Entries of one kind by name: ours, then those that other packages offer by entry points.
+
+    Names are there without an import; an entry is imported when it is asked for.
+
+    Args:
+        group: Of the entry points, such as `uadray.layouts`.
+        what: What an entry is, in errors, such as `layout`.
+        check: Refuses what an entry point leads to where that is no such entry, by a
+            `PluginError`; it gets name and entry.
+    """
+
+    def __init__(
+        self, group: str, what: str, check: Callable[[str, Any], None] = lambda name, entry: None
+    ) -> None:
+        self.group, self.what, self._check = group, what, check
+        self._here: dict[str, Entry] = {}
+
+    def __getitem__(self, name: str) -> Entry:
+        """The entry, imported where need be.
+
+        Raises:
+            KeyError: there is none.
+            PluginError: several packages have one, or the package's cannot be used.
+        """
+        if name not in self._here:
+            found = find(self.group, name)
+            if found is None:
+                raise KeyError(name)
+            one = load(found.value, describe(found))
+            if name not in self._here:  # its import may have added it
+                try:
+                    self._check(name, one)
+                except PluginError as error:
+                    raise PluginError(f"{describe(found)} is no {self.what}: {error}") from None
+                self._here[name] = one
+        return self._here[name]
+
+    def __setitem__(self, name: str, entry: Entry) -> None:
+        self._here[name] = entry
+
+    def __delitem__(self, name: str) -> None:
+        del self._here[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(dict.fromkeys([*self._here, *entries(self.group)]))
+
+    def __len__(self) -> int:
+        return len(list(self))
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._here or name in entries(self.group)
+
+    def usable(self, failed: Callable[[str, PluginError], None]) -> dict[str, Entry]:
+        """All entries that can be imported; `failed` takes name and error of each other one."""
+        found: dict[str, Entry] = {}
+        for name in self:
+            try:
+                found[name] = self[name]
+            except PluginError as error:
+                failed(name, error)
+        return found
 
 
 def failure(error: BaseException, place: str = "") -> str:

@@ -12,6 +12,7 @@ from own_registry import OwnRegistry
 
 from uadray import plugins
 from uadray.methods import DETECTORS, NAMED
+from uadray.prepare.layouts import LAYOUTS
 
 # The same examples on every run, so that a change is red or green by what it changes;
 # `HYPOTHESIS_PROFILE=search` draws new ones.
@@ -21,7 +22,7 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "same"))
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
-REGISTRIES: tuple[plugins.Registry[Any], ...] = (NAMED,)
+REGISTRIES: tuple[plugins.Registry[Any], ...] = (NAMED, LAYOUTS)
 
 
 @pytest.fixture(scope="session")

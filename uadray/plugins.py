@@ -141,14 +141,27 @@ class Registry(MutableMapping[str, Entry]):
         elif (found := find(self.group, name)) is None:
             raise KeyError(name)
         else:
-            one = load(found.value, describe(found))
-            if name not in self.imported:  # its import may have added it
-                try:
-                    self.add(name, one, self.package(name), found.value)
-                except PluginError as error:
-                    whose = f"{describe(found)} is no {self.what} named {name!r}"
-                    raise PluginError(f"{whose}: {error}") from None
+            self._import(name, found.value, self.package(name), describe(found))
         return self.imported[name]
+
+    def at(self, place: str) -> Entry:
+        """The entry at `package.module:name`, which may lie in the present folder; its name here.
+
+        Raises:
+            PluginError: there is none.
+        """
+        if place not in self.imported:
+            load(place, here=True)
+            self._import(place, place, package_of(place.partition(":")[0], self.group), place)
+        return self.imported[place]
+
+    def _import(self, name: str, place: str, package: Package | None, whose: str) -> None:
+        one = load(place, whose)
+        if name not in self.imported:  # its import may have added it
+            try:
+                self.add(name, one, package, place)
+            except PluginError as error:
+                raise PluginError(f"{whose} is no {self.what} named {name!r}: {error}") from None
 
     def _check_rivals(self, name: str) -> None:
         """Say that ours is meant, or refuse a name that several packages have."""

@@ -228,7 +228,7 @@ def learns(what: Experiment) -> bool:
 def to_json(value: Any) -> Any:
     """A dataclass as a JSON value; settings of a method carry its class as `type`.
 
-    A field that came later (`uadray.strategies.ADDED`) is left out at its default, so that what
+    What is from outside of uadray, or names such a thing, carries its `package`. A field that came later (`uadray.strategies.ADDED`) is left out at its default, so that what
     was written before is written again to the letter.
     """
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
@@ -237,10 +237,9 @@ def to_json(value: Any) -> Any:
             for f in dataclasses.fields(value)
             if not (f.metadata.get("added") and getattr(value, f.name) == f.default)
         }
-        if isinstance(value, MethodSettings):
-            package = {} if value.package is None else {"package": to_json(value.package)}
-            return {"type": value.type_name(), **package, **fields}
-        return fields
+        if (package := getattr(value, "package", None)) is not None:
+            fields = {"package": to_json(package)} | fields
+        return {"type": value.type_name()} | fields if isinstance(value, MethodSettings) else fields
     if isinstance(value, (list, tuple)):
         return [to_json(v) for v in value]
     if isinstance(value, dict):
@@ -287,6 +286,12 @@ def _dataclass_from_json(kind: type[Any], value: Any) -> Any:
     known = {f.name: f for f in dataclasses.fields(kind)}
     if not isinstance(value, dict):
         raise ConfigError(f"{name} must be an object with fields, was {value!r}")
+    if "package" in value and (named := getattr(kind, "named", None)):
+        field, registry = named
+        own = dict(value)
+        package = from_json(Package, own.pop("package"))
+        registry.check_recorded(str(own.get(field)), package)
+        value = own
     if unknown := set(value) - set(known):
         raise ConfigError(f"{name} has no field {sorted(unknown)}")
     for key, inner in value.items():

@@ -33,7 +33,7 @@ from uadray.errors import ConfigError
 from uadray.evaluation.maps_settings import MapsConfig
 from uadray.evaluation.protocols import PROTOCOLS, EvaluateConfig
 from uadray.naming import file_name
-from uadray.results import refuse_lost
+from uadray.results import refuse_place
 
 if TYPE_CHECKING:
     from uadray.runs.folder import Run
@@ -122,7 +122,7 @@ def bring(job: Evaluate, cohort: "Cohort") -> "tuple[Run, list[str]]":
     from uadray.prepare.layouts.listing import left_out_lines
     from uadray.progress import Progress
 
-    refuse_lost(job.folder, ConfigError)
+    refuse_place(job.folder, ConfigError)
     with Progress(total=len(cohort.subjects), what="maps") as progress:
         brought = bring_maps(
             job.maps,

@@ -17,7 +17,7 @@ import tyro
 
 from uadray import cli, files, first_run
 from uadray.errors import ConfigError
-from uadray.results import refuse_lost
+from uadray.results import refuse_place
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +53,7 @@ def main() -> int:
         page = job.out or files.join(first_run.folder(), "report.html")
         job = replace(job, runs=tuple(first_run.evaluated()), out=page)
     job = replace(job, out=job.out or "report.html")
-    refuse_lost(job.out, ConfigError)
+    refuse_place(job.out, ConfigError, is_folder=False)
     from uadray.report import write_report
     from uadray.runs.records import Broken
     from uadray.viewer.runs import write_viewers

@@ -26,7 +26,7 @@ import tyro
 from uadray import cli, first_run
 from uadray.config import Experiment, experiment, known, learns
 from uadray.errors import ConfigError
-from uadray.results import refuse_lost
+from uadray.results import refuse_place
 from uadray.strategies import keys
 from uadray.train.settings import ScaleConfig, TrackConfig
 
@@ -69,7 +69,7 @@ def main() -> None:
         config=(tyro.conf.AvoidSubcommands,),
     )
     out = job.out or first_run.out_for(job.cohort, f"fits/{job.experiment.name}")
-    refuse_lost(out, ConfigError)
+    refuse_place(out, ConfigError)
     from uadray.progress import Progress
     from uadray.store import open_cohort
     from uadray.train.job import fit

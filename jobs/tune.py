@@ -30,7 +30,7 @@ import tyro
 
 from uadray import cli, files, first_run
 from uadray.errors import ConfigError
-from uadray.results import refuse_lost
+from uadray.results import refuse_place
 from uadray.train.settings import TrackConfig
 from uadray.tune.settings import SweepConfig
 from uadray.tune.space import FIRST_RUN, PRESETS, Space
@@ -78,7 +78,7 @@ def main() -> int:
         default=Tune(space=PRESETS[preset]()),
     )
     out = job.out.rstrip("/") or first_run.out_for(job.cohort, f"tune-{preset}")
-    refuse_lost(out, ConfigError)
+    refuse_place(out, ConfigError)
     from rich.console import Console
 
     from uadray.evaluation.inputs import refuse

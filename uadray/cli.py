@@ -46,6 +46,9 @@ def run(main: Callable[[], int | None]) -> NoReturn:
     except Exception as error:
         if _asked:
             _end_on(_asked[-1])  # what the interrupt broke on its way
+        if storage := _storage_failed(error):
+            print(f"error: {files.without_secrets(storage)}", file=sys.stderr)
+            sys.exit(FAILED)
         if (full := _full_disk(error)) is None:
             raise
         # Ray Data appends advice on retries to an error's arguments, where the name of a file is.
@@ -191,15 +194,39 @@ def _plainly(error: UnicodeError) -> tuple[str, int]:
 codecs.register_error(_PLAIN, _plainly)
 
 
+_STORAGE = ("botocore", "aiohttp", "gcsfs", "google", "adlfs", "azure", "paramiko")
+"""Packages whose errors are of a storage that cannot be reached, never of what is asked of it."""
+
+
+def _storage_failed(error: BaseException) -> str:
+    """What to tell of an error of the storage that a URL names; empty for any other error."""
+    for each in _within(error):
+        if type(each).__module__.partition(".")[0] in _STORAGE:
+            break
+    else:
+        return ""
+    return (
+        f"the storage cannot be reached ({type(each).__name__}: {each}): check the URL, and that "
+        "credentials and address of the storage are set here, such as AWS_ACCESS_KEY_ID, "
+        "AWS_SECRET_ACCESS_KEY and AWS_ENDPOINT_URL for s3://; then run the same command again"
+    )
+
+
 def _full_disk(error: BaseException) -> OSError | None:
     """What a full disk raised, however deep Ray has wrapped it; None where none did."""
-    chain = [error]
-    for each in chain:
+    for each in _within(error):
         if isinstance(each, OSError) and each.errno in (errno.ENOSPC, errno.EDQUOT):
             return each
+    return None
+
+
+def _within(error: BaseException) -> list[BaseException]:
+    """An error and those that led to it, as Python and Ray chain them."""
+    chain = [error]
+    for each in chain:
         within = (each.__cause__, each.__context__, getattr(each, "cause", None))
         failures = getattr(each, "worker_failures", None) or {}
         for other in (*within, *failures.values()):
             if isinstance(other, BaseException) and not any(other is known for known in chain):
                 chain.append(other)
-    return None
+    return chain

@@ -80,6 +80,20 @@ def test_inside_of_others_is_refused(house: House, verb: str, place: str, below:
     assert sorted(house.folder.rglob("*")) == before
 
 
+@pytest.mark.parametrize("verb", ["prepare", "ingest", "train", "tune", "export", "predict"])
+@pytest.mark.parametrize("below", ["", "new"])
+@pytest.mark.parametrize("kind", ["file", "link"])
+def test_a_file_is_no_place_of_a_folder(
+    house: House, tmp_path: Path, verb: str, below: str, kind: str
+) -> None:
+    taken = tmp_path / "taken"
+    taken.write_text("mine") if kind == "file" else taken.symlink_to(tmp_path / "nowhere")
+    job: Callable[[str], None] = getattr(house, verb)
+    with pytest.raises(UadrayError, match=f"{taken} is a file or leads nowhere"):
+        job(str(taken / below))
+    assert list(tmp_path.iterdir()) == [taken]
+
+
 def test_what_stands_beside_them_is_not(house: House) -> None:
     for verb in ("prepare", "train", "export", "predict"):
         getattr(house, verb)(str(house.folder / f"beside/{verb}"))

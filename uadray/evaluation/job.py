@@ -18,13 +18,14 @@ import ray
 from uadray import cluster, files
 from uadray.config import to_json
 from uadray.data.settings import READ_CPUS
-from uadray.data.stream import volumes
+from uadray.data.volumes import volumes
 from uadray.errors import CheckpointError, EvaluationError, RunError, UadrayError
+from uadray.evaluation.examination import examine
 from uadray.evaluation.inputs import check_inputs, check_run, compare, refuse
 from uadray.evaluation.pair import Frozen, Pair
 from uadray.evaluation.protocols import EvaluateConfig
 from uadray.evaluation.record import describe_lesions
-from uadray.evaluation.scoring import Scorer, examine
+from uadray.evaluation.scoring import Scorer
 from uadray.gauges import scoring_gauges
 from uadray.lock import hold
 from uadray.metrics.lesionwise import SubjectLesions

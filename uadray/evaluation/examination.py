@@ -1,0 +1,59 @@
+"""Kept scores at a frozen threshold, compared with the true lesions.
+
+Apart from scoring, since a process that examines needs no torch, which takes seconds to import.
+"""
+
+from collections.abc import Sequence
+from dataclasses import astuple
+
+import numpy as np
+
+from uadray.evaluation.protocols import EvaluateConfig
+from uadray.metrics.components import drop_components
+from uadray.metrics.lesionwise import compare_lesions
+from uadray.runs.scores import ScoreStore
+
+Batch = dict[str, np.ndarray]
+
+
+def examine(
+    batch: Batch,
+    stores: Sequence[ScoreStore],
+    levels: Sequence[int],
+    names: dict[int, str],
+    spacings: dict[int, tuple[float, float, float]],
+    config: EvaluateConfig,
+) -> Batch:
+    """Compare the kept scores of a batch of subjects, at frozen thresholds, with the truth.
+
+    Args:
+        batch: `id` and `lesion`.
+        stores: One a run.
+        levels: Frozen threshold of each run.
+        names: Example of each row.
+        spacings: Edge lengths of a voxel in mm along Z, Y and X, of each row.
+        config: Slices and component filter.
+
+    Returns:
+        `id`, and `lesions` (B, runs, fields of `SubjectLesions`) float64.
+
+    Raises:
+        EvaluationError: Kept scores are not those that were counted.
+    """
+    compared = [
+        [
+            astuple(
+                compare_lesions(
+                    drop_components(
+                        store.checked_levels(int(row), names[int(row)]), config.components
+                    )
+                    >= level,
+                    lesion[config.cut].astype(bool),
+                    spacings[int(row)],
+                )
+            )
+            for store, level in zip(stores, levels, strict=True)
+        ]
+        for row, lesion in zip(batch["id"], batch["lesion"], strict=True)
+    ]
+    return {"id": batch["id"], "lesions": np.array(compared, np.float64)}

@@ -114,6 +114,15 @@ class TestFound:
         assert package is not None
         assert (package.distribution, package.version[:7]) == ("", "sha256:")
 
+    def test_packages_that_share_a_namespace_stay_apart(self, own_registry: OwnRegistry) -> None:
+        (own_registry.folder / "lab").mkdir()
+        own_registry.write("lab/one", made("One"))
+        own_registry.write("lab/two", made("Two"))
+        own_registry.install("lab-one", "1.0", One="lab.one:One")
+        own_registry.install("lab-two", "2.0", Two="lab.two:Two")
+        packages = [experiment(name).method.package for name in ("One", "Two", "One")]
+        assert list(map(str, packages)) == ["lab-one 1.0", "lab-two 2.0", "lab-one 1.0"]
+
     def test_what_stands_beside_every_method_stays_ours(self, own_registry: OwnRegistry) -> None:
         """Also where a plug-in is imported before the table is made."""
         body = "\n    def detect(self, x, brain):\n        return Detection(x[:, 0])\n"

@@ -36,9 +36,9 @@ class Status:
             raise ConfigError(f"--every must be in [0.1, 86400] seconds, was {self.every}")
 
 
-def main(prog: str = "status.py") -> int:
+def main() -> int:
     """Read the arguments, show, and return the exit code."""
-    job = tyro.cli(Status, prog=prog, description=__doc__)
+    job = tyro.cli(Status, description=__doc__)
     from rich.console import Console
 
     from uadray.status.follow import exit_code, follow

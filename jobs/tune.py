@@ -11,6 +11,8 @@ r"""Sweep over settings: fit every trial on a healthy cohort, evaluate, report.
         --space.experiments 3D-Cube-n --space.learning-rate 1e-4 1e-2 --sweep.scheduler pbt
     python jobs/tune.py bengs-latent --cohort runs/healthy.zarr --out runs/drawn \
         --sweep.search optuna --sweep.max-trials 20
+    python jobs/tune.py smoke --cohort runs/healthy.zarr --out runs/any \
+        --space.experiments 3D-dAE-Cube-n --vary dropout 0 0.2 --vary erasing.probability 0.25 0.5
     python jobs/tune.py smoke --help          all settings, with that preset's values
 
 Presets: {known}.
@@ -24,7 +26,7 @@ some trials failed or the budget ended first; they are listed with their reasons
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
@@ -45,6 +47,14 @@ class Tune:
 
     space: Space
     """The values of each setting."""
+    vary: Annotated[
+        tuple[tuple[str, ...], ...],
+        tyro.conf.arg(metavar="SETTING VALUE ..."),
+        tyro.conf.UseAppendAction,
+    ] = ()
+    """Compare values of any setting of a method, of `erasing` or of `fit`, such as method.dropout
+    0 0.2; the group may be left out where one alone has it, and commas part the numbers of a list
+    (method.widths 16,32 32,64)."""
     cohort: str = ""
     """A sealed healthy cohort; a local path or an fsspec URL. Phantom brains by default."""
     out: str = ""
@@ -59,6 +69,16 @@ class Tune:
     """TensorBoard, MLflow and Weights & Biases, of every trial that has epochs."""
     dry_run: bool = False
     """Print the trials with an estimate of their time, and fit nothing."""
+
+    def __post_init__(self) -> None:
+        self.compared  # noqa: B018  looks at what is varied while arguments are read
+
+    @property
+    def compared(self) -> Space:
+        """The space with what is varied beside it."""
+        if not self.vary:
+            return self.space
+        return self.space.with_text(self.vary)
 
 
 def main() -> int:
@@ -103,11 +123,11 @@ def main() -> int:
     for one in lesioned:
         match = compare_cohorts(cohort, one)
         refuse(match, cohort.url, one.url, insist=job.sweep.allow_mismatch)
-    console = Console()
+    console, space = Console(), job.compared
     if job.dry_run:
-        console.print(plan_table(job.space, job.sweep, cohort))
+        console.print(plan_table(space, job.sweep, cohort))
         return cli.OK
-    outcomes = sweep(job.space, cohort, out, config=job.sweep, track=job.track)
+    outcomes = sweep(space, cohort, out, config=job.sweep, track=job.track)
     runs = [Run.open(o.url) for o in outcomes if o.status == "finished"]
     left_out: list[Broken] = []
     if runs and lesioned:
@@ -119,7 +139,7 @@ def main() -> int:
                 failed=lambda run, error: left_out.append(Broken(url=run.url, error=str(error))),
                 allow_mismatch=job.sweep.allow_mismatch,
             )
-    console.print(outcome_table(job.space, job.sweep, outcomes))
+    console.print(outcome_table(space, job.sweep, outcomes))
     if runs:
         title = f"Sweep {preset}: {job.sweep.describe()}"
         # Those that were stopped early or failed are in the report, too.

@@ -192,7 +192,8 @@ def _drawn(place: str) -> list[dict[str, Any]]:
         raise RunError(f"{place} is damaged ({error}): restore it, or choose another --out") from (
             None
         )
-    return points
+    # JSON has no tuples, which lists of numbers are in a space.
+    return [{k: tuple(v) if isinstance(v, list) else v for k, v in p.items()} for p in points]
 
 
 def _open_labelled(config: SweepConfig, cohort: Cohort) -> Cohort | None:

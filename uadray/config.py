@@ -10,6 +10,7 @@ import re
 import types
 import typing
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -29,6 +30,7 @@ __all__ = [
     "ErasingConfig",
     "Experiment",
     "FitConfig",
+    "base_name",
     "changes",
     "experiment",
     "flat",
@@ -192,6 +194,21 @@ def experiment(name: str) -> Experiment:
         if one is not None and (made := _made(one, ndim, erasing)).name == name:
             return made
     raise ConfigError(f"no experiment is named {name!r}; known are {known()} (any n in PCA-n)")
+
+
+def base_name(one: Experiment) -> str:
+    """A name that `experiment` knows of an experiment of the same method and dimension.
+
+    It is its own name where that is known; settings have made another of it otherwise.
+    """
+    method = one.method
+    dimension = "3D-" if getattr(method, "ndim", 2) == 3 else ""
+    if method.package is not None:
+        return f"{dimension}{method.type_name()}"
+    with suppress(ConfigError):
+        if type(experiment(one.name).method) is type(method):
+            return one.name
+    return dimension + next(n for n, m in NAMED.items() if type(m.method) is type(method))
 
 
 def _made(one: PublishedMethod, ndim: Literal[2, 3], erasing: ErasingConfig) -> Experiment:

@@ -132,6 +132,8 @@ def overlay(settings: Any, table: Mapping[str, Any], place: str, prefix: str = "
 def _converted(hint: Any, value: Any) -> Any:
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     if origin in (types.UnionType, typing.Union):
+        if value == "none" and types.NoneType in args:
+            return None  # in files that have no null
         made = (_converted(one, value) for one in args)
         return value if fits(hint, value) else next((m for m in made if fits(hint, m)), value)
     if origin is tuple and isinstance(value, (list, tuple)):

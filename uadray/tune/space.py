@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import tyro
 
+from uadray import fields, settings_files
 from uadray.config import (
     BASELINES,
     BENGS_TABLE_1,
@@ -53,7 +54,7 @@ class Space:
     """Largest erased share of the input, for strategies that have one (cube and multi-cube)."""
     data_share: tuple[float, ...] = ()
     """Shares of the training subjects."""
-    vary: Annotated[dict[str, tuple[Any, ...]], tyro.conf.Suppress] = field(default_factory=dict)
+    vary: Annotated[Mapping[str, Any], tyro.conf.Suppress] = field(default_factory=dict)
     """Values of any other setting of a method, of its erasing or of its fit, by path or by name:
     `{"method.dropout": (0.0, 0.2), "probability": (0.25, 0.5)}`; held by path."""
     seeds: tuple[int, ...] = (0,)
@@ -105,7 +106,8 @@ class Space:
 
     def axes(self) -> dict[str, tuple[Any, ...]]:
         """The values of each setting, by path into the experiment."""
-        axes = {path: getattr(self, name) for path, name in FIELDS.items()} | self.vary
+        axes = {path: getattr(self, name) for path, name in FIELDS.items()}
+        axes.update(self.vary)
         axes["fit.seed"] = axes.pop("fit.seed")  # the last, so that repeats stand together
         return {path: values for path, values in axes.items() if values}
 
@@ -125,7 +127,7 @@ class Space:
             raise ConfigError(f"vary: {twice[0]} is given twice")
         experiments = list(map(experiment, self.experiments))
         more = resolved({name: values for name, *values in vary}, experiments, is_text=True)
-        return replace(self, vary=self.vary | more)
+        return replace(self, vary={**self.vary, **more})
 
     def narrowed(self, values: Mapping[str, Any]) -> "Space":
         """This space with one value for each of some settings, by path."""
@@ -231,6 +233,16 @@ def first_run() -> Space:
     )
 
 
+def read_space(place: str) -> Space:
+    """The space in a file, such as the `space.toml` of a sweep.
+
+    Raises:
+        ConfigError: there is none, or it holds no space; the message names the file.
+    """
+    table = settings_files.read(place, "space")
+    return fields.overlay(Space(), table, place)
+
+
 FIRST_RUN = "first-run"
 """The preset where none is named."""
 
@@ -243,3 +255,16 @@ PRESETS: dict[str, Callable[[], Space]] = {
     "smoke": smoke,
 }
 """Spaces by the name that `jobs/tune.py` takes."""
+
+
+def named_space(name: str) -> Space:
+    """The preset of that name, or the space in a file whose name ends in `.toml`.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    if name.endswith(".toml"):
+        return read_space(name)
+    if name not in PRESETS:
+        raise ConfigError(f"no preset is named {name!r}; known are {', '.join(PRESETS)}")
+    return PRESETS[name]()

@@ -4,6 +4,7 @@ The keys are the names of the flags: `cohort = "..."`, and for `--fit.epochs` th
 the table `[fit]`. `kind` says whose settings they are.
 """
 
+import itertools
 import tomllib
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
@@ -29,7 +30,7 @@ _PARTS = ("method", "erasing", "fit")
 
 def option(args: Sequence[str], flag: str) -> str:
     """The value of a flag that decides the defaults of others; empty where it is absent."""
-    for given, after in zip(args, [*args[1:], ""], strict=True):
+    for given, after in itertools.pairwise([*args, ""]):
         if given.startswith(f"{flag}="):
             return given.removeprefix(f"{flag}=")
         if given == flag:
@@ -67,7 +68,8 @@ def write(place: str, kind: str, settings: Mapping[str, Any]) -> None:
         settings: Texts, numbers, lists, and dataclasses as tables.
     """
     table = {"kind": kind} | _without_null(to_json(dict(settings)))
-    head = f"# Written by uadray {__version__}: {USES[kind].format(place=place)}\n\n"
+    use = USES[kind].format(place=place.rpartition("/")[2])
+    head = f"# Written by uadray {__version__}; {use} does the same again.\n\n"
     files.write_bytes(place, files.without_secrets(head + tomli_w.dumps(table)).encode())
 
 

@@ -1,7 +1,7 @@
 """What `jobs/tune.py` does: fit every trial of a space, evaluate and report them."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING
 
 from uadray import files, settings_files
@@ -166,6 +166,9 @@ class SweepJob:
         settings = {one.name: getattr(self, one.name) for one in fields(SweepJob)}
         settings |= {"cohort": cohort.url, "out": url}
         settings["evaluate"] = list(map(files.normalise, self.evaluate))
+        if self.sweep.labelled:
+            labelled = files.normalise(self.sweep.labelled)
+            settings["sweep"] = replace(self.sweep, labelled=labelled)
         settings_files.write(files.join(url, SWEEP_SETTINGS), "tune", settings)
         settings_files.write(files.join(url, SPACE), "space", vars(self.space))
 

@@ -1,11 +1,13 @@
-"""The Python interface: open a cohort, fit, evaluate, predict, export.
+"""The Python interface: prepare a cohort, fit, sweep, evaluate, predict, export.
 
     import uadray
 
-    cohort = uadray.open_cohort("runs/healthy.zarr")
+    cohort = uadray.prepare("bids", "DATA/ds002748", "runs/healthy.zarr", hold_out=12).cohort
     run = uadray.fit("3D-Cube-n", cohort, "runs/fits/3D-Cube-n", epochs=100)
     (record,) = uadray.evaluate(run, uadray.open_cohort("runs/stroke.zarr"))
     print(record["metrics"]["dice_d"], record["intervals"]["dice_d"])
+    swept = uadray.sweep("bengs-latent", cohort, "runs/latent", evaluate="runs/stroke.zarr")
+    print(swept.dataframe(), swept.best().url, swept.report)
     prediction = uadray.predict(run, "scan.nii.gz", out="predicted")
     print(prediction.summary["proposal"], prediction.summary["warnings"])
     uadray.export(run, "models/3D-Cube-n")
@@ -30,6 +32,7 @@ from uadray.prediction.model_folder import export_model
 from uadray.prediction.model_folder import open_model as _open_model
 from uadray.prediction.scan import Prediction, predict_scan
 from uadray.prediction.settings import PredictConfig
+from uadray.prepared import prepare
 from uadray.runs.folder import Run
 from uadray.store import Cohort, open_cohort
 from uadray.train.settings import ScaleConfig, TrackConfig
@@ -49,6 +52,7 @@ __all__ = [
     "open_run",
     "predict",
     "predict_folder",
+    "prepare",
     "sweep",
 ]
 

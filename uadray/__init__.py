@@ -2,6 +2,7 @@
 
 import os
 from importlib import import_module
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.2.0"
@@ -21,10 +22,17 @@ _VERBS = (
     "open_run",
     "predict",
     "predict_folder",
+    "prepare",
+    "sweep",
 )
 """The Python interface, see `uadray.api`; imported when it is first used."""
 
-_FROM = {**dict.fromkeys(_VERBS, "uadray.api"), "method": "uadray.methods"}
+_FROM = {
+    **dict.fromkeys(_VERBS, "uadray.api"),
+    **dict.fromkeys(("ScaleConfig", "TrackConfig"), "uadray.train.settings"),
+    "Space": "uadray.tune.space",
+    "method": "uadray.methods",
+}
 """Where each name is; `method` makes a class a method, see `uadray.methods.registry`."""
 
 if TYPE_CHECKING:
@@ -39,8 +47,22 @@ if TYPE_CHECKING:
         open_run,
         predict,
         predict_folder,
+        prepare,
+        sweep,
     )
     from uadray.methods import method  # noqa: F401
+    from uadray.train.settings import ScaleConfig, TrackConfig  # noqa: F401
+    from uadray.tune.space import Space  # noqa: F401
+
+
+class _Verb(ModuleType):
+    """A package that is called as the verb of its name: `uadray.prepare(...)`."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return import_module("uadray.api").prepare(*args, **kwargs)
+
+
+import_module("uadray.prepare").__class__ = _Verb
 
 
 def __getattr__(name: str) -> Any:

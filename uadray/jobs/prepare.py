@@ -27,7 +27,7 @@ import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Union
+from typing import Annotated, Any, Literal, Union
 
 import tyro
 
@@ -35,8 +35,7 @@ from uadray import cli, files
 from uadray.errors import ConfigError
 from uadray.evaluation.protocols import PROTOCOLS
 from uadray.prepare import layouts
-from uadray.prepare.layouts import LeftOut, Scan
-from uadray.prepare.layouts.listing import left_out_lines
+from uadray.prepare.inputs import Inputs, Settings, find_inputs
 from uadray.prepare.settings import (
     MAX_FAILURES,
     PrepareConfig,
@@ -45,9 +44,6 @@ from uadray.prepare.settings import (
     SplitConfig,
     check_numbers,
 )
-
-if TYPE_CHECKING:
-    from uadray.store import Cohort
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,23 +96,20 @@ class Files(Job):
     selection: Selection = field(default_factory=Selection)
     config: PrepareConfig = field(default_factory=PrepareConfig)
 
-    def inputs(self) -> tuple[list[Scan], PrepareConfig, tuple[LeftOut, ...]]:
+    def inputs(self) -> Inputs:
         """The scans, the steps' settings, and what was found besides; it is listed."""
         if self.size and self.config.shape != (self.size,) * 3:
             raise ConfigError("--size and --shape both say how many voxels: give one")
-        from uadray.prepare.lesions import assign_masks, find_masks
-        from uadray.prepare.splits import select_scans
-
-        layout = layouts.LAYOUTS[type(self).__name__]
-        listing = layout(self.root, self.modality)
-        print("\n".join(listing.lines(files.normalise(self.root))))
-        scans, left_out = select_scans(listing, self.selection, seed=self.seed), listing.left_out
-        if self.lesions:
-            masks = find_masks(self.lesions, self.lesion_files)
-            print("\n".join(left_out_lines(len(masks), masks.left_out, masks.root, "masks")))
-            scans = assign_masks(scans, masks, self.seed, self.config.lesion)
-            left_out += masks.left_out
-        return scans, self.config, left_out
+        return find_inputs(
+            type(self).__name__,
+            self.root,
+            self.modality,
+            settings=Settings(config=self.config, selection=self.selection, split=self.split),
+            seed=self.seed,
+            lesions=self.lesions,
+            lesion_files=self.lesion_files,
+            report=print,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,10 +125,10 @@ class Phantom(Job):
     size: int = 64
     """Voxels along each axis."""
 
-    def inputs(self) -> tuple[list[Scan], PrepareConfig, tuple[LeftOut, ...]]:
+    def inputs(self) -> Inputs:
         """The subjects and the grid that they are made on."""
         scans = layouts.phantom(self.kind, self.count, self.first_seed)
-        return scans, PrepareConfig(shape=(self.size,) * 3), ()
+        return Inputs(scans=scans, config=PrepareConfig(shape=(self.size,) * 3))
 
 
 @dataclass(frozen=True)
@@ -242,47 +235,34 @@ def check(url: str) -> int:
     return cli.FAILED
 
 
-def show_quality(cohort: "Cohort", out: str) -> None:
-    """Write the quality page and say where it is."""
-    from uadray.quality.page import write_quality_page
-    from uadray.store import storage_errors
-
-    with storage_errors(out):
-        print(write_quality_page(cohort, out).line())
-
-
 def main() -> int:
     args = spelled_out(sys.argv[1:])
     job = parse(args)
     if isinstance(job, Verify):
         return check(job.store)
-    from uadray.evaluation.calibration import write_calibration
-    from uadray.prepare.ingest import prepare_cohort, summary
+    from uadray.prepare.ingest import summary
+    from uadray.prepared import prepare_inputs, show_quality
     from uadray.quality.page import quality_url
     from uadray.store import open_cohort
 
-    # What is wrong with the page's place is said before the work, not after it.
-    page = quality_url(job.store if isinstance(job, Quality) else job.out, job.qc)
     if isinstance(job, Quality):
-        show_quality(open_cohort(job.store), page)
+        page = quality_url(job.store, job.qc)
+        show_quality(open_cohort(job.store), page, print)
         return cli.OK
-    healthy = open_cohort(job.healthy) if job.healthy else None
-    scans, config, left_out = job.inputs()
     paths = [job.root, job.lesions] if isinstance(job, Files) else []
-    cohort = prepare_cohort(
-        scans,
+    cohort = prepare_inputs(
+        job.inputs,
         job.out,
-        config=config,
         split=job.split,
         seed=job.seed,
         max_failures=job.max_failures,
         redo=job.redo,
         workers=job.workers,
         command=recorded(args, [path for path in paths if path]),
-        left_out=left_out,
-    )
-    show_quality(cohort, page)
-    if healthy or (isinstance(job, Files) and job.lesions):
-        print(write_calibration(cohort, healthy) or f"{cohort.url}: nothing to calibrate")
+        qc=job.qc,
+        healthy=job.healthy,
+        calibrate=isinstance(job, Files) and bool(job.lesions),
+        report=print,
+    ).cohort
     print(summary(cohort))
     return cli.INCOMPLETE if cohort.quarantine else cli.OK

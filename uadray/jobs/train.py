@@ -5,6 +5,7 @@
     python jobs/train.py 2D-None --cohort runs/healthy.zarr --out runs/2D-None --fit.epochs 50
     python jobs/train.py 3D-None --cohort runs/healthy.zarr --out runs/ddp --scale.num-workers 2
     python jobs/train.py 3D-None --cohort runs/healthy.zarr --out runs/tenth --fit.data-share 0.1
+    python jobs/train.py --config runs/ddp/train.toml --out runs/again --fit.seed 1
     python jobs/train.py 3D-None --help          all settings of that experiment
 
 Experiments: {known};
@@ -23,7 +24,7 @@ from typing import Annotated
 
 import tyro
 
-from uadray import cli, first_run
+from uadray import cli, fields, first_run, settings_files
 from uadray.config import Experiment, experiment, known, learns
 from uadray.errors import ConfigError
 from uadray.results import refuse_place
@@ -32,7 +33,7 @@ from uadray.train.settings import ScaleConfig, TrackConfig
 
 
 @dataclass(frozen=True, kw_only=True)
-class Train:
+class Job:
     """What to fit, on what, and where to."""
 
     experiment: Annotated[Experiment, tyro.conf.arg(name="")]
@@ -49,6 +50,25 @@ class Train:
     """TensorBoard, MLflow, Weights & Biases."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Train(Job):
+    """What to fit, on what, and where to."""
+
+    config: Annotated[str, tyro.conf.arg(metavar="FILE.toml")] = ""
+    """Take the defaults of all flags from a file, such as the train.toml of a run."""
+
+
+def defaults(name: str, args: list[str]) -> Train:
+    """What holds where no flag says otherwise: of the experiment's name, or of a file."""
+    place = settings_files.option(args, "--config")
+    table = settings_files.read(place, "train") if place else {}
+    wanted = settings_files.take_experiment(table, place, name) if place else None
+    if wanted is None:
+        # What is fitted without any wish is short; what is named is the paper's.
+        wanted = experiment(name) if name else first_run.small("3D-Cube-n")
+    return Train(**vars(fields.overlay(Job(experiment=wanted), table, place)))
+
+
 def main() -> None:
     description = (__doc__ or "").replace("{known}", known())
     description = description.replace("{strategies}", ", ".join(keys()))
@@ -57,14 +77,12 @@ def main() -> None:
         print(description)
         return
     name = args.pop(0) if args and not args[0].startswith("-") else ""
-    # What is fitted without any wish is short; what is named is the paper's.
-    wanted = experiment(name) if name else first_run.small("3D-Cube-n")
     job = tyro.cli(
         Train,
         args=args,
         prog=cli.program(name),
         description=description,
-        default=Train(experiment=wanted),
+        default=defaults(name, args),
         # The name has chosen the method; its settings need no subcommand.
         config=(tyro.conf.AvoidSubcommands,),
     )

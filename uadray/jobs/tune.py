@@ -11,6 +11,10 @@ r"""Sweep over settings: fit every trial on a healthy cohort, evaluate, report.
         --space.experiments 3D-Cube-n --space.learning-rate 1e-4 1e-2 --sweep.scheduler pbt
     python jobs/tune.py bengs-latent --cohort runs/healthy.zarr --out runs/drawn \
         --sweep.search optuna --sweep.max-trials 20
+    python jobs/tune.py smoke --cohort runs/healthy.zarr --out runs/any \
+        --space.experiments 3D-dAE-Cube-n --vary dropout 0 0.2 --vary erasing.probability 0.25 0.5
+    python jobs/tune.py --space my_space.toml --cohort runs/healthy.zarr --out runs/mine
+    python jobs/tune.py --config runs/mine/tune.toml          the same sweep again
     python jobs/tune.py smoke --help          all settings, with that preset's values
 
 Presets: {known}.
@@ -22,43 +26,62 @@ some trials failed or the budget ended first; they are listed with their reasons
 """
 
 import sys
-from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, replace
+from pathlib import PurePath
+from typing import Annotated
 
 import tyro
 
-from uadray import cli, files, first_run
+from uadray import cli, fields, first_run, settings_files
 from uadray.errors import ConfigError
 from uadray.results import refuse_place
-from uadray.train.settings import TrackConfig
-from uadray.tune.settings import SweepConfig
-from uadray.tune.space import FIRST_RUN, PRESETS, Space
-
-if TYPE_CHECKING:
-    from uadray.tune.trials import Outcome
+from uadray.tune.job import Sweep, SweepJob
+from uadray.tune.space import FIRST_RUN, PRESETS, Space, named_space, read_space
 
 
 @dataclass(frozen=True, kw_only=True)
-class Tune:
+class Tune(SweepJob):
     """What to compare, on what, and where to."""
 
-    space: Space
-    """The values of each setting."""
-    cohort: str = ""
-    """A sealed healthy cohort; a local path or an fsspec URL. Phantom brains by default."""
-    out: str = ""
-    """Folder of the sweep; on storage that all nodes share when there are several. By default
-    runs/COHORT/tune-PRESET, first-run for phantoms; under the home folder in a submitted job."""
-    evaluate: tuple[str, ...] = ()
-    """Lesioned cohorts on which the finished trials are evaluated; phantoms where no cohort is
-    given."""
-    sweep: SweepConfig = field(default_factory=SweepConfig)
-    """How trials are scheduled and compared."""
-    track: TrackConfig = field(default_factory=TrackConfig)
-    """TensorBoard, MLflow and Weights & Biases, of every trial that has epochs."""
+    space_file: Annotated[str, tyro.conf.arg(name="space", metavar="FILE.toml")] = ""
+    """Take the whole space from a file, such as the space.toml of a sweep, in place of a preset."""
+    config: Annotated[str, tyro.conf.arg(metavar="FILE.toml")] = ""
+    """Take the defaults of all flags from a file, such as the tune.toml of a sweep."""
+    vary: Annotated[
+        tuple[tuple[str, ...], ...],
+        tyro.conf.arg(metavar="SETTING VALUE ..."),
+        tyro.conf.UseAppendAction,
+    ] = ()
+    """Compare values of any setting of a method, of erasing or of fit, such as `--vary
+    method.dropout 0 0.2`; the group may be left out where one alone has the name, and commas part
+    the numbers of a list, as in `--vary widths 16,32 32,64`."""
     dry_run: bool = False
     """Print the trials with an estimate of their time, and fit nothing."""
+
+    def __post_init__(self) -> None:
+        self.compared  # noqa: B018  looks at what is varied while arguments are read
+
+    @property
+    def compared(self) -> Space:
+        """The space with what is varied beside it."""
+        return self.space.with_text(self.vary) if self.vary else self.space
+
+
+def defaults(preset: str, args: list[str]) -> Tune:
+    """What holds where no flag says otherwise: of a preset, or of files."""
+    config, place = (settings_files.option(args, flag) for flag in ("--config", "--space"))
+    table = settings_files.read(config, "tune") if config else {}
+    own = table.pop("preset", "")
+    given = {"the command's preset": preset, "--space": place, f"preset in {config}": own}
+    if len(several := [name for name, value in given.items() if value]) > 1:
+        raise ConfigError(f"{' and '.join(several)} both say what is compared: give one")
+    name = preset or own or (FIRST_RUN if "space" not in table else "")
+    space = read_space(place) if place else named_space(name) if name else Space()
+    if place:
+        table.pop("space", None)
+    name = name if name and not place else PurePath(place or config).stem
+    job = fields.overlay(SweepJob(space=space, name=name), table, config)
+    return Tune(**vars(job))
 
 
 def main() -> int:
@@ -67,75 +90,50 @@ def main() -> int:
     if args and args[0] in ("-h", "--help"):
         print(description)
         return cli.OK
-    preset = args.pop(0) if args and not args[0].startswith("-") else FIRST_RUN
-    if preset not in PRESETS:
-        raise ConfigError(f"no preset is named {preset!r}; known are {', '.join(PRESETS)}")
+    preset = args.pop(0) if args and not args[0].startswith("-") else ""
     job = tyro.cli(
         Tune,
         args=args,
         prog=cli.program(preset),
         description=description,
-        default=Tune(space=PRESETS[preset]()),
+        default=defaults(preset, args),
     )
-    out = job.out.rstrip("/") or first_run.out_for(job.cohort, f"tune-{preset}")
+    out = job.out.rstrip("/") or first_run.out_for(job.cohort, f"tune-{job.name}")
     refuse_place(out, ConfigError)
-    from rich.console import Console
-
-    from uadray.evaluation.inputs import refuse
-    from uadray.evaluation.job import evaluate_all, num_volumes
-    from uadray.progress import Progress
-    from uadray.report import terminal_summary, write_report
-    from uadray.runs.folder import Run
-    from uadray.runs.learned import compare_cohorts
-    from uadray.runs.records import Broken, load_runs
-    from uadray.store import open_cohort
-    from uadray.tune.plan import outcome_table, plan_table
-    from uadray.tune.sweep import sweep
-
     if not job.cohort:
         print(first_run.notice(first_run.folder(), "--cohort C --evaluate L --out FOLDER"))
         phantoms = first_run.cohorts()
         given = job.evaluate or tuple(phantoms[kind].url for kind in first_run.LESIONED)
         job = replace(job, cohort=phantoms["healthy"].url, evaluate=given)
-    cohort = open_cohort(job.cohort)
-    # Before hours of fitting: a cohort that cannot be evaluated on is found now.
-    lesioned = [open_cohort(url) for url in job.evaluate]
-    for one in lesioned:
-        match = compare_cohorts(cohort, one)
-        refuse(match, cohort.url, one.url, insist=job.sweep.allow_mismatch)
-    console = Console()
+    job = replace(job, space=job.compared, vary=(), out=out)
     if job.dry_run:
-        console.print(plan_table(job.space, job.sweep, cohort))
+        from rich.console import Console
+
+        from uadray.tune.plan import plan_table
+
+        cohort, _ = job.cohorts()
+        Console().print(plan_table(job.space, job.sweep, cohort))
         return cli.OK
-    outcomes = sweep(job.space, cohort, out, config=job.sweep, track=job.track)
-    runs = [Run.open(o.url) for o in outcomes if o.status == "finished"]
-    left_out: list[Broken] = []
-    if runs and lesioned:
-        with Progress(total=num_volumes(lesioned), what="volumes scored") as progress:
-            evaluate_all(
-                runs,
-                lesioned,
-                report=progress.advance,
-                failed=lambda run, error: left_out.append(Broken(url=run.url, error=str(error))),
-                allow_mismatch=job.sweep.allow_mismatch,
-            )
-    console.print(outcome_table(job.space, job.sweep, outcomes))
-    if runs:
-        title = f"Sweep {preset}: {job.sweep.describe()}"
-        # Those that were stopped early or failed are in the report, too.
-        urls = [o.url for o in outcomes if Run.is_begun(o.url)]
-        records = load_runs(urls, [])
+    return show(job.run())
+
+
+def show(done: Sweep) -> int:
+    """Print how the trials ended and where the report is; returns the exit code."""
+    from rich.console import Console
+
+    from uadray.report import terminal_summary
+    from uadray.tune.plan import outcome_table
+
+    console = Console()
+    console.print(outcome_table(done.space, done.config, done.outcomes))
+    if done.report:
+        records = done.records()
         if any(record.evaluations for record in records):
             console.print(terminal_summary(records, width=console.width))
-        page = write_report(urls, files.join(out, "report.html"), title=title, left_out=left_out)
-        print(f"report: {page}")
-    print(f"run folders: {out}/runs")
-    return max(cli.say_left_out(left_out), _exit(outcomes))
-
-
-def _exit(outcomes: "Sequence[Outcome]") -> int:
-    for o in outcomes:
+        print(f"report: {done.report}")
+    print(f"run folders: {done.url}/runs")
+    for o in done.outcomes:
         if o.status == "failed":
             print(f"failed: {o.url}: {o.error}", file=sys.stderr)
-    whole = all(o.status in ("finished", "stopped") for o in outcomes)
-    return cli.OK if whole else cli.INCOMPLETE
+    whole = all(o.status in ("finished", "stopped") for o in done.outcomes)
+    return max(cli.say_left_out(done.left_out), cli.OK if whole else cli.INCOMPLETE)

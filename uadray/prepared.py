@@ -95,6 +95,7 @@ def prepare_inputs(
         workers=workers,
         command=command,
         left_out=inputs.left_out,
+        layout=inputs.layout,
     )
     shown = show_quality(cohort, page, report)
     calibration = None

@@ -9,6 +9,7 @@ r"""Turn MRI scans into a cohort: a sealed Zarr store of volumes preprocessed al
     python jobs/prepare.py mslub DATA/mslub --out runs/slices.zarr --grid baur2018
     python jobs/prepare.py csv s3://bucket/scans.csv --out s3://bucket/cohort.zarr --size 32
     python jobs/prepare.py brats DATA/brats2019 --out runs/tumour.zarr --preset bengs2021
+    python jobs/prepare.py package.module:my_layout DATA/own --out runs/own.zarr
     python jobs/prepare.py phantom healthy --count 128 --out runs/phantom.zarr --size 32
     python jobs/prepare.py --verify runs/healthy.zarr
     python jobs/prepare.py quality runs/healthy.zarr
@@ -23,6 +24,7 @@ used; they are listed with their reasons.
 """
 
 import inspect
+import re
 import shlex
 import sys
 from collections.abc import Sequence
@@ -34,10 +36,12 @@ import tyro
 from uadray import cli, files
 from uadray.errors import ConfigError
 from uadray.evaluation.protocols import PROTOCOLS
-from uadray.prepare import layouts
 from uadray.prepare.inputs import Inputs, Settings, find_inputs
+from uadray.prepare.layouts import LAYOUTS, phantom
 from uadray.prepare.settings import (
     MAX_FAILURES,
+    STRIPPERS,
+    TOOLS,
     PrepareConfig,
     Redo,
     Selection,
@@ -96,12 +100,17 @@ class Files(Job):
     selection: Selection = field(default_factory=Selection)
     config: PrepareConfig = field(default_factory=PrepareConfig)
 
+    @classmethod
+    def layout(cls) -> str:
+        """The name of its layout."""
+        return cls.__name__
+
     def inputs(self) -> Inputs:
         """The scans, the steps' settings, and what was found besides; it is listed."""
         if self.size and self.config.shape != (self.size,) * 3:
             raise ConfigError("--size and --shape both say how many voxels: give one")
         return find_inputs(
-            type(self).__name__,
+            self.layout(),
             self.root,
             self.modality,
             settings=Settings(config=self.config, selection=self.selection, split=self.split),
@@ -127,7 +136,7 @@ class Phantom(Job):
 
     def inputs(self) -> Inputs:
         """The subjects and the grid that they are made on."""
-        scans = layouts.phantom(self.kind, self.count, self.first_seed)
+        scans = phantom(self.kind, self.count, self.first_seed)
         return Inputs(scans=scans, config=PrepareConfig(shape=(self.size,) * 3))
 
 
@@ -152,18 +161,21 @@ class Quality:
 def parse(args: Sequence[str]) -> Any:
     """The job that the arguments ask for: one of a layout of the registry, or another one."""
     kinds: dict[str, tuple[Any, Any, str]] = {}
-    for name, layout in layouts.LAYOUTS.items():
-        doc = (inspect.getdoc(layout) or "").split("\n\n")[0].replace("\n", " ")
-        kind = type(name, (Files,), {"__doc__": doc})
-        modality = inspect.signature(layout).parameters["modality"].default
-        kinds[name] = kind, kind(root=tyro.MISSING, out=tyro.MISSING, modality=modality), doc
     for other in (Phantom, Verify, Quality):
         kinds[other.__name__.lower()] = other, None, inspect.getdoc(other) or ""
+    named = args[0] if args else ""
+    if re.fullmatch(r"[\w.]+:\w+", named):
+        LAYOUTS.at(named)
+    if named not in kinds:
+        broken: list[object] = []
+        names = [named] if named in LAYOUTS else LAYOUTS.usable(lambda name, e: broken.append(e))
+        kinds = {name: _with_files(name) for name in names} | kinds
+        cli.say_left_out(broken)
     config = (tyro.conf.OmitArgPrefixes,)
-    if args and args[0] in kinds:
+    if named in kinds:
         # By itself: in a union tyro names settings that are wrong by a name of its own.
-        kind, default, doc = kinds[args[0]]
-        prog = cli.program(args[0])
+        kind, default, doc = kinds[named]
+        prog = cli.program(named)
         return tyro.cli(
             kind, prog=prog, args=args[1:], default=default, description=doc, config=config
         )
@@ -173,7 +185,18 @@ def parse(args: Sequence[str]) -> Any:
         else kind
         for name, (kind, default, doc) in kinds.items()
     ]
-    return tyro.cli(Union[(*commands,)], args=args, description=__doc__, config=config)
+    return tyro.cli(Union[(*commands,)], args=args, description=__doc__, config=config)  # type: ignore[call-overload]
+
+
+def _with_files(name: str) -> tuple[Any, Any, str]:
+    """The arguments of a layout, their defaults, and its first sentence."""
+    layout = LAYOUTS[name]
+    doc = (inspect.getdoc(layout) or "").split("\n\n")[0].replace("\n", " ")
+    kind = type(name, (Files,), {"__doc__": doc})
+    modality = inspect.signature(layout).parameters["modality"].default
+    if others := [one for one in STRIPPERS if one not in TOOLS]:
+        doc += f" Values of --skull-strip from other packages: {', '.join(others)}."
+    return kind, kind(root=tyro.MISSING, out=tyro.MISSING, modality=modality), doc
 
 
 def spelled_out(args: Sequence[str]) -> list[str]:

@@ -10,6 +10,7 @@ import shlex
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import ray
@@ -21,7 +22,14 @@ from uadray.prepare.identity import Source, digest_of, is_unchanged
 from uadray.prepare.layouts import PHANTOM_SCHEME, LeftOut, Scan
 from uadray.prepare.layouts.listing import printable
 from uadray.prepare.plan import Rows, make_plan, planned_scans, sources, subject_of
-from uadray.prepare.settings import MAX_FAILURES, PrepareConfig, Redo, SplitConfig, check_numbers
+from uadray.prepare.settings import (
+    MAX_FAILURES,
+    STRIPPERS,
+    PrepareConfig,
+    Redo,
+    SplitConfig,
+    check_numbers,
+)
 from uadray.prepare.splits import split_scans
 from uadray.prepare.steps import PreparedVolume, prepare_scan
 from uadray.progress import Progress
@@ -58,6 +66,7 @@ def prepare_cohort(
     workers: int | None = None,
     command: str = "",
     left_out: Sequence[LeftOut] = (),
+    layout: Mapping[str, Any] | None = None,
 ) -> Cohort:
     """Prepare all scans and write them as a sealed cohort.
 
@@ -77,6 +86,7 @@ def prepare_cohort(
         workers: Scans prepared at a time; None takes a CPU each, all there are.
         command: What makes the cohort, without its URL, for the advice of `verify`.
         left_out: What was found besides the scans, which the cohort lists beside its quarantine.
+        layout: From outside of uadray, that listed the scans: its name and package.
 
     Raises:
         ConfigError: see `split_scans`; or a number is out of its range.
@@ -89,6 +99,8 @@ def prepare_cohort(
     if not 0 <= max_failures <= 1:
         raise ConfigError(f"max_failures must be in [0, 1], was {max_failures}")
     check_numbers(seed=seed, workers=workers)
+    if config.package is not None:
+        STRIPPERS.need(config.skull_strip)  # what cannot be imported ends the job before its work
     rows = split_scans(scans, split, seed=seed)
     url = files.normalise(url)
     with storage_errors(url):
@@ -103,6 +115,7 @@ def prepare_cohort(
             plan=make_plan(rows, config, split, seed=seed),
             scans=planned_scans(rows),
             command=command,
+            layout=layout,
         )
         again = _rows_to_redo(writer, rows, contents, redo)
         if again is not None:

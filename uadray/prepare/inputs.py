@@ -2,7 +2,7 @@
 
 import inspect
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from uadray import fields, files
@@ -57,6 +57,8 @@ class Inputs:
     """The steps' parameters."""
     left_out: tuple[LeftOut, ...] = ()
     """What was found besides."""
+    layout: Mapping[str, Any] | None = None
+    """Name and package of a layout from outside of uadray; None for one of its own."""
 
 
 def modality_of(layout: str) -> str:
@@ -100,7 +102,7 @@ def find_inputs(
     from uadray.prepare.lesions import assign_masks, find_masks
     from uadray.prepare.splits import select_scans
 
-    listing = layouts.LAYOUTS[layout](root, modality)
+    listing = layouts.list_scans(layout, root, modality)
     for line in listing.lines(files.normalise(root)):
         report(line)
     scans, left_out = select_scans(listing, settings.selection, seed=seed), listing.left_out
@@ -110,4 +112,10 @@ def find_inputs(
             report(line)
         scans = assign_masks(scans, masks, seed, settings.config.lesion)
         left_out += masks.left_out
-    return Inputs(scans=scans, config=settings.config, left_out=left_out)
+    package = layouts.LAYOUTS.package(layout)
+    return Inputs(
+        scans=scans,
+        config=settings.config,
+        left_out=left_out,
+        layout={"name": layout, "package": asdict(package)} if package else None,
+    )

@@ -9,6 +9,7 @@ r"""Turn MRI scans into a cohort: a sealed Zarr store of volumes preprocessed al
     python jobs/prepare.py mslub DATA/mslub --out runs/slices.zarr --grid baur2018
     python jobs/prepare.py csv s3://bucket/scans.csv --out s3://bucket/cohort.zarr --size 32
     python jobs/prepare.py brats DATA/brats2019 --out runs/tumour.zarr --preset bengs2021
+    python jobs/prepare.py package.module:my_layout DATA/own --out runs/own.zarr
     python jobs/prepare.py phantom healthy --count 128 --out runs/phantom.zarr --size 32
     python jobs/prepare.py --verify runs/healthy.zarr
     python jobs/prepare.py quality runs/healthy.zarr
@@ -23,6 +24,7 @@ used; they are listed with their reasons.
 """
 
 import inspect
+import re
 import shlex
 import sys
 from collections.abc import Sequence
@@ -32,10 +34,11 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Union
 import tyro
 
 from uadray import cli, files
+from uadray.config import to_json
 from uadray.errors import ConfigError
 from uadray.evaluation.protocols import PROTOCOLS
 from uadray.prepare import layouts
-from uadray.prepare.layouts import LeftOut, Scan
+from uadray.prepare.layouts import LAYOUTS, LeftOut, Scan
 from uadray.prepare.layouts.listing import left_out_lines
 from uadray.prepare.settings import (
     MAX_FAILURES,
@@ -100,6 +103,11 @@ class Files(Job):
     selection: Selection = field(default_factory=Selection)
     config: PrepareConfig = field(default_factory=PrepareConfig)
 
+    @classmethod
+    def layout(cls) -> str:
+        """The name of its layout."""
+        return cls.__name__
+
     def inputs(self) -> tuple[list[Scan], PrepareConfig, tuple[LeftOut, ...]]:
         """The scans, the steps' settings, and what was found besides; it is listed."""
         if self.size and self.config.shape != (self.size,) * 3:
@@ -107,8 +115,7 @@ class Files(Job):
         from uadray.prepare.lesions import assign_masks, find_masks
         from uadray.prepare.splits import select_scans
 
-        layout = layouts.LAYOUTS[type(self).__name__]
-        listing = layout(self.root, self.modality)
+        listing = layouts.list_scans(self.layout(), self.root, self.modality)
         print("\n".join(listing.lines(files.normalise(self.root))))
         scans, left_out = select_scans(listing, self.selection, seed=self.seed), listing.left_out
         if self.lesions:
@@ -159,18 +166,21 @@ class Quality:
 def parse(args: Sequence[str]) -> Any:
     """The job that the arguments ask for: one of a layout of the registry, or another one."""
     kinds: dict[str, tuple[Any, Any, str]] = {}
-    for name, layout in layouts.LAYOUTS.items():
-        doc = (inspect.getdoc(layout) or "").split("\n\n")[0].replace("\n", " ")
-        kind = type(name, (Files,), {"__doc__": doc})
-        modality = inspect.signature(layout).parameters["modality"].default
-        kinds[name] = kind, kind(root=tyro.MISSING, out=tyro.MISSING, modality=modality), doc
     for other in (Phantom, Verify, Quality):
         kinds[other.__name__.lower()] = other, None, inspect.getdoc(other) or ""
+    named = args[0] if args else ""
+    if re.fullmatch(r"[\w.]+:\w+", named):
+        LAYOUTS.at(named)
+    if named not in kinds:
+        broken: list[object] = []
+        names = [named] if named in LAYOUTS else LAYOUTS.usable(lambda name, e: broken.append(e))
+        kinds = {name: _with_files(name) for name in names} | kinds
+        cli.say_left_out(broken)
     config = (tyro.conf.OmitArgPrefixes,)
-    if args and args[0] in kinds:
+    if named in kinds:
         # By itself: in a union tyro names settings that are wrong by a name of its own.
-        kind, default, doc = kinds[args[0]]
-        prog = f"{sys.argv[0]} {args[0]}"
+        kind, default, doc = kinds[named]
+        prog = f"{sys.argv[0]} {named}"
         return tyro.cli(
             kind, prog=prog, args=args[1:], default=default, description=doc, config=config
         )
@@ -181,6 +191,15 @@ def parse(args: Sequence[str]) -> Any:
         for name, (kind, default, doc) in kinds.items()
     ]
     return tyro.cli(Union[(*commands,)], args=args, description=__doc__, config=config)
+
+
+def _with_files(name: str) -> tuple[Any, Any, str]:
+    """The arguments of a layout, their defaults, and its first sentence."""
+    layout = LAYOUTS[name]
+    doc = (inspect.getdoc(layout) or "").split("\n\n")[0].replace("\n", " ")
+    kind = type(name, (Files,), {"__doc__": doc})
+    modality = inspect.signature(layout).parameters["modality"].default
+    return kind, kind(root=tyro.MISSING, out=tyro.MISSING, modality=modality), doc
 
 
 def spelled_out(args: Sequence[str]) -> list[str]:
@@ -269,6 +288,7 @@ def main() -> int:
     healthy = open_cohort(job.healthy) if job.healthy else None
     scans, config, left_out = job.inputs()
     paths = [job.root, job.lesions] if isinstance(job, Files) else []
+    package = LAYOUTS.package(job.layout()) if isinstance(job, Files) else None
     cohort = prepare_cohort(
         scans,
         job.out,
@@ -280,6 +300,7 @@ def main() -> int:
         workers=job.workers,
         command=recorded(args, [path for path in paths if path]),
         left_out=left_out,
+        layout={"name": job.layout(), "package": to_json(package)} if package else None,
     )
     show_quality(cohort, page)
     if healthy or (isinstance(job, Files) and job.lesions):

@@ -4,6 +4,7 @@ import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import settings
@@ -11,6 +12,7 @@ from own_registry import OwnRegistry
 
 from uadray import plugins
 from uadray.methods import DETECTORS, NAMED
+from uadray.prepare.layouts import LAYOUTS
 
 # The same examples on every run, so that a change is red or green by what it changes;
 # `HYPOTHESIS_PROFILE=search` draws new ones.
@@ -19,6 +21,8 @@ settings.register_profile("search", derandomize=False)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "same"))
 
 REPOSITORY = Path(__file__).resolve().parents[1]
+
+REGISTRIES: tuple[plugins.Registry[Any], ...] = (NAMED, LAYOUTS)
 
 
 @pytest.fixture(scope="session")
@@ -36,10 +40,11 @@ def own_registry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Ow
     folder = tmp_path / "outside"
     folder.mkdir()
     monkeypatch.syspath_prepend(folder)
-    names, kinds, loaded = dict(NAMED), dict(DETECTORS), set(sys.modules)
+    for one in REGISTRIES:
+        monkeypatch.setattr(one, "imported", dict(one.imported))
+        monkeypatch.setattr(one, "_origins", dict(one._origins))
+    kinds, loaded = dict(DETECTORS), set(sys.modules)
     yield OwnRegistry(folder=folder)
-    NAMED.clear()
-    NAMED.update(names)
     DETECTORS.clear()
     DETECTORS.update(kinds)
     for name, module in list(sys.modules.items()):

@@ -33,18 +33,10 @@ def main() -> int:
 
 def methods() -> int:
     """List every method; those of other packages that cannot be used are left out, with reasons."""
-    from uadray.errors import PluginError
     from uadray.methods import NAMED
-    from uadray.methods.registry import named, others
 
-    broken = []
-    for name in (*NAMED, *others()):
-        try:
-            one = named(name)
-        except PluginError as error:
-            broken.append(error)
-            continue
-        assert one is not None
+    broken: list[object] = []
+    for name, one in NAMED.usable(lambda name, error: broken.append(error)).items():
         print(f"{name:24} {one.method.package or 'uadray'!s:24} {one.source}")
     return cli.say_left_out(broken)
 

@@ -17,7 +17,7 @@ from typing import Any, Literal
 from uadray.errors import ConfigError, PluginError
 from uadray.methods import NAMED, Learned, MethodSettings, PublishedMethod
 from uadray.methods.baselines import PCA
-from uadray.methods.registry import detector_type, name_at, named, others
+from uadray.methods.registry import detector_type, name_at
 from uadray.methods.settings import check, check_finite, check_limits
 from uadray.plugins import Package
 from uadray.strategies import BENGS, NONE, STRATEGIES, ErasingConfig
@@ -150,7 +150,7 @@ BENGS_TABLE_1 = (
 )
 """The fourteen configurations of Bengs 2021, table 1."""
 
-_OWN = {name: one.method for name, one in NAMED.items() if one.method.package is None}
+_OWN = {n: one.method for n, one in NAMED.imported.items() if one.method.package is None}
 
 BASELINES = tuple(name for name, method in _OWN.items() if not isinstance(method, Learned))
 """The plain methods that stand beside every other."""
@@ -161,7 +161,7 @@ OTHERS = tuple(name for name in _OWN if name not in (*BENGS_TABLE_1, *BASELINES)
 
 def known() -> str:
     """Names of all experiments, those of other packages last, as help texts list them."""
-    from_outside = (*(name for name in NAMED if name not in _OWN), *others())
+    from_outside = (name for name in NAMED if name not in _OWN)
     return ", ".join((*BENGS_TABLE_1, *BASELINES, *OTHERS, *from_outside))
 
 
@@ -188,7 +188,7 @@ def experiment(name: str) -> Experiment:
         # What has no label of its own is Bengs' autoencoder.
         label = f"-{rest}".removesuffix(end)[1:] or f"{ndim}D-None"
         # Given its place, it does not matter that another package has a method of that name.
-        one = NAMED.get(label) if at else named(label)
+        one = NAMED.imported.get(label) if at else NAMED.get(label)
         if one is not None and (made := _made(one, ndim, erasing)).name == name:
             return made
     raise ConfigError(f"no experiment is named {name!r}; known are {known()} (any n in PCA-n)")

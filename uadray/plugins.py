@@ -10,6 +10,7 @@ import inspect
 import os
 import sys
 import traceback
+import warnings
 from collections.abc import Callable, Iterator, MutableMapping
 from functools import cache
 from hashlib import sha256
@@ -86,23 +87,47 @@ def load(place: str, whose: str = "", *, here: bool = False) -> Any:
         raise PluginError(f"{whose}: module {module} has no {name!r}") from None
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Package:
+    """What a class from outside of uadray is of."""
+
+    distribution: str
+    """As `pip` names it; empty for a file of none."""
+    version: str
+    """Of the distribution. A file of none has the digest of its source, so that results of changed
+    code are not taken for those of the present one."""
+
+    def __str__(self) -> str:
+        if self.distribution:
+            return f"{self.distribution} {self.version}"
+        return f"a file of no package ({self.version})"
+
+    def how_to_get(self, module: str) -> str:
+        """The command, or what to do with the file of a module."""
+        if self.distribution:
+            return f"pip install {self.distribution}=={self.version}"
+        return f"bring back the file of module {module}, with its folder in PYTHONPATH"
+
+
 class Registry(MutableMapping[str, Entry]):
     """Entries of one kind by name: ours, then those that other packages offer by entry points.
 
-    Names are there without an import; an entry is imported when it is asked for.
+    Names cost no import; an entry is imported when it is asked for. Where another package has one
+    of the name of ours, ours is meant.
 
     Args:
         group: Of the entry points, such as `uadray.layouts`.
         what: What an entry is, in errors, such as `layout`.
-        check: Refuses what an entry point leads to where that is no such entry, by a
-            `PluginError`; it gets name and entry.
+        check: Refuses what is no such entry by a `PluginError`; it gets name and entry.
     """
 
     def __init__(
         self, group: str, what: str, check: Callable[[str, Any], None] = lambda name, entry: None
     ) -> None:
         self.group, self.what, self._check = group, what, check
-        self._here: dict[str, Entry] = {}
+        self.imported: dict[str, Entry] = {}
+        """Ours, and those of other packages that were asked for."""
+        self._origins: dict[str, tuple[Package, str]] = {}
 
     def __getitem__(self, name: str) -> Entry:
         """The entry, imported where need be.
@@ -111,33 +136,95 @@ class Registry(MutableMapping[str, Entry]):
             KeyError: there is none.
             PluginError: several packages have one, or the package's cannot be used.
         """
-        if name not in self._here:
-            found = find(self.group, name)
-            if found is None:
-                raise KeyError(name)
-            one = load(found.value, describe(found))
-            if name not in self._here:  # its import may have added it
-                try:
-                    self._check(name, one)
-                except PluginError as error:
-                    raise PluginError(f"{describe(found)} is no {self.what}: {error}") from None
-                self._here[name] = one
-        return self._here[name]
+        if name in self.imported:
+            self._check_rivals(name)
+        elif (found := find(self.group, name)) is None:
+            raise KeyError(name)
+        else:
+            self._import(name, found.value, self.package(name), describe(found))
+        return self.imported[name]
+
+    def at(self, place: str) -> Entry:
+        """The entry at `package.module:name`, which may lie in the present folder; its name here.
+
+        Raises:
+            PluginError: there is none.
+        """
+        if place not in self.imported:
+            load(place, here=True)
+            self._import(place, place, package_of(place.partition(":")[0], self.group), place)
+        return self.imported[place]
+
+    def _import(self, name: str, place: str, package: Package | None, whose: str) -> None:
+        one = load(place, whose)
+        if name not in self.imported:  # its import may have added it
+            try:
+                self.add(name, one, package, place)
+            except PluginError as error:
+                raise PluginError(f"{whose} is no {self.what} named {name!r}: {error}") from None
+
+    def _check_rivals(self, name: str) -> None:
+        """Say that ours is meant, or refuse a name that several packages have."""
+        own, place = self._origins.get(name, (None, ""))
+        rivals = [
+            one
+            for one in entries(self.group).get(name, [])
+            if not own or (one.dist and one.dist.name != own.distribution)
+        ]
+        them = " and ".join(sorted(map(describe, rivals)))
+        if rivals and own is None:
+            warnings.warn(f"uadray's own {name} is meant, not that of {them}", stacklevel=3)
+        elif rivals:
+            raise PluginError(
+                f"{name!r} is there more than once: {them} and {place} of {own}; name one of them"
+            )
+
+    def add(self, name: str, entry: Entry, package: Package | None = None, place: str = "") -> None:
+        """Add an entry: ours, or at its place in a package.
+
+        Raises:
+            PluginError: it is no such entry.
+        """
+        self._check(name, entry)
+        self.imported[name] = entry
+        if package is not None:
+            self._origins[name] = package, place
+
+    def package(self, name: str) -> Package | None:
+        """What an entry is of, which is not imported for that; None for ours and for none.
+
+        Raises:
+            PluginError: several packages have one.
+        """
+        if name in self.imported:
+            return self._origins.get(name, (None,))[0]
+        found = find(self.group, name)
+        dist = found and found.dist
+        return Package(distribution=dist.name, version=dist.version) if dist else None
+
+    def check_recorded(self, name: str, wanted: Package) -> None:
+        """Refuse a name on record that is not installed here, or of another version.
+
+        Raises:
+            PluginError: it is so; the message says what to install.
+        """
+        check_package(f"{self.what} {name!r} is of", self.package(name), wanted)
 
     def __setitem__(self, name: str, entry: Entry) -> None:
-        self._here[name] = entry
+        self.add(name, entry)
 
     def __delitem__(self, name: str) -> None:
-        del self._here[name]
+        del self.imported[name]
+        self._origins.pop(name, None)
 
     def __iter__(self) -> Iterator[str]:
-        return iter(dict.fromkeys([*self._here, *entries(self.group)]))
+        return iter(dict.fromkeys([*self.imported, *entries(self.group)]))
 
     def __len__(self) -> int:
-        return len(list(self))
+        return sum(1 for _ in self)  # a list would ask for its length
 
     def __contains__(self, name: object) -> bool:
-        return name in self._here or name in entries(self.group)
+        return name in self.imported or name in entries(self.group)
 
     def usable(self, failed: Callable[[str, PluginError], None]) -> dict[str, Entry]:
         """All entries that can be imported; `failed` takes name and error of each other one."""
@@ -168,28 +255,6 @@ def failure(error: BaseException, place: str = "") -> str:
     return f"{text} ({theirs[-1].filename}, line {theirs[-1].lineno})"
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Package:
-    """What a class from outside of uadray is of."""
-
-    distribution: str
-    """As `pip` names it; empty for a file of none."""
-    version: str
-    """Of the distribution. A file of none has the digest of its source, so that results of changed
-    code are not taken for those of the present one."""
-
-    def __str__(self) -> str:
-        if self.distribution:
-            return f"{self.distribution} {self.version}"
-        return f"a file of no package ({self.version})"
-
-    def how_to_get(self, module: str) -> str:
-        """The command, or what to do with the file of a module."""
-        if self.distribution:
-            return f"pip install {self.distribution}=={self.version}"
-        return f"bring back the file of module {module}, with its folder in PYTHONPATH"
-
-
 def package_of(module: str, group: str) -> Package:
     """The package of a module outside of uadray, which is not imported for that.
 
@@ -216,29 +281,30 @@ def package_of(module: str, group: str) -> Package:
     return Package(distribution="", version=f"sha256:{digest}")
 
 
-def check_package(place: str, here: Package | None, wanted: Package) -> None:
-    """Refuse a class that a record names of another version, or that is not installed.
+def check_package(
+    what: str, here: Package | None, wanted: Package, module: str = "of its name"
+) -> None:
+    """Refuse what a record names of another version, or what is not installed.
 
     Args:
-        place: Module and class.
+        what: The beginning of a sentence, such as `MyAE is a method of`.
         here: What it is of here; None where it is not there.
         wanted: What it was of where the record was written.
+        module: That it is in.
 
     Raises:
         PluginError: it is so; the message says what to install.
     """
-    if here == wanted:
-        return
-    module, _, name = place.partition(":")
-    what = wanted.how_to_get(module)
+    get = wanted.how_to_get(module)
     if here is None:
         raise PluginError(
-            f"{name} is a method of {wanted}, which is not installed here, or not so that a record "
-            f"alone may import it (an entry point, or a file in a folder of PYTHONPATH): {what}"
+            f"{what} {wanted}, which is not installed here, or not so that a record alone may "
+            f"import it (an entry point, or a file in a folder of PYTHONPATH): {get}"
         )
-    raise PluginError(
-        f"{name} is a method of {wanted}, here is {here}: {what}, or fit again into another folder"
-    )
+    if here != wanted:
+        raise PluginError(
+            f"{what} {wanted}, here is {here}: {get}, or start again in another folder"
+        )
 
 
 def check_settings(settings: type[Any], owner: str) -> None:

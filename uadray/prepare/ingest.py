@@ -10,6 +10,7 @@ import shlex
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import ray
@@ -58,6 +59,7 @@ def prepare_cohort(
     workers: int | None = None,
     command: str = "",
     left_out: Sequence[LeftOut] = (),
+    layout: Mapping[str, Any] | None = None,
 ) -> Cohort:
     """Prepare all scans and write them as a sealed cohort.
 
@@ -77,6 +79,7 @@ def prepare_cohort(
         workers: Scans prepared at a time; None takes a CPU each, all there are.
         command: What makes the cohort, without its URL, for the advice of `verify`.
         left_out: What was found besides the scans, which the cohort lists beside its quarantine.
+        layout: From outside of uadray, that listed the scans: its name and package.
 
     Raises:
         ConfigError: see `split_scans`; or a number is out of its range.
@@ -103,6 +106,7 @@ def prepare_cohort(
             plan=make_plan(rows, config, split, seed=seed),
             scans=planned_scans(rows),
             command=command,
+            layout=layout,
         )
         again = _rows_to_redo(writer, rows, contents, redo)
         if again is not None:

@@ -1,34 +1,27 @@
 """Where data sets keep their files: each layout finds its scans and yields them as `Scan`s.
 
 A layout only looks at names and small tables; whether a scan can be used is seen when it is read.
-`docs/datasets.md` says where to get each set.
+`docs/datasets.md` says where to get each set. A new layout is a function, in `registry` or in another
+package with an entry point of the group `uadray.layouts`.
 """
 
-from uadray.prepare.layouts.auto import detect, make_auto
+from uadray.prepare.layouts.auto import detect
 from uadray.prepare.layouts.bids import bids
-from uadray.prepare.layouts.healthy import ixi, oasis1
 from uadray.prepare.layouts.listing import LeftOut
 from uadray.prepare.layouts.phantoms import phantom
-from uadray.prepare.layouts.scans import PHANTOM_SCHEME, Layout, Scan, Scans
-from uadray.prepare.layouts.stroke import atlas
+from uadray.prepare.layouts.registry import LAYOUTS, list_scans
+from uadray.prepare.layouts.scans import (
+    PHANTOM_SCHEME,
+    Layout,
+    Scan,
+    Scans,
+    canonical_modality,
+    checked,
+    find_files,
+    stem,
+)
 from uadray.prepare.layouts.tables import csv
-from uadray.prepare.layouts.tumour import brats
-from uadray.prepare.layouts.white_matter import mslub, msseg2015, wmh
-
-LAYOUTS: dict[str, Layout] = {
-    "bids": bids,
-    "csv": csv,
-    "ixi": ixi,
-    "oasis1": oasis1,
-    "brats": brats,
-    "atlas": atlas,
-    "mslub": mslub,
-    "wmh": wmh,
-    "msseg2015": msseg2015,
-}
-"""The layouts of files by name; `phantom` stands apart, since it has none."""
-
-LAYOUTS["auto"] = make_auto(dict(LAYOUTS))
+from uadray.prepare.layouts.white_matter import mslub
 
 __all__ = [
     "LAYOUTS",
@@ -37,15 +30,14 @@ __all__ = [
     "LeftOut",
     "Scan",
     "Scans",
-    "atlas",
     "bids",
-    "brats",
+    "canonical_modality",
+    "checked",
     "csv",
     "detect",
-    "ixi",
+    "find_files",
+    "list_scans",
     "mslub",
-    "msseg2015",
-    "oasis1",
     "phantom",
-    "wmh",
+    "stem",
 ]

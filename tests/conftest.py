@@ -12,6 +12,8 @@ from own_registry import OwnRegistry
 
 from uadray import plugins
 from uadray.methods import DETECTORS, NAMED
+from uadray.metrics import outside
+from uadray.metrics.table import METRICS
 from uadray.prepare.layouts import LAYOUTS
 
 # The same examples on every run, so that a change is red or green by what it changes;
@@ -22,7 +24,7 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "same"))
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
-REGISTRIES: tuple[plugins.Registry[Any], ...] = (NAMED, LAYOUTS)
+REGISTRIES: tuple[plugins.Registry[Any], ...] = (NAMED, LAYOUTS, METRICS)
 
 
 @pytest.fixture(scope="session")
@@ -44,7 +46,9 @@ def own_registry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Ow
         monkeypatch.setattr(one, "imported", dict(one.imported))
         monkeypatch.setattr(one, "_origins", dict(one._origins))
     kinds, loaded = dict(DETECTORS), set(sys.modules)
+    outside.installed.cache_clear()
     yield OwnRegistry(folder=folder)
+    outside.installed.cache_clear()
     DETECTORS.clear()
     DETECTORS.update(kinds)
     for name, module in list(sys.modules.items()):

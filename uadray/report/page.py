@@ -182,6 +182,7 @@ def render(
     environment.globals["describe_findable"] = describe_findable
     environment.filters["reason"] = reason
     notes = {cohort.group.name: cohort.group.notes for cohort in cohorts}
+    rows = [row for cohort in cohorts for row in cohort.group.rows]
     context = sweep_context(sweep, cohorts, viewers)
     return environment.get_template("report.html.j2").render(
         title=title,
@@ -191,12 +192,14 @@ def render(
         **html.script("report.js", *(("sweep.js",) if sweep else ())),
         **(_library(context) if context else {}),
         runs=runs,
-        columns=(*columns.COLUMNS, *((columns.CAVEATS,) if caveats else ())),
+        columns=(*columns.main_columns(rows), *((columns.CAVEATS,) if caveats else ())),
         caveats=caveats,
         lesion_columns=columns.LESION_COLUMNS,
-        filter_columns=columns.FILTER_COLUMNS,
-        seed_columns=compare.SEED_COLUMNS,
-        comparison_columns=compare.COMPARISON_COLUMNS,
+        filter_columns=columns.filter_columns(rows),
+        seed_columns=compare.seed_columns([one for cohort in cohorts for one in cohort.series]),
+        comparison_columns=compare.comparison_columns(
+            [one for cohort in cohorts for each in cohort.comparisons for one in each.comparisons]
+        ),
         min_people=MIN_PEOPLE,
         cohorts=[_cohort(cohort, cohorts, viewers) for cohort in cohorts],
         sweep=context,

@@ -12,8 +12,6 @@ from own_registry import OwnRegistry
 
 from uadray import plugins
 from uadray.methods import DETECTORS, NAMED
-from uadray.metrics import outside
-from uadray.metrics.table import METRICS
 from uadray.prepare.layouts import LAYOUTS
 
 # The same examples on every run, so that a change is red or green by what it changes;
@@ -24,7 +22,7 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "same"))
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
-REGISTRIES: tuple[plugins.Registry[Any], ...] = (NAMED, LAYOUTS, METRICS)
+REGISTRIES: tuple[plugins.Registry[Any], ...] = (NAMED, LAYOUTS)
 
 
 @pytest.fixture(scope="session")
@@ -42,7 +40,12 @@ def own_registry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Ow
     folder = tmp_path / "outside"
     folder.mkdir()
     monkeypatch.syspath_prepend(folder)
-    for one in REGISTRIES:
+    # They compute and draw, which few tests need.
+    from uadray.metrics import outside
+    from uadray.metrics.table import METRICS
+    from uadray.report.sections import SECTIONS
+
+    for one in (*REGISTRIES, METRICS, SECTIONS):
         monkeypatch.setattr(one, "imported", dict(one.imported))
         monkeypatch.setattr(one, "_origins", dict(one._origins))
     kinds, loaded = dict(DETECTORS), set(sys.modules)

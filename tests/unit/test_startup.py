@@ -71,3 +71,18 @@ def test_arguments_are_read_before_anything_heavy_is_loaded(job: str) -> None:
     codes, loaded = json.loads(done.stdout)
     assert codes == [code for _, code in calls]
     assert not HEAVY & set(loaded)
+
+
+@pytest.mark.parametrize(
+    "module",
+    [
+        "uadray.data.volumes",  # reads
+        "uadray.prepare.steps",  # prepares
+        "uadray.evaluation.examination",  # compares kept scores with lesions
+    ],
+)
+def test_workers_that_compute_no_network_import_no_torch(module: str) -> None:
+    """Each is a process of its own, and importing torch takes as long as many a task."""
+    code = f"import {module}, sys; print([n for n in ('torch', 'sklearn') if n in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

@@ -5,12 +5,15 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from uadray import files
 from uadray.config import to_json
 from uadray.evaluation.cases import write_cases
 from uadray.evaluation.protocols import EvaluateConfig
 from uadray.evaluation.record import Measured, check_classes, make_record
-from uadray.evaluation.scoring import Work, brain_voxels
+from uadray.evaluation.scoring import Work
 from uadray.metrics.counts import TestPart, Threshold, ThresholdPart
 from uadray.metrics.lesionwise import SubjectLesions
 from uadray.metrics.outside import is_up_to_date
@@ -135,13 +138,18 @@ class Pair:
         )
 
     def write(
-        self, frozen: Frozen, lesions: Sequence[SubjectLesions], facts: dict[str, Any]
+        self,
+        frozen: Frozen,
+        lesions: Sequence[SubjectLesions],
+        num_brain: NDArray[np.int64] | None,
+        facts: dict[str, Any],
     ) -> dict[str, Any]:
         """Measure the test part by its counts, and write the record and what goes beside it.
 
         Args:
             frozen: Its threshold.
             lesions: The test subjects' predictions against the truth.
+            num_brain: (N, Z) brain voxels of their slices, where scores of slices are sums.
             facts: What else the record says.
         """
         subjects, name = _subjects(self.cohort, "test"), f"{self.cohort.name}/test"
@@ -149,10 +157,9 @@ class Pair:
         check_classes(scores, self.cohort.url)
         if self.config.components.max_size:
             filtered = self.store.counts(subjects, name, TestPart, self.config.components)
-        if self.config.slice_score == "sum":
-            voxels = brain_voxels(self.cohort, [row for row, _ in subjects], self.config)
-            scores = scores.with_slice_sums(voxels)
-            filtered = filtered and filtered.with_slice_sums(voxels)
+        if num_brain is not None:
+            scores = scores.with_slice_sums(num_brain)
+            filtered = filtered and filtered.with_slice_sums(num_brain)
         measured = Measured(
             scores=scores,
             filtered=filtered,

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from uadray import files
 from uadray.errors import PredictError, ScanError
 from uadray.evaluation.protocols import EvaluateConfig
-from uadray.evaluation.scoring import clean, detect, slices
+from uadray.evaluation.scoring import clean, detect
 from uadray.metrics.components import drop_components, neighbours
 from uadray.metrics.postprocess import dequantise, findable
 from uadray.prediction.healthy import mean_inside
@@ -294,7 +294,7 @@ def _score(
     signed = settings.residual != "absolute" and reconstruction is not None
     residual = np.abs(image[0].numpy() - reconstruction) if signed else None
     clock.mark("score")
-    cut = slices(settings)
+    cut = settings.cut
     levels = np.zeros(brain.shape, np.uint16)
     levels[cut] = clean(scores, image[0].numpy(), brain, model.detector.score_range, settings, name)
     opened = np.zeros(brain.shape, np.uint16)

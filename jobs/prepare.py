@@ -42,6 +42,8 @@ from uadray.prepare.layouts import LAYOUTS, LeftOut, Scan
 from uadray.prepare.layouts.listing import left_out_lines
 from uadray.prepare.settings import (
     MAX_FAILURES,
+    STRIPPERS,
+    TOOLS,
     PrepareConfig,
     Redo,
     Selection,
@@ -199,6 +201,8 @@ def _with_files(name: str) -> tuple[Any, Any, str]:
     doc = (inspect.getdoc(layout) or "").split("\n\n")[0].replace("\n", " ")
     kind = type(name, (Files,), {"__doc__": doc})
     modality = inspect.signature(layout).parameters["modality"].default
+    if others := [one for one in STRIPPERS if one not in TOOLS]:
+        doc += f" Values of --skull-strip from other packages: {', '.join(others)}."
     return kind, kind(root=tyro.MISSING, out=tyro.MISSING, modality=modality), doc
 
 

@@ -13,6 +13,8 @@ from own_registry import OwnRegistry
 from uadray import plugins
 from uadray.methods import DETECTORS, NAMED
 from uadray.prepare.layouts import LAYOUTS
+from uadray.prepare.settings import STRIPPERS
+from uadray.strategies import STRATEGIES
 
 # The same examples on every run, so that a change is red or green by what it changes;
 # `HYPOTHESIS_PROFILE=search` draws new ones.
@@ -22,7 +24,7 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "same"))
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
-REGISTRIES: tuple[plugins.Registry[Any], ...] = (NAMED, LAYOUTS)
+REGISTRIES: tuple[plugins.Registry[Any], ...] = (NAMED, LAYOUTS, STRIPPERS, STRATEGIES)
 
 
 @pytest.fixture(scope="session")

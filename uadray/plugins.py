@@ -202,6 +202,20 @@ class Registry(MutableMapping[str, Entry]):
         dist = found and found.dist
         return Package(distribution=dist.name, version=dist.version) if dist else None
 
+    def need(self, name: str) -> Entry:
+        """The entry that settings name, which may have come from a machine that has it.
+
+        Raises:
+            PluginError: there is none here, or as `[]`.
+        """
+        try:
+            return self[name]
+        except KeyError:
+            raise PluginError(
+                f"no {self.what} is named {name!r} here: install the package that has it, on every "
+                "node that there is"
+            ) from None
+
     def check_recorded(self, name: str, wanted: Package) -> None:
         """Refuse a name on record that is not installed here, or of another version.
 

@@ -22,7 +22,14 @@ from uadray.prepare.identity import Source, digest_of, is_unchanged
 from uadray.prepare.layouts import PHANTOM_SCHEME, LeftOut, Scan
 from uadray.prepare.layouts.listing import printable
 from uadray.prepare.plan import Rows, make_plan, planned_scans, sources, subject_of
-from uadray.prepare.settings import MAX_FAILURES, PrepareConfig, Redo, SplitConfig, check_numbers
+from uadray.prepare.settings import (
+    MAX_FAILURES,
+    STRIPPERS,
+    PrepareConfig,
+    Redo,
+    SplitConfig,
+    check_numbers,
+)
 from uadray.prepare.splits import split_scans
 from uadray.prepare.steps import PreparedVolume, prepare_scan
 from uadray.progress import Progress
@@ -92,6 +99,8 @@ def prepare_cohort(
     if not 0 <= max_failures <= 1:
         raise ConfigError(f"max_failures must be in [0, 1], was {max_failures}")
     check_numbers(seed=seed, workers=workers)
+    if config.package is not None:
+        STRIPPERS.need(config.skull_strip)  # what cannot be imported ends the job before its work
     rows = split_scans(scans, split, seed=seed)
     url = files.normalise(url)
     with storage_errors(url):

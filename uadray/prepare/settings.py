@@ -3,12 +3,15 @@
 It stands apart so that a help text, which needs it, imports neither SimpleITK nor scipy.
 """
 
+import inspect
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 
-from uadray.errors import ConfigError
+from uadray.errors import ConfigError, PluginError
+from uadray.plugins import Package, Registry
 
 MAX_EXTENT_MM = 1000.0
 """Largest edge of the box that brains are padded to."""
@@ -51,8 +54,40 @@ class Extent:
         return x, y, z
 
 
-SkullStrip = Literal["auto", "none", "mask", "deepbet", "robex", "robex-if-needed"]
-"""How the brain is separated from the rest; see `PrepareConfig.skull_strip`."""
+WAYS = ("auto", "none", "mask", "robex-if-needed")
+"""Values of `PrepareConfig.skull_strip` that name no skull stripper."""
+
+TOOLS = ("deepbet", "robex")
+"""Skull strippers of ours, in `uadray.prepare.skull`."""
+
+
+def _check_stripper(name: str, find: Any) -> None:
+    if name in WAYS:
+        raise PluginError(f"{name!r} means something else; name it otherwise")
+    try:
+        fits = callable(find) and inspect.signature(find).bind(None) is not None
+    except (TypeError, ValueError):
+        fits = False
+    if not fits:
+        raise PluginError(f"expected a function of a Volume that returns its brain, was {find!r}")
+
+
+STRIPPERS: Registry[Callable[[Any], np.ndarray]] = Registry(
+    "uadray.skull_strippers", "skull stripper", _check_stripper
+)
+"""Functions that look for the brain themselves, whatever mask comes with the scan: of a canonical
+`Volume` to its brain, bool (X, Y, Z). Ours are here once `uadray.prepare.skull` is imported."""
+
+
+def check_skull_strip(value: str) -> None:
+    """Refuse a value of `skull_strip` that is neither a word nor a skull stripper.
+
+    Raises:
+        ConfigError: it is.
+    """
+    if value not in (*WAYS, *TOOLS) and value not in STRIPPERS:
+        known = ", ".join(dict.fromkeys((*WAYS, *TOOLS, *STRIPPERS)))
+        raise ConfigError(f"skull_strip must be one of {known}, was {value!r}")
 
 
 Registration = Literal["none", "rigid", "mni152"]
@@ -180,18 +215,21 @@ class LesionConfig:
 class PrepareConfig:
     """Everything that decides how a scan becomes a volume of the store."""
 
+    named: ClassVar[tuple[str, Registry[Any]]] = ("skull_strip", STRIPPERS)
+    """The field that may name an entry of another package."""
+
     shape: tuple[int, int, int] = (64, 64, 64)
     """(Z, Y, X) of a volume (section 2.1)."""
     spacing_mm: float = 1.0
     """Edge length of the isotropic voxels that all steps but the last work on (section 2.1)."""
     extent: Extent = field(default_factory=Extent)
     """The box that brains are padded to."""
-    skull_strip: SkullStrip = "auto"
+    skull_strip: str = "auto"
     """How the brain is separated from the rest. `mask`: by the mask that comes with the scan, which
     must have one. `none`: the scan is stripped, and brain is what is above 0. `auto`: `mask` where
     there is one, else `none`. `deepbet` and `robex` look for the brain on T1 scans, whatever mask
     there is (pip install -e '.[skullstrip]'). `robex-if-needed`: `auto` where a scan has no skull
-    any more, else `robex` (Meissen 2021, section 3.2)."""
+    any more, else `robex` (Meissen 2021, section 3.2). Or a skull stripper of another package."""
     min_brain_ml: float = 500.0
     """A smaller brain is refused: its mask has failed, in mL."""
     max_brain_ml: float = 2500.0
@@ -229,6 +267,7 @@ class PrepareConfig:
     """How semi-synthetic lesions look, in cohorts that have them."""
 
     def __post_init__(self) -> None:
+        check_skull_strip(self.skull_strip)
         low, high = self.percentiles
         if not 0 <= low < high <= 100:
             raise ConfigError(f"percentiles must be 0 <= low < high <= 100, were {low} and {high}")
@@ -258,6 +297,12 @@ class PrepareConfig:
                 f"shape (Z, Y, X) must be between 1 and {grid}, the extent at {self.spacing_mm} "
                 f"mm, was {self.shape}: volumes are never enlarged"
             )
+
+    @property
+    def package(self) -> Package | None:
+        """Of its skull stripper, where that is from outside of uadray."""
+        ours = self.skull_strip in (*WAYS, *TOOLS)
+        return None if ours else STRIPPERS.package(self.skull_strip)
 
 
 Preset = Literal["none", "bengs2021"]

@@ -9,7 +9,7 @@ import shutil
 import subprocess
 import tempfile
 from dataclasses import replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -18,12 +18,10 @@ import nibabel as nib
 import numpy as np
 
 from uadray.errors import ConfigError, ScanError
+from uadray.plugins import failure
 from uadray.prepare.geometry import Volume, voxel_ml
 from uadray.prepare.intensity import CONTRAST, contrast_of, power_to
-from uadray.prepare.settings import DOUBT, SkullStrip
-
-TOOLS = ("deepbet", "robex")
-"""The ways that look for the brain themselves, whatever mask comes with the scan."""
+from uadray.prepare.settings import DOUBT, STRIPPERS, WAYS
 
 ROBEX_TIMEOUT_S = 1800
 """Ten times what ROBEX needs on a slow core."""
@@ -32,7 +30,7 @@ LESION_LOSS = 0.05
 """Largest share of a lesion outside the brain mask that is not worth a note."""
 
 
-def strip(volume: Volume, *, method: SkullStrip, min_ml: float, max_ml: float) -> Volume:
+def strip(volume: Volume, *, method: str, min_ml: float, max_ml: float) -> Volume:
     """Find the brain, check its volume, and zero everything else.
 
     Args:
@@ -46,11 +44,11 @@ def strip(volume: Volume, *, method: SkullStrip, min_ml: float, max_ml: float) -
         ConfigError: the tool is not installed.
         ScanError: the tool failed, or what it or the mask calls brain is too small or too large.
     """
-    if method in TOOLS:
-        find = _deepbet if method == "deepbet" else _robex
-        volume = replace(
-            volume, brain=find(volume), notes=(*volume.notes, f"brain mask by {method}")
-        )
+    if method not in WAYS:
+        package = STRIPPERS.package(method)
+        note = f"brain mask by {method}{f' of {package}' if package else ''}"
+        find = partial(_checked_brain, method) if package else STRIPPERS.need(method)
+        volume = replace(volume, brain=find(volume), notes=(*volume.notes, note))
     brain_ml = float(volume.brain.sum()) * voxel_ml(volume.affine)
     if brain_ml > max_ml:
         raise ScanError(
@@ -64,6 +62,26 @@ def strip(volume: Volume, *, method: SkullStrip, min_ml: float, max_ml: float) -
         )
     image = np.where(volume.brain, volume.image, np.float32(0))
     return replace(volume, image=image, notes=(*volume.notes, *_lesion_note(volume)))
+
+
+def _checked_brain(method: str, volume: Volume) -> np.ndarray:
+    """The brain by a skull stripper from outside, which sees copies and no lesion."""
+    find, whose = STRIPPERS.need(method), f"skull stripper {method} of {STRIPPERS.package(method)}"
+    seen = replace(volume, image=volume.image.copy(), brain=volume.brain.copy(), lesion=None)
+    try:
+        brain = find(seen)
+    except ScanError:
+        raise
+    except (Exception, SystemExit) as error:
+        raise ScanError(f"{whose} fails: {failure(error, find.__module__)}") from error
+    kind = (getattr(brain, "dtype", type(brain).__name__), getattr(brain, "shape", ()))
+    if not isinstance(brain, np.ndarray) or kind != (bool, volume.image.shape):
+        raise ScanError(
+            f"{whose} must return a mask of bool {volume.image.shape}, was of {kind[0]} {kind[1]}"
+        )
+    if not brain.any():
+        raise ScanError(f"{whose} found no brain; look at the scan, or try another --skull-strip")
+    return brain
 
 
 def _lesion_note(volume: Volume) -> tuple[str, ...]:
@@ -155,3 +173,6 @@ def _robex_home(package: Path, folder: Path) -> Path:
     copied = Path(shutil.copy(package / "ROBEX", folder))
     copied.chmod(0o755)
     return copied
+
+
+STRIPPERS.update(deepbet=_deepbet, robex=_robex)

@@ -33,11 +33,12 @@ from uadray.prepare.read import is_stripped, load_volume
 from uadray.prepare.register import register, straighten
 from uadray.prepare.settings import (
     DOUBT,
+    WAYS,
     Extent,
     LesionConfig,
     PrepareConfig,
 )
-from uadray.prepare.skull import TOOLS, strip
+from uadray.prepare.skull import strip
 
 MIN_INSIDE = 0.1
 """Least share of a lesion inside the brain, where no voxel reaches the threshold: of one that lies
@@ -187,7 +188,7 @@ def prepare_scan(
         scan = replace(scan, brain="")
     # A small lesion in a mask that was interpolated may reach one half and no higher threshold.
     least = min(config.mask_threshold, 0.5)
-    volume = load_volume(scan, stripped=config.skull_strip not in TOOLS, least_lesion=least)
+    volume = load_volume(scan, stripped=config.skull_strip in WAYS, least_lesion=least)
     watch("read", volume)
     lesion = _lesion_step(scan, config.lesion) if scan.synthetic_lesion else None
     try:

@@ -1,8 +1,8 @@
 """Where data sets keep their files: each layout finds its scans and yields them as `Scan`s.
 
 A layout only looks at names and small tables; whether a scan can be used is seen when it is read.
-`docs/datasets.md` says where to get each set. A new layout is a function, in `registry` or in another
-package with an entry point of the group `uadray.layouts`.
+`docs/datasets.md` says where to get each set. A new layout is a function, in `registry` or in any
+other package with an entry point of the group `uadray.layouts`.
 """
 
 from uadray.prepare.layouts.auto import detect

@@ -13,7 +13,7 @@ from uadray.evaluation.protocols import PROTOCOLS, EvaluateConfig
 from uadray.jobs import prepare
 from uadray.metrics import thresholds
 from uadray.metrics.settings import ComponentConfig, PostprocessConfig
-from uadray.metrics.table import BY_KEY
+from uadray.metrics.table import METRICS
 from uadray.prepare.settings import PrepareConfig
 
 WITH_GRID = [name for name, protocol in PROTOCOLS.items() if protocol.grid]
@@ -24,7 +24,7 @@ def test_each_names_a_rule_and_metrics_that_exist(name):
     protocol = PROTOCOLS[name]
     assert protocol.name == name
     assert protocol.threshold_rule in {thresholds.NONE, *thresholds.RULES}
-    known = set(BY_KEY)
+    known = set(METRICS)
     assert set(protocol.metrics) <= known
     assert re.search(r"(Bengs|Baur|Meissen) 20\d\d, section", protocol.source)
 

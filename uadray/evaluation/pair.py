@@ -1,5 +1,6 @@
 """One run on one cohort: what is still to be scored, the frozen threshold, the record."""
 
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +16,7 @@ from uadray.evaluation.record import Measured, check_classes, make_record
 from uadray.evaluation.scoring import Work
 from uadray.metrics.counts import TestPart, Threshold, ThresholdPart
 from uadray.metrics.lesionwise import SubjectLesions
+from uadray.metrics.outside import is_up_to_date
 from uadray.metrics.slicewise import Slices
 from uadray.metrics.thresholds import NONE, fit_threshold, no_threshold, refit_thresholds
 from uadray.runs.checkpoint import weights_digest
@@ -87,9 +89,11 @@ class Pair:
             return {}
 
     def is_of(self, record: Mapping[str, Any], settings: Mapping[str, Any]) -> bool:
-        """Whether a record is one of the run as it is, under these settings."""
-        return record.get("settings") == settings and record.get("weights") == weights_digest(
-            self.run
+        """Whether a record is one of the run as it is, under these settings, with all metrics."""
+        return (
+            record.get("settings") == settings
+            and record.get("weights") == weights_digest(self.run)
+            and is_up_to_date(record.get("outside_metrics") or {})
         )
 
     def freeze(self, healthy: Cohort | None) -> Frozen:
@@ -168,6 +172,7 @@ class Pair:
         )
         record, people = make_record(self.run, self.cohort, self.config, measured, self.match)
         record |= facts
+        self._warn_of_lost(record)
         write_cases(self.run, self.store, self.cohort, self.config, frozen.threshold.level)
         arrays = {"people": people, "slices": pack_slices(Slices.of(scores))}
         if not set(self.match.absent).isdisjoint(scores.subjects):
@@ -178,6 +183,16 @@ class Pair:
             files.write_bytes(place(self.run.url, self.cohort.name, kind), content)
         files.write_json(place(self.run.url, self.cohort.name), record)
         return record
+
+    def _warn_of_lost(self, record: Mapping[str, Any]) -> None:
+        """Name figures of an earlier evaluation whose package is not installed here."""
+        before, now = (one.get("outside_metrics") or {} for one in (self.record(), record))
+        if lost := sorted(set(before) - set(now)):
+            warnings.warn(
+                f"{self.run.url}: its evaluation on {self.cohort.name} had {', '.join(lost)}, "
+                "which no package that is installed here computes; it is made again without",
+                stacklevel=2,
+            )
 
 
 def _subjects(cohort: Cohort, split: Split) -> list[tuple[int, str]]:

@@ -2,7 +2,6 @@
 
 import os
 from importlib import import_module
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.2.0"
@@ -22,7 +21,6 @@ _VERBS = (
     "open_run",
     "predict",
     "predict_folder",
-    "prepare",
     "sweep",
 )
 """The Python interface, see `uadray.api`; imported when it is first used."""
@@ -32,6 +30,7 @@ _FROM = {
     **dict.fromkeys(("ScaleConfig", "TrackConfig"), "uadray.train.settings"),
     "Space": "uadray.tune.space",
     "method": "uadray.methods",
+    "prepare": "uadray.prepared",
 }
 """Where each name is; `method` makes a class a method, see `uadray.methods.registry`."""
 
@@ -47,22 +46,12 @@ if TYPE_CHECKING:
         open_run,
         predict,
         predict_folder,
-        prepare,
         sweep,
     )
     from uadray.methods import method  # noqa: F401
+    from uadray.prepared import prepare  # noqa: F401
     from uadray.train.settings import ScaleConfig, TrackConfig  # noqa: F401
     from uadray.tune.space import Space  # noqa: F401
-
-
-class _Verb(ModuleType):
-    """A package that is called as the verb of its name: `uadray.prepare(...)`."""
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return import_module("uadray.api").prepare(*args, **kwargs)
-
-
-import_module("uadray.prepare").__class__ = _Verb
 
 
 def __getattr__(name: str) -> Any:

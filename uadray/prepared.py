@@ -10,10 +10,10 @@ from uadray import fields, files
 from uadray.errors import ConfigError
 from uadray.evaluation.calibration import Calibration, write_calibration
 from uadray.evaluation.protocols import PROTOCOLS
-from uadray.prepare.ingest import prepare_cohort
-from uadray.prepare.inputs import Inputs, Settings, find_inputs, modality_of
-from uadray.prepare.layouts import phantom
-from uadray.prepare.settings import (
+from uadray.preparation.ingest import prepare_cohort
+from uadray.preparation.inputs import Inputs, Settings, find_inputs, modality_of
+from uadray.preparation.layouts import phantom
+from uadray.preparation.settings import (
     MAX_FAILURES,
     PrepareConfig,
     Redo,

@@ -22,7 +22,7 @@ from uadray.evaluation.job import evaluate
 from uadray.evaluation.protocols import EvaluateConfig
 from uadray.evaluation.scoring import score_volumes
 from uadray.metrics.settings import PostprocessConfig
-from uadray.prepare.geometry import to_nifti
+from uadray.preparation.geometry import to_nifti
 from uadray.report.compare import compare, series_of
 from uadray.report.rows import group_by_cohort
 from uadray.runs.detector import load_detector

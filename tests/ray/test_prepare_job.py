@@ -10,7 +10,7 @@ import pytest
 from tiny_scans import brain_image, write, write_bids
 
 from uadray import cli
-from uadray.prepare.layouts import LAYOUTS
+from uadray.preparation.layouts import LAYOUTS
 from uadray.store import open_cohort, verify
 
 pytestmark = pytest.mark.ray

@@ -14,7 +14,7 @@ from uadray.jobs import prepare
 from uadray.metrics import thresholds
 from uadray.metrics.settings import ComponentConfig, PostprocessConfig
 from uadray.metrics.table import METRICS
-from uadray.prepare.settings import PrepareConfig
+from uadray.preparation.settings import PrepareConfig
 
 WITH_GRID = [name for name, protocol in PROTOCOLS.items() if protocol.grid]
 

@@ -78,7 +78,7 @@ def test_arguments_are_read_before_anything_heavy_is_loaded(job: str) -> None:
     "module",
     [
         "uadray.data.volumes",  # reads
-        "uadray.prepare.steps",  # prepares
+        "uadray.preparation.steps",  # prepares
         "uadray.evaluation.examination",  # compares kept scores with lesions
     ],
 )

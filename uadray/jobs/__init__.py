@@ -4,11 +4,9 @@
 repository and for `ray job submit`, the second for whatever `pip` has installed.
 """
 
-import ast
 import os
 import sys
 from importlib import import_module
-from importlib.util import find_spec
 from pkgutil import iter_modules
 from typing import NoReturn
 
@@ -29,8 +27,6 @@ def start(verb: str) -> NoReturn:
 
 def about(verb: str) -> str:
     """The first line of a verb's help, without importing it."""
-    spec = find_spec(f"{__name__}.{verb}")
-    assert spec is not None
-    assert spec.origin is not None
-    with open(spec.origin, encoding="utf-8") as file:
-        return (ast.get_docstring(ast.parse(file.read())) or "").partition("\n")[0]
+    from pydoc import synopsis  # for a help text alone
+
+    return synopsis(os.path.join(__path__[0], f"{verb}.py")) or ""

@@ -119,7 +119,7 @@ def parse(args: list[str]) -> Evaluate:
 def bring(job: Evaluate, cohort: "Cohort") -> "tuple[Run, list[str]]":
     """Keep the maps as a run; returns it, and each scan without a usable one with the reason."""
     from uadray.evaluation.maps import bring_maps
-    from uadray.prepare.layouts.listing import left_out_lines
+    from uadray.preparation.layouts.listing import left_out_lines
     from uadray.progress import Progress
 
     refuse_place(job.folder, ConfigError)

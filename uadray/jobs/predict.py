@@ -25,7 +25,7 @@ import tyro
 
 from uadray import cli
 from uadray.prediction.settings import PredictConfig
-from uadray.prepare.layouts.listing import left_out_lines
+from uadray.preparation.layouts.listing import left_out_lines
 
 if TYPE_CHECKING:
     from uadray.prediction.folder import Predicted

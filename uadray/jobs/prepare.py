@@ -36,9 +36,9 @@ import tyro
 from uadray import cli, files
 from uadray.errors import ConfigError
 from uadray.evaluation.protocols import PROTOCOLS
-from uadray.prepare.inputs import Inputs, Settings, find_inputs
-from uadray.prepare.layouts import LAYOUTS, phantom
-from uadray.prepare.settings import (
+from uadray.preparation.inputs import Inputs, Settings, find_inputs
+from uadray.preparation.layouts import LAYOUTS, phantom
+from uadray.preparation.settings import (
     MAX_FAILURES,
     STRIPPERS,
     TOOLS,
@@ -263,7 +263,7 @@ def main() -> int:
     job = parse(args)
     if isinstance(job, Verify):
         return check(job.store)
-    from uadray.prepare.ingest import summary
+    from uadray.preparation.ingest import summary
     from uadray.prepared import prepare_inputs, show_quality
     from uadray.quality.page import quality_url
     from uadray.store import open_cohort

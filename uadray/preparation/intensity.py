@@ -8,7 +8,7 @@ import numpy as np
 import SimpleITK as sitk
 
 from uadray.errors import ScanError
-from uadray.prepare.geometry import Volume, brain_box
+from uadray.preparation.geometry import Volume, brain_box
 
 FLAT = 1e-9
 """Least squared gradient per mm where the direction of a level set is known, as in ITK; for

@@ -7,8 +7,8 @@ from collections.abc import Iterable
 
 from uadray import files
 from uadray.errors import NoScanFoundError
-from uadray.prepare.layouts.listing import LeftOut
-from uadray.prepare.layouts.scans import (
+from uadray.preparation.layouts.listing import LeftOut
+from uadray.preparation.layouts.scans import (
     Scan,
     Scans,
     canonical_modality,

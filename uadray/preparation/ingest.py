@@ -18,11 +18,11 @@ import ray
 from uadray import attempts, cluster, each, files
 from uadray.errors import ConfigError, ScanError, StoreError, TooManyFailuresError
 from uadray.lock import hold
-from uadray.prepare.identity import Source, digest_of, is_unchanged
-from uadray.prepare.layouts import PHANTOM_SCHEME, LeftOut, Scan
-from uadray.prepare.layouts.listing import printable
-from uadray.prepare.plan import Rows, make_plan, planned_scans, sources, subject_of
-from uadray.prepare.settings import (
+from uadray.preparation.identity import Source, digest_of, is_unchanged
+from uadray.preparation.layouts import PHANTOM_SCHEME, LeftOut, Scan
+from uadray.preparation.layouts.listing import printable
+from uadray.preparation.plan import Rows, make_plan, planned_scans, sources, subject_of
+from uadray.preparation.settings import (
     MAX_FAILURES,
     STRIPPERS,
     PrepareConfig,
@@ -30,8 +30,8 @@ from uadray.prepare.settings import (
     SplitConfig,
     check_numbers,
 )
-from uadray.prepare.splits import split_scans
-from uadray.prepare.steps import PreparedVolume, prepare_scan
+from uadray.preparation.splits import split_scans
+from uadray.preparation.steps import PreparedVolume, prepare_scan
 from uadray.progress import Progress
 from uadray.store import (
     Cohort,

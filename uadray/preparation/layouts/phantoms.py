@@ -1,7 +1,7 @@
 """Invented subjects as scans."""
 
 from uadray.errors import ConfigError
-from uadray.prepare.layouts.scans import PHANTOM_SCHEME, Scan, Scans
+from uadray.preparation.layouts.scans import PHANTOM_SCHEME, Scan, Scans
 
 
 def phantom(kind: str, count: int, first_seed: int = 0) -> Scans:

@@ -3,8 +3,8 @@
 import re
 
 from uadray import files
-from uadray.prepare.layouts.naming import IXI, OASIS1
-from uadray.prepare.layouts.scans import (
+from uadray.preparation.layouts.naming import IXI, OASIS1
+from uadray.preparation.layouts.scans import (
     Scan,
     Scans,
     canonical_modality,
@@ -12,8 +12,8 @@ from uadray.prepare.layouts.scans import (
     find_files,
     nothing_found,
 )
-from uadray.prepare.layouts.tables import TableError, read_table
-from uadray.prepare.settings import DOUBT
+from uadray.preparation.layouts.tables import TableError, read_table
+from uadray.preparation.settings import DOUBT
 
 IXI_SCANNERS = {
     "Guys": "Guys Philips 1.5T",

@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import scipy.ndimage as ndi
 
-from uadray.prepare.geometry import Volume, brain_box
+from uadray.preparation.geometry import Volume, brain_box
 
 ALL_NEIGHBOURS = np.ones((3, 3, 3), bool)
 """Voxels that share a corner are one component."""

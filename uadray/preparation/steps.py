@@ -15,7 +15,7 @@ import numpy as np
 from uadray.config import from_json, to_json
 from uadray.errors import ConfigError, ScanError
 from uadray.phantom import make_subject
-from uadray.prepare.geometry import (
+from uadray.preparation.geometry import (
     Volume,
     brain_best,
     crop_to_brain,
@@ -26,19 +26,19 @@ from uadray.prepare.geometry import (
     to_canonical,
     voxel_ml,
 )
-from uadray.prepare.intensity import correct_bias, denoise, standardise
-from uadray.prepare.layouts import PHANTOM_SCHEME, Scan
-from uadray.prepare.lesions import insert_lesion, read_mask
-from uadray.prepare.read import is_stripped, load_volume
-from uadray.prepare.register import register, straighten
-from uadray.prepare.settings import (
+from uadray.preparation.intensity import correct_bias, denoise, standardise
+from uadray.preparation.layouts import PHANTOM_SCHEME, Scan
+from uadray.preparation.lesions import insert_lesion, read_mask
+from uadray.preparation.read import is_stripped, load_volume
+from uadray.preparation.register import register, straighten
+from uadray.preparation.settings import (
     DOUBT,
     WAYS,
     Extent,
     LesionConfig,
     PrepareConfig,
 )
-from uadray.prepare.skull import strip
+from uadray.preparation.skull import strip
 
 MIN_INSIDE = 0.1
 """Least share of a lesion inside the brain, where no voxel reaches the threshold: of one that lies

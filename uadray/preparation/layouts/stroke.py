@@ -1,8 +1,8 @@
 """ATLAS: chronic strokes on T1, releases 1.1, 1.2 and 2.0."""
 
 from uadray import files
-from uadray.prepare.layouts.naming import ATLAS1, ATLAS2
-from uadray.prepare.layouts.scans import (
+from uadray.preparation.layouts.naming import ATLAS1, ATLAS2
+from uadray.preparation.layouts.scans import (
     Scan,
     Scans,
     canonical_modality,

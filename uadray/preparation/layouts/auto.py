@@ -4,9 +4,9 @@ from collections.abc import Mapping
 
 from uadray import files
 from uadray.errors import NoScanFoundError
-from uadray.prepare.layouts.listing import left_out_lines
-from uadray.prepare.layouts.naming import SIGNS, recognise
-from uadray.prepare.layouts.scans import IMAGE_ENDINGS, Layout, Scans, find_files
+from uadray.preparation.layouts.listing import left_out_lines
+from uadray.preparation.layouts.naming import SIGNS, recognise
+from uadray.preparation.layouts.scans import IMAGE_ENDINGS, Layout, Scans, find_files
 
 TABLES = (".csv", ".tsv")
 """How a manifest ends."""

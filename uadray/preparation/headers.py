@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from uadray.errors import ScanError
-from uadray.prepare.settings import DOUBT
+from uadray.preparation.settings import DOUBT
 
 MAX_QUATERNION = 0.01
 """By how much the squares of a quaternion may sum to more than 1 for it to be taken as a rotation

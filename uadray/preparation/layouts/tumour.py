@@ -3,8 +3,8 @@
 import re
 
 from uadray import files
-from uadray.prepare.layouts.naming import BRATS, BRATS_ODD_SEG
-from uadray.prepare.layouts.scans import (
+from uadray.preparation.layouts.naming import BRATS, BRATS_ODD_SEG
+from uadray.preparation.layouts.scans import (
     Scan,
     Scans,
     canonical_modality,

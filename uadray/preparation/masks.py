@@ -4,9 +4,9 @@ import numpy as np
 import scipy.ndimage as ndi
 
 from uadray.errors import ScanError
-from uadray.prepare.geometry import voxel_ml, voxel_sizes
-from uadray.prepare.nifti import RawImage, corner_distance, read_image
-from uadray.prepare.settings import DOUBT
+from uadray.preparation.geometry import voxel_ml, voxel_sizes
+from uadray.preparation.nifti import RawImage, corner_distance, read_image
+from uadray.preparation.settings import DOUBT
 
 GRID_TOLERANCE_MM = 0.05
 """Largest distance between a mask's corners and its scan's that is not worth a note."""

@@ -10,7 +10,7 @@ from typing import Protocol
 
 from uadray import files
 from uadray.errors import NoLesionMaskError, NoScanFoundError
-from uadray.prepare.layouts.listing import (
+from uadray.preparation.layouts.listing import (
     IMAGE_ENDINGS,
     LeftOut,
     Listing,
@@ -18,7 +18,7 @@ from uadray.prepare.layouts.listing import (
     left_out_lines,
     printable,
 )
-from uadray.prepare.layouts.naming import recognise
+from uadray.preparation.layouts.naming import recognise
 
 __all__ = [
     "IMAGE_ENDINGS",

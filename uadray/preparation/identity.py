@@ -15,8 +15,8 @@ import numpy as np
 from nibabel import orientations
 
 from uadray import files
-from uadray.prepare.layouts.scans import PHANTOM_SCHEME, Scan
-from uadray.prepare.nifti import halves
+from uadray.preparation.layouts.scans import PHANTOM_SCHEME, Scan
+from uadray.preparation.nifti import halves
 
 DIGITS = 32
 """Hexadecimal digits that are kept of a SHA-256: no two of 1e15 scans share them by chance."""

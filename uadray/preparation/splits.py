@@ -9,8 +9,8 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 
 from uadray.errors import ConfigError, NoScanFoundError
-from uadray.prepare.layouts import Scan
-from uadray.prepare.settings import PRESETS, Preset, Selection, SplitConfig
+from uadray.preparation.layouts import Scan
+from uadray.preparation.settings import PRESETS, Preset, Selection, SplitConfig
 from uadray.store import Split
 
 HEALTHY: tuple[Split, Split] = ("train", "validation")

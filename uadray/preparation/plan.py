@@ -9,11 +9,11 @@ from typing import Any
 
 from uadray import files
 from uadray.config import to_json
-from uadray.prepare.identity import Source, look_at
-from uadray.prepare.layouts import PHANTOM_SCHEME, Scan
-from uadray.prepare.layouts.listing import printable
-from uadray.prepare.settings import PrepareConfig, SplitConfig
-from uadray.prepare.steps import PreparedVolume, record
+from uadray.preparation.identity import Source, look_at
+from uadray.preparation.layouts import PHANTOM_SCHEME, Scan
+from uadray.preparation.layouts.listing import printable
+from uadray.preparation.settings import PrepareConfig, SplitConfig
+from uadray.preparation.steps import PreparedVolume, record
 from uadray.store import Split, Subject
 
 Rows = Sequence[tuple[Scan, Split]]

@@ -24,8 +24,8 @@ from nibabel.orientations import axcodes2ornt
 
 from uadray import files
 from uadray.errors import ScanError
-from uadray.prepare.geometry import voxel_sizes
-from uadray.prepare.headers import (
+from uadray.preparation.geometry import voxel_sizes
+from uadray.preparation.headers import (
     PLACING,
     begin_of_voxels,
     by,
@@ -34,8 +34,8 @@ from uadray.prepare.headers import (
     placing_of,
     qform_of,
 )
-from uadray.prepare.layouts.listing import is_special
-from uadray.prepare.settings import DOUBT
+from uadray.preparation.layouts.listing import is_special
+from uadray.preparation.settings import DOUBT
 
 MIN_VOXEL_MM, MAX_VOXEL_MM = 0.1, 10.0
 """Edge lengths that a scan of a head can have; outside, its header is wrong."""

@@ -8,9 +8,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from uadray import files
-from uadray.prepare.layouts.listing import MAX_SHOWN
-from uadray.prepare.layouts.naming import BIDS_RAW
-from uadray.prepare.layouts.scans import (
+from uadray.preparation.layouts.listing import MAX_SHOWN
+from uadray.preparation.layouts.naming import BIDS_RAW
+from uadray.preparation.layouts.scans import (
     IMAGE_ENDINGS,
     Scan,
     Scans,
@@ -19,7 +19,7 @@ from uadray.prepare.layouts.scans import (
     nothing_found,
     stem,
 )
-from uadray.prepare.layouts.tables import TableError, read_table
+from uadray.preparation.layouts.tables import TableError, read_table
 
 LESION_WORDS = ("lesion", "lesions", "tumor", "tumour", "stroke", "wmh")
 """How a part of a lesion mask's name ends."""

@@ -22,7 +22,7 @@ from nibabel import orientations
 from threadpoolctl import ThreadpoolController
 
 from uadray.errors import ScanError
-from uadray.prepare.settings import MAX_EXTENT_MM, Extent
+from uadray.preparation.settings import MAX_EXTENT_MM, Extent
 
 AXES = ("left_right", "posterior_anterior", "inferior_superior")
 """Names of the axes of a canonical volume, X, Y and Z."""

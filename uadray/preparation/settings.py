@@ -58,7 +58,7 @@ WAYS = ("auto", "none", "mask", "robex-if-needed")
 """Values of `PrepareConfig.skull_strip` that name no skull stripper."""
 
 TOOLS = ("deepbet", "robex")
-"""Skull strippers of ours, in `uadray.prepare.skull`."""
+"""Skull strippers of ours, in `uadray.preparation.skull`."""
 
 
 def _check_stripper(name: str, find: Any) -> None:
@@ -76,7 +76,7 @@ STRIPPERS: Registry[Callable[[Any], np.ndarray]] = Registry(
     "uadray.skull_strippers", "skull stripper", _check_stripper
 )
 """Functions that look for the brain themselves, whatever mask comes with the scan: of a canonical
-`Volume` to its brain, bool (X, Y, Z). Ours are here once `uadray.prepare.skull` is imported."""
+`Volume` to its brain, bool (X, Y, Z). Ours are here once `uadray.preparation.skull` is imported."""
 
 
 def check_skull_strip(value: str) -> None:

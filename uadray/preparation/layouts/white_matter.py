@@ -1,8 +1,8 @@
 """Sets of white matter lesions: MSLUB, the WMH challenge and MSSEG2015."""
 
 from uadray import files
-from uadray.prepare.layouts.naming import MSLUB, MSSEG2015, WMH
-from uadray.prepare.layouts.scans import (
+from uadray.preparation.layouts.naming import MSLUB, MSSEG2015, WMH
+from uadray.preparation.layouts.scans import (
     Scan,
     Scans,
     canonical_modality,

@@ -10,9 +10,9 @@ import scipy.ndimage as ndi
 import SimpleITK as sitk
 
 from uadray.errors import ScanError
-from uadray.prepare.geometry import BRAIN_THRESHOLD, Volume, brain_box, fit_extent, voxel_sizes
-from uadray.prepare.intensity import one_thread
-from uadray.prepare.settings import Extent
+from uadray.preparation.geometry import BRAIN_THRESHOLD, Volume, brain_box, fit_extent, voxel_sizes
+from uadray.preparation.intensity import one_thread
+from uadray.preparation.settings import Extent
 
 MARGIN = 4
 """Voxels around a brain that was turned."""

@@ -7,10 +7,10 @@ from typing import Any
 
 from uadray import fields, files
 from uadray.errors import ConfigError
-from uadray.prepare import layouts
-from uadray.prepare.layouts import LeftOut, Scan
-from uadray.prepare.layouts.listing import left_out_lines
-from uadray.prepare.settings import PrepareConfig, Selection, SplitConfig
+from uadray.preparation import layouts
+from uadray.preparation.layouts import LeftOut, Scan
+from uadray.preparation.layouts.listing import left_out_lines
+from uadray.preparation.settings import PrepareConfig, Selection, SplitConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,8 +99,8 @@ def find_inputs(
     Raises:
         NoScanFoundError: nothing is found.
     """
-    from uadray.prepare.lesions import assign_masks, find_masks
-    from uadray.prepare.splits import select_scans
+    from uadray.preparation.lesions import assign_masks, find_masks
+    from uadray.preparation.splits import select_scans
 
     listing = layouts.list_scans(layout, root, modality)
     for line in listing.lines(files.normalise(root)):

@@ -5,12 +5,12 @@ A layout only looks at names and small tables; whether a scan can be used is see
 other package with an entry point of the group `uadray.layouts`.
 """
 
-from uadray.prepare.layouts.auto import detect
-from uadray.prepare.layouts.bids import bids
-from uadray.prepare.layouts.listing import LeftOut
-from uadray.prepare.layouts.phantoms import phantom
-from uadray.prepare.layouts.registry import LAYOUTS, list_scans
-from uadray.prepare.layouts.scans import (
+from uadray.preparation.layouts.auto import detect
+from uadray.preparation.layouts.bids import bids
+from uadray.preparation.layouts.listing import LeftOut
+from uadray.preparation.layouts.phantoms import phantom
+from uadray.preparation.layouts.registry import LAYOUTS, list_scans
+from uadray.preparation.layouts.scans import (
     PHANTOM_SCHEME,
     Layout,
     Scan,
@@ -20,8 +20,8 @@ from uadray.prepare.layouts.scans import (
     find_files,
     stem,
 )
-from uadray.prepare.layouts.tables import csv
-from uadray.prepare.layouts.white_matter import mslub
+from uadray.preparation.layouts.tables import csv
+from uadray.preparation.layouts.white_matter import mslub
 
 __all__ = [
     "LAYOUTS",

@@ -19,9 +19,9 @@ import numpy as np
 
 from uadray.errors import ConfigError, ScanError
 from uadray.plugins import failure
-from uadray.prepare.geometry import Volume, voxel_ml
-from uadray.prepare.intensity import CONTRAST, contrast_of, power_to
-from uadray.prepare.settings import DOUBT, STRIPPERS, WAYS
+from uadray.preparation.geometry import Volume, voxel_ml
+from uadray.preparation.intensity import CONTRAST, contrast_of, power_to
+from uadray.preparation.settings import DOUBT, STRIPPERS, WAYS
 
 ROBEX_TIMEOUT_S = 1800
 """Ten times what ROBEX needs on a slow core."""

@@ -17,15 +17,15 @@ import scipy.ndimage as ndi
 
 from uadray import files
 from uadray.errors import ConfigError, ScanError
-from uadray.prepare.geometry import Volume, brain_best, to_canonical, voxel_sizes
-from uadray.prepare.layouts import Scan
-from uadray.prepare.layouts.listing import LeftOut, Listing
-from uadray.prepare.layouts.naming import words_of
-from uadray.prepare.layouts.scans import find_files, stem
-from uadray.prepare.lesion_shapes import depth_mm, keep_components, push_outward
-from uadray.prepare.read import read_nifti
-from uadray.prepare.register import register_to_mni
-from uadray.prepare.settings import LesionConfig, Placement, number
+from uadray.preparation.geometry import Volume, brain_best, to_canonical, voxel_sizes
+from uadray.preparation.layouts import Scan
+from uadray.preparation.layouts.listing import LeftOut, Listing
+from uadray.preparation.layouts.naming import words_of
+from uadray.preparation.layouts.scans import find_files, stem
+from uadray.preparation.lesion_shapes import depth_mm, keep_components, push_outward
+from uadray.preparation.read import read_nifti
+from uadray.preparation.register import register_to_mni
+from uadray.preparation.settings import LesionConfig, Placement, number
 
 MODALITIES = {
     "t1-dark": ("T1w", "T1ce"),

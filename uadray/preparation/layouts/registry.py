@@ -9,11 +9,11 @@ from uadray import files
 from uadray.config import from_json
 from uadray.errors import ConfigError, NoScanFoundError, PluginError, UadrayError
 from uadray.plugins import Registry, failure
-from uadray.prepare.layouts.auto import make_auto
-from uadray.prepare.layouts.bids import bids
-from uadray.prepare.layouts.healthy import ixi, oasis1
-from uadray.prepare.layouts.listing import LeftOut
-from uadray.prepare.layouts.scans import (
+from uadray.preparation.layouts.auto import make_auto
+from uadray.preparation.layouts.bids import bids
+from uadray.preparation.layouts.healthy import ixi, oasis1
+from uadray.preparation.layouts.listing import LeftOut
+from uadray.preparation.layouts.scans import (
     Layout,
     Scan,
     Scans,
@@ -21,10 +21,10 @@ from uadray.prepare.layouts.scans import (
     checked,
     find_files,
 )
-from uadray.prepare.layouts.stroke import atlas
-from uadray.prepare.layouts.tables import csv
-from uadray.prepare.layouts.tumour import brats
-from uadray.prepare.layouts.white_matter import mslub, msseg2015, wmh
+from uadray.preparation.layouts.stroke import atlas
+from uadray.preparation.layouts.tables import csv
+from uadray.preparation.layouts.tumour import brats
+from uadray.preparation.layouts.white_matter import mslub, msseg2015, wmh
 
 OTHER_COMMANDS = ("phantom", "verify", "quality")
 """Words that stand in a layout's place in `jobs/prepare.py`."""

@@ -4,13 +4,13 @@ import numpy as np
 import scipy.ndimage as ndi
 
 from uadray.errors import ScanError
-from uadray.prepare.geometry import BRAIN_THRESHOLD, Volume, voxel_ml, voxel_sizes
-from uadray.prepare.identity import image_digest
-from uadray.prepare.intensity import CONTRAST, contrast_of, power_to
-from uadray.prepare.layouts import Scan
-from uadray.prepare.masks import read_share
-from uadray.prepare.nifti import RawImage, read_image
-from uadray.prepare.settings import DOUBT
+from uadray.preparation.geometry import BRAIN_THRESHOLD, Volume, voxel_ml, voxel_sizes
+from uadray.preparation.identity import image_digest
+from uadray.preparation.intensity import CONTRAST, contrast_of, power_to
+from uadray.preparation.layouts import Scan
+from uadray.preparation.masks import read_share
+from uadray.preparation.nifti import RawImage, read_image
+from uadray.preparation.settings import DOUBT
 
 RINGING = 0.25
 """A lowest value so far below 0, relative to the highest, is the ringing of an interpolation; one

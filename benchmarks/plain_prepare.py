@@ -1,6 +1,5 @@
 """The default steps of `uadray.preparation` as plain scripts over MONAI and TorchIO.
 
-
 As their users would write them: one scan after the other, the libraries' own transforms where they
 have one, SimpleITK's curvature flow and NumPy's percentiles where they have none.
 """

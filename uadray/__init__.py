@@ -2,7 +2,6 @@
 
 import os
 from importlib import import_module
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.2.0"
@@ -53,16 +52,6 @@ if TYPE_CHECKING:
     from uadray.methods import method  # noqa: F401
     from uadray.train.settings import ScaleConfig, TrackConfig  # noqa: F401
     from uadray.tune.space import Space  # noqa: F401
-
-
-class _Verb(ModuleType):
-    """A package that is called as the verb of its name: `uadray.prepare(...)`."""
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return import_module("uadray.api").prepare(*args, **kwargs)
-
-
-import_module("uadray.prepare").__class__ = _Verb
 
 
 def __getattr__(name: str) -> Any:

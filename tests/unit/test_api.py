@@ -52,6 +52,21 @@ def test_predict_stays_a_package() -> None:
     assert callable(uadray.predict)
 
 
+@pytest.mark.parametrize("first", ["import uadray", "import uadray.prepare.settings"])
+def test_prepare_is_a_package_and_a_verb(first: str) -> None:
+    code = f"""{first}
+import uadray
+assert callable(uadray.prepare)
+from uadray.prepare.settings import PrepareConfig
+try:
+    uadray.prepare("no-layout", "a", "b")
+except uadray.errors.ConfigError as error:
+    print(error)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("no layout is named 'no-layout'")
+
+
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     home = tmp_path_factory.mktemp("home")

@@ -15,6 +15,8 @@ from typing import Any
 import pytest
 import tyro
 
+from uadray import settings_files
+
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
 JOBS = {path.stem: path for path in (ROOT / "jobs").glob("*.py")}
@@ -79,6 +81,7 @@ def parse(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     assert name in JOBS, f"there is no {words[0]}"
     job = load(name)
     monkeypatch.setattr(tyro, "cli", understood)
+    monkeypatch.setattr(settings_files, "read", lambda place, kind: {})  # what runs write
     monkeypatch.setattr(sys, "argv", [words[0], *words[1:]])
     try:
         job.main()

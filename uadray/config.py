@@ -222,7 +222,7 @@ def base_name(one: Experiment) -> str:
     with suppress(ConfigError):
         if type(experiment(one.name).method) is type(method):
             return one.name
-    return dimension + next(n for n, m in NAMED.items() if type(m.method) is type(method))
+    return dimension + next(n for n, m in _OWN.items() if type(m) is type(method))
 
 
 def _made(one: PublishedMethod, ndim: Literal[2, 3], erasing: ErasingConfig) -> Experiment:

@@ -10,7 +10,6 @@ from uadray import fields, files
 from uadray.errors import ConfigError
 from uadray.evaluation.calibration import Calibration, write_calibration
 from uadray.evaluation.protocols import PROTOCOLS
-from uadray.preparation.ingest import prepare_cohort
 from uadray.preparation.inputs import Inputs, Settings, find_inputs, modality_of
 from uadray.preparation.layouts import phantom
 from uadray.preparation.settings import (
@@ -79,6 +78,8 @@ def prepare_inputs(
     Raises:
         UadrayError: see `ingest.prepare_cohort` and `quality.page.quality_url`.
     """
+    from uadray.preparation.ingest import prepare_cohort
+
     check_numbers(seed=seed, workers=workers)
     # What is wrong with the page's place is said before the work, not after it.
     page = quality_url(out, qc)
@@ -158,7 +159,8 @@ def prepare(
     flags: dict[str, Any] = {"seed": seed}
     if layout == "phantom":
         chosen = Settings.of({}, settings)
-        if (chosen.config, chosen.selection) != (PrepareConfig(), Selection()):
+        files_alone = modality or masks or lesion_files or grid != "none"
+        if files_alone or (chosen.config, chosen.selection) != (PrepareConfig(), Selection()):
             raise ConfigError(
                 "phantoms are made on their grid: give size, and settings of the split"
             )

@@ -14,7 +14,7 @@ import tomli_w
 from uadray import __version__, files
 from uadray.config import Experiment, base_name, experiment, to_json
 from uadray.errors import ConfigError
-from uadray.fields import overlay
+from uadray.fields import checked, overlay
 
 Settings = TypeVar("Settings")
 
@@ -75,9 +75,12 @@ def write(place: str, kind: str, settings: Mapping[str, Any]) -> None:
 
 def experiment_table(one: Experiment) -> dict[str, Any]:
     """An experiment as a file has it: a name, and all settings as tables."""
-    parts = {part: to_json(getattr(one, part)) for part in _PARTS}
-    for key in ("type", "package", "ndim"):  # the name has them
-        parts["method"].pop(key, None)
+    # The name has what is left out.
+    no_setting = ("type", "package", "ndim")
+    parts = {
+        part: {k: v for k, v in to_json(getattr(one, part)).items() if k not in no_setting}
+        for part in _PARTS
+    }
     return {"experiment": base_name(one), **parts}
 
 
@@ -95,9 +98,7 @@ def take_experiment(table: dict[str, Any], place: str, name: str = "") -> Experi
     Raises:
         ConfigError: there is no such experiment, the two names differ, or settings are wrong.
     """
-    given = table.pop("experiment", name)
-    if not isinstance(given, str):
-        raise ConfigError(f"{place}: experiment must be a name, was {given!r}")
+    given = checked(f"{place}: experiment", str, table.pop("experiment", name))
     if name and given != name:
         raise ConfigError(f"{place} is of {given}, the command names {name}: leave one out")
     parts = {part: table.pop(part) for part in _PARTS if part in table}

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import tyro
 
+from uadray import settings_files
 from uadray.jobs import VERBS
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -65,6 +66,7 @@ def parse(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     assert verb in VERBS, f"there is no {words[0]}"
     job = import_module(f"uadray.jobs.{verb}")
     monkeypatch.setattr(tyro, "cli", understood)
+    monkeypatch.setattr(settings_files, "read", lambda place, kind: {})  # what runs write
     monkeypatch.setattr(sys, "argv", [words[0], *words[1:]])
     try:
         job.main()

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import pytest
+from own_registry import OwnRegistry
 
 from uadray import fields, settings_files
 from uadray.config import BASELINES, BENGS_TABLE_1, OTHERS, Experiment, experiment
@@ -154,7 +155,7 @@ def test_a_file_that_is_not_there_or_a_folder(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("table", "message"),
     [
-        ({"experiment": 3}, "experiment must be a name"),
+        ({"experiment": 3}, "experiment must be text, was 3"),
         ({"experiment": "3D-Nome"}, "f.toml: no experiment is named '3D-Nome'"),
         ({"fit": {"epochs": 3}}, "needs an experiment"),
         ({"experiment": "PCA-3"}, "is of PCA-3, the command names 3D-None"),
@@ -220,3 +221,75 @@ def test_names_of_settings_may_have_any_letters(tmp_path: Path) -> None:
     settings_files.write(place, "train", {"out": place, "cohort": "日本\n\\x"})
     assert settings_files.read(place, "train") == {"out": place, "cohort": "日本\n\\x"}
     assert replace(Odd(), size=None).size is None
+
+
+MINE = '''
+from dataclasses import dataclass
+from typing import Literal
+
+import uadray
+from uadray.methods import GradientDetector, Learned
+
+
+@uadray.method("MyAE", source="here", equation="none")
+class MyAE(GradientDetector):
+    """Mine."""
+
+    @dataclass(frozen=True, kw_only=True)
+    class Settings(Learned):
+        width: int = 8
+        """Feature maps."""
+        depth: int | None = 2
+        """Layers."""
+        kind: Literal["a", "b"] = "a"
+        """Kind."""
+        shares: tuple[float, ...] = (0.5, 0.25)
+        """Shares."""
+
+        def __post_init__(self):
+            if self.width < 1:
+                raise uadray.errors.ConfigError(f"method.width must be >= 1, was {self.width}")
+
+    def forward(self, x_in, target, noise, player=""):
+        return {}
+
+    def healthy(self, x):
+        return x
+'''
+
+
+class TestFromOutside:
+    NAME = "3D-my_own:MyAE-Cube-n"
+
+    def test_its_settings_are_varied_as_ours(self, own_registry: OwnRegistry) -> None:
+        own_registry.module("my_own", MINE)
+        space = Space(experiments=(self.NAME,), baselines=False).with_text(
+            [
+                ("width", "4", "8"),
+                ("depth", "none", "3"),
+                ("kind", "b"),
+                ("shares", "1,0.5", ".25"),
+                ("erasing.probability", "0.25"),
+            ]
+        )
+        trials = space.trials()
+        assert len({t.fingerprint for t in trials}) == 8
+        assert {t.name for t in trials} == {"3D-MyAE-Cube-n"}
+        assert space.varied == ("method.width", "method.depth", "method.shares")
+        with pytest.raises(ConfigError, match=r"method\.kind must be one of a, b, was 'c'"):
+            space.with_text([("kind", "c")])
+        with pytest.raises(ConfigError, match=r"method\.width must be >= 1, was 0"):
+            space.with_text([("width", "0")]).trials()
+
+    def test_it_is_the_same_after_its_file(self, own_registry: OwnRegistry, tmp_path: Path) -> None:
+        own_registry.module("my_own", MINE)
+        changes = {"method.depth": None, "method.shares": (), "erasing.fill": "zero"}
+        one = replaced(experiment(self.NAME), changes)
+        table = kept(one, tmp_path)
+        assert table["experiment"] == "3D-my_own:MyAE"
+        assert take_experiment(table, "f") == one
+        space = Space(experiments=(self.NAME,), vary={"depth": (None, 3), "shares": ((), (1,))})
+        place = str(tmp_path / "space.toml")
+        settings_files.write(place, "space", vars(space))
+        again = read_space(place)
+        assert list(map(trial_name, again.trials())) == list(map(trial_name, space.trials()))

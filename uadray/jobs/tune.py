@@ -59,7 +59,9 @@ class Tune(SweepJob):
     """Print the trials with an estimate of their time, and fit nothing."""
 
     def __post_init__(self) -> None:
-        self.compared  # noqa: B018  looks at what is varied while arguments are read
+        """Look at what is varied while arguments are read."""
+        if self.vary:
+            self.compared.trials()
 
     @property
     def compared(self) -> Space:
@@ -71,7 +73,7 @@ def defaults(preset: str, args: list[str]) -> Tune:
     """What holds where no flag says otherwise: of a preset, or of files."""
     config, place = (settings_files.option(args, flag) for flag in ("--config", "--space"))
     table = settings_files.read(config, "tune") if config else {}
-    own = table.pop("preset", "")
+    own = fields.checked(f"{config}: preset", str, table.pop("preset", ""))
     given = {"the command's preset": preset, "--space": place, f"preset in {config}": own}
     if len(several := [name for name, value in given.items() if value]) > 1:
         raise ConfigError(f"{' and '.join(several)} both say what is compared: give one")

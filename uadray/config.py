@@ -180,7 +180,7 @@ def experiment(name: str) -> Experiment:
     """
     if match := re.fullmatch(r"PCA-(\d+)", name):
         return Experiment(method=PCA.Settings(num_components=int(match[1])))
-    if at := re.fullmatch(r"([23]D-)?([\w.]+:\w+)(-.*)?", name):
+    if at := re.fullmatch(r"([23]D-)?([^:\s]+:\w+)(-.*)?", name):
         name = f"{at[1] or ''}{name_at(at[2])}{at[3] or ''}"
     broken: list[object] = []
     made = _named(name, bool(at), STRATEGIES.imported)

@@ -164,7 +164,7 @@ def parse(args: Sequence[str]) -> Any:
     for other in (Phantom, Verify, Quality):
         kinds[other.__name__.lower()] = other, None, inspect.getdoc(other) or ""
     named = args[0] if args else ""
-    if re.fullmatch(r"[\w.]+:\w+", named):
+    if re.fullmatch(r"[^:\s]+:\w+", named):
         LAYOUTS.at(named)
     if named not in kinds:
         broken: list[object] = []

@@ -12,8 +12,8 @@ from own_registry import OwnRegistry
 
 from uadray import plugins
 from uadray.methods import DETECTORS, NAMED
-from uadray.prepare.layouts import LAYOUTS
-from uadray.prepare.settings import STRIPPERS
+from uadray.preparation.layouts import LAYOUTS
+from uadray.preparation.settings import STRIPPERS
 from uadray.strategies import STRATEGIES
 
 # The same examples on every run, so that a change is red or green by what it changes;
@@ -42,11 +42,18 @@ def own_registry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Ow
     folder = tmp_path / "outside"
     folder.mkdir()
     monkeypatch.syspath_prepend(folder)
-    for one in REGISTRIES:
+    # They compute and draw, which few tests need.
+    from uadray.metrics import outside
+    from uadray.metrics.table import METRICS
+    from uadray.report.sections import SECTIONS
+
+    for one in (*REGISTRIES, METRICS, SECTIONS):
         monkeypatch.setattr(one, "imported", dict(one.imported))
         monkeypatch.setattr(one, "_origins", dict(one._origins))
     kinds, loaded = dict(DETECTORS), set(sys.modules)
+    outside.installed.cache_clear()
     yield OwnRegistry(folder=folder)
+    outside.installed.cache_clear()
     DETECTORS.clear()
     DETECTORS.update(kinds)
     for name, module in list(sys.modules.items()):

@@ -69,6 +69,13 @@ def load(place: str, whose: str = "", *, here: bool = False) -> Any:
     """
     module, _, name = place.partition(":")
     whose = whose or place
+    names = (*module.split("."), name)
+    if module.endswith(".py") or not all(part.isidentifier() for part in names):
+        meant = module.removesuffix(".py").rsplit("/", 1)[-1].strip(".").replace("-", "_")
+        raise PluginError(
+            f"{whose}: expected package.module:Name, as Python imports it, such as "
+            f"{meant or 'my_module'}:{name.partition('-')[0] or 'Name'}"
+        )
     if here and os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())
     try:

@@ -11,11 +11,11 @@ from tiny_scans import brain_image, write
 
 from uadray.errors import NoScanFoundError, PluginError
 from uadray.plugins import Package
-from uadray.prepare.layouts import LAYOUTS, Scans, list_scans
+from uadray.preparation.layouts import LAYOUTS, Scans, list_scans
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
-HEAD = "from uadray.prepare.layouts import LeftOut, Scan, Scans, checked, find_files\n"
+HEAD = "from uadray.preparation.layouts import LeftOut, Scan, Scans, checked, find_files\n"
 
 LAYOUT = '''
 def mine(root, modality="T1w"):
@@ -167,7 +167,7 @@ class TestRefused:
         with pytest.warns(
             UserWarning, match=r"uadray's own bids is meant, not that of package-one"
         ):
-            assert LAYOUTS["bids"].__module__ == "uadray.prepare.layouts.bids"
+            assert LAYOUTS["bids"].__module__ == "uadray.preparation.layouts.bids"
 
 
 def prepare(own_registry: OwnRegistry, *args: str) -> subprocess.CompletedProcess[str]:

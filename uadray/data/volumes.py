@@ -134,6 +134,7 @@ def volumes(
     *,
     change: Callable[[Block, int], Block] | None = None,
     num_cpus: float = READ_CPUS,
+    chunks: int = 1,
 ) -> ray.data.Dataset:
     """Rows in ascending order, each once, as a Ray dataset with `id` and one column an array.
 
@@ -145,8 +146,9 @@ def volumes(
         arrays: Arrays to read: `image`, `brain`, `lesion`.
         change: As in `VolumeSource`.
         num_cpus: Logical CPUs of such a task.
+        chunks: Inner chunks that a task reads, one at least.
     """
-    groups = [rows[places] for places in same_block(rows, CHUNK_VOLUMES)]
+    groups = [rows[places] for places in same_block(rows, max(1, chunks) * CHUNK_VOLUMES)]
 
     source = VolumeSource(cohort, groups, arrays, change)
     return dataset_of(source, len(groups), num_cpus)

@@ -188,12 +188,6 @@ def count_levels(
     return count_subject(levels, brain, lesion, eroded, subject=example.id)
 
 
-def brain_voxels(cohort: Cohort, rows: Sequence[int], config: EvaluateConfig) -> NDArray[np.int64]:
-    """Brain voxels of each axial slice that is evaluated, (N, Z); reads a volume at a time."""
-    brains = (cohort.read("brain", row, row + 1)[0, config.cut] for row in rows)
-    return np.stack([np.count_nonzero(brain, axis=(1, 2)) for brain in brains])
-
-
 class Scorer:
     """An actor that scores batches of volumes with every run's detector."""
 

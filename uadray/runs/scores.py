@@ -249,7 +249,7 @@ class ScoreStore:
 
 
 def _checksum(levels: np.ndarray) -> int:
-    return zlib.crc32(np.ascontiguousarray(levels))
+    return zlib.crc32(levels.tobytes())
 
 
 def _place(run_url: str, cohort: str) -> str:

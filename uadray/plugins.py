@@ -208,7 +208,7 @@ class Registry(MutableMapping[str, Entry]):
         return Package(distribution=dist.name, version=dist.version) if dist else None
 
     def need(self, name: str) -> Entry:
-        """The entry that settings name, which may have come from a machine that has it.
+        """The entry of a name that settings or a user give.
 
         Raises:
             PluginError: there is none here, or as `[]`.
@@ -216,7 +216,8 @@ class Registry(MutableMapping[str, Entry]):
         if name in self:
             return self[name]
         raise PluginError(
-            f"no {self.what} is named {name!r} here: install its package on all nodes"
+            f"no {self.what} is named {name!r} here, there are {', '.join(self)}: install the "
+            "package that has it, on all nodes"
         )
 
     def check_recorded(self, name: str, wanted: Package) -> None:

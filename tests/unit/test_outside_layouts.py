@@ -9,7 +9,7 @@ import pytest
 from own_registry import OwnRegistry
 from tiny_scans import brain_image, write
 
-from uadray.errors import NoScanFoundError, PluginError
+from uadray.errors import ConfigError, NoScanFoundError, PluginError
 from uadray.plugins import Package
 from uadray.preparation.layouts import LAYOUTS, Scans, list_scans
 
@@ -60,7 +60,6 @@ class TestFound:
 
     def test_by_its_place(self, own_registry: OwnRegistry, root: str) -> None:
         own_registry.write("my_layout", HEAD + LAYOUT)
-        LAYOUTS.at("my_layout:mine")
         assert len(list_scans("my_layout:mine", root, "T1w")) == 3
         package = LAYOUTS.package("my_layout:mine")
         assert package is not None
@@ -75,6 +74,10 @@ class TestFound:
         assert isinstance(scans, Scans)
         assert [one.reason for one in scans.left_out] == ["moved"]
         assert scans[0].modality == "T1w"
+
+    def test_none_of_that_name(self, root: str) -> None:
+        with pytest.raises(ConfigError, match="no layout is named 'no' here, there are bids, csv"):
+            list_scans("no", root, "T1w")
 
     def test_ours_are_as_they_were(self, root: str) -> None:
         assert LAYOUTS.package("bids") is None

@@ -37,7 +37,7 @@ from uadray import cli, files
 from uadray.errors import ConfigError
 from uadray.evaluation.protocols import PROTOCOLS
 from uadray.preparation.inputs import Inputs, Settings, find_inputs
-from uadray.preparation.layouts import LAYOUTS, phantom
+from uadray.preparation.layouts import LAYOUTS, layout_named, phantom
 from uadray.preparation.settings import (
     MAX_FAILURES,
     STRIPPERS,
@@ -165,7 +165,7 @@ def parse(args: Sequence[str]) -> Any:
         kinds[other.__name__.lower()] = other, None, inspect.getdoc(other) or ""
     named = args[0] if args else ""
     if re.fullmatch(r"[^:\s]+:\w+", named):
-        LAYOUTS.at(named)
+        layout_named(named)
     if named not in kinds:
         broken: list[object] = []
         names = [named] if named in LAYOUTS else LAYOUTS.usable(lambda name, e: broken.append(e))

@@ -67,10 +67,10 @@ def modality_of(layout: str) -> str:
     Raises:
         ConfigError: there is no such layout.
     """
-    if layout not in layouts.LAYOUTS:
+    if ":" not in layout and layout not in layouts.LAYOUTS:
         known = fields.closest(layout, [*layouts.LAYOUTS, "phantom"])
         raise ConfigError(f"no layout is named {layout!r}{known}")
-    return str(inspect.signature(layouts.LAYOUTS[layout]).parameters["modality"].default)
+    return str(inspect.signature(layouts.layout_named(layout)).parameters["modality"].default)
 
 
 def find_inputs(

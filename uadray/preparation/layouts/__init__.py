@@ -9,7 +9,7 @@ from uadray.preparation.layouts.auto import detect
 from uadray.preparation.layouts.bids import bids
 from uadray.preparation.layouts.listing import LeftOut
 from uadray.preparation.layouts.phantoms import phantom
-from uadray.preparation.layouts.registry import LAYOUTS, list_scans
+from uadray.preparation.layouts.registry import LAYOUTS, layout_named, list_scans
 from uadray.preparation.layouts.scans import (
     PHANTOM_SCHEME,
     Layout,
@@ -36,6 +36,7 @@ __all__ = [
     "csv",
     "detect",
     "find_files",
+    "layout_named",
     "list_scans",
     "mslub",
     "phantom",

@@ -53,11 +53,20 @@ for _one in (bids, csv, ixi, oasis1, brats, atlas, mslub, wmh, msseg2015):
 LAYOUTS["auto"] = make_auto(dict(LAYOUTS.imported))
 
 
+def layout_named(name: str) -> Layout:
+    """The layout of that name, or the one at `package.module:function`.
+
+    Raises:
+        PluginError: there is none, or it cannot be used.
+    """
+    return LAYOUTS.at(name) if ":" in name else LAYOUTS.need(name)
+
+
 def list_scans(name: str, root: str, modality: str) -> Scans:
     """The scans that a layout finds; those of a layout from outside are checked as ours are.
 
     Args:
-        name: Of the layout.
+        name: Of the layout, or its place.
         root: Folder of the data set, or its table; a local path or an fsspec URL.
         modality: Such as T1w.
 
@@ -65,7 +74,7 @@ def list_scans(name: str, root: str, modality: str) -> Scans:
         NoScanFoundError: see `Layout`.
         PluginError: a layout from outside fails, or what it returns are no scans of that modality.
     """
-    layout, package = LAYOUTS[name], LAYOUTS.package(name)
+    layout, package = layout_named(name), LAYOUTS.package(name)
     if package is None:
         return layout(root, modality)
     whose, root = f"layout {name} of {package}", files.normalise(root)

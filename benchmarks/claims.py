@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.harness import write_between
-from uadray.metrics.table import BY_KEY
+from uadray.metrics.table import METRICS
 from uadray.papers import PAPERS
 from uadray.papers.claims import (
     CLAIMS,
@@ -134,7 +134,7 @@ def cohort_table(cohort: dict[str, Any]) -> str:
         figure = f"{one.value:+.3f}{bounds}"
         fits = str(one.fits) if one.fits else ""
         rows.append(
-            [claim.key, one.contrast, BY_KEY[one.metric].head, figure, p, fits, one.verdict]
+            [claim.key, one.contrast, METRICS[one.metric].head, figure, p, fits, one.verdict]
         )
     head = ["claim", "contrast", "in", "difference", "p", "fits", "verdict"]
     return to_markdown(head, rows, align="l" * len(head)) if rows else ""
@@ -179,7 +179,7 @@ def _cell(judged: Sequence[Finding]) -> str:
 
 def _said(claim: Claim) -> str:
     main = contrast_text(claim, claim.contrasts[0])
-    return f"{claim.says} ({BY_KEY[claim.metrics[0]].head}: {main})"
+    return f"{claim.says} ({METRICS[claim.metrics[0]].head}: {main})"
 
 
 def _printed_difference(claim: Claim) -> str:

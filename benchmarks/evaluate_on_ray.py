@@ -41,12 +41,19 @@ def rows(folder: Path, num: int, size: int) -> list[Row]:
         scoring, whole, _ = measured[large, workers]
         # The small cohort takes as long to start, so the difference is of volumes alone.
         rates[workers] = rate(9 * num, whole, measured[small, workers][1])
+        who = f"{workers} worker{'s' * (workers > 1)}"
         results.append(
-            Row(f"whole evaluation, {workers} worker{'s' * (workers > 1)}",
+            Row(f"whole evaluation, {who}",
                 rates[workers], "volumes/s",
                 detail=f"{10 * num} volumes in {whole:.1f} s, {num} in "
                 f"{measured[small, workers][1]:.1f} s, the workers' start included; "
                 f"{scoring * 1e3:.0f} ms of a worker a volume{unmeasured(rates[workers])}"),
+        )  # fmt: skip
+        share = None if rates[workers] is None else rates[workers] * scoring / workers
+        results.append(
+            Row(f"share of the workers' own speed, {who}",
+                share, "ratio", against="scoring, cleaning, counting and keeping alone",
+                goal=">= 0.7", detail="after the start"),
         )  # fmt: skip
     results.append(
         Row("2 workers against 1", quotient(rates[2], rates[1]), "ratio",

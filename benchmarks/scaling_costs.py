@@ -17,7 +17,7 @@ from tests.s3_server import serve_bucket
 from tests.tiny_cohorts import subject_of, write_cohort
 from uadray import files
 from uadray.config import experiment
-from uadray.data.stream import read_rows
+from uadray.data.volumes import read_rows
 from uadray.evaluation.protocols import EvaluateConfig
 from uadray.methods import GradientDetector, num_parameters
 from uadray.metrics.counts import CohortCounts, count_subject

@@ -4,6 +4,7 @@ import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import settings
@@ -11,6 +12,9 @@ from own_registry import OwnRegistry
 
 from uadray import plugins
 from uadray.methods import DETECTORS, NAMED
+from uadray.preparation.layouts import LAYOUTS
+from uadray.preparation.settings import STRIPPERS
+from uadray.strategies import STRATEGIES
 
 # The same examples on every run, so that a change is red or green by what it changes;
 # `HYPOTHESIS_PROFILE=search` draws new ones.
@@ -19,6 +23,8 @@ settings.register_profile("search", derandomize=False)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "same"))
 
 REPOSITORY = Path(__file__).resolve().parents[1]
+
+REGISTRIES: tuple[plugins.Registry[Any], ...] = (NAMED, LAYOUTS, STRIPPERS, STRATEGIES)
 
 
 @pytest.fixture(scope="session")
@@ -36,10 +42,18 @@ def own_registry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Ow
     folder = tmp_path / "outside"
     folder.mkdir()
     monkeypatch.syspath_prepend(folder)
-    names, kinds, loaded = dict(NAMED), dict(DETECTORS), set(sys.modules)
+    # They compute and draw, which few tests need.
+    from uadray.metrics import outside
+    from uadray.metrics.table import METRICS
+    from uadray.report.sections import SECTIONS
+
+    for one in (*REGISTRIES, METRICS, SECTIONS):
+        monkeypatch.setattr(one, "imported", dict(one.imported))
+        monkeypatch.setattr(one, "_origins", dict(one._origins))
+    kinds, loaded = dict(DETECTORS), set(sys.modules)
+    outside.installed.cache_clear()
     yield OwnRegistry(folder=folder)
-    NAMED.clear()
-    NAMED.update(names)
+    outside.installed.cache_clear()
     DETECTORS.clear()
     DETECTORS.update(kinds)
     for name, module in list(sys.modules.items()):

@@ -2,7 +2,7 @@
 
 import io
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +48,7 @@ def write_run(
     max_component: int = 0,
     slices: bool = True,
     change: Callable[[config.Experiment], config.Experiment] | None = None,
+    outside: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> Path:
     """Write one run folder.
 
@@ -67,6 +68,7 @@ def write_run(
         max_component: Largest component that was dropped; 0 is without a filter.
         slices: Whether the scores of the axial slices are kept.
         change: Settings that differ from the experiment's defaults.
+        outside: Metrics of other packages as records have them, each with its `value` beside.
 
     Returns:
         `folder`.
@@ -107,6 +109,12 @@ def write_run(
     files.write_json(str(folder / "summary.json"), finished if summary is None else summary)
     for place, cohort_name in enumerate(cohorts):
         values = _evaluation(made, cohort_name, notes, num_test, random, place)
+        for key, kept in (outside or {}).items():
+            value = kept.get("value")
+            values.setdefault("outside_metrics", {})[key] = {**kept, "value": None}
+            values["metrics"][key] = value
+            if value is not None:
+                values["intervals"][key] = [value - 0.1, value + 0.1]
         if max_component:
             _filter(values, max_component)
         if by_person:

@@ -25,7 +25,9 @@ class OwnRegistry:
         self.write(name, text)
         return importlib.import_module(name)
 
-    def install(self, package: str, version: str, **entries: str) -> None:
+    def install(
+        self, package: str, version: str, *, group: str = "methods", **entries: str
+    ) -> None:
         """What `pip` leaves of a package with entry points: their names, and what they lead to."""
         info = self.folder / f"{package.replace('-', '_')}-{version}.dist-info"
         info.mkdir()
@@ -33,7 +35,7 @@ class OwnRegistry:
             f"Metadata-Version: 2.1\nName: {package}\nVersion: {version}\n"
         )
         lines = "".join(f"{name} = {value}\n" for name, value in entries.items())
-        (info / "entry_points.txt").write_text(f"[uadray.methods]\n{lines}")
+        (info / "entry_points.txt").write_text(f"[uadray.{group}]\n{lines}")
         plugins.entries.cache_clear()
         importlib.invalidate_caches()
 

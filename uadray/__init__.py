@@ -21,7 +21,6 @@ _VERBS = (
     "open_run",
     "predict",
     "predict_folder",
-    "prepare",
     "sweep",
 )
 """The Python interface, see `uadray.api`; imported when it is first used."""
@@ -31,6 +30,7 @@ _FROM = {
     **dict.fromkeys(("ScaleConfig", "TrackConfig"), "uadray.train.settings"),
     "Space": "uadray.tune.space",
     "method": "uadray.methods",
+    "prepare": "uadray.prepared",
 }
 """Where each name is; `method` makes a class a method, see `uadray.methods.registry`."""
 
@@ -46,10 +46,10 @@ if TYPE_CHECKING:
         open_run,
         predict,
         predict_folder,
-        prepare,
         sweep,
     )
     from uadray.methods import method  # noqa: F401
+    from uadray.prepared import prepare  # noqa: F401
     from uadray.train.settings import ScaleConfig, TrackConfig  # noqa: F401
     from uadray.tune.space import Space  # noqa: F401
 

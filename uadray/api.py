@@ -32,7 +32,6 @@ from uadray.prediction.model_folder import export_model
 from uadray.prediction.model_folder import open_model as _open_model
 from uadray.prediction.scan import Prediction, predict_scan
 from uadray.prediction.settings import PredictConfig
-from uadray.prepared import prepare
 from uadray.runs.folder import Run
 from uadray.store import Cohort, open_cohort
 from uadray.train.settings import ScaleConfig, TrackConfig
@@ -52,7 +51,6 @@ __all__ = [
     "open_run",
     "predict",
     "predict_folder",
-    "prepare",
     "sweep",
 ]
 

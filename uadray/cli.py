@@ -5,6 +5,7 @@ import codecs
 import errno
 import io
 import os
+import re
 import signal
 import sys
 import threading
@@ -14,6 +15,9 @@ from typing import NoReturn, TextIO
 
 from uadray import files
 from uadray.errors import UadrayError
+
+COMMAND = "uadray"
+"""What `pip` installs for a console: a verb is its first argument."""
 
 OK, FAILED, INCOMPLETE = 0, 1, 3
 """Exit codes: all done; an error, which was printed; done, but some input could not be used."""
@@ -46,6 +50,9 @@ def run(main: Callable[[], int | None]) -> NoReturn:
     except Exception as error:
         if _asked:
             _end_on(_asked[-1])  # what the interrupt broke on its way
+        if storage := _storage_failed(error):
+            print(f"error: {files.without_secrets(storage)}", file=sys.stderr)
+            sys.exit(FAILED)
         if (full := _full_disk(error)) is None:
             raise
         # Ray Data appends advice on retries to an error's arguments, where the name of a file is.
@@ -59,6 +66,11 @@ def run(main: Callable[[], int | None]) -> NoReturn:
         sys.exit(FAILED)
     finally:
         sys.unraisablehook = sys.__unraisablehook__
+
+
+def program(*words: str) -> str:
+    """How usages name this process: the file or the verb, then what was named first."""
+    return " ".join([os.path.basename(sys.argv[0]), *filter(None, words)])
 
 
 def say_left_out(left_out: Iterable[object]) -> int:
@@ -143,12 +155,21 @@ def _lasting(stream: TextIO | None, descriptor: int) -> TextIO:
         except OSError:
             return stream  # a caller's own, such as a test's or a notebook's
         stream.flush()
-    return io.TextIOWrapper(
+    kind = _AsCommand if sys.argv[0].startswith(f"{COMMAND} ") else io.TextIOWrapper
+    return kind(
         io.BufferedWriter(_Terminal(descriptor, "wb", closefd=False)),  # type: ignore[type-var]
         encoding=getattr(stream, "encoding", None) or "utf-8",
         errors=_PLAIN,
         line_buffering=True,
     )
+
+
+class _AsCommand(io.TextIOWrapper):
+    """Names verbs as who has no checkout of the repository calls them."""
+
+    def write(self, text: str) -> int:
+        super().write(re.sub(r"(?:python )?\bjobs/(\w+)\.py", rf"{COMMAND} \1", text))
+        return len(text)
 
 
 class _Terminal(io.FileIO):
@@ -191,15 +212,39 @@ def _plainly(error: UnicodeError) -> tuple[str, int]:
 codecs.register_error(_PLAIN, _plainly)
 
 
+_STORAGE = ("botocore", "aiohttp", "gcsfs", "google", "adlfs", "azure", "paramiko")
+"""Packages whose errors are of a storage that cannot be reached, never of what is asked of it."""
+
+
+def _storage_failed(error: BaseException) -> str:
+    """What to tell of an error of the storage that a URL names; empty for any other error."""
+    for each in _within(error):
+        if type(each).__module__.partition(".")[0] in _STORAGE:
+            break
+    else:
+        return ""
+    return (
+        f"the storage cannot be reached ({type(each).__name__}: {each}): check the URL, and that "
+        "credentials and address of the storage are set here, such as AWS_ACCESS_KEY_ID, "
+        "AWS_SECRET_ACCESS_KEY and AWS_ENDPOINT_URL for s3://; then run the same command again"
+    )
+
+
 def _full_disk(error: BaseException) -> OSError | None:
     """What a full disk raised, however deep Ray has wrapped it; None where none did."""
-    chain = [error]
-    for each in chain:
+    for each in _within(error):
         if isinstance(each, OSError) and each.errno in (errno.ENOSPC, errno.EDQUOT):
             return each
+    return None
+
+
+def _within(error: BaseException) -> list[BaseException]:
+    """An error and those that led to it, as Python and Ray chain them."""
+    chain = [error]
+    for each in chain:
         within = (each.__cause__, each.__context__, getattr(each, "cause", None))
         failures = getattr(each, "worker_failures", None) or {}
         for other in (*within, *failures.values()):
             if isinstance(other, BaseException) and not any(other is known for known in chain):
                 chain.append(other)
-    return None
+    return chain

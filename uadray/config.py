@@ -18,10 +18,10 @@ from uadray.errors import ConfigError, PluginError
 from uadray.fields import fits
 from uadray.methods import NAMED, Learned, MethodSettings, PublishedMethod
 from uadray.methods.baselines import PCA
-from uadray.methods.registry import detector_type, name_at, named, others
+from uadray.methods.registry import detector_type, name_at
 from uadray.methods.settings import check, check_finite, check_limits
 from uadray.plugins import Package
-from uadray.strategies import BENGS, NONE, STRATEGIES, ErasingConfig
+from uadray.strategies import BENGS, NONE, STRATEGIES, ErasingConfig, Strategy, strategy
 
 __all__ = [
     "BASELINES",
@@ -125,8 +125,8 @@ class Experiment:
         if not isinstance(method, Learned):
             return method.label
         erased = []
-        if (strategy := STRATEGIES.get(self.erasing.strategy)) is not None:
-            erased = [strategy.names[method.ndim], _FILLS[self.erasing.fill]]
+        if (one := strategy(self.erasing)) is not None:
+            erased = [one.names[method.ndim], _FILLS[self.erasing.fill]]
         if not method.label:
             return "-".join([f"{method.ndim}D", *(erased or ["None"])])
         return "-".join([*(["3D"] if method.ndim == 3 else []), method.label, *erased])
@@ -152,7 +152,7 @@ BENGS_TABLE_1 = (
 )
 """The fourteen configurations of Bengs 2021, table 1."""
 
-_OWN = {name: one.method for name, one in NAMED.items() if one.method.package is None}
+_OWN = {n: one.method for n, one in NAMED.imported.items() if one.method.package is None}
 
 BASELINES = tuple(name for name, method in _OWN.items() if not isinstance(method, Learned))
 """The plain methods that stand beside every other."""
@@ -163,7 +163,7 @@ OTHERS = tuple(name for name in _OWN if name not in (*BENGS_TABLE_1, *BASELINES)
 
 def known() -> str:
     """Names of all experiments, those of other packages last, as help texts list them."""
-    from_outside = (*(name for name in NAMED if name not in _OWN), *others())
+    from_outside = (name for name in NAMED if name not in _OWN)
     return ", ".join((*BENGS_TABLE_1, *BASELINES, *OTHERS, *from_outside))
 
 
@@ -180,20 +180,34 @@ def experiment(name: str) -> Experiment:
     """
     if match := re.fullmatch(r"PCA-(\d+)", name):
         return Experiment(method=PCA.Settings(num_components=int(match[1])))
-    if at := re.fullmatch(r"([23]D-)?([\w.]+:\w+)(-.*)?", name):
+    if at := re.fullmatch(r"([23]D-)?([^:\s]+:\w+)(-.*)?", name):
         name = f"{at[1] or ''}{name_at(at[2])}{at[3] or ''}"
+    broken: list[object] = []
+    made = _named(name, bool(at), STRATEGIES.imported)
+    # Strategies of other packages are imported only where it takes them.
+    made = made or _named(name, bool(at), STRATEGIES.usable(lambda key, e: broken.append(e)))
+    if made is None:
+        left_out = "".join(f"; left out: {one}" for one in broken)
+        raise ConfigError(
+            f"no experiment is named {name!r}; known are {known()} (any n in PCA-n){left_out}"
+        )
+    return made
+
+
+def _named(name: str, at: bool, strategies: Mapping[str, Strategy]) -> Experiment | None:
+    """The experiment of a name, given how it may erase; `at` says that its method is imported."""
     ndim: Literal[2, 3] = 3 if name.startswith("3D-") else 2
     rest = name.removeprefix(f"{ndim}D-")
-    for end, erasing in _endings(ndim).items():
+    for end, erasing in _endings(ndim, strategies).items():
         if not f"-{rest}".endswith(end):
             continue
         # What has no label of its own is Bengs' autoencoder.
         label = f"-{rest}".removesuffix(end)[1:] or f"{ndim}D-None"
         # Given its place, it does not matter that another package has a method of that name.
-        one = NAMED.get(label) if at else named(label)
+        one = NAMED.imported.get(label) if at else NAMED.get(label)
         if one is not None and (made := _made(one, ndim, erasing)).name == name:
             return made
-    raise ConfigError(f"no experiment is named {name!r}; known are {known()} (any n in PCA-n)")
+    return None
 
 
 def base_name(one: Experiment) -> str:
@@ -227,11 +241,11 @@ def _made(one: PublishedMethod, ndim: Literal[2, 3], erasing: ErasingConfig) -> 
     return made
 
 
-def _endings(ndim: Literal[2, 3]) -> dict[str, ErasingConfig]:
+def _endings(ndim: Literal[2, 3], strategies: Mapping[str, Strategy]) -> dict[str, ErasingConfig]:
     """Ends of a name, by how it erases."""
     erasing = {
         f"-{one.names[ndim]}-{letter}": ErasingConfig(strategy=key, fill=fill)
-        for key, one in STRATEGIES.items()
+        for key, one in strategies.items()
         for fill, letter in _FILLS.items()
     }
     return {"": ErasingConfig(), "-None": ErasingConfig(), **erasing}
@@ -245,8 +259,9 @@ def learns(what: Experiment) -> bool:
 def to_json(value: Any) -> Any:
     """A dataclass as a JSON value; settings of a method carry its class as `type`.
 
-    A field that came later (`uadray.strategies.ADDED`) is left out at its default, so that what
-    was written before is written again to the letter.
+    What is from outside of uadray, or names such a thing, carries its `package`. A field that came
+    later (`uadray.strategies.ADDED`) is left out at its default, so that what was written before is
+    written again to the letter.
     """
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         fields = {
@@ -254,10 +269,9 @@ def to_json(value: Any) -> Any:
             for f in dataclasses.fields(value)
             if not (f.metadata.get("added") and getattr(value, f.name) == f.default)
         }
-        if isinstance(value, MethodSettings):
-            package = {} if value.package is None else {"package": to_json(value.package)}
-            return {"type": value.type_name(), **package, **fields}
-        return fields
+        if (package := getattr(value, "package", None)) is not None:
+            fields = {"package": to_json(package)} | fields
+        return {"type": value.type_name()} | fields if isinstance(value, MethodSettings) else fields
     if isinstance(value, (list, tuple)):
         return [to_json(v) for v in value]
     if isinstance(value, dict):
@@ -304,6 +318,12 @@ def _dataclass_from_json(kind: type[Any], value: Any) -> Any:
     known = {f.name: f for f in dataclasses.fields(kind)}
     if not isinstance(value, dict):
         raise ConfigError(f"{name} must be an object with fields, was {value!r}")
+    if "package" in value and (named := getattr(kind, "named", None)):
+        field, registry = named
+        own = dict(value)
+        package = from_json(Package, own.pop("package"))
+        registry.check_recorded(str(own.get(field)), package)
+        value = own
     if unknown := set(value) - set(known):
         raise ConfigError(f"{name} has no field {sorted(unknown)}")
     for key, inner in value.items():

@@ -36,8 +36,12 @@ def pack(**arrays: Any) -> bytes:
     return buffer.getvalue()
 
 
-def unpack(content: bytes) -> dict[str, NDArray[Any]]:
+def unpack(content: bytes, only: str = "") -> dict[str, NDArray[Any]]:
     """The arrays of an npz file by name; safe in threads.
+
+    Args:
+        content: Of the file.
+        only: Name of the one array that is wanted, without the others; none where it is not there.
 
     Raises:
         ValueError: it is no such file, or damaged: a checksum is wrong, a header is none, an array
@@ -47,6 +51,8 @@ def unpack(content: bytes) -> dict[str, NDArray[Any]]:
     try:
         with zipfile.ZipFile(io.BytesIO(content)) as archive:
             for name in archive.namelist():
+                if only and name != f"{only}.npy":
+                    continue
                 arrays[name.removesuffix(".npy")] = _array(archive.read(name), name)
     except (zipfile.BadZipFile, zlib.error, EOFError, KeyError, NotImplementedError) as error:
         raise ValueError(f"no npz file, or a damaged one: {error}") from None

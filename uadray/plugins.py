@@ -10,17 +10,20 @@ import inspect
 import os
 import sys
 import traceback
-from collections.abc import Iterator
+import warnings
+from collections.abc import Callable, Iterator, MutableMapping
 from functools import cache
 from hashlib import sha256
 from importlib import import_module
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from uadray.errors import PluginError, UadrayError
 
 if TYPE_CHECKING:
     from importlib.metadata import EntryPoint
+
+Entry = TypeVar("Entry")
 
 
 @cache
@@ -66,6 +69,13 @@ def load(place: str, whose: str = "", *, here: bool = False) -> Any:
     """
     module, _, name = place.partition(":")
     whose = whose or place
+    names = (*module.split("."), name)
+    if module.endswith(".py") or not all(part.isidentifier() for part in names):
+        meant = module.removesuffix(".py").rsplit("/", 1)[-1].strip(".").replace("-", "_")
+        raise PluginError(
+            f"{whose}: expected package.module:Name, as Python imports it, such as "
+            f"{meant or 'my_module'}:{name.partition('-')[0] or 'Name'}"
+        )
     if here and os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())
     try:
@@ -82,24 +92,6 @@ def load(place: str, whose: str = "", *, here: bool = False) -> Any:
         return getattr(found, name)
     except AttributeError:
         raise PluginError(f"{whose}: module {module} has no {name!r}") from None
-
-
-def failure(error: BaseException, place: str = "") -> str:
-    """An error of somebody else's code, with the last line of theirs that led to it.
-
-    Args:
-        error: With its traceback.
-        place: `package.module:Name` of that code.
-    """
-    text = f"{type(error).__name__}: {error}"
-    if "non-frozen dataclass" in text:
-        text += "; settings are @dataclass(frozen=True, kw_only=True)"
-    file = getattr(sys.modules.get(place.partition(":")[0]), "__file__", None)
-    frames = traceback.extract_tb(error.__traceback__)
-    theirs = [one for one in frames if one.filename == file] or frames
-    if isinstance(error, SyntaxError) or theirs[-1].filename.startswith("<"):
-        return text  # Python has said where
-    return f"{text} ({theirs[-1].filename}, line {theirs[-1].lineno})"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -122,6 +114,166 @@ class Package:
         if self.distribution:
             return f"pip install {self.distribution}=={self.version}"
         return f"bring back the file of module {module}, with its folder in PYTHONPATH"
+
+
+class Registry(MutableMapping[str, Entry]):
+    """Entries of one kind by name: ours, then those that other packages offer by entry points.
+
+    Names cost no import; an entry is imported when it is asked for. Where another package has one
+    of the name of ours, ours is meant.
+
+    Args:
+        group: Of the entry points, such as `uadray.layouts`.
+        what: What an entry is, in errors, such as `layout`.
+        check: Refuses what is no such entry by a `PluginError`; it gets name and entry.
+    """
+
+    def __init__(
+        self, group: str, what: str, check: Callable[[str, Any], None] = lambda name, entry: None
+    ) -> None:
+        self.group, self.what, self._check = group, what, check
+        self.imported: dict[str, Entry] = {}
+        """Ours, and those of other packages that were asked for."""
+        self._origins: dict[str, tuple[Package, str]] = {}
+
+    def __getitem__(self, name: str) -> Entry:
+        """The entry, imported where need be.
+
+        Raises:
+            KeyError: there is none.
+            PluginError: several packages have one, or the package's cannot be used.
+        """
+        if name in self.imported:
+            self._check_rivals(name)
+        elif (found := find(self.group, name)) is None:
+            raise KeyError(name)
+        else:
+            self._import(name, found.value, self.package(name), describe(found))
+        return self.imported[name]
+
+    def at(self, place: str) -> Entry:
+        """The entry at `package.module:name`, which may lie in the present folder; its name here.
+
+        Raises:
+            PluginError: there is none.
+        """
+        if place not in self.imported:
+            load(place, here=True)
+            self._import(place, place, package_of(place.partition(":")[0], self.group), place)
+        return self.imported[place]
+
+    def _import(self, name: str, place: str, package: Package | None, whose: str) -> None:
+        one = load(place, whose)
+        if name not in self.imported:  # its import may have added it
+            try:
+                self.add(name, one, package, place)
+            except PluginError as error:
+                raise PluginError(f"{whose} is no {self.what} named {name!r}: {error}") from None
+
+    def _check_rivals(self, name: str) -> None:
+        """Say that ours is meant, or refuse a name that several packages have."""
+        own, place = self._origins.get(name, (None, ""))
+        rivals = [
+            one
+            for one in entries(self.group).get(name, [])
+            if not own or (one.dist and one.dist.name != own.distribution)
+        ]
+        them = " and ".join(sorted(map(describe, rivals)))
+        if rivals and own is None:
+            warnings.warn(f"uadray's own {name} is meant, not that of {them}", stacklevel=3)
+        elif rivals:
+            raise PluginError(
+                f"{name!r} is there more than once: {them} and {place} of {own}; name one of them"
+            )
+
+    def add(self, name: str, entry: Entry, package: Package | None = None, place: str = "") -> None:
+        """Add an entry: ours, or at its place in a package.
+
+        Raises:
+            PluginError: it is no such entry.
+        """
+        self._check(name, entry)
+        self.imported[name] = entry
+        if package is not None:
+            self._origins[name] = package, place
+
+    def package(self, name: str) -> Package | None:
+        """What an entry is of, which is not imported for that; None for ours and for none.
+
+        Raises:
+            PluginError: several packages have one.
+        """
+        if name in self.imported:
+            return self._origins.get(name, (None,))[0]
+        found = find(self.group, name)
+        dist = found and found.dist
+        return Package(distribution=dist.name, version=dist.version) if dist else None
+
+    def need(self, name: str) -> Entry:
+        """The entry that settings name, which may have come from a machine that has it.
+
+        Raises:
+            PluginError: there is none here, or as `[]`.
+        """
+        try:
+            return self[name]
+        except KeyError:
+            raise PluginError(
+                f"no {self.what} is named {name!r} here: install the package that has it, on every "
+                "node that there is"
+            ) from None
+
+    def check_recorded(self, name: str, wanted: Package) -> None:
+        """Refuse a name on record that is not installed here, or of another version.
+
+        Raises:
+            PluginError: it is so; the message says what to install.
+        """
+        check_package(f"{self.what} {name!r} is of", self.package(name), wanted)
+
+    def __setitem__(self, name: str, entry: Entry) -> None:
+        self.add(name, entry)
+
+    def __delitem__(self, name: str) -> None:
+        del self.imported[name]
+        self._origins.pop(name, None)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(dict.fromkeys([*self.imported, *entries(self.group)]))
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)  # a list would ask for its length
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.imported or name in entries(self.group)
+
+    def usable(self, failed: Callable[[str, PluginError], None]) -> dict[str, Entry]:
+        """All entries that can be imported; `failed` takes name and error of each other one."""
+        found: dict[str, Entry] = {}
+        for name in self:
+            try:
+                found[name] = self[name]
+            except PluginError as error:
+                failed(name, error)
+        return found
+
+
+def failure(error: BaseException, place: str = "") -> str:
+    """An error of somebody else's code, with the last line of theirs that led to it.
+
+    Args:
+        error: With its traceback.
+        place: `package.module:Name` of that code.
+    """
+    text = f"{type(error).__name__}: {error}"
+    if "non-frozen dataclass" in text:
+        text += "; settings are @dataclass(frozen=True, kw_only=True)"
+    file = getattr(sys.modules.get(place.partition(":")[0]), "__file__", None)
+    frames = traceback.extract_tb(error.__traceback__)
+    theirs = [one for one in frames if one.filename == file] or frames
+    if isinstance(error, SyntaxError) or theirs[-1].filename.startswith("<"):
+        return text  # Python has said where
+    return f"{text} ({theirs[-1].filename}, line {theirs[-1].lineno})"
 
 
 def package_of(module: str, group: str) -> Package:
@@ -150,29 +302,30 @@ def package_of(module: str, group: str) -> Package:
     return Package(distribution="", version=f"sha256:{digest}")
 
 
-def check_package(place: str, here: Package | None, wanted: Package) -> None:
-    """Refuse a class that a record names of another version, or that is not installed.
+def check_package(
+    what: str, here: Package | None, wanted: Package, module: str = "of its name"
+) -> None:
+    """Refuse what a record names of another version, or what is not installed.
 
     Args:
-        place: Module and class.
+        what: The beginning of a sentence, such as `MyAE is a method of`.
         here: What it is of here; None where it is not there.
         wanted: What it was of where the record was written.
+        module: That it is in.
 
     Raises:
         PluginError: it is so; the message says what to install.
     """
-    if here == wanted:
-        return
-    module, _, name = place.partition(":")
-    what = wanted.how_to_get(module)
+    get = wanted.how_to_get(module)
     if here is None:
         raise PluginError(
-            f"{name} is a method of {wanted}, which is not installed here, or not so that a record "
-            f"alone may import it (an entry point, or a file in a folder of PYTHONPATH): {what}"
+            f"{what} {wanted}, which is not installed here, or not so that a record alone may "
+            f"import it (an entry point, or a file in a folder of PYTHONPATH): {get}"
         )
-    raise PluginError(
-        f"{name} is a method of {wanted}, here is {here}: {what}, or fit again into another folder"
-    )
+    if here != wanted:
+        raise PluginError(
+            f"{what} {wanted}, here is {here}: {get}, or start again in another folder"
+        )
 
 
 def check_settings(settings: type[Any], owner: str) -> None:

@@ -11,9 +11,9 @@ from uadray.errors import ConfigError
 from uadray.evaluation.calibration import Calibration, write_calibration
 from uadray.evaluation.protocols import PROTOCOLS
 from uadray.phantom.subject import Kind
-from uadray.prepare.inputs import Inputs, Settings, find_inputs, modality_of
-from uadray.prepare.layouts import phantom
-from uadray.prepare.settings import (
+from uadray.preparation.inputs import Inputs, Settings, find_inputs, modality_of
+from uadray.preparation.layouts import phantom
+from uadray.preparation.settings import (
     MAX_FAILURES,
     PrepareConfig,
     Redo,
@@ -79,7 +79,7 @@ def prepare_inputs(
     Raises:
         UadrayError: see `ingest.prepare_cohort` and `quality.page.quality_url`.
     """
-    from uadray.prepare.ingest import prepare_cohort
+    from uadray.preparation.ingest import prepare_cohort
 
     check_numbers(seed=seed, workers=workers)
     # What is wrong with the page's place is said before the work, not after it.
@@ -97,6 +97,7 @@ def prepare_inputs(
         workers=workers,
         command=command,
         left_out=inputs.left_out,
+        layout=inputs.layout,
     )
     shown = show_quality(cohort, page, report)
     calibration = None

@@ -69,20 +69,36 @@ def refuse_inside(out: str, error: type[UadrayError]) -> None:
         UadrayError: of the type `error`, where `out` is or lies in a cohort, a run, a model,
             predictions, or the folder of a job that `ray job submit` sent.
     """
-    refuse_lost(out, error)
+    refuse_place(out, error)
     if owner := owner_of(out):
         raise error(
             f"{out} lies in {owner}, which holds other results: choose another --out, outside of it"
         )
 
 
-def refuse_lost(out: str, error: type[UadrayError]) -> None:
-    """Refuse to write into the folder that Ray unpacks for a submitted job, and removes with it.
+def refuse_place(out: str, error: type[UadrayError], *, is_folder: bool = True) -> None:
+    """Refuse a place that is or lies in a file, or in the folder of a submitted job.
+
+    Ray unpacks that folder for the job and removes it with it.
+
+    Args:
+        out: Path or URL that results are to be written to.
+        error: Type of the error.
+        is_folder: Whether it is to be a folder; a file is replaced by a file.
 
     Raises:
         UadrayError: of the type `error`.
     """
-    if not files.is_remote(out) and _OF_A_JOB in os.path.realpath(out):
+    if files.is_remote(out):
+        return
+    path = os.path.abspath(out)
+    for place in ([path] if is_folder else []) + list(_parents(path)):
+        if os.path.lexists(place) and not os.path.isdir(place):
+            raise error(
+                f"{out}: expected the place of a folder, but {place} is a file or leads nowhere: "
+                "choose another --out"
+            )
+    if _OF_A_JOB in os.path.realpath(out):
         raise error(
             f"{out} lies in the folder of this job, which does not outlast the job: give "
             "a full path that the nodes share, such as /home/me/runs, or a URL such as "

@@ -2,32 +2,23 @@
 
 A new strategy is one entry: its names become names of experiments, its key a value of
 `erasing.strategy`, its settings those that a sweep may vary, its words those of help, pages and
-documentation.
-
-    register(
-        Strategy(
-            key="column",
-            names={2: "Column", 3: "Slab"},
-            erases="one column of voxels in 2D, one plane in 3D",
-            settings=(),
-            draw=draw_column,
-            nominal=lambda config, spatial: 1 / spatial[-1],
-            source="...",
-        )
-    )
+documentation. Ours stand at the end of this file; those of other packages have an entry point of
+the group `uadray.strategies`, of their key and the place of their `Strategy`.
 
 Shape suffixes: B samples, R regions, D = 2 or 3 spatial axes (Y, X) or (Z, Y, X).
 """
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from uadray.errors import ConfigError
+from uadray.errors import PluginError
 from uadray.methods.settings import check, check_finite, check_limits
+from uadray.plugins import Package, Registry
 
 __all__ = [
     "NONE",
@@ -36,7 +27,6 @@ __all__ = [
     "Regions",
     "Strategy",
     "keys",
-    "register",
     "strategy",
 ]
 
@@ -48,9 +38,34 @@ ADDED = {"added": True}
 default, so that their fingerprints stay."""
 
 
+def _check_entry(key: str, one: Any) -> None:
+    if not isinstance(one, Strategy):
+        raise PluginError(f"expected a uadray.strategies.Strategy, was {one!r:.200}")
+    if one.key != key:
+        raise PluginError(f"its key is {one.key!r}")
+    if set(one.names) != {2, 3}:
+        raise PluginError(f"erasing strategy {key!r} must have a name in 2D and one in 3D")
+    named = (key, *one.names.values())
+    if bad := [name for name in named if not re.fullmatch(r"[A-Za-z][\w.+-]*", str(name))]:
+        raise PluginError(f"a name is a letter, then letters, digits and . + - _, was {bad[0]!r}")
+    others = [other for other in STRATEGIES.imported.values() if other.key != key]
+    taken = {NONE, "None", *(n for other in others for n in (other.key, *other.names.values()))}
+    if clash := taken & set(named):
+        raise PluginError(f"erasing strategy {key!r}: {sorted(clash)[0]!r} is taken")
+    if unknown := set(one.settings) - set(ErasingConfig.__dataclass_fields__):
+        raise PluginError(f"erasing strategy {key!r} names no setting: {sorted(unknown)[0]!r}")
+
+
+STRATEGIES: "Registry[Strategy]" = Registry("uadray.strategies", "erasing strategy", _check_entry)
+"""Every strategy by its key, in the order of tables."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class ErasingConfig:
     """Spatial erasing of the input; the target stays clean (Bengs 2021, section 2.2)."""
+
+    named: ClassVar[tuple[str, Registry[Any]]] = ("strategy", STRATEGIES)
+    """The field that may name an entry of another package."""
 
     strategy: str = NONE
     """`none`, or a strategy's key: `cube` is the paper's patch in 2D, `half-volume` its
@@ -74,12 +89,8 @@ class ErasingConfig:
     of its tables are fitted with `clip`."""
 
     def __post_init__(self) -> None:
-        check(
-            self.strategy in keys(),
-            "erasing.strategy",
-            f"one of {', '.join(keys())}",
-            self.strategy,
-        )
+        if self.strategy != NONE and self.strategy not in STRATEGIES:
+            check(False, "erasing.strategy", f"one of {', '.join(keys())}", self.strategy)
         check(self.border in ("clip", "shift"), "erasing.border", "clip or shift", self.border)
         check_finite(self, "erasing.")
         check_limits(
@@ -95,6 +106,11 @@ class ErasingConfig:
             "0 < min_share <= max_share <= 1",
             (self.min_share, self.max_share),
         )
+
+    @property
+    def package(self) -> Package | None:
+        """Of its strategy, where that is from outside of uadray."""
+        return None if self.strategy == NONE else STRATEGIES.package(self.strategy)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,36 +148,18 @@ class Strategy:
     """Paper and section."""
 
 
-STRATEGIES: dict[str, Strategy] = {}
-"""Every strategy by its key, in the order of tables."""
-
-
-def register(one: Strategy) -> Strategy:
-    """Add a strategy to the table; returns it.
-
-    Raises:
-        ConfigError: another has its key or one of its names, or a field it names does not exist.
-    """
-    if set(one.names) != {2, 3}:
-        raise ConfigError(f"erasing strategy {one.key!r} must have a name in 2D and one in 3D")
-    taken = {NONE, "None", *STRATEGIES, *(n for s in STRATEGIES.values() for n in s.names.values())}
-    if clash := taken & {one.key, *one.names.values()}:
-        raise ConfigError(f"erasing strategy {one.key!r}: {sorted(clash)[0]!r} is taken")
-    fields = ErasingConfig.__dataclass_fields__
-    if unknown := set(one.settings) - set(fields):
-        raise ConfigError(f"erasing strategy {one.key!r} names no setting: {sorted(unknown)[0]!r}")
-    STRATEGIES[one.key] = one
-    return one
-
-
 def keys() -> tuple[str, ...]:
     """Values of `erasing.strategy`."""
     return (NONE, *STRATEGIES)
 
 
 def strategy(config: ErasingConfig) -> Strategy | None:
-    """The entry of a configuration; None where nothing is erased."""
-    return STRATEGIES.get(config.strategy)
+    """The entry of a configuration; None where nothing is erased.
+
+    Raises:
+        PluginError: it is of another package, which is not installed here or cannot be used.
+    """
+    return None if config.strategy == NONE else STRATEGIES.need(config.strategy)
 
 
 def _boxes(config: ErasingConfig, spatial: tuple[int, ...], uniform: Uniform, most: int) -> Regions:
@@ -230,7 +228,7 @@ def _half_share(config: ErasingConfig, spatial: tuple[int, ...]) -> float:
     return 0.5 if len(spatial) == 2 else (1 + _most_slices(config, spatial)) / 4 / spatial[0]
 
 
-register(
+for _one in (
     Strategy(
         key="cube",
         names={2: "Patch", 3: "Cube"},
@@ -239,9 +237,7 @@ register(
         draw=lambda config, spatial, uniform: _boxes(config, spatial, uniform, 1),
         nominal=_mean_share,
         source="Bengs 2021, section 2.2",
-    )
-)
-register(
+    ),
     Strategy(
         key="multi-cube",
         names={2: "Multi-Patch", 3: "Multi-Cube"},
@@ -250,9 +246,7 @@ register(
         draw=lambda config, spatial, uniform: _boxes(config, spatial, uniform, config.max_regions),
         nominal=_mean_share,
         source="Bengs 2021, section 2.2",
-    )
-)
-register(
+    ),
     Strategy(
         key="half-volume",
         names={2: "Half-Slice", 3: "Half-Volume"},
@@ -262,8 +256,9 @@ register(
         draw=_half,
         nominal=_half_share,
         source="Bengs 2021, section 2.2",
-    )
-)
+    ),
+):
+    STRATEGIES[_one.key] = _one
 
-BENGS = tuple(STRATEGIES)
+BENGS = tuple(STRATEGIES.imported)
 """Keys of the three that the paper has."""

@@ -95,10 +95,16 @@ def test_the_example(tmp_path: Path) -> None:
         for name in ("one", "two")
     )
     assert one["metrics"]["auprc"] == pytest.approx(two["metrics"]["auprc"], abs=0.02)
+    assert one["outside_metrics"]["sensitivity"]["package"]["distribution"] == "uadray-example"
+    assert 0 <= one["metrics"]["sensitivity"] <= 1
+    run(f"python {REPOSITORY}/jobs/report.py one two --out with.html", tmp_path, site)
+    assert "Whom a run misses" in (tmp_path / "with.html").read_text()
     done = run(f"{evaluate} --num-resamples 20", tmp_path, tmp_path / "nothing", check=False)
     assert done.returncode == 1
     assert "pip install uadray-example==0.1.0" in done.stderr
     assert "Traceback" not in done.stderr
     report = f"python {REPOSITORY}/jobs/report.py one two --out report.html"
     run(report, tmp_path, tmp_path / "nothing")
-    assert "3D-ExampleAE-Cube-n" in (tmp_path / "report.html").read_text()
+    page = (tmp_path / "report.html").read_text()
+    assert "3D-ExampleAE-Cube-n" in page
+    assert f'data-key="sensitivity" data-value="{one["metrics"]["sensitivity"]}"' in page

@@ -10,7 +10,7 @@ import pytest
 from tiny_cohorts import AFFINE, SHAPE, write_lesioned
 
 from uadray import files
-from uadray.data.stream import read_rows
+from uadray.data.volumes import read_rows
 from uadray.errors import StoreError
 from uadray.store import (
     Cohort,

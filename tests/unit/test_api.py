@@ -52,21 +52,6 @@ def test_predict_stays_a_package() -> None:
     assert callable(uadray.predict)
 
 
-@pytest.mark.parametrize("first", ["import uadray", "import uadray.prepare.settings"])
-def test_prepare_is_a_package_and_a_verb(first: str) -> None:
-    code = f"""{first}
-import uadray
-assert callable(uadray.prepare)
-from uadray.prepare.settings import PrepareConfig
-try:
-    uadray.prepare("no-layout", "a", "b")
-except uadray.errors.ConfigError as error:
-    print(error)
-"""
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.startswith("no layout is named 'no-layout'")
-
-
 @pytest.mark.parametrize(
     ("layout", "settings", "message"),
     [

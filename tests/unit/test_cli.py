@@ -1,8 +1,9 @@
-"""How a job ends that meets a full disk."""
+"""How a job ends that meets a full disk, or a storage that it cannot reach."""
 
 import errno
 
 import pytest
+from botocore.exceptions import NoCredentialsError
 
 from uadray import cli
 
@@ -59,6 +60,20 @@ def test_the_advice_of_ray_is_no_name_of_a_file(capsys):
     with pytest.raises(SystemExit):
         cli.run(main)
     assert capsys.readouterr().err.startswith("error: no space is left on the device; free some")
+
+
+def test_a_storage_that_cannot_be_reached_is_said_in_words(capsys):
+    for error in (NoCredentialsError(), Wrapped(NoCredentialsError())):
+
+        def main(error: Exception = error) -> None:
+            raise error
+
+        with pytest.raises(SystemExit) as ended:
+            cli.run(main)
+        assert ended.value.code == cli.FAILED
+        message = capsys.readouterr().err
+        assert message.startswith("error: the storage cannot be reached (NoCredentialsError: ")
+        assert "AWS_ACCESS_KEY_ID" in message
 
 
 def test_any_other_error_keeps_its_traceback():

@@ -1,9 +1,7 @@
 """What `train.py` and `tune.py` make of files of settings: the defaults under their flags."""
 
-import importlib.util
 import sys
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 
@@ -11,23 +9,9 @@ from uadray import settings_files
 from uadray.config import experiment
 from uadray.errors import ConfigError
 from uadray.fields import replaced
+from uadray.jobs import train, tune
 from uadray.train.settings import ScaleConfig
 from uadray.tune.space import PRESETS
-
-JOBS = Path(__file__).parents[2] / "jobs"
-
-
-def load(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(f"files_{name}", JOBS / f"{name}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-tune, train = load("tune"), load("train")
 
 
 class TestTune:

@@ -30,14 +30,16 @@ from uadray.errors import (
 )
 from uadray.evaluation.inputs import compare
 from uadray.evaluation.map_files import find_maps
-from uadray.evaluation.maps import Brought, bring_maps, on_grid
+from uadray.evaluation.map_grid import on_grid
+from uadray.evaluation.maps import Brought, bring_maps
 from uadray.evaluation.maps_settings import MapsConfig
 from uadray.prediction.model import model_of_run
-from uadray.prepare.geometry import to_scanner
-from uadray.prepare.nifti import read_image
+from uadray.preparation.geometry import to_scanner
+from uadray.preparation.nifti import read_image
 from uadray.runs.checkpoint import weights_digest
 from uadray.runs.detector import load_detector
 from uadray.runs.folder import Run
+from uadray.runs.maps import MapStore
 from uadray.runs.records import load_runs
 from uadray.store import Cohort
 
@@ -369,7 +371,6 @@ class TestBadMaps:
     @pytest.mark.parametrize(
         ("change", "reason"),
         [
-            (with_values(np.zeros_like), "it is 0 everywhere in the brain"),
             (with_values(np.ones_like), "it is 1 everywhere in the brain"),
             (with_values(nan_inside), "voxels of the brain are NaN or infinite"),
             (with_values(lambda v: v + np.inf), "no voxel is finite"),
@@ -394,6 +395,21 @@ class TestBadMaps:
         low = load_detector(brought.run).score_range[0]
         assert (kept(brought, IDS[4]) == low).all()
         assert brought.num_maps == len(IDS) - 1
+
+    def test_one_in_which_nothing_is_found_counts(self, cohort: Cohort, tmp_path: Path) -> None:
+        maps = write_maps(tmp_path / "maps")
+        write_maps(maps, IDS[4:5], with_values(np.zeros_like))
+        brought = bring(cohort, maps, tmp_path / "run", missing="refuse")
+        assert (brought.num_maps, brought.absent) == (len(IDS), ())
+        assert f"nothing was found in these scans ({IDS[4]})" in brought.remarks[0]
+        low = load_detector(brought.run).score_range[0]
+        assert low > 0  # of the other maps
+        assert (kept(brought, IDS[4])[brain_of(cohort, IDS[4])] == 0).all()
+
+    def test_a_method_that_gives_one_value_everywhere(self, cohort: Cohort, tmp_path: Path) -> None:
+        maps = write_maps(tmp_path / "maps", IDS, with_values(np.zeros_like))
+        with pytest.raises(TooManyFailuresError, match="it is 0 everywhere in the brain"):
+            bring(cohort, maps, tmp_path / "run")
 
     def test_a_file_that_was_cut_short(self, cohort: Cohort, tmp_path: Path) -> None:
         maps = write_maps(tmp_path / "maps")
@@ -470,10 +486,25 @@ class TestDirection:
         with pytest.raises(CheckpointError, match="choose another --out"):
             bring(cohort, inverted, out, direction="lower")
 
+    def test_after_a_kill_the_other_one_may_be_chosen(
+        self, cohort: Cohort, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        maps, out = write_maps(tmp_path / "maps"), tmp_path / "run"
+        with monkeypatch.context() as patch:
+            patch.setattr(MapStore, "write_index", _interrupt)
+            with pytest.raises(KeyboardInterrupt):
+                bring(cohort, maps, out)
+        assert Run.is_begun(str(out))
+        assert bring(cohort, maps, out, direction="lower").num_maps == len(IDS)
+
     def test_the_test_part_decides_nothing(self, cohort: Cohort, tmp_path: Path) -> None:
         maps = write_maps(tmp_path / "maps")
         write_maps(maps, IDS[3:], with_values(lambda v: 3 - v))
         assert bring(cohort, maps, tmp_path / "run").remarks == ()
+
+
+def _interrupt(*given: Any) -> None:
+    raise KeyboardInterrupt
 
 
 class TestRange:
@@ -488,6 +519,21 @@ class TestRange:
         assert load_detector(given.run).score_range == (0.0, 4.0)
         lower = bring(cohort, maps, tmp_path / "c", score_range=(0.0, 4.0), direction="lower")
         assert load_detector(lower.run).score_range == (-4.0, 0.0)
+
+    @pytest.mark.parametrize("given", [(50.0, 60.0), (-9.0, -8.0), (0.0, 1e9)])
+    @pytest.mark.parametrize("direction", ["higher", "lower"])
+    def test_one_that_leaves_no_difference_is_refused(
+        self, cohort: Cohort, tmp_path: Path, given: tuple[float, float], direction: Any
+    ) -> None:
+        maps = write_maps(tmp_path / "maps")
+        with pytest.raises(EvaluationError, match=r"without any difference: inside .* are 0\.\d"):
+            bring(cohort, maps, tmp_path / "run", score_range=given, direction=direction)
+        assert not list((tmp_path / "run").iterdir())
+
+    def test_one_that_is_far_too_wide_is_noted(self, cohort: Cohort, tmp_path: Path) -> None:
+        maps = write_maps(tmp_path / "maps")
+        (remark,) = bring(cohort, maps, tmp_path / "run", score_range=(0.0, 5000.0)).remarks
+        assert "levels of --score-range: a narrower one" in remark
 
     def test_single_high_voxels_do_not_flatten_all_others(
         self, cohort: Cohort, tmp_path: Path

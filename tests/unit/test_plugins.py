@@ -204,6 +204,7 @@ REFUSED = {
     ),
     "a name of ours": (made("dAE", kind="MyAE"), "there is a method 'dAE'"),
     "a name that is a path": (made("my/ae", kind="MyAE"), "the name must be a letter"),
+    "a name with erasing": (made("MyAE-Patch-n", kind="MyAE"), "endings -n and -0 are those of"),
     "a name with a dimension": (made("3D-My", kind="MyAE"), "the name must be a letter"),
     "no forward": (made(body=""), "must define forward"),
     "a fit of other fields": (
@@ -468,3 +469,12 @@ class TestRecorded:
         with pytest.raises(PluginError, match="an entry point"):
             from_json(Experiment, {**to_json(experiment("2D-None")), "method": method})
         assert "my_other" not in sys.modules
+
+
+@pytest.mark.parametrize(
+    "place", ["my_ae.py:MyAE", "./my_ae:MyAE", "/data/my_ae.py:MyAE", "my-ae:MyAE"]
+)
+@pytest.mark.parametrize("name", ["{}", "3D-{}", "{}-Patch-n"])
+def test_a_place_is_as_python_imports_it(place: str, name: str) -> None:
+    with pytest.raises(PluginError, match=r"as Python imports it, such as my_ae:MyAE$"):
+        experiment(name.format(place))

@@ -141,8 +141,8 @@ class TestFigures:
             assert line["plain_baseline"] == str(line["method"] != "3D-Cube-n")
 
     def test_page(self, page: str, truth: dict[tuple[str, str], dict[str, Any]]) -> None:
-        cells_of_rows = [cells for cells in Cells(page).rows if len(cells) == len(columns.COLUMNS)]
-        keys = [column.key for column in columns.COLUMNS]
+        keys = [column.key for column in columns.main_columns(())]
+        cells_of_rows = [cells for cells in Cells(page).rows if len(cells) == len(keys)]
         assert len(cells_of_rows) == 6
         for place, cells in enumerate(cells_of_rows):
             line = dict(zip(keys, cells, strict=True))
@@ -219,7 +219,7 @@ class TestFigures:
         edit(tmp_path / "b" / "evaluation" / "stroke.json", undefine)
         group = rows.group_by_cohort(load_runs([str(tmp_path)]))[0]
         assert [row.run.label for row in group.rows] == ["PCA-16", "3D-None"]
-        assert columns.COLUMNS[1].line(group.rows[1]) == html.ABSENT
+        assert columns.main_columns(())[1].line(group.rows[1]) == html.ABSENT
         out = write_report([str(tmp_path)], str(tmp_path / "report.html"))
         assert 'data-key="dice_d" data-value=""' in Path(out).read_text()
 
@@ -859,7 +859,8 @@ def test_any_name_survives_csv_and_markdown(runs: list[RunRecord], label: str, n
     assert guarded(label) in {line["method"] for line in lines}
     assert {line["notes"] for line in lines} == {guarded(note)}
     text = export.to_markdown([words.compare_cohort(group) for group in groups], "t")
-    widths = {len(columns.COLUMNS), len(columns.LESION_COLUMNS), len(compare.COMPARISON_COLUMNS)}
+    tables = (columns.main_columns(()), columns.LESION_COLUMNS, compare.comparison_columns(()))
+    widths = set(map(len, tables))
     for line in text.splitlines():
         if line.startswith("|"):
             assert len(re.findall(r"(?<!\\)(?:\\\\)*\|", line)) - 1 in widths

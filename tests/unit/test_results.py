@@ -12,8 +12,8 @@ from uadray.errors import UadrayError
 from uadray.prediction.folder import predict_items
 from uadray.prediction.inputs import find_items
 from uadray.prediction.model_folder import export_model, open_model
-from uadray.prepare.ingest import prepare_cohort
-from uadray.prepare.settings import SplitConfig
+from uadray.preparation.ingest import prepare_cohort
+from uadray.preparation.settings import SplitConfig
 from uadray.results import owner_of
 from uadray.runs.folder import Run
 from uadray.store import Cohort
@@ -78,6 +78,20 @@ def test_inside_of_others_is_refused(house: House, verb: str, place: str, below:
     assert str(house.folder / place) in str(error.value)
     assert "choose another --out, outside of it" in str(error.value)
     assert sorted(house.folder.rglob("*")) == before
+
+
+@pytest.mark.parametrize("verb", ["prepare", "ingest", "train", "tune", "export", "predict"])
+@pytest.mark.parametrize("below", ["", "new"])
+@pytest.mark.parametrize("kind", ["file", "link"])
+def test_a_file_is_no_place_of_a_folder(
+    house: House, tmp_path: Path, verb: str, below: str, kind: str
+) -> None:
+    taken = tmp_path / "taken"
+    taken.write_text("mine") if kind == "file" else taken.symlink_to(tmp_path / "nowhere")
+    job: Callable[[str], None] = getattr(house, verb)
+    with pytest.raises(UadrayError, match=f"{taken} is a file or leads nowhere"):
+        job(str(taken / below))
+    assert list(tmp_path.iterdir()) == [taken]
 
 
 def test_what_stands_beside_them_is_not(house: House) -> None:

@@ -10,13 +10,15 @@ from scipy import ndimage
 from tiny_cohorts import AFFINE, SHAPE, write_lesioned
 from torch import Tensor
 
+from uadray import npz
 from uadray.config import experiment
 from uadray.errors import EvaluationError
 from uadray.evaluation import scoring
 from uadray.evaluation.cases import write_cases
+from uadray.evaluation.examination import examine
 from uadray.evaluation.protocols import PROTOCOLS, EvaluateConfig
 from uadray.evaluation.record import check_classes
-from uadray.evaluation.scoring import Batch, Scorer, Work, examine, score_volumes
+from uadray.evaluation.scoring import Batch, Scorer, Work, score_volumes
 from uadray.methods import build
 from uadray.methods.base import Detection, Detector, ReconstructionDetector
 from uadray.metrics.counts import CohortCounts, TestPart, ThresholdPart
@@ -303,10 +305,16 @@ class TestCutShort:
         (chunk.parents[4] / "zarr.json").unlink()
 
     @pytest.mark.parametrize("damage", [remove, shorten, exchange, lose_the_array])
+    @pytest.mark.parametrize("has_checksum", [True, False])
     def test_kept_scores_that_are_not_those_counted_are_named(
-        self, cohort: Cohort, run: Run, damage
+        self, cohort: Cohort, run: Run, damage, has_checksum: bool
     ) -> None:
         store = score(run, cohort, [3, 6])
+        counts = Path(store.url) / "counts/0000003.npz"
+        values = npz.unpack(counts.read_bytes())
+        assert values.pop("levels_crc32") > 0
+        if not has_checksum:  # as earlier versions wrote them
+            counts.write_bytes(npz.pack(**values))
         store.checked_levels(3, "a")
         damage(self, Path(store.url) / "scores" / "c" / "3" / "0" / "0" / "0")
         message = (

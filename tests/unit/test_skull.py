@@ -12,14 +12,14 @@ import pytest
 from tiny_scans import TINY, brain_image, ellipsoid, write
 
 from uadray.errors import ConfigError, ScanError
-from uadray.prepare import skull
-from uadray.prepare.geometry import Volume, resample, to_canonical, voxel_ml
-from uadray.prepare.intensity import contrast_of
-from uadray.prepare.layouts import Scan
-from uadray.prepare.read import read_nifti
-from uadray.prepare.settings import DOUBT, PrepareConfig
-from uadray.prepare.skull import strip
-from uadray.prepare.steps import prepare_scan
+from uadray.preparation import skull
+from uadray.preparation.geometry import Volume, resample, to_canonical, voxel_ml
+from uadray.preparation.intensity import contrast_of
+from uadray.preparation.layouts import Scan
+from uadray.preparation.read import read_nifti
+from uadray.preparation.settings import DOUBT, STRIPPERS, PrepareConfig
+from uadray.preparation.skull import strip
+from uadray.preparation.steps import prepare_scan
 
 HEAD = ellipsoid((60, 70, 60), (27, 32, 27))
 BRAIN = ellipsoid((60, 70, 60), (19, 23, 18))
@@ -36,7 +36,7 @@ def scan(image: str, **masks: str) -> Scan:
     return Scan(id="one", subject="one", modality="T1w", image=image, **masks)
 
 
-def bounded(volume: Volume, method: skull.SkullStrip = "auto") -> Volume:
+def bounded(volume: Volume, method: str = "auto") -> Volume:
     return strip(volume, method=method, min_ml=500, max_ml=2500)
 
 
@@ -94,7 +94,7 @@ class TestChoice:
         assert np.array_equal(auto.image, none.image)
 
     def test_a_tool_overrules_the_mask_and_is_noted(self, masked, monkeypatch):
-        monkeypatch.setattr(skull, "_deepbet", lambda volume: volume.image > 0)
+        monkeypatch.setitem(STRIPPERS.imported, "deepbet", lambda volume: volume.image > 0)
         out = prepare_scan(masked, replace(TINY, skull_strip="deepbet"))
         assert "brain mask by deepbet" in out.notes
         none = prepare_scan(masked, replace(TINY, skull_strip="none"))

@@ -12,7 +12,7 @@ from uadray import strategies
 from uadray.config import BENGS_TABLE_1, Experiment, experiment, from_json, to_json
 from uadray.data.erasing import erased_mask, sample_erasing
 from uadray.errors import ConfigError
-from uadray.strategies import STRATEGIES, ErasingConfig, Regions, Strategy, register
+from uadray.strategies import STRATEGIES, ErasingConfig, Regions, Strategy
 from uadray.tune.vary import settings_of
 
 DOCS = Path(__file__).parents[2] / "docs"
@@ -42,7 +42,8 @@ COLUMN = Strategy(
 
 @pytest.fixture
 def column() -> Iterator[Strategy]:
-    yield register(COLUMN)
+    STRATEGIES["column"] = COLUMN
+    yield COLUMN
     del STRATEGIES["column"]
 
 
@@ -68,9 +69,11 @@ def test_the_papers_table_has_the_papers_strategies_alone(column: Strategy) -> N
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"key": "cube"}, "'cube' is taken"),
+        ({"key": "slab"}, "its key is 'slab'"),
+        ({"names": {2: "cube", 3: "Slab"}}, "'cube' is taken"),
+        ({"names": {2: "a/b", 3: "Slab"}}, "a name is a letter"),
         ({"names": {2: "Patch", 3: "Slab"}}, "'Patch' is taken"),
-        ({"key": "none"}, "'none' is taken"),
+        ({"names": {2: "None", 3: "Slab"}}, "'None' is taken"),
         ({"names": {3: "Slab"}}, "one in 3D"),
         ({"settings": ("sides",)}, "names no setting: 'sides'"),
     ],
@@ -78,7 +81,7 @@ def test_the_papers_table_has_the_papers_strategies_alone(column: Strategy) -> N
 def test_an_entry_that_does_not_fit_is_refused(change: dict[str, object], message: str) -> None:
     before = dict(STRATEGIES)
     with pytest.raises(ConfigError, match=message):
-        register(replace(COLUMN, **change))  # type: ignore[arg-type]
+        STRATEGIES["column"] = replace(COLUMN, **change)  # type: ignore[arg-type]
     assert before == STRATEGIES
 
 

@@ -9,6 +9,7 @@ Shape suffixes: B samples, R regions, D = 2 or 3 spatial axes (Y, X) or (Z, Y, X
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import groupby, pairwise
 from operator import itemgetter
 from typing import Any
@@ -19,7 +20,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from uadray import random
-from uadray.strategies import ErasingConfig, strategy
+from uadray.errors import PluginError
+from uadray.plugins import failure
+from uadray.strategies import BENGS, STRATEGIES, ErasingConfig, Regions, strategy
 
 _CPU_VOXELS = 2**18
 """Voxels of the samples that a CPU takes at once: what is computed for one volume of 64^3, or for
@@ -73,12 +76,69 @@ def sample_erasing(
         empty = np.zeros((len(ids), 1, len(spatial), 2), np.int64)
         return Erasing(erased=np.zeros(len(ids), bool), regions_BRD2=empty, right=None)
     # The first number says whether; all others are the strategy's.
+    if one.key not in BENGS:
+        check_draw(config, spatial)
     regions = one.draw(config, spatial, lambda count: uniform(1 + count)[:, 1:])
     return Erasing(
         erased=uniform(1)[:, 0] < config.probability,
         regions_BRD2=regions.boxes_BRD2,
         right=regions.right,
     )
+
+
+@lru_cache
+def check_draw(config: ErasingConfig, spatial: tuple[int, ...]) -> None:
+    """Refuse a strategy from outside whose regions cannot be erased, or not be drawn again.
+
+    Args:
+        config: Its settings.
+        spatial: Shape of a sample, (Y, X) or (Z, Y, X).
+
+    Raises:
+        PluginError: it fails, its regions have another type, shape or bounds, or they do not follow
+            from the sample's own random numbers.
+    """
+    one, ids = STRATEGIES.need(config.strategy), torch.arange(16)
+    whose = f"erasing strategy {config.strategy} of {config.package or 'uadray'}"
+
+    def draw(ids: Tensor) -> Regions:
+        key = random.keys(0, 0, ids, random.PARAMETERS)
+        return one.draw(
+            config, spatial, lambda count: random.uniform(key, 1 + count).numpy()[:, 1:]
+        )
+
+    try:
+        drawn, alone = draw(ids), [draw(one_id) for one_id in ids.split(1)]
+        nominal = one.nominal(config, spatial)
+    except Exception as error:
+        raise PluginError(f"{whose} fails: {failure(error, one.draw.__module__)}") from error
+    boxes, right = getattr(drawn, "boxes_BRD2", None), getattr(drawn, "right", None)
+    if not isinstance(boxes, np.ndarray) or boxes.dtype != np.int64 or boxes.ndim != 4:
+        raise PluginError(
+            f"{whose}: draw must return Regions with boxes of int64, was {drawn!r:.200}"
+        )
+    num, _, *ends = boxes.shape
+    if (num, *ends) != (len(ids), len(spatial), 2):
+        expected = f"({len(ids)}, R, {len(spatial)}, 2)"
+        raise PluginError(f"{whose}: boxes must have shape {expected}, was {boxes.shape}")
+    if (boxes < 0).any() or (boxes > np.array(spatial)[:, None]).any():
+        raise PluginError(f"{whose}: a box leaves the sample of {spatial}: clip or shift it")
+    if right is not None and (getattr(right, "dtype", None), right.shape) != (bool, (len(ids),)):
+        raise PluginError(f"{whose}: right must be None or bool ({len(ids)},), was {right!r:.200}")
+    if not all(_same(drawn, one, slice(k, k + 1)) for k, one in enumerate(alone)):
+        raise PluginError(
+            f"{whose}: regions must follow from the sample's own random numbers alone, so that a "
+            "resumed fit erases alike: draw from `uniform`, with nothing of the other samples"
+        )
+    if not 0 < nominal <= 1:
+        raise PluginError(f"{whose}: nominal must be a share in (0, 1], was {nominal!r}")
+
+
+def _same(one: Regions, other: Regions, samples: slice) -> bool:
+    right = None if one.right is None else one.right[samples].tolist()
+    other_right = None if other.right is None else other.right.tolist()
+    boxes = np.array_equal(one.boxes_BRD2[samples], other.boxes_BRD2)
+    return boxes and right == other_right
 
 
 def columns_left(x: Tensor) -> Tensor:

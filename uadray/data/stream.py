@@ -16,144 +16,19 @@ import numpy as np
 import psutil
 import ray.data
 import torch
-from ray.data import Datasource, ReadTask
-from ray.data.block import BlockAccessor, BlockMetadata
 
 from uadray import cluster
 from uadray.data.batch import Batch
 from uadray.data.sampling import batch_share, epoch_groups, rank_rows, same_block, slice_order
-from uadray.data.settings import READ_CPUS
-from uadray.memory import keep_freed_memory
+from uadray.data.volumes import (
+    VolumeSource,
+    as_slices,
+    count_slices,
+    dataset_of,
+    read_rows,
+    volumes,
+)
 from uadray.store import CHUNK_VOLUMES, Cohort
-
-Block = dict[str, np.ndarray]
-"""Columns of a block of Ray Data, of one length."""
-
-
-def read_rows(cohort: Cohort, array: str, rows: np.ndarray) -> np.ndarray:
-    """Rows of one array in the order given, reading each shard's span once.
-
-    Raises:
-        StoreError: the cohort is damaged there, or a shard of it is gone.
-    """
-    out = np.empty((len(rows), *cohort.shape), np.float16 if array == "image" else bool)
-    for shard in np.unique(rows // cohort.shard):
-        here = np.flatnonzero(rows // cohort.shard == shard)
-        start, stop = int(rows[here].min()), int(rows[here].max()) + 1
-        span = cohort.read(array, start, stop)  # type: ignore[arg-type]
-        out[here] = span[rows[here] - start]
-    return out
-
-
-class VolumeSource(Datasource):
-    """Reads groups of rows; one read task and one block a group, in the order given.
-
-    Args:
-        cohort: A sealed cohort.
-        groups: Rows of each group, in order.
-        arrays: Arrays to read: `image`, `brain`, `lesion`.
-        change: Makes a block, with the group's number, one of another kind, inside the read task.
-    """
-
-    def __init__(
-        self,
-        cohort: Cohort,
-        groups: Sequence[np.ndarray],
-        arrays: Sequence[str] = ("image",),
-        change: Callable[[Block, int], Block] | None = None,
-    ) -> None:
-        super().__init__()
-        self._cohort, self._groups, self._arrays, self._change = cohort, groups, arrays, change
-        voxels = int(np.prod(cohort.shape))
-        self._row_bytes = voxels * sum(2 if name == "image" else 1 for name in arrays)
-
-    def get_name(self) -> str:
-        """Shown in Ray's progress and statistics."""
-        return "UadrayVolumes"
-
-    def estimate_inmemory_data_size(self) -> int:
-        """Bytes of all blocks."""
-        return self._row_bytes * sum(len(g) for g in self._groups)
-
-    def get_read_tasks(
-        self,
-        parallelism: int,
-        per_task_row_limit: int | None = None,
-        data_context: object | None = None,
-    ) -> list[ReadTask]:
-        """One task a group; `parallelism` is not asked, the order is fixed."""
-        cohort, arrays, change = self._cohort, self._arrays, self._change
-
-        def task(number: int, rows: np.ndarray) -> ReadTask:
-            def read() -> Iterator[object]:
-                keep_freed_memory()
-                block = {name: read_rows(cohort, name, rows) for name in arrays} | {"id": rows}
-                yield BlockAccessor.batch_to_block(change(block, number) if change else block)
-
-            metadata = BlockMetadata(
-                num_rows=len(rows) if change is None else None,
-                size_bytes=len(rows) * self._row_bytes,
-                input_files=None,
-                exec_stats=None,
-            )
-            return ReadTask(read, metadata, per_task_row_limit=per_task_row_limit)
-
-        return [task(i, rows) for i, rows in enumerate(self._groups)]
-
-
-def _as_slices(seed: int, epoch: int) -> Callable[[Block, int], Block]:
-    def cut(block: Block, group: int) -> Block:
-        images, rows = block["image"], block["id"]
-        order = slice_order(_has_brain(images), seed=seed, epoch=epoch, group=group)
-        volume, z = order[:, 0], order[:, 1]
-        return {"id": rows[volume] * images.shape[1] + z, "image": images[volume, z]}
-
-    return cut
-
-
-def _count_slices(block: Block, group: int) -> Block:
-    return {"id": block["id"], "slices": _has_brain(block["image"]).sum(1)}
-
-
-def _has_brain(images: np.ndarray) -> np.ndarray:
-    """Which axial slices hold brain, (volumes, Z)."""
-    return np.asarray(images.any((2, 3)))
-
-
-def _dataset(source: VolumeSource, num_tasks: int, num_cpus: float = READ_CPUS) -> ray.data.Dataset:
-    # More tasks at a time than there are CPUs would not read faster, but Ray gives each a process,
-    # which takes seconds to start.
-    most = max(1, min(num_tasks, int(ray.cluster_resources().get("CPU", 1))))
-    dataset = ray.data.read_datasource(
-        source, override_num_blocks=num_tasks, num_cpus=num_cpus, concurrency=most
-    )
-    dataset.context.execution_options.preserve_order = True
-    return dataset
-
-
-def volumes(
-    cohort: Cohort,
-    rows: np.ndarray,
-    arrays: Sequence[str] = ("image",),
-    *,
-    change: Callable[[Block, int], Block] | None = None,
-    num_cpus: float = READ_CPUS,
-) -> ray.data.Dataset:
-    """Rows in ascending order, each once, as a Ray dataset with `id` and one column an array.
-
-    Blocks are inner chunks of the store, so that the memory of a consumer stays flat.
-
-    Args:
-        cohort: A sealed cohort.
-        rows: Which ones, ascending.
-        arrays: Arrays to read: `image`, `brain`, `lesion`.
-        change: As in `VolumeSource`.
-        num_cpus: Logical CPUs of such a task.
-    """
-    groups = [rows[places] for places in same_block(rows, CHUNK_VOLUMES)]
-
-    source = VolumeSource(cohort, groups, arrays, change)
-    return _dataset(source, len(groups), num_cpus)
 
 
 class TrainingStream:
@@ -202,7 +77,7 @@ class TrainingStream:
         if self._resident is not None:
             return int(self._has_brain.sum())
         groups = epoch_groups(self.rows, self._cohort.shard, seed=0, epoch=0)
-        dataset = _dataset(VolumeSource(self._cohort, groups, change=_count_slices), len(groups))
+        dataset = dataset_of(VolumeSource(self._cohort, groups, change=count_slices), len(groups))
         with cluster.plain_errors():
             blocks = dataset.iter_batches(batch_size=None, batch_format="numpy")
             return sum(int(block["slices"].sum()) for block in blocks)
@@ -212,8 +87,8 @@ class TrainingStream:
         groups = epoch_groups(self.rows, self._cohort.shard, seed=self._seed, epoch=epoch)
         if self._resident is not None:
             return self._from_memory(self._resident, groups, epoch)
-        change = _as_slices(self._seed, epoch) if self._ndim == 2 else None
-        dataset = _dataset(VolumeSource(self._cohort, groups, change=change), len(groups))
+        change = as_slices(self._seed, epoch) if self._ndim == 2 else None
+        dataset = dataset_of(VolumeSource(self._cohort, groups, change=change), len(groups))
         return _batches(dataset, self._batch_size)
 
     def _from_memory(

@@ -14,21 +14,23 @@ from typing import Any, TypeVar
 
 import numpy as np
 import ray
+from numpy.typing import NDArray
 
 from uadray import cluster, files
 from uadray.config import to_json
 from uadray.data.settings import READ_CPUS
-from uadray.data.stream import volumes
+from uadray.data.volumes import volumes
 from uadray.errors import CheckpointError, EvaluationError, RunError, UadrayError
+from uadray.evaluation.examination import brain_voxels, examine
 from uadray.evaluation.inputs import check_inputs, check_run, compare, refuse
 from uadray.evaluation.pair import Frozen, Pair
 from uadray.evaluation.protocols import EvaluateConfig
 from uadray.evaluation.record import describe_lesions
-from uadray.evaluation.scoring import Scorer, examine
+from uadray.evaluation.scoring import Scorer
 from uadray.gauges import scoring_gauges
 from uadray.lock import hold
 from uadray.metrics.lesionwise import SubjectLesions
-from uadray.prepare.geometry import voxel_sizes
+from uadray.preparation.geometry import voxel_sizes
 from uadray.runs.checkpoint import weights_digest
 from uadray.runs.detector import load_detector
 from uadray.runs.folder import Run, writing
@@ -40,6 +42,9 @@ T = TypeVar("T")
 
 ACTOR_CPUS = 0.75
 """Logical CPUs of a scoring actor; the rest of a CPU reads."""
+
+MAX_CHUNKS = 4
+"""Chunks of a cohort that a task examines, at most."""
 
 _ONLY_SPEED = ("batch_size", "gpus_per_actor")
 
@@ -305,9 +310,9 @@ class _Pass:
                 frozen[pair] = pair.freeze(healthy)
         with ThreadPoolExecutor(1) as beside:
             # In this process, which otherwise waits for the tasks that examine.
-            described = beside.submit(describe_lesions, self.cohort) if frozen else None
+            described = beside.submit(self._describe) if frozen else None
             examined = self.failures.together(list(frozen), partial(self._examine, frozen))
-        lesions = {} if described is None else described.result()
+        lesions, num_brain = ({}, None) if described is None else described.result()
         for (pair, threshold), examination in zip(frozen.items(), examined, strict=True):
             if examination is None:
                 continue
@@ -323,8 +328,15 @@ class _Pass:
                     "seconds_per_volume": spent,
                     "seconds_per_slice": None if spent is None else spent / self.cohort.shape[0],
                 }
-                records[pair] = pair.write(threshold, examination, facts)
+                records[pair] = pair.write(threshold, examination, num_brain, facts)
         return [records[pair] for pair in self._left()]
+
+    def _describe(self) -> tuple[dict[str, object], NDArray[np.int64] | None]:
+        """The true lesions, and (N, Z) brain voxels of the test part where these are needed."""
+        lesions = describe_lesions(self.cohort)
+        if self.config.slice_score != "sum":
+            return lesions, None
+        return lesions, brain_voxels(self.cohort, self.cohort.rows("test"), self.config)
 
     def _examine(
         self, frozen: Mapping[Pair, Frozen], pairs: Sequence[Pair]
@@ -333,8 +345,8 @@ class _Pass:
         if not pairs:
             return []
         cluster.connect()
+        rows = self.cohort.rows("test")
         table = self.cohort.subjects[self.cohort.subjects["split"] == "test"]
-        rows = table["row"].to_numpy(np.int64)
         sizes = (voxel_sizes(np.array(affine))[::-1].tolist() for affine in table["affine"])
         compare = partial(
             examine,
@@ -346,9 +358,15 @@ class _Pass:
         )
         # In the tasks that read: as tasks of their own they would take turns with those, and on a
         # node whose CPUs they fill Ray ends a process that has had to wait for a second.
-        cpus = actors_for(cluster.room()[0])[1]
+        workers, cpus = actors_for(cluster.room()[0])
         dataset = volumes(
-            self.cohort, rows, ("lesion",), change=lambda block, _: compare(block), num_cpus=cpus
+            self.cohort,
+            rows,
+            ("lesion",),
+            change=lambda block, _: compare(block),
+            num_cpus=cpus,
+            # A task costs as much as several volumes, and takes no more than a few chunks' memory.
+            chunks=min(len(rows) // CHUNK_VOLUMES // (4 * workers), MAX_CHUNKS),
         )
         compared: dict[int, np.ndarray] = {}
         with cluster.plain_errors():

@@ -12,7 +12,6 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-from nibabel import orientations
 from numpy.typing import NDArray
 from scipy import stats
 
@@ -21,18 +20,17 @@ from uadray.config import Experiment, FitConfig, experiment, to_json
 from uadray.errors import ConfigError, EvaluationError, ScanError, TooManyFailuresError
 from uadray.evaluation.inputs import check_has_lesions
 from uadray.evaluation.map_files import MapFiles, find_maps
+from uadray.evaluation.map_grid import on_grid
 from uadray.evaluation.maps_settings import MapsConfig
 from uadray.lock import hold
 from uadray.methods.outside import OutsideMaps
-from uadray.prepare.geometry import to_scanner, voxel_sizes
-from uadray.prepare.layouts import PHANTOM_SCHEME
-from uadray.prepare.layouts.listing import LeftOut, printable
-from uadray.prepare.masks import DOUBT_INSIDE, GRID_TOLERANCE_MM, MIN_INSIDE, average_on
-from uadray.prepare.nifti import RawImage, corner_distance, halves, read_image
+from uadray.metrics.postprocess import MAX_LEVEL, quantise
+from uadray.preparation.layouts.listing import LeftOut, printable
+from uadray.preparation.nifti import halves, read_image
 from uadray.results import are_predictions
 from uadray.runs.checkpoint import CheckpointStore
 from uadray.runs.folder import Run
-from uadray.runs.maps import MAPS, MapStore
+from uadray.runs.maps import MAPS, MapStore, has_maps
 from uadray.runs.reading import CONFIG
 from uadray.store import Cohort, software_versions
 
@@ -57,7 +55,10 @@ single voxels would leave all others too few of the 65 536 levels."""
 FEW = 100
 """As many high voxels in one scan are no single ones: sharp maps are high in lesions alone."""
 
-VERSION = 2
+MIN_LEVELS = 256
+"""Fewer levels of a range that was given are worth a remark."""
+
+VERSION = 3
 """Of how maps are brought to the grid: those of another one are read again."""
 
 
@@ -159,7 +160,7 @@ def bring_maps(
         predicted = are_predictions(files.normalise(maps))
         config = replace(config, resample="linear" if predicted else "average")
     with hold(url):
-        begins = not Run.is_begun(url)
+        begins = _is_unbegun(url)
         run = Run.create(url, given, cohort)
         run.remove_drafts()
         return _Bringing(
@@ -231,13 +232,15 @@ class _Bringing:
                 else:
                     kept.append(outcome)
                 report(1)
+        kept, failed, remarks = self._look_at_constants(kept)
+        absent += failed
         try:
             self._check_absent(absent)
-            remarks = [*self._check_direction(store, kept)]
+            remarks += self._check_direction(store, kept)
+            score_range, more = self._score_range(kept)
         except (EvaluationError, TooManyFailuresError):
             self._leave_nothing(store)
             raise
-        score_range, more = self._score_range(kept)
         remarks += more
         digest = self._digest(kept, score_range)
         index = {
@@ -318,11 +321,6 @@ class _Bringing:
                 f"{paths[0]}: has scores from {low:g} to {high:g}, which no arithmetic holds; "
                 "scale them"
             )
-        if low == high:
-            raise ScanError(
-                f"{paths[0]}: expected scores, but it is {low:g} everywhere in the brain; look "
-                "whether the method has failed on this scan"
-            )
         kept = np.where(brain, np.float32(self._sign) * values, np.float32(0)).astype(np.float32)
         scores = kept[brain]
         usual = np.quantile(scores, 0.999)
@@ -341,6 +339,39 @@ class _Bringing:
             "notes": [*raw.notes, *notes],
         }
 
+    def _look_at_constants(
+        self, kept: list[dict[str, Any]]
+    ) -> tuple[list[dict[str, Any]], list[Absent], list[str]]:
+        """Maps that can be used, those that cannot, and what is to be said.
+
+        A map of one value says that nothing was found where no map has lower scores; any other
+        value, such as the start of a network that has not learned, is a failure.
+        """
+        lowest = min((one["low"] for one in kept if _varies(one)), default=-np.inf)
+        failed = [one for one in kept if not _varies(one) and one["low"] > lowest]
+        absent = [
+            Absent(
+                id=one["id"],
+                reason=f"{one['source']}: expected scores, but it is {self._sign * one['low']:g} "
+                "everywhere in the brain; look whether the method has failed on this scan",
+                source=one["source"],
+            )
+            for one in failed
+        ]
+        usable = [one for one in kept if one not in failed]
+        empty = [one["id"] for one in usable if not _varies(one)]
+        if not empty:
+            return usable, absent, []
+        shown = ", ".join(empty[:5]) + f" and {len(empty) - 5} more" * (len(empty) > 5)
+        return (
+            usable,
+            absent,
+            [
+                f"{len(empty)} of {len(self.lines)} maps have one value everywhere in the brain, "
+                f"the lowest of all maps: nothing was found in these scans ({shown})"
+            ],
+        )
+
     def _leave_nothing(self, store: MapStore) -> None:
         """Take back what this call has kept, and a run that it began, so that others may follow.
 
@@ -349,9 +380,7 @@ class _Bringing:
         if not self.begins or self.run.summary is not None:
             store.keep_listed()
             return
-        # The other way round a kill in between would leave maps of no run, which bar the folder.
-        files.remove(files.join(self.run.url, MAPS))
-        files.remove(files.join(self.run.url, CONFIG))
+        _take_back(self.run.url)
 
     def _check_absent(self, absent: Sequence[Absent]) -> None:
         total = len(self.lines)
@@ -413,14 +442,15 @@ class _Bringing:
         return float((ranks[truth].sum() - num * (num + 1) / 2) / (num * rest))
 
     def _score_range(self, kept: Sequence[dict[str, Any]]) -> tuple[tuple[float, float], list[str]]:
-        """The range that scores are kept over, and what is to be said of it."""
-        if self.config.score_range is not None:
-            low, high = (self._sign * end for end in self.config.score_range)
-            low, high = min(low, high), max(low, high)
-            beyond = [one["id"] for one in kept if one["low"] < low or one["high"] > high]
-            said = [f"scores of {len(beyond)} scans lie outside of --score-range"] if beyond else []
-            return (low, high), said
+        """The range that scores are kept over, and what is to be said of it.
+
+        Raises:
+            EvaluationError: the range given leaves no difference within most maps.
+        """
+        kept = [one for one in kept if _varies(one)]
         low, high = min(one["low"] for one in kept), max(one["high"] for one in kept)
+        if self.config.score_range is not None:
+            return self._given_range(kept, sorted((self._sign * low, self._sign * high)))
         usual = float(np.median([one["usual"] for one in kept]))
         top = low + FINE * (max(usual, *(one["few"] for one in kept)) - low)
         if low < top < high:
@@ -430,6 +460,32 @@ class _Bringing:
             ]
         return (low, high), []
 
+    def _given_range(
+        self, kept: Sequence[dict[str, Any]], found: Sequence[float]
+    ) -> tuple[tuple[float, float], list[str]]:
+        """The same where a range was given; `found` is that of the maps in their own units."""
+        assert self.config.score_range is not None
+        low, high = sorted(self._sign * end for end in self.config.score_range)
+        ends = np.array([(one["low"], one["high"]) for one in kept])
+        levels = quantise(ends.astype(np.float32), (low, high)).astype(np.int64)
+        same = int((levels[:, 0] == levels[:, 1]).sum())
+        if same > MAX_ABSENT * len(kept):
+            raise EvaluationError(
+                f"--score-range {self.config.score_range[0]:g} {self.config.score_range[1]:g} "
+                f"leaves {same} of {len(kept)} maps without any difference: inside the brain their "
+                f"scores are {found[0]:g} to {found[1]:g}; give the lowest and the highest score "
+                "that the method can give, in the units of the maps"
+            )
+        remarks = []
+        if beyond := int(((ends[:, 0] < low) | (ends[:, 1] > high)).sum()):
+            remarks.append(f"scores of {beyond} scans lie outside of --score-range")
+        if (used := int(levels.max() - levels.min()) + 1) < MIN_LEVELS:
+            remarks.append(
+                f"all scores lie on {used} of {MAX_LEVEL + 1} levels of --score-range: a narrower "
+                "one tells scores apart that count as equal now"
+            )
+        return (low, high), remarks
+
     def _digest(self, kept: Sequence[dict[str, Any]], score_range: tuple[float, float]) -> bytes:
         sha = hashlib.sha256(repr((self.cohort.fingerprint, score_range)).encode())
         for one in kept:
@@ -437,182 +493,25 @@ class _Bringing:
         return sha.digest()
 
 
-def on_grid(
-    raw: RawImage,
-    path: str,
-    affine: NDArray[np.float64],
-    brain: NDArray[np.bool_],
-    source: str,
-    config: MapsConfig,
-) -> tuple[NDArray[np.float32], list[str]]:
-    """A map on the grid of its scan in the cohort.
-
-    One that lies on that grid is taken as it is. Any other is averaged over the cohort's voxels,
-    as masks are, or sampled at their centres, at the place that the affines of both give; a map
-    with as many voxels as its scan or as the cohort's grid has to lie where these do.
-
-    Args:
-        raw: The map as its file has it.
-        path: For messages.
-        affine: (4, 4) of the scan in the cohort, from a voxel's index (x, y, z) to scanner mm.
-        brain: (Z, Y, X) mask in the cohort.
-        source: The file of the scan; compared where it is still there.
-        config: How maps are read.
-
-    Returns:
-        (Z, Y, X) scores, finite, and notes.
-
-    Raises:
-        ScanError: it lies elsewhere, or has no score in the brain.
-    """
-    raw, notes = _placed(raw, path, affine, brain.shape[::-1], source, config)
-    target: tuple[int, int, int] = brain.T.shape
-
-    def bring(array: NDArray[np.float32]) -> NDArray[np.float32]:
-        if config.resample == "linear":
-            return to_scanner(array.T, raw.affine, affine, target)
-        return average_on(array, raw.affine, affine, target)
-
-    finite = np.isfinite(raw.voxels)
-    if not finite.any():
-        raise ScanError(f"{path}: expected scores, but no voxel is finite; write it again")
-    lowest = raw.voxels[finite].min()
-    share: NDArray[Any] = np.ones(target, np.float32)
-    if _is_on(raw, affine, target):
-        values = np.where(finite, raw.voxels, lowest)
-        share = finite.astype(np.float32)
-        outside = np.zeros(target, bool)
-    else:
-        # Beyond its outer voxels the sampled map is 0, so that the lowest score has to be.
-        with np.errstate(over="ignore"):  # refused where it is in the brain
-            above = np.where(finite, raw.voxels - lowest, np.float32(0))
-        values = bring(above)
-        if not finite.all():
-            share = bring(finite.astype(np.float32))
-            values = values / np.maximum(share, np.float32(1e-6))
-        values = values + lowest
-        outside = ~_within(raw, affine, target)
-    num = int(brain.sum())
-    off = int((outside.T & brain).sum())
-    if off > (1 - MIN_INSIDE) * num:
-        raise ScanError(
-            f"{path}: by its affine {off / num:.0%} of the brain lie outside of the map; write it "
-            "with the affine of its scan"
-        )
-    if off > (1 - DOUBT_INSIDE) * num:
-        notes.append(f"{off / num:.0%} of the brain lie outside of the map: no anomaly there")
-    bad = int(((share < 0.5) & ~outside & brain.T).sum())
-    if bad:
-        raise ScanError(
-            f"{path}: {bad} of {num} voxels of the brain are NaN or infinite; write scores there, "
-            "the lowest where there is nothing to say"
-        )
-    if not finite.all():
-        notes.append(f"{(~finite).sum()} voxels are NaN or infinite, no voxel of the brain is")
-    return np.ascontiguousarray(values.T, np.float32), notes
+def _is_unbegun(url: str) -> bool:
+    """Whether `url` holds no run; what a call that was killed has left of one is taken back."""
+    if not Run.is_begun(url):
+        return True
+    run = Run.open(url)
+    if not has_maps(run) or run.finished or MapStore(run_url=url).index() is not None:
+        return False
+    _take_back(url)  # its settings, such as the direction, may be other ones now
+    return True
 
 
-def _placed(
-    raw: RawImage,
-    path: str,
-    affine: NDArray[np.float64],
-    target: tuple[int, ...],
-    source: str,
-    config: MapsConfig,
-) -> tuple[RawImage, list[str]]:
-    """The map with its axes along the scanner's, at its place.
-
-    Raises:
-        ScanError: it has as many voxels as its scan, or as the cohort's grid, and lies elsewhere,
-            or it records no place and that of its scan is not known to be its own.
-    """
-    shape = raw.voxels.shape
-    grid = RawImage(voxels=np.empty(target), affine=affine, oriented=True, notes=())
-    scan = None if raw.oriented and _is_on(raw, affine, target) else _scan_of(source)
-    places = [("the cohort's grid", _turned(grid))]
-    if scan is not None:
-        # Where both have as many voxels the scan is meant: that is what other software sees.
-        places.insert(0, (f"its scan {source}", _turned(scan)))
-    if not raw.oriented:
-        # A map of a scan in a file has that file's axes: on the cohort's grid, of as many voxels by
-        # chance, left and right could be exchanged.
-        what, one = ("its scan", scan) if _is_file(source) else ("the cohort's grid", grid)
-        if one is not None and one.voxels.shape == shape:
-            moved = _with(raw, one.affine)
-            return _turned(moved), [f"the file records no orientation, taken as on {what}"]
-        why = (
-            f"its scan {source} is gone or records none either"
-            if one is None
-            else f"its {shape} voxels are not those of {what} ({one.voxels.shape})"
-        )
-        raise ScanError(
-            f"{path}: records no orientation, and {why}, so that its place is unknown; write it "
-            "with the affine of its scan"
-        )
-    turned = _turned(raw)
-    alike = [(what, one) for what, one in places if one.voxels.shape == turned.voxels.shape]
-    distances = [corner_distance(turned.affine, one.affine, one.voxels.shape) for _, one in alike]
-    if not alike or config.by_affine:
-        return turned, [] if config.by_affine else [f"{shape} voxels, placed by its affine"]
-    nearest = int(np.argmin(distances))
-    what, one = alike[nearest]
-    if distances[nearest] <= GRID_TOLERANCE_MM:
-        return _with(turned, one.affine), []
-    if distances[nearest] <= float(voxel_sizes(one.affine).min()) / 2:
-        return _with(turned, one.affine), [
-            f"lies {distances[nearest]:.2f} mm off {what}, taken as on it"
-        ]
-    raise ScanError(
-        f"{path}: has as many voxels as {alike[0][0]}, but lies up to {distances[0]:.1f} mm "
-        "elsewhere by its affine; write it with the affine of its scan, or pass --by-affine if it "
-        "is right"
-    )
+def _take_back(url: str) -> None:
+    # The other way round a kill in between would leave maps of no run, which bar the folder.
+    files.remove(files.join(url, MAPS))
+    files.remove(files.join(url, CONFIG))
 
 
-def _is_file(source: str) -> bool:
-    """Whether the cohort records which file a scan was read from."""
-    return bool(source) and not source.startswith(PHANTOM_SCHEME)
-
-
-def _scan_of(source: str) -> RawImage | None:
-    """The scan of the cohort in its file; None where it is gone or records no place."""
-    if not _is_file(source):
-        return None
-    try:
-        scan = read_image(source)
-    except (ScanError, OSError):
-        return None
-    return scan if scan.oriented else None
-
-
-def _with(raw: RawImage, affine: NDArray[np.float64]) -> RawImage:
-    return RawImage(voxels=raw.voxels, affine=affine, oriented=True, notes=raw.notes)
-
-
-def _turned(raw: RawImage) -> RawImage:
-    """With axes that point as nearly as can be to the right, the front and the top."""
-    turn = orientations.io_orientation(raw.affine)
-    inverse = orientations.inv_ornt_aff(turn, raw.voxels.shape)
-    voxels = orientations.apply_orientation(raw.voxels, turn)
-    return RawImage(
-        voxels=voxels, affine=raw.affine @ inverse, oriented=raw.oriented, notes=raw.notes
-    )
-
-
-def _is_on(raw: RawImage, affine: NDArray[np.float64], target: tuple[int, ...]) -> bool:
-    same = raw.voxels.shape == target
-    return same and corner_distance(raw.affine, affine, target) <= GRID_TOLERANCE_MM
-
-
-def _within(
-    raw: RawImage, affine: NDArray[np.float64], target: tuple[int, int, int]
-) -> NDArray[np.bool_]:
-    """(X, Y, Z) which of the cohort's voxels have their centre inside the map's box."""
-    to_map = np.linalg.inv(raw.affine) @ affine
-    index = np.indices(target, np.float32).reshape(3, -1)
-    at = to_map[:3, :3] @ index + to_map[:3, 3:]
-    size = np.array(raw.voxels.shape)[:, None]
-    return np.asarray(((at >= -0.5) & (at <= size - 0.5)).all(0).reshape(target))
+def _varies(one: dict[str, Any]) -> bool:
+    return bool(one["low"] < one["high"])
 
 
 def _content(path: str) -> str:

@@ -1,17 +1,22 @@
 """One run on one cohort: what is still to be scored, the frozen threshold, the record."""
 
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from uadray import files
 from uadray.config import to_json
 from uadray.evaluation.cases import write_cases
 from uadray.evaluation.protocols import EvaluateConfig
 from uadray.evaluation.record import Measured, check_classes, make_record
-from uadray.evaluation.scoring import Work, brain_voxels
+from uadray.evaluation.scoring import Work
 from uadray.metrics.counts import TestPart, Threshold, ThresholdPart
 from uadray.metrics.lesionwise import SubjectLesions
+from uadray.metrics.outside import is_up_to_date
 from uadray.metrics.slicewise import Slices
 from uadray.metrics.thresholds import NONE, fit_threshold, no_threshold, refit_thresholds
 from uadray.runs.checkpoint import weights_digest
@@ -84,9 +89,11 @@ class Pair:
             return {}
 
     def is_of(self, record: Mapping[str, Any], settings: Mapping[str, Any]) -> bool:
-        """Whether a record is one of the run as it is, under these settings."""
-        return record.get("settings") == settings and record.get("weights") == weights_digest(
-            self.run
+        """Whether a record is one of the run as it is, under these settings, with all metrics."""
+        return (
+            record.get("settings") == settings
+            and record.get("weights") == weights_digest(self.run)
+            and is_up_to_date(record.get("outside_metrics") or {})
         )
 
     def freeze(self, healthy: Cohort | None) -> Frozen:
@@ -131,13 +138,18 @@ class Pair:
         )
 
     def write(
-        self, frozen: Frozen, lesions: Sequence[SubjectLesions], facts: dict[str, Any]
+        self,
+        frozen: Frozen,
+        lesions: Sequence[SubjectLesions],
+        num_brain: NDArray[np.int64] | None,
+        facts: dict[str, Any],
     ) -> dict[str, Any]:
         """Measure the test part by its counts, and write the record and what goes beside it.
 
         Args:
             frozen: Its threshold.
             lesions: The test subjects' predictions against the truth.
+            num_brain: (N, Z) brain voxels of their slices, where scores of slices are sums.
             facts: What else the record says.
         """
         subjects, name = _subjects(self.cohort, "test"), f"{self.cohort.name}/test"
@@ -145,10 +157,9 @@ class Pair:
         check_classes(scores, self.cohort.url)
         if self.config.components.max_size:
             filtered = self.store.counts(subjects, name, TestPart, self.config.components)
-        if self.config.slice_score == "sum":
-            voxels = brain_voxels(self.cohort, [row for row, _ in subjects], self.config)
-            scores = scores.with_slice_sums(voxels)
-            filtered = filtered and filtered.with_slice_sums(voxels)
+        if num_brain is not None:
+            scores = scores.with_slice_sums(num_brain)
+            filtered = filtered and filtered.with_slice_sums(num_brain)
         measured = Measured(
             scores=scores,
             filtered=filtered,
@@ -161,6 +172,7 @@ class Pair:
         )
         record, people = make_record(self.run, self.cohort, self.config, measured, self.match)
         record |= facts
+        self._warn_of_lost(record)
         write_cases(self.run, self.store, self.cohort, self.config, frozen.threshold.level)
         arrays = {"people": people, "slices": pack_slices(Slices.of(scores))}
         if not set(self.match.absent).isdisjoint(scores.subjects):
@@ -171,6 +183,16 @@ class Pair:
             files.write_bytes(place(self.run.url, self.cohort.name, kind), content)
         files.write_json(place(self.run.url, self.cohort.name), record)
         return record
+
+    def _warn_of_lost(self, record: Mapping[str, Any]) -> None:
+        """Name figures of an earlier evaluation whose package is not installed here."""
+        before, now = (one.get("outside_metrics") or {} for one in (self.record(), record))
+        if lost := sorted(set(before) - set(now)):
+            warnings.warn(
+                f"{self.run.url}: its evaluation on {self.cohort.name} had {', '.join(lost)}, "
+                "which no package that is installed here computes; it is made again without",
+                stacklevel=2,
+            )
 
 
 def _subjects(cohort: Cohort, split: Split) -> list[tuple[int, str]]:

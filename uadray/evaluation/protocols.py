@@ -251,6 +251,11 @@ class EvaluateConfig:
         """The protocol itself."""
         return PROTOCOLS[self.protocol]
 
+    @property
+    def cut(self) -> slice:
+        """The axial slices that are evaluated."""
+        return slice(*(self.fixed.slices or (None,)))
+
     def changes(self) -> dict[str, Any]:
         """What differs from the protocol, as JSON values; empty where nothing does."""
         return {

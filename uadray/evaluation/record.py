@@ -7,6 +7,7 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -26,27 +27,22 @@ from uadray.metrics.lesionwise import (
     lesion_statistics,
 )
 from uadray.metrics.measures import dice_s
+from uadray.metrics.outside import describe, guarded, installed, remark
 from uadray.metrics.postprocess import findable
 from uadray.metrics.table import (
-    METRICS,
+    OWN,
     ByMetric,
+    Metric,
     at_thresholds,
     compute_metrics,
     fits_by_person,
 )
 from uadray.metrics.thresholds import NONE
-from uadray.prepare.geometry import voxel_ml
+from uadray.preparation.geometry import voxel_ml
 from uadray.runs.evaluations import INTERVAL_METHOD, pack_people
 from uadray.runs.folder import Run
 from uadray.runs.learned import Match, origin_of
 from uadray.store import CHUNK_VOLUMES, Cohort
-
-_OF_A_PREDICTION = {metric.key for metric in METRICS if metric.of_a_prediction}
-"""Metrics that a component filter is meant to change; the others are of the scores."""
-
-
-_AT_THE_THRESHOLD = {"dice_d", "dice_s_mean", "dice_s_std"}
-"""Metrics at the frozen threshold; the others search one, or are of all."""
 
 MAX_NOTES = 3
 """Notes of some scans that are listed one by one."""
@@ -125,15 +121,20 @@ def make_record(
     final = measured.filtered or scores
     table = cohort.subjects.set_index("id")
     weights = leaving_out(measured.people)
-    refits = at_thresholds(scores, measured.refits) if measured.refits else {}
-    plain, by_person = _figures(scores, measured, weights, refits)
+    noted: dict[str, str] = {}
+    outside = [guarded(one, partial(noted.setdefault, one.key)) for one in installed()]
+    metrics = (*OWN, *outside)
+    refits = at_thresholds(scores, measured.refits, metrics) if measured.refits else {}
+    plain, by_person = _figures(scores, measured, weights, refits, metrics)
     chosen, filtered = plain, None
     if measured.filtered is not None:
         # Another threshold would need another filter: what refitting changes is that of the
         # scores before it.
-        filtered, filtered_by_person = _figures(measured.filtered, measured, weights, refits)
-        chosen = {k: _mixed(plain[k], filtered[k]) for k in plain}
-        by_person = _mixed(by_person, filtered_by_person)
+        filtered, filtered_by_person = _figures(
+            measured.filtered, measured, weights, refits, metrics
+        )
+        chosen = {k: _mixed(plain[k], filtered[k], metrics) for k in plain}
+        by_person = _mixed(by_person, filtered_by_person, metrics)
     lesions, lesions_by_person = _lesion_figures(measured.lesions, weights)
     has_threshold = threshold.rule != NONE
     if not has_threshold:
@@ -216,6 +217,12 @@ def make_record(
             )
         ],
     }
+    if outside:
+        record["outside_metrics"] = {
+            one.key: describe(one)
+            | {"remark": _remark(one, chosen["metrics"], by_person, noted, has_threshold)}
+            for one in installed()
+        }
     positives = np.stack([*final.positives(threshold.level), final.num_lesion.astype(np.float64)])
     packed = pack_people(
         scores.subjects,
@@ -231,16 +238,34 @@ _Figures = tuple[dict[str, Any], dict[str, Fits]]
 
 
 def _figures(
-    test: TestPart, measured: Measured, weights: NDArray[np.int64], refits: ByMetric
+    test: TestPart,
+    measured: Measured,
+    weights: NDArray[np.int64],
+    refits: ByMetric,
+    metrics: Sequence[Metric],
 ) -> _Figures:
-    by_person = fits_by_person(test, measured.threshold, weights, refits)
+    threshold, scores = measured.threshold, measured.scores
+    by_person = fits_by_person(test, threshold, weights, refits, scores, metrics)
     figures = {
-        "metrics": compute_metrics(test, measured.threshold, measured.scores),
+        "metrics": compute_metrics(test, threshold, scores, metrics),
         "intervals": _intervals(by_person),
     }
-    if measured.threshold.rule == NONE:
-        return _undefined(figures, by_person, _AT_THE_THRESHOLD)
+    if threshold.rule == NONE:
+        return _undefined(figures, by_person, [one.key for one in metrics if one.at_threshold])
     return figures, by_person
+
+
+def _remark(
+    metric: Metric,
+    values: dict[str, float | None],
+    by_person: dict[str, Fits],
+    noted: dict[str, str],
+    has_threshold: bool,
+) -> str:
+    """What is to be said of a metric of another package; its code may have noted something."""
+    if metric.at_threshold and not has_threshold:
+        return ""
+    return remark(values[metric.key], by_person.get(metric.key), noted.get(metric.key, ""))
 
 
 def _undefined(
@@ -260,9 +285,12 @@ def _undefined(
     }, by_person | without
 
 
-def _mixed(plain: dict[str, Any], filtered: dict[str, Any]) -> dict[str, Any]:
+def _mixed(
+    plain: dict[str, Any], filtered: dict[str, Any], metrics: Sequence[Metric]
+) -> dict[str, Any]:
     """Dice after the filter, curves before it: what the protocols that filter report."""
-    return {key: (filtered if key in _OF_A_PREDICTION else plain)[key] for key in plain}
+    after = {metric.key for metric in metrics if metric.is_filtered}
+    return {key: (filtered if key in after else plain)[key] for key in plain}
 
 
 def _lesion_figures(lesions: Sequence[SubjectLesions], weights: NDArray[np.int64]) -> _Figures:

@@ -3,7 +3,7 @@
 import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -17,7 +17,6 @@ from uadray.methods.base import Detection, ReconstructionDetector, check_detecti
 from uadray.methods.outside import OutsideMaps
 from uadray.metrics.components import drop_components
 from uadray.metrics.counts import SubjectCounts, count_subject
-from uadray.metrics.lesionwise import compare_lesions
 from uadray.metrics.postprocess import erode_brain, hide_dark, postprocess
 from uadray.runs.detector import load_detector
 from uadray.runs.folder import Run
@@ -175,7 +174,7 @@ def clean(
     subject: str,
 ) -> NDArray[np.uint16]:
     """Post-process one volume's scores (Z, Y, X): levels of the slices that are evaluated."""
-    cut = slices(config)
+    cut = config.cut
     scores = hide_dark(scores, image, config.postprocess.prior_quantile, score_range[0])
     return postprocess(scores[cut], brain[cut], score_range, config.postprocess, subject=subject)
 
@@ -184,15 +183,9 @@ def count_levels(
     levels: NDArray[np.uint16], example: Example, config: EvaluateConfig
 ) -> SubjectCounts:
     """Count one volume's levels, those of the slices that are evaluated."""
-    brain, lesion = example.brain[slices(config)], example.lesion[slices(config)]
+    brain, lesion = example.brain[config.cut], example.lesion[config.cut]
     eroded = erode_brain(brain, config.postprocess.iterations(brain.shape))
     return count_subject(levels, brain, lesion, eroded, subject=example.id)
-
-
-def brain_voxels(cohort: Cohort, rows: Sequence[int], config: EvaluateConfig) -> NDArray[np.int64]:
-    """Brain voxels of each axial slice that is evaluated, (N, Z); reads a volume at a time."""
-    brains = (cohort.read("brain", row, row + 1)[0, slices(config)] for row in rows)
-    return np.stack([np.count_nonzero(brain, axis=(1, 2)) for brain in brains])
 
 
 class Scorer:
@@ -256,51 +249,3 @@ class Scorer:
         components = self._config.components
         opened = drop_components(store.checked_levels(row, example.id), components)
         store.write_counts(row, count_levels(opened, example, self._config), components)
-
-
-def examine(
-    batch: Batch,
-    stores: Sequence[ScoreStore],
-    levels: Sequence[int],
-    names: dict[int, str],
-    spacings: dict[int, tuple[float, float, float]],
-    config: EvaluateConfig,
-) -> Batch:
-    """Compare the kept scores of a batch of subjects, at frozen thresholds, with the truth.
-
-    Args:
-        batch: `id` and `lesion`.
-        stores: One a run.
-        levels: Frozen threshold of each run.
-        names: Example of each row.
-        spacings: Edge lengths of a voxel in mm along Z, Y and X, of each row.
-        config: Slices and component filter.
-
-    Returns:
-        `id`, and `lesions` (B, runs, fields of `SubjectLesions`) float64.
-
-    Raises:
-        EvaluationError: Kept scores are not those that were counted.
-    """
-    compared = [
-        [
-            astuple(
-                compare_lesions(
-                    drop_components(
-                        store.checked_levels(int(row), names[int(row)]), config.components
-                    )
-                    >= level,
-                    lesion[slices(config)].astype(bool),
-                    spacings[int(row)],
-                )
-            )
-            for store, level in zip(stores, levels, strict=True)
-        ]
-        for row, lesion in zip(batch["id"], batch["lesion"], strict=True)
-    ]
-    return {"id": batch["id"], "lesions": np.array(compared, np.float64)}
-
-
-def slices(config: EvaluateConfig) -> slice:
-    """The axial slices that are evaluated."""
-    return slice(*(config.fixed.slices or (None,)))

@@ -11,7 +11,6 @@ class MyAE(GradientDetector):
 import inspect
 import re
 import sys
-import warnings
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -21,12 +20,9 @@ from uadray import plugins
 from uadray.errors import ConfigError, PluginError
 from uadray.methods.base import Detector, GradientDetector, Shape, StreamDetector
 from uadray.methods.settings import Learned, MethodSettings
-from uadray.plugins import Package
+from uadray.plugins import Package, Registry
 
 Kind = TypeVar("Kind", bound=type[Detector])
-
-GROUP = "uadray.methods"
-"""Entry points of other packages: the method's name, and `package.module:Class`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +41,12 @@ class PublishedMethod:
     """Fields of `FitConfig` that the paper sets."""
 
 
-NAMED: dict[str, PublishedMethod] = {}
+def _check_entry(name: str, entry: Any) -> None:
+    if not isinstance(entry, PublishedMethod):
+        raise PluginError("its entry point must bear the name that @uadray.method gives it")
+
+
+NAMED: Registry[PublishedMethod] = Registry("uadray.methods", "method", _check_entry)
 """Every method by its name: ours in the order of the files, those of others once asked for. It is
 the label of their settings, but for the two of Bengs."""
 
@@ -86,12 +87,12 @@ def method(
         if not kind.__module__.startswith("uadray."):
             _check_from_outside(name, kind, own)
             if "package" not in vars(kind.Settings):
-                kind.Settings.package = plugins.package_of(kind.__module__, GROUP)
+                kind.Settings.package = plugins.package_of(kind.__module__, NAMED.group)
         key = kind.Settings.type_name()
         if key.rpartition(":")[2] != kind.__name__:
             raise ConfigError(f"{own} must have a class Settings of its own")
         # A module that is loaded again replaces its own.
-        there = [type(NAMED[name].method)] if name in NAMED else []
+        there = [type(NAMED.imported[name].method)] if name in NAMED.imported else []
         there += [DETECTORS[key].Settings] if key in DETECTORS else []
         if any(_place(one) != _place(kind.Settings) for one in there):
             raise ConfigError(f"{own}: there is a method {name!r} or a class of its name already")
@@ -111,8 +112,10 @@ def method(
                 f"{own}: the label of {name!r} must be that, was {made.method.label!r}"
             )
         # The decorators of a class run from the last to the first.
-        later = {n: NAMED.pop(n) for n in list(NAMED) if type(NAMED[n].method) is kind.Settings}
-        NAMED.update({name: made} | later)
+        later = {n: m for n, m in NAMED.imported.items() if type(m.method) is kind.Settings}
+        for each, one in ({name: made} | later).items():
+            NAMED.imported.pop(each, None)
+            NAMED.add(each, one, kind.Settings.package, key)
         DETECTORS[key] = kind
         return kind
 
@@ -134,6 +137,8 @@ def _check_from_outside(name: str, kind: Any, own: str) -> None:
             f"{own}: the name must be a letter, then letters, digits and . + - _, was {name!r}; "
             "3D- and erasing are added to it"
         )
+    if name.endswith(("-n", "-0")):
+        raise PluginError(f"{own}: the endings -n and -0 are those of erasing, was {name!r}")
     if not (isinstance(kind, type) and issubclass(kind, Detector)):
         raise PluginError(f"{own} must be a class that derives from uadray.methods.Detector")
     if kind.__module__ == "__main__" or kind.__qualname__ != kind.__name__:
@@ -155,34 +160,6 @@ def _check_from_outside(name: str, kind: Any, own: str) -> None:
     plugins.check_settings(settings, own)  # type: ignore[arg-type]
 
 
-def named(name: str) -> PublishedMethod | None:
-    """The method of that name, of another package where need be; None where there is none.
-
-    Raises:
-        PluginError: several packages have one, or the package's cannot be used.
-    """
-    entry = plugins.find(GROUP, name)
-    if entry is None:
-        return NAMED.get(name)
-    whose = plugins.describe(entry)
-    if name not in NAMED:
-        plugins.load(entry.value, whose)
-        if name not in NAMED:
-            raise PluginError(
-                f"{whose} is no method named {name!r}: its entry point must bear the name that "
-                "@uadray.method gives it"
-            )
-    package = NAMED[name].method.package
-    if package is None:
-        warnings.warn(f"uadray's own {name} is meant, not that of {whose}", stacklevel=2)
-    elif entry.dist and package.distribution != entry.dist.name:
-        there = _place(type(NAMED[name].method))
-        raise PluginError(
-            f"{name!r} is there more than once: {whose} and {there}; name one of them"
-        )
-    return NAMED[name]
-
-
 def name_at(place: str) -> str:
     """The name of the method at `package.module:Class`, which is imported.
 
@@ -190,15 +167,10 @@ def name_at(place: str) -> str:
         PluginError: there is none.
     """
     kind = plugins.load(place, here=True)
-    for name, one in NAMED.items():
+    for name, one in NAMED.imported.items():
         if inspect.isclass(kind) and type(one.method) is vars(kind).get("Settings"):
             return name
     raise PluginError(f"{place} is no method: decorate the class with @uadray.method")
-
-
-def others() -> tuple[str, ...]:
-    """Names of the methods that other packages have, as their entry points give them."""
-    return tuple(name for name in plugins.entries(GROUP) if name not in NAMED)
 
 
 def detector_type(name: object, package: Package | None = None) -> type[Detector]:
@@ -227,15 +199,15 @@ def _import_recorded(place: str, package: Package) -> None:
     model, since to look for a module of a package runs the package.
     """
     here: Package | None = None
-    module = place.partition(":")[0]
-    offered = {one.value for several in plugins.entries(GROUP).values() for one in several}
+    module, _, name = place.partition(":")
+    offered = {one.value for several in plugins.entries(NAMED.group).values() for one in several}
     is_file = "." not in module and module not in sys.stdlib_module_names
     if place in DETECTORS:
         here = DETECTORS[place].Settings.package
     elif place in offered if package.distribution else is_file:
         with suppress(PluginError):
-            here = plugins.package_of(module, GROUP)
-    plugins.check_package(place, here, package)
+            here = plugins.package_of(module, NAMED.group)
+    plugins.check_package(f"{name} is a method of", here, package, module)
     if place not in DETECTORS:
         plugins.load(place)
 

@@ -86,10 +86,10 @@ def compare_lesions(
             f"{lesion.shape}"
         )
     structure = neighbours(connectivity)
-    hd95, mean = surface_distances(prediction, lesion, spacing_mm)
-    # Labelling takes a time for each voxel, and most of a volume is neither.
+    # Each step takes a time for each voxel, and most of a volume is neither.
     box = _box(prediction | lesion)
     prediction, lesion = prediction[box], lesion[box]
+    hd95, mean = _distances(prediction, lesion, spacing_mm, [side.start for side in box])
     truth, num_lesions = ndi.label(lesion, structure)
     predicted, num_predicted = ndi.label(prediction, structure)
     both = prediction & lesion
@@ -130,10 +130,20 @@ def surface_distances(
     Raises:
         EvaluationError: A spacing is not positive.
     """
+    return _distances(prediction, lesion, spacing_mm, (0, 0, 0))
+
+
+def _distances(
+    prediction: NDArray[np.bool_],
+    lesion: NDArray[np.bool_],
+    spacing_mm: Sequence[float],
+    start: Sequence[int],
+) -> tuple[float, float]:
+    """The same of masks that were cut out of a volume, whose first voxel was there at `start`."""
     spacing = np.asarray(spacing_mm, np.float64)
     if spacing.shape != (3,) or not (spacing > 0).all():
         raise EvaluationError(f"expected three edge lengths above 0 mm, came {spacing_mm}")
-    points = [_surface(mask) * spacing for mask in (prediction, lesion)]
+    points = [(_surface(mask) + start) * spacing for mask in (prediction, lesion)]
     if min(map(len, points)) == 0:
         return float("nan"), float("nan")
     there, back = KDTree(points[1]).query(points[0])[0], KDTree(points[0]).query(points[1])[0]

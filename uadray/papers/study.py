@@ -10,9 +10,9 @@ from uadray.errors import ConfigError
 def figures() -> set[str]:
     """Names of figures, as an evaluation writes them."""
     # Here, since the table computes, and the papers' names are imported for help texts.
-    from uadray.metrics.table import BY_KEY
+    from uadray.metrics.table import METRICS
 
-    return {*BY_KEY, "seconds_per_slice"}
+    return {*METRICS, "seconds_per_slice"}
 
 
 @dataclass(frozen=True, kw_only=True)

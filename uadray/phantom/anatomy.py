@@ -14,7 +14,8 @@ import nibabel as nib
 import numpy as np
 import scipy.fft
 import scipy.ndimage as ndi
-import torch
+
+from uadray.lazy import torch
 
 BOX_MM = np.array([158.0, 191.0, 163.0])
 """Extent (x, y, z) of the field of view in mm (Bengs 2021, section 2.1)."""

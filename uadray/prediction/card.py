@@ -7,13 +7,11 @@ from uadray.config import flat, to_json
 from uadray.html import NO_INTERVAL
 from uadray.methods import num_parameters
 from uadray.metrics.postprocess import describe_findable, findable
-from uadray.metrics.table import METRICS
+from uadray.metrics.table import OWN
 from uadray.prediction.model import Model
 from uadray.runs.evaluations import Evaluation
 from uadray.runs.records import RunRecord
 from uadray.tables import escape, to_markdown
-
-_FIGURES = {metric.key: metric.head for metric in METRICS if metric.shown}
 
 
 def model_card(model: Model, record: RunRecord, *, licence: str, files: Sequence[str]) -> str:
@@ -117,15 +115,22 @@ def _data(model: Model) -> str:
 def _results(record: RunRecord) -> str:
     if not record.evaluations:
         return "The run was not evaluated on a cohort with lesions: nothing is known of its use."
+    recorded = (kept for one in record.evaluations for kept in one.outside.values())
+    outside = {one.appearance.key: one for one in recorded}
+    shown = {metric.key: metric.head for metric in OWN if metric.shown}
+    shown |= {k: escape(one.appearance.head) for k, one in outside.items() if one.appearance.shown}
+    packages = [f"{shown[k]}: {escape(one.package)}" for k, one in outside.items() if k in shown]
     rows = [
         [escape(one.cohort + _notes(one.notes)), str(one.values["num_test"])]
-        + [_figure(one, name) for name in _FIGURES]
+        + [_figure(one, name) for name in shown]
         for one in record.evaluations
     ]
     return (
         "On test subjects that neither fit nor threshold had seen; 95 % intervals over people, "
         "which do not hold the choice of the seed. The upper bound takes its threshold from the "
-        "test part itself.\n\n" + to_markdown(["cohort", "test subjects", *_FIGURES.values()], rows)
+        "test part itself.\n\n"
+        + to_markdown(["cohort", "test subjects", *shown.values()], rows)
+        + (f"\n\nMetrics of other packages: {'; '.join(packages)}." if packages else "")
     )
 
 

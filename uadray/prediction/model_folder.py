@@ -32,8 +32,8 @@ from uadray.prediction.model import (
     save_weights,
 )
 from uadray.prediction.onnx_export import has_onnx, reconstruction_onnx
-from uadray.prepare.settings import PrepareConfig
-from uadray.results import refuse_inside
+from uadray.preparation.settings import PrepareConfig
+from uadray.results import refuse_inside, refuse_place
 from uadray.runs.detector import build_detector
 from uadray.runs.folder import Run
 from uadray.runs.records import Broken, RunRecord, load_runs
@@ -169,6 +169,7 @@ def _encoded(value: Any) -> bytes:
 
 def _check_target(out: str, model: Model) -> None:
     """Refuse to write over what is not this model."""
+    refuse_place(out, ModelError)
     names = set(files.list_names(out))
     if foreign := sorted(n for n in names - _NAMES if not files.is_transient(n)):
         raise ModelError(f"{out} holds other files, first {foreign[0]}: choose another --out")

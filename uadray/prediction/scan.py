@@ -17,21 +17,21 @@ from numpy.typing import NDArray
 from uadray import files
 from uadray.errors import PredictError, ScanError
 from uadray.evaluation.protocols import EvaluateConfig
-from uadray.evaluation.scoring import clean, detect, slices
+from uadray.evaluation.scoring import clean, detect
 from uadray.metrics.components import drop_components, neighbours
 from uadray.metrics.postprocess import dequantise, findable
 from uadray.prediction.healthy import mean_inside
 from uadray.prediction.inputs import check_modality, named_modalities
 from uadray.prediction.model import FrozenThreshold, Model
 from uadray.prediction.settings import PredictConfig
-from uadray.prepare.geometry import BRAIN_THRESHOLD, Volume, to_scanner, voxel_ml, voxel_sizes
-from uadray.prepare.identity import digest_of, look_at
-from uadray.prepare.layouts import PHANTOM_SCHEME, Scan
-from uadray.prepare.layouts.scans import stem
-from uadray.prepare.masks import read_share
-from uadray.prepare.nifti import RawImage
-from uadray.prepare.settings import DOUBT
-from uadray.prepare.steps import PreparedVolume, prepare_scan
+from uadray.preparation.geometry import BRAIN_THRESHOLD, Volume, to_scanner, voxel_ml, voxel_sizes
+from uadray.preparation.identity import digest_of, look_at
+from uadray.preparation.layouts import PHANTOM_SCHEME, Scan
+from uadray.preparation.layouts.scans import stem
+from uadray.preparation.masks import read_share
+from uadray.preparation.nifti import RawImage
+from uadray.preparation.settings import DOUBT
+from uadray.preparation.steps import PreparedVolume, prepare_scan
 from uadray.store import software_versions
 
 
@@ -294,7 +294,7 @@ def _score(
     signed = settings.residual != "absolute" and reconstruction is not None
     residual = np.abs(image[0].numpy() - reconstruction) if signed else None
     clock.mark("score")
-    cut = slices(settings)
+    cut = settings.cut
     levels = np.zeros(brain.shape, np.uint16)
     levels[cut] = clean(scores, image[0].numpy(), brain, model.detector.score_range, settings, name)
     opened = np.zeros(brain.shape, np.uint16)

@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass, replace
 
 from uadray.errors import ConfigError
-from uadray.prepare.settings import PrepareConfig, Registration, SkullStrip
+from uadray.preparation.settings import PrepareConfig, Registration, check_skull_strip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -17,9 +17,9 @@ class PredictConfig:
     """Name of the cohort whose frozen threshold to take, where the run has several."""
     map_only: bool = False
     """Propose nothing: no threshold is needed."""
-    skull_strip: SkullStrip | None = None
+    skull_strip: str | None = None
     """How the brain is separated from the rest; as the cohort's by default. A scan with its skull
-    needs `deepbet` or `robex`, or a brain mask."""
+    needs `deepbet`, `robex` or a skull stripper of another package, or a brain mask."""
     grow_extent: bool | None = None
     """As in prepare; as the cohort's by default."""
     max_cut: float | None = None
@@ -36,6 +36,8 @@ class PredictConfig:
         """Check the ranges; the model knows those of its scores and of its preparation."""
         if self.threshold is not None and not math.isfinite(self.threshold):
             raise ConfigError(f"threshold must be a finite score, was {self.threshold}")
+        if self.skull_strip is not None:
+            check_skull_strip(self.skull_strip)
 
     def prepare(self, recorded: PrepareConfig) -> PrepareConfig:
         """The recorded preparation with what is to be otherwise."""

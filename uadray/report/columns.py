@@ -1,12 +1,12 @@
 """The columns of the tables: page, CSV, Markdown and terminal show the same ones."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 from uadray.html import ABSENT, NO_INTERVAL
-from uadray.metrics.table import METRICS
-from uadray.report.rows import Row
+from uadray.metrics.metric import Appearance
+from uadray.report.rows import Row, metrics_of
 from uadray.runs.evaluations import Evaluation
 from uadray.runs.records import RunRecord
 
@@ -169,20 +169,7 @@ def _percent(share: float | None) -> str:
 METHOD: Column[Row] = ascending("method", "Method", lambda row: row.run.label)
 """The first column of every table of runs."""
 
-COLUMNS: tuple[Column[Row], ...] = (
-    METHOD,
-    *(
-        _metric(
-            metric.key,
-            metric.head,
-            note=metric.note,
-            interval=metric.shows_interval and metric.weighted is not None,
-            deviation=metric.deviation,
-            first="descending" if metric.higher_is_better else "ascending",
-        )
-        for metric in METRICS
-        if metric.shown
-    ),
+_OF_THE_RUN: tuple[Column[Row], ...] = (
     Column(
         key="threshold",
         head="Threshold",
@@ -230,7 +217,28 @@ COLUMNS: tuple[Column[Row], ...] = (
         _millions,
     ),
 )
-"""The columns of the main table, in order."""
+
+
+def main_columns(rows: Iterable[Row]) -> tuple[Column[Row], ...]:
+    """The columns of the main table, in order."""
+    return (METHOD, *(_of_metric(one) for one in metrics_of(rows) if one.shown), *_OF_THE_RUN)
+
+
+def _of_metric(metric: Appearance) -> Column[Row]:
+    return _metric(
+        metric.key,
+        metric.head,
+        note=metric.note,
+        interval=metric.shows_interval and metric.has_interval,
+        deviation=metric.deviation,
+        first=first_order(metric),
+    )
+
+
+def first_order(metric: Appearance) -> str:
+    """Order of the first click on a metric's head: the best on top."""
+    return "descending" if metric.higher_is_better else "ascending"
+
 
 CAVEATS: Column[Row] = ascending("caveats", "Notes", lambda row: ranges(row.caveats))
 """Numbers of a row's differences from a paper; for reproductions."""
@@ -331,11 +339,11 @@ def _filtered(key: str, head: str) -> Column[Row]:
 BEST_OF_100 = "dice_best_of_100"
 """What Meissen 2021 reports, whose filter comes after the search."""
 
-FILTER_COLUMNS: tuple[Column[Row], ...] = (
-    METHOD,
-    *(_filtered(one.key, one.head) for one in METRICS if one.brief or one.key == BEST_OF_100),
-)
-"""Figures before and after small components are dropped; for evaluations with that filter."""
+
+def filter_columns(rows: Iterable[Row]) -> tuple[Column[Row], ...]:
+    """Figures before and after small components are dropped; for evaluations with that filter."""
+    chosen = [one for one in metrics_of(rows) if one.brief or one.key == BEST_OF_100]
+    return (METHOD, *(_filtered(one.key, one.head) for one in chosen))
 
 
 def has_filter(rows: Sequence[Row]) -> bool:

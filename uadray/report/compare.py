@@ -23,14 +23,11 @@ from uadray.metrics.inference import (
     interval,
     needed,
 )
-from uadray.metrics.table import METRICS
-from uadray.report.columns import Column, ascending, brackets, number, signed
-from uadray.report.rows import CohortRows, Row
+from uadray.metrics.metric import Appearance
+from uadray.report.columns import Column, ascending, brackets, first_order, number, signed
+from uadray.report.rows import CohortRows, Row, metrics_of
 from uadray.runs.evaluations import ByPerson
 from uadray.runs.records import RunRecord
-
-COMPARED = tuple(metric.key for metric in METRICS if metric.compared)
-"""Figures whose differences have a column."""
 
 REFERENCE = "3D-None"
 """Stands, beside the best plain baseline, against every other method unless others are named."""
@@ -280,7 +277,7 @@ def compare(series: Series, reference: Series) -> Comparison | None:
     if not ours or not theirs or not ours[0].pairs_with(theirs[0]):
         return None
     differences: dict[str, Difference] = {}
-    for metric in COMPARED:
+    for metric in (one.key for one in metrics_of((*series.rows, *reference.rows)) if one.compared):
         fits = series.fits(metric), reference.fits(metric)
         if fits[0] is None or fits[1] is None:
             continue
@@ -358,22 +355,23 @@ def probability(p: float) -> str:
     return "< 0.001" if p < 0.001 else f"{p:.3f}"
 
 
-def _difference(metric: str, head: str) -> Column[Comparison]:
+def _difference(metric: Appearance) -> Column[Comparison]:
     def get(comparison: Comparison) -> Difference | None:
-        return comparison.differences.get(metric)
+        return comparison.differences.get(metric.key)
 
     def read(comparison: Comparison, attribute: str) -> Any:
         figure = get(comparison)
-        return None if figure is None else getattr(figure, attribute)
+        return None if figure is None or np.isnan(figure.value) else getattr(figure, attribute)
 
     return Column(
-        key=f"{metric}_difference",
-        head=f"{head} difference",
+        key=f"{metric.key}_difference",
+        head=f"{metric.head} difference",
         note="[95 %]",
         value=lambda c: read(c, "value"),
         text=lambda c: signed(read(c, "value")),
         detail=lambda c: brackets(read(c, "bounds"), signed),
         bounds=lambda c: read(c, "bounds"),
+        first=first_order(metric),
     )
 
 
@@ -382,9 +380,7 @@ def _seeds(comparison: Comparison) -> str:
     return "" if spread is None else f"{signed(spread[0])} to {signed(spread[1])}"
 
 
-COMPARISON_COLUMNS: tuple[Column[Comparison], ...] = (
-    ascending("method", "Method", lambda c: c.series.label),
-    *(_difference(metric.key, metric.head) for metric in METRICS if metric.compared),
+_VERDICT: tuple[Column[Comparison], ...] = (
     Column(
         key="p",
         head="p of Dice_D",
@@ -404,38 +400,50 @@ COMPARISON_COLUMNS: tuple[Column[Comparison], ...] = (
     ),
     ascending("verdict", "Dice_D is", lambda c: c.verdict),
 )
-"""The columns of a table of paired comparisons."""
 
 
-def _over_seeds(metric: str, head: str) -> Column[Series]:
-    def spread(series: Series) -> str:
-        values = series.each(metric)
-        return f"{number(min(values))} to {number(max(values))}" if len(values) > 1 else ""
-
-    def text(series: Series) -> str:
-        deviation = series.deviation(metric)
-        after = "" if deviation is None else f" ± {deviation:.3f}"
-        return number(series.mean(metric)) + after
-
-    return Column(
-        key=metric,
-        head=head,
-        note="mean ± std over fits, range",
-        value=lambda series: series.mean(metric),
-        text=text,
-        detail=spread,
+def comparison_columns(made: Sequence[Comparison]) -> tuple[Column[Comparison], ...]:
+    """The columns of a table of paired comparisons."""
+    rows = [row for one in made for side in (one.series, one.reference) for row in side.rows]
+    return (
+        ascending("method", "Method", lambda c: c.series.label),
+        *(_difference(one) for one in metrics_of(rows) if one.compared),
+        *_VERDICT,
     )
 
 
-SEED_COLUMNS: tuple[Column[Series], ...] = (
-    ascending("method", "Method", lambda series: series.label),
-    Column(
-        key="fits",
-        head="Fits",
-        note="that differ in the seed alone",
-        value=lambda series: len(series.rows),
-        text=lambda series: str(len(series.rows)),
-    ),
-    *(_over_seeds(metric.key, metric.head) for metric in METRICS if metric.brief),
-)
-"""The columns of the table of experiments with several seeds."""
+def _over_seeds(metric: Appearance) -> Column[Series]:
+    def spread(series: Series) -> str:
+        values = series.each(metric.key)
+        return f"{number(min(values))} to {number(max(values))}" if len(values) > 1 else ""
+
+    def text(series: Series) -> str:
+        deviation = series.deviation(metric.key)
+        after = "" if deviation is None else f" ± {deviation:.3f}"
+        return number(series.mean(metric.key)) + after
+
+    return Column(
+        key=metric.key,
+        head=metric.head,
+        note="mean ± std over fits, range",
+        value=lambda series: series.mean(metric.key),
+        text=text,
+        detail=spread,
+        first=first_order(metric),
+    )
+
+
+def seed_columns(several: Sequence[Series]) -> tuple[Column[Series], ...]:
+    """The columns of the table of experiments with several seeds."""
+    metrics = metrics_of(row for series in several for row in series.rows)
+    return (
+        ascending("method", "Method", lambda series: series.label),
+        Column(
+            key="fits",
+            head="Fits",
+            note="that differ in the seed alone",
+            value=lambda series: len(series.rows),
+            text=lambda series: str(len(series.rows)),
+        ),
+        *(_over_seeds(metric) for metric in metrics if metric.brief),
+    )

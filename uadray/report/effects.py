@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 
 from uadray.html import ABSENT
-from uadray.metrics.table import BY_KEY
-from uadray.report.columns import Column, ascending, brackets, number
+from uadray.metrics.metric import Appearance
+from uadray.report.columns import Column, ascending, brackets, first_order, number
 from uadray.report.compare import Comparison, Estimate, Series, compare
-from uadray.report.rows import CohortRows, Row
+from uadray.report.rows import CohortRows, Row, metrics_of
 from uadray.runs.records import RunRecord
 from uadray.runs.settings import EXPERIMENT, Setting, settings_of
 
@@ -25,6 +25,10 @@ MAX_LINES = 6
 
 HEALTHY = "healthy_l1"
 """Key of the reconstruction error on healthy validation volumes, beside those of the metrics."""
+
+_HEALTHY = Appearance(
+    key=HEALTHY, head="Healthy L1", higher_is_better=False, has_interval=False, note="no labels"
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -224,35 +228,37 @@ def _line(label: str, setting: Setting, values: Mapping[Any, list[Row]]) -> Line
     return Line(label=label, points=tuple(points))
 
 
-def _figure_column(metric: str, head: str, digits: int = 3) -> Column[Point]:
+def _figure_column(metric: Appearance, digits: int = 3) -> Column[Point]:
     def value(point: Point) -> float | None:
-        figure = point.figure(metric)
+        figure = point.figure(metric.key)
         return None if figure is None else figure.value
 
     def bounds(point: Point) -> tuple[float, float] | None:
-        figure = point.figure(metric)
+        figure = point.figure(metric.key)
         return None if figure is None else figure.bounds
 
     def detail(point: Point) -> str:
-        each = point.each(metric)
+        each = point.each(metric.key)
         if len(each) < 2:
             return brackets(bounds(point))
         spread = f"{number(min(each), digits)} to {number(max(each), digits)}"
         return f"{brackets(bounds(point))} {spread}".strip()
 
+    measure = f"{'[95 %], ' if metric.has_interval else ''}range over fits"
+
     return Column(
-        key=metric,
-        head=head,
-        note="[95 %], range over fits" if metric != HEALTHY else "range over fits; no labels",
+        key=metric.key,
+        head=metric.head,
+        note="; ".join(part for part in (measure, metric.note) if part),
         value=value,
         text=lambda point: number(value(point), digits),
         detail=detail,
-        bounds=None if metric == HEALTHY else bounds,
-        first="ascending" if metric == HEALTHY else "descending",
+        bounds=bounds if metric.has_interval else None,
+        first=first_order(metric),
     )
 
 
-EFFECT_COLUMNS: tuple[Column[Point], ...] = (
+_POINT: tuple[Column[Point], ...] = (
     ascending("line", "Line", lambda point: point.line),
     Column(
         key="value",
@@ -267,7 +273,11 @@ EFFECT_COLUMNS: tuple[Column[Point], ...] = (
         value=lambda point: len(point.series.rows),
         text=lambda point: str(len(point.series.rows)) if point.series.rows else ABSENT,
     ),
-    *(_figure_column(key, BY_KEY[key].head) for key in ("dice_d", "auprc")),
-    _figure_column(HEALTHY, "Healthy L1", 4),
 )
-"""The columns of the table of a plotted effect."""
+
+
+def effect_columns(points: Sequence[Point]) -> tuple[Column[Point], ...]:
+    """The columns of the table of a plotted effect."""
+    metrics = metrics_of(row for point in points for row in point.series.rows)
+    figures = (_figure_column(metric) for metric in metrics if metric.in_sweeps)
+    return (*_POINT, *figures, _figure_column(_HEALTHY, 4))

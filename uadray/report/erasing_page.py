@@ -297,7 +297,7 @@ def write_erasing_page(
             version=__version__,
             style=html.style("report.css"),
             tally_epochs=TALLY_EPOCHS,
-            strategies=[one for key, one in STRATEGIES.items() if key in used],
+            strategies=[STRATEGIES[key] for key in STRATEGIES if key in used],
         )
     )
     files.write_bytes(out, page.encode())

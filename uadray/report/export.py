@@ -7,8 +7,8 @@ import numpy as np
 
 from uadray import files, tables
 from uadray.report import columns, compare
-from uadray.report.columns import COLUMNS, FILTER_COLUMNS, LESION_COLUMNS, Column
-from uadray.report.effects import EFFECT_COLUMNS
+from uadray.report.columns import LESION_COLUMNS, Column, filter_columns, main_columns
+from uadray.report.effects import effect_columns
 from uadray.report.latex import to_latex
 from uadray.report.rows import CohortRows
 from uadray.report.sweep import Sweep, describe_span
@@ -46,14 +46,15 @@ def write_tables(
 
 def to_sweep_csv(sweep: Sweep) -> str:
     """Every point of every effect, unrounded; one line a value of a setting and a line of it."""
-    head = ["cohort", "cohort_fingerprint", "setting", "others", *_heads(EFFECT_COLUMNS)]
+    shown_columns = effect_columns([point for effect in sweep.effects for point in effect.points])
+    head = ["cohort", "cohort_fingerprint", "setting", "others", *_heads(shown_columns)]
     lines: list[list[object]] = [
         [
             effect.group.name,
             effect.group.fingerprint,
             effect.setting.path,
             effect.method,
-            *_cells(EFFECT_COLUMNS, point),
+            *_cells(shown_columns, point),
         ]
         for effect in sweep.effects
         for point in effect.points
@@ -63,7 +64,8 @@ def to_sweep_csv(sweep: Sweep) -> str:
 
 def to_csv(groups: Sequence[CohortRows]) -> str:
     """All rows with unrounded figures and interval ends; absent figures are empty."""
-    shown_columns = (*COLUMNS, *LESION_COLUMNS[1:], *FILTER_COLUMNS[1:])
+    rows = [row for group in groups for row in group.rows]
+    shown_columns = (*main_columns(rows), *LESION_COLUMNS[1:], *filter_columns(rows)[1:])
     printed = sorted({name for group in groups for row in group.rows for name in row.published})
     head = ["cohort", "cohort_fingerprint", "notes", *_heads(shown_columns)]
     head += [f"{name}_published" for name in printed]
@@ -88,7 +90,9 @@ def to_csv(groups: Sequence[CohortRows]) -> str:
 
 def to_paired_csv(compared: Sequence[Compared]) -> str:
     """All paired comparisons, unrounded; differences are method - reference."""
-    shown_columns = compare.COMPARISON_COLUMNS
+    shown_columns = compare.comparison_columns(
+        [one for cohort in compared for table in cohort.comparisons for one in table.comparisons]
+    )
     head = ["cohort", "cohort_fingerprint", "reference", *_heads(shown_columns)]
     head += ["p_holm", "num_people", "num_comparisons"]
     lines: list[list[object]] = []
@@ -128,24 +132,26 @@ def to_markdown(compared: Sequence[Compared], title: str, sweep: Sweep | None = 
             where = f" on {effect.group.name}" if effect.group.name else ""
             lines += [f"### {escape(effect.setting.label.capitalize() + where)}", ""]
             words = " ".join(part for part in (effect.method, describe_span(effect)) if part)
-            lines += [escape(words), "", _table(EFFECT_COLUMNS, effect.points), ""]
+            lines += [escape(words), "", _table(effect_columns(effect.points), effect.points), ""]
     for cohort in compared:
         group = cohort.group
         notes = "".join(f" **[{escape(note)}]**" for note in group.notes)
         lines += [f"## {escape(group.name)}{notes}", ""]
         lines += [escape(sentence) for sentence in (*cohort.sentences, *group.warnings)]
-        lines += ["", _table(COLUMNS, group.rows), ""]
+        lines += ["", _table(main_columns(group.rows), group.rows), ""]
         if columns.has_lesions(group.rows):
             lines += ["### Lesion by lesion", "", _table(LESION_COLUMNS, group.rows), ""]
         if columns.has_filter(group.rows):
-            lines += ["### Component filter", "", _table(FILTER_COLUMNS, group.rows), ""]
+            filtered = _table(filter_columns(group.rows), group.rows)
+            lines += ["### Component filter", "", filtered, ""]
         several = [series for series in cohort.series if len(series.rows) > 1]
         if several:
-            lines += ["### Over seeds", "", _table(compare.SEED_COLUMNS, several), ""]
+            lines += ["### Over seeds", "", _table(compare.seed_columns(several), several), ""]
         for table in cohort.comparisons:
             if table.comparisons:
                 lines += [f"### Paired differences from {escape(table.reference.label)}", ""]
-                lines += [_table(compare.COMPARISON_COLUMNS, table.comparisons), ""]
+                shown_columns = compare.comparison_columns(table.comparisons)
+                lines += [_table(shown_columns, table.comparisons), ""]
     return "\n".join(lines)
 
 

@@ -6,16 +6,12 @@ from typing import Any
 import pandas as pd
 
 from uadray.html import ABSENT
-from uadray.metrics.table import METRICS
 from uadray.report import columns, compare
-from uadray.report.columns import COLUMNS, LESION_COLUMNS, METHOD, Column
-from uadray.report.effects import EFFECT_COLUMNS
-from uadray.report.rows import CohortRows, Row
+from uadray.report.columns import LESION_COLUMNS, METHOD, Column, main_columns
+from uadray.report.effects import effect_columns
+from uadray.report.rows import CohortRows, Row, metrics_of
 from uadray.report.sweep import Sweep
 from uadray.report.words import Compared
-
-_MAIN = {metric.key for metric in METRICS if metric.shown and metric.printed}
-"""Columns that fit a page; the CSV holds all."""
 
 _MARKS = {
     "\\": r"\textbackslash{}",
@@ -59,7 +55,6 @@ def to_latex(compared: Sequence[Compared], title: str, sweep: Sweep | None = Non
         "% people; where several fits are averaged, over people and fits.",
         "",
     ]
-    main_columns = [METHOD, *(column for column in COLUMNS if column.key in _MAIN)]
     for n, cohort in enumerate(compared, start=1):
         group = cohort.group
         where = f"on {group.name}" + "".join(f" [{note}]" for note in group.notes)
@@ -67,7 +62,11 @@ def to_latex(compared: Sequence[Compared], title: str, sweep: Sweep | None = Non
         printed = _published_columns(group.rows)
         caption = f"Results {where}: {size}. Best figure of each column in bold."
         label = f"tab:results-{n}"
-        parts.append(_table([*main_columns, *printed], group.rows, caption, label, bold=True))
+        # What fits a page; the CSV holds all.
+        fitting = {one.key for one in metrics_of(group.rows) if one.printed}
+        shown_columns = [column for column in main_columns(group.rows) if column.key in fitting]
+        shown_columns = [METHOD, *shown_columns, *printed]
+        parts.append(_table(shown_columns, group.rows, caption, label, bold=True))
         if columns.has_lesions(group.rows):
             caption = f"Lesion by lesion {where}: {size}."
             parts.append(_table(LESION_COLUMNS, group.rows, caption, f"tab:lesions-{n}"))
@@ -77,13 +76,12 @@ def to_latex(compared: Sequence[Compared], title: str, sweep: Sweep | None = Non
                     f"Paired differences from {table.reference.label} {where}, over people and "
                     "fits; p in brackets is corrected for all comparisons (Holm)."
                 )
-                columns_shown = compare.COMPARISON_COLUMNS
-                parts.append(
-                    _table(columns_shown, table.comparisons, caption, f"tab:paired-{n}-{k}")
-                )
+                paired = compare.comparison_columns(table.comparisons)
+                parts.append(_table(paired, table.comparisons, caption, f"tab:paired-{n}-{k}"))
         for k, effect in enumerate(e for e in (sweep.effects if sweep else ()) if e.group is group):
             caption = f"Effect of {effect.setting.label} {where}. {effect.method}"
-            parts.append(_table(EFFECT_COLUMNS, effect.points, caption, f"tab:effect-{n}-{k + 1}"))
+            shown = effect_columns(effect.points)
+            parts.append(_table(shown, effect.points, caption, f"tab:effect-{n}-{k + 1}"))
     return "\n".join(parts)
 
 
@@ -98,7 +96,7 @@ def subjects_of(group: CohortRows) -> str:
 
 def _published_columns(rows: Sequence[Row]) -> list[Column[Row]]:
     """Our figures beside the paper's: a column for each figure that it prints."""
-    heads = {column.key: column.head for column in COLUMNS}
+    heads = {column.key: column.head for column in main_columns(rows)}
     keys = [key for key in heads if any(key in row.published for row in rows)]
     return [_published(key, heads[key]) for key in keys]
 

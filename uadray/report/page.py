@@ -15,6 +15,7 @@ from uadray.metrics.postprocess import describe_findable
 from uadray.report import columns, compare, export, figures, vega
 from uadray.report.montage import Viewers, montage
 from uadray.report.rows import Caveats, PublishedFigures, Row, group_by_cohort, spread_rows
+from uadray.report.sections import Section, Table, make_sections
 from uadray.report.sweep import Sweep, find_sweep
 from uadray.report.sweep_page import (
     curve_context,
@@ -65,7 +66,8 @@ def write_report(
         tables: Folder of the tables, where they shall not stand beside the page.
         made: Date of making, now where None.
         left_out: Takes runs that cannot be read; the page names them, and those that are in it
-            before. Where it is None, the first such error is raised.
+            before. Where it is None, the first such error is raised. It takes sections of other
+            packages that fail, too, which are named at their place.
 
     Returns:
         The page's absolute path or URL. All files are replaced whole.
@@ -86,6 +88,7 @@ def write_report(
     check_viewers(viewers or {})
     cohorts = [compare_cohort(group, references) for group in groups]
     sweep = find_sweep(runs, cohorts)
+    sections = make_sections(runs, cohorts)
     page = render(
         runs,
         cohorts,
@@ -96,7 +99,11 @@ def write_report(
         erasing=_erasing(runs, erasing_from, left_out) if erasing_from else None,
         made=made or datetime.now(UTC),
         left_out=list(dict.fromkeys(left_out or ())),
+        sections=sections,
     )
+    if left_out is not None:
+        failed = [one for one in sections if one.error]
+        left_out += [Broken(url=f"section {one.title}", error=one.error) for one in failed]
     stem = out.removesuffix(".html")
     if tables:
         stem = files.join(files.normalise(tables), stem.rsplit("/", 1)[-1])
@@ -175,6 +182,7 @@ def render(
     viewers: Viewers | None = None,
     erasing: Markup | None = None,
     left_out: Sequence[Broken] = (),
+    sections: Sequence[Section] = (),
 ) -> str:
     """The page as text; every string from a run folder is escaped on its way in."""
     environment = html.environment()
@@ -182,6 +190,7 @@ def render(
     environment.globals["describe_findable"] = describe_findable
     environment.filters["reason"] = reason
     notes = {cohort.group.name: cohort.group.notes for cohort in cohorts}
+    rows = [row for cohort in cohorts for row in cohort.group.rows]
     context = sweep_context(sweep, cohorts, viewers)
     return environment.get_template("report.html.j2").render(
         title=title,
@@ -191,12 +200,14 @@ def render(
         **html.script("report.js", *(("sweep.js",) if sweep else ())),
         **(_library(context) if context else {}),
         runs=runs,
-        columns=(*columns.COLUMNS, *((columns.CAVEATS,) if caveats else ())),
+        columns=(*columns.main_columns(rows), *((columns.CAVEATS,) if caveats else ())),
         caveats=caveats,
         lesion_columns=columns.LESION_COLUMNS,
-        filter_columns=columns.FILTER_COLUMNS,
-        seed_columns=compare.SEED_COLUMNS,
-        comparison_columns=compare.COMPARISON_COLUMNS,
+        filter_columns=columns.filter_columns(rows),
+        seed_columns=compare.seed_columns([one for cohort in cohorts for one in cohort.series]),
+        comparison_columns=compare.comparison_columns(
+            [one for cohort in cohorts for each in cohort.comparisons for one in each.comparisons]
+        ),
         min_people=MIN_PEOPLE,
         cohorts=[_cohort(cohort, cohorts, viewers) for cohort in cohorts],
         sweep=context,
@@ -207,6 +218,9 @@ def render(
         erased=erased_shares(runs),
         unevaluated=ended_early(runs),
         left_out=left_out,
+        sections=[
+            (one, [(part, isinstance(part, Table)) for part in one.parts]) for one in sections
+        ],
         provenance=[_provenance(run, notes) for run in runs],
     )
 

@@ -1,11 +1,14 @@
 """Evaluations gathered by cohort: what stands in one table, and what must be said of it."""
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from uadray.metrics.inference import MIN_PEOPLE
+from uadray.metrics.metric import Appearance
+from uadray.metrics.outside import installed
 from uadray.metrics.postprocess import describe_findable
+from uadray.metrics.table import OWN
 from uadray.runs.evaluations import INTERVAL_METHOD, Evaluation
 from uadray.runs.records import RunRecord
 
@@ -127,6 +130,17 @@ def group_by_cohort(
     ]
 
 
+def metrics_of(rows: Iterable[Row]) -> tuple[Appearance, ...]:
+    """All metrics that tables of some evaluations are about.
+
+    Ours come first, then those of installed packages, then those that only the records know, whose
+    packages are not installed here.
+    """
+    recorded = {k: one.appearance for row in rows for k, one in row.evaluation.outside.items()}
+    here: dict[str, Appearance] = {metric.key: metric for metric in (*OWN, *installed())}
+    return tuple((here | {k: one for k, one in recorded.items() if k not in here}).values())
+
+
 def findable_on(runs: Sequence[RunRecord], cohort: str) -> list[str]:
     """What the medians of the evaluations on a cohort hide, a sentence for each window."""
     records = [
@@ -176,6 +190,15 @@ def _doubts(rows: Sequence[Row]) -> tuple[str, ...]:
             doubts.setdefault(str(note), []).append(row.run.label)
         if row.evaluation.values.get("interval_method") != INTERVAL_METHOD:
             doubts.setdefault(OLD_INTERVALS, []).append(row.run.label)
+    for metric in metrics_of(rows)[len(OWN) :]:
+        packages = {one.package for row in rows if (one := row.evaluation.outside.get(metric.key))}
+        with_it = f" with {' or '.join(sorted(packages))} installed" if any(packages) else ""
+        missing = f"{metric.head} was not computed: evaluate again{with_it} (kept scores are used)"
+        for row in rows:
+            one = row.evaluation.outside.get(metric.key)
+            if one is None or one.remark:
+                note = missing if one is None else f"{metric.head}: {one.remark}"
+                doubts.setdefault(note, []).append(row.run.label)
     few = any(row.evaluation.has_too_few_people for row in rows)
     return (
         *((TOO_FEW_PEOPLE,) if few else ()),
@@ -244,8 +267,11 @@ def _differences(rows: Sequence[Row]) -> tuple[str, ...]:
             str(v["threshold"]["fitted_on"]) for v in values
         },
     }
+    for metric in metrics_of(rows)[len(OWN) :]:
+        kept = (row.evaluation.outside.get(metric.key) for row in rows)
+        checks[f"the package of {metric.head}"] = {one.package for one in kept if one}
     return tuple(
-        f"{what.capitalize()} differ{'' if what.endswith(_PLURAL) else 's'} between "
+        f"{what[0].upper()}{what[1:]} differ{'' if what.endswith(_PLURAL) else 's'} between "
         "these runs: hold their figures against each other with care."
         for what, distinct in checks.items()
         if len(distinct) > 1

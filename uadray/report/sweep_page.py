@@ -6,7 +6,6 @@ from typing import Any
 
 from markupsafe import Markup
 
-from uadray.metrics.table import BY_KEY
 from uadray.report import figures, slice_figures
 from uadray.report.charts.effects import MARKS, effect_chart, importance_chart, mean_chart
 from uadray.report.charts.pairs import MAX_PAIRED, pair_charts
@@ -14,14 +13,13 @@ from uadray.report.charts.parallel import MAX_COHORTS, parallel
 from uadray.report.charts.trials import cost_charts, learning_curves
 from uadray.report.charts.vega_lite import Chart, colour
 from uadray.report.columns import Column, number
-from uadray.report.effects import EFFECT_COLUMNS, HEALTHY, Effect
+from uadray.report.effects import HEALTHY, Effect, effect_columns
 from uadray.report.importance import METHOD, Importance, importance
 from uadray.report.montage import Montage, Viewers, montage
 from uadray.report.over_cohorts import mean_effect
 from uadray.report.slices import SlicePlot, slice_plots
 from uadray.report.sweep import Sweep, describe_span
 from uadray.report.trials import (
-    FIGURES,
     Leaderboard,
     Objective,
     Trial,
@@ -29,6 +27,7 @@ from uadray.report.trials import (
     leaderboard,
     objective_of,
     repeat,
+    sweep_metrics,
     trials_of,
 )
 from uadray.report.words import Compared
@@ -165,7 +164,7 @@ def sweep_context(
             for name, chart in cost_charts(trials, objective)
             for figure in kept.figure(name, chart)
         ],
-        "columns": EFFECT_COLUMNS,
+        "columns": effect_columns([point for one in sweep.effects for point in one.points]),
         "colour": colour,
     }
     context["data"] = {"parallel": plot and plot["spec"], "axes": context["axes"]}
@@ -202,7 +201,7 @@ def _best(
             if one.path in held and one.path != EXPERIMENT
         ),
         objective=number(trial.objective, objective.digits),
-        heads=tuple(BY_KEY[key].head for key in FIGURES),
+        heads=tuple(metric.head for metric in sweep_metrics(cohorts)),
         figures=tuple(rows),
         montages=tuple(made[:MAX_STRIPS]),
         command=repeat(trial.run),

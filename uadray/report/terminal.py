@@ -1,6 +1,6 @@
 """The tables of a report for the terminal."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Literal
 
 from rich import box
@@ -11,18 +11,10 @@ from rich.text import Text
 
 from uadray.errors import RunError
 from uadray.html import ABSENT
-from uadray.metrics.table import BY_KEY, METRICS
-from uadray.report.columns import COLUMNS, Column, number
-from uadray.report.rows import CohortRows, Row, group_by_cohort
+from uadray.metrics.table import OWN
+from uadray.report.columns import Column, main_columns, number
+from uadray.report.rows import CohortRows, Row, group_by_cohort, metrics_of
 from uadray.runs.records import RunRecord
-
-_SHORT_HEADS = {
-    "method": "Method",
-    **{metric.key: metric.brief for metric in METRICS if metric.brief},
-    "fit_minutes": "",
-}
-"""Columns of the terminal's table; those without a short head have their own."""
-
 
 MIN_METHOD = 12
 """Characters that the names of methods get at least; other columns go first."""
@@ -45,17 +37,24 @@ def terminal_table(runs: Sequence[RunRecord], cohort: str, *, width: int = 80) -
         raise RunError(
             f"no run was evaluated on cohort {cohort!r}; there are {known}: evaluate it first"
         )
-    columns = [column for column in COLUMNS if column.key in _SHORT_HEADS]
-    return fitting(lambda num: _table(groups, columns[:num], columns[num:]), len(columns), width)
+    rows = [row for group in groups for row in group.rows]
+    heads = {"method": "Method"} | {one.key: one.brief for one in metrics_of(rows) if one.brief}
+    # What has no short head has its own.
+    columns = [one for one in main_columns(rows) if one.key in {"fit_minutes", *heads}]
+
+    def table(num: int) -> Table:
+        return _table(groups, columns[:num], columns[num:], heads)
+
+    return fitting(table, len(columns), width)
 
 
 def protocol_figures(runs: Sequence[RunRecord], cohort: str) -> list[str]:
     """A line for each run with what its protocol reports and no table of the terminal shows."""
-    lines = []
+    by_key, lines = {metric.key: metric for metric in OWN}, []
     for group in (group for group in group_by_cohort(runs) if group.name == cohort):
         for row in group.rows:
             wanted = (row.evaluation.values.get("protocol") or {}).get("metrics") or ()
-            known = [BY_KEY[key] for key in wanted if key in BY_KEY]
+            known = [by_key[key] for key in wanted if key in by_key]
             hidden = [m for m in known if not m.shown and m.key != "dice_s_std"]
             hidden_figures = [f"{m.head} {number(row.evaluation.metric(m.key))}" for m in hidden]
             lines += [f"{row.run.label}: {', '.join(hidden_figures)}"] if hidden_figures else []
@@ -77,7 +76,10 @@ def fitting(build: Callable[[int], Table], num_columns: int, width: int) -> Tabl
 
 
 def _table(
-    groups: Sequence[CohortRows], columns: Sequence[Column[Row]], left_out: Sequence[Column[Row]]
+    groups: Sequence[CohortRows],
+    columns: Sequence[Column[Row]],
+    left_out: Sequence[Column[Row]],
+    heads: Mapping[str, str],
 ) -> Table:
     notes = "".join(f" [{note}]" for group in groups[:1] for note in group.notes)
     counts = sorted({row.evaluation.values["num_test"] for g in groups for row in g.rows})
@@ -92,7 +94,7 @@ def _table(
         pad_edge=False,
     )
     for column in columns:
-        head = Text(_SHORT_HEADS.get(column.key) or f"{column.head}\n{column.note}")
+        head = Text(heads.get(column.key) or f"{column.head}\n{column.note}")
         is_name = column.key == "method"
         justify: Literal["left", "right"] = "left" if is_name else "right"
         table.add_column(
@@ -124,7 +126,9 @@ def _not_shown(left_out: Sequence[Column[Row]]) -> str:
 
 
 def terminal_summary(runs: Sequence[RunRecord], *, width: int = 80) -> Table:
-    """One table over all cohorts: Dice_D and AUPRC with intervals, best mean Dice_D first.
+    """One table over all cohorts: Dice_D, AUPRC and what packages add to sweeps, with intervals.
+
+    The best mean Dice_D comes first.
 
     Args:
         runs: What `load_runs` gave.
@@ -136,14 +140,24 @@ def terminal_summary(runs: Sequence[RunRecord], *, width: int = 80) -> Table:
     groups = group_by_cohort(runs)
     if not groups:
         raise RunError("no run was evaluated: run jobs/evaluate.py first")
-    # A cohort has two columns.
-    return fitting(lambda num: _summary(runs, groups, (num - 1) // 2), 1 + 2 * len(groups), width)
+    rows = [row for group in groups for row in group.rows]
+    keys = {one.key for one in metrics_of(rows) if one.in_sweeps}
+    columns = [column for column in main_columns(rows) if column.key in keys]
+
+    def summary(num: int) -> Table:
+        return _summary(runs, groups, (num - 1) // len(columns), columns)
+
+    return fitting(summary, 1 + len(columns) * len(groups), width)
 
 
-def _summary(runs: Sequence[RunRecord], all_groups: Sequence[CohortRows], num: int) -> Table:
+def _summary(
+    runs: Sequence[RunRecord],
+    all_groups: Sequence[CohortRows],
+    num: int,
+    columns: Sequence[Column[Row]],
+) -> Table:
     groups = all_groups[:num]
     left_out = ", ".join(group.name for group in all_groups[num:])
-    columns = [column for column in COLUMNS if column.key in ("dice_d", "auprc")]
     table = Table(
         caption=Text(
             "[95 %]: over test people. Italic: plain baseline.\n"

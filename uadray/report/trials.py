@@ -9,19 +9,24 @@ from typing import Any
 from uadray import config, files
 from uadray.errors import ConfigError
 from uadray.html import ABSENT
-from uadray.metrics.table import BY_KEY
-from uadray.report.columns import Column, ascending, epochs_text, interval_text, number
+from uadray.metrics.metric import Appearance
+from uadray.metrics.table import OWN
+from uadray.report.columns import (
+    Column,
+    ascending,
+    epochs_text,
+    first_order,
+    interval_text,
+    number,
+)
 from uadray.report.effects import healthy_error
-from uadray.report.rows import Row
+from uadray.report.rows import Row, metrics_of
 from uadray.report.words import Compared
 from uadray.runs.records import RunRecord
 from uadray.runs.settings import EXPERIMENT, Setting, settings_of
 
 CLASSES = 5
 """Colour classes: fifths of the ranked trials, 4 for the best."""
-
-FIGURES = ("dice_d", "auprc")
-"""Metrics of each cohort that have a column."""
 
 MAX_SIDE_BY_SIDE = 11
 """Columns of settings and of figures at most, for the cohorts to stand side by side."""
@@ -98,14 +103,15 @@ def objective_of(runs: Sequence[RunRecord]) -> Objective:
             of=lambda run: finite(healthy_error(run)),
         )
     (name,) = named
-    metric = BY_KEY.get(_METRICS.get(name, name))
+    heads = {metric.key: metric.head for metric in OWN}
+    head = heads.get(_METRICS.get(name, name), name)
 
     def value(run: RunRecord) -> float | None:
         one = run.summary.get("objective") or {}
         return finite(one.get("value")) if one.get("name") == name else None
 
     return Objective(
-        head=f"{metric.head if metric else name}, threshold part",
+        head=f"{head}, threshold part",
         source="uses labels",
         digits=3,
         low_is_best=False,
@@ -165,7 +171,7 @@ class Leaderboard:
     columns: tuple[Column[Trial], ...]
     """Those in which the trials differ."""
     figures: tuple[tuple[Column[Trial], ...], ...]
-    """The columns of `FIGURES` on each cohort."""
+    """The columns of metrics on each cohort."""
     best: dict[str, float]
     """Best figure of each column that has one, by its key."""
     cohort_of: dict[str, int]
@@ -195,7 +201,8 @@ def leaderboard(
 ) -> Leaderboard:
     """The columns of the table; those in which no two trials differ are left out."""
     varied = [one for one in settings if one.path != EXPERIMENT]
-    figures = [_figure(key, n, cohort) for n, cohort in enumerate(cohorts) for key in FIGURES]
+    metrics = sweep_metrics(cohorts)
+    figures = [_figure(one, n, cohort) for n, cohort in enumerate(cohorts) for one in metrics]
     judged = [_objective(objective)] if objective.uses_labels else []
     judged += [_healthy(), *figures]
     candidates: list[Column[Trial]] = [
@@ -228,10 +235,10 @@ def leaderboard(
     return Leaderboard(
         columns=tuple(columns),
         figures=tuple(
-            tuple(figures[n : n + len(FIGURES)]) for n in range(0, len(figures), len(FIGURES))
+            tuple(figures[n : n + len(metrics)]) for n in range(0, len(figures), len(metrics))
         ),
         best=_best(columns, judged, trials),
-        cohort_of={} if beside else {o.key: n // len(FIGURES) for n, o in enumerate(figures)},
+        cohort_of={} if beside else {o.key: n // len(metrics) for n, o in enumerate(figures)},
         constants=tuple(constants),
     )
 
@@ -290,20 +297,27 @@ def _healthy() -> Column[Trial]:
     )
 
 
-def _figure(key: str, place: int, cohort: Compared) -> Column[Trial]:
+def sweep_metrics(cohorts: Sequence[Compared]) -> list[Appearance]:
+    """Metrics of each cohort that have a column."""
+    rows = [row for cohort in cohorts for row in cohort.group.rows]
+    return [metric for metric in metrics_of(rows) if metric.in_sweeps]
+
+
+def _figure(metric: Appearance, place: int, cohort: Compared) -> Column[Trial]:
     """A metric on one cohort, with its interval over people."""
 
     def detail(trial: Trial) -> str:
         row = trial.rows[place]
-        return "" if row is None else interval_text(row, key)
+        return "" if row is None or not metric.has_interval else interval_text(row, metric.key)
 
     return Column(
-        key=f"{key}_{place}",
-        head=BY_KEY[key].head,
-        note=f"{cohort.group.name} [95 %]",
-        value=lambda trial: trial.figure(key, place),
-        text=lambda trial: number(trial.figure(key, place)),
+        key=f"{metric.key}_{place}",
+        head=metric.head,
+        note=f"{cohort.group.name}{' [95 %]' if metric.has_interval else ''}",
+        value=lambda trial: trial.figure(metric.key, place),
+        text=lambda trial: number(trial.figure(metric.key, place)),
         detail=detail,
+        first=first_order(metric),
     )
 
 

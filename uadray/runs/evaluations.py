@@ -6,7 +6,8 @@ thresholds, see `uadray.runs.frozen_thresholds`.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from numpy.typing import NDArray
 from uadray import files, npz
 from uadray.errors import CheckpointError, RunError
 from uadray.metrics.inference import MIN_PEOPLE, Fits
+from uadray.metrics.metric import Appearance
 from uadray.metrics.slicewise import Slices
 from uadray.runs.reading import need, place, read_object
 from uadray.runs.state import checkpoint_weights
@@ -74,6 +76,18 @@ class ByPerson:
 
 
 @dataclass(frozen=True, kw_only=True)
+class OutsideMetric:
+    """A metric of another package, as an evaluation recorded it."""
+
+    appearance: Appearance
+    """Its name, and how tables show it."""
+    package: str
+    """Name and version, such as `uadray-example 0.1.0`; empty where it is of none."""
+    remark: str
+    """What was wrong with it; empty where nothing was."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Evaluation:
     """One run on one lesioned cohort."""
 
@@ -105,6 +119,20 @@ class Evaluation:
     def has_too_few_people(self) -> bool:
         """Whether no interval can be given."""
         return self.num_people < MIN_PEOPLE
+
+    @cached_property
+    def outside(self) -> dict[str, OutsideMetric]:
+        """Metrics of other packages that were computed, by key."""
+        return {
+            key: OutsideMetric(
+                appearance=Appearance(
+                    key=key, **{name: kept[name] for name in _APPEARANCE if name in kept}
+                ),
+                package=" ".join((kept.get("package") or {}).values()),
+                remark=str(kept.get("remark") or ""),
+            )
+            for key, kept in (self.values.get("outside_metrics") or {}).items()
+        }
 
     def metric(self, name: str) -> float | None:
         """A metric, or None where it is not defined."""
@@ -195,6 +223,21 @@ _TEXT = ("id", "split", "subject", "threshold_rule", "threshold_fitted_on")
 """What is no number among the figures of a cohort or a subject."""
 
 
+_APPEARANCE = {field.name: field.type for field in fields(Appearance) if field.name != "key"}
+
+
+def _is_outside_metric(kept: object) -> bool:
+    """Whether it names a metric of another package as `Evaluation.outside` reads it."""
+    if not isinstance(kept, dict) or "head" not in kept:
+        return False
+    package = kept.get("package") or {}
+    return (
+        all(type(kept[name]) is kind for name, kind in _APPEARANCE.items() if name in kept)
+        and isinstance(package, dict)
+        and all(isinstance(text, str) for text in package.values())
+    )
+
+
 def _evaluation_kinds(values: Mapping[str, Any]) -> dict[str, bool]:
     cohort, intervals = values["cohort"], values["intervals"]
     kinds = {
@@ -208,6 +251,10 @@ def _evaluation_kinds(values: Mapping[str, Any]) -> dict[str, bool]:
     for index, subject in enumerate(values["subjects"]):
         figures |= {f"subjects[{index}].{name}": value for name, value in subject.items()}
     kinds |= {k: is_number(v) for k, v in figures.items() if k.rsplit(".", 1)[1] not in _TEXT}
+    outside = values.get("outside_metrics") or {}
+    kinds["outside_metrics"] = isinstance(outside, dict) and all(
+        map(_is_outside_metric, outside.values())
+    )
     if kinds["intervals"]:
         kinds |= {f"intervals.{name}": _is_interval(pair) for name, pair in intervals.items()}
     return kinds

@@ -6,6 +6,7 @@ Counts of the scores without components of at most 20 voxels lie in `counts-20-2
 other filters. Every metric that speaks of voxels or slices can be computed from counts alone.
 """
 
+import zlib
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -21,12 +22,15 @@ from uadray import files, npz
 from uadray.errors import EvaluationError
 from uadray.metrics.counts import NUM_LEVELS, CohortCounts, SubjectCounts
 from uadray.metrics.settings import ComponentConfig
-from uadray.runs.checkpoint import weights_digest
 from uadray.runs.folder import Run
+from uadray.runs.state import weights_digest
 from uadray.store import Cohort, open_array, storage_errors, zarr_store
 
 _READERS = 16
 """Files of counts that are asked for at a time: an object store takes a while to answer."""
+
+_CHECKSUM = "levels_crc32"
+"""In a subject's file, of the levels that were counted."""
 
 Part = TypeVar("Part", bound=CohortCounts)
 
@@ -110,31 +114,32 @@ class ScoreStore:
     def write(self, row: int, levels: np.ndarray, counts: SubjectCounts) -> None:
         """Keep one subject's levels (Z, Y, X) uint16 and counts."""
         self._array[row] = levels
-        self.write_counts(row, counts)
+        self._write(row, None, vars(counts) | {_CHECKSUM: np.uint32(_checksum(levels))})
 
-    def write_counts(
-        self, row: int, counts: SubjectCounts, components: ComponentConfig | None = None
-    ) -> None:
-        """Keep one subject's counts, of the scores as they are or after a component filter."""
-        files.write_bytes(self._counts_url(row, components), npz.pack(**vars(counts)))
+    def write_counts(self, row: int, counts: SubjectCounts, components: ComponentConfig) -> None:
+        """Keep one subject's counts after a component filter."""
+        self._write(row, components, vars(counts))
+
+    def _write(self, row: int, components: ComponentConfig | None, values: dict[str, Any]) -> None:
+        files.write_bytes(self._counts_url(row, components), npz.pack(**values))
 
     def levels(self, row: int) -> np.ndarray:
         """One subject's kept levels, (Z, Y, X) uint16, unchecked."""
         return np.asarray(self._array[row])
 
     def checked_levels(self, row: int, subject: str) -> np.ndarray:
-        """One subject's kept levels, (Z, Y, X) uint16, compared with its counts.
+        """One subject's kept levels, (Z, Y, X) uint16, compared with what was counted.
 
         A chunk that is gone reads as zeros and many a damaged one decodes without a word; the
-        counts were taken before the levels were written, and tell.
+        file of the counts tells: by a checksum, or, of an earlier version, by the counts.
 
         Raises:
             EvaluationError: the levels are not those that were counted; the counts are dropped, so
                 that the next evaluation scores the subject again.
             StoreError: the storage cannot be read.
         """
-        counted = self._read(row, subject, None)
-        expected = counted.healthy.astype(np.int64) + counted.lesion
+        kept = self._values(row, subject, None, only=_CHECKSUM)
+        counted = None if kept else self._read(row, subject, None)
         try:
             levels = self.levels(row)
         except FileNotFoundError as error:
@@ -144,6 +149,11 @@ class ScoreStore:
                 raise error
         except Exception as error:  # whatever a codec raises on a damaged chunk
             raise self._drop(row, None, subject, str(error)) from None
+        if counted is None:
+            if _checksum(levels) != kept[_CHECKSUM]:
+                raise self._drop(row, None, subject, "a checksum is wrong")
+            return levels
+        expected = counted.healthy.astype(np.int64) + counted.lesion
         held = np.bincount(levels.ravel(), minlength=NUM_LEVELS)
         if not np.array_equal(held[1:], expected[1:]):
             mismatch = f"{held[1:].sum()} voxels with a score, {expected[1:].sum()} were counted"
@@ -186,6 +196,18 @@ class ScoreStore:
                 yield from zip(names, pool.map(read, rows, names), strict=True)
 
     def _read(self, row: int, subject: str, components: ComponentConfig | None) -> SubjectCounts:
+        values = self._values(row, subject, components)
+        values.pop(_CHECKSUM, None)
+        try:
+            return SubjectCounts(**values)
+        except (ValueError, TypeError) as error:
+            url = self._counts_url(row, components)
+            raise self._drop(row, components, subject, f"{url}: {error}") from None
+
+    def _values(
+        self, row: int, subject: str, components: ComponentConfig | None, only: str = ""
+    ) -> dict[str, Any]:
+        """What a subject's file holds, or of it what is named `only`, where that is there."""
         url = self._counts_url(row, components)
         with storage_errors(url):
             try:
@@ -195,11 +217,10 @@ class ScoreStore:
                     f"subject {subject!r} is not scored: run jobs/evaluate.py again"
                 ) from None
         try:
-            arrays = npz.unpack(content)
-            values: dict[str, Any] = {k: v if v.ndim else v.item() for k, v in arrays.items()}
-            return SubjectCounts(**values)
-        except (ValueError, TypeError) as error:
+            arrays = npz.unpack(content, only)
+        except ValueError as error:
             raise self._drop(row, components, subject, f"{url}: {error}") from None
+        return {k: v if v.ndim else v.item() for k, v in arrays.items()}
 
     def _drop(
         self, row: int, components: ComponentConfig | None, subject: str, mismatch: str
@@ -225,6 +246,10 @@ class ScoreStore:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
+
+
+def _checksum(levels: np.ndarray) -> int:
+    return zlib.crc32(levels.tobytes())
 
 
 def _place(run_url: str, cohort: str) -> str:

@@ -23,7 +23,7 @@ _LABELS = {
     "fit.learning_rate": "learning rate",
     "fit.epochs": "epochs",
 }
-_PLAIN = {NAMED[name].method.type_name() for name in BASELINES}
+_PLAIN = {NAMED.imported[name].method.type_name() for name in BASELINES}
 """Types of the plain baselines."""
 
 _NO_RESULT = {f"fit.{name}" for name in ("seed", "residency", "deterministic", "compile")}

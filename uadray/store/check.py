@@ -187,6 +187,9 @@ def broken(row: Arrays, subject: Subject | None) -> list[str]:
 def advice(url: str, problems: list[Problem]) -> str:
     """The command that mends what `verify` found at `url`."""
     url = files.normalise(url)
-    command = read_attributes(url).get("command") or "the command that made it, with"
+    attributes = read_attributes(url)
+    command = attributes.get("command") or "the command that made it, with"
     redo = "" if all(problem.unfinished for problem in problems) else " --redo damaged"
-    return f"{command} --out {shlex.quote(url)}{redo}"
+    package = (attributes.get("layout") or {}).get("package") or {}
+    needs = f"  # needs {package['distribution']} {package['version']}" if package else ""
+    return f"{command} --out {shlex.quote(url)}{redo}{needs}"

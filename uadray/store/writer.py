@@ -72,6 +72,7 @@ class CohortWriter:
         plan: dict[str, Any],
         scans: Iterable[Mapping[str, Any]] = (),
         command: str = "",
+        layout: Mapping[str, Any] | None = None,
     ) -> Self:
         """Lay out a cohort, or resume one that was started from the same plan.
 
@@ -85,6 +86,7 @@ class CohortWriter:
             scans: JSON values with an `id` each, in row order: what is known of each scan, and its
                 split. Taken one by one.
             command: What makes it, without its URL, for the advice of `verify`.
+            layout: From outside of uadray, that lists the scans: its name and package.
 
         Raises:
             StoreError: something else is at `url`, or a cohort of another plan.
@@ -95,7 +97,8 @@ class CohortWriter:
         writer = cls(url=url, num_rows=num_rows, shape=shape, shard=shard, has_lesion=has_lesion)
         with tempfile.TemporaryFile() as lines:
             lines.writelines(map(scan_line, scans))
-            writer._begin(lines, plan, command)
+            made_by = {"command": command} | ({"layout": dict(layout)} if layout else {})
+            writer._begin(lines, plan, made_by)
         if not writer.is_sealed():
             writer._lay_out()
         return writer
@@ -110,7 +113,7 @@ class CohortWriter:
         if not files.exists(files.join(url, "zarr.json")):
             refuse_inside(url, StoreError)
 
-    def _begin(self, lines: IO[bytes], plan: dict[str, Any], command: str) -> None:
+    def _begin(self, lines: IO[bytes], plan: dict[str, Any], made_by: dict[str, Any]) -> None:
         """Write attributes and list of scans, or see that those that are there ask for the same."""
         lines.seek(0)
         attributes = {
@@ -122,13 +125,13 @@ class CohortWriter:
             "plan": plan,
             "scans_digest": lines_digest(lines),
             "versions": software_versions(),
-            "command": command,
+            **made_by,
         }
         lines.seek(0)
         if files.exists(files.join(self.url, "zarr.json")):
             old = read_attributes(self.url)
             new = json.loads(json.dumps(attributes))
-            if any(old.get(k) != new[k] for k in new if k not in ("versions", "command")):
+            if any(old.get(k) != new[k] for k in new if k not in ("versions", *made_by)):
                 raise StoreError(
                     f"{self.url} holds a cohort of another plan "
                     f"({_differences(old, new, self.url, lines)}): "

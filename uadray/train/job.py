@@ -11,6 +11,7 @@ import torch
 from uadray import cluster, files, settings_files
 from uadray.config import Experiment
 from uadray.data.batch import Batch
+from uadray.data.erasing import check_draw
 from uadray.data.sampling import train_rows
 from uadray.data.stream import ValidationStream
 from uadray.errors import ConfigError, RunError, StoppedError
@@ -91,6 +92,8 @@ def _fit_held(
         detector = build_detector(experiment, cohort.shape)
         if experiment.method.package is not None:
             try_out(detector, experiment.method.type_name(), cohort.shape)
+        if experiment.erasing.package is not None and isinstance(detector, GradientDetector):
+            check_draw(experiment.erasing, cohort.shape[-detector.ndim :])
         facts = _fit(detector, run, cohort, scale, track, report)
     except StoppedError:
         run.finish({"status": "stopped", **summarise(run)})

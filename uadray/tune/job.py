@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from uadray import files, settings_files
 from uadray.config import learns
 from uadray.errors import ConfigError, RunError
-from uadray.results import refuse_lost
+from uadray.results import refuse_place
 from uadray.runs.reading import SPACE, SWEEP_SETTINGS
 from uadray.train.settings import TrackConfig
 from uadray.tune.settings import SweepConfig
@@ -139,7 +139,7 @@ class SweepJob:
         """
         from uadray.tune.sweep import sweep
 
-        refuse_lost(self.out, ConfigError)
+        refuse_place(self.out, ConfigError)
         # Before hours of fitting: a cohort that cannot be evaluated on is found now.
         cohort, lesioned = self.cohorts()
         url = files.normalise(self.out)

@@ -139,6 +139,6 @@ class SweepConfig:
     def _metric(self) -> str:
         """The metric of an objective that uses labels, as tables name it."""
         # Here, since the table computes, and settings are imported for help texts.
-        from uadray.metrics.table import BY_KEY
+        from uadray.metrics.table import METRICS
 
-        return BY_KEY[_METRICS[self.objective]].head
+        return METRICS[_METRICS[self.objective]].head

@@ -1,1 +1,1 @@
-"""What a package of your own may add to uadray, a file each: so far a method, in `ae.py`."""
+"""What a package of your own may add to uadray, a file each: a method, a layout, figures."""

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from uadray.metrics.table import BY_KEY
+from uadray.metrics.table import OWN
 from uadray.report.charts.vega_lite import (
     PASSING,
     PICKED,
@@ -20,7 +20,7 @@ from uadray.report.over_cohorts import MeanEffect
 from uadray.report.trials import finite
 from uadray.runs.settings import Setting
 
-HEADS = {key: BY_KEY[key].head for key in ("dice_d", "auprc")} | {HEALTHY: "healthy L1"}
+HEADS = {one.key: one.head for one in OWN if one.in_sweeps} | {HEALTHY: "healthy L1"}
 """Titles of the axes of figures."""
 
 MARKS = {

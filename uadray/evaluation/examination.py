@@ -1,0 +1,81 @@
+"""Kept scores at a frozen threshold, compared with the true lesions.
+
+Apart from scoring, since a process that examines needs no torch, which takes seconds to import.
+"""
+
+from collections.abc import Sequence
+from dataclasses import astuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from uadray.data.sampling import same_block
+from uadray.evaluation.protocols import EvaluateConfig
+from uadray.metrics.components import drop_components
+from uadray.metrics.lesionwise import compare_lesions
+from uadray.runs.scores import ScoreStore
+from uadray.store import CHUNK_VOLUMES, Cohort
+
+Batch = dict[str, np.ndarray]
+
+
+def examine(
+    batch: Batch,
+    stores: Sequence[ScoreStore],
+    levels: Sequence[int],
+    names: dict[int, str],
+    spacings: dict[int, tuple[float, float, float]],
+    config: EvaluateConfig,
+) -> Batch:
+    """Compare the kept scores of a batch of subjects, at frozen thresholds, with the truth.
+
+    Args:
+        batch: `id` and `lesion`.
+        stores: One a run.
+        levels: Frozen threshold of each run.
+        names: Example of each row.
+        spacings: Edge lengths of a voxel in mm along Z, Y and X, of each row.
+        config: Slices and component filter.
+
+    Returns:
+        `id`, and `lesions` (B, runs, fields of `SubjectLesions`) float64.
+
+    Raises:
+        EvaluationError: Kept scores are not those that were counted.
+    """
+    compared = [
+        [
+            astuple(
+                compare_lesions(
+                    drop_components(
+                        store.checked_levels(int(row), names[int(row)]), config.components
+                    )
+                    >= level,
+                    lesion[config.cut].astype(bool),
+                    spacings[int(row)],
+                )
+            )
+            for store, level in zip(stores, levels, strict=True)
+        ]
+        for row, lesion in zip(batch["id"], batch["lesion"], strict=True)
+    ]
+    return {"id": batch["id"], "lesions": np.array(compared, np.float64)}
+
+
+def brain_voxels(
+    cohort: Cohort, rows: NDArray[np.int64], config: EvaluateConfig
+) -> NDArray[np.int64]:
+    """Brain voxels of each axial slice that is evaluated, (N, Z).
+
+    Args:
+        cohort: Whose brains; a chunk of volumes is in memory at a time.
+        rows: N of them, ascending.
+        config: Says which slices.
+    """
+    counted = []
+    for places in same_block(rows, CHUNK_VOLUMES):
+        here = rows[places]
+        brain = cohort.read("brain", int(here[0]), int(here[-1]) + 1)[here - here[0]]
+        # Plane by plane: numpy counts along axes by way of integers, ten times slower.
+        counted += [[np.count_nonzero(z) for z in one[config.cut]] for one in brain]
+    return np.array(counted, np.int64)

@@ -1,0 +1,1 @@
+"""From scans to a cohort: layouts, steps, phantom, lesion synthesis, ingest."""

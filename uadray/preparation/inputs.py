@@ -1,6 +1,7 @@
 """What a preparation starts from: the scans of a layout or invented ones, and settings by name."""
 
 import inspect
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -67,6 +68,8 @@ def modality_of(layout: str) -> str:
     Raises:
         ConfigError: there is no such layout.
     """
+    if re.fullmatch(r"[^:\s]+:\w+", layout):
+        layouts.LAYOUTS.at(layout)
     if layout not in layouts.LAYOUTS:
         known = fields.closest(layout, [*layouts.LAYOUTS, "phantom"])
         raise ConfigError(f"no layout is named {layout!r}{known}")

@@ -110,7 +110,7 @@ def fit(
 
 
 def sweep(
-    space: "str | Space",
+    space: "Place | Space",
     cohort: Place | Cohort,
     out: Place,
     *,
@@ -144,10 +144,10 @@ def sweep(
 
     several = [evaluate] if isinstance(evaluate, (Cohort, str, Path)) else evaluate
     return SweepJob(
-        space=named_space(space) if isinstance(space, str) else space,
+        space=named_space(str(space)) if isinstance(space, (str, Path)) else space,
         cohort=_url(cohort),
         out=str(out),
-        name=name or (space if isinstance(space, str) else ""),
+        name=name or (Path(space).stem if isinstance(space, (str, Path)) else ""),
         evaluate=tuple(map(_url, several)),
         sweep=SweepConfig(**settings),
         track=track or TrackConfig(),

@@ -4,12 +4,13 @@ import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from uadray import fields, files
 from uadray.errors import ConfigError
 from uadray.evaluation.calibration import Calibration, write_calibration
 from uadray.evaluation.protocols import PROTOCOLS
+from uadray.phantom.subject import Kind
 from uadray.preparation.inputs import Inputs, Settings, find_inputs, modality_of
 from uadray.preparation.layouts import phantom
 from uadray.preparation.settings import (
@@ -159,6 +160,8 @@ def prepare(
     flags: dict[str, Any] = {"seed": seed}
     if layout == "phantom":
         chosen = Settings.of({}, settings)
+        if place not in (kinds := get_args(Kind)):
+            raise ConfigError(f"root must be a kind of phantom: {', '.join(kinds)}, was {place!r}")
         files_alone = modality or masks or lesion_files or grid != "none"
         if files_alone or (chosen.config, chosen.selection) != (PrepareConfig(), Selection()):
             raise ConfigError(

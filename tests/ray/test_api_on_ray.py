@@ -58,29 +58,6 @@ class TestPrepare:
         assert (len(done.cohort.subjects), done.cohort.shape) == (4, (16, 16, 16))
         assert done.left_out == []
 
-    @pytest.mark.parametrize(
-        ("layout", "settings", "message"),
-        [
-            ("bidz", {}, "no layout is named 'bidz'; did you mean bids"),
-            ("bids", {"hold_ot": 1}, "no setting 'hold_ot'; did you mean hold_out"),
-            ("bids", {"shape": (3, 4)}, r"shape must be a list .*, was \(3, 4\)"),
-            ("bids", {"denoise": "no"}, "denoise must be true or false, was 'no'"),
-            ("bids", {"shape": (13, 14, 12), "size": 4}, "size and shape"),
-            ("bids", {"grid": "baur"}, "no protocol is named 'baur'; known are bengs2021, baur"),
-            ("bids", {"validation_share": 2.0}, "validation_share"),
-            ("bids", {"seed": -1}, "seed"),
-            ("bids", {"qc": "page.txt"}, "html"),
-            ("phantom", {"denoise": False}, "phantoms are made on their grid"),
-        ],
-    )
-    def test_wrong_settings_are_named(
-        self, layout: str, settings: dict, message: str, tmp_path: Path
-    ) -> None:
-        root = "healthy" if layout == "phantom" else tmp_path
-        with pytest.raises(ConfigError, match=message):
-            uadray.prepare(layout, root, tmp_path / "c.zarr", **settings)
-        assert not (tmp_path / "c.zarr").exists()
-
 
 def test_several_workers_fit(tmp_path: Path) -> None:
     cohort = write_healthy(tmp_path)

@@ -11,6 +11,7 @@ from tiny_scans import brain_image, write
 
 from uadray.errors import ConfigError, NoScanFoundError, PluginError
 from uadray.plugins import Package
+from uadray.preparation.inputs import Settings, find_inputs, modality_of
 from uadray.preparation.layouts import LAYOUTS, Scans, list_scans
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -47,6 +48,14 @@ def install(own_registry: OwnRegistry, text: str = HEAD + LAYOUT) -> None:
 
 
 class TestFound:
+    def test_from_python_by_its_place(self, own_registry: OwnRegistry, root: str) -> None:
+        own_registry.write("my_layout", HEAD + LAYOUT)
+        assert modality_of("my_layout:mine") == "T1w"
+        found = find_inputs("my_layout:mine", root, "T1w", settings=Settings())
+        assert [scan.id for scan in found.scans] == ["a", "b", "c"]
+        with pytest.raises(PluginError, match="no_such"):
+            modality_of("no_such:mine")
+
     def test_by_entry_point_sorted_and_with_all_that_is_left_out(
         self, own_registry: OwnRegistry, root: str
     ) -> None:

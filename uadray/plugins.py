@@ -226,7 +226,7 @@ class Registry(MutableMapping[str, Entry]):
         Raises:
             PluginError: it is so; the message says what to install.
         """
-        check_package(f"{self.what} {name!r} is of", self.package(name), wanted)
+        check_package(f"{self.what} {name!r} is of", self.package(name), wanted, f"of {name!r}")
 
     def __setitem__(self, name: str, entry: Entry) -> None:
         self.add(name, entry)
@@ -302,9 +302,7 @@ def package_of(module: str, group: str) -> Package:
     return Package(distribution="", version=f"sha256:{digest}")
 
 
-def check_package(
-    what: str, here: Package | None, wanted: Package, module: str = "of its name"
-) -> None:
+def check_package(what: str, here: Package | None, wanted: Package, module: str) -> None:
     """Refuse what a record names of another version, or what is not installed.
 
     Args:

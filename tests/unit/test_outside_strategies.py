@@ -2,7 +2,6 @@
 
 import json
 import sys
-from dataclasses import replace
 
 import pytest
 import torch
@@ -13,9 +12,7 @@ from uadray.config import Experiment, experiment, from_json, known, to_json
 from uadray.data.erasing import check_draw, sample_erasing
 from uadray.errors import ConfigError, PluginError, RunError
 from uadray.runs.folder import Run
-from uadray.runs.reading import read_epochs
 from uadray.strategies import STRATEGIES, ErasingConfig, keys, strategy
-from uadray.train.job import fit
 from uadray.tune.space import settings_of
 
 DRAW = """
@@ -68,16 +65,6 @@ class TestFound:
         del value["erasing"]["package"]
         assert one.fingerprint != from_json(Experiment, value | {"fit": {"seed": 1}}).fingerprint
         assert "package" not in to_json(experiment("3D-Cube-n"))["erasing"]
-
-    def test_fitted_by_its_name(self, own_registry: OwnRegistry, tmp_path) -> None:
-        install(own_registry)
-        cohort = write_healthy(tmp_path)
-        base = experiment("2D-Column-n")
-        one = replace(base, fit=replace(base.fit, epochs=1, batch_size=8, precision="float32"))
-        run = fit(one, cohort, str(tmp_path / "run"))
-        (epoch,) = read_epochs(run.url)
-        assert 0 < epoch["erasing/share"] < 3 / SHAPE[-1]
-        assert Run.open(run.url).experiment == one
 
 
 class TestMissing:

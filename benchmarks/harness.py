@@ -26,7 +26,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from rich.console import Console
 from rich.table import Table
 
-from uadray.prepare.layouts import LAYOUTS, Scan
+from uadray.preparation.layouts import LAYOUTS, Scan
 from uadray.tables import to_markdown
 
 T = TypeVar("T")

@@ -28,9 +28,9 @@ from uadray import files
 from uadray.config import BASELINES, OTHERS, Experiment, experiment, with_fit
 from uadray.evaluation.job import EvaluateConfig, evaluate_all
 from uadray.methods import Learned
-from uadray.prepare.ingest import prepare_cohort
-from uadray.prepare.layouts import phantom
-from uadray.prepare.settings import PrepareConfig, SplitConfig
+from uadray.preparation.ingest import prepare_cohort
+from uadray.preparation.layouts import phantom
+from uadray.preparation.settings import PrepareConfig, SplitConfig
 from uadray.progress import Progress
 from uadray.report.compare import Series, compare, series_of
 from uadray.report.rows import group_by_cohort

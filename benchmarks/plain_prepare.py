@@ -1,4 +1,4 @@
-"""The default steps of `uadray.prepare` as plain scripts over MONAI and TorchIO, for comparison.
+"""The default steps of `uadray.preparation` as plain scripts over MONAI and TorchIO.
 
 As their users would write them: one scan after the other, the libraries' own transforms where they
 have one, SimpleITK's curvature flow and NumPy's percentiles where they have none.
@@ -15,8 +15,8 @@ import torch
 import torchio as tio
 from monai.data import MetaTensor
 
-from uadray.prepare.geometry import Volume
-from uadray.prepare.settings import PrepareConfig
+from uadray.preparation.geometry import Volume
+from uadray.preparation.settings import PrepareConfig
 
 
 def curvature_flow(image: np.ndarray, time_step: float = 0.125, iterations: int = 3) -> np.ndarray:

@@ -25,10 +25,10 @@ from uadray.prediction.job import PredictJob
 from uadray.prediction.model_folder import open_model
 from uadray.prediction.scan import predict_scan
 from uadray.prediction.settings import PredictConfig
-from uadray.prepare.ingest import prepare_cohort
-from uadray.prepare.layouts import Scan
-from uadray.prepare.settings import PrepareConfig, SplitConfig
-from uadray.prepare.steps import prepare_scan
+from uadray.preparation.ingest import prepare_cohort
+from uadray.preparation.layouts import Scan
+from uadray.preparation.settings import PrepareConfig, SplitConfig
+from uadray.preparation.steps import prepare_scan
 from uadray.runs.checkpoint import CheckpointStore
 from uadray.runs.detector import build_detector
 from uadray.runs.folder import Run

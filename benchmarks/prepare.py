@@ -23,15 +23,15 @@ from threadpoolctl import threadpool_limits
 from benchmarks.harness import PeakMemory, Row, find_scans, main, on_each_in_turns, timed
 from uadray import cluster
 from uadray.errors import ConfigError
-from uadray.prepare.geometry import Volume, resample, to_canonical
-from uadray.prepare.ingest import prepare_cohort
-from uadray.prepare.intensity import correct_bias, curvature_flow
-from uadray.prepare.layouts import Scan
-from uadray.prepare.read import load_volume
-from uadray.prepare.register import register
-from uadray.prepare.settings import PrepareConfig, SplitConfig
-from uadray.prepare.skull import strip
-from uadray.prepare.steps import PreparedVolume, pipeline, prepare_scan
+from uadray.preparation.geometry import Volume, resample, to_canonical
+from uadray.preparation.ingest import prepare_cohort
+from uadray.preparation.intensity import correct_bias, curvature_flow
+from uadray.preparation.layouts import Scan
+from uadray.preparation.read import load_volume
+from uadray.preparation.register import register
+from uadray.preparation.settings import PrepareConfig, SplitConfig
+from uadray.preparation.skull import strip
+from uadray.preparation.steps import PreparedVolume, pipeline, prepare_scan
 
 Side = Callable[[Scan], object]
 

@@ -15,10 +15,10 @@ import numpy as np
 from benchmarks.harness import Row, alone
 from uadray import files
 from uadray.data.sampling import epoch_groups, train_rows
-from uadray.prepare.layouts import Scan
-from uadray.prepare.plan import make_plan, planned_scans
-from uadray.prepare.settings import PrepareConfig, SplitConfig
-from uadray.prepare.splits import split_scans
+from uadray.preparation.layouts import Scan
+from uadray.preparation.plan import make_plan, planned_scans
+from uadray.preparation.settings import PrepareConfig, SplitConfig
+from uadray.preparation.splits import split_scans
 from uadray.store import CohortWriter, open_cohort
 from uadray.store.layout import part_url, read_attributes, shard_url
 

@@ -16,7 +16,7 @@ from benchmarks.harness import RESULTS, render, write_page
 from benchmarks.scaling_costs import FINE, NAME
 from uadray.config import FitConfig
 from uadray.data.sampling import MIX_SHARDS
-from uadray.prepare.settings import Extent
+from uadray.preparation.settings import Extent
 from uadray.store import CHUNK_VOLUMES, MAX_SHARD_VOLUMES
 
 PAGE = "scaling.md"

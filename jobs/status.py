@@ -1,7 +1,6 @@
-"""How a run or a sweep stands: `python jobs/status.py PATH --follow`, as `uadray status` does."""
+"""`uadray status` from a checkout of the repository; see `uadray/jobs/status.py`."""
 
-from uadray import cli
-from uadray.status.command import main
+from uadray.jobs import start
 
 if __name__ == "__main__":
-    cli.run(main)
+    start("status")

@@ -12,8 +12,8 @@ from own_registry import OwnRegistry
 
 from uadray import plugins
 from uadray.methods import DETECTORS, NAMED
-from uadray.prepare.layouts import LAYOUTS
-from uadray.prepare.settings import STRIPPERS
+from uadray.preparation.layouts import LAYOUTS
+from uadray.preparation.settings import STRIPPERS
 from uadray.strategies import STRATEGIES
 
 # The same examples on every run, so that a change is red or green by what it changes;

@@ -8,11 +8,11 @@ import nibabel as nib
 import numpy as np
 from tiny_models import LESION, LESION_MM, RADII, SMALL, grid, head
 
-from uadray.prepare.identity import digest_of, look_at
-from uadray.prepare.layouts import Scan
-from uadray.prepare.plan import make_plan, planned_scans, subject_of
-from uadray.prepare.settings import PrepareConfig, SplitConfig
-from uadray.prepare.steps import prepare_scan
+from uadray.preparation.identity import digest_of, look_at
+from uadray.preparation.layouts import Scan
+from uadray.preparation.plan import make_plan, planned_scans, subject_of
+from uadray.preparation.settings import PrepareConfig, SplitConfig
+from uadray.preparation.steps import prepare_scan
 from uadray.store import Cohort, CohortWriter, Split
 
 IDS = tuple(f"sub-{k:02d}" for k in range(1, 9))

@@ -12,11 +12,11 @@ from uadray import files
 from uadray.config import Experiment, experiment, to_json
 from uadray.evaluation.protocols import EvaluateConfig
 from uadray.methods import StreamDetector
-from uadray.prepare.identity import digest_of, look_at
-from uadray.prepare.layouts import Scan
-from uadray.prepare.plan import make_plan, planned_scans, subject_of
-from uadray.prepare.settings import Extent, PrepareConfig, SplitConfig
-from uadray.prepare.steps import prepare_scan
+from uadray.preparation.identity import digest_of, look_at
+from uadray.preparation.layouts import Scan
+from uadray.preparation.plan import make_plan, planned_scans, subject_of
+from uadray.preparation.settings import Extent, PrepareConfig, SplitConfig
+from uadray.preparation.steps import prepare_scan
 from uadray.runs.checkpoint import CheckpointStore, weights_digest
 from uadray.runs.detector import build_detector
 from uadray.runs.evaluations import INTERVAL_METHOD

@@ -5,7 +5,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 
-from uadray.prepare.settings import Extent, PrepareConfig
+from uadray.preparation.settings import Extent, PrepareConfig
 
 TINY = PrepareConfig(
     shape=(13, 14, 12),

@@ -21,10 +21,17 @@ _VERBS = (
     "open_run",
     "predict",
     "predict_folder",
+    "sweep",
 )
 """The Python interface, see `uadray.api`; imported when it is first used."""
 
-_FROM = {**dict.fromkeys(_VERBS, "uadray.api"), "method": "uadray.methods"}
+_FROM = {
+    **dict.fromkeys(_VERBS, "uadray.api"),
+    **dict.fromkeys(("ScaleConfig", "TrackConfig"), "uadray.train.settings"),
+    "Space": "uadray.tune.space",
+    "method": "uadray.methods",
+    "prepare": "uadray.prepared",
+}
 """Where each name is; `method` makes a class a method, see `uadray.methods.registry`."""
 
 if TYPE_CHECKING:
@@ -39,8 +46,12 @@ if TYPE_CHECKING:
         open_run,
         predict,
         predict_folder,
+        sweep,
     )
     from uadray.methods import method  # noqa: F401
+    from uadray.prepared import prepare  # noqa: F401
+    from uadray.train.settings import ScaleConfig, TrackConfig  # noqa: F401
+    from uadray.tune.space import Space  # noqa: F401
 
 
 def __getattr__(name: str) -> Any:

@@ -1,34 +1,39 @@
-"""The command `uadray`, for what needs no checkout of the repository."""
+"""The command `uadray`: every verb, wherever the package is installed."""
 
 import sys
 
 from uadray import cli
+from uadray.jobs import VERBS, about, start
 
-_HELP = """usage: uadray status PATH [--follow]
-       uadray methods
-
-    status    how a run or a sweep stands; uadray status --help
-    methods   every method, the package that it is from, and its source
-
-All other verbs are the files in jobs/ of the repository, such as python jobs/train.py."""
+METHODS = "methods"
 
 
-def main() -> int:
-    """Call the verb that is named first."""
+def _help() -> str:
+    lines = [f"  {verb:10} {about(verb)}" for verb in VERBS]
+    lines.append(f"  {METHODS:10} Every method, the package that it is from, and its source.")
+    head = "usage: uadray VERB [arguments]; uadray VERB --help says which"
+    return "\n".join([head, "", *lines])
+
+
+def run() -> None:
+    """The console's entry: call the verb that is named first."""
     args = sys.argv[1:]
-    if args and args[0] in ("-h", "--help"):
-        print(_HELP)
-        return cli.OK
-    if args == ["methods"]:
-        return methods()
-    if not args or args[0] != "status":
-        named = f"no verb is named {' '.join(args)!r}" if args else "name a verb"
-        print(f"error: {named}\n{_HELP}", file=sys.stderr)
-        return 2
-    from uadray.status import command
+    if args and args[0] in VERBS:
+        # As one word: usages, errors and records name it so.
+        sys.argv[:2] = [f"{cli.COMMAND} {args[0]}"]
+        start(args[0])
+    cli.run(lambda: _other(args))
 
-    del sys.argv[1]
-    return command.main("uadray status")
+
+def _other(args: list[str]) -> int:
+    if args == [METHODS]:
+        return methods()
+    if args and args[0] in ("-h", "--help"):
+        print(_help())
+        return cli.OK
+    named = f"no verb is named {' '.join(args)!r}" if args else "name a verb"
+    print(f"error: {named}\n{_help()}", file=sys.stderr)
+    return 2
 
 
 def methods() -> int:
@@ -39,11 +44,6 @@ def methods() -> int:
     for name, one in NAMED.usable(lambda name, error: broken.append(error)).items():
         print(f"{name:24} {one.method.package or 'uadray'!s:24} {one.source}")
     return cli.say_left_out(broken)
-
-
-def run() -> None:
-    """The console's entry."""
-    cli.run(main)
 
 
 if __name__ == "__main__":

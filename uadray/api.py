@@ -1,11 +1,13 @@
-"""The Python interface: open a cohort, fit, evaluate, predict, export.
+"""The Python interface: prepare a cohort, fit, sweep, evaluate, predict, export.
 
     import uadray
 
-    cohort = uadray.open_cohort("runs/healthy.zarr")
+    cohort = uadray.prepare("bids", "DATA/ds002748", "runs/healthy.zarr", hold_out=12).cohort
     run = uadray.fit("3D-Cube-n", cohort, "runs/fits/3D-Cube-n", epochs=100)
     (record,) = uadray.evaluate(run, uadray.open_cohort("runs/stroke.zarr"))
     print(record["metrics"]["dice_d"], record["intervals"]["dice_d"])
+    swept = uadray.sweep("bengs-latent", cohort, "runs/latent", evaluate="runs/stroke.zarr")
+    print(swept.dataframe(), swept.best().url, swept.report)
     prediction = uadray.predict(run, "scan.nii.gz", out="predicted")
     print(prediction.summary["proposal"], prediction.summary["warnings"])
     uadray.export(run, "models/3D-Cube-n")
@@ -16,7 +18,7 @@ made again repeats nothing that is finished.
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, overload
+from typing import TYPE_CHECKING, Any, overload
 
 from uadray import config as _config
 from uadray import files
@@ -32,6 +34,11 @@ from uadray.prediction.scan import Prediction, predict_scan
 from uadray.prediction.settings import PredictConfig
 from uadray.runs.folder import Run
 from uadray.store import Cohort, open_cohort
+from uadray.train.settings import ScaleConfig, TrackConfig
+
+if TYPE_CHECKING:
+    from uadray.tune.job import Sweep
+    from uadray.tune.space import Space
 
 __all__ = [
     "evaluate",
@@ -44,6 +51,7 @@ __all__ = [
     "open_run",
     "predict",
     "predict_folder",
+    "sweep",
 ]
 
 Place = str | Path
@@ -72,13 +80,23 @@ def open_run(url: Place) -> Run:
     return Run.open(str(url))
 
 
-def fit(method: str | Experiment, cohort: Place | Cohort, out: Place, **fit: Any) -> Run:
+def fit(
+    method: str | Experiment,
+    cohort: Place | Cohort,
+    out: Place,
+    *,
+    scale: ScaleConfig | None = None,
+    track: TrackConfig | None = None,
+    **fit: Any,
+) -> Run:
     """Fit an experiment on a healthy cohort and leave a run folder, as `jobs/train.py`.
 
     Args:
         method: An experiment, or the name of one.
         cohort: A sealed healthy cohort, or where it lies.
         out: The run folder. A finished one is opened as it is.
+        scale: Workers: `ScaleConfig(num_workers=2)` fits on Ray Train.
+        track: Where else epochs are shown.
         fit: Fields of `FitConfig` to change, such as `epochs=20`.
 
     Raises:
@@ -87,7 +105,53 @@ def fit(method: str | Experiment, cohort: Place | Cohort, out: Place, **fit: Any
     from uadray.train import job
 
     chosen = experiment(method) if isinstance(method, str) else method
-    return job.fit(with_fit(chosen, **fit), _cohort(cohort), str(out))
+    changed = with_fit(chosen, **fit)
+    return job.fit(changed, _cohort(cohort), str(out), scale=scale, track=track)
+
+
+def sweep(
+    space: "Place | Space",
+    cohort: Place | Cohort,
+    out: Place,
+    *,
+    evaluate: Place | Cohort | Sequence[Place | Cohort] = (),
+    name: str = "",
+    track: TrackConfig | None = None,
+    **settings: Any,
+) -> "Sweep":
+    """Fit, evaluate and report every trial of a space, as `jobs/tune.py`.
+
+    Args:
+        space: What is compared, as `Space(experiments=("3D-Cube-n",), vary={"method.slope": (0.0,
+            0.1)})`, the name of a preset, or a file such as the `space.toml` of a sweep.
+        cohort: A sealed healthy cohort.
+        out: Folder of the sweep. Trials that are finished there are not repeated.
+        evaluate: Cohorts with lesions on which finished trials are evaluated.
+        name: In the title of the report.
+        track: Where else the epochs of trials are shown.
+        settings: Fields of `SweepConfig`, such as `scheduler="asha"`.
+
+    Returns:
+        How it ended: `.dataframe()` has a row for each trial, `.best()` is a run, `.report` the
+        page's place.
+
+    Raises:
+        UadrayError: see `tune.job.SweepJob.run`.
+    """
+    from uadray.tune.job import SweepJob
+    from uadray.tune.settings import SweepConfig
+    from uadray.tune.space import named_space
+
+    several = [evaluate] if isinstance(evaluate, (Cohort, str, Path)) else evaluate
+    return SweepJob(
+        space=named_space(str(space)) if isinstance(space, (str, Path)) else space,
+        cohort=_url(cohort),
+        out=str(out),
+        name=name or (Path(space).stem if isinstance(space, (str, Path)) else ""),
+        evaluate=tuple(map(_url, several)),
+        sweep=SweepConfig(**settings),
+        track=track or TrackConfig(),
+    ).run()
 
 
 def evaluate(
@@ -331,6 +395,10 @@ def export(run: Run | Place, out: Place, *, licence: str = "", onnx: bool | None
     """
     url = run.url if isinstance(run, Run) else str(run)
     return export_model(url, str(out), licence=licence, onnx=onnx)[0]
+
+
+def _url(given: Place | Cohort) -> str:
+    return given.url if isinstance(given, Cohort) else str(given)
 
 
 def _cohort(given: Place | Cohort) -> Cohort:

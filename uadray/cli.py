@@ -5,6 +5,7 @@ import codecs
 import errno
 import io
 import os
+import re
 import signal
 import sys
 import threading
@@ -14,6 +15,9 @@ from typing import NoReturn, TextIO
 
 from uadray import files
 from uadray.errors import UadrayError
+
+COMMAND = "uadray"
+"""What `pip` installs for a console: a verb is its first argument."""
 
 OK, FAILED, INCOMPLETE = 0, 1, 3
 """Exit codes: all done; an error, which was printed; done, but some input could not be used."""
@@ -62,6 +66,11 @@ def run(main: Callable[[], int | None]) -> NoReturn:
         sys.exit(FAILED)
     finally:
         sys.unraisablehook = sys.__unraisablehook__
+
+
+def program(*words: str) -> str:
+    """How usages name this process: the file or the verb, then what was named first."""
+    return " ".join([os.path.basename(sys.argv[0]), *filter(None, words)])
 
 
 def say_left_out(left_out: Iterable[object]) -> int:
@@ -146,12 +155,21 @@ def _lasting(stream: TextIO | None, descriptor: int) -> TextIO:
         except OSError:
             return stream  # a caller's own, such as a test's or a notebook's
         stream.flush()
-    return io.TextIOWrapper(
+    kind = _AsCommand if sys.argv[0].startswith(f"{COMMAND} ") else io.TextIOWrapper
+    return kind(
         io.BufferedWriter(_Terminal(descriptor, "wb", closefd=False)),  # type: ignore[type-var]
         encoding=getattr(stream, "encoding", None) or "utf-8",
         errors=_PLAIN,
         line_buffering=True,
     )
+
+
+class _AsCommand(io.TextIOWrapper):
+    """Names verbs as who has no checkout of the repository calls them."""
+
+    def write(self, text: str) -> int:
+        super().write(re.sub(r"(?:python )?\bjobs/(\w+)\.py", rf"{COMMAND} \1", text))
+        return len(text)
 
 
 class _Terminal(io.FileIO):

@@ -6,15 +6,16 @@ An experiment is named as in the papers, `experiment("3D-Cube-n")`, and changed 
 import dataclasses
 import hashlib
 import json
-import math
 import re
 import types
 import typing
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from uadray.errors import ConfigError, PluginError
+from uadray.fields import fits
 from uadray.methods import NAMED, Learned, MethodSettings, PublishedMethod
 from uadray.methods.baselines import PCA
 from uadray.methods.registry import detector_type, name_at
@@ -29,6 +30,7 @@ __all__ = [
     "ErasingConfig",
     "Experiment",
     "FitConfig",
+    "base_name",
     "changes",
     "experiment",
     "flat",
@@ -178,7 +180,7 @@ def experiment(name: str) -> Experiment:
     """
     if match := re.fullmatch(r"PCA-(\d+)", name):
         return Experiment(method=PCA.Settings(num_components=int(match[1])))
-    if at := re.fullmatch(r"([23]D-)?([\w.]+:\w+)(-.*)?", name):
+    if at := re.fullmatch(r"([23]D-)?([^:\s]+:\w+)(-.*)?", name):
         name = f"{at[1] or ''}{name_at(at[2])}{at[3] or ''}"
     broken: list[object] = []
     made = _named(name, bool(at), STRATEGIES.imported)
@@ -206,6 +208,21 @@ def _named(name: str, at: bool, strategies: Mapping[str, Strategy]) -> Experimen
         if one is not None and (made := _made(one, ndim, erasing)).name == name:
             return made
     return None
+
+
+def base_name(one: Experiment) -> str:
+    """A name that `experiment` knows of an experiment of the same method and dimension.
+
+    It is its own name where that is known; settings have made another of it otherwise.
+    """
+    method = one.method
+    dimension = "3D-" if getattr(method, "ndim", 2) == 3 else ""
+    if method.package is not None:
+        return f"{dimension}{method.type_name()}"
+    with suppress(ConfigError):
+        if type(experiment(one.name).method) is type(method):
+            return one.name
+    return dimension + next(n for n, m in _OWN.items() if type(m) is type(method))
 
 
 def _made(one: PublishedMethod, ndim: Literal[2, 3], erasing: ErasingConfig) -> Experiment:
@@ -314,7 +331,7 @@ def _dataclass_from_json(kind: type[Any], value: Any) -> Any:
             raise ConfigError(f"{name}: {key} must be an object with fields, was {inner!r}")
     values = {key: from_json(hints[key], inner) for key, inner in value.items()}
     for key, inner in values.items():
-        if not _fits(hints[key], inner):
+        if not fits(hints[key], inner):
             wanted = hints[key].__name__ if isinstance(hints[key], type) else str(hints[key])
             raise ConfigError(f"{name}: {key} must be {wanted}, was {inner!r}")
     missing = dataclasses.MISSING
@@ -322,28 +339,6 @@ def _dataclass_from_json(kind: type[Any], value: Any) -> Any:
         if key not in values and one.default is missing and one.default_factory is missing:
             raise ConfigError(f"{name} lacks the field {key}")
     return kind(**values)
-
-
-def _fits(hint: Any, value: Any) -> bool:
-    """Whether a value is of a field's type; numbers are to be finite."""
-    origin, args = typing.get_origin(hint), typing.get_args(hint)
-    if origin is typing.Literal:
-        return any(value == one and type(value) is type(one) for one in args)
-    if origin in (types.UnionType, typing.Union):
-        return any(_fits(one, value) for one in args)
-    if origin is tuple:
-        if not isinstance(value, tuple):
-            return False
-        if len(args) == 2 and args[1] is Ellipsis:
-            return all(_fits(args[0], one) for one in value)
-        return len(args) == len(value) and all(map(_fits, args, value))
-    if origin is dict:
-        return isinstance(value, dict) and all(_fits(args[1], one) for one in value.values())
-    if hint is float:
-        return type(value) in (int, float) and math.isfinite(value)
-    if hint in (bool, int, str, types.NoneType):
-        return type(value) is hint
-    return isinstance(value, hint) if isinstance(hint, type) else True
 
 
 def flat(settings: Any, path: str = "") -> dict[str, Any]:

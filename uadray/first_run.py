@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 from uadray import files
 from uadray.config import Experiment, experiment, with_fit
 from uadray.errors import RunError
-from uadray.prepare.layouts import phantom
-from uadray.prepare.settings import PrepareConfig, SplitConfig
+from uadray.preparation.layouts import phantom
+from uadray.preparation.settings import PrepareConfig, SplitConfig
 
 if TYPE_CHECKING:
     from uadray.runs.folder import Run
@@ -63,7 +63,7 @@ def cohorts(
         healthy: Phantoms without lesion.
         lesioned: Phantoms of each kind with one.
     """
-    from uadray.prepare.ingest import prepare_cohort
+    from uadray.preparation.ingest import prepare_cohort
 
     counts = {"healthy": healthy} | dict.fromkeys(LESIONED, lesioned)
     return {

@@ -69,6 +69,13 @@ def load(place: str, whose: str = "", *, here: bool = False) -> Any:
     """
     module, _, name = place.partition(":")
     whose = whose or place
+    names = (*module.split("."), name)
+    if module.endswith(".py") or not all(part.isidentifier() for part in names):
+        meant = module.removesuffix(".py").rsplit("/", 1)[-1].strip(".").replace("-", "_")
+        raise PluginError(
+            f"{whose}: expected package.module:Name, as Python imports it, such as "
+            f"{meant or 'my_module'}:{name.partition('-')[0] or 'Name'}"
+        )
     if here and os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())
     try:
@@ -138,11 +145,10 @@ class Registry(MutableMapping[str, Entry]):
         """
         if name in self.imported:
             self._check_rivals(name)
-        elif (found := find(self.group, name)) is None:
+            return self.imported[name]
+        if (found := find(self.group, name)) is None:
             raise KeyError(name)
-        else:
-            self._import(name, found.value, self.package(name), describe(found))
-        return self.imported[name]
+        return self._import(name, found.value, describe(found), self.package(name))
 
     def at(self, place: str) -> Entry:
         """The entry at `package.module:name`, which may lie in the present folder; its name here.
@@ -150,18 +156,17 @@ class Registry(MutableMapping[str, Entry]):
         Raises:
             PluginError: there is none.
         """
-        if place not in self.imported:
-            load(place, here=True)
-            self._import(place, place, package_of(place.partition(":")[0], self.group), place)
-        return self.imported[place]
+        return self._import(place, place, place, None)
 
-    def _import(self, name: str, place: str, package: Package | None, whose: str) -> None:
-        one = load(place, whose)
+    def _import(self, name: str, place: str, whose: str, package: Package | None) -> Entry:
+        one = load(place, whose, here=package is None)
         if name not in self.imported:  # its import may have added it
+            package = package or package_of(place.partition(":")[0], self.group)
             try:
                 self.add(name, one, package, place)
             except PluginError as error:
                 raise PluginError(f"{whose} is no {self.what} named {name!r}: {error}") from None
+        return self.imported[name]
 
     def _check_rivals(self, name: str) -> None:
         """Say that ours is meant, or refuse a name that several packages have."""
@@ -203,18 +208,17 @@ class Registry(MutableMapping[str, Entry]):
         return Package(distribution=dist.name, version=dist.version) if dist else None
 
     def need(self, name: str) -> Entry:
-        """The entry that settings name, which may have come from a machine that has it.
+        """The entry of a name that settings or a user give.
 
         Raises:
             PluginError: there is none here, or as `[]`.
         """
-        try:
+        if name in self:
             return self[name]
-        except KeyError:
-            raise PluginError(
-                f"no {self.what} is named {name!r} here: install the package that has it, on every "
-                "node that there is"
-            ) from None
+        raise PluginError(
+            f"no {self.what} is named {name!r} here, there are {', '.join(self)}: install the "
+            "package that has it, on all nodes"
+        )
 
     def check_recorded(self, name: str, wanted: Package) -> None:
         """Refuse a name on record that is not installed here, or of another version.
@@ -278,8 +282,11 @@ def package_of(module: str, group: str) -> Package:
     from importlib import metadata
 
     top = module.partition(".")[0]
-    installed = [one for several in entries(group).values() for one in several]
-    names = {e.dist.name for e in installed if e.dist and e.module.partition(".")[0] == top}
+    each = (one for several in entries(group).values() for one in several)
+    installed = [(one.module, one.dist.name) for one in each if one.dist]
+    # Several packages may share the top of a namespace.
+    names = {package for place, package in installed if place == module}
+    names = names or {package for place, package in installed if place.partition(".")[0] == top}
     names = names or set(metadata.packages_distributions().get(top, ()))
     if len(names) == 1:
         (name,) = names

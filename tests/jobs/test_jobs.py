@@ -16,7 +16,7 @@ from uadray.evaluation.protocols import EvaluateConfig
 from uadray.methods.vae import VAE
 from uadray.metrics.postprocess import describe_findable
 from uadray.metrics.settings import PostprocessConfig
-from uadray.prepare.settings import PrepareConfig, Selection
+from uadray.preparation.settings import PrepareConfig, Selection
 from uadray.progress import PLAIN_EVERY_S
 from uadray.store import open_cohort, verify
 from uadray.train.settings import ScaleConfig, TrackConfig

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from jobs import evaluate, report, train, tune
 from uadray import first_run
 from uadray.errors import ConfigError
+from uadray.jobs import evaluate, report, train, tune
 from uadray.methods.vae import VAE
 from uadray.tune import space
 from uadray.tune.space import FIRST_RUN, PRESETS, smoke

@@ -17,11 +17,11 @@ from tiny_scans import TINY, brain_image, write, write_bids
 
 from uadray import attempts, each, files
 from uadray.errors import ConfigError, StoreError, TooManyFailuresError
-from uadray.prepare import ingest
-from uadray.prepare.ingest import prepare_cohort, summary
-from uadray.prepare.layouts import Scan, bids, phantom
-from uadray.prepare.settings import PrepareConfig, SplitConfig
-from uadray.prepare.steps import prepare_scan
+from uadray.preparation import ingest
+from uadray.preparation.ingest import prepare_cohort, summary
+from uadray.preparation.layouts import Scan, bids, phantom
+from uadray.preparation.settings import PrepareConfig, SplitConfig
+from uadray.preparation.steps import prepare_scan
 from uadray.store import Cohort, CohortWriter, open_cohort, verify
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_session")]

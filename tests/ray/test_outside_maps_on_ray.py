@@ -22,7 +22,7 @@ from uadray.evaluation.job import evaluate
 from uadray.evaluation.protocols import EvaluateConfig
 from uadray.evaluation.scoring import score_volumes
 from uadray.metrics.settings import PostprocessConfig
-from uadray.prepare.geometry import to_nifti
+from uadray.preparation.geometry import to_nifti
 from uadray.report.compare import compare, series_of
 from uadray.report.rows import group_by_cohort
 from uadray.runs.detector import load_detector
@@ -117,7 +117,7 @@ def test_a_skipped_person_counts_as_nothing_found_and_allows_no_comparison(
 
 def call(job: str, *args: str, monkeypatch: pytest.MonkeyPatch) -> int:
     monkeypatch.setattr(sys, "argv", [f"jobs/{job}.py", *args])
-    return import_module(f"jobs.{job}").main() or 0
+    return import_module(f"uadray.jobs.{job}").main() or 0
 
 
 def test_the_job_names_what_it_could_not_use(

@@ -1,16 +1,16 @@
 """The prepare job as a user calls it: arguments, exit codes, what it prints."""
 
-import importlib.util
 import json
 import shlex
 import sys
+from importlib import import_module
 from types import ModuleType
 
 import pytest
 from tiny_scans import brain_image, write, write_bids
 
 from uadray import cli
-from uadray.prepare.layouts import LAYOUTS
+from uadray.preparation.layouts import LAYOUTS
 from uadray.store import open_cohort, verify
 
 pytestmark = pytest.mark.ray
@@ -33,15 +33,8 @@ TINY = [
 
 
 @pytest.fixture(scope="module")
-def job(request) -> ModuleType:
-    path = request.config.rootpath / "jobs" / "prepare.py"
-    spec = importlib.util.spec_from_file_location("prepare_job", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["prepare_job"] = module
-    spec.loader.exec_module(module)
-    return module
+def job() -> ModuleType:
+    return import_module("uadray.jobs.prepare")
 
 
 @pytest.fixture

@@ -13,9 +13,9 @@ import ray
 from tiny_scans import TINY, write_bids
 
 from uadray import each, files
-from uadray.prepare.ingest import prepare_cohort
-from uadray.prepare.layouts import bids
-from uadray.prepare.settings import SplitConfig
+from uadray.preparation.ingest import prepare_cohort
+from uadray.preparation.layouts import bids
+from uadray.preparation.settings import SplitConfig
 from uadray.store import open_cohort, verify
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_session")]
@@ -26,9 +26,9 @@ DRIVER = """
 import sys
 sys.path.insert(0, sys.argv[1])
 from tiny_scans import TINY
-from uadray.prepare.ingest import prepare_cohort
-from uadray.prepare.layouts import bids
-from uadray.prepare.splits import SplitConfig
+from uadray.preparation.ingest import prepare_cohort
+from uadray.preparation.layouts import bids
+from uadray.preparation.splits import SplitConfig
 prepare_cohort(bids(sys.argv[2], "T1w"), sys.argv[3], config=TINY, split=SplitConfig(), workers=1)
 """
 

@@ -12,10 +12,10 @@ from tiny_scans import TINY, write_bids
 from tests.s3_server import FaultyS3, S3Faults, serve
 from uadray import each, files
 from uadray.errors import StoreError
-from uadray.prepare import ingest
-from uadray.prepare.ingest import prepare_cohort
-from uadray.prepare.layouts import bids
-from uadray.prepare.settings import SplitConfig
+from uadray.preparation import ingest
+from uadray.preparation.ingest import prepare_cohort
+from uadray.preparation.layouts import bids
+from uadray.preparation.settings import SplitConfig
 from uadray.store import Cohort, verify
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_session")]

@@ -9,7 +9,7 @@ import pytest
 from tiny_models import finished_run, freeze_threshold, healthy_cohort, write_head
 
 import uadray
-from uadray.errors import PredictError
+from uadray.errors import ConfigError, PredictError
 from uadray.runs.folder import Run
 
 IMPORT = """
@@ -50,6 +50,32 @@ def test_predict_stays_a_package() -> None:
 
     assert uadray.prediction.scan is scan
     assert callable(uadray.predict)
+
+
+@pytest.mark.parametrize(
+    ("layout", "settings", "message"),
+    [
+        ("bidz", {}, "no layout is named 'bidz'; did you mean bids"),
+        ("bids", {"hold_ot": 1}, "no setting 'hold_ot'; did you mean hold_out"),
+        ("bids", {"shape": (3, 4)}, r"shape must be a list .*, was \(3, 4\)"),
+        ("bids", {"denoise": "no"}, "denoise must be true or false, was 'no'"),
+        ("bids", {"shape": (13, 14, 12), "size": 4}, "size and shape"),
+        ("bids", {"grid": "baur"}, "no protocol is named 'baur'; known are bengs2021, baur"),
+        ("bids", {"validation_share": 2.0}, "validation_share"),
+        ("bids", {"seed": -1}, "seed"),
+        ("bids", {"qc": "page.txt"}, "html"),
+        ("phantom", {"denoise": False}, "phantoms are made on their grid"),
+        ("phantom", {"grid": "baur2018"}, "phantoms are made on their grid"),
+        ("phantom", {"root": "healty"}, "healthy, tumour, stroke, was 'healty'"),
+    ],
+)
+def test_wrong_settings_of_a_preparation_are_named(
+    layout: str, settings: dict, message: str, tmp_path: Path
+) -> None:
+    root = {"root": "healthy" if layout == "phantom" else tmp_path}
+    with pytest.raises(ConfigError, match=message):
+        uadray.prepare(layout, out=tmp_path / "c.zarr", **(root | settings))
+    assert not (tmp_path / "c.zarr").exists()
 
 
 @pytest.fixture(scope="module")

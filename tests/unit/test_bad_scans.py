@@ -15,12 +15,12 @@ from tiny_scans import TINY, brain_image, ellipsoid, write
 
 from uadray import files
 from uadray.errors import ScanError
-from uadray.prepare.geometry import to_canonical, voxel_ml
-from uadray.prepare.layouts import Scan
-from uadray.prepare.nifti import read_image
-from uadray.prepare.read import load_volume
-from uadray.prepare.settings import DOUBT
-from uadray.prepare.steps import prepare_scan
+from uadray.preparation.geometry import to_canonical, voxel_ml
+from uadray.preparation.layouts import Scan
+from uadray.preparation.nifti import read_image
+from uadray.preparation.read import load_volume
+from uadray.preparation.settings import DOUBT
+from uadray.preparation.steps import prepare_scan
 
 IMAGE = brain_image()
 SHAPE = IMAGE.shape

@@ -1,6 +1,5 @@
 """The documentation: its commands are understood by the jobs, its links lead somewhere."""
 
-import importlib.util
 import os
 import pkgutil
 import re
@@ -8,16 +7,18 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Iterator
+from importlib import import_module
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
 import tyro
 
+from uadray import settings_files
+from uadray.jobs import VERBS
+
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
-JOBS = {path.stem: path for path in (ROOT / "jobs").glob("*.py")}
 
 
 class _Parsed(BaseException):
@@ -29,7 +30,7 @@ def commands(page: Path) -> Iterator[list[str]]:
     text = re.sub(r"\\\n\s*", " ", page.read_text(encoding="utf-8"))
     # A command in quotes ends where they do.
     text = re.sub(r"bash -c '([^']*)'", r"\1", text)
-    text = re.sub(r"\buadray status (?=[\w/])", "python jobs/status.py ", text)
+    text = re.sub(rf"\buadray ({'|'.join(VERBS)}) (?=[\w/-])", r"python jobs/\1.py ", text)
     for match in re.finditer(r"python (jobs/\w+\.py[^\n`;|#]*)", text):
         # Names that stand for any experiment.
         stand_ins = {"$name": "3D-None", "NAME": "3D-None", "$SLURM_ARRAY_TASK_ID": "0"}
@@ -45,26 +46,12 @@ def shape(words: list[str]) -> tuple[str, ...]:
 def every_command() -> list[Any]:
     seen: dict[tuple[str, ...], Any] = {}
     for page in PAGES:
-        # Needs the method that it makes: tests/jobs/test_add_a_method.py runs it as a whole.
-        for words in commands(page) if page.name != "add-a-method.md" else ():
+        # These need what they make: tests/jobs/test_add_a_*.py run them as a whole.
+        for words in commands(page) if not page.name.startswith("add-a-") else ():
             if "..." not in words and len(words) > 1:
                 name = f"{page.relative_to(ROOT)}: {' '.join(words)}"
                 seen.setdefault(shape(words), pytest.param(words, id=name))
     return list(seen.values())
-
-
-def load(name: str) -> ModuleType:
-    if name not in _LOADED:
-        spec = importlib.util.spec_from_file_location(f"docs_{name}", JOBS[name])
-        assert spec is not None
-        assert spec.loader is not None
-        _LOADED[name] = importlib.util.module_from_spec(spec)
-        sys.modules[spec.name] = _LOADED[name]
-        spec.loader.exec_module(_LOADED[name])
-    return _LOADED[name]
-
-
-_LOADED: dict[str, ModuleType] = {}
 
 
 def parse(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -75,10 +62,11 @@ def parse(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
         real(*args, **kwargs)
         raise _Parsed
 
-    name = Path(words[0]).stem
-    assert name in JOBS, f"there is no {words[0]}"
-    job = load(name)
+    verb = Path(words[0]).stem
+    assert verb in VERBS, f"there is no {words[0]}"
+    job = import_module(f"uadray.jobs.{verb}")
     monkeypatch.setattr(tyro, "cli", understood)
+    monkeypatch.setattr(settings_files, "read", lambda place, kind: {})  # what runs write
     monkeypatch.setattr(sys, "argv", [words[0], *words[1:]])
     try:
         job.main()

@@ -1,7 +1,6 @@
 """The arguments of jobs/evaluate.py: a protocol gives defaults, nothing to do is refused."""
 
-import importlib.util
-import sys
+from importlib import import_module
 from pathlib import Path
 from types import ModuleType
 
@@ -16,13 +15,7 @@ JOB = Path(__file__).resolve().parents[2] / "jobs" / "evaluate.py"
 
 @pytest.fixture(scope="module")
 def job() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("evaluate_job", JOB)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # where its docstrings are looked up for the help
-    spec.loader.exec_module(module)
-    return module
+    return import_module("uadray.jobs.evaluate")
 
 
 @pytest.mark.parametrize("name", PROTOCOLS)

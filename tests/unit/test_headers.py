@@ -17,10 +17,10 @@ from tiny_scans import brain_image
 from uadray.errors import ScanError
 from uadray.prediction.outputs import encode
 from uadray.prediction.scan import Grid
-from uadray.prepare.layouts import Scan
-from uadray.prepare.nifti import RawImage, read_image
-from uadray.prepare.read import load_volume
-from uadray.prepare.settings import DOUBT
+from uadray.preparation.layouts import Scan
+from uadray.preparation.nifti import RawImage, read_image
+from uadray.preparation.read import load_volume
+from uadray.preparation.settings import DOUBT
 
 IMAGE = brain_image((12, 14, 13))
 AFFINE = np.diag([1.0, 1.2, 1.4, 1.0])
@@ -271,6 +271,6 @@ def test_whatever_a_reader_raises_is_a_reason(tmp_path, monkeypatch):
     def broken(*_args: object, **_more: object) -> None:
         raise RecursionError("no end")
 
-    monkeypatch.setattr("uadray.prepare.nifti.ArrayProxy", broken)
+    monkeypatch.setattr("uadray.preparation.nifti.ArrayProxy", broken)
     with pytest.raises(ScanError, match=r"a\.nii: .*cannot be read \(no end\)"):
         load_volume(Scan(id="a", subject="a", modality="T1w", image=str(save(tmp_path / "a.nii"))))

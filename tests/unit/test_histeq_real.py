@@ -23,12 +23,12 @@ from uadray.metrics.counts import CohortCounts, count_subject
 from uadray.metrics.measures import auprc, auroc, dice_d
 from uadray.metrics.postprocess import MAX_LEVEL, postprocess
 from uadray.metrics.settings import PostprocessConfig
-from uadray.prepare.identity import look_at
-from uadray.prepare.layouts import mslub
-from uadray.prepare.plan import subject_of
-from uadray.prepare.settings import PrepareConfig, SplitConfig
-from uadray.prepare.splits import split_scans
-from uadray.prepare.steps import prepare_scan
+from uadray.preparation.identity import look_at
+from uadray.preparation.layouts import mslub
+from uadray.preparation.plan import subject_of
+from uadray.preparation.settings import PrepareConfig, SplitConfig
+from uadray.preparation.splits import split_scans
+from uadray.preparation.steps import prepare_scan
 from uadray.store import Cohort, CohortWriter
 
 pytestmark = [pytest.mark.real, pytest.mark.slow]

@@ -18,13 +18,13 @@ from uadray import files
 from uadray.errors import EvaluationError, StoreError
 from uadray.evaluation.inputs import _check_cohort
 from uadray.evaluation.protocols import EvaluateConfig
-from uadray.prepare.identity import digest_of, image_digest, is_unchanged, look_at
-from uadray.prepare.ingest import _rows_to_redo, _still_good, summary
-from uadray.prepare.layouts import Scan
-from uadray.prepare.plan import make_plan, planned_scans, sources
-from uadray.prepare.read import load_volume
-from uadray.prepare.settings import SplitConfig
-from uadray.prepare.steps import prepare_scan
+from uadray.preparation.identity import digest_of, image_digest, is_unchanged, look_at
+from uadray.preparation.ingest import _rows_to_redo, _still_good, summary
+from uadray.preparation.layouts import Scan
+from uadray.preparation.plan import make_plan, planned_scans, sources
+from uadray.preparation.read import load_volume
+from uadray.preparation.settings import SplitConfig
+from uadray.preparation.steps import prepare_scan
 from uadray.store import CohortWriter, Subject, open_cohort, repeated_images
 from uadray.store.layout import part_url
 

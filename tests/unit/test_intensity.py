@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from tiny_scans import ellipsoid
 
 from uadray.errors import ScanError
-from uadray.prepare.geometry import Volume
-from uadray.prepare.intensity import correct_bias, curvature_flow, denoise, standardise
+from uadray.preparation.geometry import Volume
+from uadray.preparation.intensity import correct_bias, curvature_flow, denoise, standardise
 
 
 def itk_flow(image: np.ndarray, spacing, time_step: float, iterations: int) -> np.ndarray:

@@ -24,11 +24,11 @@ from tiny_sets import (
 )
 
 from uadray.errors import NoScanFoundError
-from uadray.prepare.layouts import LAYOUTS, Scan, bids, csv, detect, mslub, phantom
-from uadray.prepare.layouts.scans import find_files
-from uadray.prepare.read import load_volume
-from uadray.prepare.settings import DOUBT
-from uadray.prepare.steps import prepare_scan
+from uadray.preparation.layouts import LAYOUTS, Scan, bids, csv, detect, mslub, phantom
+from uadray.preparation.layouts.scans import find_files
+from uadray.preparation.read import load_volume
+from uadray.preparation.settings import DOUBT
+from uadray.preparation.steps import prepare_scan
 
 
 def touch(root: Path, *names: str) -> Path:

@@ -1,9 +1,7 @@
 """The trials of a sweep: their ranks, the best of each column, what repeats them, what matters."""
 
-import importlib.util
 import json
 import shlex
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -18,6 +16,7 @@ from hypothesis import strategies as st
 
 from uadray.config import Experiment, experiment, from_json, with_fit
 from uadray.errors import ConfigError
+from uadray.jobs.train import Train
 from uadray.report import rows, vega, words
 from uadray.report.charts.parallel import parallel
 from uadray.report.importance import MIN_TRIALS, importance
@@ -190,19 +189,10 @@ class TestLeaderboard:
 class TestCommand:
     @staticmethod
     def parse(command: str) -> Any:
-        path = ROOT / "jobs" / "train.py"
-        spec = importlib.util.spec_from_file_location("repeat_train", path)
-        assert spec is not None
-        assert spec.loader is not None
-        module = importlib.util.module_from_spec(spec)
-        sys.modules[spec.name] = module
-        spec.loader.exec_module(module)
         python, job, name, *args = shlex.split(command)
         assert (python, job) == ("python", "jobs/train.py")
-        default = module.Train(experiment=experiment(name))
-        return tyro.cli(
-            module.Train, args=args, default=default, config=(tyro.conf.AvoidSubcommands,)
-        )
+        default = Train(experiment=experiment(name))
+        return tyro.cli(Train, args=args, default=default, config=(tyro.conf.AvoidSubcommands,))
 
     @pytest.mark.parametrize(
         ("name", "change"),

@@ -12,8 +12,8 @@ from uadray import files
 from uadray.config import experiment, with_fit
 from uadray.errors import EvaluationError, RunError, StoreError
 from uadray.evaluation.inputs import compare, refuse
-from uadray.prepare.settings import Extent, PrepareConfig
-from uadray.prepare.steps import record
+from uadray.preparation.settings import Extent, PrepareConfig
+from uadray.preparation.steps import record
 from uadray.runs.folder import Run
 from uadray.runs.learned import PEOPLE, Match, compare_cohorts, data_set
 from uadray.store import Cohort, CohortWriter, Split, Subject

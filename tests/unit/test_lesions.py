@@ -11,10 +11,10 @@ from scipy.spatial.transform import Rotation
 from tiny_scans import TINY, ellipsoid, write, write_bids
 
 from uadray.errors import ConfigError, NoScanFoundError, ScanError
-from uadray.prepare.geometry import Volume, voxel_ml, voxel_sizes
-from uadray.prepare.layouts import Scan
-from uadray.prepare.lesion_shapes import displacement_mm, keep_components, push_outward
-from uadray.prepare.lesions import (
+from uadray.preparation.geometry import Volume, voxel_ml, voxel_sizes
+from uadray.preparation.layouts import Scan
+from uadray.preparation.lesion_shapes import displacement_mm, keep_components, push_outward
+from uadray.preparation.lesions import (
     LesionMask,
     assign_masks,
     brighten,
@@ -23,8 +23,8 @@ from uadray.prepare.lesions import (
     read_mask,
     register_to_mni,
 )
-from uadray.prepare.settings import CHANGES, LesionConfig, PrepareConfig
-from uadray.prepare.steps import prepare_scan, record
+from uadray.preparation.settings import CHANGES, LesionConfig, PrepareConfig
+from uadray.preparation.steps import prepare_scan, record
 
 CONFIG = LesionConfig()
 LOW, HIGH = CHANGES["stroke", "t1-dark"]

@@ -15,12 +15,12 @@ from tiny_scans import brain_image, write
 from uadray import files
 from uadray.errors import ConfigError, NoScanFoundError
 from uadray.prediction.inputs import find_items
-from uadray.prepare.ingest import prepare_cohort
-from uadray.prepare.layouts import LAYOUTS, Scan, bids, csv, phantom
-from uadray.prepare.layouts.listing import find_files, left_out_lines
-from uadray.prepare.layouts.naming import mask_word
-from uadray.prepare.lesions import find_masks
-from uadray.prepare.settings import Extent, PrepareConfig, Selection, SplitConfig
+from uadray.preparation.ingest import prepare_cohort
+from uadray.preparation.layouts import LAYOUTS, Scan, bids, csv, phantom
+from uadray.preparation.layouts.listing import find_files, left_out_lines
+from uadray.preparation.layouts.naming import mask_word
+from uadray.preparation.lesions import find_masks
+from uadray.preparation.settings import Extent, PrepareConfig, Selection, SplitConfig
 
 
 def touch(root: Path, *names: str) -> Path:

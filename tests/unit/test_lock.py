@@ -31,8 +31,8 @@ from uadray import files, lock
 from uadray.config import experiment
 from uadray.errors import LockedError
 from uadray.evaluation.job import evaluate
-from uadray.prepare.ingest import prepare_cohort
-from uadray.prepare.settings import PrepareConfig, SplitConfig
+from uadray.preparation.ingest import prepare_cohort
+from uadray.preparation.settings import PrepareConfig, SplitConfig
 from uadray.runs.folder import Run
 from uadray.store import open_cohort
 from uadray.train.job import fit

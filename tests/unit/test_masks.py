@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from uadray.errors import ScanError
-from uadray.prepare.masks import _check_labels
+from uadray.preparation.masks import _check_labels
 
 
 def values(levels: np.ndarray) -> np.ndarray:

@@ -27,9 +27,9 @@ from uadray.metrics.components import drop_components
 from uadray.metrics.counts import SubjectCounts, TestPart
 from uadray.metrics.table import compute_metrics
 from uadray.metrics.thresholds import no_threshold
-from uadray.prepare.layouts import mslub
-from uadray.prepare.settings import Extent, PrepareConfig
-from uadray.prepare.steps import prepare_scan
+from uadray.preparation.layouts import mslub
+from uadray.preparation.settings import Extent, PrepareConfig
+from uadray.preparation.steps import prepare_scan
 
 pytestmark = pytest.mark.real
 

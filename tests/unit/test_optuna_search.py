@@ -1,5 +1,6 @@
 """Optuna's draws follow from the seed and the figures before them, whatever was restarted."""
 
+import warnings
 from typing import Any
 
 import pytest
@@ -53,6 +54,22 @@ def test_a_search_that_was_killed_draws_what_an_undisturbed_one_draws() -> None:
     assert len({str(point) for point in whole}) == NUM
     for cut in range(1, NUM):
         assert draw(draw([], cut), NUM) == whole, cut
+
+
+def test_lists_of_numbers_are_drawn_and_go_on_from_a_record() -> None:
+    space = Space(
+        experiments=("3D-None",),
+        vary={"widths": ((8, 16), (16, 32)), "slope": (0.0, 0.1)},
+        baselines=False,
+    )
+    args: dict[str, Any] = {"metric": "objective", "seed": 0, "num": 4, "value_of": lambda r: 1.0}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        search = OptunaDraws(space, past=[], **args)
+        points = [search.suggest(str(n)) for n in range(3)]
+    assert {point["method.widths"] for point in points} <= {(8, 16), (16, 32)}
+    again = OptunaDraws(space, past=[(point, 1.0) for point in points], **args)
+    assert space.build(again.suggest("3")) not in map(space.build, points)
 
 
 def test_another_seed_draws_others() -> None:

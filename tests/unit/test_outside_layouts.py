@@ -9,13 +9,14 @@ import pytest
 from own_registry import OwnRegistry
 from tiny_scans import brain_image, write
 
-from uadray.errors import NoScanFoundError, PluginError
+from uadray.errors import ConfigError, NoScanFoundError, PluginError
 from uadray.plugins import Package
-from uadray.prepare.layouts import LAYOUTS, Scans, list_scans
+from uadray.preparation.inputs import Settings, find_inputs, modality_of
+from uadray.preparation.layouts import LAYOUTS, Scans, list_scans
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
-HEAD = "from uadray.prepare.layouts import LeftOut, Scan, Scans, checked, find_files\n"
+HEAD = "from uadray.preparation.layouts import LeftOut, Scan, Scans, checked, find_files\n"
 
 LAYOUT = '''
 def mine(root, modality="T1w"):
@@ -47,6 +48,14 @@ def install(own_registry: OwnRegistry, text: str = HEAD + LAYOUT) -> None:
 
 
 class TestFound:
+    def test_from_python_by_its_place(self, own_registry: OwnRegistry, root: str) -> None:
+        own_registry.write("my_layout", HEAD + LAYOUT)
+        assert modality_of("my_layout:mine") == "T1w"
+        found = find_inputs("my_layout:mine", root, "T1w", settings=Settings())
+        assert [scan.id for scan in found.scans] == ["a", "b", "c"]
+        with pytest.raises(PluginError, match="no_such"):
+            modality_of("no_such:mine")
+
     def test_by_entry_point_sorted_and_with_all_that_is_left_out(
         self, own_registry: OwnRegistry, root: str
     ) -> None:
@@ -60,7 +69,6 @@ class TestFound:
 
     def test_by_its_place(self, own_registry: OwnRegistry, root: str) -> None:
         own_registry.write("my_layout", HEAD + LAYOUT)
-        LAYOUTS.at("my_layout:mine")
         assert len(list_scans("my_layout:mine", root, "T1w")) == 3
         package = LAYOUTS.package("my_layout:mine")
         assert package is not None
@@ -75,6 +83,10 @@ class TestFound:
         assert isinstance(scans, Scans)
         assert [one.reason for one in scans.left_out] == ["moved"]
         assert scans[0].modality == "T1w"
+
+    def test_none_of_that_name(self, root: str) -> None:
+        with pytest.raises(ConfigError, match="no layout is named 'no' here, there are bids, csv"):
+            list_scans("no", root, "T1w")
 
     def test_ours_are_as_they_were(self, root: str) -> None:
         assert LAYOUTS.package("bids") is None
@@ -167,7 +179,7 @@ class TestRefused:
         with pytest.warns(
             UserWarning, match=r"uadray's own bids is meant, not that of package-one"
         ):
-            assert LAYOUTS["bids"].__module__ == "uadray.prepare.layouts.bids"
+            assert LAYOUTS["bids"].__module__ == "uadray.preparation.layouts.bids"
 
 
 def prepare(own_registry: OwnRegistry, *args: str) -> subprocess.CompletedProcess[str]:

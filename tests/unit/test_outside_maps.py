@@ -34,8 +34,8 @@ from uadray.evaluation.map_grid import on_grid
 from uadray.evaluation.maps import Brought, bring_maps
 from uadray.evaluation.maps_settings import MapsConfig
 from uadray.prediction.model import model_of_run
-from uadray.prepare.geometry import to_scanner
-from uadray.prepare.nifti import read_image
+from uadray.preparation.geometry import to_scanner
+from uadray.preparation.nifti import read_image
 from uadray.runs.checkpoint import weights_digest
 from uadray.runs.detector import load_detector
 from uadray.runs.folder import Run

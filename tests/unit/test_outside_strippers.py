@@ -11,10 +11,10 @@ from tiny_scans import TINY, brain_image, write
 from uadray.config import from_json, to_json
 from uadray.errors import ConfigError, PluginError, ScanError
 from uadray.prediction.settings import PredictConfig
-from uadray.prepare.layouts import Scan
-from uadray.prepare.plan import make_plan
-from uadray.prepare.settings import STRIPPERS, TOOLS, PrepareConfig, SplitConfig
-from uadray.prepare.steps import prepare_scan, recorded_config
+from uadray.preparation.layouts import Scan
+from uadray.preparation.plan import make_plan
+from uadray.preparation.settings import STRIPPERS, TOOLS, PrepareConfig, SplitConfig
+from uadray.preparation.steps import prepare_scan, recorded_config
 
 
 def made(returned: str = "volume.image > 0") -> str:
@@ -98,7 +98,7 @@ def test_an_unknown_one_is_named_with_those_there_are(own_registry: OwnRegistry)
 
 
 def test_ours_are_those_that_settings_name() -> None:
-    import uadray.prepare.skull  # noqa: F401
+    import uadray.preparation.skull  # noqa: F401
 
     assert tuple(STRIPPERS.imported) == TOOLS
 

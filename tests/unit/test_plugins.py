@@ -114,6 +114,15 @@ class TestFound:
         assert package is not None
         assert (package.distribution, package.version[:7]) == ("", "sha256:")
 
+    def test_packages_that_share_a_namespace_stay_apart(self, own_registry: OwnRegistry) -> None:
+        (own_registry.folder / "lab").mkdir()
+        own_registry.write("lab/one", made("One"))
+        own_registry.write("lab/two", made("Two"))
+        own_registry.install("lab-one", "1.0", One="lab.one:One")
+        own_registry.install("lab-two", "2.0", Two="lab.two:Two")
+        packages = [experiment(name).method.package for name in ("One", "Two", "One")]
+        assert list(map(str, packages)) == ["lab-one 1.0", "lab-two 2.0", "lab-one 1.0"]
+
     def test_what_stands_beside_every_method_stays_ours(self, own_registry: OwnRegistry) -> None:
         """Also where a plug-in is imported before the table is made."""
         body = "\n    def detect(self, x, brain):\n        return Detection(x[:, 0])\n"
@@ -204,6 +213,7 @@ REFUSED = {
     ),
     "a name of ours": (made("dAE", kind="MyAE"), "there is a method 'dAE'"),
     "a name that is a path": (made("my/ae", kind="MyAE"), "the name must be a letter"),
+    "a name with erasing": (made("MyAE-Patch-n", kind="MyAE"), "endings -n and -0 are those of"),
     "a name with a dimension": (made("3D-My", kind="MyAE"), "the name must be a letter"),
     "no forward": (made(body=""), "must define forward"),
     "a fit of other fields": (
@@ -468,3 +478,12 @@ class TestRecorded:
         with pytest.raises(PluginError, match="an entry point"):
             from_json(Experiment, {**to_json(experiment("2D-None")), "method": method})
         assert "my_other" not in sys.modules
+
+
+@pytest.mark.parametrize(
+    "place", ["my_ae.py:MyAE", "./my_ae:MyAE", "/data/my_ae.py:MyAE", "my-ae:MyAE"]
+)
+@pytest.mark.parametrize("name", ["{}", "3D-{}", "{}-Patch-n"])
+def test_a_place_is_as_python_imports_it(place: str, name: str) -> None:
+    with pytest.raises(PluginError, match=r"as Python imports it, such as my_ae:MyAE$"):
+        experiment(name.format(place))

@@ -54,6 +54,14 @@ def test_a_population_for_each_setting_that_stays() -> None:
         if one.base.name == "3D-Cube-n":
             wanted["erasing.max_share"] = (0.1, 0.3)
         assert one.ranges == wanted
+    by_vary = replace(
+        space,
+        learning_rate=(),
+        vary={"learning_rate": (1e-4, 1e-2), "batch_size": (4, 8)},
+    )
+    assert len({p.name for p in populations(by_vary, CONFIG)}) == 2 * len(groups)
+    same = populations(replace(by_vary, vary={"learning_rate": (1e-4, 1e-2)}), CONFIG)
+    assert same == groups
     with pytest.raises(ConfigError, match=r"--space\.learning-rate"):
         populations(Space(learning_rate=(1e-3,)), CONFIG)
     with pytest.raises(ConfigError, match="one of its knobs"):

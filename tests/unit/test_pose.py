@@ -9,11 +9,11 @@ from nilearn.datasets import load_mni152_template
 from scipy.spatial.transform import Rotation
 from tiny_scans import ellipsoid, write
 
-from uadray.prepare.geometry import to_scanner, voxel_sizes
-from uadray.prepare.layouts import Scan
-from uadray.prepare.pose import PLANES, PoseRange, pose_degrees, pose_range
-from uadray.prepare.settings import PrepareConfig
-from uadray.prepare.steps import PreparedVolume, prepare_scan
+from uadray.preparation.geometry import to_scanner, voxel_sizes
+from uadray.preparation.layouts import Scan
+from uadray.preparation.pose import PLANES, PoseRange, pose_degrees, pose_range
+from uadray.preparation.settings import PrepareConfig
+from uadray.preparation.steps import PreparedVolume, prepare_scan
 
 RIGID = PrepareConfig(
     shape=(54, 64, 53), spacing_mm=3.0, register="rigid", denoise=False, grow_extent=True

@@ -42,7 +42,7 @@ from uadray.prediction.model import Model
 from uadray.prediction.model_folder import open_model
 from uadray.prediction.scan import Prediction, clear_of, predict_scan
 from uadray.prediction.settings import PredictConfig
-from uadray.prepare.settings import PrepareConfig
+from uadray.preparation.settings import PrepareConfig
 from uadray.runs.folder import Run
 from uadray.runs.scores import ScoreStore
 from uadray.store import Cohort, open_cohort

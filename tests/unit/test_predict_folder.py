@@ -30,7 +30,7 @@ from uadray.prediction.model import Model
 from uadray.prediction.model_folder import export_model, open_model
 from uadray.prediction.scan import Prediction, predict_scan
 from uadray.prediction.settings import PredictConfig
-from uadray.prepare.layouts import Scan
+from uadray.preparation.layouts import Scan
 from uadray.runs.folder import Run
 from uadray.store import Cohort
 
@@ -466,7 +466,7 @@ class TestWhoseFolder:
     def test_a_target_that_cannot_be_written(self, tmp_path: Path, model: Model) -> None:
         items = items_of(three(tmp_path)[:1])
         (tmp_path / "file").write_text("")
-        with pytest.raises(PredictError, match=r"cannot be written there .*another --out"):
+        with pytest.raises(PredictError, match=r"is a file or leads nowhere: choose another --out"):
             predict_items(model, items, str(tmp_path / "file/out"))
 
     @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")

@@ -1,11 +1,8 @@
 """The papers' protocols: the numbers of their sections, and grids that fit or are refused."""
 
-import importlib.util
 import re
 import shlex
-import sys
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import tyro
@@ -13,10 +10,11 @@ import tyro
 from uadray.config import to_json
 from uadray.errors import ConfigError, EvaluationError
 from uadray.evaluation.protocols import PROTOCOLS, EvaluateConfig
+from uadray.jobs import prepare
 from uadray.metrics import thresholds
 from uadray.metrics.settings import ComponentConfig, PostprocessConfig
 from uadray.metrics.table import METRICS
-from uadray.prepare.settings import PrepareConfig
+from uadray.preparation.settings import PrepareConfig
 
 WITH_GRID = [name for name, protocol in PROTOCOLS.items() if protocol.grid]
 
@@ -167,18 +165,12 @@ def test_an_unknown_protocol_lists_the_known(make):
 
 
 @pytest.mark.parametrize("name", WITH_GRID)
-def test_one_flag_of_the_preparation_takes_a_grid(name, monkeypatch):
-    path = Path(__file__).resolve().parents[2] / "jobs" / "prepare.py"
-    spec = importlib.util.spec_from_file_location("prepare_job", path)
-    job = importlib.util.module_from_spec(spec)
-    # The parser of the arguments asks where the classes come from.
-    monkeypatch.setitem(sys.modules, "prepare_job", job)
-    spec.loader.exec_module(job)
+def test_one_flag_of_the_preparation_takes_a_grid(name):
     given = ["mslub", "DATA", "--out", "c.zarr", f"--grid={name}"]
 
     def config(*flags):
-        args = job.spelled_out([*given, *flags])
-        made = job.parse(args)
+        args = prepare.spelled_out([*given, *flags])
+        made = prepare.parse(args)
         assert made.split.threshold_share == 0
         return made.config
 

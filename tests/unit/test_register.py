@@ -12,11 +12,11 @@ from scipy.spatial.transform import Rotation
 from tiny_scans import ellipsoid, write
 
 from uadray.errors import ScanError
-from uadray.prepare import register as module
-from uadray.prepare.geometry import to_scanner, voxel_ml
-from uadray.prepare.layouts import Scan
-from uadray.prepare.settings import Extent, PrepareConfig
-from uadray.prepare.steps import PreparedVolume, prepare_scan
+from uadray.preparation import register as module
+from uadray.preparation.geometry import to_scanner, voxel_ml
+from uadray.preparation.layouts import Scan
+from uadray.preparation.settings import Extent, PrepareConfig
+from uadray.preparation.steps import PreparedVolume, prepare_scan
 
 MEISSEN = PrepareConfig(shape=(54, 64, 53), spacing_mm=3.0, register="mni152", denoise=False)
 LESION_MM = (-32.0, -18.0, 24.0)

@@ -129,6 +129,14 @@ class TestSettings:
         assert len(labels) == 7
 
 
+def test_a_setting_that_records_leave_out_at_its_default_is_compared() -> None:
+    one = experiment("3D-Cube-n")
+    both = [one, replace(one, erasing=replace(one.erasing, border="shift"))]
+    for order in (both, both[::-1]):
+        (border,) = varied([{"name": e.name, "experiment": to_json(e)} for e in order])
+        assert (border.path, set(border.values)) == ("erasing.border", {"clip", "shift"})
+
+
 class TestEffects:
     def test_points_hold_the_fits_of_their_value(self, cohorts: list[words.Compared]) -> None:
         (effect,) = effects.effects(

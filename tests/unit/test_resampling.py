@@ -15,12 +15,12 @@ from skimage.transform import resize_local_mean
 from tiny_scans import TINY, ellipsoid, write
 
 from uadray.errors import ScanError
-from uadray.prepare import geometry
-from uadray.prepare.geometry import Volume, to_scanner
-from uadray.prepare.layouts import Scan
-from uadray.prepare.read import load_volume
-from uadray.prepare.settings import Extent, PrepareConfig
-from uadray.prepare.steps import prepare_scan
+from uadray.preparation import geometry
+from uadray.preparation.geometry import Volume, to_scanner
+from uadray.preparation.layouts import Scan
+from uadray.preparation.read import load_volume
+from uadray.preparation.settings import Extent, PrepareConfig
+from uadray.preparation.steps import prepare_scan
 
 
 def volume(image: np.ndarray, affine: np.ndarray | None = None, **masks) -> Volume:

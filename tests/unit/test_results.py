@@ -12,8 +12,8 @@ from uadray.errors import UadrayError
 from uadray.prediction.folder import predict_items
 from uadray.prediction.inputs import find_items
 from uadray.prediction.model_folder import export_model, open_model
-from uadray.prepare.ingest import prepare_cohort
-from uadray.prepare.settings import SplitConfig
+from uadray.preparation.ingest import prepare_cohort
+from uadray.preparation.settings import SplitConfig
 from uadray.results import owner_of
 from uadray.runs.folder import Run
 from uadray.store import Cohort

@@ -12,8 +12,8 @@ from tiny_sets import write_atlas1, write_bids_set, write_oasis1
 
 from tests.s3_server import serve_bucket
 from uadray.errors import NoScanFoundError, ScanError
-from uadray.prepare.layouts import LAYOUTS, Scan
-from uadray.prepare.steps import prepare_scan
+from uadray.preparation.layouts import LAYOUTS, Scan
+from uadray.preparation.steps import prepare_scan
 
 SETS = {"bids": write_bids_set, "oasis1": write_oasis1, "atlas": write_atlas1}
 

@@ -17,10 +17,10 @@ import uadray
 from uadray import files
 from uadray.config import experiment
 from uadray.errors import ConfigError
-from uadray.prepare.layouts import LAYOUTS
-from uadray.prepare.plan import make_plan, planned_scans
-from uadray.prepare.settings import PrepareConfig, SplitConfig
-from uadray.prepare.splits import split_scans
+from uadray.preparation.layouts import LAYOUTS
+from uadray.preparation.plan import make_plan, planned_scans
+from uadray.preparation.settings import PrepareConfig, SplitConfig
+from uadray.preparation.splits import split_scans
 from uadray.quality.page import write_quality_page
 from uadray.runs.folder import Run
 from uadray.store import Cohort, CohortWriter, Failure, Subject, open_cohort, verify

@@ -12,14 +12,14 @@ import pytest
 from tiny_scans import TINY, brain_image, ellipsoid, write
 
 from uadray.errors import ConfigError, ScanError
-from uadray.prepare import skull
-from uadray.prepare.geometry import Volume, resample, to_canonical, voxel_ml
-from uadray.prepare.intensity import contrast_of
-from uadray.prepare.layouts import Scan
-from uadray.prepare.read import read_nifti
-from uadray.prepare.settings import DOUBT, STRIPPERS, PrepareConfig
-from uadray.prepare.skull import strip
-from uadray.prepare.steps import prepare_scan
+from uadray.preparation import skull
+from uadray.preparation.geometry import Volume, resample, to_canonical, voxel_ml
+from uadray.preparation.intensity import contrast_of
+from uadray.preparation.layouts import Scan
+from uadray.preparation.read import read_nifti
+from uadray.preparation.settings import DOUBT, STRIPPERS, PrepareConfig
+from uadray.preparation.skull import strip
+from uadray.preparation.steps import prepare_scan
 
 HEAD = ellipsoid((60, 70, 60), (27, 32, 27))
 BRAIN = ellipsoid((60, 70, 60), (19, 23, 18))

@@ -8,14 +8,14 @@ from skimage.transform import resize
 from tiny_scans import TINY, brain_image, ellipsoid, write
 
 from uadray.errors import ScanError
-from uadray.prepare import geometry
-from uadray.prepare.geometry import Volume, resize_nearest
-from uadray.prepare.layouts import Scan
-from uadray.prepare.lesions import LesionMask, insert_lesion
-from uadray.prepare.plan import make_plan
-from uadray.prepare.read import is_stripped
-from uadray.prepare.settings import DOUBT, LesionConfig, PrepareConfig, SplitConfig
-from uadray.prepare.steps import pipeline, prepare_scan
+from uadray.preparation import geometry
+from uadray.preparation.geometry import Volume, resize_nearest
+from uadray.preparation.layouts import Scan
+from uadray.preparation.lesions import LesionMask, insert_lesion
+from uadray.preparation.plan import make_plan
+from uadray.preparation.read import is_stripped
+from uadray.preparation.settings import DOUBT, LesionConfig, PrepareConfig, SplitConfig
+from uadray.preparation.steps import pipeline, prepare_scan
 
 
 def scan_of(folder, lesion, image=None) -> Scan:

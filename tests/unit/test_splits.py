@@ -10,9 +10,9 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from uadray.errors import ConfigError, NoScanFoundError
-from uadray.prepare.layouts import Scan
-from uadray.prepare.settings import PRESETS, Selection, SplitConfig
-from uadray.prepare.splits import draw_subjects, select_scans, split_scans
+from uadray.preparation.layouts import Scan
+from uadray.preparation.settings import PRESETS, Selection, SplitConfig
+from uadray.preparation.splits import draw_subjects, select_scans, split_scans
 
 
 def scan(subject: int, session: int = 0, scanner: str = "", lesion: str = "") -> Scan:

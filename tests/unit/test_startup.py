@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from uadray.jobs import VERBS
+
 ROOT = Path(__file__).parents[2]
-JOBS = sorted(path.stem for path in (ROOT / "jobs").glob("*.py") if path.stem != "__init__")
 HEAVY = {
     *("torch", "ray", "scipy", "matplotlib", "SimpleITK", "pandas", "zarr"),
     *("nibabel", "sklearn", "numba", "pyarrow", "skimage", "nilearn"),
@@ -61,7 +62,7 @@ CALLS: dict[str, list[tuple[list[str], int]]] = {
 }
 
 
-@pytest.mark.parametrize("job", JOBS)
+@pytest.mark.parametrize("job", VERBS)
 def test_arguments_are_read_before_anything_heavy_is_loaded(job: str) -> None:
     calls = [(["--help"], 0), (["--no-such-flag"], 2), *CALLS.get(job, [])]
     given = json.dumps([str(ROOT / f"jobs/{job}.py"), *(args for args, _ in calls)])
@@ -77,7 +78,7 @@ def test_arguments_are_read_before_anything_heavy_is_loaded(job: str) -> None:
     "module",
     [
         "uadray.data.volumes",  # reads
-        "uadray.prepare.steps",  # prepares
+        "uadray.preparation.steps",  # prepares
         "uadray.evaluation.examination",  # compares kept scores with lesions
     ],
 )

@@ -18,9 +18,9 @@ from rich.console import Console
 from uadray import files
 from uadray.config import experiment, to_json
 from uadray.errors import ConfigError, RunError
+from uadray.jobs.status import Status, main
 from uadray.lock import Holder, hold
 from uadray.status import state as states
-from uadray.status.command import Status, main
 from uadray.status.follow import exit_code, follow
 from uadray.status.state import RunState, SweepState, read_state
 from uadray.status.view import line, view
@@ -470,8 +470,7 @@ class TestCommand:
 
         assert call("--help").returncode == 0
         assert "status" in call("--help").stdout
-        for wrong in ((), ("train",)):
-            assert call(*wrong).returncode == 2
+        assert call().returncode == 2
         assert "uadray status" in call("status", "--help").stdout
         done = call("status", "no-such-folder")
         assert done.returncode == 1

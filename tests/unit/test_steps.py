@@ -16,13 +16,13 @@ from tiny_scans import TINY, brain_image, ellipsoid, write
 
 from uadray.config import to_json
 from uadray.errors import ConfigError, ScanError
-from uadray.prepare import geometry
-from uadray.prepare.geometry import Volume
-from uadray.prepare.intensity import denoise, standardise
-from uadray.prepare.layouts import Scan, phantom
-from uadray.prepare.read import brain_of_stripped, load_volume
-from uadray.prepare.settings import Extent, PrepareConfig
-from uadray.prepare.steps import pipeline, prepare_scan, record, recorded_config
+from uadray.preparation import geometry
+from uadray.preparation.geometry import Volume
+from uadray.preparation.intensity import denoise, standardise
+from uadray.preparation.layouts import Scan, phantom
+from uadray.preparation.read import brain_of_stripped, load_volume
+from uadray.preparation.settings import Extent, PrepareConfig
+from uadray.preparation.steps import pipeline, prepare_scan, record, recorded_config
 
 
 def volume(image: np.ndarray, affine: np.ndarray | None = None, **masks) -> Volume:

@@ -13,7 +13,7 @@ from uadray.config import BENGS_TABLE_1, Experiment, experiment, from_json, to_j
 from uadray.data.erasing import erased_mask, sample_erasing
 from uadray.errors import ConfigError
 from uadray.strategies import STRATEGIES, ErasingConfig, Regions, Strategy
-from uadray.tune.space import settings_of
+from uadray.tune.vary import settings_of
 
 DOCS = Path(__file__).parents[2] / "docs"
 

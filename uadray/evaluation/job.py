@@ -30,7 +30,7 @@ from uadray.evaluation.scoring import Scorer
 from uadray.gauges import scoring_gauges
 from uadray.lock import hold
 from uadray.metrics.lesionwise import SubjectLesions
-from uadray.prepare.geometry import voxel_sizes
+from uadray.preparation.geometry import voxel_sizes
 from uadray.runs.checkpoint import weights_digest
 from uadray.runs.detector import load_detector
 from uadray.runs.folder import Run, writing

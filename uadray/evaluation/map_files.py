@@ -9,9 +9,9 @@ from fnmatch import fnmatch
 from uadray import files
 from uadray.errors import NoScanFoundError
 from uadray.naming import name_key
-from uadray.prepare.layouts.listing import IMAGE_ENDINGS, LeftOut, find_files
-from uadray.prepare.layouts.scans import stem
-from uadray.prepare.layouts.tables import TableError, read_table
+from uadray.preparation.layouts.listing import IMAGE_ENDINGS, LeftOut, find_files
+from uadray.preparation.layouts.scans import stem
+from uadray.preparation.layouts.tables import TableError, read_table
 from uadray.results import are_predictions
 
 TABLES = (".csv", ".tsv")

@@ -8,10 +8,10 @@ from numpy.typing import NDArray
 
 from uadray.errors import ScanError
 from uadray.evaluation.maps_settings import MapsConfig
-from uadray.prepare.geometry import to_scanner, voxel_sizes
-from uadray.prepare.layouts import PHANTOM_SCHEME
-from uadray.prepare.masks import DOUBT_INSIDE, GRID_TOLERANCE_MM, MIN_INSIDE, average_on
-from uadray.prepare.nifti import RawImage, corner_distance, read_image
+from uadray.preparation.geometry import to_scanner, voxel_sizes
+from uadray.preparation.layouts import PHANTOM_SCHEME
+from uadray.preparation.masks import DOUBT_INSIDE, GRID_TOLERANCE_MM, MIN_INSIDE, average_on
+from uadray.preparation.nifti import RawImage, corner_distance, read_image
 
 
 def on_grid(

@@ -25,8 +25,8 @@ from uadray.evaluation.maps_settings import MapsConfig
 from uadray.lock import hold
 from uadray.methods.outside import OutsideMaps
 from uadray.metrics.postprocess import MAX_LEVEL, quantise
-from uadray.prepare.layouts.listing import LeftOut, printable
-from uadray.prepare.nifti import halves, read_image
+from uadray.preparation.layouts.listing import LeftOut, printable
+from uadray.preparation.nifti import halves, read_image
 from uadray.results import are_predictions
 from uadray.runs.checkpoint import CheckpointStore
 from uadray.runs.folder import Run

@@ -38,7 +38,7 @@ from uadray.metrics.table import (
     fits_by_person,
 )
 from uadray.metrics.thresholds import NONE
-from uadray.prepare.geometry import voxel_ml
+from uadray.preparation.geometry import voxel_ml
 from uadray.runs.evaluations import INTERVAL_METHOD, pack_people
 from uadray.runs.folder import Run
 from uadray.runs.learned import Match, origin_of

@@ -137,6 +137,8 @@ def _check_from_outside(name: str, kind: Any, own: str) -> None:
             f"{own}: the name must be a letter, then letters, digits and . + - _, was {name!r}; "
             "3D- and erasing are added to it"
         )
+    if name.endswith(("-n", "-0")):
+        raise PluginError(f"{own}: the endings -n and -0 are those of erasing, was {name!r}")
     if not (isinstance(kind, type) and issubclass(kind, Detector)):
         raise PluginError(f"{own} must be a class that derives from uadray.methods.Detector")
     if kind.__module__ == "__main__" or kind.__qualname__ != kind.__name__:

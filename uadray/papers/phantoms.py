@@ -5,9 +5,9 @@ from collections.abc import Sequence
 from uadray import files
 from uadray.errors import StoreError
 from uadray.papers.scales import PHANTOM_OF, Scale
-from uadray.prepare.ingest import prepare_cohort
-from uadray.prepare.layouts import phantom
-from uadray.prepare.settings import PrepareConfig, SplitConfig
+from uadray.preparation.ingest import prepare_cohort
+from uadray.preparation.layouts import phantom
+from uadray.preparation.settings import PrepareConfig, SplitConfig
 from uadray.store import Cohort, open_cohort
 
 FIRST_SEED = 100_000

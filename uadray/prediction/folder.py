@@ -17,8 +17,8 @@ from uadray.prediction.model import Model
 from uadray.prediction.model_folder import open_model
 from uadray.prediction.scan import predict_scan
 from uadray.prediction.settings import PredictConfig
-from uadray.prepare.layouts import LeftOut, Scan
-from uadray.prepare.layouts.listing import printable
+from uadray.preparation.layouts import LeftOut, Scan
+from uadray.preparation.layouts.listing import printable
 from uadray.store import storage_errors
 
 _log = logging.getLogger(__name__)

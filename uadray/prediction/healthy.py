@@ -19,8 +19,8 @@ from uadray.config import from_json, to_json
 from uadray.errors import ConfigError
 from uadray.evaluation.scoring import score_volumes
 from uadray.methods import Detector
-from uadray.prepare.geometry import voxel_sizes
-from uadray.prepare.pose import PoseRange, pose_degrees, pose_range
+from uadray.preparation.geometry import voxel_sizes
+from uadray.preparation.pose import PoseRange, pose_degrees, pose_range
 from uadray.quality.measures import (
     BINS,
     MAD_TO_SD,

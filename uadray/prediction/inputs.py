@@ -9,10 +9,10 @@ from dataclasses import dataclass, replace
 from uadray import files
 from uadray.errors import NoLesionMaskError, NoScanFoundError, PredictError, ScanError
 from uadray.naming import file_name, name_key, path_names
-from uadray.prepare.layouts import LAYOUTS, LeftOut, Scan, Scans, detect
-from uadray.prepare.layouts.listing import is_image, left_out_lines, printable
-from uadray.prepare.layouts.naming import BIDS_RAW, mask_word
-from uadray.prepare.layouts.scans import IMAGE_ENDINGS, canonical_modality, find_files, stem
+from uadray.preparation.layouts import LAYOUTS, LeftOut, Scan, Scans, detect
+from uadray.preparation.layouts.listing import is_image, left_out_lines, printable
+from uadray.preparation.layouts.naming import BIDS_RAW, mask_word
+from uadray.preparation.layouts.scans import IMAGE_ENDINGS, canonical_modality, find_files, stem
 from uadray.results import predictions_above
 
 TABLES = (".csv", ".tsv")

@@ -10,8 +10,8 @@ from uadray import files
 from uadray.naming import name_key
 from uadray.prediction.inputs import Item
 from uadray.prediction.outputs import QUARANTINE, TABLE, place_of
-from uadray.prepare.layouts import LeftOut
-from uadray.prepare.layouts.listing import printable
+from uadray.preparation.layouts import LeftOut
+from uadray.preparation.layouts.listing import printable
 
 
 def earlier(out: str, items: Sequence[Item]) -> list[dict[str, Any]]:

@@ -23,8 +23,8 @@ from uadray.methods import Detector
 from uadray.metrics.postprocess import MAX_LEVEL
 from uadray.metrics.thresholds import NONE
 from uadray.prediction.healthy import Healthy, measure_healthy
-from uadray.prepare.settings import PrepareConfig
-from uadray.prepare.steps import recorded_config
+from uadray.preparation.settings import PrepareConfig
+from uadray.preparation.steps import recorded_config
 from uadray.runs.checkpoint import weights_digest
 from uadray.runs.detector import load_detector
 from uadray.runs.folder import Run

@@ -32,7 +32,7 @@ from uadray.prediction.model import (
     save_weights,
 )
 from uadray.prediction.onnx_export import has_onnx, reconstruction_onnx
-from uadray.prepare.settings import PrepareConfig
+from uadray.preparation.settings import PrepareConfig
 from uadray.results import refuse_inside, refuse_place
 from uadray.runs.detector import build_detector
 from uadray.runs.folder import Run

@@ -26,7 +26,7 @@ from uadray.prediction.inputs import Item
 from uadray.prediction.model import Model
 from uadray.prediction.scan import Grid, Prediction, choose_threshold, reading
 from uadray.prediction.settings import PredictConfig
-from uadray.prepare.identity import is_unchanged, look_at, same_place
+from uadray.preparation.identity import is_unchanged, look_at, same_place
 from uadray.results import PREDICTIONS, are_predictions, refuse_inside
 
 MARKER = PREDICTIONS

@@ -14,7 +14,7 @@ from uadray.errors import PredictError
 from uadray.naming import name_key
 from uadray.prediction.inputs import Item, names_for
 from uadray.prediction.outputs import unwritable
-from uadray.prepare.identity import digest_of, same_place
+from uadray.preparation.identity import digest_of, same_place
 
 
 def placed(out: str, items: Sequence[Item]) -> list[Item]:

@@ -24,14 +24,14 @@ from uadray.prediction.healthy import mean_inside
 from uadray.prediction.inputs import check_modality, named_modalities
 from uadray.prediction.model import FrozenThreshold, Model
 from uadray.prediction.settings import PredictConfig
-from uadray.prepare.geometry import BRAIN_THRESHOLD, Volume, to_scanner, voxel_ml, voxel_sizes
-from uadray.prepare.identity import digest_of, look_at
-from uadray.prepare.layouts import PHANTOM_SCHEME, Scan
-from uadray.prepare.layouts.scans import stem
-from uadray.prepare.masks import read_share
-from uadray.prepare.nifti import RawImage
-from uadray.prepare.settings import DOUBT
-from uadray.prepare.steps import PreparedVolume, prepare_scan
+from uadray.preparation.geometry import BRAIN_THRESHOLD, Volume, to_scanner, voxel_ml, voxel_sizes
+from uadray.preparation.identity import digest_of, look_at
+from uadray.preparation.layouts import PHANTOM_SCHEME, Scan
+from uadray.preparation.layouts.scans import stem
+from uadray.preparation.masks import read_share
+from uadray.preparation.nifti import RawImage
+from uadray.preparation.settings import DOUBT
+from uadray.preparation.steps import PreparedVolume, prepare_scan
 from uadray.store import software_versions
 
 

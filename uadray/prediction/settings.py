@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass, replace
 
 from uadray.errors import ConfigError
-from uadray.prepare.settings import PrepareConfig, Registration, check_skull_strip
+from uadray.preparation.settings import PrepareConfig, Registration, check_skull_strip
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from uadray import __version__, files, html
 from uadray.errors import ConfigError
 from uadray.html import ABSENT
-from uadray.prepare.settings import DOUBT
+from uadray.preparation.settings import DOUBT
 from uadray.quality import measures
 from uadray.quality.figures import MAX_SIDE, picture
 from uadray.quality.measures import MEASURES, Limits, ScanMeasures, measure_scan

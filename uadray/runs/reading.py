@@ -12,11 +12,18 @@ from uadray.errors import RunError
 CONFIG, SUMMARY, EPOCHS = "config.json", "summary.json", "metrics.jsonl"
 """Names of the files that a fit writes."""
 
+SETTINGS = "train.toml"
+"""What `jobs/train.py --config` takes to fit the same again."""
+
 CHECKPOINT = "checkpoint"
 """Folder of the weights, see `uadray.runs.checkpoint`."""
 
 SWEEP, TRIALS = "sweep.json", "runs"
 """In the folder of a sweep: what was compared, and the folder of its runs."""
+
+SWEEP_SETTINGS, SPACE = "tune.toml", "space.toml"
+"""In the folder of a sweep: what `jobs/tune.py` takes as `--config` and as `--space` to do the same
+again."""
 
 PLAN, POPULATION = "plan.json", "population"
 """In the folder of a sweep: which trials it has, written as it starts, and the folder of earlier

@@ -6,6 +6,7 @@ from typing import Any
 
 from uadray.config import BASELINES, flat
 from uadray.methods import NAMED
+from uadray.strategies import ErasingConfig
 
 EXPERIMENT = "experiment"
 """Path of the experiment's name: method, erasing strategy and fill in one."""
@@ -27,6 +28,14 @@ _PLAIN = {NAMED.imported[name].method.type_name() for name in BASELINES}
 
 _NO_RESULT = {f"fit.{name}" for name in ("seed", "residency", "deterministic", "compile")}
 """Settings that are no comparison: repeats, and where or how fast the work was done."""
+
+
+_ADDED = {
+    f"erasing.{name}": one.default
+    for name, one in ErasingConfig.__dataclass_fields__.items()
+    if one.metadata.get("added")
+}
+"""What records leave out at its default, see `uadray.config.to_json`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,7 +88,7 @@ def settings_of(config: Mapping[str, Any]) -> dict[str, Any]:
         config: `config.json`.
     """
     paths = {path: _value(value) for path, value in flat(config["experiment"]).items()}
-    settings = {EXPERIMENT: str(config["name"])} | paths
+    settings = {EXPERIMENT: str(config["name"])} | _ADDED | paths
     plain = is_plain(config)
     return {
         path: value

@@ -11,6 +11,7 @@ import numpy as np
 
 from uadray import files
 from uadray.errors import StoreError
+from uadray.plugins import Package
 from uadray.store.cohort import Cohort
 from uadray.store.layout import (
     SCANS,
@@ -190,6 +191,6 @@ def advice(url: str, problems: list[Problem]) -> str:
     attributes = read_attributes(url)
     command = attributes.get("command") or "the command that made it, with"
     redo = "" if all(problem.unfinished for problem in problems) else " --redo damaged"
-    package = (attributes.get("layout") or {}).get("package") or {}
-    needs = f"  # needs {package['distribution']} {package['version']}" if package else ""
+    layout = attributes.get("layout")
+    needs = f"  # needs {Package(**layout['package'])}" if layout else ""
     return f"{command} --out {shlex.quote(url)}{redo}{needs}"

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from uadray import cluster, files
+from uadray import cluster, files, settings_files
 from uadray.config import Experiment
 from uadray.data.batch import Batch
 from uadray.data.erasing import check_draw
@@ -19,7 +19,9 @@ from uadray.lock import hold
 from uadray.methods import Detector, GradientDetector, StreamDetector, num_parameters
 from uadray.runs.checkpoint import CheckpointStore
 from uadray.runs.detector import build_detector, try_out
-from uadray.runs.folder import Run
+from uadray.runs.folder import Run, writing
+from uadray.runs.reading import SETTINGS
+from uadray.settings_files import experiment_table
 from uadray.store import Cohort
 from uadray.train.fit import healthy_reconstruction
 from uadray.train.group import fit_group
@@ -80,6 +82,11 @@ def _fit_held(
         return run
     if run.summary is not None:
         run.reopen()
+    if "lineage" not in run.config:  # what a population fits is not repeated by itself
+        kept = {"cohort": cohort.url, "out": url, "scale": scale, "track": track}
+        place = files.join(url, SETTINGS)
+        with writing(url):
+            settings_files.write(place, "train", experiment_table(experiment) | kept)
     start = time.perf_counter()
     try:
         detector = build_detector(experiment, cohort.shape)

@@ -15,9 +15,9 @@ from uadray.gauges import Exported, set_trials
 from uadray.progress import clock
 from uadray.train.kept_group import free
 from uadray.tune.settings import RECONSTRUCTION, SweepConfig
-from uadray.tune.space import settings_of
 from uadray.tune.trial import RESERVED
 from uadray.tune.trials import Task
+from uadray.tune.vary import settings_of
 
 PLAIN_EVERY_S = 60.0
 """Seconds between lines in a log while no trial ends."""
@@ -94,7 +94,7 @@ class Watch(Callback):
     def label(self, task: Task) -> str:
         """A trial's name with the settings that tell it from others, such as `3D-None seed=1`."""
         settings = settings_of(task.experiment)
-        parts = [f"{p.split('.')[1]}={settings[p]}" for p in self._varied if p in settings]
+        parts = [f"{p.rpartition('.')[2]}={settings[p]}" for p in self._varied if p in settings]
         member = re.search(r"-(m\d+)$", task.url)
         return " ".join([task.experiment.name, *([member[1]] if member else []), *parts])
 

@@ -3,6 +3,7 @@
 Ray's own adapter may draw one point twice; two trials would then write to one run folder.
 """
 
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -52,10 +53,13 @@ class OptunaDraws(Searcher):
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         self._optuna, self._space, self._num = optuna, space, num
         self._seed, self._value_of = seed, value_of
-        self._choices: dict[str, Any] = {
-            path: optuna.distributions.CategoricalDistribution(values)
-            for path, values in space.axes().items()
-        }
+        with warnings.catch_warnings():
+            # On lists of numbers, which a study in memory keeps as they are.
+            warnings.filterwarnings("ignore", "Choices for a categorical distribution")
+            self._choices: dict[str, Any] = {
+                path: optuna.distributions.CategoricalDistribution(values)
+                for path, values in space.axes().items()
+            }
         self._study = optuna.create_study(direction="minimize")
         self._asked: dict[str, Any] = {}
         self._seen: set[Experiment] = set()

@@ -16,8 +16,9 @@ from uadray.store import Cohort
 from uadray.tune.estimate import estimate
 from uadray.tune.population import begin, experiment_of, populations
 from uadray.tune.settings import SweepConfig
-from uadray.tune.space import Space, settings_of
+from uadray.tune.space import Space
 from uadray.tune.trials import Outcome, fixed_trials
+from uadray.tune.vary import settings_of
 
 MIN_NAME = 12
 """Characters that the names of trials get at least, in however narrow a terminal."""
@@ -111,4 +112,4 @@ def outcome_table(space: Space, config: SweepConfig, outcomes: Sequence[Outcome]
 
 def _head(path: str) -> str:
     """`latent size` for `method.latent_size`."""
-    return path.partition(".")[2].replace("_", " ")
+    return path.partition(".")[2].replace(".", " ").replace("_", " ")

@@ -21,7 +21,6 @@ import math
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 
@@ -35,15 +34,12 @@ from uadray.runs.folder import Run
 from uadray.runs.reading import POPULATION, TRIALS
 from uadray.store import Cohort
 from uadray.tune.settings import SweepConfig
-from uadray.tune.space import Space, settings_of, with_settings
+from uadray.tune.space import FIELDS, Space
 from uadray.tune.trials import Task
+from uadray.tune.vary import settings_of, with_settings
 
-KNOBS = {
-    "fit.learning_rate": "learning_rate",
-    "method.kl_weight": "kl_weight",
-    "erasing.max_share": "max_share",
-}
-"""What may change within a fit, by its path into the experiment: the field of `Space`."""
+KNOBS = ("fit.learning_rate", "method.kl_weight", "erasing.max_share")
+"""What may change within a fit, by its path into the experiment."""
 
 FACTORS = (0.8, 1.25)
 """A knob that is taken over is multiplied by one of these."""
@@ -96,16 +92,16 @@ def populations(space: Space, config: SweepConfig) -> list[Population]:
     Raises:
         ConfigError: the space gives no knob two values, or no method learns.
     """
-    given = {path: getattr(space, field) for path, field in KNOBS.items()}
-    ranges = {p: (min(v), max(v)) for p, v in given.items() if len(set(v)) > 1}
+    given = {path: values for path, values in space.axes().items() if path in KNOBS}
+    ranges = {p: (min(given[p]), max(given[p])) for p in KNOBS if len(set(given.get(p, ()))) > 1}
     if not ranges:
-        wanted = ", ".join(f"--space.{field.replace('_', '-')}" for field in KNOBS.values())
+        wanted = ", ".join(f"--space.{FIELDS[path].replace('_', '-')}" for path in KNOBS)
         raise ConfigError(
             f"sweep.scheduler pbt needs two values, smallest and largest, of one of {wanted}"
         )
-    fixed: dict[str, Any] = {KNOBS[path]: (min(given[path]),) for path in ranges}
+    lowest = space.narrowed({path: low for path, (low, _) in ranges.items()})
     result = []
-    for base in replace(space, **fixed, baselines=False).trials():
+    for base in replace(lowest, baselines=False).trials():
         own = {path: bounds for path, bounds in ranges.items() if path in settings_of(base)}
         if own:
             result.append(Population(base=base, ranges=own, config=config))
@@ -274,7 +270,7 @@ def _go_on_from(source: Run, target: Run) -> None:
 
 def _draw(population: Population, path: str, generation: int, number: int) -> float:
     low, high = population.ranges[path]
-    place = list(KNOBS).index(path)
+    place = KNOBS.index(path)
     rng = _generator(population, generation, number, 1 + place)
     if low > 0 and path != "erasing.max_share":
         return _round(math.exp(rng.uniform(math.log(low), math.log(high))))

@@ -1,24 +1,35 @@
 """Which experiments a sweep compares: values for settings, their combinations, and presets."""
 
 import itertools
-import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Annotated, Any
 
+import tyro
+
+from uadray import fields, settings_files
 from uadray.config import (
     BASELINES,
     BENGS_TABLE_1,
     Experiment,
     FitConfig,
     experiment,
-    flat,
-    from_json,
     learns,
-    to_json,
 )
 from uadray.errors import ConfigError
-from uadray.strategies import strategy
+from uadray.tune.vary import resolved, settings_of, typed, with_settings
+
+FIELDS = {
+    "experiment": "experiments",
+    "method.latent_size": "latent_size",
+    "method.kl_weight": "kl_weight",
+    "erasing.max_share": "max_share",
+    "fit.learning_rate": "learning_rate",
+    "fit.epochs": "epochs",
+    "fit.data_share": "data_share",
+    "fit.seed": "seeds",
+}
+"""Settings that have a field of `Space`, by path; in the order of their combinations."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,8 +54,9 @@ class Space:
     """Largest erased share of the input, for strategies that have one (cube and multi-cube)."""
     data_share: tuple[float, ...] = ()
     """Shares of the training subjects."""
-    method: tuple[str, ...] = ()
-    """Values of any other setting of a method, such as `width=4,8`."""
+    vary: Annotated[Mapping[str, Any], tyro.conf.Suppress] = field(default_factory=dict)
+    """Values of any other setting of a method, of its erasing or of its fit, by path or by name:
+    `{"method.dropout": (0.0, 0.2), "probability": (0.25, 0.5)}`; held by path."""
     seeds: tuple[int, ...] = (0,)
     """Of the fit: weights, order, erasing, noise."""
     baselines: bool = True
@@ -59,8 +71,15 @@ class Space:
             )
         if not self.seeds:
             raise ConfigError("space.seeds must hold at least one seed")
-        if clash := self._others().keys() & {"method.latent_size", "method.kl_weight"}:
-            raise ConfigError(f"space.method: {min(clash)} has a flag of its own")
+        if not self.vary:
+            return
+        vary = resolved(self.vary, list(map(experiment, self.experiments)))
+        for path in vary.keys() & FIELDS.keys():
+            name = FIELDS[path]
+            if getattr(self, name) != getattr(type(self), name):
+                flag = f"--space.{name.replace('_', '-')}"
+                raise ConfigError(f"{path} has values by {flag} and by vary: give them by one")
+        object.__setattr__(self, "vary", vary)
 
     def trials(self) -> list[Experiment]:
         """The distinct experiments, in order: by name, then by setting, then by seed.
@@ -68,10 +87,13 @@ class Space:
         Raises:
             ConfigError: a name or a value is not known or not possible.
         """
-        known = {path for name in self.experiments for path in settings_of(experiment(name))}
-        if unknown := self._others().keys() - known:
-            raise ConfigError(f"space.method: no experiment has a setting {min(unknown)!r}")
         trials = [trial for name in self.experiments for trial in self._variants(name)]
+        used = {path for trial in trials for path in settings_of(trial)}
+        if unused := [path for path in self.vary if path not in used]:
+            raise ConfigError(
+                f"vary: {unused[0]} plays no part in {', '.join(self.experiments)}: leave it out, "
+                "or name experiments that use it"
+            )
         if self.baselines:
             trials += [self.build({"experiment": name}) for name in BASELINES]
         return list(dict.fromkeys(trials))
@@ -84,42 +106,45 @@ class Space:
 
     def axes(self) -> dict[str, tuple[Any, ...]]:
         """The values of each setting, by path into the experiment."""
-        axes = {
-            "experiment": self.experiments,
-            "method.latent_size": self.latent_size,
-            "method.kl_weight": self.kl_weight,
-            **self._others(),
-            "erasing.max_share": self.max_share,
-            "fit.learning_rate": self.learning_rate,
-            "fit.epochs": self.epochs,
-            "fit.data_share": self.data_share,
-            "fit.seed": self.seeds,
-        }
+        axes = {path: getattr(self, name) for path, name in FIELDS.items()}
+        axes.update(self.vary)
+        axes["fit.seed"] = axes.pop("fit.seed")  # the last, so that repeats stand together
         return {path: values for path, values in axes.items() if values}
 
-    def _others(self) -> dict[str, tuple[Any, ...]]:
-        """What `method` gives, by path."""
-        others: dict[str, tuple[Any, ...]] = {}
-        for one in self.method:
-            name, _, values = one.partition("=")
-            if not (name.strip() and values.strip()):
-                raise ConfigError(f"space.method must be as in width=4,8, was {one!r}")
-            path = f"method.{name.strip().replace('-', '_')}"
-            others[path] = tuple(_parsed(value.strip()) for value in values.split(","))
-        return others
+    def with_text(self, vary: Sequence[Sequence[str]]) -> "Space":
+        """This space with values of other settings from the texts of a command line.
 
-    def build(self, point: dict[str, Any]) -> Experiment:
-        """The experiment at one point; settings that its method lacks are left out."""
-        base = replace(experiment(point["experiment"]), fit=self.fit)
-        has = set(settings_of(base)) | {"fit.seed"}
-        given = {path: point[path] for path in point if path in has - {"experiment"}}
-        own = {path: given.pop(path) for path in self._others() if path in given}
-        made = with_settings(base, given)
-        if own:
-            # Values that were given as text: their types are looked at as those in a file are.
-            kept = to_json(made)
-            kept["method"] |= {path.removeprefix("method."): v for path, v in own.items()}
-            made = from_json(Experiment, kept)
+        Args:
+            vary: Of each setting its name and its values; they replace values that it had.
+
+        Raises:
+            ConfigError: see `vary.resolved`.
+        """
+        if not all(vary):
+            raise ConfigError("vary needs the name of a setting, then its values")
+        given = [name for name, *_ in vary]
+        if twice := [name for name in given if given.count(name) > 1]:
+            raise ConfigError(f"vary: {twice[0]} is given twice")
+        experiments = list(map(experiment, self.experiments))
+        more = resolved({name: values for name, *values in vary}, experiments, is_text=True)
+        return replace(self, vary={**self.vary, **more})
+
+    def narrowed(self, values: Mapping[str, Any]) -> "Space":
+        """This space with one value for each of some settings, by path."""
+        one = {path: (value,) for path, value in values.items()}
+        vary = {path: one.pop(path, several) for path, several in self.vary.items()}
+        own: dict[str, Any] = {FIELDS[path]: value for path, value in one.items()}
+        return replace(self, vary=vary, **own)
+
+    def build(self, point: Mapping[str, Any]) -> Experiment:
+        """The experiment at one point; settings that play no part in it are left out."""
+        made = replace(experiment(point["experiment"]), fit=self.fit)
+        # What plays a part depends on the strategy, which comes first therefore.
+        for paths in (["erasing.strategy"], list(point)):
+            has = set(settings_of(made)) - {"experiment"} | {"fit.seed"}
+            given = {path: point[path] for path in paths if path in point and path in has}
+            own = {path: value for path, value in given.items() if path in self.vary}
+            made = with_settings(made, given | typed(made, own))
         return _plain_fit(made)
 
     @property
@@ -135,19 +160,11 @@ class Space:
         paths = [
             path
             for trials in groups.values()
-            for path in trials[0]
-            if len({t[path] for t in trials}) > 1
+            for path in dict.fromkeys(path for trial in trials for path in trial)
+            if len({trial.get(path) for trial in trials}) > 1
         ]
         several = ["experiment"] if len(groups) > 1 else []
         return tuple(dict.fromkeys([*several, *paths]))
-
-
-def _parsed(value: str) -> Any:
-    """A number or a switch as such, all else as text."""
-    try:
-        return json.loads(value)
-    except ValueError:
-        return value
 
 
 def _plain_fit(trial: Experiment) -> Experiment:
@@ -157,42 +174,6 @@ def _plain_fit(trial: Experiment) -> Experiment:
     fit = replace(FitConfig(), data_share=trial.fit.data_share)
     # The seed chooses the subset, and nothing else.
     return replace(trial, fit=replace(fit, seed=trial.fit.seed if fit.data_share < 1 else 0))
-
-
-def with_settings(base: Experiment, settings: dict[str, Any]) -> Experiment:
-    """`base` with fields changed by path, such as `method.latent_size`.
-
-    Raises:
-        ConfigError: a path leads nowhere, or a value is not possible.
-    """
-    for path, value in settings.items():
-        group, _, name = path.partition(".")
-        part = getattr(base, group, None)
-        if part is None or not hasattr(part, name):
-            raise ConfigError(f"{base.name} has no setting {path!r}")
-        base = replace(base, **{group: replace(part, **{name: value})})
-    return base
-
-
-_NO_SETTING = {
-    *("method.type", "method.ndim", "method.package.distribution", "method.package.version"),
-}
-"""Say which method it is."""
-
-
-def settings_of(trial: Experiment) -> dict[str, Any]:
-    """The settings that a sweep may vary, by path; those that the method lacks are absent."""
-    has = flat(to_json(trial))
-    of_method = (path for path, value in has.items() if not isinstance(value, list))
-    paths = [p for p in of_method if p.startswith("method.") and p not in _NO_SETTING]
-    if learns(trial):
-        paths += ["fit.learning_rate", "fit.epochs"]
-        if (one := strategy(trial.erasing)) is not None and "max_share" in one.settings:
-            paths.append("erasing.max_share")
-    paths.append("fit.data_share")
-    if learns(trial) or trial.fit.data_share < 1:
-        paths.append("fit.seed")
-    return {"experiment": trial.name} | {path: has[path] for path in paths if path in has}
 
 
 def trial_name(trial: Experiment) -> str:
@@ -252,6 +233,16 @@ def first_run() -> Space:
     )
 
 
+def read_space(place: str) -> Space:
+    """The space in a file, such as the `space.toml` of a sweep.
+
+    Raises:
+        ConfigError: there is none, or it holds no space; the message names the file.
+    """
+    table = settings_files.read(place, "space")
+    return fields.overlay(Space(), table, place)
+
+
 FIRST_RUN = "first-run"
 """The preset where none is named."""
 
@@ -264,3 +255,16 @@ PRESETS: dict[str, Callable[[], Space]] = {
     "smoke": smoke,
 }
 """Spaces by the name that `jobs/tune.py` takes."""
+
+
+def named_space(name: str) -> Space:
+    """The preset of that name, or the space in a file whose name ends in `.toml`.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    if name.endswith(".toml"):
+        return read_space(name)
+    if name not in PRESETS:
+        raise ConfigError(f"no preset is named {name!r}; known are {', '.join(PRESETS)}")
+    return PRESETS[name]()

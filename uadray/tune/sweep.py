@@ -8,7 +8,7 @@ import logging
 import os
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -66,6 +66,7 @@ def sweep(
     config: SweepConfig | None = None,
     track: TrackConfig | None = None,
     console: Console | None = None,
+    begin: Callable[[], None] = lambda: None,
 ) -> list[Outcome]:
     """Fit every trial of a space on a healthy cohort.
 
@@ -79,6 +80,7 @@ def sweep(
         config: Scheduling, objective, budget.
         track: Where else the epochs of trials are shown.
         console: Where the state is shown; standard error by default.
+        begin: Called before the first trial, once the folder is ours.
 
     Returns:
         Every trial, in the order of the space; of a population its members, as they ended.
@@ -99,6 +101,7 @@ def sweep(
         searched=searched,
         track=track,
         console=console,
+        begin=begin,
     )
 
 
@@ -112,6 +115,7 @@ def fit_trials(
     searched: Space | None = None,
     track: TrackConfig | None = None,
     console: Console | None = None,
+    begin: Callable[[], None] = lambda: None,
 ) -> list[Outcome]:
     """Fit given trials, and others that Optuna or a population finds; otherwise as `sweep`.
 
@@ -124,6 +128,7 @@ def fit_trials(
         searched: Where Optuna draws `config.max_trials` from, or what populations search.
         track: Where else epochs are shown.
         console: Where the state is shown; standard error by default.
+        begin: Called before the first trial, once the folder is ours.
     """
     config, url = config or SweepConfig(), files.normalise(url)
     groups: list[pbt.Population] = []
@@ -142,11 +147,15 @@ def fit_trials(
     if not files.exists(files.join(url, SWEEP)):
         refuse_inside(url, RunError)
     with hold(url):
-        return _fit_held(job, trials, searched, groups)
+        return _fit_held(job, trials, searched, groups, begin)
 
 
 def _fit_held(
-    job: "_Job", trials: Sequence[Experiment], searched: Space | None, groups: list[pbt.Population]
+    job: "_Job",
+    trials: Sequence[Experiment],
+    searched: Space | None,
+    groups: list[pbt.Population],
+    begin: Callable[[], None],
 ) -> list[Outcome]:
     url, config, cohort = job.url, job.config, job.cohort
     check_cohort(url, cohort)
@@ -154,6 +163,7 @@ def _fit_held(
     cluster.connect(dashboard=config.workers_per_trial > 1)
     cluster.check_readable(cohort.seal_url)
     cluster.check_shared(url)
+    begin()
     tasks = [Task(experiment=t, url=run_url(url, t)) for t in trials]
     planned = [*tasks, *(m for group in groups for m in pbt.members_at_end(url, group))]
     to_draw = config.max_trials if searched and config.search == "optuna" else 0
@@ -192,7 +202,8 @@ def _drawn(place: str) -> list[dict[str, Any]]:
         raise RunError(f"{place} is damaged ({error}): restore it, or choose another --out") from (
             None
         )
-    return points
+    # JSON has no tuples, which lists of numbers are in a space.
+    return [{k: tuple(v) if isinstance(v, list) else v for k, v in p.items()} for p in points]
 
 
 def _open_labelled(config: SweepConfig, cohort: Cohort) -> Cohort | None:

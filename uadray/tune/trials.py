@@ -21,7 +21,8 @@ from uadray.runs.reading import (
 )
 from uadray.store import Cohort
 from uadray.tune.settings import RECONSTRUCTION, USES_LABELS, SweepConfig
-from uadray.tune.space import Space, settings_of, trial_name
+from uadray.tune.space import Space, trial_name
+from uadray.tune.vary import settings_of
 
 ENDED = ("finished", "stopped")
 """States of a run that no sweep goes on with."""

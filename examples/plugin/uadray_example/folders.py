@@ -2,7 +2,7 @@
 
 import re
 
-from uadray.prepare.layouts import Scan, Scans, checked, find_files
+from uadray.preparation.layouts import Scan, Scans, checked, find_files
 
 NAME = re.compile(r"(?:^|/)(?P<subject>[^/]+)/(?P<what>[A-Za-z0-9]+)\.nii\.gz$")
 

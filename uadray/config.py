@@ -219,10 +219,13 @@ def base_name(one: Experiment) -> str:
     dimension = "3D-" if getattr(method, "ndim", 2) == 3 else ""
     if method.package is not None:
         return f"{dimension}{method.type_name()}"
-    with suppress(ConfigError):
-        if type(experiment(one.name).method) is type(method):
-            return one.name
-    return dimension + next(n for n, m in _OWN.items() if type(m) is type(method))
+    named = [name for name, own in _OWN.items() if type(own) is type(method)]
+    for name in (one.name, *(f"{dimension}{own}" for own in named), *named):
+        with suppress(ConfigError):
+            base = experiment(name).method
+            if type(base) is type(method) and vars(base).get("ndim") == vars(method).get("ndim"):
+                return name
+    raise ConfigError(f"no name leads to {one.name}")
 
 
 def _made(one: PublishedMethod, ndim: Literal[2, 3], erasing: ErasingConfig) -> Experiment:

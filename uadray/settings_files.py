@@ -45,7 +45,7 @@ def read(place: str, kind: str) -> dict[str, Any]:
         ConfigError: there is none, it is no TOML, or of another kind.
     """
     try:
-        table = tomllib.loads(files.read_bytes(place).decode())
+        table = tomllib.loads(files.read_bytes(place).decode("utf-8-sig"))
     except FileNotFoundError:
         raise ConfigError(f"{place}: no such file of settings") from None
     except OSError as error:

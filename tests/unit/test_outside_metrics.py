@@ -260,6 +260,11 @@ class TestEntries:
             ("recall = Metric(key='recall', head='R', value=abs, brief=None)", "brief must be"),
             ("recall = Metric(key='recall', head='R', value=abs, shown=1)", "shown must be"),
             ("recall = Metric(key='recall', head='R', value=abs, weighted=1)", "weighted must"),
+            (
+                "recall = Metric(key='recall', head='R', value=abs, compared=True, "
+                "has_interval=False)",
+                "compared needs has_interval",
+            ),
             ("recall = Metric(key='recall', head='R', value=abs, limits=(1, 0))", "limits must"),
             ("recall = Metric(key='recall', head='R', value=abs, limits=(0,))", "limits must"),
             (
@@ -421,7 +426,10 @@ def test_one_entry_reaches_every_table(tmp_path: Path) -> None:
         text = (tmp_path / f"report.{ending}").read_text()
         assert "0.432" in text, ending
         assert "ecall" in text, ending
-    assert "[0.332, 0.532]" in (tmp_path / "report.html").read_text()
+    page = (tmp_path / "report.html").read_text()
+    assert "[0.332, 0.532]" in page
+    assert 'data-key="recall_0"' in page  # the leaderboard of a sweep
+    assert ", Recall by their-metrics 1.2</dd>" in page
     for heading in ("Over seeds", "Component filter", "Paired differences from PCA-16"):
         table = (tmp_path / "report.md").read_text().split(f"### {heading}")[1].split("\n\n")[1]
         assert "Recall" in table, heading
@@ -433,7 +441,6 @@ def test_one_entry_reaches_every_table(tmp_path: Path) -> None:
     assert "| Recall |" in card.replace("  ", "")
     assert "0.432 [0.332, 0.532]" in card
     assert "Metrics of other packages: Recall: their-metrics 1.2." in card
-    assert "recall_0" in (tmp_path / "report.html").read_text()  # the leaderboard of a sweep
 
 
 def test_lower_is_better_where_it_says_so(tmp_path: Path) -> None:

@@ -145,6 +145,13 @@ def test_a_bad_file_is_named(text: str, message: str, tmp_path: Path) -> None:
     assert str(place) in str(raised.value)
 
 
+def test_a_file_of_an_editor_of_windows(tmp_path: Path) -> None:
+    place = tmp_path / "a.toml"
+    place.write_bytes(b"\xef\xbb\xbfseeds = [1, 2]\r\n[fit]\r\nepochs = 3\r\n")
+    space = read_space(str(place))
+    assert (space.seeds, space.fit.epochs) == ((1, 2), 3)
+
+
 def test_a_file_that_is_not_there_or_a_folder(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="no such file of settings"):
         read_space(str(tmp_path / "none.toml"))

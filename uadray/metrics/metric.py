@@ -115,6 +115,8 @@ def check_metric(name: str, entry: Any) -> None:
     for part in ("weighted", "people"):
         if not ((function := getattr(entry, part)) is None or callable(function)):
             raise PluginError(f"{part} must be a function or None, was {function!r}")
+    if entry.compared and not entry.has_interval:
+        raise PluginError("compared needs has_interval: differences have intervals, too")
     ends = entry.limits
     numbers = isinstance(ends, tuple) and [isinstance(end, (int, float)) for end in ends]
     if numbers != [True, True] or not ends[0] < ends[1] or ends[0] == -np.inf != -ends[1]:

@@ -119,7 +119,7 @@ class Run:
 
         Raises:
             RunError: there is none at `url`, it is damaged or cannot be read, or its method is of a
-            package that is not installed.
+                package that is not installed.
         """
         url = files.normalise(url)
         config = read_config(url)

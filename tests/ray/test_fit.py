@@ -104,7 +104,7 @@ def test_one_worker_leaves_a_whole_run_folder(
         assert summary["validation/reconstruction"] is None
     kept = {p.name for p in Path(run.url).iterdir()} - {"metrics.jsonl"}
     learned = {"checkpoint", "people.npz"} if stateful else set()
-    assert kept == {"config.json", "summary.json"} | learned
+    assert kept == {"config.json", "train.toml", "summary.json"} | learned
 
     before = times(run.url)
     again = fit(what, cohort, str(tmp_path / "run"), report=reported.append)
@@ -160,7 +160,8 @@ def test_two_workers_learn_what_one_learns(
             assert b[key] == pytest.approx(a[key], rel=1e-4)
     assert two[-1]["validation/reconstruction"] < 0.9 * two[0]["validation/reconstruction"]
     kept = {p.name for p in Path(undisturbed.url).iterdir()}
-    assert kept == {"config.json", "people.npz", "metrics.jsonl", "summary.json", "checkpoint"}
+    expected = {"config.json", "train.toml", "people.npz", "metrics.jsonl", "summary.json"}
+    assert kept == expected | {"checkpoint"}
 
     before = times(undisturbed.url)
     assert fit(GROUP, cohort, undisturbed.url, scale=TWO) == undisturbed

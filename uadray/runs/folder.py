@@ -1,8 +1,8 @@
 """The run folder: what a fit writes, what evaluation adds, and all that a report reads.
 
-`config.json`, `people.npz`, `metrics.jsonl` (one line an epoch), `summary.json`, `checkpoint/`,
-then `scores/` and `evaluation/`. A folder is resumed only by the same experiment on the same
-cohort.
+`config.json`, `train.toml` (which repeats the fit), `people.npz`, `metrics.jsonl` (one line an
+epoch), `summary.json`, `checkpoint/`, then `scores/` and `evaluation/`. A folder is resumed only by
+the same experiment on the same cohort.
 """
 
 import errno

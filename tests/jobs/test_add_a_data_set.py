@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from test_add_a_method import REPOSITORY, run
+from followed import REPOSITORY, run
 from tiny_scans import brain_image, write
 
 from uadray.runs.reading import read_config

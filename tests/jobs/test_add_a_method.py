@@ -1,14 +1,13 @@
 """The page on adding a method, followed to the letter; the example package, used on Ray."""
 
 import json
-import os
 import re
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from followed import REPOSITORY, blocks, run
 from tiny_cohorts import write_healthy, write_lesioned
 from tiny_scans import brain_image, write
 
@@ -16,49 +15,18 @@ from uadray.runs.reading import read_config
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
-REPOSITORY = Path(__file__).resolve().parents[2]
 PAGE = REPOSITORY / "docs/howto/add-a-method.md"
-
-
-def blocks(kind: str) -> list[str]:
-    return re.findall(rf"```{kind}\n(.*?)```", PAGE.read_text(), flags=re.S)
-
-
-def run(
-    script: str, folder: Path, site: Path, *, check: bool = True
-) -> subprocess.CompletedProcess[str]:
-    """Run lines of a shell; `pip install` puts packages into `site`, and needs no network."""
-    environment = {k: v for k, v in os.environ.items() if k not in ("RAY_ADDRESS", "PYTHONPATH")}
-    environment |= {
-        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
-        "PYTHONPATH": str(site),
-        "PIP_TARGET": str(site),
-        "PIP_NO_DEPS": "1",
-        "PIP_NO_BUILD_ISOLATION": "0",
-        "OMP_NUM_THREADS": "1",
-    }
-    done = subprocess.run(
-        ["bash", "-euo", "pipefail", "-c", script],
-        cwd=folder,
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    if check:
-        assert done.returncode == 0, f"{script}\n{done.stdout}\n{done.stderr}"
-    return done
 
 
 def test_the_page_is_followed(tmp_path: Path) -> None:
     (tmp_path / "jobs").symlink_to(REPOSITORY / "jobs")
-    (source,), (project,) = blocks("python"), blocks("toml")
+    (source,), (project,) = blocks(PAGE, "python"), blocks(PAGE, "toml")
     (tmp_path / "my_ae.py").write_text(source)
     (tmp_path / "pyproject.toml").write_text(project)
     write(tmp_path / "scan.nii.gz", brain_image((116, 136, 116)))
     site = tmp_path / "site"
     uadray = f'uadray() {{ "{sys.executable}" -m uadray "$@"; }}\n'
-    for block in blocks("console"):
+    for block in blocks(PAGE, "console"):
         lines = block.replace("\n$ ", "\n").removeprefix("$ ")
         done = run(f"{uadray}{lines}", tmp_path, site)
     assert re.search(r"^MyAE +my-package 0.1.0 +this page$", done.stdout, flags=re.M)

@@ -1,57 +1,25 @@
 """The page on adding a metric, followed to the letter."""
 
 import json
-import os
-import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from followed import REPOSITORY, blocks, run
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
-REPOSITORY = Path(__file__).resolve().parents[2]
 PAGE = REPOSITORY / "docs/howto/add-a-metric.md"
-
-
-def blocks(kind: str) -> list[str]:
-    return re.findall(rf"```{kind}\n(.*?)```", PAGE.read_text(), flags=re.S)
-
-
-def run(script: str, folder: Path, site: Path) -> str:
-    """Run lines of a shell; `pip install` puts packages into `site`, and needs no network."""
-    environment = {k: v for k, v in os.environ.items() if k not in ("RAY_ADDRESS", "PYTHONPATH")}
-    environment |= {
-        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
-        "PYTHONPATH": str(site),
-        "PIP_TARGET": str(site),
-        "PIP_NO_DEPS": "1",
-        "PIP_NO_BUILD_ISOLATION": "0",
-        "OMP_NUM_THREADS": "1",
-        "COLUMNS": "150",
-    }
-    done = subprocess.run(
-        ["bash", "-euo", "pipefail", "-c", script],
-        cwd=folder,
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, f"{script}\n{done.stdout}\n{done.stderr}"
-    return done.stdout
 
 
 def test_the_page_is_followed(tmp_path: Path) -> None:
     (tmp_path / "jobs").symlink_to(REPOSITORY / "jobs")
-    (metrics, sections), (project,) = blocks("python"), blocks("toml")
+    (metrics, sections), (project,) = blocks(PAGE, "python"), blocks(PAGE, "toml")
     (tmp_path / "my_metrics.py").write_text(metrics)
     (tmp_path / "my_sections.py").write_text(sections)
     (tmp_path / "pyproject.toml").write_text(project)
-    (block,) = blocks("console")
+    (block,) = blocks(PAGE, "console")
     site = tmp_path / "site"
-    shown = run(block.replace("\n$ ", "\n").removeprefix("$ "), tmp_path, site)
+    shown = run(block.replace("\n$ ", "\n").removeprefix("$ "), tmp_path, site).stdout
     assert "Sensitivity" in shown
     record = json.loads((tmp_path / "runs/fits/PCA-4/evaluation/stroke.json").read_text())
     for key in ("sensitivity", "volume_error"):

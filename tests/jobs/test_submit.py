@@ -382,16 +382,16 @@ class TestOtherWays:
         assert "12 of 12 volumes" in evaluate.stdout
 
     @pytest.mark.slow
-    @pytest.mark.parametrize("name", ["3D-uadray_example.ae:ExampleAE", "3D-ExampleAE"])
+    @pytest.mark.parametrize("name", ["3D-ae:ExampleAE", "3D-ExampleAE"])
     def test_a_method_that_comes_with_the_working_directory(
         self, head: Head, tmp_path: Path, name: str
     ) -> None:
-        """As files, named by their place, or as a package; two workers find it, too."""
+        """As a file, named by its place, or as a package; two workers find it, too."""
         healthy, lesioned = write_healthy(tmp_path), write_lesioned(tmp_path)
         work, run, plugin = tmp_path / "work", tmp_path / "run", REPOSITORY / "examples/plugin"
         shutil.copytree(REPOSITORY / "jobs", work / "jobs")
         if ":" in name:
-            shutil.copytree(plugin / "uadray_example", work / "uadray_example")
+            shutil.copy(plugin / "uadray_example/ae.py", work)
         else:
             shutil.copytree(plugin, tmp_path / "plugin")
             words = ["install", "--no-deps", "--no-build-isolation", "--target"]

@@ -487,3 +487,14 @@ class TestRecorded:
 def test_a_place_is_as_python_imports_it(place: str, name: str) -> None:
     with pytest.raises(PluginError, match=r"as Python imports it, such as my_ae:MyAE$"):
         experiment(name.format(place))
+
+
+def test_what_no_record_could_lead_to_is_refused_before_a_fit(own_registry: OwnRegistry) -> None:
+    """Else the run would be fitted, and nothing could read it."""
+    (own_registry.folder / "mine").mkdir()
+    own_registry.write("mine/__init__", "")
+    own_registry.write("mine/ae", made())
+    with pytest.raises(PluginError, match=r"a file of its own, such as ae\.py, or to an entry poi"):
+        experiment("3D-mine.ae:MyAE-Cube-n")
+    own_registry.install("my-package", "1.2", MyAE="mine.ae:MyAE")
+    assert experiment("3D-MyAE").name == "3D-MyAE"

@@ -164,11 +164,19 @@ def name_at(place: str) -> str:
     """The name of the method at `package.module:Class`, which is imported.
 
     Raises:
-        PluginError: there is none.
+        PluginError: there is none, or none that the record of a run could lead to.
     """
     kind = plugins.load(place, here=True)
     for name, one in NAMED.imported.items():
         if inspect.isclass(kind) and type(one.method) is vars(kind).get("Settings"):
+            package = one.method.package
+            if package is not None and not _may_be_recorded(place, package):
+                raise PluginError(
+                    f"{place}: the record of a run leads to a class in a file of its own, such as "
+                    f"{place.partition(':')[0].rpartition('.')[2]}.py, or to an entry point of the "
+                    f"group {NAMED.group} of an installed package, and this is neither: give its "
+                    "package that entry point and install it"
+                )
             return name
     raise PluginError(f"{place} is no method: decorate the class with @uadray.method")
 
@@ -200,16 +208,23 @@ def _import_recorded(place: str, package: Package) -> None:
     """
     here: Package | None = None
     module, _, name = place.partition(":")
-    offered = {one.value for several in plugins.entries(NAMED.group).values() for one in several}
-    is_file = "." not in module and module not in sys.stdlib_module_names
     if place in DETECTORS:
         here = DETECTORS[place].Settings.package
-    elif place in offered if package.distribution else is_file:
+    elif _may_be_recorded(place, package):
         with suppress(PluginError):
             here = plugins.package_of(module, NAMED.group)
     plugins.check_package(f"{name} is a method of", here, package, module)
     if place not in DETECTORS:
         plugins.load(place)
+
+
+def _may_be_recorded(place: str, package: Package) -> bool:
+    """Whether a place is one that a record alone may have imported."""
+    module = place.partition(":")[0]
+    if not package.distribution:
+        return "." not in module and module not in sys.stdlib_module_names
+    several = plugins.entries(NAMED.group).values()
+    return place in {one.value for entries in several for one in entries}
 
 
 def is_fitted(settings: MethodSettings) -> bool:

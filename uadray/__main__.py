@@ -2,7 +2,7 @@
 
 import sys
 
-from uadray import cli
+from uadray import __version__, cli
 from uadray.jobs import VERBS, about, start
 
 METHODS = "methods"
@@ -28,7 +28,10 @@ def run() -> None:
 def _other(args: list[str]) -> int:
     if args == [METHODS]:
         return methods()
-    if args and args[0] in ("-h", "--help"):
+    if args == ["--version"]:
+        print(f"{cli.COMMAND} {__version__}")
+        return cli.OK
+    if args and (args[0] in ("-h", "--help", "help") or args == [METHODS, "--help"]):
         print(_help())
         return cli.OK
     named = f"no verb is named {' '.join(args)!r}" if args else "name a verb"

@@ -17,13 +17,14 @@ made again repeats nothing that is finished.
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
 from uadray import config as _config
-from uadray import files
+from uadray import fields, files
 from uadray.config import Experiment, with_fit
-from uadray.errors import PredictError
+from uadray.errors import ConfigError, PredictError
 from uadray.prediction import outputs, places
 from uadray.prediction.folder import Predicted
 from uadray.prediction.inputs import find_items
@@ -105,7 +106,10 @@ def fit(
     from uadray.train import job
 
     chosen = experiment(method) if isinstance(method, str) else method
-    changed = with_fit(chosen, **fit)
+    if not isinstance(chosen, Experiment):
+        raise ConfigError(f"method must be an experiment, or the name of one, was {method!r}")
+    changed = replace(chosen, fit=fields.overlay(chosen.fit, fit, "fit"))
+    scale = scale and fields.instance("scale", ScaleConfig, scale)
     return job.fit(changed, _cohort(cohort), str(out), scale=scale, track=track)
 
 
@@ -140,16 +144,18 @@ def sweep(
     """
     from uadray.tune.job import SweepJob
     from uadray.tune.settings import SweepConfig
-    from uadray.tune.space import named_space
+    from uadray.tune.space import Space, named_space
 
     several = [evaluate] if isinstance(evaluate, (Cohort, str, Path)) else evaluate
     return SweepJob(
-        space=named_space(str(space)) if isinstance(space, (str, Path)) else space,
+        space=named_space(str(space))
+        if isinstance(space, (str, Path))
+        else fields.instance("space", Space, space),
         cohort=_url(cohort),
         out=str(out),
         name=name or (Path(space).stem if isinstance(space, (str, Path)) else ""),
         evaluate=tuple(map(_url, several)),
-        sweep=SweepConfig(**settings),
+        sweep=fields.overlay(SweepConfig(), settings, "sweep"),
         track=track or TrackConfig(),
     ).run()
 
@@ -182,12 +188,16 @@ def evaluate(
     from uadray.evaluation.protocols import EvaluateConfig
 
     several = [runs] if isinstance(runs, (Run, str, Path)) else list(runs)
-    return job.evaluate(
-        [one if isinstance(one, Run) else open_run(one) for one in several],
+    opened = [one if isinstance(one, Run) else open_run(one) for one in several]
+    distinct = list({run.url: run for run in opened}.values())
+    records = job.evaluate(
+        distinct,
         _cohort(cohort),
         healthy=None if healthy is None else _cohort(healthy),
         config=EvaluateConfig.of(protocol, **settings),  # type: ignore[arg-type]
     )
+    by_url = {run.url: record for run, record in zip(distinct, records, strict=True)}
+    return [by_url[run.url] for run in opened]
 
 
 def evaluate_maps(
@@ -402,6 +412,8 @@ def _url(given: Place | Cohort) -> str:
 
 
 def _cohort(given: Place | Cohort) -> Cohort:
+    if not isinstance(given, (Cohort, str, Path)):
+        raise ConfigError(f"expected a cohort, or where it lies, was {given!r}")
     return given if isinstance(given, Cohort) else open_cohort(str(given))
 
 

@@ -2,14 +2,17 @@
 
 import dataclasses
 import difflib
+import functools
 import math
 import types
 import typing
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 
 from uadray.errors import ConfigError
+
+Settings = TypeVar("Settings")
 
 _WORDS = {
     bool: "true or false",
@@ -79,6 +82,24 @@ def checked(name: str, hint: Any, value: Any) -> Any:
     return made
 
 
+def instance(name: str, kind: type[Settings], value: Any) -> Settings:
+    """A value that has to be settings of a type, with fields of their types.
+
+    Raises:
+        ConfigError: it is something else, or one of its fields is.
+    """
+    if not isinstance(value, kind):
+        raise ConfigError(f"{name} must be a {kind.__name__}(...), was {value!r}")
+    hints = types_of(value)
+    return replaced(
+        value,
+        {
+            path: checked(f"{name}.{path}", hint, functools.reduce(getattr, path.split("."), value))
+            for path, hint in hints.items()
+        },
+    )
+
+
 def from_text(name: str, hint: Any, text: str) -> Any:
     """A value of a field's type from the text of a command line; commas part a list.
 
@@ -118,6 +139,9 @@ def overlay(settings: Any, table: Mapping[str, Any], place: str, prefix: str = "
         if name in changes:
             raise ConfigError(f"{place}: {path} is given twice")
         if dataclasses.is_dataclass(own := getattr(settings, name)):
+            if isinstance(value, type(own)):  # as Python has it
+                changes[name] = value
+                continue
             if not isinstance(value, Mapping):
                 raise ConfigError(f"{place}: {path} must be a table, [{path}], was {value!r}")
             changes[name] = overlay(own, value, place, f"{path}.")

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from tiny_cohorts import write_healthy
 from tiny_models import finished_run, freeze_threshold, healthy_cohort, write_head
 
 import uadray
@@ -112,3 +113,35 @@ def test_predict_folder_is_the_job(run: Run, tmp_path: Path) -> None:
 def test_experiment_changes_the_fit() -> None:
     assert uadray.experiment("3D-Cube-n", epochs=3).fit.epochs == 3
     assert uadray.experiment("3D-Cube-n").name == "3D-Cube-n"
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda c, o: uadray.fit(3, c, o), "method must be an experiment"),
+        (
+            lambda c, o: uadray.fit("PCA-4", None, o),
+            "expected a cohort, or where it lies, was None",
+        ),
+        (lambda c, o: uadray.fit("PCA-4", c, o, scale=4), r"scale must be a ScaleConfig\(\.\.\.\)"),
+        (
+            lambda c, o: uadray.fit("PCA-4", c, o, scale=uadray.ScaleConfig(num_workers=1.5)),
+            "scale.num_workers must be a whole number",
+        ),
+        (lambda c, o: uadray.fit("PCA-4", c, o, epoch=1), "did you mean epochs"),
+        (lambda c, o: uadray.fit("PCA-4", c, o, epochs="1"), "epochs must be a whole number"),
+        (lambda c, o: uadray.sweep(None, c, o), r"space must be a Space\(\.\.\.\), was None"),
+        (lambda c, o: uadray.sweep(uadray.Space(seeds=3), c, o), "space.seeds must be a list"),
+        (
+            lambda c, o: uadray.sweep(uadray.Space(experiments="3D-None"), c, o),
+            "space.experiments must be a list",
+        ),
+        (lambda c, o: uadray.sweep("smoke", c, o, scheduler="ashaa"), "must be one of all, asha"),
+        (lambda c, o: uadray.sweep("smoke", c, o, schedular="asha"), "did you mean scheduler"),
+    ],
+)
+def test_wrong_arguments_are_named_before_anything_is_written(call, message, tmp_path) -> None:
+    cohort = write_healthy(tmp_path)
+    with pytest.raises(ConfigError, match=message):
+        call(cohort, tmp_path / "out")
+    assert not (tmp_path / "out").exists()

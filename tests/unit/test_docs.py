@@ -15,6 +15,7 @@ import pytest
 import tyro
 
 from uadray import settings_files
+from uadray.errors import ConfigError
 from uadray.jobs import VERBS
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -85,7 +86,7 @@ def test_commands_are_understood(words: list[str], monkeypatch: pytest.MonkeyPat
     "line", ["train.py 3D-None --cohort a --out b --no-such-flag 1", "prepare.py nothing a --out b"]
 )
 def test_a_wrong_command_is_found(line: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises((AssertionError, SystemExit)):
+    with pytest.raises((AssertionError, SystemExit, ConfigError)):
         parse(shlex.split(f"jobs/{line}"), monkeypatch)
 
 

@@ -496,5 +496,13 @@ def test_what_no_record_could_lead_to_is_refused_before_a_fit(own_registry: OwnR
     own_registry.write("mine/ae", made())
     with pytest.raises(PluginError, match=r"a file of its own, such as ae\.py, or to an entry poi"):
         experiment("3D-mine.ae:MyAE-Cube-n")
+
+
+def test_a_place_within_a_package_is_taken_where_an_entry_point_leads_there(
+    own_registry: OwnRegistry,
+) -> None:
+    (own_registry.folder / "mine").mkdir()
+    own_registry.write("mine/__init__", "")
+    own_registry.write("mine/ae", made())
     own_registry.install("my-package", "1.2", MyAE="mine.ae:MyAE")
-    assert experiment("3D-MyAE").name == "3D-MyAE"
+    assert experiment("3D-mine.ae:MyAE").name == "3D-MyAE"

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+import uadray
 from uadray.jobs import VERBS, about
 
 ROOT = Path(__file__).parents[2]
@@ -31,6 +32,7 @@ def test_the_command_lists_them(tmp_path: Path) -> None:
     assert done.returncode == 0
     for verb in VERBS:
         assert f"{verb:10} {about(verb)}\n" in done.stdout
+    assert call(tmp_path, "-m", "uadray", "--version").stdout == f"uadray {uadray.__version__}\n"
     wrong = call(tmp_path, "-m", "uadray", "trian")
     assert wrong.returncode == 2
     assert "no verb is named 'trian'" in wrong.stderr

@@ -109,7 +109,7 @@ def check_draw(config: ErasingConfig, spatial: tuple[int, ...]) -> None:
 
     try:
         drawn, alone = draw(ids), [draw(one_id) for one_id in ids.split(1)]
-        nominal = one.nominal(config, spatial)
+        nominal = float(one.nominal(config, spatial))
     except Exception as error:
         raise PluginError(f"{whose} fails: {failure(error, one.draw.__module__)}") from error
     boxes, right = getattr(drawn, "boxes_BRD2", None), getattr(drawn, "right", None)

@@ -33,7 +33,7 @@ from typing import Annotated, Any, Literal, Union
 
 import tyro
 
-from uadray import cli, files
+from uadray import cli, fields, files
 from uadray.errors import ConfigError
 from uadray.evaluation.protocols import PROTOCOLS
 from uadray.preparation.inputs import Inputs, Settings, find_inputs
@@ -171,6 +171,11 @@ def parse(args: Sequence[str]) -> Any:
         names = [named] if named in LAYOUTS else LAYOUTS.usable(lambda name, e: broken.append(e))
         kinds = {name: _with_files(name) for name in names} | kinds
         cli.say_left_out(broken)
+    if named and named not in kinds and not named.startswith("-"):
+        raise ConfigError(
+            f"no layout is named {named!r}{fields.closest(named, kinds)}; one of another package "
+            "is there where the package is installed"
+        )
     config = (tyro.conf.OmitArgPrefixes,)
     if named in kinds:
         # By itself: in a union tyro names settings that are wrong by a name of its own.

@@ -124,6 +124,10 @@ class Difference:
     """Variance by the choice of fits; 0 where it is not known."""
 
 
+_WIDEST = float(np.log(1e3))
+"""Half of the widest interval on the log scale; a wider one says nothing."""
+
+
 def interval(*cohorts: Fits) -> tuple[float, float] | None:
     """The 95 % interval of a figure, or of its mean over cohorts that share no person.
 
@@ -134,7 +138,7 @@ def interval(*cohorts: Fits) -> tuple[float, float] | None:
 
     Returns:
         Its ends; None where fewer than `MIN_PEOPLE` people bear on it, where one alone defines it,
-        or at an end of its range, where nothing varies.
+        at an end of its range, where nothing varies, or where it would span a factor of a million.
     """
     first, num = cohorts[0], len(cohorts)
     value = float(np.mean([one.mean[0] for one in cohorts]))
@@ -153,6 +157,8 @@ def interval(*cohorts: Fits) -> tuple[float, float] | None:
     refits = sum(_over_refits(one.refits) for one in cohorts) * (slope / num) ** 2
     parts = [people.widened(refits), _over_fits(each * slope)]
     half, centre = _sum(parts).half_width, change(value) - bias
+    if np.isinf(high) and np.isfinite(low) and half > _WIDEST:
+        return None
     return float(back(centre - half)), float(back(centre + half))
 
 

@@ -142,6 +142,7 @@ class SweepJob:
         refuse_place(self.out, ConfigError)
         # Before hours of fitting: a cohort that cannot be evaluated on is found now.
         cohort, lesioned = self.cohorts()
+        cohort.rows("train")  # which one with lesions lacks
         url = files.normalise(self.out)
         outcomes = sweep(
             self.space,

@@ -78,7 +78,10 @@ class Space:
             name = FIELDS[path]
             if getattr(self, name) != getattr(type(self), name):
                 flag = f"--space.{name.replace('_', '-')}"
-                raise ConfigError(f"{path} has values by {flag} and by vary: give them by one")
+                raise ConfigError(
+                    f"{path} has values by {flag}, of the preset where you gave none, and by vary: "
+                    f"give them by {flag} alone"
+                )
         object.__setattr__(self, "vary", vary)
 
     def trials(self) -> list[Experiment]:

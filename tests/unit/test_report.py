@@ -896,3 +896,24 @@ class TestJob:
         assert "absent: no such folder" in done.stderr
         assert "Traceback" not in done.stderr
         assert issubclass(RunError, UadrayError)
+
+
+@pytest.mark.parametrize(
+    ("kept", "words"),
+    [
+        (["sum", "sum"], "the sum"),
+        ([None, None], "the mean"),
+        (["sum", "mean"], "the mean or the sum"),
+    ],
+)
+def test_the_page_says_how_slices_are_scored(
+    tmp_path: Path, kept: list[str | None], words: str
+) -> None:
+    for number, score in enumerate(kept):
+        write_run(tmp_path / f"run-{number}", seed=number)
+        (place,) = (tmp_path / f"run-{number}/evaluation").glob("*.json")
+        values = json.loads(place.read_text())
+        values.pop("slice_score", None)
+        place.write_text(json.dumps(values | ({"slice_score": score} if score else {})))
+    page = Path(write_report([str(tmp_path)], str(tmp_path / "r.html"))).read_text()
+    assert f"its score is {words} over its brain" in page

@@ -114,6 +114,12 @@ def write_report(
     return out
 
 
+def _slice_score(runs: Sequence[RunRecord]) -> str:
+    """How slices are scored; evaluations of an earlier version took the mean and do not say so."""
+    kinds = {one.values.get("slice_score", "mean") for run in runs for one in run.evaluations}
+    return " or ".join(f"the {kind}" for kind in sorted(kinds))
+
+
 def check_viewers(viewers: Viewers) -> None:
     """Refuse addresses that lead anywhere but to files near the report.
 
@@ -212,6 +218,7 @@ def render(
         cohorts=[_cohort(cohort, cohorts, viewers) for cohort in cohorts],
         sweep=context,
         slices=slice_context(cohorts),
+        slice_score=_slice_score(runs),
         lesions=_lesion_statistics(cohorts),
         curves=curve_context(_by_dice(runs, cohorts)) if sweep is None else [],
         erasing=erasing,

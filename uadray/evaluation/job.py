@@ -6,7 +6,7 @@ scores of the test part, at the frozen threshold, with the true lesions.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -311,29 +311,24 @@ class _Pass:
         with ThreadPoolExecutor(1) as beside:
             # In this process, which otherwise waits for the tasks that examine.
             described = beside.submit(self._describe) if frozen else None
-            counts = _one_ahead(beside, [pair.counts for pair in frozen])
             examined = self.failures.together(list(frozen), partial(self._examine, frozen))
-            lesions, num_brain = ({}, None) if described is None else described.result()
-            for (pair, threshold), examination in zip(frozen.items(), examined, strict=True):
-                read = next(counts)
-                if examination is None:
-                    continue
-                with self.failures.of(pair.run):
-                    spent = seconds[pair]
-                    if spent is None:
-                        spent = records[pair].get("seconds_per_volume")
-                    slices = self.cohort.shape[0]
-                    facts = {
-                        "healthy_cohort": None if healthy is None else _describe(healthy),
-                        "lesions": lesions,
-                        "settings": settings,
-                        "weights": weights_digest(pair.run),
-                        "seconds_per_volume": spent,
-                        "seconds_per_slice": None if spent is None else spent / slices,
-                    }
-                    records[pair] = pair.write(
-                        read.result(), threshold, examination, num_brain, facts
-                    )
+        lesions, num_brain = ({}, None) if described is None else described.result()
+        for (pair, threshold), examination in zip(frozen.items(), examined, strict=True):
+            if examination is None:
+                continue
+            with self.failures.of(pair.run):
+                spent = seconds[pair]
+                if spent is None:
+                    spent = records[pair].get("seconds_per_volume")
+                facts = {
+                    "healthy_cohort": None if healthy is None else _describe(healthy),
+                    "lesions": lesions,
+                    "settings": settings,
+                    "weights": weights_digest(pair.run),
+                    "seconds_per_volume": spent,
+                    "seconds_per_slice": None if spent is None else spent / self.cohort.shape[0],
+                }
+                records[pair] = pair.write(threshold, examination, num_brain, facts)
         return [records[pair] for pair in self._left()]
 
     def _describe(self) -> tuple[dict[str, object], NDArray[np.int64] | None]:
@@ -381,21 +376,6 @@ class _Pass:
             [SubjectLesions.of(compared[row][place]) for row in rows.tolist()]
             for place in range(len(pairs))
         ]
-
-
-def _one_ahead(pool: ThreadPoolExecutor, calls: Sequence[Callable[[], T]]) -> Iterator[Future[T]]:
-    """What calls give, in a pool: the first begins now, each other one as the one before is taken.
-
-    All at once might fill the memory.
-    """
-    begun = [pool.submit(call) for call in calls[:1]]
-
-    def take() -> Iterator[Future[T]]:
-        for place in range(1, len(calls) + 1):
-            begun.extend(pool.submit(call) for call in calls[place : place + 1])
-            yield begun.pop(0)
-
-    return take()
 
 
 def _describe(healthy: Cohort) -> dict[str, Any]:

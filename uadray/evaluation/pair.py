@@ -137,18 +137,8 @@ class Pair:
             threshold=threshold, refits=refits, fingerprint=fingerprint, num_subjects=len(subjects)
         )
 
-    def counts(self) -> tuple[TestPart, TestPart | None]:
-        """The counts of the test part, and those after the component filter where there is one."""
-        subjects, name = _subjects(self.cohort, "test"), f"{self.cohort.name}/test"
-        scores, filtered = self.store.counts(subjects, name, TestPart), None
-        check_classes(scores, self.cohort.url)
-        if self.config.components.max_size:
-            filtered = self.store.counts(subjects, name, TestPart, self.config.components)
-        return scores, filtered
-
     def write(
         self,
-        counts: tuple[TestPart, TestPart | None],
         frozen: Frozen,
         lesions: Sequence[SubjectLesions],
         num_brain: NDArray[np.int64] | None,
@@ -157,13 +147,16 @@ class Pair:
         """Measure the test part by its counts, and write the record and what goes beside it.
 
         Args:
-            counts: Of the test part.
             frozen: Its threshold.
             lesions: The test subjects' predictions against the truth.
             num_brain: (N, Z) brain voxels of their slices, where scores of slices are sums.
             facts: What else the record says.
         """
-        scores, filtered = counts
+        subjects, name = _subjects(self.cohort, "test"), f"{self.cohort.name}/test"
+        scores, filtered = self.store.counts(subjects, name, TestPart), None
+        check_classes(scores, self.cohort.url)
+        if self.config.components.max_size:
+            filtered = self.store.counts(subjects, name, TestPart, self.config.components)
         if num_brain is not None:
             scores = scores.with_slice_sums(num_brain)
             filtered = filtered and filtered.with_slice_sums(num_brain)

@@ -329,7 +329,7 @@ class TestCutShort:
 
     def test_a_subject_that_was_not_scored_is_named(self, cohort: Cohort, run: Run) -> None:
         store = score(run, cohort, [3])
-        with pytest.raises(EvaluationError, match="'b' is not scored in .*: run jobs/evaluate"):
+        with pytest.raises(EvaluationError, match=r"'b' is not scored in .*: run jobs/evaluate"):
             store.counts([(3, "a"), (6, "b")], "c", CohortCounts)
 
 

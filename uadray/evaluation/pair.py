@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from uadray import files
 from uadray.config import to_json
+from uadray.errors import UadrayWarning
 from uadray.evaluation.cases import write_cases
 from uadray.evaluation.protocols import EvaluateConfig
 from uadray.evaluation.record import Measured, check_classes, make_record
@@ -191,6 +192,7 @@ class Pair:
             warnings.warn(
                 f"{self.run.url}: its evaluation on {self.cohort.name} had {', '.join(lost)}, "
                 "which no package that is installed here computes; it is made again without",
+                UadrayWarning,
                 stacklevel=2,
             )
 

@@ -73,6 +73,21 @@ class By:
             return f"{self.column} from {self.edges[-1]:g}"
         return f"{self.column} {self.edges[place - 1]:g} to {self.edges[place]:g}"
 
+    def order(self, values: Sequence[Value]) -> list[str]:
+        """The groups that some values are in: numbers ascend, then words; unknown comes last.
+
+        Raises:
+            ConfigError: see `group`.
+        """
+        last = self.group(None)
+        least: dict[str, tuple[bool, float, str]] = {}
+        for value in values:
+            name = self.group(value)
+            number = value if isinstance(value, (int, float)) else 0.0
+            rank = (name == last, 0.0 if name == last else number, name)
+            least[name] = min(least.get(name, rank), rank)
+        return sorted(least, key=lambda name: least[name])
+
 
 def groups(by: Sequence[By], people: Sequence[Mapping[str, Value]]) -> list[str]:
     """The group of each of several people by all columns together.

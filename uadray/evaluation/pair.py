@@ -12,8 +12,9 @@ from uadray import files
 from uadray.config import to_json
 from uadray.errors import UadrayWarning
 from uadray.evaluation.cases import write_cases
+from uadray.evaluation.figures import Measured
 from uadray.evaluation.protocols import EvaluateConfig
-from uadray.evaluation.record import Measured, check_classes, make_record
+from uadray.evaluation.record import check_classes, make_record
 from uadray.evaluation.scoring import Work
 from uadray.metrics.counts import TestPart, Threshold, ThresholdPart
 from uadray.metrics.lesionwise import SubjectLesions

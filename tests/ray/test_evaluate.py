@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from scipy import ndimage
@@ -21,6 +22,7 @@ from uadray.evaluation.protocols import EvaluateConfig
 from uadray.metrics.counts import ThresholdPart
 from uadray.metrics.inference import interval
 from uadray.metrics.settings import PostprocessConfig
+from uadray.report import write_report
 from uadray.runs.checkpoint import CheckpointStore
 from uadray.runs.detector import load_detector
 from uadray.runs.evaluations import unpack_slices
@@ -423,3 +425,35 @@ def test_a_damaged_count_is_named(
     assert not record.exists()
     damaged.write_bytes(whole)
     record.write_bytes(figures)
+
+
+def test_groups_of_people_are_figures_beside_those_of_all(
+    runs: dict[str, Run], stroke: Cohort, evaluated: Evaluated, tmp_path: Path
+) -> None:
+    run, before = runs["HistEq"], evaluated[0]["HistEq"]
+    config = replace(CONFIG, by=("age:40", "scanner"))
+    with pytest.raises(EvaluationError, match=r"knows nobody's age; it knows scanner"):
+        evaluate([run], stroke, config=config)
+    number = len(stroke.subjects)
+    stroke.add_covariates({"age": [30.0 + 20 * (n % 2) for n in range(number)]})
+    scored = times(scores_folder(run))
+    (record,) = evaluate([run], stroke, config=config)
+    assert times(scores_folder(run)) == scored
+    for part in ("metrics", "intervals", "threshold", "subjects"):
+        assert record[part] == before[part]
+    ages = record["strata"]["age:40"]
+    assert [one["group"] for one in ages] == ["age below 40", "age from 40"]
+    assert sum(one["num_people"] for one in ages) == record["num_people"]
+    place = Path(run.url, "evaluation", "stroke.json")
+    written = place.stat().st_mtime_ns
+    assert evaluate([run], stroke, config=config) == [record]
+    assert place.stat().st_mtime_ns == written
+    # Who is in which group is no part of a cohort's fingerprint, and yet noticed.
+    stroke.add_covariates({"age": [30.0] * number})
+    (again,) = evaluate([run], stroke, config=config)
+    assert [one["group"] for one in again["strata"]["age:40"]] == ["age below 40"]
+    page = Path(write_report([run.url], str(tmp_path / "groups.html"))).read_text()
+    assert "Whom does it fail? Dice<sub>D</sub> by age" in page
+    table = pd.read_csv(tmp_path / "groups-groups.csv")
+    shown = table.query("by == 'age:40' and metric == 'dice_d'")["value"].item()
+    assert shown == again["metrics"]["dice_d"]

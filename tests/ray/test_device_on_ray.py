@@ -4,8 +4,12 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+from tiny_cohorts import write_lesioned
+
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(900)]
 
 SCRIPT = """
 import json, os, sys
@@ -71,3 +75,60 @@ def test_only_what_asked_for_a_gpu_computes_on_one(seen: dict[str, list], kind: 
 
 def test_what_cublas_needs_is_there_before_torch(seen: dict[str, list]) -> None:
     assert seen["task 0"][:2] == [":4096:8", False]
+
+
+EVALUATION = """
+import json, sys
+from pathlib import Path
+import ray
+
+start = ray.init
+ray.init = lambda **options: start(**options, num_cpus=4, num_gpus=1)
+
+import torch
+from uadray.config import experiment
+from uadray.evaluation import job, scoring
+from uadray.evaluation.protocols import EvaluateConfig
+from uadray.runs.folder import Run
+from uadray.store import open_cohort
+
+class OnNoGpu(scoring.LevelScorer):
+    def __init__(self, *args):
+        from uadray import device
+        assert device.assigned_gpus() == ["0"]
+        scoring.compute_device = lambda wanted: torch.device("cpu")
+        super().__init__(*args)
+
+job.LevelScorer = OnNoGpu
+cohort, records = open_cohort(sys.argv[1]), []
+for settings in ({}, {"gpus_per_actor": 1.0}):
+    runs = []
+    for name in ("Intensity", "HistEq"):
+        run = Run.create(f"{sys.argv[2]}/{len(records)}/{name}", experiment(name), cohort)
+        run.finish({"status": "finished"})
+        runs.append(run)
+    reported = []
+    config = EvaluateConfig(num_resamples=20, **settings)
+    records.append(job.evaluate(runs, cohort, config=config, report=reported.append))
+    assert sum(reported) == len(cohort.subjects)
+kept = [[{k: v for k, v in one.items() if "seconds" not in k and k != "hardware"}
+         for one in some] for some in records]
+print(json.dumps([kept[0] == kept[1], [one["seconds_per_volume"] for one in records[1]]]))
+"""
+
+
+def test_scoring_on_gpus_gives_the_record_of_scoring_on_cpus(tmp_path: Path) -> None:
+    """Here the GPU computes as the CPU does, so that all of it is the same."""
+    cohort = write_lesioned(tmp_path, num_test=40)
+    known = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    done = subprocess.run(
+        [sys.executable, "-c", EVALUATION, cohort.url, str(tmp_path / "runs")],
+        env=known,
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    assert done.returncode == 0, done.stderr
+    is_same, seconds = json.loads(done.stdout.splitlines()[-1])
+    assert is_same
+    assert all(one > 0 for one in seconds)

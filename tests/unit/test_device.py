@@ -15,6 +15,7 @@ import uadray
 from uadray import device
 from uadray.device import compute_device, cudnn_fault, full_float32, gpus_each
 from uadray.errors import ConfigError
+from uadray.runs.folder import hardware
 
 WORKER, DRIVER = 1, 0
 
@@ -204,6 +205,27 @@ def test_gpus_that_make_no_sense(wanted: Any, gpus: float, message: str) -> None
 )
 def test_a_driver_that_was_sent_with_a_gpu(environment: dict[str, str], expected: bool) -> None:
     assert device.is_given_a_gpu(environment) is expected
+
+
+class TestGpuFacts:
+    """What records say of a GPU, with what decides its figures."""
+
+    @pytest.fixture(autouse=True)
+    def gpu(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        with_cuda(monkeypatch)
+        monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "NVIDIA H200")
+        monkeypatch.setattr(torch.backends.cudnn, "version", lambda: 91700)
+
+    def test_of_a_gpu(self) -> None:
+        versions = {"driver": "535.104.05", "cuda": "13.0", "cudnn": 91700}
+        assert device.gpu_facts() == {"device": "NVIDIA H200"} | versions
+        assert hardware()["device"] == "NVIDIA H200"
+        assert set(hardware()) == {"cpus", "machine", "device", *versions}
+
+    def test_a_worker_without_one_names_none(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        in_ray(monkeypatch)
+        assert device.gpu_facts() == {}
+        assert hardware()["device"] == "cpu"
 
 
 @pytest.mark.parametrize(

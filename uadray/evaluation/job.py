@@ -338,7 +338,8 @@ class _Pass:
         scored = dataset_of(source, len(groups)).map_batches(
             LevelScorer,
             fn_constructor_args=(works, self.names, self.config),
-            batch_size=None,
+            # Blocks are whole groups, unless some of one are scored already.
+            batch_size=size,
             compute=ray.data.ActorPoolStrategy(size=min(len(groups), actors)),
             num_cpus=ACTOR_CPUS,
             num_gpus=self.config.gpus,

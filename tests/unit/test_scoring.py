@@ -26,7 +26,7 @@ from uadray.evaluation.scoring import (
     LevelScorer,
     Scorer,
     Work,
-    groups_of,
+    batches_of,
     level_volumes,
     num_places,
     read_example,
@@ -229,7 +229,7 @@ class TestScorer:
         work = Work(run=run, store=store, to_score=frozenset(rows), to_filter=frozenset(rows))
         scorer = LevelScorer([work], names(cohort), on_gpu)
         finish = Finisher(work=[work], names=names(cohort), config=on_gpu)
-        for group in groups_of(np.array(rows), names(cohort), BATCH_SIZE):
+        for group in batches_of(np.array(rows), names(cohort), BATCH_SIZE):
             scored = scorer(batch(cohort, group.tolist()))
             assert scored["levels"].dtype == np.uint16
             assert store.done().isdisjoint(group)
@@ -296,13 +296,13 @@ def test_how_many_volumes_are_scored_at_once(gpus, batch_size, shape, expected) 
 
 def test_groups_are_the_same_whatever_is_left_of_them() -> None:
     evaluated = [*range(0, 40, 2), 41, 43, 44]
-    whole = groups_of(np.array(evaluated), evaluated, 8)
+    whole = batches_of(np.array(evaluated), evaluated, 8)
     assert [len(group) for group in whole] == [8, 8, 7]
     some = np.array([4, 12, 16, 38, 44])
-    left = groups_of(some, evaluated, 8)
+    left = batches_of(some, evaluated, 8)
     assert [group.tolist() for group in left] == [[4, 12], [16], [38, 44]]
     assert all(set(group) <= set(whole[n]) for n, group in enumerate(left))
-    assert groups_of(np.array([], np.int64), evaluated, 8) == []
+    assert batches_of(np.array([], np.int64), evaluated, 8) == []
 
 
 class ByPlace(Detector):
@@ -425,7 +425,7 @@ class TestCutShort:
 
     def test_a_subject_that_was_not_scored_is_named(self, cohort: Cohort, run: Run) -> None:
         store = score(run, cohort, [3])
-        with pytest.raises(EvaluationError, match="'b' is not scored: run jobs/evaluate"):
+        with pytest.raises(EvaluationError, match=r"'b' is not scored in .*: run jobs/evaluate"):
             store.counts([(3, "a"), (6, "b")], "c", CohortCounts)
 
 

@@ -32,9 +32,10 @@ from uadray.evaluation.scoring import (
     LevelScorer,
     Scorer,
     Work,
-    groups_of,
+    batches_of,
     num_places,
 )
+from uadray.evaluation.strata import as_asked, groups_of
 from uadray.gauges import scoring_gauges
 from uadray.lock import hold
 from uadray.metrics.lesionwise import SubjectLesions
@@ -57,7 +58,8 @@ FINISHER_CPUS = 1.0
 MAX_CHUNKS = 4
 """Chunks of a cohort that a task examines, at most."""
 
-_ONLY_SPEED = ("batch_size", "device", "gpus_per_actor")
+_NOT_OF_SCORES = ("by", "batch_size", "device", "gpus_per_actor")
+"""Settings that decide no figure of all people: groups of them, and speed."""
 
 Report = Callable[[int], None]
 """Called with a number of subjects that have just been scored by all runs."""
@@ -121,6 +123,8 @@ def evaluate_all(
     """
     config = config or EvaluateConfig()
     check_inputs(runs, cohorts, healthy, config)
+    for cohort in cohorts:
+        groups_of(cohort, config.by)  # what is not known is said before anything is scored
     failures = _Failures(failed)
     matches: dict[tuple[str, str], Match] = {}
     for run in runs:
@@ -332,7 +336,7 @@ class _Pass:
     def _on_gpus(self, rows: NDArray[np.int64], works: Sequence[Work]) -> ray.data.Dataset:
         """What scores on GPUs: actors that score whole groups, and tasks that do the rest."""
         size = num_places(self.config, self.cohort.shape)
-        groups = groups_of(rows, self.names, size)
+        groups = batches_of(rows, self.names, size)
         actors = gpu_actors_for(list(zip(*cluster.room(), strict=True)), self.config.gpus)
         source = VolumeSource(self.cohort, groups, self._arrays)
         scored = dataset_of(source, len(groups)).map_batches(
@@ -350,10 +354,12 @@ class _Pass:
     def evaluate(self, healthy: Cohort | None, report: Report) -> list[dict[str, Any]]:
         """Score, freeze thresholds, examine the test part and write the records."""
         seconds = dict(zip(self.pairs, self.score(report), strict=True))
-        settings = {k: v for k, v in to_json(self.config).items() if k not in _ONLY_SPEED} | {
+        settings = {k: v for k, v in to_json(self.config).items() if k not in _NOT_OF_SCORES} | {
             "cohort": self.cohort.fingerprint,
             "healthy": None if healthy is None else healthy.fingerprint,
         }
+        if strata := as_asked(self.cohort, self.config.by):
+            settings["strata"] = strata
         records: dict[Pair, dict[str, Any]] = {}
         frozen: dict[Pair, Frozen] = {}
         for pair in self._left():

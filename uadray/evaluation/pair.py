@@ -10,9 +10,11 @@ from numpy.typing import NDArray
 
 from uadray import files
 from uadray.config import to_json
+from uadray.errors import UadrayWarning
 from uadray.evaluation.cases import write_cases
+from uadray.evaluation.figures import Measured
 from uadray.evaluation.protocols import EvaluateConfig
-from uadray.evaluation.record import Measured, check_classes, make_record
+from uadray.evaluation.record import check_classes, make_record
 from uadray.evaluation.scoring import Work
 from uadray.metrics.counts import TestPart, Threshold, ThresholdPart
 from uadray.metrics.lesionwise import SubjectLesions
@@ -191,6 +193,7 @@ class Pair:
             warnings.warn(
                 f"{self.run.url}: its evaluation on {self.cohort.name} had {', '.join(lost)}, "
                 "which no package that is installed here computes; it is made again without",
+                UadrayWarning,
                 stacklevel=2,
             )
 

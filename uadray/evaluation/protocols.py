@@ -12,6 +12,7 @@ from uadray.device import Device, gpus_each
 from uadray.errors import ConfigError, EvaluationError
 from uadray.methods.settings import check_finite
 from uadray.metrics.settings import ComponentConfig, PostprocessConfig
+from uadray.strata import By
 
 Residual = Literal["absolute", "positive"]
 """|x - reconstruction|, or its positive part: what is brighter than its healthy version."""
@@ -219,6 +220,9 @@ class EvaluateConfig:
     num_resamples: int = 50
     """Resamples of the people that the threshold is fitted on: it is fitted again on each, and what
     that changes is part of the 95 % intervals."""
+    by: tuple[str, ...] = ()
+    """Groups of test people whose figures are reported, too, and set against all others': by
+    `scanner`, `lesion_ml:1:10:100` or any covariate of the cohort, such as `sex` or `age:40:60`."""
     batch_size: int = 0
     """Volumes scored at once by an actor; 0 takes 4 on a CPU, and 32 of 64^3 voxels on a GPU, of
     larger ones as many as have their voxels."""
@@ -233,6 +237,8 @@ class EvaluateConfig:
         if self.protocol not in PROTOCOLS:
             raise ConfigError(f"protocol must be one of {sorted(PROTOCOLS)}, was {self.protocol!r}")
         check_finite(self, "")
+        for text in self.by:
+            By.parse(text)
         if self.num_resamples < 1 or self.batch_size < 0 or self.gpus_per_actor < 0:
             raise ConfigError(
                 "evaluate: num_resamples must be >= 1, batch_size and gpus_per_actor >= 0"

@@ -272,7 +272,7 @@ def num_places(config: EvaluateConfig, shape: tuple[int, ...]) -> int:
     return config.batch_size or 2 ** (fit.bit_length() - 1)
 
 
-def groups_of(rows: NDArray[np.int64], names: Iterable[int], size: int) -> list[NDArray[np.int64]]:
+def batches_of(rows: NDArray[np.int64], names: Iterable[int], size: int) -> list[NDArray[np.int64]]:
     """Rows by the group that they are scored in: each place of it has the same row at any time.
 
     Args:

@@ -214,7 +214,8 @@ class ScoreStore:
                 content = files.read_bytes(url)
             except FileNotFoundError:
                 raise EvaluationError(
-                    f"subject {subject!r} is not scored: run jobs/evaluate.py again"
+                    f"subject {subject!r} is not scored in {self.url}, or what was kept of it was "
+                    "dropped as damaged: run jobs/evaluate.py again, which makes it"
                 ) from None
         try:
             arrays = npz.unpack(content, only)

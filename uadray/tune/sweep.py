@@ -407,7 +407,7 @@ class _Job:
                     search_alg=search,
                     num_samples=num_samples,
                     max_concurrent_trials=concurrent,
-                    reuse_actors=not is_group or scheduler is None,
+                    reuse_actors=True,
                     time_budget_s=None if is_group else left,
                     trial_dirname_creator=lambda trial: trial.trial_id,
                 ),

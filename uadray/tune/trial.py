@@ -67,7 +67,7 @@ def run_trial(
         torch.set_num_threads(max(1, int(settings.cpus_per_trial)))
         # The actor's next trial mostly fits on the same volumes.
         keep_volumes()
-    elif settings.scheduler != "asha":  # which ends a trial by ending its actor
+    else:
         keep_group()
     trial = _Trial(task, settings, labelled, deadline)
     ended = status(task.url) in ENDED

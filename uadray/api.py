@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any, overload
 from uadray import config as _config
 from uadray import fields, files
 from uadray.config import Experiment, with_fit
+from uadray.device import Device
 from uadray.errors import ConfigError, PredictError
 from uadray.prediction import outputs, places
 from uadray.prediction.folder import Predicted
@@ -355,6 +356,7 @@ def predict_folder(
     cohort: Place = "",
     brain: Place = "",
     viewer: bool = True,
+    device: Device = "auto",
     gpus: float = 0.0,
     **config: Any,
 ) -> Predicted:
@@ -369,6 +371,7 @@ def predict_folder(
         cohort: Where the run's cohort lies, if it has moved.
         brain: Brain mask of the one scan.
         viewer: Make a page for each scan, and one for all.
+        device: `cuda` computes on a GPU in each worker, `cpu` on none; `auto` as `gpus` says.
         gpus: GPUs of each worker.
         config: Fields of `PredictConfig`.
 
@@ -386,6 +389,7 @@ def predict_folder(
         cohort=str(cohort),
         brain=str(brain),
         viewer=viewer,
+        device=device,
         gpus=gpus,
         config=PredictConfig(**config),
     ).run()

@@ -19,14 +19,22 @@ from numpy.typing import NDArray
 from uadray import cluster, files
 from uadray.config import to_json
 from uadray.data.settings import READ_CPUS
-from uadray.data.volumes import volumes
-from uadray.errors import CheckpointError, EvaluationError, RunError, UadrayError
+from uadray.data.volumes import VolumeSource, dataset_of, volumes
+from uadray.errors import CheckpointError, ConfigError, EvaluationError, RunError, UadrayError
 from uadray.evaluation.examination import brain_voxels, examine
 from uadray.evaluation.inputs import check_inputs, check_run, compare, refuse
 from uadray.evaluation.pair import Frozen, Pair
 from uadray.evaluation.protocols import EvaluateConfig
 from uadray.evaluation.record import describe_lesions
-from uadray.evaluation.scoring import Scorer
+from uadray.evaluation.scoring import (
+    BATCH_SIZE,
+    Finisher,
+    LevelScorer,
+    Scorer,
+    Work,
+    batches_of,
+    num_places,
+)
 from uadray.evaluation.strata import as_asked, groups_of
 from uadray.gauges import scoring_gauges
 from uadray.lock import hold
@@ -44,10 +52,13 @@ T = TypeVar("T")
 ACTOR_CPUS = 0.75
 """Logical CPUs of a scoring actor; the rest of a CPU reads."""
 
+FINISHER_CPUS = 1.0
+"""Logical CPUs of a task that post-processes and counts what a GPU has scored."""
+
 MAX_CHUNKS = 4
 """Chunks of a cohort that a task examines, at most."""
 
-_NOT_OF_SCORES = ("by", "batch_size", "gpus_per_actor")
+_NOT_OF_SCORES = ("by", "batch_size", "device", "gpus_per_actor")
 """Settings that decide no figure of all people: groups of them, and speed."""
 
 Report = Callable[[int], None]
@@ -158,6 +169,22 @@ def actors_for(nodes: Sequence[float]) -> tuple[int, float]:
     """
     fit = sum(max(0, int((node - READ_CPUS) // ACTOR_CPUS)) for node in nodes)
     return max(1, fit), min(ACTOR_CPUS, max(nodes) or 1.0)
+
+
+def gpu_actors_for(nodes: Sequence[tuple[float, float]], gpus: float) -> int:
+    """Scoring actors that find a GPU on nodes, next to a read task and one that post-processes.
+
+    Args:
+        nodes: Logical CPUs and GPUs of each node.
+        gpus: Of each actor.
+
+    Raises:
+        ConfigError: None does; Ray would wait for ever, without an error.
+    """
+    left = READ_CPUS + FINISHER_CPUS
+    if not (fit := cluster.num_fitting(nodes, ACTOR_CPUS, gpus, left=left)):
+        raise ConfigError(cluster.without_gpus(nodes, gpus))
+    return fit
 
 
 def num_volumes(cohorts: Sequence[Cohort], healthy: Cohort | None = None) -> int:
@@ -274,17 +301,9 @@ class _Pass:
         cluster.connect()
         cluster.check_readable(self.cohort.seal_url)
         cluster.check_shared(*(pair.run.url for pair in pairs))
-        fit, cpus = actors_for(cluster.room()[0])
-        actors = min(len(np.unique(rows // CHUNK_VOLUMES)), fit)
         busy = [n for n, work in enumerate(works) if work.to_score or work.to_filter]
-        arrays = ("image", "brain", *(("lesion",) if self.cohort.has_lesion else ()))
-        dataset = volumes(self.cohort, rows, arrays).map_batches(
-            Scorer,
-            fn_constructor_args=([works[n] for n in busy], self.names, self.config),
-            batch_size=self.config.batch_size,
-            compute=ray.data.ActorPoolStrategy(size=actors),
-            num_cpus=cpus,
-            num_gpus=self.config.gpus_per_actor,
+        dataset = (self._on_gpus if self.config.gpus else self._on_cpus)(
+            rows, [works[n] for n in busy]
         )
         spent: list[np.ndarray] = []
         with cluster.plain_errors():
@@ -296,6 +315,41 @@ class _Pass:
             taken = total[:, column]
             seconds[n] = float(taken[taken > 0].mean()) if taken.any() else None
         return seconds
+
+    @property
+    def _arrays(self) -> tuple[str, ...]:
+        return ("image", "brain", *(("lesion",) if self.cohort.has_lesion else ()))
+
+    def _on_cpus(self, rows: NDArray[np.int64], works: Sequence[Work]) -> ray.data.Dataset:
+        """What scores on CPUs: actors that do everything."""
+        fit, cpus = actors_for(cluster.room()[0])
+        actors = min(len(np.unique(rows // CHUNK_VOLUMES)), fit)
+        return volumes(self.cohort, rows, self._arrays).map_batches(
+            Scorer,
+            fn_constructor_args=(works, self.names, self.config),
+            batch_size=self.config.batch_size or BATCH_SIZE,
+            compute=ray.data.ActorPoolStrategy(size=actors),
+            num_cpus=cpus,
+            num_gpus=0,
+        )
+
+    def _on_gpus(self, rows: NDArray[np.int64], works: Sequence[Work]) -> ray.data.Dataset:
+        """What scores on GPUs: actors that score whole groups, and tasks that do the rest."""
+        size = num_places(self.config, self.cohort.shape)
+        groups = batches_of(rows, self.names, size)
+        actors = gpu_actors_for(list(zip(*cluster.room(), strict=True)), self.config.gpus)
+        source = VolumeSource(self.cohort, groups, self._arrays)
+        scored = dataset_of(source, len(groups)).map_batches(
+            LevelScorer,
+            fn_constructor_args=(works, self.names, self.config),
+            # Blocks are whole groups, unless some of one are scored already.
+            batch_size=size,
+            compute=ray.data.ActorPoolStrategy(size=min(len(groups), actors)),
+            num_cpus=ACTOR_CPUS,
+            num_gpus=self.config.gpus,
+        )
+        rest = Finisher(work=works, names=self.names, config=self.config)
+        return scored.map_batches(rest.__call__, batch_size=None, num_cpus=FINISHER_CPUS)
 
     def evaluate(self, healthy: Cohort | None, report: Report) -> list[dict[str, Any]]:
         """Score, freeze thresholds, examine the test part and write the records."""

@@ -26,6 +26,7 @@ SMALL: dict[str, Any] = {
     "depth": 1,
     "heads": 2,
     "search_steps": 3,
+    "noise_cells": 4,
 }
 """Settings of methods, where they have them."""
 

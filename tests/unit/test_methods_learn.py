@@ -106,8 +106,11 @@ def without_times(records: list[Metrics]) -> list[Metrics]:
 IN_3D = ("3D-sVAE-GAN", "3D-SSAE", "3D-f-AnoGAN", "3D-Transformer")
 """Those that are tested in 3D by default."""
 
-ONE_EACH = ("dAE", "AE-dense", "ceVAE", "AAE", "BayesianAE", "f-AnoGAN", "Transformer")
-"""One of each way to learn: by itself, with batches' norm, squares, players, dropout, phases."""
+ONE_EACH = (
+    *("dAE", "AE-dense", "ceVAE", "AAE", "BayesianAE", "f-AnoGAN", "Transformer", "DenoisingAE"),
+)
+"""One of each way to learn: by itself, with batches' norm, squares, players, dropout, phases,
+noise."""
 
 
 def quickly(names: Iterable[str], chosen: Iterable[str]) -> list[Any]:

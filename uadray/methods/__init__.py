@@ -27,6 +27,7 @@ _FAMILIES = (
     "gan",
     "restoration",
     "vqvae",
+    "denoising",
 )
 for _file in (*_FAMILIES, "baselines", "outside"):  # in the order of the tables
     import_module(f"uadray.methods.{_file}")

@@ -1,8 +1,11 @@
 """What the methods that restore with a U-Net have in common, checked in each one's own tests."""
 
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
+import pytest
 import torch
 from tiny_methods import tiny
 from torch import Tensor
@@ -20,6 +23,15 @@ def made(name: str, shape: tuple[int, int, int] = SHAPE, **changes: Any) -> Any:
     detector = build(replace(tiny(name).method, **changes), shape)
     assert isinstance(detector, UNetDetector)
     return detector
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    """So small networks are the faster for it."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 def samples(detector: Any, num: int = 4) -> tuple[Tensor, Tensor, Tensor]:
@@ -83,9 +95,6 @@ def check_brain_alone(detector: Any) -> None:
 
 def check_onnx(detector: Any) -> None:
     """The reconstruction runs as ONNX, with the same values."""
-    import numpy as np
-    import pytest
-
     pytest.importorskip("onnxscript")
     runtime = pytest.importorskip("onnxruntime")
     from uadray.prediction.onnx_export import reconstruction_onnx

@@ -9,6 +9,7 @@ from restoring import (
     check_onnx,
     check_samples_are_alone,
     made,
+    one_thread,  # noqa: F401
     samples,
 )
 

@@ -21,9 +21,7 @@ class CoarseNoise:
         decay: Amplitude of each grid over that of the one before.
     """
 
-    def __init__(
-        self, spatial: Sequence[int], cells: Sequence[int], decay: float = 1.0
-    ) -> None:
+    def __init__(self, spatial: Sequence[int], cells: Sequence[int], decay: float = 1.0) -> None:
         self.spatial = tuple(spatial)
         longest = max(spatial)
         self.grids = [
@@ -75,3 +73,44 @@ def fixed(rows: int, num: int) -> Tensor:
     With them the same scan has the same map.
     """
     return random.normal(random.keys(0, 0, torch.arange(rows), random.LATENT), num)
+
+
+def as_maps(values_B: Tensor, ndim: int) -> Tensor:
+    """A number of each sample as (B, 1, 1, 1) or (B, 1, 1, 1, 1)."""
+    return values_B.view(-1, 1, *[1] * ndim)
+
+
+def a_voxel(brain: Tensor, place_B: Tensor) -> Tensor:
+    """A voxel of each brain, (B, ndim) int64; the last of all where there is none.
+
+    Args:
+        brain: (B, 1, *spatial) bool.
+        place_B: Uniform in (0, 1).
+    """
+    counts = brain.flatten(1).long().cumsum(1)
+    wanted = (place_B * counts[:, -1]).floor().long() + 1
+    at = torch.searchsorted(counts, wanted[:, None])[:, 0].clamp_max(counts.shape[1] - 1)
+    places = []
+    for size in reversed(brain.shape[2:]):
+        places.append(at % size)
+        at = at // size
+    return torch.stack(places[::-1], 1)
+
+
+def moved(x: Tensor, shifts: Tensor, mirrors: Tensor | None = None) -> Tensor:
+    """Images moved round along each axis, and perhaps mirrored before.
+
+    Args:
+        x: (B, 1, *spatial).
+        shifts: Uniform in (0, 1), (B, ndim): how far, as a share of the side.
+        mirrors: The same: less than a half mirrors.
+    """
+    for axis in range(2, x.ndim):
+        size, own = x.shape[axis], slice(axis - 2, axis - 1)
+        at = torch.arange(size, device=x.device)
+        at = (at + (shifts[:, own] * size).floor().long()) % size
+        if mirrors is not None:
+            at = torch.where(mirrors[:, own] < 0.5, size - 1 - at, at)
+        places = at.view(-1, *(size if a == axis else 1 for a in range(1, x.ndim)))
+        x = torch.take_along_dim(x, places, axis)
+    return x

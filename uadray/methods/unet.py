@@ -7,7 +7,7 @@ operations sums in an undetermined order on a GPU.
 
 import math
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -74,17 +74,13 @@ class UNet(Module):
 class _Level(Module):
     """Two convolutions, each normalised and activated, the second scaled and shifted before."""
 
-    def __init__(
-        self, config: UNetSettings, width_in: int, width_out: int, condition: int
-    ) -> None:
+    def __init__(self, config: UNetSettings, width_in: int, width_out: int, condition: int) -> None:
         super().__init__()
         n, activation = config.ndim, nn.SiLU if config.activation == "silu" else nn.ReLU
         self.first = nn.Sequential(
             same(n, width_in, width_out), *norm(config.norm, n, width_out), activation()
         )
-        self.second = nn.Sequential(
-            same(n, width_out, width_out), *norm(config.norm, n, width_out)
-        )
+        self.second = nn.Sequential(same(n, width_out, width_out), *norm(config.norm, n, width_out))
         self.activation = activation()
         self.film: Any = None
         if condition:
@@ -130,7 +126,9 @@ class Embedding(Module):
     def __init__(self, size: int, largest: float) -> None:
         super().__init__()
         self.size, self.factor = size, 1000 / largest
-        self.layers = nn.Sequential(nn.Linear(size, size), nn.SiLU(), nn.Linear(size, size))
+        self.layers = nn.Sequential(
+            nn.Linear(2 * (size // 2), size), nn.SiLU(), nn.Linear(size, size)
+        )
 
     def forward(self, number_B: Tensor) -> Tensor:
         """(B,) to (B, size)."""
@@ -166,23 +164,30 @@ class UNetDetector(GradientDetector):
 
     def reconstruct_within(self, x_BCZYX: Tensor, brain_BZYX: Tensor) -> Tensor:
         """The healthy version of volumes, 2D slice by slice, in [0, 1]."""
-        return self.by_pieces(lambda x, brain: self.restored(x, brain), x_BCZYX, brain_BZYX)
+        return self.by_pieces(self.restored, x_BCZYX, brain_BZYX)
 
-    def by_pieces(self, function: Any, x_BCZYX: Tensor, brain_BZYX: Tensor) -> Tensor:
+    def by_pieces(
+        self,
+        function: Callable[[Tensor, Tensor], Tensor],
+        x_BCZYX: Tensor,
+        brain_BZYX: Tensor,
+        num_out: int = 1,
+    ) -> Tensor:
         """A function of samples and their brains applied to volumes, within [0, 1] and the brain.
 
         Args:
-            function: Of (N, 1, *spatial) and bool of the same shape, to the first's shape.
+            function: Of (N, 1, *spatial) and bool of the same shape, to (N, num_out, *spatial).
             x_BCZYX: Volumes.
             brain_BZYX: Their brains.
+            num_out: Images that it gives of each.
         """
 
         def run(samples: Tensor) -> Tensor:
             brain = samples[:, 1:] > 0
-            out: Tensor = function(samples[:, :1], brain)
-            return out.clamp(*OUTPUT_RANGE) * brain
+            return function(samples[:, :1], brain).clamp(*OUTPUT_RANGE) * brain
 
-        return in_pieces(run, with_brain(x_BCZYX, brain_BZYX), self.ndim, MAX_VOXELS)
+        both = with_brain(x_BCZYX, brain_BZYX)
+        return in_pieces(run, both, self.ndim, MAX_VOXELS, num_out)
 
 
 def _coarsest(config: Any, shape: Sequence[int]) -> tuple[int, ...]:

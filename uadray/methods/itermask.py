@@ -45,14 +45,15 @@ CELLS = (2, 4)
     ),
     deviations=(
         "The papers' texts were not at hand: facts are those of their code. One network, as in "
-        "3D, with a fifth of the samples masked whole, in place of a first one that sees the high "
-        "frequencies alone. In 3D too, the threshold is a quantile of errors on healthy "
+        "3D, with a fifth of the samples masked whole, in place of a first one that sees the "
+        "high frequencies alone. In 3D too, the threshold is a quantile of errors on healthy "
         "validation, as in 2D, not a bend in each scan's own curve after 105 passes. Masks are "
-        "cells hit by points of a Gaussian, each cell apart, cut at the border: in 3D the code lets "
-        "them come in again on the other side. A scan stops when its mask shrinks by less than "
-        "a tenth, as in the benchmark of Frotscher 2025. Intensities are in [0, 1], the noise a "
-        "sixth as large about 0.5. Noise is a fixed field, moved for each sample and still when it "
-        "scores. The score is absolute: squared, as in the code, it has the same order."
+        "cells hit by points of a Gaussian, each cell apart, cut at the border: in 3D the code "
+        "lets them come in again on the other side. A scan stops when its mask shrinks by less "
+        "than a tenth, as in the benchmark of Frotscher 2025. Intensities are in [0, 1], the "
+        "noise a sixth as large about 0.5. Noise is a fixed field, moved for each sample and "
+        "still when it scores. The score is absolute: squared, as in the code, it has the same "
+        "order."
     ),
     fit={"epochs": 100, "batch_size": 32, "learning_rate": 1e-4},
 )

@@ -1,4 +1,4 @@
-"""Healthy people that nothing was learned from: false alarms, and whether scores tell patients."""
+"""Healthy controls, of whom nothing was learned: false alarms, and whether scores tell patients."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -34,25 +34,25 @@ class Tested:
         return None if threshold.rule == NONE else threshold.level
 
 
-def healthy_record(
-    healthy: Tested, patients: Tested, assigned: Mapping[str, pd.Categorical]
+def controls_record(
+    controls: Tested, patients: Tested, assigned: Mapping[str, pd.Categorical]
 ) -> dict[str, Any]:
-    """What the record of a run says of healthy test people, as JSON values.
+    """What the record of a run says of healthy controls, as JSON values.
 
     Args:
-        healthy: Without any lesion.
+        controls: The test part of a healthy cohort.
         patients: The test people of the lesioned cohort.
-        assigned: What healthy people are grouped by -> the group of each scan.
+        assigned: What controls are grouped by -> the group of each scan.
 
     Returns:
         `metrics` and `intervals` of false alarms, `subjects` one by one, `strata`, and `detection`
         by each score of a person.
     """
-    measured = healthy.measured
-    false_ml = [one.false_positives * ml for one, ml in _pairs(healthy)]
+    measured = controls.measured
+    false_ml = [one.false_positives * ml for one, ml in _pairs(controls)]
     components = [float(one.num_predicted) for one in measured.lesions]
-    has_threshold = healthy.level is not None
-    fits = false_alarms(healthy) if has_threshold else {}
+    has_threshold = controls.level is not None
+    fits = false_alarms(controls) if has_threshold else {}
     people_ml = by_person(np.array(false_ml), measured.people)
     metrics = {key: defined(one.values[0, 0]) for key, one in fits.items()}
     if has_threshold:
@@ -76,20 +76,20 @@ def healthy_record(
             )
             for name, ml, number in zip(measured.scores.subjects, false_ml, components, strict=True)
         ],
-        "strata": _strata(healthy, assigned) if has_threshold else {},
-        "detection": _detection(healthy, patients),
+        "strata": _strata(controls, assigned) if has_threshold else {},
+        "detection": _detection(controls, patients),
     }
 
 
-def false_alarms(healthy: Tested) -> dict[str, Fits]:
+def false_alarms(controls: Tested) -> dict[str, Fits]:
     """Means over people with everyone and without each: volume, components, specificity.
 
     `specificity` is the share of all brain voxels that are not predicted.
     """
-    measured = healthy.measured
+    measured = controls.measured
     weights = leaving_out(measured.people)
     volumes = by_person(
-        np.array([one.false_positives * ml for one, ml in _pairs(healthy)]), measured.people
+        np.array([one.false_positives * ml for one, ml in _pairs(controls)]), measured.people
     )
     components = by_person(
         np.array([one.num_predicted for one in measured.lesions], np.float64), measured.people
@@ -113,10 +113,10 @@ def false_alarms(healthy: Tested) -> dict[str, Fits]:
 
 
 def _strata(
-    healthy: Tested, assigned: Mapping[str, pd.Categorical]
+    controls: Tested, assigned: Mapping[str, pd.Categorical]
 ) -> dict[str, list[dict[str, Any]]]:
     def of(measured: Measured, here: NDArray[np.bool_]) -> tuple[dict[str, Any], dict[str, Fits]]:
-        sizes = [ml for ml, kept in zip(healthy.voxel_ml, here, strict=True) if kept]
+        sizes = [ml for ml, kept in zip(controls.voxel_ml, here, strict=True) if kept]
         fits = false_alarms(Tested(measured=measured, voxel_ml=sizes))
         bounds = {key: interval(one) for key, one in fits.items()}
         return {
@@ -124,13 +124,13 @@ def _strata(
             "intervals": {k: None if pair is None else list(pair) for k, pair in bounds.items()},
         }, fits
 
-    return compare_groups(healthy.measured, assigned, of)
+    return compare_groups(controls.measured, assigned, of)
 
 
-def _detection(healthy: Tested, patients: Tested) -> dict[str, Any]:
-    scored = [scan_scores(one.measured.scores) for one in (patients, healthy)]
-    if healthy.level is not None:
-        for values, one in zip(scored, (patients, healthy), strict=True):
+def _detection(controls: Tested, patients: Tested) -> dict[str, Any]:
+    scored = [scan_scores(one.measured.scores) for one in (patients, controls)]
+    if controls.level is not None:
+        for values, one in zip(scored, (patients, controls), strict=True):
             values["volume"] = np.array(
                 [(of.true_positives + of.false_positives) * ml for of, ml in _pairs(one)]
             )
@@ -138,7 +138,7 @@ def _detection(healthy: Tested, patients: Tested) -> dict[str, Any]:
     for name in (name for name in SCORES if name in scored[0]):
         sick, well = (
             by_person(values[name], one.measured.people)
-            for values, one in zip(scored, (patients, healthy), strict=True)
+            for values, one in zip(scored, (patients, controls), strict=True)
         )
         fits = detection(sick, well)
         bounds = {key: interval(one) for key, one in fits.items()}

@@ -12,12 +12,9 @@ from matplotlib.ticker import MaxNLocator
 from uadray.metrics.inference import LEVEL, MIN_GROUP
 from uadray.metrics.table import METRICS
 from uadray.report.columns import Column, brackets, number, signed
-from uadray.report.figures import Palette, axes_of, inline
+from uadray.report.figures import MAX_METHODS, Palette, axes_of, inline
 from uadray.report.rows import CohortRows, Row, spread_rows
 from uadray.strata import By
-
-MAX_METHODS = 6
-"""Methods in one picture, as many as there are colours that can be told apart."""
 
 SHOWN = ("dice_d", "auprc")
 """Figures that the page shows by groups; the first that is defined. The CSV holds all."""

@@ -161,7 +161,7 @@ def to_markdown(compared: Sequence[Compared], title: str, sweep: Sweep | None = 
         for controls in controls_of(group):
             lines += ["### Healthy controls", "", _table(CONTROL_COLUMNS, controls.rows), ""]
             lines += [_table(controls.columns(), controls.rows), ""]
-        for one in strata_of(group):
+        for one in strata_of(group.rows):
             lines += [f"### {one.head} by {escape(one.column)}", ""]
             lines += [*map(escape, one.sentences()), "", _table(one.columns(), one.rows), ""]
         several = [series for series in cohort.series if len(series.rows) > 1]

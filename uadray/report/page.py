@@ -285,7 +285,7 @@ def _cohort(
             for table in cohort.comparisons
         ],
         "controls": controls_of(group),
-        "strata": strata_of(group),
+        "strata": strata_of(group.rows),
         "min_group": MIN_GROUP,
         "volume_plots": list(zip(sized, figures.volume_plots(sized), strict=True)),
         "has_fit": any(figures.cubic_fit(row) is not None for row in sized),

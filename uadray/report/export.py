@@ -16,6 +16,7 @@ from uadray.report.columns import (
 )
 from uadray.report.controls import controls_of
 from uadray.report.effects import effect_columns
+from uadray.report.finds import froc_columns, with_finds
 from uadray.report.latex import to_latex
 from uadray.report.rows import CohortRows
 from uadray.report.strata import HEAD, lines_of, strata_of
@@ -76,6 +77,8 @@ def to_csv(groups: Sequence[CohortRows]) -> str:
     """All rows with unrounded figures and interval ends; absent figures are empty."""
     rows = [row for group in groups for row in group.rows]
     shown_columns = (*main_columns(rows), *LESION_COLUMNS[1:], *filter_columns(rows)[1:])
+    if with_finds(rows):
+        shown_columns += froc_columns()[1:]
     if any(row.evaluation.controls for row in rows):
         controls = [one for group in groups for one in controls_of(group)]
         detection = {column.key: column for one in controls for column in one.columns()[1:]}

@@ -114,8 +114,11 @@ class Pair:
 
     def is_of(self, record: Mapping[str, Any], settings: Mapping[str, Any]) -> bool:
         """Whether a record is one of the run as it is, under these settings, with all metrics."""
+        # Earlier versions did not look at lesions one by one.
+        is_whole = "froc" in record or (record.get("threshold") or {}).get("level") is None
         return (
-            record.get("settings") == settings
+            is_whole
+            and record.get("settings") == settings
             and record.get("weights") == weights_digest(self.run)
             and is_up_to_date(record.get("outside_metrics") or {})
         )

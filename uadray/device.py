@@ -57,6 +57,19 @@ def compute_device(wanted: Device = "auto") -> "torch.device":
     return torch.device("cpu")
 
 
+def check_usable() -> None:
+    """Refuse a machine on whose GPUs torch cannot compute, whichever of them are assigned.
+
+    Where they are hidden from this process, as Ray can be set to do, nothing is known of them.
+
+    Raises:
+        ConfigError: the reason, and what to do.
+    """
+    is_hidden = os.environ.get("CUDA_VISIBLE_DEVICES", "0") in _NONE
+    if not is_hidden and not torch.cuda.is_available():
+        raise ConfigError(_why_unusable())
+
+
 def gpus_each(wanted: Device, gpus: float, flag: str) -> float:
     """GPUs that each worker takes, of which a flag says how many.
 

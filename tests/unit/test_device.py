@@ -355,3 +355,14 @@ def test_nothing_else_asks_for_a_gpu() -> None:
     root = Path(uadray.__file__).parent
     asking = {p.relative_to(root).as_posix() for p in root.rglob("*.py") if asks_for_a_gpu(p)}
     assert asking == {"device.py"}
+
+
+def test_a_machine_is_refused_whose_gpus_cannot_be_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    with_cuda(monkeypatch)
+    in_ray(monkeypatch)  # by a task that has none itself
+    device.check_usable()
+    with_cuda(monkeypatch, usable=False)
+    with pytest.raises(ConfigError, match="driver is 535"):
+        device.check_usable()
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    device.check_usable()

@@ -366,3 +366,14 @@ def test_a_machine_is_refused_whose_gpus_cannot_be_used(monkeypatch: pytest.Monk
         device.check_usable()
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     device.check_usable()
+
+
+def test_what_is_kept_in_float32_is_not_rounded_to_tensorfloat_either() -> None:
+    """Whoever takes bfloat16 from a scope wants the digits that TensorFloat-32 lacks, too."""
+    root = Path(uadray.__file__).parent
+    for path in (root / "methods").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.With):
+                entered = [ast.unparse(item.context_expr) for item in node.items]
+                if any("autocast" in one and "enabled=False" in one for one in entered):
+                    assert "full_float32()" in entered, f"{path}:{node.lineno}"

@@ -166,6 +166,7 @@ def evaluate(
     cohort: Place | Cohort,
     *,
     healthy: Place | Cohort | None = None,
+    controls: Place | Cohort | None = None,
     protocol: str = "bengs2021",
     **settings: Any,
 ) -> list[dict[str, Any]]:
@@ -175,6 +176,8 @@ def evaluate(
         runs: One run or several.
         cohort: Sealed, with lesions.
         healthy: Fit the threshold on the validation part of this cohort instead.
+        controls: A healthy cohort whose test part is predicted, too: false alarms, and how well
+            scores tell patients from healthy people.
         protocol: Gives all settings their defaults.
         settings: Fields of `EvaluateConfig` to change, such as `num_resamples=200`.
 
@@ -195,6 +198,7 @@ def evaluate(
         distinct,
         _cohort(cohort),
         healthy=None if healthy is None else _cohort(healthy),
+        controls=None if controls is None else _cohort(controls),
         config=EvaluateConfig.of(protocol, **settings),  # type: ignore[arg-type]
     )
     by_url = {run.url: record for run, record in zip(distinct, records, strict=True)}

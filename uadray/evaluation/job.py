@@ -73,6 +73,7 @@ def evaluate(
     cohort: Cohort,
     *,
     healthy: Cohort | None = None,
+    controls: Cohort | None = None,
     config: EvaluateConfig | None = None,
     report: Report = lambda count: None,
 ) -> list[dict[str, Any]]:
@@ -81,7 +82,9 @@ def evaluate(
     Returns:
         The content of `evaluation/<cohort>.json` of each run.
     """
-    return evaluate_all(runs, [cohort], healthy=healthy, config=config, report=report)[0]
+    return evaluate_all(
+        runs, [cohort], healthy=healthy, controls=controls, config=config, report=report
+    )[0]
 
 
 def evaluate_all(
@@ -89,6 +92,7 @@ def evaluate_all(
     cohorts: Sequence[Cohort],
     *,
     healthy: Cohort | None = None,
+    controls: Cohort | None = None,
     config: EvaluateConfig | None = None,
     report: Report = lambda count: None,
     failed: Failed | None = None,
@@ -106,6 +110,8 @@ def evaluate_all(
         cohorts: Have lesions and the splits `threshold` and `test`.
         healthy: Fit the threshold on the validation split of this cohort instead of the threshold
             part; only rules that need no lesions can.
+        controls: A healthy cohort whose test part is predicted, too: false alarms, and how well
+            scores tell patients from healthy people.
         config: Post-processing, component filter, threshold rule, resamples.
         report: Called as subjects are scored; the numbers add up to `num_volumes`.
         failed: Called with a run that cannot be evaluated, and why; the others go on. Where it is
@@ -122,7 +128,7 @@ def evaluate_all(
         ConfigError: The rule needs lesions, and was to be fitted on healthy volumes.
     """
     config = config or EvaluateConfig()
-    check_inputs(runs, cohorts, healthy, config)
+    check_inputs(runs, cohorts, healthy, config, controls)
     for cohort in cohorts:
         groups_of(cohort, config.by)  # what is not known is said before anything is scored
     failures = _Failures(failed)
@@ -135,6 +141,8 @@ def evaluate_all(
                 matches[run.url, cohort.url] = compare(run, cohort)
             if healthy is not None:
                 matches[run.url, healthy.url] = compare(run, healthy, people=False)
+            if controls is not None:
+                matches[run.url, controls.url] = compare(run, controls)
     # All of them before anything is scored.
     for (fitted, tested), match in matches.items():
         refuse(match, fitted, tested, insist=allow_mismatch)
@@ -142,13 +150,17 @@ def evaluate_all(
         left = failures.left(runs)
         with _held(left, healthy):
             _Pass.over(healthy, left, config, ("validation",), failures, {}).score(report)
+    if controls is not None:
+        left = failures.left(runs)
+        with _held(left, controls):
+            _Pass.over(controls, left, config, ("test",), failures, {}).score(report)
     records = []
     for cohort in cohorts:
         left = failures.left(runs)
         with _held(left, cohort):
             one = _Pass.over(cohort, left, config, ("threshold", "test"), failures, matches)
             with scoring_gauges(report, cohort.name, len(one.names)) as counted:
-                records.append(one.evaluate(healthy, counted))
+                records.append(one.evaluate(healthy, controls, counted))
     return records
 
 
@@ -187,10 +199,13 @@ def gpu_actors_for(nodes: Sequence[tuple[float, float]], gpus: float) -> int:
     return fit
 
 
-def num_volumes(cohorts: Sequence[Cohort], healthy: Cohort | None = None) -> int:
+def num_volumes(
+    cohorts: Sequence[Cohort], healthy: Cohort | None = None, controls: Cohort | None = None
+) -> int:
     """Volumes that `evaluate_all` scores."""
     num = sum(len(cohort.subjects) for cohort in cohorts)
-    return num + (len(healthy.rows("validation")) if healthy is not None else 0)
+    num += len(healthy.rows("validation")) if healthy is not None else 0
+    return num + (len(controls.rows("test")) if controls is not None else 0)
 
 
 class _Failures:
@@ -352,7 +367,9 @@ class _Pass:
         rest = Finisher(work=works, names=self.names, config=self.config)
         return scored.map_batches(rest.__call__, batch_size=None, num_cpus=FINISHER_CPUS)
 
-    def evaluate(self, healthy: Cohort | None, report: Report) -> list[dict[str, Any]]:
+    def evaluate(
+        self, healthy: Cohort | None, controls: Cohort | None, report: Report
+    ) -> list[dict[str, Any]]:
         """Score, freeze thresholds, examine the test part and write the records."""
         seconds = dict(zip(self.pairs, self.score(report), strict=True))
         settings = {k: v for k, v in to_json(self.config).items() if k not in _NOT_OF_SCORES} | {
@@ -361,6 +378,8 @@ class _Pass:
         }
         if strata := as_asked(self.cohort, self.config.by):
             settings["strata"] = strata
+        if controls is not None:
+            settings["controls"] = controls.fingerprint
         records: dict[Pair, dict[str, Any]] = {}
         frozen: dict[Pair, Frozen] = {}
         for pair in self._left():
@@ -372,10 +391,20 @@ class _Pass:
         with ThreadPoolExecutor(1) as beside:
             # In this process, which otherwise waits for the tasks that examine.
             described = beside.submit(self._describe) if frozen else None
-            examined = self.failures.together(list(frozen), partial(self._examine, frozen))
+            examined = self.failures.together(
+                list(frozen), partial(self._examine, self.cohort, frozen)
+            )
+        found: list[list[SubjectLesions] | None] = [None] * len(frozen)
+        if controls is not None:
+            with _held([pair.run for pair in frozen], controls):
+                found = self.failures.together(
+                    list(frozen), partial(self._examine, controls, frozen)
+                )
         lesions, num_brain = ({}, None) if described is None else described.result()
-        for (pair, threshold), examination in zip(frozen.items(), examined, strict=True):
-            if examination is None:
+        for (pair, threshold), examination, predicted in zip(
+            frozen.items(), examined, found, strict=True
+        ):
+            if examination is None or (controls is not None and predicted is None):
                 continue
             with self.failures.of(pair.run):
                 spent = seconds[pair]
@@ -389,7 +418,10 @@ class _Pass:
                     "seconds_per_volume": spent,
                     "seconds_per_slice": None if spent is None else spent / self.cohort.shape[0],
                 }
-                records[pair] = pair.write(threshold, examination, num_brain, facts)
+                healthy_people = None
+                if controls is not None and predicted is not None:
+                    healthy_people = controls, predicted
+                records[pair] = pair.write(threshold, examination, num_brain, facts, healthy_people)
         return [records[pair] for pair in self._left()]
 
     def _describe(self) -> tuple[dict[str, object], NDArray[np.int64] | None]:
@@ -400,20 +432,20 @@ class _Pass:
         return lesions, brain_voxels(self.cohort, self.cohort.rows("test"), self.config)
 
     def _examine(
-        self, frozen: Mapping[Pair, Frozen], pairs: Sequence[Pair]
+        self, cohort: Cohort, frozen: Mapping[Pair, Frozen], pairs: Sequence[Pair]
     ) -> list[list[SubjectLesions]]:
-        """Compare kept scores of the test part, at frozen thresholds, with the truth."""
+        """Compare kept scores of a test part, at frozen thresholds, with the truth."""
         if not pairs:
             return []
         cluster.connect()
-        rows = self.cohort.rows("test")
-        table = self.cohort.subjects[self.cohort.subjects["split"] == "test"]
+        rows = cohort.rows("test")
+        table = cohort.subjects[cohort.subjects["split"] == "test"]
         sizes = (voxel_sizes(np.array(affine))[::-1].tolist() for affine in table["affine"])
         compare = partial(
             examine,
-            stores=[pair.store for pair in pairs],
+            stores=[pair.store_on(cohort) for pair in pairs],
             levels=[frozen[pair].threshold.level for pair in pairs],
-            names=self.names,
+            names=dict(zip(rows.tolist(), table["id"], strict=True)),
             spacings=dict(zip(rows.tolist(), map(tuple, sizes), strict=True)),
             config=self.config,
         )
@@ -421,9 +453,9 @@ class _Pass:
         # node whose CPUs they fill Ray ends a process that has had to wait for a second.
         workers, cpus = actors_for(cluster.room()[0])
         dataset = volumes(
-            self.cohort,
+            cohort,
             rows,
-            ("lesion",),
+            ("lesion",) if cohort.has_lesion else ("brain",),
             change=lambda block, _: compare(block),
             num_cpus=cpus,
             # A task costs as much as several volumes, and takes no more than a few chunks' memory.

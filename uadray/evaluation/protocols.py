@@ -34,7 +34,14 @@ Rule = Literal[
 """A rule of `thresholds.RULES`; `none` fits no threshold, and what needs one is not reported."""
 
 ProtocolName = Literal[
-    "bengs2021", "baur2018", "meissen2021-I", "meissen2021-II", "meissen2021-study"
+    "bengs2021",
+    "baur2018",
+    "meissen2021-I",
+    "meissen2021-II",
+    "meissen2021-study",
+    "behrendt2025",
+    "frotscher2025",
+    "frotscher2025-raw",
 ]
 """A key of `PROTOCOLS`."""
 
@@ -125,6 +132,23 @@ _MEISSEN = dict[str, Any](
 )
 
 
+_FROTSCHER = dict[str, Any](
+    source="Frotscher 2025, section on the evaluation, by its code",
+    # Slices of 224 x 224 at 1 mm there.
+    grid=None,
+    slices=None,
+    # Min-max over the whole volume: no clipping.
+    prepare=f"--shape 155 224 224 {_extent(155, 224, 224)} --register mni152 --percentiles 0 100 "
+    "--no-denoise",
+    residual="absolute",
+    components=ComponentConfig(),
+    # And `healthy_fpr_1`: 1 % of the voxels of healthy brains.
+    threshold_rule="best_dice",
+    metrics=("dice_s_mean", "dice_s_std", "auprc"),
+)
+"""Both of its ways: with the median, and without."""
+
+
 def _meissen_prepare(plane: int) -> str:
     # No clipping: it would tie the brightest voxels, among which equalisation decides.
     return (
@@ -191,6 +215,31 @@ PROTOCOLS: dict[str, Protocol] = {
             ),
             "components": ComponentConfig(max_size=7, connectivity=26, fit_after=False),
         },
+    ),
+    "behrendt2025": Protocol(
+        name="behrendt2025",
+        source="Behrendt 2025, section 4, and its code",
+        # The paper's grid is 50 x 96 x 96 of 2 mm: erosion follows the rows, as its side // 25.
+        grid=None,
+        slices=None,
+        prepare=f"--shape 50 96 96 {_extent(100, 192, 192)} --register mni152 --correct-bias",
+        residual="absolute",
+        postprocess=PostprocessConfig(),
+        # Dropped at the frozen threshold.
+        components=ComponentConfig(max_size=7, connectivity=26, fit_after=False),
+        threshold_rule="bengs_bisection",
+        metrics=("dice_s_mean", "dice_s_std", "auprc"),
+    ),
+    "frotscher2025": Protocol(
+        name="frotscher2025",
+        # Its median has an even size of 4, which lies half a voxel beside: the odd one below.
+        postprocess=PostprocessConfig(erosion_iterations=0, median_size=3),
+        **_FROTSCHER,
+    ),
+    "frotscher2025-raw": Protocol(
+        name="frotscher2025-raw",
+        postprocess=_UNFILTERED,
+        **_FROTSCHER,
     ),
 }
 """The protocols by name."""

@@ -5,7 +5,7 @@ covariate. The threshold is the frozen one, fitted on people of all groups.
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from hashlib import sha256
 from typing import Any
@@ -15,8 +15,8 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from uadray.errors import EvaluationError
-from uadray.evaluation.figures import Figures, Measured, figures_of
-from uadray.metrics.inference import Difference, gap, holm
+from uadray.evaluation.figures import Measured, figures_of
+from uadray.metrics.inference import Difference, Fits, gap, holm
 from uadray.metrics.table import Metric
 from uadray.store import Cohort
 from uadray.strata import SCANNER, By
@@ -65,15 +65,38 @@ def as_asked(cohort: Cohort, by: Sequence[str]) -> dict[str, Any]:
     return {"by": list(by), "groups": sha256(content.encode()).hexdigest()[:16]}
 
 
+Of = Callable[[Measured, NDArray[np.bool_]], tuple[dict[str, Any], dict[str, Fits]]]
+"""Gives what is reported of some of the scans, and what its intervals are made from."""
+
+
 def stratify(
     measured: Measured, assigned: Mapping[str, pd.Categorical], metrics: Sequence[Metric]
 ) -> dict[str, list[dict[str, Any]]]:
-    """Figures of each group, and how far they are from those of all others, as JSON values.
+    """All figures of each group of the test people, see `compare_groups`.
 
     Args:
         measured: Of the whole test part.
         assigned: From `groups_of`.
         metrics: What is computed, besides figures of lesions.
+    """
+
+    def of(some: Measured, _: NDArray[np.bool_]) -> tuple[dict[str, Any], dict[str, Fits]]:
+        figures = figures_of(some, metrics)
+        plain = {k: v for k, v in figures.metrics.items() if not k.startswith("threshold")}
+        return {"metrics": plain, "intervals": figures.intervals}, figures.by_person
+
+    return compare_groups(measured, assigned, of)
+
+
+def compare_groups(
+    measured: Measured, assigned: Mapping[str, pd.Categorical], of: Of
+) -> dict[str, list[dict[str, Any]]]:
+    """Figures of each group, and how far they are from those of all others, as JSON values.
+
+    Args:
+        measured: Of all people.
+        assigned: What they are grouped by -> the group of each scan.
+        of: Computes the figures of some of them.
 
     Returns:
         For each of `assigned`, its groups in order: their name, numbers of people and scans,
@@ -85,15 +108,23 @@ def stratify(
     differences: list[tuple[dict[str, Any], dict[str, Difference]]] = []
     for by, names in assigned.items():
         inside = {str(name): np.asarray(names == name) for name in names.categories}
-        parts = {name: figures_of(_only(measured, here), metrics) for name, here in inside.items()}
-        found[by] = [_entry(name, parts[name], measured, here) for name, here in inside.items()]
+        parts = [of(_only(measured, here), here) for here in inside.values()]
+        found[by] = [
+            {
+                "group": name,
+                "num_people": len(set(np.asarray(measured.people)[here])),
+                "num_scans": int(here.sum()),
+                **figures,
+                "gaps": {},
+            }
+            for (name, here), (figures, _) in zip(inside.items(), parts, strict=True)
+        ]
         if len(inside) == 2:
-            first, second = parts.values()
-            differences.append((found[by][0], _gaps(first, second)))
+            differences.append((found[by][0], _gaps(parts[0][1], parts[1][1])))
         elif len(inside) > 2:
-            for entry, here in zip(found[by], inside.values(), strict=True):
-                rest = figures_of(_only(measured, ~here), metrics)
-                differences.append((entry, _gaps(parts[entry["group"]], rest)))
+            for entry, here, (_, fits) in zip(found[by], inside.values(), parts, strict=True):
+                rest = of(_only(measured, ~here), ~here)[1]
+                differences.append((entry, _gaps(fits, rest)))
     keys = dict.fromkeys(key for _, ones in differences for key in ones)
     for key in keys:
         made = [(entry, ones[key]) for entry, ones in differences if key in ones]
@@ -109,19 +140,6 @@ def stratify(
     return found
 
 
-def _entry(
-    name: str, figures: Figures, measured: Measured, here: NDArray[np.bool_]
-) -> dict[str, Any]:
-    return {
-        "group": name,
-        "num_people": len(set(np.asarray(measured.people)[here])),
-        "num_scans": int(here.sum()),
-        "metrics": {k: v for k, v in figures.metrics.items() if not k.startswith("threshold")},
-        "intervals": figures.intervals,
-        "gaps": {},
-    }
-
-
 def _only(measured: Measured, here: NDArray[np.bool_]) -> Measured:
     """What is measured of some of the test subjects."""
     weights = here.astype(np.int64)
@@ -134,8 +152,8 @@ def _only(measured: Measured, here: NDArray[np.bool_]) -> Measured:
     )
 
 
-def _gaps(here: Figures, rest: Figures) -> dict[str, Difference]:
-    return {key: gap(here.by_person[key], rest.by_person[key]) for key in here.by_person}
+def _gaps(here: Mapping[str, Fits], rest: Mapping[str, Fits]) -> dict[str, Difference]:
+    return {key: gap(here[key], rest[key]) for key in here}
 
 
 def _turned(one: dict[str, Any]) -> dict[str, Any]:

@@ -299,6 +299,7 @@ class Reproduction:
                     "interval": measured[0][1] if len(measured) == 1 else None,
                     "published": None if printed is None else printed.value,
                     "published_deviation": None if printed is None else printed.deviation,
+                    "published_digitised": printed is not None and printed.digitised,
                 }
             )
         return rows

@@ -331,6 +331,9 @@ class SplitConfig:
     split_count: int | None = None
     """Subjects in the validation part, or the threshold part, instead of the share; of a cohort
     with lesions it may be 0, which tests all of it."""
+    test_count: int = 0
+    """Subjects of a healthy cohort in a part `test`, which nothing learns from: evaluations count
+    false alarms in them, and tell them from patients (`jobs/evaluate.py --healthy-test`)."""
     stratify_by: tuple[str, ...] = (SCANNER,)
     """What the parts are alike in: `scanner`, and covariates such as `sex` or `age:40:60`, with the
     ages where ranges end."""
@@ -343,6 +346,8 @@ class SplitConfig:
             raise ConfigError("preset and split_count both say how large the parts are: give one")
         if self.split_count is not None and self.split_count < 0:
             raise ConfigError(f"split_count must be >= 0, was {self.split_count}")
+        if self.test_count < 0:
+            raise ConfigError(f"test_count must be >= 0, was {self.test_count}")
         if not 0 < self.validation_share < 1:
             raise ConfigError(f"validation_share must be in (0, 1), was {self.validation_share}")
         if not 0 <= self.threshold_share < 1:

@@ -86,8 +86,9 @@ def split_scans(
         seed: Decides parts and order.
 
     Returns:
-        Scans in the order of the cohort's rows: train and validation, or threshold and test. Each
-        part has at least one subject; the threshold part alone may be left out.
+        Scans in the order of the cohort's rows: train, validation and, where it is asked for, test;
+        or threshold and test. Each part has at least one subject; the threshold part may be left
+        out.
 
     Raises:
         ConfigError: some scans have a lesion and some have none, two share an id, there are too few
@@ -102,6 +103,7 @@ def split_scans(
             "lesioned ones; prepare two with --parts healthy and --parts lesioned"
         )
     parts, drawn = (LESIONED, 0) if lesioned == {True} else (HEALTHY, 1)
+    scans, aside = _set_aside(scans, config, parts, seed)
     count = _count_to_draw(len({scan.subject for scan in scans}), config, parts, drawn)
     chosen = draw_subjects(scans, count, seed, config.stratify_by)
     ordered: list[tuple[Scan, Split]] = []
@@ -110,7 +112,26 @@ def split_scans(
         members = [s for s in scans if (s.subject in chosen) == (k == drawn)]
         members.sort(key=lambda scan: scan.id)
         ordered += [(members[i], part) for i in rng.permutation(len(members))]
-    return ordered
+    return ordered + [(scan, "test") for scan in aside]
+
+
+def _set_aside(
+    scans: Sequence[Scan], config: SplitConfig, parts: tuple[Split, Split], seed: int
+) -> tuple[Sequence[Scan], list[Scan]]:
+    """The scans of a healthy cohort without its test part, and that part in a random order."""
+    if not config.test_count:
+        return scans, []
+    if parts == LESIONED:
+        raise ConfigError(
+            "test_count is for healthy cohorts; of one with lesions all but the threshold part is "
+            "tested: give --split-count"
+        )
+    # Another stream than that of the validation part, which is drawn of those that stay.
+    rng = np.random.default_rng([seed, len(scans), 2])
+    chosen = draw_subjects(scans, config.test_count, int(rng.integers(2**31)), config.stratify_by)
+    aside = sorted((s for s in scans if s.subject in chosen), key=lambda scan: scan.id)
+    rest = [scan for scan in scans if scan.subject not in chosen]
+    return rest, [aside[i] for i in rng.permutation(len(aside))]
 
 
 def _check_ids(scans: Sequence[Scan]) -> None:

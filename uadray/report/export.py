@@ -7,10 +7,18 @@ import numpy as np
 
 from uadray import files, tables
 from uadray.report import columns, compare
-from uadray.report.columns import LESION_COLUMNS, Column, filter_columns, main_columns
+from uadray.report.columns import (
+    CONTROL_COLUMNS,
+    LESION_COLUMNS,
+    Column,
+    filter_columns,
+    main_columns,
+)
+from uadray.report.controls import controls_of
 from uadray.report.effects import effect_columns
 from uadray.report.latex import to_latex
 from uadray.report.rows import CohortRows
+from uadray.report.strata import HEAD, lines_of, strata_of
 from uadray.report.sweep import Sweep, describe_span
 from uadray.report.words import Compared
 from uadray.tables import escape
@@ -23,8 +31,8 @@ def write_tables(
 
     Args:
         compared: The cohorts.
-        stem: Path or URL without its ending: `.csv`, `-paired.csv`, `-sweep.csv` (of a sweep
-            alone), `.md` and `.tex` are appended to it.
+        stem: Path or URL without its ending: `.csv`, `-paired.csv`, `-groups.csv` (where
+            people were grouped), `-sweep.csv` (of a sweep), `.md` and `.tex` are appended to it.
         title: Head of the Markdown and the LaTeX.
         sweep: Effects of settings, if any.
 
@@ -37,6 +45,8 @@ def write_tables(
         ".md": to_markdown(compared, title, sweep),
         ".tex": to_latex(compared, title, sweep),
     }
+    if lines := lines_of([cohort.group for cohort in compared]):
+        texts["-groups.csv"] = tables.to_csv(list(HEAD), lines)
     if sweep is not None:
         texts["-sweep.csv"] = to_sweep_csv(sweep)
     for ending, text in texts.items():
@@ -66,6 +76,10 @@ def to_csv(groups: Sequence[CohortRows]) -> str:
     """All rows with unrounded figures and interval ends; absent figures are empty."""
     rows = [row for group in groups for row in group.rows]
     shown_columns = (*main_columns(rows), *LESION_COLUMNS[1:], *filter_columns(rows)[1:])
+    if any(row.evaluation.controls for row in rows):
+        controls = [one for group in groups for one in controls_of(group)]
+        detection = {column.key: column for one in controls for column in one.columns()[1:]}
+        shown_columns += (*CONTROL_COLUMNS[1:-1], *detection.values())
     printed = sorted({name for group in groups for row in group.rows for name in row.published})
     head = ["cohort", "cohort_fingerprint", "notes", *_heads(shown_columns)]
     head += [f"{name}_published" for name in printed]
@@ -144,6 +158,12 @@ def to_markdown(compared: Sequence[Compared], title: str, sweep: Sweep | None = 
         if columns.has_filter(group.rows):
             filtered = _table(filter_columns(group.rows), group.rows)
             lines += ["### Component filter", "", filtered, ""]
+        for controls in controls_of(group):
+            lines += ["### Healthy controls", "", _table(CONTROL_COLUMNS, controls.rows), ""]
+            lines += [_table(controls.columns(), controls.rows), ""]
+        for one in strata_of(group):
+            lines += [f"### {one.head} by {escape(one.column)}", ""]
+            lines += [*map(escape, one.sentences()), "", _table(one.columns(), one.rows), ""]
         several = [series for series in cohort.series if len(series.rows) > 1]
         if several:
             lines += ["### Over seeds", "", _table(compare.seed_columns(several), several), ""]

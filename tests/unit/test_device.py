@@ -2,6 +2,7 @@
 
 import ast
 import os
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -135,15 +136,23 @@ class TestComputeDevice:
         with pytest.raises(ConfigError, match="Ray has assigned none"):
             compute_device("cuda")
 
-    def test_what_cublas_needs_is_in_the_environment_from_then_on(
-        self, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
-        compute_device("cpu")
-        assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
-        monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":16:8")
-        compute_device("cpu")
-        assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":16:8"
+
+@pytest.mark.parametrize("module", ["methods.vae", "train.precision", "evaluation.scoring", "api"])
+@pytest.mark.parametrize("own", ["", ":16:8"])
+def test_what_cublas_needs_is_in_the_environment_of_whatever_computes(
+    module: str, own: str
+) -> None:
+    """From the import on, since torch looks once: before warm-ups, and before an actor's trials."""
+    known = {k: v for k, v in os.environ.items() if k != "CUBLAS_WORKSPACE_CONFIG"}
+    code = f"import os, uadray.{module}; print(os.environ['CUBLAS_WORKSPACE_CONFIG'])"
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env=known | ({"CUBLAS_WORKSPACE_CONFIG": own} if own else {}),
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.strip() == (own or ":4096:8")
 
 
 def test_a_forbidden_gpu_is_none(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from uadray.metrics.patients import SCORES
 from uadray.report.columns import METHOD, Column, brackets, number
 from uadray.report.figures import MAX_METHODS, Palette, axes_of, inline
 from uadray.report.rows import CohortRows, Row, spread_rows
+from uadray.report.strata import Strata, strata_of
 
 PLOTTED = "top_mean"
 """The score whose curve is drawn: it is defined for all methods, and coarse for none."""
@@ -45,6 +46,11 @@ class Controls:
             if any(_told(row, name) for row in self.rows)
         )
         return (METHOD, *each)
+
+    @property
+    def strata(self) -> list[Strata]:
+        """Their groups, where they were grouped."""
+        return strata_of(self.rows, of_controls=True)
 
     def plot(self) -> Markup:
         """Receiver operating characteristic of some methods, by the score `PLOTTED`."""

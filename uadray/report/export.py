@@ -16,6 +16,7 @@ from uadray.report.columns import (
 )
 from uadray.report.controls import controls_of
 from uadray.report.effects import effect_columns
+from uadray.report.finds import froc_columns, with_finds
 from uadray.report.latex import to_latex
 from uadray.report.rows import CohortRows
 from uadray.report.strata import HEAD, lines_of, strata_of
@@ -76,6 +77,8 @@ def to_csv(groups: Sequence[CohortRows]) -> str:
     """All rows with unrounded figures and interval ends; absent figures are empty."""
     rows = [row for group in groups for row in group.rows]
     shown_columns = (*main_columns(rows), *LESION_COLUMNS[1:], *filter_columns(rows)[1:])
+    if with_finds(rows):
+        shown_columns += froc_columns()[1:]
     if any(row.evaluation.controls for row in rows):
         controls = [one for group in groups for one in controls_of(group)]
         detection = {column.key: column for one in controls for column in one.columns()[1:]}
@@ -161,7 +164,7 @@ def to_markdown(compared: Sequence[Compared], title: str, sweep: Sweep | None = 
         for controls in controls_of(group):
             lines += ["### Healthy controls", "", _table(CONTROL_COLUMNS, controls.rows), ""]
             lines += [_table(controls.columns(), controls.rows), ""]
-        for one in strata_of(group):
+        for one in strata_of(group.rows):
             lines += [f"### {one.head} by {escape(one.column)}", ""]
             lines += [*map(escape, one.sentences()), "", _table(one.columns(), one.rows), ""]
         several = [series for series in cohort.series if len(series.rows) > 1]

@@ -276,6 +276,30 @@ def check_readable(*paths: str) -> None:
         _refuse_blind(others, local, " and ".join(local), "lacks it, or has another version")
 
 
+def check_gpus() -> None:
+    """Refuse nodes whose GPUs Ray counts and torch cannot use, as with a driver that is too old.
+
+    A group's workers would fail where they first look for each other, with an error that says
+    nothing of it, and an actor's one would be tried again.
+
+    Raises:
+        ConfigError: one is such a node; it says why.
+    """
+    import ray
+
+    nodes = [n for n in ray.nodes() if n["Alive"] and n["Resources"].get("GPU")]
+    asked = _ask(device.check_usable, nodes[:MAX_CHECKED_NODES])
+    done, _ = ray.wait(list(asked), num_returns=len(asked), timeout=_ANSWER_S)
+    for answer in done:
+        try:
+            ray.get(answer)
+        except ConfigError as error:
+            named = getattr(error, "cause", error)
+            raise ConfigError(f"node {asked[answer]}: {named}") from None
+        except ray.exceptions.RayError:
+            continue  # a node that has just died, and is not asked again
+
+
 def room() -> tuple[list[float], list[float]]:
     """Logical CPUs and GPUs of each node."""
     import ray
@@ -354,16 +378,9 @@ def _refuse_blind(
 ) -> None:
     """Ask nodes for local files; refuse where one has not the content that they have here."""
     import ray
-    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     here = [_mark(path) for path in paths]
-    look = ray.remote(num_cpus=0, max_retries=0)(_marks)
-    asked = {
-        look.options(
-            scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
-        ).remote(list(paths)): node["NodeManagerAddress"]
-        for node in nodes
-    }
+    asked = _ask(_marks, nodes, list(paths))
     done, _ = ray.wait(list(asked), num_returns=len(asked), timeout=_ANSWER_S)
     blind = []
     for answer in done:
@@ -379,6 +396,22 @@ def _refuse_blind(
             "all nodes: give a folder that they share, such as one on NFS at the same path, or a "
             "URL such as s3://BUCKET/FOLDER"
         )
+
+
+def _ask(
+    function: Callable[..., Any], nodes: Sequence[Mapping[str, Any]], *arguments: Any
+) -> dict[Any, str]:
+    """Call a function on each node, however busy it is; addresses of the nodes by their answer."""
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    call = ray.remote(num_cpus=0, max_retries=0)(function)
+    return {
+        call.options(
+            scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+        ).remote(*arguments): node["NodeManagerAddress"]
+        for node in nodes
+    }
 
 
 def _marks(paths: Sequence[str]) -> list[str]:

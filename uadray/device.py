@@ -23,8 +23,11 @@ ENVIRONMENT = {"CUBLAS_WORKSPACE_CONFIG": ":4096:8"}
 """Environment of processes that compute.
 
 With it cuBLAS adds up in the same order every time. Torch looks once, before its first product, so
-that it must be there before anything is computed, whichever fit of the process is deterministic.
+that it must be there before anything is computed, whichever fit of the process is deterministic:
+whatever computes imports this module before.
 """
+for _name, _value in ENVIRONMENT.items():
+    os.environ.setdefault(_name, _value)
 
 _NOSET = "RAY_EXPERIMENTAL_NOSET_CUDA_VISIBLE_DEVICES"
 """Ray then leaves all GPUs of the node visible to every worker."""
@@ -40,8 +43,6 @@ def compute_device(wanted: Device = "auto") -> "torch.device":
     Raises:
         ConfigError: a GPU was asked for, assigned by Ray, or is there, and none can be used.
     """
-    for name, value in ENVIRONMENT.items():
-        os.environ.setdefault(name, value)
     assigned = assigned_gpus()
     if wanted == "cpu" or (wanted == "auto" and assigned == []):
         return torch.device("cpu")
@@ -55,6 +56,19 @@ def compute_device(wanted: Device = "auto") -> "torch.device":
     if wanted == "cuda" or assigned or _is_unusable():
         raise ConfigError(_why_unusable())
     return torch.device("cpu")
+
+
+def check_usable() -> None:
+    """Refuse a machine on whose GPUs torch cannot compute, whichever of them are assigned.
+
+    Where they are hidden from this process, as Ray can be set to do, nothing is known of them.
+
+    Raises:
+        ConfigError: the reason, and what to do.
+    """
+    is_hidden = os.environ.get("CUDA_VISIBLE_DEVICES", "0") in _NONE
+    if not is_hidden and not torch.cuda.is_available():
+        raise ConfigError(_why_unusable())
 
 
 def gpus_each(wanted: Device, gpus: float, flag: str) -> float:

@@ -59,11 +59,13 @@ def in_actors(
         gpus: Of each actor.
 
     Raises:
-        ConfigError: No node has room for an actor with its GPUs.
+        ConfigError: No node has room for an actor with its GPUs, or torch cannot use those.
     """
     if not items:
         return
     cpus = int(ray.cluster_resources().get("CPU", 1))
+    if gpus:
+        cluster.check_gpus()
     fit = actors_at_a_time(list(zip(*cluster.room(), strict=True)), gpus) if gpus else cpus
     actors = ray.data.ActorPoolStrategy(size=max(1, min(len(items), workers or fit)))
     done = _dataset(items).map(

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from tiny_cohorts import write_lesioned
+from tiny_cohorts import write_healthy, write_lesioned
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(900)]
 
@@ -87,6 +87,7 @@ ray.init = lambda **options: start(**options, num_cpus=4, num_gpus=1)
 
 import torch
 from uadray.config import experiment
+from uadray import cluster
 from uadray.evaluation import job, scoring
 from uadray.evaluation.protocols import EvaluateConfig
 from uadray.runs.folder import Run
@@ -100,6 +101,7 @@ class OnNoGpu(scoring.LevelScorer):
         super().__init__(*args)
 
 job.LevelScorer = OnNoGpu
+cluster.check_gpus = lambda: None
 cohort, records = open_cohort(sys.argv[1]), []
 for settings in ({}, {"gpus_per_actor": 1.0}):
     runs = []
@@ -132,3 +134,70 @@ def test_scoring_on_gpus_gives_the_record_of_scoring_on_cpus(tmp_path: Path) -> 
     is_same, seconds = json.loads(done.stdout.splitlines()[-1])
     assert is_same
     assert all(one > 0 for one in seconds)
+
+
+PLACED = """
+import os, sys
+import ray
+
+start = ray.init
+ray.init = lambda **options: start(**options, num_cpus=4, num_gpus=1)
+
+from tiny_cohorts import tiny_vae
+from uadray import cluster, each
+from uadray.errors import ConfigError
+from uadray.tune.settings import SweepConfig
+from uadray.tune.sweep import _room
+from uadray.runs.folder import Run
+from uadray.store import open_cohort
+from uadray.train.group import fit_group
+from uadray.train.job import fit
+from uadray.train.settings import ScaleConfig
+
+cluster.connect(dashboard=True)
+# From here on it is a cluster that the job has joined.
+os.environ["RAY_ADDRESS"] = ray.get_runtime_context().gcs_address
+cohort, wanted = open_cohort(sys.argv[1]), tiny_vae(3, epochs=2)
+try:
+    fit(wanted, cohort, sys.argv[2] + "/placed")
+except ConfigError as error:
+    print("REFUSED", error)
+for call in (lambda: list(each.in_actors(print, [1], gpus=0.5)),
+             lambda: _room(SweepConfig(device="cuda"))):
+    try:
+        call()
+    except ConfigError as error:
+        print("ALSO", error)
+run = Run.open(sys.argv[2] + "/placed")
+print("STATUS", run.summary["status"])
+done = fit(wanted, cohort, sys.argv[2] + "/here", scale=ScaleConfig(device="cpu"))
+print("HERE", done.summary["device"], done.summary["status"])
+one = Run.create(sys.argv[2] + "/one", wanted, cohort)
+facts = fit_group(one, cohort, ScaleConfig())
+print("ONE", facts["device"], [r["train/loss"] for r in one.metrics()]
+      == [r["train/loss"] for r in done.metrics()])
+"""
+
+
+def test_a_single_worker_is_placed_on_the_clusters_gpu(tmp_path: Path) -> None:
+    """As it has none that torch can use here, the worker's refusal comes back by its name."""
+    cohort = write_healthy(tmp_path)
+    without = ("RAY_ADDRESS", "CUDA_VISIBLE_DEVICES")
+    known = {name: value for name, value in os.environ.items() if name not in without}
+    known["PYTHONPATH"] = str(Path(__file__).parents[1])
+    known |= {"RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", PLACED, cohort.url, str(tmp_path / "runs")],
+        env=known,
+        capture_output=True,
+        text=True,
+        timeout=800,
+    )
+    assert done.returncode == 0, done.stderr
+    said = dict(line.split(" ", 1) for line in done.stdout.splitlines() if line[:3].isupper())
+    assert said["REFUSED"].startswith("node ")
+    assert "no GPU can be used" in said["REFUSED"]
+    assert done.stdout.count("ALSO node ") == 2
+    assert said["STATUS"] == "failed"
+    assert said["HERE"] == "cpu finished"
+    assert said["ONE"] == "cpu True"

@@ -2,6 +2,7 @@
 
 import ast
 import os
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -135,15 +136,23 @@ class TestComputeDevice:
         with pytest.raises(ConfigError, match="Ray has assigned none"):
             compute_device("cuda")
 
-    def test_what_cublas_needs_is_in_the_environment_from_then_on(
-        self, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
-        compute_device("cpu")
-        assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
-        monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":16:8")
-        compute_device("cpu")
-        assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":16:8"
+
+@pytest.mark.parametrize("module", ["methods.vae", "train.precision", "evaluation.scoring", "api"])
+@pytest.mark.parametrize("own", ["", ":16:8"])
+def test_what_cublas_needs_is_in_the_environment_of_whatever_computes(
+    module: str, own: str
+) -> None:
+    """From the import on, since torch looks once: before warm-ups, and before an actor's trials."""
+    known = {k: v for k, v in os.environ.items() if k != "CUBLAS_WORKSPACE_CONFIG"}
+    code = f"import os, uadray.{module}; print(os.environ['CUBLAS_WORKSPACE_CONFIG'])"
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env=known | ({"CUBLAS_WORKSPACE_CONFIG": own} if own else {}),
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.strip() == (own or ":4096:8")
 
 
 def test_a_forbidden_gpu_is_none(tmp_path: Path) -> None:
@@ -355,3 +364,25 @@ def test_nothing_else_asks_for_a_gpu() -> None:
     root = Path(uadray.__file__).parent
     asking = {p.relative_to(root).as_posix() for p in root.rglob("*.py") if asks_for_a_gpu(p)}
     assert asking == {"device.py"}
+
+
+def test_a_machine_is_refused_whose_gpus_cannot_be_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    with_cuda(monkeypatch)
+    in_ray(monkeypatch)  # by a task that has none itself
+    device.check_usable()
+    with_cuda(monkeypatch, usable=False)
+    with pytest.raises(ConfigError, match="driver is 535"):
+        device.check_usable()
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    device.check_usable()
+
+
+def test_what_is_kept_in_float32_is_not_rounded_to_tensorfloat_either() -> None:
+    """Whoever takes bfloat16 from a scope wants the digits that TensorFloat-32 lacks, too."""
+    root = Path(uadray.__file__).parent
+    for path in (root / "methods").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.With):
+                entered = [ast.unparse(item.context_expr) for item in node.items]
+                if any("autocast" in one and "enabled=False" in one for one in entered):
+                    assert "full_float32()" in entered, f"{path}:{node.lineno}"

@@ -170,6 +170,7 @@ class TestHowAGroupIsStarted:
 
         monkeypatch.setattr(group, "TorchTrainer", Trainer)
         monkeypatch.setattr(group, "_check_room", lambda scale: None)
+        monkeypatch.setattr(cluster, "check_gpus", lambda: None)
         return given
 
     @pytest.mark.parametrize("source", [SimpleNamespace(), group.Desk(None)])

@@ -353,6 +353,7 @@ class _Pass:
         """What scores on GPUs: actors that score whole groups, and tasks that do the rest."""
         size = num_places(self.config, self.cohort.shape)
         groups = batches_of(rows, self.names, size)
+        cluster.check_gpus()
         actors = gpu_actors_for(list(zip(*cluster.room(), strict=True)), self.config.gpus)
         source = VolumeSource(self.cohort, groups, self._arrays)
         scored = dataset_of(source, len(groups)).map_batches(

@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
+from uadray.device import full_float32
 from uadray.lazy import Tensor, torch
 from uadray.methods.base import (
     Losses,
@@ -189,7 +190,7 @@ class IterMask(UNetDetector):
     def high_frequencies(self, x: Tensor) -> Tensor:
         """Samples whose low frequencies keep their phase alone, at amplitude 1."""
         axes = tuple(range(2, 2 + self.ndim))
-        with torch.autocast(x.device.type, enabled=False):
+        with torch.autocast(x.device.type, enabled=False), full_float32():
             spectrum = torch.fft.fftn(x.float(), dim=axes)
             squared = torch.zeros((), device=x.device)
             for k, n in enumerate(self.spatial):

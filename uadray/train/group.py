@@ -168,6 +168,8 @@ def _start(run: Run, scale: ScaleConfig, source: "_Fit | Desk") -> Any:
         What rank 0's `_group_worker` does.
     """
     _check_room(scale)
+    if scale.takes_gpus:
+        cluster.check_gpus()
     # Ray hands it on to its controller, which by default sees a fit's end two seconds late.
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
     worker: Any = _group_worker

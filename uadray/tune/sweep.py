@@ -433,6 +433,8 @@ def _room(config: SweepConfig) -> tuple[dict[str, float], int]:
     wait for their own read tasks for ever.
     """
     concurrent = at_a_time(list(zip(*cluster.room(), strict=True)), config)
+    if config.gpus:
+        cluster.check_gpus()
     if config.workers_per_trial > 1:
         return {"CPU": 0.01}, concurrent
     return {"CPU": config.cpus_per_trial - READ_CPUS, "GPU": config.gpus}, concurrent

@@ -8,9 +8,11 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, Self
 
 from uadray.config import to_json
+from uadray.device import Device, gpus_each
 from uadray.errors import ConfigError, EvaluationError
 from uadray.methods.settings import check_finite
 from uadray.metrics.settings import ComponentConfig, PostprocessConfig
+from uadray.strata import By
 
 Residual = Literal["absolute", "positive"]
 """|x - reconstruction|, or its positive part: what is brighter than its healthy version."""
@@ -267,20 +269,30 @@ class EvaluateConfig:
     num_resamples: int = 50
     """Resamples of the people that the threshold is fitted on: it is fitted again on each, and what
     that changes is part of the 95 % intervals."""
-    batch_size: int = 4
-    """Volumes scored at once by an actor."""
+    by: tuple[str, ...] = ()
+    """Groups of test people whose figures are reported, too, and set against all others': by
+    `scanner`, `lesion_ml:1:10:100` or any covariate of the cohort, such as `sex` or `age:40:60`."""
+    batch_size: int = 0
+    """Volumes scored at once by an actor; 0 takes 4 on a CPU, and 32 of 64^3 voxels on a GPU, of
+    larger ones as many as have their voxels."""
+    device: Device = "auto"
+    """`cuda` scores on a GPU in each actor and refuses where there is none that torch can use,
+    `cpu` on none; `auto` as `gpus_per_actor` says."""
     gpus_per_actor: float = 0.0
-    """GPUs of each scoring actor; 0 scores on CPUs."""
+    """GPUs of each scoring actor, at most 1; a fraction shares one; 0 scores on CPUs."""
 
     def __post_init__(self) -> None:
         """Check the ranges."""
         if self.protocol not in PROTOCOLS:
             raise ConfigError(f"protocol must be one of {sorted(PROTOCOLS)}, was {self.protocol!r}")
         check_finite(self, "")
-        if self.num_resamples < 1 or self.batch_size < 1 or self.gpus_per_actor < 0:
+        for text in self.by:
+            By.parse(text)
+        if self.num_resamples < 1 or self.batch_size < 0 or self.gpus_per_actor < 0:
             raise ConfigError(
-                "evaluate: num_resamples and batch_size must be >= 1, gpus_per_actor >= 0"
+                "evaluate: num_resamples must be >= 1, batch_size and gpus_per_actor >= 0"
             )
+        gpus_each(self.device, self.gpus_per_actor, "gpus_per_actor")
 
     @classmethod
     def of(cls, protocol: ProtocolName, **changes: Any) -> Self:
@@ -299,6 +311,11 @@ class EvaluateConfig:
     def fixed(self) -> Protocol:
         """The protocol itself."""
         return PROTOCOLS[self.protocol]
+
+    @property
+    def gpus(self) -> float:
+        """GPUs of each scoring actor."""
+        return gpus_each(self.device, self.gpus_per_actor, "gpus_per_actor")
 
     @property
     def cut(self) -> slice:

@@ -55,13 +55,14 @@ def page(results: Mapping[str, dict[str, Any]], cost: dict[str, Any] | None = No
 
 def _costs(rows: list[dict[str, Any]]) -> list[list[str]]:
     """Of each experiment its seconds and MiB, and what they are of."""
-    cells: dict[str, list[str]] = {}
+    cells: dict[str, dict[str, str]] = {}
     for row in rows:
         name, _, what = row["measure"].rpartition(": ")
-        digits = 2 if what == "seconds" else 0
-        cells.setdefault(name, [name]).append(f"{row['value']:.{digits}f}")
-        cells[name][3:] = [row["detail"]]
-    return [line[:3] + line[-1:] for line in cells.values()]
+        value = f"{row['value']:.{2 if what == 'seconds' else 0}f}"
+        cells.setdefault(name, {}).update({what: value, "of": row["detail"]})
+    return [
+        [name, *(one[what] for what in ("seconds", "memory", "of"))] for name, one in cells.items()
+    ]
 
 
 def _sizes(name: str) -> list[str]:

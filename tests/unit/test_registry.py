@@ -142,7 +142,7 @@ class TestClosure:
             "for one in NAMED.values(): build(one.method, (32, 32, 32))\n0"
         )
         rooms = {name.split(".")[1] for name in loaded if name.startswith("uadray.")}
-        assert rooms == {"methods", "errors", "lazy", "plugins", "random"}
+        assert rooms == {"methods", "device", "errors", "lazy", "plugins", "random"}
         assert "ray" not in loaded
 
     @pytest.mark.parametrize(

@@ -30,23 +30,39 @@ def write() -> None:
         results = RESULTS / f"{name}.json"
         if results.exists():
             kept[title] = json.loads(results.read_text())
-    write_page(PAGE, page(kept))
+    cost = RESULTS / "methods-cost.json"
+    write_page(PAGE, page(kept, json.loads(cost.read_text()) if cost.exists() else None))
 
 
-def page(results: Mapping[str, dict[str, Any]]) -> str:
+def page(results: Mapping[str, dict[str, Any]], cost: dict[str, Any] | None = None) -> str:
     """The page's text.
 
     Args:
         results: What the studies left, by their title.
+        cost: What `benchmarks.methods_cost` left.
     """
     learned = [n for n in NAMED if isinstance(NAMED[n].method, Learned)]
     return render(
         PAGE,
         sizes=[_sizes(name) for name in learned],
         size=SIZE,
+        cost=cost,
+        costs=_costs(cost["rows"]) if cost else [],
         studies={title: measured(kept) for title, kept in results.items()},
         methods=[described(name) for name in (*learned, *BASELINES)],
     )
+
+
+def _costs(rows: list[dict[str, Any]]) -> list[list[str]]:
+    """Of each experiment its seconds and MiB, and what they are of."""
+    cells: dict[str, dict[str, str]] = {}
+    for row in rows:
+        name, _, what = row["measure"].rpartition(": ")
+        value = f"{row['value']:.{2 if what == 'seconds' else 0}f}"
+        cells.setdefault(name, {}).update({what: value, "of": row["detail"]})
+    return [
+        [name, *(one[what] for what in ("seconds", "memory", "of"))] for name, one in cells.items()
+    ]
 
 
 def _sizes(name: str) -> list[str]:

@@ -32,6 +32,19 @@ def test_a_method_is_described_with_its_defaults() -> None:
     assert "`restore.steps` 150" in methods_page.described("VAE-restoration")["settings"]
 
 
+def test_what_a_volume_takes_is_a_line_a_method() -> None:
+    rows = [
+        {"measure": "RIAD: seconds", "value": 3.597, "detail": ""},
+        {"measure": "RIAD: memory", "value": 83.9, "detail": ""},
+        {"measure": "IterMask: seconds", "value": 0.4, "detail": "a pass"},
+        {"measure": "IterMask: memory", "value": 126.2, "detail": "a pass"},
+    ]
+    assert methods_page._costs(rows) == [
+        ["RIAD", "3.60", "84", ""],
+        ["IterMask", "0.40", "126", "a pass"],
+    ]
+
+
 @pytest.mark.slow
 def test_every_experiment_of_the_study_builds_at_its_size() -> None:
     study = Study()

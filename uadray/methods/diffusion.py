@@ -105,7 +105,7 @@ class DiffusionDetector(UNetDetector):
     def score_steps(self, x: Tensor) -> list[Tensor]:
         """Of each restoration, (B,), from 0."""
         return [
-            torch.full((1,), step - 1, device=x.device).expand(len(x))
+            torch.full((1,), step - 1, device=x.device).expand(x.shape[0])
             for step in self.config.score_steps
         ]
 
@@ -133,7 +133,7 @@ class PDDPM(DiffusionDetector):
             check_limits(self, boxes_each_side=">= 1")
 
     config: Settings
-    score_noise: Tensor
+    score_fields: Tensor
     boxes: Tensor
 
     def __init__(self, config: Settings, shape: Shape) -> None:
@@ -150,8 +150,8 @@ class PDDPM(DiffusionDetector):
         self.num_noise = 2 + self._noise.num_noise
         self.register_buffer("boxes", self._numbered(), persistent=False)
         rows = len(config.score_steps) * self._num_boxes
-        numbers = fixed(rows, self._noise.num_noise)
-        self.register_buffer("score_noise", numbers, persistent=False)
+        fields = self._noise(fixed(rows, self._noise.num_noise))
+        self.register_buffer("score_fields", fields, persistent=False)
 
     def _numbered(self) -> Tensor:
         """The box of each voxel, (1, 1, *spatial)."""
@@ -179,12 +179,11 @@ class PDDPM(DiffusionDetector):
 
     def restored(self, x: Tensor, brain: Tensor) -> Tensor:
         """Every box restored with the rest as it was, a mean over the steps."""
-        fields = self._noise(self.score_noise)
         out = torch.zeros_like(x)
         pairs = itertools.product(self.score_steps(x), range(self._num_boxes))
         for number, (step, box) in enumerate(pairs):
             inside = self.boxes == box
-            made = self.in_a_box(x, fields[number : number + 1], step, inside)
+            made = self.in_a_box(x, self.score_fields[number : number + 1], step, inside)
             out = out + torch.where(inside, made.clamp(0, 1), 0)
         return out / len(self.config.score_steps) * brain
 
@@ -240,7 +239,7 @@ class CDDPM(DiffusionDetector):
             check_widths(self.context_widths, name="method.context_widths")
 
     config: Settings
-    score_noise: Tensor
+    score_fields: Tensor
 
     def __init__(self, config: Settings, shape: Shape) -> None:
         super().__init__(config, shape, config.context_size)
@@ -250,8 +249,8 @@ class CDDPM(DiffusionDetector):
             num -= 1
         self.encoder = _Encoder(config, config.context_widths[:num], config.context_size)
         self.num_noise = 1 + self._noise.num_noise
-        numbers = fixed(len(config.score_steps), self._noise.num_noise)
-        self.register_buffer("score_noise", numbers, persistent=False)
+        fields = self._noise(fixed(len(config.score_steps), self._noise.num_noise))
+        self.register_buffer("score_fields", fields, persistent=False)
 
     def forward(self, x_in: Tensor, target: Tensor, noise: Tensor, player: str = "") -> Losses:
         """Absolute error, a mean over all voxels, in units of [-1, 1]."""
@@ -263,7 +262,7 @@ class CDDPM(DiffusionDetector):
 
     def restored(self, x: Tensor, brain: Tensor) -> Tensor:
         """The mean over the steps of what is predicted from each, each clamped."""
-        fields, context = self._noise(self.score_noise), self.encoder(x)
+        fields, context = self.score_fields, self.encoder(x)
         outputs = [
             self.predicted(self.noisy(x, fields[k : k + 1], step), step, context).clamp(0, 1)
             for k, step in enumerate(self.score_steps(x))

@@ -86,7 +86,9 @@ class DISYRE(UNetDetector):
 
     def from_each(self, x: Tensor, brain: Tensor) -> Tensor:
         """Restored from each degree, clamped to [0, 1], (degrees, B, 1, *spatial)."""
-        degrees = (torch.full((1,), d, device=x.device).expand(len(x)) for d in self.config.degrees)
+        degrees = (
+            torch.full((1,), d, device=x.device).expand(x.shape[0]) for d in self.config.degrees
+        )
         return torch.stack([self.from_degree(x, brain, d) for d in degrees]).clamp(0, 1)
 
     def restored(self, x: Tensor, brain: Tensor) -> Tensor:

@@ -42,7 +42,7 @@ class CoarseNoise:
         *values, places = noise.split([*self._parts, len(self.grids) * ndim], dim=1)
         begins = uniform(places).unflatten(1, (-1, ndim))
         field = torch.zeros(len(noise), *self.spatial, device=noise.device)
-        # In bfloat16 the noise would have steps.
+        # With fewer digits the noise would have steps, and others on a GPU than on a CPU.
         with torch.autocast(noise.device.type, enabled=False), full_float32():
             for number, (grid, amplitude) in enumerate(
                 zip(self.grids, self._amplitudes, strict=True)

@@ -4,13 +4,13 @@ import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from uadray.evaluation.inputs import check_truth
+from uadray.errors import EvaluationError
 from uadray.evaluation.protocols import EvaluateConfig, Residual
 from uadray.methods import Detector
 from uadray.methods.base import Detection, ReconstructionDetector, check_detection
@@ -18,10 +18,12 @@ from uadray.methods.outside import OutsideMaps
 from uadray.metrics.components import drop_components
 from uadray.metrics.counts import SubjectCounts, count_subject
 from uadray.metrics.postprocess import erode_brain, hide_dark, postprocess
-from uadray.runs.detector import load_detector
-from uadray.runs.folder import Run
-from uadray.runs.scores import ScoreStore
-from uadray.store import CHUNK_VOLUMES, Cohort
+
+if TYPE_CHECKING:
+    # Scoring volumes in memory needs neither a run folder nor a cohort.
+    from uadray.runs.folder import Run
+    from uadray.runs.scores import ScoreStore
+    from uadray.store import Cohort
 
 Batch = dict[str, np.ndarray]
 
@@ -30,10 +32,10 @@ Batch = dict[str, np.ndarray]
 class Work:
     """What one run still has to score on one cohort; pickles small."""
 
-    run: Run
+    run: "Run"
     """The run."""
 
-    store: ScoreStore
+    store: "ScoreStore"
     """Where its scores of the cohort are kept."""
 
     to_score: frozenset[int]
@@ -68,10 +70,33 @@ class Example:
         check_truth(self.brain, self.lesion, self.id)
 
 
-def read_example(cohort: Cohort, row: int, name: str) -> Example:
+def read_example(cohort: "Cohort", row: int, name: str) -> Example:
     """One volume of a cohort with lesions."""
     image, brain, lesion = (cohort.read(n, row, row + 1)[0] for n in ("image", "brain", "lesion"))
     return Example(id=name, image=image, brain=brain.astype(bool), lesion=lesion.astype(bool))
+
+
+def check_truth(brain: np.ndarray, lesion: np.ndarray, subject: str) -> None:
+    """Refuse a subject whose lesion leaves its brain mask.
+
+    Scores exist inside the mask alone, so that such voxels could never be found; a cohort that
+    `jobs/prepare.py` wrote has none.
+
+    Args:
+        brain: (Z, Y, X) mask.
+        lesion: (Z, Y, X) truth.
+        subject: Named in the message.
+
+    Raises:
+        EvaluationError: A lesion voxel lies outside the brain.
+    """
+    outside = int(np.count_nonzero(lesion & ~brain))
+    if outside:
+        raise EvaluationError(
+            f"subject {subject!r}: {outside} of {int(np.count_nonzero(lesion))} lesion voxels lie "
+            "outside the brain mask; check that both masks are of this scan, and prepare the "
+            "cohort again"
+        )
 
 
 class Counted(NamedTuple):
@@ -192,6 +217,9 @@ class Scorer:
     """An actor that scores batches of volumes with every run's detector."""
 
     def __init__(self, work: Sequence[Work], names: dict[int, str], config: EvaluateConfig) -> None:
+        from uadray.runs.detector import load_detector
+        from uadray.store import CHUNK_VOLUMES
+
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         if self._device.type == "cpu":
             torch.set_num_threads(1)
@@ -244,7 +272,7 @@ class Scorer:
             groups.setdefault(group, {})[place] = row
         return list(groups.values())
 
-    def _filter(self, store: ScoreStore, row: int, example: Example) -> None:
+    def _filter(self, store: "ScoreStore", row: int, example: Example) -> None:
         """Count one subject's kept scores after the component filter."""
         components = self._config.components
         opened = drop_components(store.checked_levels(row, example.id), components)

@@ -10,7 +10,7 @@ import hashlib
 import sys
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
 from safetensors.torch import load, save
@@ -18,8 +18,7 @@ from torch import Tensor, nn
 
 from uadray import files
 from uadray.errors import CheckpointError
-from uadray.runs.folder import Run, writing
-from uadray.runs.reading import CHECKPOINT
+from uadray.runs.reading import CHECKPOINT, writing
 from uadray.runs.state import (
     AGAIN,
     NO_WEIGHTS,
@@ -31,6 +30,9 @@ from uadray.runs.state import (
     read_state,
     weights_digest,
 )
+
+if TYPE_CHECKING:
+    from uadray.runs.folder import Run
 
 __all__ = ["NO_WEIGHTS", "CheckpointStore", "State", "weights_digest"]
 
@@ -47,7 +49,7 @@ class CheckpointStore:
         self._url, self._identity = files.join(run_url, CHECKPOINT), identity
 
     @classmethod
-    def of(cls, run: Run) -> Self:
+    def of(cls, run: "Run") -> Self:
         """The checkpoints of a run."""
         return cls(run.url, run.checkpoint_key)
 

@@ -19,8 +19,8 @@ from uadray.lock import hold
 from uadray.methods import Detector, GradientDetector, StreamDetector, num_parameters
 from uadray.runs.checkpoint import CheckpointStore
 from uadray.runs.detector import build_detector, try_out
-from uadray.runs.folder import Run, writing
-from uadray.runs.reading import SETTINGS
+from uadray.runs.folder import Run
+from uadray.runs.reading import SETTINGS, writing
 from uadray.settings_files import experiment_table
 from uadray.store import Cohort
 from uadray.train.fit import healthy_reconstruction

@@ -13,7 +13,6 @@ from torch import Tensor
 from uadray import npz
 from uadray.config import experiment
 from uadray.errors import EvaluationError
-from uadray.evaluation import scoring
 from uadray.evaluation.cases import write_cases
 from uadray.evaluation.examination import examine
 from uadray.evaluation.protocols import PROTOCOLS, EvaluateConfig
@@ -24,6 +23,7 @@ from uadray.methods.base import Detection, Detector, ReconstructionDetector
 from uadray.metrics.counts import CohortCounts, TestPart, ThresholdPart
 from uadray.metrics.lesionwise import compare_lesions
 from uadray.metrics.settings import ComponentConfig, PostprocessConfig
+from uadray.runs import detector as run_detector
 from uadray.runs.detector import load_detector
 from uadray.runs.folder import Run
 from uadray.runs.scores import ScoreStore
@@ -148,7 +148,7 @@ class TestScorer:
         self, cohort: Cohort, run: Run, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """As of one who rounds by where a volume is, among how many, as products of matrices do."""
-        monkeypatch.setattr(scoring, "load_detector", lambda _: ByPlace())
+        monkeypatch.setattr(run_detector, "load_detector", lambda _: ByPlace())
         rows = list(range(8))
         store = score(run, cohort, rows)
         whole = {row: store.levels(row) for row in rows}
@@ -180,7 +180,7 @@ class TestScorer:
         monkeypatch.setattr(
             detector, "detect", lambda x, brain: Detection(calls.append(len(x)) or brain * 0.5)
         )
-        monkeypatch.setattr(scoring, "load_detector", lambda _: detector)
+        monkeypatch.setattr(run_detector, "load_detector", lambda _: detector)
         store = ScoreStore.create(run, cohort, (0.0, 1.0), CONFIG.scoring(cohort.shape))
         work = Work(run=run, store=store, to_score=frozenset(rows), to_filter=frozenset())
         some = {row: name for row, name in names(cohort).items() if row in rows}

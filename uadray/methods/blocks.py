@@ -97,6 +97,13 @@ def norm(kind: str, ndim: int, width: int) -> list[Module]:
     return [nn.GroupNorm(GROUPS, width)] if kind == "group" else []
 
 
+def stack(*layers: Module) -> Module:
+    """Layers one after another, named as in `nn.Sequential`; on a GPU fused while they learn."""
+    from uadray.methods.fused import Stack
+
+    return Stack(*layers)
+
+
 def space_to_depth(x: Tensor, ndim: int) -> Tensor:
     """(B, 1, *spatial) to (B, 2^ndim, *spatial / 2): one channel a phase."""
     for axis in range(ndim):

@@ -196,6 +196,7 @@ class ValidationStream:
         rank: This worker.
         world: Number of workers.
         resident: Read once and keep.
+        device: Where resident volumes are kept.
         brain: Whether the batches have the brains, too.
     """
 
@@ -208,6 +209,7 @@ class ValidationStream:
         rank: int = 0,
         world: int = 1,
         resident: bool = True,
+        device: str = "cpu",
         brain: bool = True,
     ) -> None:
         self._cohort, self._batch_size = cohort, batch_size
@@ -215,7 +217,7 @@ class ValidationStream:
         self.rows = rows[rank::world]
         self._resident: Arrays | None = None
         if resident and len(self.rows):
-            self._resident = _load(cohort, self.rows, "validation", arrays=self._arrays)
+            self._resident = _load(cohort, self.rows, "validation", device, self._arrays)
 
     def _read(self) -> Iterator[Batch]:
         if len(self.rows) == 0:

@@ -102,7 +102,13 @@ def fit_worker(
             experiment=experiment,
             train=gauges.counted(train.epoch, lambda batch: len(batch.ids)),
             validation=ValidationStream(
-                cohort, held_back, rank=world.rank, world=world.size, resident=resident
+                cohort,
+                held_back,
+                batch_size=8 if device.type == "cpu" else 32,
+                rank=world.rank,
+                world=world.size,
+                resident=resident,
+                device=str(device),
             ),
             checkpoints=CheckpointStore.of(run),
             report=report,

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 
-from uadray.data.batch import Batch
+from uadray.data.batch import Batch, on_device
 from uadray.data.sampling import epoch_groups, slice_order
 
 
@@ -67,13 +67,3 @@ class ResidentBatches:
             volumes.append(place[order[:, 0]])
             slices.append(order[:, 1])
         return np.concatenate(ids), np.concatenate(volumes), np.concatenate(slices)
-
-
-def on_device(values: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """`values`, which are on the CPU, on the device, without waiting for it.
-
-    From pageable memory the host would wait until the device has done all that it was given.
-    """
-    if device.type != "cuda":
-        return values.to(device)
-    return values.pin_memory().to(device, non_blocking=True)

@@ -113,6 +113,15 @@ def space_to_depth(x: Tensor, ndim: int) -> Tensor:
     return x.permute(0, 1, *phases, *halves).flatten(1, 1 + ndim)
 
 
+def space_to_depth_last(x: Tensor, ndim: int) -> Tensor:
+    """The same with channels last in memory, by one copy."""
+    for axis in range(ndim):
+        x = x.unflatten(2 + 2 * axis, (-1, 2))
+    phases = tuple(3 + 2 * axis for axis in range(ndim))
+    halves = tuple(2 + 2 * axis for axis in range(ndim))
+    return x.permute(0, *halves, 1, *phases).flatten(1 + ndim).movedim(-1, 1)
+
+
 def depth_to_space(x: Tensor, ndim: int) -> Tensor:
     """The inverse of `space_to_depth`."""
     x = x.unflatten(1, (1, *[2] * ndim))
@@ -144,7 +153,8 @@ class EntryConv(Module):
     def forward(self, x: Tensor) -> Tensor:
         """(B, 1, *spatial) to (B, width, *spatial / 2)."""
         weight = _taps_by_phase(self.conv.weight, self.ndim).flatten(1, self.ndim)
-        phases = space_to_depth(x, self.ndim)
+        # A GPU gives its output the layout of the input; a CPU that of the weight, too.
+        phases = (space_to_depth_last if x.is_cuda else space_to_depth)(x, self.ndim)
         return _convolve(self.ndim, phases, weight, self.conv.bias)
 
 

@@ -45,14 +45,15 @@ SECTIONS = (
     Section(name="trace", seconds=20, rows=gpu_fits.trace),
     Section(name="erasing", seconds=15, rows=gpu_layers.erasing),
     Section(name="losses", seconds=5, rows=gpu_fits.losses),
-    Section(name="convolutions", seconds=30, rows=gpu_layers.convolutions),
+    Section(name="convolutions", seconds=25, rows=gpu_layers.convolutions),
+    Section(name="variants", seconds=25, rows=gpu_layers.variants),
     Section(name="epoch", seconds=40, rows=gpu_fits.epochs_3d),
     Section(name="slices", seconds=45, rows=gpu_fits.epochs_2d),
     Section(name="table 1", seconds=1, rows=gpu_fits.table_1),
-    Section(name="families", seconds=35, rows=gpu_fits.families),
+    Section(name="families", seconds=30, rows=gpu_fits.families),
     Section(name="scoring", seconds=12, rows=gpu_fits.scoring),
     Section(name="deterministic", seconds=12, rows=gpu_fits.deterministic),
-    Section(name="compiled", seconds=60, rows=gpu_fits.other_steps),
+    Section(name="compiled", seconds=45, rows=gpu_fits.other_steps),
 )
 
 

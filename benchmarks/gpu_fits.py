@@ -7,7 +7,10 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, field
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -32,7 +35,7 @@ from uadray.data.batch import Batch
 from uadray.data.resident import ResidentBatches
 from uadray.evaluation.protocols import EvaluateConfig
 from uadray.evaluation.scoring import Example, count_volumes, detect
-from uadray.methods import NAMED, GradientDetector
+from uadray.methods import NAMED, GradientDetector, fused, phases
 from uadray.methods.registry import detector_type
 from uadray.runs.checkpoint import CheckpointStore
 from uadray.train.fit import Fit
@@ -53,8 +56,9 @@ def _batches(bench: Bench) -> tuple[int, ...]:
 
 def step_row(bench: Bench, precision: Precision, batch: int, how: str = "eager") -> Row:
     """One step of the fit loop."""
-    one = loop(bench, batch=batch, precision=precision, **HOW[how])
-    seconds = seconds_a_step(bench, one)
+    with HOW[how].context():
+        one = loop(bench, batch=batch, precision=precision, **HOW[how].options)
+        seconds = seconds_a_step(bench, one)
     if "flops" not in bench.found:
         x = bench.images[:2].float()[:, None]
         bench.found["flops"] = step_flops(one.steps.detector, x) / len(x)
@@ -75,8 +79,37 @@ def step_row(bench: Bench, precision: Precision, batch: int, how: str = "eager")
     )
 
 
-HOW: dict[str, dict[str, bool]] = {"eager": {}, "compiled": {"compiled": True}}
-"""How the steps are computed."""
+@contextmanager
+def replaced(where: object, name: str, value: object) -> Iterator[None]:
+    """Something has another value while the context lasts."""
+    before = vars(where)[name]
+    setattr(where, name, value)
+    try:
+        yield
+    finally:
+        setattr(where, name, before)
+
+
+@dataclass(frozen=True, kw_only=True)
+class How:
+    """A way to compute the steps."""
+
+    options: dict[str, Any] = field(default_factory=dict)
+    """Of `loop`."""
+    context: Callable[[], AbstractContextManager[None]] = nullcontext
+    """In which they are computed."""
+
+
+HOW = {
+    "eager": How(),
+    "norms not fused": How(
+        context=lambda: replaced(fused.Stack, "fuses_on", staticmethod(lambda device: False))
+    ),
+    "transposed by phases": How(context=lambda: replaced(phases, "BY_PHASES", True)),
+    "drawn one by one": How(options={"ahead": 0}),
+    "compiled": How(options={"compiled": True}),
+}
+"""By name; the first one is the default."""
 
 
 def eager_steps(bench: Bench) -> Iterator[Row]:
@@ -283,7 +316,8 @@ def epochs_2d(bench: Bench) -> Iterator[Row]:
 
 
 def _slices(bench: Bench, how: str) -> Row:
-    seconds = seconds_a_step(bench, loop(bench, IN_2D, **HOW[how]))
+    with HOW[how].context():
+        seconds = seconds_a_step(bench, loop(bench, IN_2D, **HOW[how].options))
     return Row(
         f"step of {bench.batch} slices, {how}",
         bench.found["slices"] / seconds,

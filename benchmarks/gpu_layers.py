@@ -5,19 +5,27 @@ Part of `python -m benchmarks.gpu`.
 
 import copy
 import platform
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from benchmarks.gpu_bench import MAIN, Bench, Precision, detector_of, relative
+from benchmarks.gpu_bench import MAIN, Bench, Precision, attempt, detector_of, relative
 from benchmarks.harness import Row, medians
 from uadray.config import BENGS_TABLE_1, experiment
-from uadray.data import erasing as ours
-from uadray.data.erasing import erase, erased_counts, sample_erasing
+from uadray.data.erasing import (
+    StaticErasing,
+    erase,
+    erased_boxes,
+    erased_counts,
+    sample_erasing,
+)
 from uadray.methods.blocks import EntryConv, ExitConv
+from uadray.methods.fused import Variant, norm_activation
+from uadray.methods.phases import ConvTranspose3d, transpose_by_phases
 from uadray.strategies import NONE
 
 WORST_ERROR: dict[Precision, float] = {"float32": 1e-5, "tf32": 4e-3, "bfloat16": 2e-2}
@@ -154,6 +162,66 @@ def passes(layer: nn.Module, x: Tensor) -> list[Tensor]:
     return [output.detach(), *torch.autograd.grad(output, leaves, grad.to(output.dtype))]
 
 
+def variants(bench: Bench) -> Iterator[Row]:
+    """Layers that can be computed in two ways, forward and backward in bfloat16, in turns."""
+    total: dict[str, dict[str, float]] = {}
+    for name, layer, x in layers_of(bench, MAIN, (ConvTranspose3d, nn.GroupNorm)):
+        leaf = x.bfloat16().contiguous(memory_format=torch.channels_last_3d).requires_grad_()
+        if isinstance(layer, nn.GroupNorm):
+            what, ways = "norms with activation", _norms(bench, layer, leaf)
+        else:
+            what, ways = "transposed convolutions", _transposed(layer, leaf)
+        sides = {way: partial(_there_and_back, bench, f, layer, leaf) for way, f in ways.items()}
+        with rounding(bench, "bfloat16"):
+            seconds = medians(sides, bench.rounds, bench.device)
+        for way, each in seconds.items():
+            sums = total.setdefault(what, {})
+            sums[way] = sums.get(way, 0.0) + each
+        plain, other = seconds.values()
+        yield Row(
+            f"{name}: {list(ways)[1]}",
+            plain / other,
+            "ratio",
+            against=next(iter(ways)),
+            detail=f"{1e3 * other:.3f} against {1e3 * plain:.3f} ms; above 1: faster",
+        )
+    step = bench.found.get("step")
+    for what, sums in total.items():
+        for way, each in sums.items():
+            yield Row(
+                f"{what}, {way}, share of a step",
+                each / step if step else None,
+                "share",
+                detail=f"{1e3 * each:.3f} ms",
+            )
+
+
+def _norms(bench: Bench, norm: nn.GroupNorm, x: Tensor) -> dict[str, Callable[[], Tensor]]:
+    activation = nn.LeakyReLU(0.01)
+    variant = Variant(device=x.device, maps=x.dtype, out=torch.bfloat16, eps=norm.eps, slope=0.01)
+    compiled = bench.device.type == "cuda"
+    return {
+        "torch's layers": lambda: activation(norm(x)),
+        "one pass": lambda: norm_activation(x, norm, variant, compiled),
+    }
+
+
+def _transposed(layer: nn.Module, x: Tensor) -> dict[str, Callable[[], Tensor]]:
+    weight, bias = layer.weight, layer.bias
+    return {
+        "strided": lambda: layer(x),
+        "by phases": lambda: transpose_by_phases(x, weight, bias),  # type: ignore[arg-type]
+    }
+
+
+def _there_and_back(
+    bench: Bench, forward: Callable[[], Tensor], layer: nn.Module, x: Tensor
+) -> None:
+    with torch.autocast(bench.device.type, torch.bfloat16):
+        output = forward()
+    torch.autograd.grad(output, (x, *layer.parameters()), torch.ones_like(output))
+
+
 def erasing(bench: Bench) -> Iterator[Row]:
     """The same bits as on a CPU, and what they cost."""
     differing = 0
@@ -165,10 +233,10 @@ def erasing(bench: Bench) -> Iterator[Row]:
         differing,
         "voxels",
         goal="<= 0",
-        detail=f"{len(names)} configurations, {bench.batch} samples each; counts of erased, too",
+        detail=f"{len(names)} configurations of {bench.batch} samples, in two ways, counts as well",
     )
     for name in (MAIN, "3D-Multi-Cube-n", "3D-Half-Volume-n"):
-        yield _cost(bench, name)
+        yield from _cost(bench, name)
 
 
 def _samples(bench: Bench, name: str) -> Tensor:
@@ -182,26 +250,56 @@ def _differing(bench: Bench, name: str) -> int:
     ids = torch.arange(len(x))
     where = sample_erasing(config, ids, seed=0, epoch=1, spatial=tuple(x.shape[1:]))
     there = erase(x.cpu(), where, config, ids, seed=0, epoch=1)
-    here = erase(x, where, config, ids, seed=0, epoch=1).cpu()
-    counts, counts_here = erased_counts(x.cpu(), where), erased_counts(x, where).cpu()
-    return int((there != here).sum() + (counts != counts_here).sum())
+    counts = erased_counts(x.cpu(), where)
+    static = StaticErasing.of(where, config, ids, seed=0, epoch=1, device=x.device)
+    found = [
+        (erase(x, where, config, ids, seed=0, epoch=1), erased_counts(x, where)),
+        static.apply(x),
+    ]
+    return sum(
+        int((there != here.cpu()).sum() + (counts != counts_here.cpu()).sum())
+        for here, counts_here in found
+    )
 
 
-def _cost(bench: Bench, name: str) -> Row:
+def _cost(bench: Bench, name: str) -> Iterator[Row]:
     config, x = experiment(name).erasing, _samples(bench, name)
     ids = torch.arange(len(x))
 
-    def one() -> None:
-        where = sample_erasing(config, ids, seed=0, epoch=1, spatial=tuple(x.shape[1:]))
-        ours.erase(x, where, config, ids, seed=0, epoch=1)
-        ours.erased_counts(x, where)
+    spatial = tuple(x.shape[1:])
 
-    seconds = medians({"erasing": one}, bench.rounds, bench.device)["erasing"]
+    def by_runs() -> None:
+        where = sample_erasing(config, ids, seed=0, epoch=1, spatial=spatial)
+        boxes = erased_boxes(x, where)
+        erase(x, where, config, ids, seed=0, epoch=1, boxes=boxes)
+        erased_counts(x, where, boxes)
+
+    def apply(x: Tensor, **tensors: Tensor) -> tuple[Tensor, Tensor]:
+        return StaticErasing(**({"right": None, "key": None} | tensors)).apply(x)  # type: ignore[arg-type]
+
+    fast = torch.compile(apply, dynamic=False, backend="eager" if bench.quick else "inductor")
+
+    def static(work: Callable[..., object]) -> None:
+        where = sample_erasing(config, ids, seed=0, epoch=1, spatial=spatial)
+        one = StaticErasing.of(where, config, ids, seed=0, epoch=1, device=x.device)
+        work(x, **one.tensors())
+
+    ways: dict[str, Callable[[], None]] = {
+        "as it is": by_runs,
+        "static": partial(static, apply),
+        "static, compiled": partial(static, fast),
+    }
+    for how, work in ways.items():
+        yield attempt(f"erasing of {name}, {how}", partial(_share, bench, name, how, work))
+
+
+def _share(bench: Bench, name: str, how: str, work: Callable[[], None]) -> Row:
+    seconds = medians({"erasing": work}, bench.rounds, bench.device)["erasing"]
     step = bench.found.get("step")
     return Row(
-        f"erasing of {name}, share of a step",
+        f"erasing of {name}, {how}, share of a step",
         seconds / step if step else None,
         "share",
-        goal="<= 0.01",
-        detail=f"{1e3 * seconds:.3f} ms for {len(x)} samples, drawn, erased and counted",
+        goal="<= 0.01" if how == "as it is" else "",
+        detail=f"{1e3 * seconds:.3f} ms for {bench.batch} samples, drawn, erased and counted",
     )

@@ -191,7 +191,11 @@ def loop(
     steps = Steps(
         detector=detector,
         module=module,  # type: ignore[arg-type]
-        optimizers=make_optimizers(detector, wanted.fit),
+        optimizers=make_optimizers(
+            detector,
+            wanted.fit,
+            capturable=bool(more.get("graph")) and bench.device.type == "cuda",
+        ),
         experiment=wanted,
         device=bench.device,
         bfloat16=precision == "bfloat16",

@@ -58,12 +58,14 @@ def step_row(bench: Bench, precision: Precision, batch: int, how: str = "eager")
     """One step of the fit loop."""
     with HOW[how].context():
         one = loop(bench, batch=batch, precision=precision, **HOW[how].options)
-        seconds = seconds_a_step(bench, one)
+        seconds = seconds_a_step(bench, one, warm_up=5)
     if "flops" not in bench.found:
         x = bench.images[:2].float()[:, None]
         bench.found["flops"] = step_flops(one.steps.detector, x) / len(x)
     key = f"step {precision} {batch}"
     bench.found[key] = min(seconds, bench.found.get(key, seconds))
+    if one.steps.graph and bench.device.type == "cuda" and not one.steps.is_graph:
+        raise RuntimeError("the step could not be recorded as a CUDA graph")
     if batch == bench.batch and precision == "bfloat16" and how == "eager":
         bench.found["step"] = seconds
     product = bench.found.get("product bfloat16")
@@ -107,6 +109,7 @@ HOW = {
     ),
     "transposed by phases": How(context=lambda: replaced(phases, "BY_PHASES", True)),
     "drawn one by one": How(options={"ahead": 0}),
+    "CUDA graph": How(options={"graph": True}),
     "compiled": How(options={"compiled": True}),
 }
 """By name; the first one is the default."""
@@ -317,7 +320,10 @@ def epochs_2d(bench: Bench) -> Iterator[Row]:
 
 def _slices(bench: Bench, how: str) -> Row:
     with HOW[how].context():
-        seconds = seconds_a_step(bench, loop(bench, IN_2D, **HOW[how].options))
+        one = loop(bench, IN_2D, **HOW[how].options)
+        seconds = seconds_a_step(bench, one, warm_up=5)
+    if one.steps.graph and bench.device.type == "cuda" and not one.steps.is_graph:
+        raise RuntimeError("the step could not be recorded as a CUDA graph")
     return Row(
         f"step of {bench.batch} slices, {how}",
         bench.found["slices"] / seconds,

@@ -8,7 +8,7 @@ Shape suffixes: B samples, R regions, D = 2 or 3 spatial axes (Y, X) or (Z, Y, X
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import lru_cache
 from itertools import groupby, pairwise
 from operator import itemgetter
@@ -452,6 +452,18 @@ class StaticErasing:
             right=None if right is None else on_device(right, device),
             key=None if key is None else on_device(key, device),
         )
+
+    @classmethod
+    def names(cls) -> set[str]:
+        """Of the tensors that there may be."""
+        return {one.name for one in fields(cls)}
+
+    def part(self, samples: slice) -> "StaticErasing":
+        """That of some samples of the batch."""
+        each: dict[str, Any] = {
+            name: None if tensor is None else tensor[samples] for name, tensor in vars(self).items()
+        }
+        return StaticErasing(**each)
 
     def tensors(self) -> dict[str, Tensor]:
         """Those that there are, by name."""

@@ -71,6 +71,9 @@ class Fit:
     GPU. On a CPU the thread would hold up those that compute, and the records of a group are read
     by others, who expect the checkpoint of an epoch soon after its record."""
 
+    graph: bool = False
+    """Whether whole steps are repeated as a CUDA graph where they can be (`Steps.graph`)."""
+
     def __post_init__(self) -> None:
         config = self.experiment.fit
         self._background: BackgroundSaves | None = None
@@ -169,7 +172,11 @@ class Fit:
         if self.device.type == "cpu":
             keep_freed_memory()
         self.detector.to(self.device)
-        optimizers = make_optimizers(self.detector, self.experiment.fit)
+        optimizers = make_optimizers(
+            self.detector,
+            self.experiment.fit,
+            capturable=self.graph and self.device.type == "cuda",
+        )
         if state:
             self.checkpoints.load_model(self.detector, state.last)
             self.checkpoints.load_optimizer(optimizers, state.last)
@@ -182,6 +189,7 @@ class Fit:
             bfloat16=self._bfloat16,
             micro_batch=self.micro_batch,
             world=self.world,
+            graph=self.graph,
         )
 
     def _module(self, *, alone: bool) -> nn.Module:

@@ -15,6 +15,7 @@ from uadray.data.batch import Batch, on_device
 from uadray.data.erasing import (
     ErasedShares,
     Erasing,
+    StaticErasing,
     erase,
     erased_boxes,
     erased_counts,
@@ -22,6 +23,7 @@ from uadray.data.erasing import (
 )
 from uadray.methods.base import GradientDetector, Player
 from uadray.strategies import NONE
+from uadray.train.graph import Repeated, Tensors
 
 Metrics = dict[str, Any]
 """The record of an epoch."""
@@ -52,16 +54,20 @@ class World:
     """Sum over the workers; it may overwrite its argument."""
 
 
-def make_optimizers(detector: GradientDetector, fit: FitConfig) -> dict[str, torch.optim.Optimizer]:
-    """The optimiser of each player, by its name."""
-    return {player.name: _optimizer(player, fit) for player in detector.players()}
+def make_optimizers(
+    detector: GradientDetector, fit: FitConfig, *, capturable: bool = False
+) -> dict[str, torch.optim.Optimizer]:
+    """The optimiser of each player, by its name; a CUDA graph needs `capturable` ones."""
+    return {player.name: _optimizer(player, fit, capturable) for player in detector.players()}
 
 
-def _optimizer(player: Player, fit: FitConfig) -> torch.optim.Optimizer:
+def _optimizer(player: Player, fit: FitConfig, capturable: bool) -> torch.optim.Optimizer:
     rate = player.learning_rate or fit.learning_rate
     if player.optimizer == "rmsprop":
-        return torch.optim.RMSprop(player.parameters, lr=rate)
-    return torch.optim.Adam(player.parameters, lr=rate, betas=player.betas, fused=True)
+        return torch.optim.RMSprop(player.parameters, lr=rate, capturable=capturable)
+    return torch.optim.Adam(
+        player.parameters, lr=rate, betas=player.betas, fused=True, capturable=capturable
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,14 +87,42 @@ class Steps:
     """Batches whose boxes and noise are drawn together and sent to the device before the first of
     them is needed. 0 draws those of each part of a batch when it is shown; the default does so on a
     CPU, which would have nothing of it."""
+    graph: bool = False
+    """Whether whole steps on full batches are repeated as a CUDA graph (`Repeated`), where one
+    player learns in one phase, alone and without micro-batches. A CPU computes the same steps one
+    operation at a time."""
     players: dict[str, Player] = field(init=False)
     """By name."""
+    _repeated: Repeated | None = field(init=False, default=None)
+    _totals: Sums = field(init=False, default_factory=dict)
+    """What repeated steps of an epoch add up, in place."""
 
     def __post_init__(self) -> None:
         players = {player.name: player for player in self.detector.players()}
         object.__setattr__(self, "players", players)
         if self.ahead is None:
             object.__setattr__(self, "ahead", AHEAD if self.device.type == "cuda" else 0)
+        if self.graph and self.can_be_graph:
+            object.__setattr__(self, "ahead", self.ahead or 1)
+            object.__setattr__(self, "_repeated", Repeated(self._whole_step, self.device))
+
+    @property
+    def is_graph(self) -> bool:
+        """Whether a CUDA graph has been recorded."""
+        return self._repeated is not None and self._repeated.is_recorded
+
+    @property
+    def can_be_graph(self) -> bool:
+        """Whether steps are the same operations each time."""
+        (first, *others) = self.players.values()
+        return (
+            not others
+            and first.updates == 1
+            and len(self.detector.phases()) == 1
+            and self.world.size == 1
+            and not self.micro_batch
+            and self.module is self.detector
+        )
 
     def epoch(
         self,
@@ -113,6 +147,8 @@ class Steps:
             batch, draws = next(drawn, (None, None))
             if batch is None and sizes is None:
                 break
+            if batch is not None and self._repeat(batch, draws):
+                continue
             if batch is None:
                 # Slices with brain differ from part to part: this worker has no more of them, but
                 # the others wait for its gradient, which counts nothing.
@@ -136,8 +172,49 @@ class Steps:
             self._share_buffers()
         if len(self.players) > 1:
             self.detector.requires_grad_(True)
+        if self._repeated is not None:
+            _add(sums, {name: total.clone() for name, total in self._totals.items()})
+            for total in self._totals.values():
+                total.zero_()
         assert sums
         return _on_cpu(sums)
+
+    def _repeat(self, batch: Batch, draws: "_Draws | None") -> bool:
+        """Take a whole step as the ones before; False where it is of another kind."""
+        if self._repeated is None or draws is None:
+            return False
+        if len(batch.ids) != self.experiment.fit.batch_size:
+            return False
+        inputs = {"images": on_device(batch.images, self.device), "noise": draws.noise[0]}
+        if draws.static is not None:
+            inputs |= draws.static.tensors()
+        if not self._repeated.takes(inputs):
+            return False
+        self._repeated(inputs)
+        return True
+
+    def _whole_step(self, inputs: Tensors) -> None:
+        """Erase, learn and count, of tensors alone."""
+        x, x_in, erased = inputs["images"].float(), None, None
+        names = StaticErasing.names() & set(inputs)
+        if names:
+            given: dict[str, Any] = {name: inputs.get(name) for name in StaticErasing.names()}
+            x_in, erased = StaticErasing(**given).apply(x)
+        part = _Part(
+            ids=torch.empty(0),
+            x_in=(x if x_in is None else x_in)[:, None],
+            x=x[:, None],
+            weight=1.0,
+            erased=erased,
+            noise=[inputs["noise"]],
+        )
+        (player,) = self.players.values()
+        sums = self._turn([part], player, 0, 0)
+        _add(sums, _counts([part]))
+        for name, value in sums.items():
+            if name not in self._totals:
+                self._totals[name] = torch.zeros_like(value)
+            self._totals[name] += value
 
     def _drawn(
         self, batches: Iterator[Batch], epoch: int, num_turns: int
@@ -156,7 +233,13 @@ class Steps:
 
     def _draw(self, ids: Tensor, spatial: tuple[int, ...], epoch: int, num_turns: int) -> "_Draws":
         noise = [on_device(self._noise(ids, epoch, n), self.device) for n in range(num_turns)]
-        return _Draws(where=self._erasing(ids, spatial, epoch), noise=noise)
+        where, static = self._erasing(ids, spatial, epoch), None
+        if where is not None and self._repeated is not None:
+            seed, config = self.experiment.fit.seed, self.experiment.erasing
+            static = StaticErasing.of(
+                where, config, ids, seed=seed, epoch=epoch, device=self.device
+            )
+        return _Draws(where=where, noise=noise, static=static)
 
     def _erasing(self, ids: Tensor, spatial: tuple[int, ...], epoch: int) -> Erasing | None:
         config = self.experiment.erasing
@@ -253,12 +336,15 @@ class _Draws:
     """None for experiments that erase nothing."""
     noise: Sequence[Tensor]
     """Of each turn, on the device."""
+    static: StaticErasing | None
+    """The same as `where` on the device; None where no step is repeated."""
 
     def part(self, samples: slice) -> "_Draws":
         """That of some of the samples."""
         return _Draws(
             where=None if self.where is None else self.where.part(samples),
             noise=[one[samples] for one in self.noise],
+            static=None if self.static is None else self.static.part(samples),
         )
 
 
@@ -298,7 +384,7 @@ def _sums(losses: dict[str, Tensor], x: Tensor, player: Player) -> Sums:
 def _counts(parts: Sequence[_Part]) -> Sums:
     """Samples, brain voxels, and what was erased of them."""
     brain = torch.stack([(part.x > 0).sum() for part in parts]).sum().double()
-    samples = sum(len(part.ids) for part in parts)
+    samples = sum(len(part.x) for part in parts)
     erased = [part.erased for part in parts if part.erased is not None]
     return {"#samples": torch.full_like(brain, samples), "#brain": brain} | (
         {"#erased": torch.stack(erased).sum(0)} if erased else {}

@@ -20,8 +20,9 @@ from benchmarks.scored import volume
 from tests.tiny_cohorts import write_cohort
 from uadray import files, npz
 from uadray.config import BASELINES, Experiment, experiment, with_fit
+from uadray.evaluation.figures import Measured
 from uadray.evaluation.protocols import EvaluateConfig
-from uadray.evaluation.record import Measured, make_record
+from uadray.evaluation.record import make_record
 from uadray.methods.vae import VAE
 from uadray.metrics.counts import TestPart as Tested
 from uadray.metrics.counts import ThresholdPart, count_subject

@@ -50,6 +50,7 @@ IN_3D = (
     "3D-Cube-n",
     *(f"3D-{n}" for n in ("dVAE", "sVAE", "sVAE-GAN", "SSAE", "f-AnoGAN", "VAE-restoration")),
     "3D-Transformer",
+    *(f"3D-{n}" for n in ("DenoisingAE", "RIAD", "DISYRE", "IterMask", "pDDPM", "cDDPM")),
 )
 """One or two of each family on volumes; `--names` takes the others."""
 

@@ -75,6 +75,9 @@ def _gflop(what: Experiment) -> str:
     if hasattr(method, "search_steps"):
         method = replace(method, search_steps=1)
         each = " a step"
+    if hasattr(method, "max_passes"):
+        method = replace(method, max_passes=1)
+        each = " a pass"
     detector = build(method, (SIZE,) * 3).eval()
     x = torch.rand(1, 1, *(SIZE,) * 3)
     with torch.no_grad(), _Flops() as counter:

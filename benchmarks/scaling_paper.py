@@ -45,6 +45,11 @@ ASSUMED = {
     "GB/s from an object store to a machine": Assumed(12.5, "100 Gbit/s"),
     "GB/s between machines, each": Assumed(50, "400 Gbit/s"),
     "object-store reads a second": Assumed(5500, "AWS S3, for each prefix"),
+    "kernels of a training step": Assumed(
+        300, "116 operations forward and backward, counted; casts, erasing and optimiser a guess"
+    ),
+    "microseconds to launch a kernel": Assumed(8, "usual of PyTorch without graphs"),
+    "GB/s that a checkpoint is written at": Assumed(0.44, "182 MB in 417 ms, on a local disk"),
     "$ for 1000 writes": Assumed(0.005, "AWS S3 Standard, us-east-1"),
     "$ for 1000 reads": Assumed(0.0004, "AWS S3 Standard, us-east-1"),
     "$ for a GB a month": Assumed(0.023, "AWS S3 Standard, us-east-1"),
@@ -250,6 +255,67 @@ def limit_table(rows: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:
     return lines
 
 
+@dataclass(frozen=True, kw_only=True)
+class Epoch:
+    """Seconds of an epoch on some GPUs of one machine, its volumes held in their memory."""
+
+    computing_s: float
+    """Of a step, what the operations take."""
+    launching_s: float
+    """Of a step, what its kernels take to be launched, however few volumes they compute on."""
+    steps_s: float
+    """Of all steps, each of which takes the longer of both."""
+    checkpoint_s: float
+    """To write one, of which there is one an epoch."""
+
+
+def epoch_of(cost: Costs, count: int, gpus: int, batch_size: int) -> Epoch:
+    """What an epoch takes.
+
+    Args:
+        cost: Of a volume.
+        count: Volumes.
+        gpus: Of one machine, in one fit.
+        batch_size: Volumes in a step, over all GPUs.
+    """
+    computing = batch_size / gpus * cost.gflop / gflop_rate()
+    kernels = assumed("kernels of a training step")
+    launching = kernels * assumed("microseconds to launch a kernel") / 1e6
+    # Weights, and the two moments of Adam.
+    written = 3 * 4 * cost.parameters * 1e6 / 1e9 / assumed("GB/s that a checkpoint is written at")
+    return Epoch(
+        computing_s=computing,
+        launching_s=launching,
+        steps_s=math.ceil(count / batch_size) * max(computing, launching),
+        checkpoint_s=written,
+    )
+
+
+def group_table(rows: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:
+    """What several GPUs of a machine gain, with the paper's batch and with one for each of them."""
+    lines, batch_size = [], FitConfig().batch_size
+    for cost in costs(rows):
+        alone = epoch_of(cost, COUNTS[0], 1, batch_size)
+        for gpus in (1, 2, 4, 8):
+            for batch in dict.fromkeys((batch_size, batch_size * gpus)):
+                one = epoch_of(cost, COUNTS[0], gpus, batch)
+                gain = (alone.steps_s + alone.checkpoint_s) / (one.steps_s + one.checkpoint_s)
+                lines.append(
+                    [
+                        cost.grid,
+                        str(gpus),
+                        str(batch),
+                        f"{batch / gpus:g}",
+                        f"{one.computing_s * 1e3:.2g} ms",
+                        f"{one.launching_s * 1e3:.2g} ms",
+                        f"{one.steps_s:.2g} s",
+                        f"{one.checkpoint_s:.2g} s",
+                        f"{gain:.2g}",
+                    ]
+                )
+    return lines
+
+
 def page(
     rows: Mapping[str, Mapping[str, Any]],
     head: Mapping[str, Any],
@@ -272,6 +338,8 @@ def page(
         cohorts=cohort_table(rows),
         fits=fit_table(rows),
         limits=limit_table(rows),
+        groups=group_table(rows),
+        few=COUNTS[0],
         held=[_bytes(MIX_SHARDS * MAX_SHARD_VOLUMES * cost.raw) for cost in (small, fine)],
         mixed=MIX_SHARDS,
         shard=MAX_SHARD_VOLUMES,

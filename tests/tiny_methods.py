@@ -26,6 +26,11 @@ SMALL: dict[str, Any] = {
     "depth": 1,
     "heads": 2,
     "search_steps": 3,
+    "embedding": 16,
+    "context_widths": (8, 16),
+    "context_size": 8,
+    "noise_cells": 4,
+    "cell_sides": (4, 8),
 }
 """Settings of methods, where they have them."""
 

@@ -28,6 +28,7 @@ _VERBS = (
 _FROM = {
     **dict.fromkeys(_VERBS, "uadray.api"),
     **dict.fromkeys(("ScaleConfig", "TrackConfig"), "uadray.train.settings"),
+    "FitConfig": "uadray.config",
     "Space": "uadray.tune.space",
     "method": "uadray.methods",
     "prepare": "uadray.prepared",
@@ -48,6 +49,7 @@ if TYPE_CHECKING:
         predict_folder,
         sweep,
     )
+    from uadray.config import FitConfig  # noqa: F401
     from uadray.methods import method  # noqa: F401
     from uadray.prepared import prepare  # noqa: F401
     from uadray.train.settings import ScaleConfig, TrackConfig  # noqa: F401

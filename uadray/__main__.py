@@ -3,6 +3,7 @@
 import sys
 
 from uadray import __version__, cli
+from uadray.fields import closest
 from uadray.jobs import VERBS, about, start
 
 METHODS = "methods"
@@ -34,7 +35,9 @@ def _other(args: list[str]) -> int:
     if args and (args[0] in ("-h", "--help", "help") or args == [METHODS, "--help"]):
         print(_help())
         return cli.OK
-    named = f"no verb is named {' '.join(args)!r}" if args else "name a verb"
+    named = "name a verb"
+    if args:
+        named = f"no verb is named {' '.join(args)!r}{closest(args[0], [*VERBS, METHODS])}"
     print(f"error: {named}\n{_help()}", file=sys.stderr)
     return 2
 

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any, overload
 from uadray import config as _config
 from uadray import fields, files
 from uadray.config import Experiment, with_fit
+from uadray.device import Device
 from uadray.errors import ConfigError, PredictError
 from uadray.prediction import outputs, places
 from uadray.prediction.folder import Predicted
@@ -165,6 +166,7 @@ def evaluate(
     cohort: Place | Cohort,
     *,
     healthy: Place | Cohort | None = None,
+    controls: Place | Cohort | None = None,
     protocol: str = "bengs2021",
     **settings: Any,
 ) -> list[dict[str, Any]]:
@@ -174,6 +176,8 @@ def evaluate(
         runs: One run or several.
         cohort: Sealed, with lesions.
         healthy: Fit the threshold on the validation part of this cohort instead.
+        controls: A healthy cohort whose test part is predicted, too: false alarms, and how well
+            scores tell patients from healthy people.
         protocol: Gives all settings their defaults.
         settings: Fields of `EvaluateConfig` to change, such as `num_resamples=200`.
 
@@ -194,6 +198,7 @@ def evaluate(
         distinct,
         _cohort(cohort),
         healthy=None if healthy is None else _cohort(healthy),
+        controls=None if controls is None else _cohort(controls),
         config=EvaluateConfig.of(protocol, **settings),  # type: ignore[arg-type]
     )
     by_url = {run.url: record for run, record in zip(distinct, records, strict=True)}
@@ -355,6 +360,7 @@ def predict_folder(
     cohort: Place = "",
     brain: Place = "",
     viewer: bool = True,
+    device: Device = "auto",
     gpus: float = 0.0,
     **config: Any,
 ) -> Predicted:
@@ -369,6 +375,7 @@ def predict_folder(
         cohort: Where the run's cohort lies, if it has moved.
         brain: Brain mask of the one scan.
         viewer: Make a page for each scan, and one for all.
+        device: `cuda` computes on a GPU in each worker, `cpu` on none; `auto` as `gpus` says.
         gpus: GPUs of each worker.
         config: Fields of `PredictConfig`.
 
@@ -386,6 +393,7 @@ def predict_folder(
         cohort=str(cohort),
         brain=str(brain),
         viewer=viewer,
+        device=device,
         gpus=gpus,
         config=PredictConfig(**config),
     ).run()

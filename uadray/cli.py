@@ -9,12 +9,14 @@ import re
 import signal
 import sys
 import threading
+import warnings
 from collections.abc import Callable, Iterable
+from functools import partial
 from types import FrameType
-from typing import NoReturn, TextIO
+from typing import Any, NoReturn, TextIO
 
 from uadray import files
-from uadray.errors import UadrayError
+from uadray.errors import UadrayError, UadrayWarning
 
 COMMAND = "uadray"
 """What `pip` installs for a console: a verb is its first argument."""
@@ -32,6 +34,7 @@ def run(main: Callable[[], int | None]) -> NoReturn:
     cannot show, or a reader that has gone, changes no exit code.
     """
     _use_utf8_names()
+    usual, warnings.showwarning = warnings.showwarning, partial(_show, warnings.showwarning)
     sys.stdout, sys.stderr = _lasting(sys.stdout, 1), _lasting(sys.stderr, 2)
     signal.signal(signal.SIGTERM, _interrupt)
     sys.unraisablehook = _ask_again
@@ -66,6 +69,7 @@ def run(main: Callable[[], int | None]) -> NoReturn:
         sys.exit(FAILED)
     finally:
         sys.unraisablehook = sys.__unraisablehook__
+        warnings.showwarning = usual
 
 
 def program(*words: str) -> str:
@@ -122,6 +126,16 @@ def _end_on(number: signal.Signals) -> NoReturn:
     for stream in (sys.stdout, sys.stderr):
         stream.flush()
     os._exit(128 + number)
+
+
+def _show(
+    usual: Callable[..., None], message: Warning | str, category: type[Warning], *where: Any
+) -> None:
+    """Print a warning, one of ours as a message to the user, without the line of code."""
+    if issubclass(category, UadrayWarning):
+        print(files.without_secrets(f"warning: {message}"), file=sys.stderr)
+    else:
+        usual(message, category, *where)
 
 
 def _use_utf8_names() -> None:

@@ -7,6 +7,7 @@ its own on this machine, for as long as the process lives.
 import errno
 import hashlib
 import logging
+import math
 import os
 import re
 import secrets
@@ -16,14 +17,14 @@ import tempfile
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import psutil
 
-from uadray import files
+from uadray import device, files
 from uadray.errors import ConfigError, StartError, UadrayError
 from uadray.memory import ONE_ARENA
 
@@ -63,7 +64,7 @@ def connect(*, dashboard: bool = False) -> None:
         StartError: no cluster answers at `RAY_ADDRESS`, or Ray could not start here.
     """
     # A Ray that is started here inherits them, and so do its workers.
-    for name, value in (_QUIET | ONE_ARENA | KEEP_WORKERS).items():
+    for name, value in (_QUIET | ONE_ARENA | KEEP_WORKERS | device.ENVIRONMENT).items():
         os.environ.setdefault(name, value)
     for name in _CHATTY:
         logging.getLogger(name).setLevel(logging.ERROR)
@@ -282,6 +283,50 @@ def room() -> tuple[list[float], list[float]]:
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     cpus, gpus = ([float(node.get(kind, 0)) for node in nodes] for kind in ("CPU", "GPU"))
     return cpus, gpus
+
+
+def num_fitting(
+    nodes: Iterable[tuple[float, float]], cpus: float, gpus: float = 0.0, *, left: float = 0.0
+) -> int:
+    """How many workers find room on nodes.
+
+    Args:
+        nodes: Logical CPUs and GPUs of each node.
+        cpus: Logical CPUs of a worker.
+        gpus: Its GPUs; several share one whose parts are large enough, none has parts of two.
+        left: Logical CPUs that each node keeps for other work.
+    """
+    total = 0
+    for node_cpus, node_gpus in nodes:
+        fit = math.floor((node_cpus - left) / cpus + _ROUNDING)
+        if gpus:
+            parts = math.floor(1 / gpus + _ROUNDING)
+            fit = min(fit, math.floor(node_gpus) * parts if parts else int(node_gpus // gpus))
+        total += max(0, fit)
+    return total
+
+
+def without_gpus(nodes: Iterable[tuple[float, float]], gpus: float) -> str:
+    """What to say where no worker that takes so many GPUs finds room on nodes."""
+    there = ", ".join(f"{cpus:g} CPUs and {count:g} GPUs" for cpus, count in nodes)
+    return (
+        f"a worker takes {gpus:g} GPUs, and no node has them beside CPUs for it (nodes of {there}; "
+        "Ray counts no GPU whose driver it does not find): compute on CPUs, or start a node with "
+        "GPUs first"
+    )
+
+
+_ROUNDING = 1e-9
+"""Three times a third is one."""
+
+
+def places_gpus() -> bool:
+    """Whether Ray is to decide which GPU a driver's work takes: in a cluster that it has joined.
+
+    `ray job submit --entrypoint-num-gpus` has decided before the driver began.
+    """
+    has_joined = os.environ.get("RAY_ADDRESS", "local") not in ("", "local")
+    return has_joined and device.assigned_gpus() is None and not device.is_given_a_gpu()
 
 
 MAX_CHECKED_NODES = 16

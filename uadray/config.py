@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from uadray.errors import ConfigError, PluginError
-from uadray.fields import fits
+from uadray.fields import closest, fits
 from uadray.methods import NAMED, Learned, MethodSettings, PublishedMethod
 from uadray.methods.baselines import PCA
 from uadray.methods.registry import detector_type, name_at
@@ -188,9 +188,9 @@ def experiment(name: str) -> Experiment:
     made = made or _named(name, bool(at), STRATEGIES.usable(lambda key, e: broken.append(e)))
     if made is None:
         left_out = "".join(f"; left out: {one}" for one in broken)
-        raise ConfigError(
-            f"no experiment is named {name!r}; known are {known()} (any n in PCA-n){left_out}"
-        )
+        near = closest(name, known().split(", "))
+        any_n = "" if "did you mean" in near else " (any n in PCA-n)"
+        raise ConfigError(f"no experiment is named {name!r}{near}{any_n}{left_out}")
     return made
 
 

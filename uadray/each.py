@@ -9,7 +9,7 @@ import torch
 from ray import cloudpickle
 
 from uadray import cluster, errors
-from uadray.errors import UadrayError
+from uadray.errors import ConfigError, UadrayError
 
 MAX_TASKS = 10_000
 """More items than that share tasks."""
@@ -54,13 +54,18 @@ def in_actors(
     Args:
         load: Gives what is done with an item.
         items: See `in_tasks`.
-        workers: Actors; as many as there are CPUs by default.
+        workers: Actors; by default as many as there are CPUs, or as find a GPU where they take
+            one.
         gpus: Of each actor.
+
+    Raises:
+        ConfigError: No node has room for an actor with its GPUs.
     """
     if not items:
         return
     cpus = int(ray.cluster_resources().get("CPU", 1))
-    actors = ray.data.ActorPoolStrategy(size=max(1, min(len(items), workers or cpus)))
+    fit = actors_at_a_time(list(zip(*cluster.room(), strict=True)), gpus) if gpus else cpus
+    actors = ray.data.ActorPoolStrategy(size=max(1, min(len(items), workers or fit)))
     done = _dataset(items).map(
         _Loaded,  # type: ignore[arg-type]  # an actor's class
         fn_constructor_args=(load,),
@@ -70,6 +75,22 @@ def in_actors(
     )
     with cluster.plain_errors():
         yield from _results(done, items)
+
+
+def actors_at_a_time(nodes: Sequence[tuple[float, float]], gpus: float) -> int:
+    """Actors of one CPU each that find room.
+
+    Args:
+        nodes: Logical CPUs and GPUs of each node.
+        gpus: Of each actor, more than 0.
+
+    Raises:
+        ConfigError: None does; Ray would wait for ever, without an error.
+    """
+    cpus = min(1.0, max((node for node, _ in nodes), default=1.0) or 1.0)
+    if not (fit := cluster.num_fitting(nodes, cpus, gpus)):
+        raise ConfigError(cluster.without_gpus(nodes, gpus))
+    return fit
 
 
 def _dataset(items: Sequence[Any]) -> ray.data.Dataset:

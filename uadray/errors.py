@@ -7,6 +7,10 @@ class UadrayError(Exception):
     """Base of all errors that a user can act on; a job prints them without a traceback."""
 
 
+class UadrayWarning(UserWarning):
+    """What a user should know, though all goes on; a job prints it as a message."""
+
+
 class ConfigError(UadrayError, ValueError):
     """A setting is out of range or contradicts another one."""
 

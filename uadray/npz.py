@@ -36,6 +36,25 @@ def pack(**arrays: Any) -> bytes:
     return buffer.getvalue()
 
 
+def pack_quickly(**arrays: Any) -> bytes:
+    """The same with little effort on compression: a third of the time for some more bytes.
+
+    For what is written for each of many volumes. Mostly zeros, they are packed well in any case.
+
+    Raises:
+        ValueError: one holds objects.
+    """
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        for name, value in arrays.items():
+            content = io.BytesIO()
+            np.lib.format.write_array(content, np.asanyarray(value), allow_pickle=False)
+            # An entry of our own has no time of writing: the same arrays give the same bytes.
+            entry = zipfile.ZipInfo(f"{name}.npy")
+            archive.writestr(entry, content.getbuffer(), zipfile.ZIP_DEFLATED, compresslevel=1)
+    return buffer.getvalue()
+
+
 def unpack(content: bytes, only: str = "") -> dict[str, NDArray[Any]]:
     """The arrays of an npz file by name; safe in threads.
 

@@ -18,7 +18,7 @@ from importlib import import_module
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from uadray.errors import PluginError, UadrayError
+from uadray.errors import PluginError, UadrayError, UadrayWarning
 
 if TYPE_CHECKING:
     from importlib.metadata import EntryPoint
@@ -178,7 +178,8 @@ class Registry(MutableMapping[str, Entry]):
         ]
         them = " and ".join(sorted(map(describe, rivals)))
         if rivals and own is None:
-            warnings.warn(f"uadray's own {name} is meant, not that of {them}", stacklevel=3)
+            own_meant = f"uadray's own {name} is meant, not that of {them}"
+            warnings.warn(own_meant, UadrayWarning, stacklevel=3)
         elif rivals:
             raise PluginError(
                 f"{name!r} is there more than once: {them} and {place} of {own}; name one of them"

@@ -117,6 +117,7 @@ def prepare(
     size: int | None = None,
     lesions: str | Path = "",
     lesion_files: str = "",
+    covariates: str | Path = "",
     count: int = 24,
     first_seed: int = 0,
     qc: str | Path = "",
@@ -139,6 +140,7 @@ def prepare(
         size: Short for `shape=(size, size, size)`; phantoms have 64.
         lesions: Folder of lesion masks: healthy scans get semi-synthetic lesions of their shapes.
         lesion_files: Pattern of the masks' names.
+        covariates: Table of what is known of people besides, such as their ages.
         count: Number of phantoms.
         first_seed: Seed of the first phantom.
         qc: The quality page; beside the cohort by default.
@@ -156,13 +158,13 @@ def prepare(
     Raises:
         UadrayError: see `ingest.prepare_cohort`; a scan that cannot be used is left out.
     """
-    place, masks = str(root), str(lesions)
+    place, masks, people = str(root), str(lesions), str(covariates)
     flags: dict[str, Any] = {"seed": seed}
     if layout == "phantom":
         chosen = Settings.of({}, settings)
         if place not in (kinds := get_args(Kind)):
             raise ConfigError(f"root must be a kind of phantom: {', '.join(kinds)}, was {place!r}")
-        files_alone = modality or masks or lesion_files or grid != "none"
+        files_alone = modality or masks or lesion_files or people or grid != "none"
         if files_alone or (chosen.config, chosen.selection) != (PrepareConfig(), Selection()):
             raise ConfigError(
                 "phantoms are made on their grid: give size, and settings of the split"
@@ -176,7 +178,9 @@ def prepare(
         chosen = Settings.of(protocol_flags(grid), settings)
         modality, place = modality or modality_of(layout), files.normalise(place)
         masks = files.normalise(masks) if masks else ""
+        people = files.normalise(people) if people else ""
         flags |= {"modality": modality, "lesions": masks, "lesion_files": lesion_files}
+        flags |= {"covariates": people}
 
     def find() -> Inputs:
         if layout == "phantom":
@@ -189,6 +193,7 @@ def prepare(
             seed=seed,
             lesions=masks,
             lesion_files=lesion_files,
+            covariates=people,
         )
 
     return prepare_inputs(

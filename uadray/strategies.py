@@ -75,9 +75,10 @@ class ErasingConfig:
     probability: float = 0.5
     """Share of the samples that are erased (Bengs 2021, section 2.2)."""
     min_share: float = 0.01
-    """Smallest erased share of the input's voxels, before clipping at the border (cube, multi)."""
+    """Smallest erased share of the input's voxels, before clipping at the border (cube, multi), or
+    of the cells (cells)."""
     max_share: float = 0.25
-    """Largest erased share of the input's voxels (cube, multi)."""
+    """Largest erased share of the input's voxels (cube, multi), or of the cells (cells)."""
     max_regions: int = 10
     """Most regions of multi-cube."""
     max_slices_share: float = 0.5
@@ -228,6 +229,29 @@ def _half_share(config: ErasingConfig, spatial: tuple[int, ...]) -> float:
     return 0.5 if len(spatial) == 2 else (1 + _most_slices(config, spatial)) / 4 / spatial[0]
 
 
+CELLS = 8
+"""Cells of the grid along each side of the input."""
+
+
+def _cells(config: ErasingConfig, spatial: tuple[int, ...], uniform: Uniform) -> Regions:
+    """Some cells of a grid over the whole input, each at most once.
+
+    Their share of all cells is between `min_share` and `max_share`; which ones is drawn apart.
+    """
+    edges = [np.linspace(0, n, min(CELLS, n) + 1).round().astype(np.int64) for n in spatial]
+    spans = [np.stack([one[:-1], one[1:]], -1) for one in edges]
+    grid = np.stack(np.meshgrid(*(range(len(one)) for one in spans), indexing="ij"), -1)
+    cells = grid.reshape(-1, len(spatial))
+    boxes = np.stack([span[cells[:, axis]] for axis, span in enumerate(spans)], 1)
+    u = uniform(1 + len(boxes))
+    share = config.min_share + (config.max_share - config.min_share) * u[:, 0]
+    count = np.rint(share * len(boxes)).clip(1)
+    most = max(1, round(config.max_share * len(boxes)))
+    chosen = u[:, 1:].argsort(1, kind="stable")[:, :most]
+    present = np.arange(most) < count[:, None]
+    return Regions(boxes_BRD2=boxes[chosen] * present[..., None, None])
+
+
 for _one in (
     Strategy(
         key="cube",
@@ -262,3 +286,13 @@ for _one in (
 
 BENGS = tuple(STRATEGIES.imported)
 """Keys of the three that the paper has."""
+
+STRATEGIES["cells"] = Strategy(
+    key="cells",
+    names={2: "Cells", 3: "Cells"},
+    erases="1 to 25 % of the cells of a grid of 8 along each side",
+    settings=("min_share", "max_share"),
+    draw=_cells,
+    nominal=_mean_share,
+    source="Zavrtanik 2021, whose cells are hidden in turn, as erasing",
+)

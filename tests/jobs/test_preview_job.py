@@ -20,6 +20,6 @@ def test_it_leaves_a_page_and_refuses_what_it_cannot_show(tmp_path: Path) -> Non
     assert "3D-Cube-n" in page.read_text()
     assert done["good"].err == ""
     assert done["bad"].code == done["nobody"].code == 1
-    assert done["bad"].err.startswith("error: no experiment is named '3D-Cubes'; known are ")
+    assert done["bad"].err.startswith("error: no experiment is named '3D-Cubes'; did you mean")
     assert done["nobody"].err.startswith(f"error: {cohort.url} has no scan 'nobody'")
     assert not (tmp_path / "q.html").exists()

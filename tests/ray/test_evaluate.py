@@ -6,28 +6,38 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from scipy import ndimage
 from sklearn.metrics import average_precision_score, roc_auc_score
-from tiny_cohorts import NUM_TEST, NUM_THRESHOLD, SHAPE, tiny_vae, write_healthy, write_lesioned
+from tiny_cohorts import (
+    NUM_TEST,
+    NUM_THRESHOLD,
+    SHAPE,
+    tiny_vae,
+    write_cohort,
+    write_healthy,
+    write_lesioned,
+)
 
 from uadray import files
 from uadray.config import experiment
 from uadray.errors import EvaluationError
 from uadray.evaluation import job, pair
-from uadray.evaluation.job import evaluate
+from uadray.evaluation.job import evaluate, num_volumes
 from uadray.evaluation.protocols import EvaluateConfig
 from uadray.metrics.counts import ThresholdPart
 from uadray.metrics.inference import interval
-from uadray.metrics.settings import PostprocessConfig
+from uadray.metrics.settings import ComponentConfig, PostprocessConfig
+from uadray.report import write_report
 from uadray.runs.checkpoint import CheckpointStore
 from uadray.runs.detector import load_detector
 from uadray.runs.evaluations import unpack_slices
 from uadray.runs.folder import Run
 from uadray.runs.records import load_runs
 from uadray.runs.scores import ScoreStore
-from uadray.store import Cohort
+from uadray.store import Cohort, Split
 from uadray.train.job import fit
 
 pytestmark = [
@@ -423,3 +433,102 @@ def test_a_damaged_count_is_named(
     assert not record.exists()
     damaged.write_bytes(whole)
     record.write_bytes(figures)
+
+
+def test_groups_of_people_are_figures_beside_those_of_all(
+    runs: dict[str, Run], stroke: Cohort, evaluated: Evaluated, tmp_path: Path
+) -> None:
+    run, before = runs["HistEq"], evaluated[0]["HistEq"]
+    config = replace(CONFIG, by=("age:40", "scanner"))
+    with pytest.raises(EvaluationError, match=r"knows nobody's age; it knows scanner"):
+        evaluate([run], stroke, config=config)
+    number = len(stroke.subjects)
+    stroke.add_covariates({"age": [30.0 + 20 * (n % 2) for n in range(number)]})
+    scored = times(scores_folder(run))
+    (record,) = evaluate([run], stroke, config=config)
+    assert times(scores_folder(run)) == scored
+    for part in ("metrics", "intervals", "threshold", "subjects"):
+        assert record[part] == before[part]
+    ages = record["strata"]["age:40"]
+    assert [one["group"] for one in ages] == ["age below 40", "age from 40"]
+    assert sum(one["num_people"] for one in ages) == record["num_people"]
+    place = Path(run.url, "evaluation", "stroke.json")
+    written = place.stat().st_mtime_ns
+    assert evaluate([run], stroke, config=config) == [record]
+    assert place.stat().st_mtime_ns == written
+    # Who is in which group is no part of a cohort's fingerprint, and yet noticed.
+    stroke.add_covariates({"age": [30.0] * number})
+    (again,) = evaluate([run], stroke, config=config)
+    assert [one["group"] for one in again["strata"]["age:40"]] == ["age below 40"]
+    page = Path(write_report([run.url], str(tmp_path / "groups.html"))).read_text()
+    assert "Whom does it fail? Dice<sub>D</sub> by age" in page
+    table = pd.read_csv(tmp_path / "groups-groups.csv")
+    shown = table.query("by == 'age:40' and metric == 'dice_d'")["value"].item()
+    assert shown == again["metrics"]["dice_d"]
+
+
+@pytest.mark.parametrize("components", [ComponentConfig(), ComponentConfig(max_size=4)])
+def test_healthy_controls_show_false_alarms_and_tell_patients(
+    runs: dict[str, Run], stroke: Cohort, tmp_path: Path, components: ComponentConfig
+) -> None:
+    donor = write_healthy(tmp_path, name="donor", seed=5)
+    volumes = donor.read("image", 0, 24), donor.read("brain", 0, 24)
+    splits: list[Split] = ["train", "validation", *["test"] * 22]
+    controls = write_cohort(
+        str(tmp_path / "controls.zarr"), splits, lambda n: (volumes[0][n], volumes[1][n], None)
+    )
+    controls.add_covariates({"sex": ["M", "F"] * 12})
+    run = runs["HistEq"]
+    config = replace(CONFIG, components=components, by=("lesion_ml:10", "scanner"))
+    reported: list[int] = []
+    (record,) = evaluate([run], stroke, controls=controls, config=config, report=reported.append)
+    assert sum(reported) == num_volumes([stroke], None, controls) == NUM + 22
+    kept = record["controls"]
+    assert kept["cohort"]["fingerprint"] == controls.fingerprint
+    assert (kept["num_people"], kept["num_scans"]) == (22, 22)
+    level = record["threshold"]["level"]
+    structure = np.ones((3, 3, 3))
+    false, number, total, highest = [], [], 0, []
+    for row in controls.rows("test"):
+        image, brain = volumes[0][row].astype(np.float32), volumes[1][row]
+        levels = reference_levels(run, image, brain)
+        labels, _ = ndimage.label(levels >= level, structure)
+        sizes = np.bincount(labels.ravel())[1:]
+        sizes = sizes[sizes > components.max_size]
+        false.append(0.064 * sizes.sum())
+        number.append(len(sizes))
+        total += brain.sum()
+        highest.append(levels[brain].max())
+    assert [one["false_ml"] for one in kept["subjects"]] == pytest.approx(false)
+    assert [one["false_components"] for one in kept["subjects"]] == number
+    assert kept["metrics"]["false_ml_mean"] == pytest.approx(np.mean(false))
+    assert kept["metrics"]["false_ml_median"] == pytest.approx(np.median(false))
+    assert kept["metrics"]["specificity"] == pytest.approx(1 - sum(false) / 0.064 / total)
+    low, high = kept["intervals"]["false_ml_mean"]
+    assert low < kept["metrics"]["false_ml_mean"] < high
+    # Lesions are no property of healthy people.
+    assert list(kept["strata"]) == ["scanner"]
+    assert [one["num_people"] for one in kept["strata"]["scanner"]] == [11, 11]
+    sick = []
+    for row in stroke.rows("test"):
+        image, brain, _ = subject(stroke, row)
+        sick.append(reference_levels(run, image, brain)[brain].max())
+    truth = [1] * len(sick) + [0] * len(highest)
+    told = kept["detection"]["maximum"]
+    assert told["metrics"]["auroc"] == roc_auc_score(truth, [*sick, *highest])
+    assert set(kept["detection"]) == {"volume", "maximum", "percentile", "top_mean"}
+    assert (told["num_patients"], told["num_healthy"]) == (len(sick), 22)
+    # All else is as without them.
+    (plain,) = evaluate([run], stroke, config=config)
+    assert "controls" not in plain
+    assert plain["metrics"] == record["metrics"]
+
+
+def test_people_that_are_learned_from_are_no_controls(
+    runs: dict[str, Run], stroke: Cohort, healthy: Cohort, tmp_path: Path
+) -> None:
+    with pytest.raises(EvaluationError, match=r"has no test part, .* --test-count N"):
+        evaluate([runs["HistEq"]], stroke, controls=healthy, config=CONFIG)
+    other = write_lesioned(tmp_path, name="other")
+    with pytest.raises(EvaluationError, match="has lesions: controls are healthy"):
+        evaluate([runs["HistEq"]], other, controls=stroke, config=CONFIG)

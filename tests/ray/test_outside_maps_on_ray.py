@@ -13,6 +13,7 @@ import pytest
 import torch
 from map_cohorts import IDS, write_maps
 from map_cohorts import write_lesioned as write_heads
+from scipy.ndimage import affine_transform
 from tiny_cohorts import write_healthy, write_lesioned
 
 import uadray
@@ -28,7 +29,8 @@ from uadray.report.rows import group_by_cohort
 from uadray.runs.detector import load_detector
 from uadray.runs.folder import Run
 from uadray.runs.records import load_runs
-from uadray.store import Cohort
+from uadray.store import Cohort, open_cohort
+from uadray.store.layout import open_array
 from uadray.train.job import fit
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_session"), pytest.mark.timeout(600)]
@@ -169,3 +171,24 @@ def test_the_page_does_what_it_says(
     measured = {key: [one.metric(key) for one in (ours, theirs)] for key in printed}
     # Sums and interpolations round otherwise on other processors.
     assert measured == {key: pytest.approx(values, abs=0.004) for key, values in printed.items()}
+    cohort = open_cohort("runs/stroke.zarr")
+    kept, back = (
+        np.asarray(open_array(f"runs/fits/{run}/scores/stroke.zarr", "scores")[:]) / 65535
+        for run in ("Intensity-dark", "from-files")
+    )
+    for row, name, affine in cohort.subjects[["row", "id", "affine"]].itertuples(index=False):
+        brain: Any = nib.loadsave.load(f"predicted/{name}/brain_mask.nii.gz")
+        grid, scan = np.array(affine), brain.affine
+        there = interpolated(kept[row].T, grid, scan, brain.shape) * np.asarray(brain.dataobj)
+        again = interpolated(there, scan, grid, cohort.shape).T
+        again *= cohort.read("brain", row, row + 1)[0]
+        assert np.abs(again - back[row]).max() < 0.51 / 65535
+
+
+def interpolated(
+    values: np.ndarray, own: np.ndarray, other: np.ndarray, shape: tuple[int, ...]
+) -> np.ndarray:
+    """Values (X, Y, Z) of a grid, linearly at the voxels of another of `shape` (X, Y, Z)."""
+    to_own = np.linalg.inv(own) @ other
+    brought: np.ndarray = affine_transform(values, to_own[:3, :3], to_own[:3, 3], shape, order=1)
+    return brought

@@ -312,6 +312,8 @@ from test_sweep import nested
 space, config = nested()
 outcomes = sweep(space, open_cohort(sys.argv[1]), sys.argv[2], config=config)
 print("STATUS", sorted(o.status for o in outcomes))
+held = [len(one["bundles"]) for one in ray.util.placement_group_table().values()]
+print("GROUPS", held.count(2))
 total = ray.cluster_resources()["CPU"]
 deadline = time.monotonic() + 30
 while ray.available_resources().get("CPU", 0) < total and time.monotonic() < deadline:
@@ -348,6 +350,8 @@ def test_trials_of_several_workers_stop_and_leave_no_cpu_held(
     out, _ = done.communicate(timeout=500)
     assert done.returncode == 0, out
     assert "FREE True" in out
+    # The one that waited takes the group of another.
+    assert f"GROUPS {min(3, os.cpu_count() or 1)}" in out
     ends = [Run.open(str(p)) for p in (tmp_path / "out" / "runs").iterdir()]
     assert len(ends) == 3
     assert {(run.summary or {})["status"] for run in ends} <= {"finished", "stopped"}

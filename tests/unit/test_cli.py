@@ -1,11 +1,13 @@
 """How a job ends that meets a full disk, or a storage that it cannot reach."""
 
 import errno
+import warnings
 
 import pytest
 from botocore.exceptions import NoCredentialsError
 
 from uadray import cli
+from uadray.errors import UadrayWarning
 
 
 class Wrapped(Exception):
@@ -84,6 +86,24 @@ def test_any_other_error_keeps_its_traceback():
 
         with pytest.raises(type(error)):
             cli.run(main)
+
+
+def test_warnings_of_ours_are_messages(capsys, monkeypatch):
+    others = []
+
+    def usual(*warning: object) -> None:
+        others.append(warning[:2])
+
+    def main() -> None:
+        for category in (UadrayWarning, UserWarning):
+            warnings.showwarning("the page is empty", category, "page.py", 7)
+
+    monkeypatch.setattr(warnings, "showwarning", usual)
+    with pytest.raises(SystemExit):
+        cli.run(main)
+    assert capsys.readouterr().err == "warning: the page is empty\n"
+    assert others == [("the page is empty", UserWarning)]
+    assert warnings.showwarning is usual
 
 
 def test_errors_that_know_each_other_come_to_an_end():

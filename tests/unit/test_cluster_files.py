@@ -433,7 +433,7 @@ class TestContainers:
     def test_the_image_is_pinned_and_not_of_root(self) -> None:
         lines = re.sub(r"\\\n", " ", (CLUSTER / "Dockerfile").read_text()).splitlines()
         steps = [tuple(line.split(None, 1)) for line in lines if re.match(r"[A-Z]+ ", line)]
-        known = {"FROM", "ENV", "RUN", "WORKDIR", "COPY", "USER", "CMD"}
+        known = {"FROM", "ARG", "ENV", "RUN", "WORKDIR", "COPY", "USER", "CMD"}
         assert {verb for verb, _ in steps} == known
         verb, image = steps[0]
         assert verb == "FROM"
@@ -442,8 +442,9 @@ class TestContainers:
         last = [argument for verb, argument in steps if verb == "USER"][-1]
         assert re.fullmatch(r"[1-9]\d*(:[1-9]\d*)?", last)
         installs = [argument for verb, argument in steps if verb == "RUN" and "pip" in argument]
-        assert len(installs) == 1
-        assert "-c constraints.txt" in installs[0]
+        older_cuda, _ = installs
+        assert all("-c constraints.txt" in one for one in installs)
+        assert older_cuda.startswith('if [ -n "$TORCH_INDEX" ]')
         assert not [argument for verb, argument in steps if re.search(r"https?://", argument)]
         environment = next(argument for verb, argument in steps if verb == "ENV")
         assert "RAY_AUTH_MODE=token" in environment
@@ -481,9 +482,16 @@ class TestContainers:
         }
         assert set(copied) == in_docker
         assert all(target == f"/opt/uadray/{source}" for source, target in copied.items())
-        (installed,) = re.findall(r"pip install .*", lines["post"])
-        (of_docker,) = re.findall(r"pip install .*", docker)
-        assert installed.endswith(of_docker.removeprefix("pip install "))
+
+        def pip(text: str) -> list[str]:
+            found = re.findall(r"pip install (.*?)(?:;|$)", text, re.M)
+            own = ("--no-cache-dir ", "--disable-pip-version-check ")
+            return [one.replace(own[0], "").replace(own[1], "") for one in found]
+
+        installed = lines["post"].replace("{{ TORCH_INDEX }}", "$TORCH_INDEX")
+        assert pip(installed) == pip(docker)
+        assert len(pip(docker)) == 2
+        assert sections["arguments"].split() == ["TORCH_INDEX="]
         exported = dict(re.findall(r"^    export (\w+)=(\S+)$", lines["environment"], re.M))
         assert exported.pop("PYTHONNOUSERSITE") == "1"
         (environment,) = re.findall(r"^ENV (.*)$", docker, re.M)
@@ -521,7 +529,41 @@ class TestContainers:
                 assert "ssh_user: root" not in text, path
 
 
+def test_constraints_hold_for_every_build_of_torch() -> None:
+    """A local version such as +cpu, or a library of CUDA's, would refuse those for other GPUs."""
+    lines = (REPOSITORY / "constraints.txt").read_text().splitlines()
+    (torch,) = (line for line in lines if line.startswith("torch=="))
+    assert re.fullmatch(r"torch==\d+\.\d+\.\d+", torch)
+    assert not [line for line in lines if re.match(r"nvidia|cuda|triton", line)]
+
+
 class TestSlurm:
+    @pytest.mark.parametrize(
+        ("environment", "expected"),
+        [
+            ({}, "0"),
+            ({"SLURM_GPUS_PER_TASK": "2"}, "2"),
+            ({"SLURM_GPUS_PER_TASK": "h200:1"}, "1"),
+            ({"SLURM_GPUS_PER_TASK": "h200"}, "1"),
+            ({"SLURM_GPUS_PER_TASK": "h200:2,a100:1"}, "3"),
+            ({"SLURM_GPUS_PER_TASK": "0", "SLURM_GPUS_ON_NODE": "4"}, "0"),
+            ({"SLURM_GPUS_ON_NODE": "4"}, "4"),
+        ],
+    )
+    def test_gpus_are_counted_as_slurm_writes_them(
+        self, environment: dict[str, str], expected: str
+    ) -> None:
+        script = (CLUSTER / "slurm/uadray.sbatch").read_text()
+        (counting,) = re.findall(r"^gpus=0\n.*?^done$", script, re.M | re.S)
+        done = subprocess.run(
+            ["bash", "-euo", "pipefail", "-c", f'{counting}\necho "$gpus"'],
+            env={"PATH": os.environ["PATH"]} | environment,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        assert done.stdout.strip() == expected
+
     def test_what_pages_export_is_what_the_script_reads(self) -> None:
         script = (CLUSTER / "slurm/uadray.sbatch").read_text()
         read_by_it = set(re.findall(r"\$\{?(UADRAY_\w+)", script))

@@ -6,7 +6,8 @@ from types import ModuleType
 
 import pytest
 
-from uadray.evaluation.job import actors_for
+from uadray.errors import ConfigError
+from uadray.evaluation.job import actors_for, gpu_actors_for
 from uadray.evaluation.protocols import PROTOCOLS, EvaluateConfig
 from uadray.metrics.settings import ComponentConfig
 
@@ -75,3 +76,31 @@ def test_what_makes_no_sense_is_refused_at_once(job, args, message, capsys):
 )
 def test_scoring_actors_find_room_on_nodes(nodes, expected):
     assert actors_for(nodes) == expected
+
+
+@pytest.mark.parametrize(
+    ("nodes", "gpus", "expected"),
+    [
+        ([(64.0, 8.0)], 1.0, 8),  # not 85, as its CPUs would hold
+        ([(64.0, 1.0)], 0.25, 4),
+        ([(64.0, 2.0)], 0.4, 4),  # two parts of each: none has a share of both
+        ([(0.0, 0.0), (8.0, 1.0), (8.0, 1.0)], 1.0, 2),
+        ([(3.0, 8.0)], 1.0, 2),  # the CPUs of a node bound them, too
+    ],
+)
+def test_scoring_actors_find_gpus(nodes, gpus, expected):
+    assert gpu_actors_for(nodes, gpus) == expected
+
+
+@pytest.mark.parametrize("nodes", [[(64.0, 0.0)], [(1.0, 8.0)], [(64.0, 0.0), (1.0, 1.0)], []])
+def test_actors_that_would_wait_for_ever_are_refused(nodes):
+    with pytest.raises(ConfigError, match="no node has them beside CPUs"):
+        gpu_actors_for(nodes, 1.0)
+
+
+def test_a_device_of_cuda_gives_each_actor_a_gpu(job):
+    args = ["runs/x", "--cohort", "a"]
+    assert job.parse(args).config.gpus == 0
+    assert job.parse([*args, "--device", "cuda"]).config.gpus == 1
+    assert job.parse([*args, "--gpus-per-actor", "0.5"]).config.gpus == 0.5
+    assert job.parse([*args, "--device", "cpu"]).config.gpus == 0

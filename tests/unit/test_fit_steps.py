@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,14 +16,15 @@ from tiny_cohorts import SHAPE, tiny_vae
 from tiny_fits import cut, fit_arrays, fresh, made_images
 from torch import Tensor, nn
 
-from uadray.config import Experiment
+from uadray.config import Experiment, FitConfig
 from uadray.data.batch import Batch
 from uadray.data.sampling import batch_share, step_sizes
+from uadray.errors import ConfigError
 from uadray.methods import GradientDetector
 from uadray.runs.checkpoint import CheckpointStore
 from uadray.runs.folder import Run
 from uadray.train.fit import Fit
-from uadray.train.precision import numerics
+from uadray.train.precision import check_cudnn, numerics
 from uadray.train.summary import format_metrics, summarise
 
 CPU = torch.device("cpu")
@@ -270,3 +272,89 @@ def test_a_compiled_network_learns_the_same(
     assert set(compiled.state_dict()) == set(plain.state_dict())
     reloaded = fresh(experiment)
     CheckpointStore(str(tmp_path / "compiled"), experiment.fingerprint).load_model(reloaded, 2)
+
+
+def test_what_is_compiled_is_so_for_fixed_shapes(
+    images: Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The last batch is smaller, which would else turn the whole graph into one of any size."""
+    seen: list[list[int]] = []
+
+    def backend(graph: torch.fx.GraphModule, inputs: list[Any]) -> Any:
+        sizes = [size for one in inputs if isinstance(one, Tensor) for size in one.shape]
+        assert all(isinstance(one, Tensor) for one in inputs)  # symbolic sizes come beside them
+        assert not any(isinstance(size, torch.SymInt) for size in sizes)
+        seen.append(sizes)
+        return graph.forward
+
+    torch._dynamo.reset()
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=backend))
+    experiment = tiny_vae(3, compile=True, batch_size=NUM - 3, epochs=2)
+    batches = [cut(images, list(range(NUM)), NUM - 3)] * 2
+    fit_arrays(experiment, images, tmp_path, batches=lambda epoch: iter(batches[epoch]))
+    assert len(seen) == 2  # of the batch, and of the last one
+
+
+def test_the_warm_up_of_a_group_compiles_for_the_batch_and_else_takes_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from uadray.train import group
+
+    monkeypatch.setattr(group, "prepare_model", lambda module, **options: module)
+    shapes: list[int] = []
+    detector = fresh(tiny_vae(3))
+    monkeypatch.setattr(
+        type(detector),
+        "forward",
+        lambda self, x_in, target, noise: (
+            shapes.append(len(x_in))
+            or {"loss": sum(p.sum() for p in self.parameters()) + x_in.sum() + noise.sum()}
+        ),
+    )
+    group._averaged(detector, SHAPE, 5)
+    assert shapes == [1, 1]
+    shapes.clear()
+    group._averaged(Compiled(detector), SHAPE, 5)
+    assert shapes == [5, 5]
+
+
+class Compiled(torch.nn.Module):
+    """As `torch.compile` wraps a module."""
+
+    def __init__(self, module: torch.nn.Module) -> None:
+        super().__init__()
+        self._orig_mod = module
+
+    def forward(self, *args: Tensor) -> Any:
+        return self._orig_mod(*args)
+
+
+@pytest.mark.parametrize(
+    ("device", "ndim", "options", "is_named"),
+    [
+        ("cuda", 3, {"precision": "auto"}, True),
+        ("cuda", 3, {"precision": "bfloat16"}, True),
+        ("cuda", 3, {"precision": "float32"}, False),
+        ("cuda", 2, {"precision": "auto"}, False),
+        ("cpu", 3, {"precision": "auto"}, False),
+    ],
+)
+def test_a_cudnn_that_computes_wrong_is_named(
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    device: str,
+    ndim: int,
+    options: dict[str, Any],
+    is_named: bool,
+) -> None:
+    monkeypatch.setattr(torch.backends.cudnn, "version", lambda: 91002)
+    check_cudnn(FitConfig(**options), ndim, torch.device(device))
+    assert ("cuDNN 9.10.2 computes some 3D convolutions wrong" in caplog.text) == is_named
+    strict = FitConfig(**options, deterministic=True)
+    if is_named:
+        with pytest.raises(ConfigError, match=r"--fit\.precision float32"):
+            check_cudnn(strict, ndim, torch.device(device))
+    else:
+        check_cudnn(strict, ndim, torch.device(device))
+    monkeypatch.setattr(torch.backends.cudnn, "version", lambda: 92000)
+    check_cudnn(strict, ndim, torch.device(device))

@@ -50,7 +50,7 @@ class TestTune:
             with pytest.raises(ConfigError, match="both say what is compared: give one"):
                 tune.defaults(preset, args)
         mine.write_text('preset = "smok"\n')
-        with pytest.raises(ConfigError, match="no preset is named 'smok'"):
+        with pytest.raises(ConfigError, match="no preset is named 'smok'; did you mean smoke"):
             tune.defaults("", ["--config", str(mine)])
 
     @pytest.mark.parametrize(
@@ -61,6 +61,7 @@ class TestTune:
             ("sweep.scheduler = 'ash'", "sweep.scheduler must be one of all, asha, pbt, was 'ash'"),
             ("sweep.objective = 'dice'", "needs --sweep.labelled"),
             ("[space.fit]\nepochs = 0", "epochs must be >= 1"),
+            ("space.vary.epochs = [0]", r"mine\.toml: fit.epochs must be >= 1"),
             ("evaluate = 's.zarr'", "evaluate must be a list"),
             ("kind = 'train'", "kind must be 'tune', was 'train': it is for python jobs/train.py"),
             ("kind = 'space'", "it is for python jobs/tune.py --space"),

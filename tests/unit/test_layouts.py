@@ -141,7 +141,9 @@ class TestCsv:
         ("text", "message"),
         [
             ("path\nx.nii\n", r"no column image; it has path"),
-            ("image,lesoin\nx.nii,y\n", r"unknown columns \['lesoin'\]"),
+            ("image,lesoin\nx.nii,y\n", r"column 'lesoin' is named almost as 'lesion'"),
+            ("Image\nx.nii\n", r"no column image; it has Image"),
+            ("image,Scanner\nx.nii,y\n", r"column 'Scanner' is named almost as 'scanner'"),
             ("image\n", r"the table has no row"),
             ("image,modality\nx.nii,FLAIR\n", r"T1w.*FLAIR; choose one"),
             ("image,id\nx.nii,a\ny.nii,a\n", r"first a: .*x\.nii, .*y\.nii"),
@@ -382,6 +384,11 @@ class TestPublicSets:
         }
         assert [s.scanner for s in scans[1:]] == ["HH Philips 3T", "IOP GE 1.5T"]
         assert len(LAYOUTS["ixi"](str(tmp_path / "IXI-PD"), "PD")) == 3
+        (tmp_path / "IXI.csv").write_text('IXI_ID,"SEX_ID (1=m, 2=f)",AGE\n2,2,35.8\n12,1,\n')
+        scans = LAYOUTS["ixi"](str(tmp_path))
+        assert dict(scans[0].covariates) == {"AGE": "35.8", "sex": "F"}
+        (tmp_path / "IXI.csv").write_text("ID,AGE\n2,35.8\n")
+        assert LAYOUTS["ixi"](str(tmp_path)).remarks == ("  note: IXI.csv has no column IXI_ID",)
 
     def test_oasis1(self, tmp_path):
         scans = LAYOUTS["oasis1"](str(write_oasis1(tmp_path)))
@@ -393,6 +400,7 @@ class TestPublicSets:
             "modality": "T1w",
             "orientation": "LAS",
             "image": f"{stem}_masked_gfc.img",
+            "covariates": (("M/F", "F"), ("CDR", "0")),
         }
         assert [(s.subject, s.session) for s in scans[1:]] == [
             ("OAS1_0061", "MR1"),

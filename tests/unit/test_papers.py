@@ -8,7 +8,15 @@ import pytest
 
 from uadray.config import BENGS_TABLE_1
 from uadray.errors import ConfigError
-from uadray.papers import BAUR_2018, BENGS_2021, MEISSEN_2021, PAPERS, Published
+from uadray.papers import (
+    BAUR_2018,
+    BEHRENDT_2025,
+    BENGS_2021,
+    FROTSCHER_2025,
+    MEISSEN_2021,
+    PAPERS,
+    Published,
+)
 
 
 def paper(real_data: Path, name: str) -> str:
@@ -26,6 +34,7 @@ PRINTED = {
     ("meissen2021", "table-3"): 2 * 3,
     ("meissen2021", "table-4-I"): 4 * 3,
     ("meissen2021", "table-4-II"): 4 * 3,
+    ("behrendt2025", "table-3"): 8 + 8 * 16,
 }
 """Figures in the papers' tables, counted there: rows times columns, deviations included. Of SSAE
 table 2 of Meissen 2021 has two figures of the first cohort, and none of the second."""
@@ -131,6 +140,38 @@ def test_data_size_study_nests_four_methods_and_shares() -> None:
     experiments = BENGS_2021.study("figure-5").experiments()
     assert len(experiments) == 16
     assert {e.fit.data_share for e in experiments} == {0.1, 0.2, 0.6, 1.0}
+
+
+def test_figures_of_the_benchmark_are_marked_as_digitised() -> None:
+    study = FROTSCHER_2025.study("figure-results")
+    assert len(study.entries) == 8 * 8
+    figures = [p for e in study.entries for p in e.published.values()]
+    assert all(p.digitised for p in figures)
+    assert not any(
+        p.digitised
+        for paper in PAPERS.values()
+        if paper is not FROTSCHER_2025
+        for one in paper.studies
+        for e in one.entries
+        for p in e.published.values()
+    )
+    # The threshold of the test set itself does no worse than another.
+    for entry in study.entries:
+        values = {key: p.value for key, p in entry.published.items()}
+        assert values["dice_s_best_on_test"] >= values["dice_s_mean"]
+    (best,) = (e for e in study.entries if (e.label, e.role) == ("Disyre", "brats-t2"))
+    assert best.published["dice_s_mean"].value == 0.645
+    assert best.experiment is not None
+    assert best.experiment.name == "DISYRE"
+
+
+def test_deviations_of_folds_are_not_those_of_people() -> None:
+    entries = BEHRENDT_2025.study("table-3").entries
+    assert all(p.deviation_over == "folds" for e in entries for p in e.published.values())
+    (one,) = (e for e in entries if (e.label, e.role) == ("DAE", "atlas"))
+    assert one.published["dice_s_mean"] == Published(
+        value=0.0853, deviation=0.0028, deviation_over="folds"
+    )
 
 
 def test_unknown_study_is_refused_with_those_known() -> None:

@@ -26,7 +26,7 @@ def test_each_names_a_rule_and_metrics_that_exist(name):
     assert protocol.threshold_rule in {thresholds.NONE, *thresholds.RULES}
     known = set(METRICS)
     assert set(protocol.metrics) <= known
-    assert re.search(r"(Bengs|Baur|Meissen) 20\d\d, section", protocol.source)
+    assert re.search(r"(Bengs|Baur|Meissen|Behrendt|Frotscher) 20\d\d, section", protocol.source)
 
 
 def test_the_default_is_bengs():
@@ -102,6 +102,30 @@ def test_the_competitors_of_meissen_are_cleaned_as_in_their_study():
     assert (config.postprocess.median_size, config.postprocess.prior_quantile) == (5, 0.9)
     assert (config.residual, config.components.max_size) == ("positive", 7)
     assert config.scoring((155, 128, 128))["prior_quantile"] == 0.9
+
+
+def test_the_benchmark_is_scored_with_a_median_and_without():
+    filtered, raw = (EvaluateConfig.of(n) for n in ("frotscher2025", "frotscher2025-raw"))
+    sizes = [
+        (c.postprocess.iterations((64, 64, 64)), c.postprocess.median_size) for c in (filtered, raw)
+    ]
+    assert sizes == [(0, 3), (0, 1)]
+    assert filtered.threshold_rule == raw.threshold_rule == "best_dice"
+    assert filtered.components.max_size == 0
+
+
+def test_conditioned_diffusion_is_evaluated_as_in_its_laboratory():
+    config = EvaluateConfig.of("behrendt2025")
+    assert config.postprocess.iterations((50, 96, 96)) == 3
+    assert (config.postprocess.median_size, config.components.max_size) == (5, 7)
+    assert config.threshold_rule == "bengs_bisection"
+
+
+@pytest.mark.parametrize("name", ["behrendt2025", "frotscher2025"])
+def test_the_preparation_of_protocols_of_any_grid_is_one(name):
+    made = prepared(PROTOCOLS[name].prepare)
+    assert made.shape in ((50, 96, 96), (155, 224, 224))
+    assert made.correct_bias == (name == "behrendt2025")
 
 
 def test_slices_are_summed_unless_the_mean_is_asked_for():

@@ -74,6 +74,21 @@ def test_what_saturates(measured: dict) -> None:
     assert slower["decoding on the CPUs"] < many["decoding on the CPUs"] * 1.1
 
 
+def test_several_gpus_gain_little_by_a_batch_that_they_share(measured: dict) -> None:
+    small, _ = paper.costs(measured)
+    alone, shared = (paper.epoch_of(small, 2000, gpus, 32) for gpus in (1, 8))
+    assert alone.computing_s == pytest.approx(8 * shared.computing_s)
+    assert alone.launching_s == shared.launching_s > shared.computing_s
+    assert alone.steps_s == pytest.approx(63 * alone.computing_s)
+    assert shared.steps_s == pytest.approx(63 * shared.launching_s)
+    assert paper.epoch_of(small, 2000, 8, 256).steps_s == pytest.approx(8 * alone.computing_s)
+    assert alone.checkpoint_s == pytest.approx(15 * 12e6 / 1e9 / 0.44)
+    lines = paper.group_table(measured)
+    assert len(lines) == 2 * 7
+    assert lines[0][-1] == "1"
+    assert all(float(line[-1]) <= int(line[1]) for line in lines)
+
+
 def test_the_page_says_all_of_it(measured: dict) -> None:
     machine = {"cpus": 2, "cpu": "a CPU"}
     text = paper.page(measured, {"commit": "abc", "date": "2026-01-01", "machine": machine})

@@ -1,5 +1,6 @@
 """What a worker does with a batch, without Ray: scores, counts, slices, filters, refusals."""
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,11 +14,24 @@ from torch import Tensor
 from uadray import npz
 from uadray.config import experiment
 from uadray.errors import EvaluationError
+from uadray.evaluation import scoring
 from uadray.evaluation.cases import write_cases
 from uadray.evaluation.examination import examine
 from uadray.evaluation.protocols import PROTOCOLS, EvaluateConfig
 from uadray.evaluation.record import check_classes
-from uadray.evaluation.scoring import Batch, Scorer, Work, score_volumes
+from uadray.evaluation.scoring import (
+    BATCH_SIZE,
+    Batch,
+    Finisher,
+    LevelScorer,
+    Scorer,
+    Work,
+    batches_of,
+    level_volumes,
+    num_places,
+    read_example,
+    score_volumes,
+)
 from uadray.methods import build
 from uadray.methods.base import Detection, Detector, ReconstructionDetector
 from uadray.metrics.counts import CohortCounts, TestPart, ThresholdPart
@@ -152,7 +166,7 @@ class TestScorer:
         rows = list(range(8))
         store = score(run, cohort, rows)
         whole = {row: store.levels(row) for row in rows}
-        assert len({int(levels.max()) for levels in whole.values()}) == CONFIG.batch_size
+        assert len({int(levels.max()) for levels in whole.values()}) == BATCH_SIZE
         for alone in ([2], [7, 1, 5], [4, 5, 6], [3, 4]):
             store = score(run, cohort, alone)
             assert all(np.array_equal(store.levels(row), whole[row]) for row in alone)
@@ -186,7 +200,61 @@ class TestScorer:
         some = {row: name for row, name in names(cohort).items() if row in rows}
         Scorer([work], some, CONFIG)(batch(cohort, rows))
         assert store.done() == set(rows)
-        assert calls == [CONFIG.batch_size]
+        assert calls == [BATCH_SIZE]
+
+    @pytest.mark.parametrize("method", ["Intensity", "ByPlace", "Half"])
+    @pytest.mark.parametrize("prior", [0.0, 0.6])
+    def test_on_a_gpu_the_rest_is_done_in_tasks_with_the_same_result(
+        self,
+        cohort: Cohort,
+        run: Run,
+        monkeypatch: pytest.MonkeyPatch,
+        some_slices: None,
+        method: str,
+        prior: float,
+    ) -> None:
+        """Here the GPU is the CPU, so that all bits are the same."""
+        monkeypatch.setattr(scoring, "compute_device", lambda _: torch.device("cpu"))
+        if method != "Intensity":
+            made = {"ByPlace": ByPlace, "Half": Half}[method]
+            monkeypatch.setattr(run_detector, "load_detector", lambda _: made())
+        rules = PostprocessConfig(erosion_iterations=1, median_size=3, prior_quantile=prior)
+        config, rows = replace(CONFIG, postprocess=rules), [0, 1, 3, 4, 6, 7]
+        store = score(run, cohort, rows, config)
+        pairs = [(row, names(cohort)[row]) for row in rows]
+        whole = {row: store.levels(row) for row in rows}
+        counts = [store.counts(pairs, "c", CohortCounts, one) for one in (None, FILTER)]
+        shutil.rmtree(store.url)
+        on_gpu = replace(config, gpus_per_actor=1.0, batch_size=BATCH_SIZE)
+        store = ScoreStore.create(run, cohort, (0.0, 1.0), config.scoring(cohort.shape))
+        work = Work(run=run, store=store, to_score=frozenset(rows), to_filter=frozenset(rows))
+        scorer = LevelScorer([work], names(cohort), on_gpu)
+        finish = Finisher(work=[work], names=names(cohort), config=on_gpu)
+        for group in batches_of(np.array(rows), names(cohort), BATCH_SIZE):
+            scored = scorer(batch(cohort, group.tolist()))
+            assert scored["levels"].dtype == np.uint16
+            assert store.done().isdisjoint(group)
+            done = finish(scored)
+            assert set(done) == {"id", "seconds"}
+            assert (done["seconds"] > 0).all()
+        assert store.done() == store.done(FILTER) == set(rows)
+        for row in rows:
+            np.testing.assert_array_equal(store.levels(row), whole[row])
+        for before, one in zip(counts, (None, FILTER), strict=True):
+            now = store.counts(pairs, "c", CohortCounts, one)
+            for name in ("healthy", "lesion"):
+                assert (getattr(before, name) != getattr(now, name)).nnz == 0
+
+    def test_on_a_gpu_a_score_that_is_not_finite_is_named(self, cohort: Cohort) -> None:
+        class Broken(Detector):
+            def detect(self, x_BCZYX: Tensor, brain_BZYX: Tensor) -> Detection:
+                scores = x_BCZYX[:, 0].clone()
+                scores[1, 3, 4, 5] = torch.nan
+                return Detection(scores)
+
+        examples = [read_example(cohort, row, names(cohort)[row]) for row in (2, 5)]
+        with pytest.raises(EvaluationError, match=f"'{names(cohort)[5]}'.* 1 of .* NaN"):
+            level_volumes(Broken(), examples, CONFIG, torch.device("cpu"))
 
     def test_a_lesion_outside_the_brain_is_named(self, cohort: Cohort, run: Run) -> None:
         store = ScoreStore.create(run, cohort, (0.0, 1.0), CONFIG.scoring(cohort.shape))
@@ -207,6 +275,35 @@ class TestScorer:
         counts = store.counts([(0, "a")], "c", CohortCounts)
         assert counts.num_lesion.tolist() == [0]
         assert counts.merged("brain").num_healthy == held["brain"].sum()
+
+
+@pytest.mark.parametrize(
+    ("gpus", "batch_size", "shape", "expected"),
+    [
+        (0, 0, (64, 64, 64), 4),
+        (0, 32, (64, 64, 64), 8),
+        (0, 6, (64, 64, 64), 2),
+        (1, 0, (32, 32, 32), 32),
+        (1, 0, (64, 64, 64), 32),
+        (0.5, 0, (163, 191, 158), 1),
+        (1, 0, (155, 128, 128), 2),
+        (1, 12, (64, 64, 64), 12),
+    ],
+)
+def test_how_many_volumes_are_scored_at_once(gpus, batch_size, shape, expected) -> None:
+    config = replace(CONFIG, gpus_per_actor=gpus, batch_size=batch_size)
+    assert num_places(config, shape) == expected
+
+
+def test_groups_are_the_same_whatever_is_left_of_them() -> None:
+    evaluated = [*range(0, 40, 2), 41, 43, 44]
+    whole = batches_of(np.array(evaluated), evaluated, 8)
+    assert [len(group) for group in whole] == [8, 8, 7]
+    some = np.array([4, 12, 16, 38, 44])
+    left = batches_of(some, evaluated, 8)
+    assert [group.tolist() for group in left] == [[4, 12], [16], [38, 44]]
+    assert all(set(group) <= set(whole[n]) for n, group in enumerate(left))
+    assert batches_of(np.array([], np.int64), evaluated, 8) == []
 
 
 class ByPlace(Detector):
@@ -329,7 +426,7 @@ class TestCutShort:
 
     def test_a_subject_that_was_not_scored_is_named(self, cohort: Cohort, run: Run) -> None:
         store = score(run, cohort, [3])
-        with pytest.raises(EvaluationError, match="'b' is not scored: run jobs/evaluate"):
+        with pytest.raises(EvaluationError, match=r"'b' is not scored in .*: run jobs/evaluate"):
             store.counts([(3, "a"), (6, "b")], "c", CohortCounts)
 
 

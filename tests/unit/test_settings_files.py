@@ -131,6 +131,8 @@ def test_a_space_is_written_by_hand(tmp_path: Path) -> None:
         ("vary.slope = 0.1", "method.slope must have a list of values"),
         ("vary.slop = [0.1]", "did you mean method.slope"),
         ("vary.slope = ['0.1']", "method.slope must be a finite number, was '0.1'"),
+        ("vary.epochs = [0]", r"bad\.toml: fit.epochs must be >= 1, was 0"),
+        ("latent_size = [-4]", r"bad\.toml: .*latent_size must be"),
         ("kind = 'tune'", "kind must be 'space', was 'tune': it is for python jobs/tune.py --conf"),
         ("kind = 'train'", "it is for python jobs/train.py --config .*bad.toml"),
         ("kind = 3", "kind must be 'space', was 3"),
@@ -163,7 +165,8 @@ def test_a_file_that_is_not_there_or_a_folder(tmp_path: Path) -> None:
     ("table", "message"),
     [
         ({"experiment": 3}, "experiment must be text, was 3"),
-        ({"experiment": "3D-Nome"}, "f.toml: no experiment is named '3D-Nome'"),
+        ({"experiment": "3D-Nome"}, "f.toml: no experiment is named '3D-Nome'; did you mean"),
+        ({"experiment": "nothing"}, "'nothing'; known are 2D-None, .*any n in PCA-n"),
         ({"fit": {"epochs": 3}}, "needs an experiment"),
         ({"experiment": "PCA-3"}, "is of PCA-3, the command names 3D-None"),
         ({"experiment": "3D-None", "method": {"type": "AAE"}}, "no setting is named 'method.type'"),

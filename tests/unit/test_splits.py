@@ -217,3 +217,22 @@ class TestSelection:
             select_scans(self.scans, Selection(hold_out=21), seed=0)
         with pytest.raises(NoScanFoundError, match="none of 40"):
             select_scans(self.scans, Selection(parts="lesioned"), seed=0)
+
+
+@given(scans=cohorts(), seed=st.integers(0, 99), count=st.integers(1, 10))
+def test_a_healthy_test_part_is_set_aside_and_changes_nothing_else(scans, seed, count):
+    if scans[0].lesion:
+        with pytest.raises(ConfigError, match="test_count is for healthy cohorts"):
+            split_scans(scans, SplitConfig(test_count=count), seed=seed)
+        return
+    assume(len({one.subject for one in scans}) >= count + 2)
+    rows = split_scans(scans, SplitConfig(test_count=count), seed=seed)
+    assert list(dict.fromkeys(part for _, part in rows)) == ["train", "validation", "test"]
+    tested = {one.subject for one, part in rows if part == "test"}
+    assert len(tested) == count
+    rest = [(one, part) for one, part in rows if part != "test"]
+    assert not tested & {one.subject for one, _ in rest}
+    # The others stand as in a cohort of them alone.
+    assert rest == split_scans([one for one, _ in rest], SplitConfig(), seed=seed)
+    shuffled = split_scans(scans[::-1], SplitConfig(test_count=count), seed=seed)
+    assert shuffled == rows

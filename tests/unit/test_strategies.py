@@ -86,7 +86,9 @@ def test_an_entry_that_does_not_fit_is_refused(change: dict[str, object], messag
 
 
 def test_an_unknown_strategy_is_named_with_those_there_are() -> None:
-    with pytest.raises(ConfigError, match="one of none, cube, multi-cube, half-volume, was 'slab'"):
+    with pytest.raises(
+        ConfigError, match="one of none, cube, multi-cube, half-volume, cells, was 'slab'"
+    ):
         ErasingConfig(strategy="slab")
     value = to_json(experiment("3D-Cube-n"))
     value["erasing"]["strategy"] = None
@@ -114,3 +116,17 @@ def test_the_documentation_has_its_names_and_words(one: Strategy) -> None:
     assert row in (DOCS / "howto" / "erasing.md").read_text()
     explained = (DOCS / "explain" / "erasing.md").read_text().lower()
     assert all(name.lower() in explained for name in one.names.values())
+
+
+@pytest.mark.parametrize("shape", [(64, 64), (20, 30), (6, 16, 20)])
+def test_cells_are_hidden_once_and_as_many_as_were_drawn(shape: tuple[int, ...]) -> None:
+    config = ErasingConfig(strategy="cells", fill="zero", probability=1.0)
+    x = torch.ones(200, *shape)
+    where = sample_erasing(config, torch.arange(200), seed=0, epoch=0, spatial=shape)
+    mask = erased_mask(x, where)
+    counted = (where.regions_BRD2[..., 1] - where.regions_BRD2[..., 0]).prod(-1).sum(1)
+    assert np.array_equal(mask.reshape(200, -1).sum(1), counted), "no cell twice"
+    shares = mask.reshape(200, -1).mean(1)
+    assert shares.min() > 0
+    assert shares.max() < 0.32
+    assert abs(shares.mean() - STRATEGIES["cells"].nominal(config, shape)) < 0.02

@@ -35,7 +35,7 @@ def test_the_command_lists_them(tmp_path: Path) -> None:
     assert call(tmp_path, "-m", "uadray", "--version").stdout == f"uadray {uadray.__version__}\n"
     wrong = call(tmp_path, "-m", "uadray", "trian")
     assert wrong.returncode == 2
-    assert "no verb is named 'trian'" in wrong.stderr
+    assert "no verb is named 'trian'; did you mean train?" in wrong.stderr
 
 
 @pytest.mark.parametrize("verb", ["train", "evaluate", "report"])

@@ -227,6 +227,17 @@ def test_terms_of_both_phases_are_those_of_their_parts(ndim: int) -> None:
     assert all(p.grad is not None for p in made.priors.parameters())
 
 
+def test_orders_go_where_the_detector_goes_and_into_no_checkpoint() -> None:
+    made = detector(3, num_orderings=2)
+    state = made.state_dict()
+    assert not [name for name in state if name in ("_orders", "_places")]
+    detector(3, num_orderings=2).load_state_dict(state)
+    for order, places in zip(made._orders, made._places, strict=True):
+        assert torch.equal(order[places], torch.arange(len(order)))
+    made.to("meta")
+    assert made._orders.device.type == made._places.device.type == "meta"
+
+
 def test_players_share_no_parameter_and_leave_none_out() -> None:
     made = detector(3, num_orderings=2)
     of_players = [id(p) for player in made.players() for p in player.parameters]

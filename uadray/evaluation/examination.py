@@ -30,7 +30,7 @@ def examine(
     """Compare the kept scores of a batch of subjects, at frozen thresholds, with the truth.
 
     Args:
-        batch: `id` and `lesion`.
+        batch: `id` and `lesion`; or, of healthy volumes, `brain` instead.
         stores: One a run.
         levels: Frozen threshold of each run.
         names: Example of each row.
@@ -43,6 +43,9 @@ def examine(
     Raises:
         EvaluationError: Kept scores are not those that were counted.
     """
+    lesions = batch.get("lesion")
+    if lesions is None:
+        lesions = np.zeros(batch["brain"].shape, bool)
     compared = [
         [
             astuple(
@@ -57,7 +60,7 @@ def examine(
             )
             for store, level in zip(stores, levels, strict=True)
         ]
-        for row, lesion in zip(batch["id"], batch["lesion"], strict=True)
+        for row, lesion in zip(batch["id"], lesions, strict=True)
     ]
     return {"id": batch["id"], "lesions": np.array(compared, np.float64)}
 

@@ -17,6 +17,7 @@ def check_inputs(
     cohorts: Sequence[Cohort],
     healthy: Cohort | None,
     config: EvaluateConfig,
+    controls: Cohort | None = None,
 ) -> None:
     """Refuse runs and cohorts that do not fit together.
 
@@ -37,7 +38,9 @@ def check_inputs(
             f"the threshold rule {config.threshold_rule!r} needs lesions, healthy volumes have "
             f"none: choose one of {sorted(WITHOUT_LESIONS)}, or leave --healthy out"
         )
-    names = [c.name for c in (*cohorts, *([healthy] if healthy is not None else []))]
+    # One healthy cohort may have both parts.
+    others = {one.url: one for one in (healthy, controls) if one is not None}
+    names = [c.name for c in (*cohorts, *others.values())]
     if twice := sorted({n for n in names if names.count(n) > 1}):
         raise EvaluationError(
             f"cohorts {twice} are named twice; their scores would lie in one folder: evaluate "
@@ -45,7 +48,7 @@ def check_inputs(
         )
     for cohort in cohorts:
         _check_cohort(cohort, config, needs_threshold=healthy is None)
-    for cohort in (*cohorts, *([healthy] if healthy is not None else [])):
+    for cohort in (*cohorts, *others.values()):
         config.fixed.check_grid(cohort.shape, cohort.url)
         for run in runs:
             if run.shape != cohort.shape:
@@ -55,6 +58,20 @@ def check_inputs(
                 )
     if healthy is not None:
         healthy.rows("validation")
+    if controls is not None:
+        _check_controls(controls)
+
+
+def _check_controls(controls: Cohort) -> None:
+    if controls.has_lesion:
+        raise EvaluationError(
+            f"{controls.url} has lesions: controls are healthy people; name a healthy cohort"
+        )
+    if "test" not in set(controls.subjects["split"]):
+        raise EvaluationError(
+            f"{controls.url} has no test part, only people that are learned from: prepare it with "
+            "--test-count N into another folder, and fit on that"
+        )
 
 
 def check_run(run: Run) -> None:

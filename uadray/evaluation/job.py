@@ -19,14 +19,23 @@ from numpy.typing import NDArray
 from uadray import cluster, files
 from uadray.config import to_json
 from uadray.data.settings import READ_CPUS
-from uadray.data.volumes import volumes
-from uadray.errors import CheckpointError, EvaluationError, RunError, UadrayError
+from uadray.data.volumes import VolumeSource, dataset_of, volumes
+from uadray.errors import CheckpointError, ConfigError, EvaluationError, RunError, UadrayError
 from uadray.evaluation.examination import brain_voxels, examine
 from uadray.evaluation.inputs import check_inputs, check_run, compare, refuse
 from uadray.evaluation.pair import Frozen, Pair
 from uadray.evaluation.protocols import EvaluateConfig
 from uadray.evaluation.record import describe_lesions
-from uadray.evaluation.scoring import Scorer
+from uadray.evaluation.scoring import (
+    BATCH_SIZE,
+    Finisher,
+    LevelScorer,
+    Scorer,
+    Work,
+    batches_of,
+    num_places,
+)
+from uadray.evaluation.strata import as_asked, groups_of
 from uadray.gauges import scoring_gauges
 from uadray.lock import hold
 from uadray.metrics.lesionwise import SubjectLesions
@@ -43,10 +52,14 @@ T = TypeVar("T")
 ACTOR_CPUS = 0.75
 """Logical CPUs of a scoring actor; the rest of a CPU reads."""
 
+FINISHER_CPUS = 1.0
+"""Logical CPUs of a task that post-processes and counts what a GPU has scored."""
+
 MAX_CHUNKS = 4
 """Chunks of a cohort that a task examines, at most."""
 
-_ONLY_SPEED = ("batch_size", "gpus_per_actor")
+_NOT_OF_SCORES = ("by", "batch_size", "device", "gpus_per_actor")
+"""Settings that decide no figure of all people: groups of them, and speed."""
 
 Report = Callable[[int], None]
 """Called with a number of subjects that have just been scored by all runs."""
@@ -60,6 +73,7 @@ def evaluate(
     cohort: Cohort,
     *,
     healthy: Cohort | None = None,
+    controls: Cohort | None = None,
     config: EvaluateConfig | None = None,
     report: Report = lambda count: None,
 ) -> list[dict[str, Any]]:
@@ -68,7 +82,9 @@ def evaluate(
     Returns:
         The content of `evaluation/<cohort>.json` of each run.
     """
-    return evaluate_all(runs, [cohort], healthy=healthy, config=config, report=report)[0]
+    return evaluate_all(
+        runs, [cohort], healthy=healthy, controls=controls, config=config, report=report
+    )[0]
 
 
 def evaluate_all(
@@ -76,6 +92,7 @@ def evaluate_all(
     cohorts: Sequence[Cohort],
     *,
     healthy: Cohort | None = None,
+    controls: Cohort | None = None,
     config: EvaluateConfig | None = None,
     report: Report = lambda count: None,
     failed: Failed | None = None,
@@ -93,6 +110,8 @@ def evaluate_all(
         cohorts: Have lesions and the splits `threshold` and `test`.
         healthy: Fit the threshold on the validation split of this cohort instead of the threshold
             part; only rules that need no lesions can.
+        controls: A healthy cohort whose test part is predicted, too: false alarms, and how well
+            scores tell patients from healthy people.
         config: Post-processing, component filter, threshold rule, resamples.
         report: Called as subjects are scored; the numbers add up to `num_volumes`.
         failed: Called with a run that cannot be evaluated, and why; the others go on. Where it is
@@ -109,7 +128,9 @@ def evaluate_all(
         ConfigError: The rule needs lesions, and was to be fitted on healthy volumes.
     """
     config = config or EvaluateConfig()
-    check_inputs(runs, cohorts, healthy, config)
+    check_inputs(runs, cohorts, healthy, config, controls)
+    for cohort in cohorts:
+        groups_of(cohort, config.by)  # what is not known is said before anything is scored
     failures = _Failures(failed)
     matches: dict[tuple[str, str], Match] = {}
     for run in runs:
@@ -120,6 +141,8 @@ def evaluate_all(
                 matches[run.url, cohort.url] = compare(run, cohort)
             if healthy is not None:
                 matches[run.url, healthy.url] = compare(run, healthy, people=False)
+            if controls is not None:
+                matches[run.url, controls.url] = compare(run, controls)
     # All of them before anything is scored.
     for (fitted, tested), match in matches.items():
         refuse(match, fitted, tested, insist=allow_mismatch)
@@ -127,13 +150,17 @@ def evaluate_all(
         left = failures.left(runs)
         with _held(left, healthy):
             _Pass.over(healthy, left, config, ("validation",), failures, {}).score(report)
+    if controls is not None:
+        left = failures.left(runs)
+        with _held(left, controls):
+            _Pass.over(controls, left, config, ("test",), failures, {}).score(report)
     records = []
     for cohort in cohorts:
         left = failures.left(runs)
         with _held(left, cohort):
             one = _Pass.over(cohort, left, config, ("threshold", "test"), failures, matches)
             with scoring_gauges(report, cohort.name, len(one.names)) as counted:
-                records.append(one.evaluate(healthy, counted))
+                records.append(one.evaluate(healthy, controls, counted))
     return records
 
 
@@ -156,10 +183,29 @@ def actors_for(nodes: Sequence[float]) -> tuple[int, float]:
     return max(1, fit), min(ACTOR_CPUS, max(nodes) or 1.0)
 
 
-def num_volumes(cohorts: Sequence[Cohort], healthy: Cohort | None = None) -> int:
+def gpu_actors_for(nodes: Sequence[tuple[float, float]], gpus: float) -> int:
+    """Scoring actors that find a GPU on nodes, next to a read task and one that post-processes.
+
+    Args:
+        nodes: Logical CPUs and GPUs of each node.
+        gpus: Of each actor.
+
+    Raises:
+        ConfigError: None does; Ray would wait for ever, without an error.
+    """
+    left = READ_CPUS + FINISHER_CPUS
+    if not (fit := cluster.num_fitting(nodes, ACTOR_CPUS, gpus, left=left)):
+        raise ConfigError(cluster.without_gpus(nodes, gpus))
+    return fit
+
+
+def num_volumes(
+    cohorts: Sequence[Cohort], healthy: Cohort | None = None, controls: Cohort | None = None
+) -> int:
     """Volumes that `evaluate_all` scores."""
     num = sum(len(cohort.subjects) for cohort in cohorts)
-    return num + (len(healthy.rows("validation")) if healthy is not None else 0)
+    num += len(healthy.rows("validation")) if healthy is not None else 0
+    return num + (len(controls.rows("test")) if controls is not None else 0)
 
 
 class _Failures:
@@ -270,17 +316,9 @@ class _Pass:
         cluster.connect()
         cluster.check_readable(self.cohort.seal_url)
         cluster.check_shared(*(pair.run.url for pair in pairs))
-        fit, cpus = actors_for(cluster.room()[0])
-        actors = min(len(np.unique(rows // CHUNK_VOLUMES)), fit)
         busy = [n for n, work in enumerate(works) if work.to_score or work.to_filter]
-        arrays = ("image", "brain", *(("lesion",) if self.cohort.has_lesion else ()))
-        dataset = volumes(self.cohort, rows, arrays).map_batches(
-            Scorer,
-            fn_constructor_args=([works[n] for n in busy], self.names, self.config),
-            batch_size=self.config.batch_size,
-            compute=ray.data.ActorPoolStrategy(size=actors),
-            num_cpus=cpus,
-            num_gpus=self.config.gpus_per_actor,
+        dataset = (self._on_gpus if self.config.gpus else self._on_cpus)(
+            rows, [works[n] for n in busy]
         )
         spent: list[np.ndarray] = []
         with cluster.plain_errors():
@@ -293,13 +331,54 @@ class _Pass:
             seconds[n] = float(taken[taken > 0].mean()) if taken.any() else None
         return seconds
 
-    def evaluate(self, healthy: Cohort | None, report: Report) -> list[dict[str, Any]]:
+    @property
+    def _arrays(self) -> tuple[str, ...]:
+        return ("image", "brain", *(("lesion",) if self.cohort.has_lesion else ()))
+
+    def _on_cpus(self, rows: NDArray[np.int64], works: Sequence[Work]) -> ray.data.Dataset:
+        """What scores on CPUs: actors that do everything."""
+        fit, cpus = actors_for(cluster.room()[0])
+        actors = min(len(np.unique(rows // CHUNK_VOLUMES)), fit)
+        return volumes(self.cohort, rows, self._arrays).map_batches(
+            Scorer,
+            fn_constructor_args=(works, self.names, self.config),
+            batch_size=self.config.batch_size or BATCH_SIZE,
+            compute=ray.data.ActorPoolStrategy(size=actors),
+            num_cpus=cpus,
+            num_gpus=0,
+        )
+
+    def _on_gpus(self, rows: NDArray[np.int64], works: Sequence[Work]) -> ray.data.Dataset:
+        """What scores on GPUs: actors that score whole groups, and tasks that do the rest."""
+        size = num_places(self.config, self.cohort.shape)
+        groups = batches_of(rows, self.names, size)
+        actors = gpu_actors_for(list(zip(*cluster.room(), strict=True)), self.config.gpus)
+        source = VolumeSource(self.cohort, groups, self._arrays)
+        scored = dataset_of(source, len(groups)).map_batches(
+            LevelScorer,
+            fn_constructor_args=(works, self.names, self.config),
+            # Blocks are whole groups, unless some of one are scored already.
+            batch_size=size,
+            compute=ray.data.ActorPoolStrategy(size=min(len(groups), actors)),
+            num_cpus=ACTOR_CPUS,
+            num_gpus=self.config.gpus,
+        )
+        rest = Finisher(work=works, names=self.names, config=self.config)
+        return scored.map_batches(rest.__call__, batch_size=None, num_cpus=FINISHER_CPUS)
+
+    def evaluate(
+        self, healthy: Cohort | None, controls: Cohort | None, report: Report
+    ) -> list[dict[str, Any]]:
         """Score, freeze thresholds, examine the test part and write the records."""
         seconds = dict(zip(self.pairs, self.score(report), strict=True))
-        settings = {k: v for k, v in to_json(self.config).items() if k not in _ONLY_SPEED} | {
+        settings = {k: v for k, v in to_json(self.config).items() if k not in _NOT_OF_SCORES} | {
             "cohort": self.cohort.fingerprint,
             "healthy": None if healthy is None else healthy.fingerprint,
         }
+        if strata := as_asked(self.cohort, self.config.by):
+            settings["strata"] = strata
+        if controls is not None:
+            settings["controls"] = controls.fingerprint
         records: dict[Pair, dict[str, Any]] = {}
         frozen: dict[Pair, Frozen] = {}
         for pair in self._left():
@@ -311,10 +390,20 @@ class _Pass:
         with ThreadPoolExecutor(1) as beside:
             # In this process, which otherwise waits for the tasks that examine.
             described = beside.submit(self._describe) if frozen else None
-            examined = self.failures.together(list(frozen), partial(self._examine, frozen))
+            examined = self.failures.together(
+                list(frozen), partial(self._examine, self.cohort, frozen)
+            )
+        found: list[list[SubjectLesions] | None] = [None] * len(frozen)
+        if controls is not None:
+            with _held([pair.run for pair in frozen], controls):
+                found = self.failures.together(
+                    list(frozen), partial(self._examine, controls, frozen)
+                )
         lesions, num_brain = ({}, None) if described is None else described.result()
-        for (pair, threshold), examination in zip(frozen.items(), examined, strict=True):
-            if examination is None:
+        for (pair, threshold), examination, predicted in zip(
+            frozen.items(), examined, found, strict=True
+        ):
+            if examination is None or (controls is not None and predicted is None):
                 continue
             with self.failures.of(pair.run):
                 spent = seconds[pair]
@@ -328,7 +417,10 @@ class _Pass:
                     "seconds_per_volume": spent,
                     "seconds_per_slice": None if spent is None else spent / self.cohort.shape[0],
                 }
-                records[pair] = pair.write(threshold, examination, num_brain, facts)
+                healthy_people = None
+                if controls is not None and predicted is not None:
+                    healthy_people = controls, predicted
+                records[pair] = pair.write(threshold, examination, num_brain, facts, healthy_people)
         return [records[pair] for pair in self._left()]
 
     def _describe(self) -> tuple[dict[str, object], NDArray[np.int64] | None]:
@@ -339,20 +431,20 @@ class _Pass:
         return lesions, brain_voxels(self.cohort, self.cohort.rows("test"), self.config)
 
     def _examine(
-        self, frozen: Mapping[Pair, Frozen], pairs: Sequence[Pair]
+        self, cohort: Cohort, frozen: Mapping[Pair, Frozen], pairs: Sequence[Pair]
     ) -> list[list[SubjectLesions]]:
-        """Compare kept scores of the test part, at frozen thresholds, with the truth."""
+        """Compare kept scores of a test part, at frozen thresholds, with the truth."""
         if not pairs:
             return []
         cluster.connect()
-        rows = self.cohort.rows("test")
-        table = self.cohort.subjects[self.cohort.subjects["split"] == "test"]
+        rows = cohort.rows("test")
+        table = cohort.subjects[cohort.subjects["split"] == "test"]
         sizes = (voxel_sizes(np.array(affine))[::-1].tolist() for affine in table["affine"])
         compare = partial(
             examine,
-            stores=[pair.store for pair in pairs],
+            stores=[pair.store_on(cohort) for pair in pairs],
             levels=[frozen[pair].threshold.level for pair in pairs],
-            names=self.names,
+            names=dict(zip(rows.tolist(), table["id"], strict=True)),
             spacings=dict(zip(rows.tolist(), map(tuple, sizes), strict=True)),
             config=self.config,
         )
@@ -360,9 +452,9 @@ class _Pass:
         # node whose CPUs they fill Ray ends a process that has had to wait for a second.
         workers, cpus = actors_for(cluster.room()[0])
         dataset = volumes(
-            self.cohort,
+            cohort,
             rows,
-            ("lesion",),
+            ("lesion",) if cohort.has_lesion else ("brain",),
             change=lambda block, _: compare(block),
             num_cpus=cpus,
             # A task costs as much as several volumes, and takes no more than a few chunks' memory.

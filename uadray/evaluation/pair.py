@@ -2,7 +2,7 @@
 
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -10,15 +10,20 @@ from numpy.typing import NDArray
 
 from uadray import files
 from uadray.config import to_json
+from uadray.errors import UadrayWarning
 from uadray.evaluation.cases import write_cases
+from uadray.evaluation.controls import Tested, controls_record
+from uadray.evaluation.figures import Measured
 from uadray.evaluation.protocols import EvaluateConfig
-from uadray.evaluation.record import Measured, check_classes, make_record
+from uadray.evaluation.record import check_classes, make_record
 from uadray.evaluation.scoring import Work
+from uadray.evaluation.strata import groups_of
 from uadray.metrics.counts import TestPart, Threshold, ThresholdPart
 from uadray.metrics.lesionwise import SubjectLesions
 from uadray.metrics.outside import is_up_to_date
 from uadray.metrics.slicewise import Slices
 from uadray.metrics.thresholds import NONE, fit_threshold, no_threshold, refit_thresholds
+from uadray.preparation.geometry import voxel_ml
 from uadray.runs.checkpoint import weights_digest
 from uadray.runs.detector import load_detector
 from uadray.runs.evaluations import pack_slices
@@ -28,6 +33,7 @@ from uadray.runs.learned import Match
 from uadray.runs.reading import folder_of, place
 from uadray.runs.scores import ScoreStore
 from uadray.store import Cohort, Split
+from uadray.strata import SCANNER, By
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,6 +74,13 @@ class Pair:
         store = ScoreStore.create(run, cohort, score_range, config.scoring(cohort.shape))
         return cls(run=run, cohort=cohort, config=config, store=store, match=match)
 
+    def store_on(self, cohort: Cohort) -> ScoreStore:
+        """The run's kept scores of a cohort, this one or another one on the same grid."""
+        if cohort.url == self.cohort.url:
+            return self.store
+        scoring = self.config.scoring(cohort.shape)
+        return ScoreStore.create(self.run, cohort, self.store.score_range, scoring)
+
     def work(self, rows: Iterable[int]) -> Work:
         """What of some rows is still to be scored, or to be counted after the filter."""
         every, scored, filtered = set(rows), self.store.done(), self.config.components
@@ -102,14 +115,13 @@ class Pair:
         Args:
             healthy: Fit on its validation part; None takes the threshold part of the cohort.
         """
-        config, store, cohort = self.config, self.store, healthy or self.cohort
+        config, cohort = self.config, healthy or self.cohort
+        store = self.store_on(cohort)
         if config.threshold_rule == NONE:
             nothing = no_threshold(store.score_range)
             return Frozen(threshold=nothing, refits=(), fingerprint="", num_subjects=0)
         split: Split = "validation" if healthy else "threshold"
         scoring = config.scoring(cohort.shape)
-        if healthy:
-            store = ScoreStore.create(self.run, healthy, store.score_range, scoring)
         subjects = _subjects(cohort, split)
         after = bool(config.components.max_size and config.components.fit_after)
         components = config.components if after else None
@@ -143,6 +155,7 @@ class Pair:
         lesions: Sequence[SubjectLesions],
         num_brain: NDArray[np.int64] | None,
         facts: dict[str, Any],
+        controls: tuple[Cohort, Sequence[SubjectLesions]] | None = None,
     ) -> dict[str, Any]:
         """Measure the test part by its counts, and write the record and what goes beside it.
 
@@ -151,6 +164,7 @@ class Pair:
             lesions: The test subjects' predictions against the truth.
             num_brain: (N, Z) brain voxels of their slices, where scores of slices are sums.
             facts: What else the record says.
+            controls: Healthy people that are tested, too, with what is predicted in them.
         """
         subjects, name = _subjects(self.cohort, "test"), f"{self.cohort.name}/test"
         scores, filtered = self.store.counts(subjects, name, TestPart), None
@@ -172,6 +186,8 @@ class Pair:
         )
         record, people = make_record(self.run, self.cohort, self.config, measured, self.match)
         record |= facts
+        if controls is not None:
+            record["controls"] = self._controls(measured, *controls)
         self._warn_of_lost(record)
         write_cases(self.run, self.store, self.cohort, self.config, frozen.threshold.level)
         arrays = {"people": people, "slices": pack_slices(Slices.of(scores))}
@@ -184,6 +200,27 @@ class Pair:
         files.write_json(place(self.run.url, self.cohort.name), record)
         return record
 
+    def _controls(
+        self, measured: Measured, cohort: Cohort, found: Sequence[SubjectLesions]
+    ) -> dict[str, Any]:
+        """What is said of healthy controls, beside the patients."""
+        name = f"{cohort.name}/test"
+        part = self.store_on(cohort).counts(_subjects(cohort, "test"), name, TestPart)
+        people = _people(cohort, "test")
+        healthy = replace(measured, scores=part, filtered=None, people=people, lesions=found)
+        # What is not known of controls, or means nothing there, groups patients alone.
+        known = {SCANNER, *map(str, cohort.covariates)}
+        by = [text for text in self.config.by if By.parse(text).column in known]
+        sizes = ([voxel_ml(affine) for affine in _affines(one)] for one in (cohort, self.cohort))
+        ours, theirs = (
+            Tested(measured=one, voxel_ml=ml)
+            for one, ml in zip((healthy, measured), sizes, strict=True)
+        )
+        return {
+            "cohort": {"name": cohort.name, "url": cohort.url, "fingerprint": cohort.fingerprint},
+            **controls_record(ours, theirs, groups_of(cohort, by)),
+        }
+
     def _warn_of_lost(self, record: Mapping[str, Any]) -> None:
         """Name figures of an earlier evaluation whose package is not installed here."""
         before, now = (one.get("outside_metrics") or {} for one in (self.record(), record))
@@ -191,6 +228,7 @@ class Pair:
             warnings.warn(
                 f"{self.run.url}: its evaluation on {self.cohort.name} had {', '.join(lost)}, "
                 "which no package that is installed here computes; it is made again without",
+                UadrayWarning,
                 stacklevel=2,
             )
 
@@ -198,6 +236,12 @@ class Pair:
 def _subjects(cohort: Cohort, split: Split) -> list[tuple[int, str]]:
     table = cohort.subjects[cohort.subjects["split"] == split]
     return list(zip(table["row"].astype(int), table["id"], strict=True))
+
+
+def _affines(cohort: Cohort) -> list[NDArray[np.float64]]:
+    """Of each scan of the test part."""
+    table = cohort.subjects[cohort.subjects["split"] == "test"]
+    return [np.array(affine) for affine in table["affine"]]
 
 
 def _people(cohort: Cohort, split: Split) -> list[str]:

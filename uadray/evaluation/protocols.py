@@ -8,9 +8,11 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, Self
 
 from uadray.config import to_json
+from uadray.device import Device, gpus_each
 from uadray.errors import ConfigError, EvaluationError
 from uadray.methods.settings import check_finite
 from uadray.metrics.settings import ComponentConfig, PostprocessConfig
+from uadray.strata import By
 
 Residual = Literal["absolute", "positive"]
 """|x - reconstruction|, or its positive part: what is brighter than its healthy version."""
@@ -32,7 +34,14 @@ Rule = Literal[
 """A rule of `thresholds.RULES`; `none` fits no threshold, and what needs one is not reported."""
 
 ProtocolName = Literal[
-    "bengs2021", "baur2018", "meissen2021-I", "meissen2021-II", "meissen2021-study"
+    "bengs2021",
+    "baur2018",
+    "meissen2021-I",
+    "meissen2021-II",
+    "meissen2021-study",
+    "behrendt2025",
+    "frotscher2025",
+    "frotscher2025-raw",
 ]
 """A key of `PROTOCOLS`."""
 
@@ -123,6 +132,23 @@ _MEISSEN = dict[str, Any](
 )
 
 
+_FROTSCHER = dict[str, Any](
+    source="Frotscher 2025, section on the evaluation, by its code",
+    # Slices of 224 x 224 at 1 mm there.
+    grid=None,
+    slices=None,
+    # Min-max over the whole volume: no clipping.
+    prepare=f"--shape 155 224 224 {_extent(155, 224, 224)} --register mni152 --percentiles 0 100 "
+    "--no-denoise",
+    residual="absolute",
+    components=ComponentConfig(),
+    # And `healthy_fpr_1`: 1 % of the voxels of healthy brains.
+    threshold_rule="best_dice",
+    metrics=("dice_s_mean", "dice_s_std", "auprc"),
+)
+"""Both of its ways: with the median, and without."""
+
+
 def _meissen_prepare(plane: int) -> str:
     # No clipping: it would tie the brightest voxels, among which equalisation decides.
     return (
@@ -190,6 +216,31 @@ PROTOCOLS: dict[str, Protocol] = {
             "components": ComponentConfig(max_size=7, connectivity=26, fit_after=False),
         },
     ),
+    "behrendt2025": Protocol(
+        name="behrendt2025",
+        source="Behrendt 2025, section 4, and its code",
+        # The paper's grid is 50 x 96 x 96 of 2 mm: erosion follows the rows, as its side // 25.
+        grid=None,
+        slices=None,
+        prepare=f"--shape 50 96 96 {_extent(100, 192, 192)} --register mni152 --correct-bias",
+        residual="absolute",
+        postprocess=PostprocessConfig(),
+        # Dropped at the frozen threshold.
+        components=ComponentConfig(max_size=7, connectivity=26, fit_after=False),
+        threshold_rule="bengs_bisection",
+        metrics=("dice_s_mean", "dice_s_std", "auprc"),
+    ),
+    "frotscher2025": Protocol(
+        name="frotscher2025",
+        # Its median has an even size of 4, which lies half a voxel beside: the odd one below.
+        postprocess=PostprocessConfig(erosion_iterations=0, median_size=3),
+        **_FROTSCHER,
+    ),
+    "frotscher2025-raw": Protocol(
+        name="frotscher2025-raw",
+        postprocess=_UNFILTERED,
+        **_FROTSCHER,
+    ),
 }
 """The protocols by name."""
 
@@ -218,20 +269,30 @@ class EvaluateConfig:
     num_resamples: int = 50
     """Resamples of the people that the threshold is fitted on: it is fitted again on each, and what
     that changes is part of the 95 % intervals."""
-    batch_size: int = 4
-    """Volumes scored at once by an actor."""
+    by: tuple[str, ...] = ()
+    """Groups of test people whose figures are reported, too, and set against all others': by
+    `scanner`, `lesion_ml:1:10:100` or any covariate of the cohort, such as `sex` or `age:40:60`."""
+    batch_size: int = 0
+    """Volumes scored at once by an actor; 0 takes 4 on a CPU, and 32 of 64^3 voxels on a GPU, of
+    larger ones as many as have their voxels."""
+    device: Device = "auto"
+    """`cuda` scores on a GPU in each actor and refuses where there is none that torch can use,
+    `cpu` on none; `auto` as `gpus_per_actor` says."""
     gpus_per_actor: float = 0.0
-    """GPUs of each scoring actor; 0 scores on CPUs."""
+    """GPUs of each scoring actor, at most 1; a fraction shares one; 0 scores on CPUs."""
 
     def __post_init__(self) -> None:
         """Check the ranges."""
         if self.protocol not in PROTOCOLS:
             raise ConfigError(f"protocol must be one of {sorted(PROTOCOLS)}, was {self.protocol!r}")
         check_finite(self, "")
-        if self.num_resamples < 1 or self.batch_size < 1 or self.gpus_per_actor < 0:
+        for text in self.by:
+            By.parse(text)
+        if self.num_resamples < 1 or self.batch_size < 0 or self.gpus_per_actor < 0:
             raise ConfigError(
-                "evaluate: num_resamples and batch_size must be >= 1, gpus_per_actor >= 0"
+                "evaluate: num_resamples must be >= 1, batch_size and gpus_per_actor >= 0"
             )
+        gpus_each(self.device, self.gpus_per_actor, "gpus_per_actor")
 
     @classmethod
     def of(cls, protocol: ProtocolName, **changes: Any) -> Self:
@@ -250,6 +311,11 @@ class EvaluateConfig:
     def fixed(self) -> Protocol:
         """The protocol itself."""
         return PROTOCOLS[self.protocol]
+
+    @property
+    def gpus(self) -> float:
+        """GPUs of each scoring actor."""
+        return gpus_each(self.device, self.gpus_per_actor, "gpus_per_actor")
 
     @property
     def cut(self) -> slice:

@@ -3,27 +3,23 @@
 From counts and examined lesions; no score is read again.
 """
 
-import math
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator
 from functools import partial
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from uadray.config import to_json
 from uadray.errors import EvaluationError
+from uadray.evaluation.figures import Measured, defined, figures_of
 from uadray.evaluation.protocols import EvaluateConfig
-from uadray.metrics.counts import TestPart, Threshold
-from uadray.metrics.inference import Fits, interval, leaving_out
+from uadray.evaluation.strata import groups_of, stratify
+from uadray.metrics.counts import TestPart
+from uadray.metrics.inference import Fits, leaving_out
 from uadray.metrics.lesionwise import (
-    LESION_LIMITS,
     LesionTruth,
-    SubjectLesions,
     component_sizes,
-    lesion_metrics,
     lesion_statistics,
 )
 from uadray.metrics.measures import dice_s
@@ -31,11 +27,7 @@ from uadray.metrics.outside import describe, guarded, installed, remark
 from uadray.metrics.postprocess import findable
 from uadray.metrics.table import (
     OWN,
-    ByMetric,
     Metric,
-    at_thresholds,
-    compute_metrics,
-    fits_by_person,
 )
 from uadray.metrics.thresholds import NONE
 from uadray.preparation.geometry import voxel_ml
@@ -46,35 +38,6 @@ from uadray.store import CHUNK_VOLUMES, Cohort
 
 MAX_NOTES = 3
 """Notes of some scans that are listed one by one."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Measured:
-    """What the figures of one run on one cohort are computed from."""
-
-    scores: TestPart
-    """Counts of the test subjects, as scored."""
-
-    filtered: TestPart | None
-    """The same after the component filter; None where there is none."""
-
-    people: Sequence[str]
-    """The person of each test subject: all scans of one are left out together."""
-
-    threshold: Threshold
-    """Frozen before the test part was opened."""
-
-    refits: Sequence[Threshold]
-    """The same on resamples of the people that it was fitted on; none where they were not kept."""
-
-    fingerprint: str
-    """Of the settings that it was frozen under."""
-
-    num_threshold: int
-    """Subjects that it was fitted on."""
-
-    lesions: Sequence[SubjectLesions]
-    """The final prediction against the truth, in the order of the test subjects."""
 
 
 def check_classes(test: TestPart, url: str) -> None:
@@ -120,25 +83,11 @@ def make_record(
     scores, threshold = measured.scores, measured.threshold
     final = measured.filtered or scores
     table = cohort.subjects.set_index("id")
-    weights = leaving_out(measured.people)
     noted: dict[str, str] = {}
     outside = [guarded(one, partial(noted.setdefault, one.key)) for one in installed()]
-    metrics = (*OWN, *outside)
-    refits = at_thresholds(scores, measured.refits, metrics) if measured.refits else {}
-    plain, by_person = _figures(scores, measured, weights, refits, metrics)
-    chosen, filtered = plain, None
-    if measured.filtered is not None:
-        # Another threshold would need another filter: what refitting changes is that of the
-        # scores before it.
-        filtered, filtered_by_person = _figures(
-            measured.filtered, measured, weights, refits, metrics
-        )
-        chosen = {k: _mixed(plain[k], filtered[k], metrics) for k in plain}
-        by_person = _mixed(by_person, filtered_by_person, metrics)
-    lesions, lesions_by_person = _lesion_figures(measured.lesions, weights)
+    found = figures_of(measured, (*OWN, *outside))
+    weights = leaving_out(measured.people)
     has_threshold = threshold.rule != NONE
-    if not has_threshold:
-        lesions, lesions_by_person = _undefined(lesions, lesions_by_person)
     record = {
         "cohort": {
             "name": cohort.name,
@@ -174,10 +123,10 @@ def make_record(
             else threshold.fitted_on,
             "fingerprint": measured.fingerprint,
         },
-        "metrics": chosen["metrics"] | lesions["metrics"],
-        "intervals": chosen["intervals"] | lesions["intervals"],
-        "unfiltered": None if filtered is None else plain,
-        "filtered": filtered,
+        "metrics": found.metrics,
+        "intervals": found.intervals,
+        "unfiltered": None if found.filtered is None else found.plain,
+        "filtered": found.filtered,
         "interval_method": INTERVAL_METHOD,
         "num_refits": len(measured.refits),
         "num_threshold": measured.num_threshold,
@@ -196,15 +145,15 @@ def make_record(
             | {
                 key: value if has_threshold else None
                 for key, value in (
-                    ("dice", _defined(dice)),
-                    ("dice_unfiltered", _defined(dice_before)),
+                    ("dice", defined(dice)),
+                    ("dice_unfiltered", defined(dice_before)),
                     ("true_positives", compared.true_positives),
                     ("false_positives", compared.false_positives),
                     ("lesions_detected", compared.num_detected),
                     ("predicted_components", compared.num_predicted),
                     ("false_components", compared.num_false),
-                    ("hd95_mm", _defined(compared.hd95_mm)),
-                    ("surface_distance_mm", _defined(compared.surface_distance_mm)),
+                    ("hd95_mm", defined(compared.hd95_mm)),
+                    ("surface_distance_mm", defined(compared.surface_distance_mm)),
                 )
             }
             for subject, dice, dice_before, num_lesion, compared in zip(
@@ -217,10 +166,12 @@ def make_record(
             )
         ],
     }
+    if assigned := groups_of(cohort, config.by):
+        record["strata"] = stratify(measured, assigned, (*OWN, *outside))
     if outside:
         record["outside_metrics"] = {
             one.key: describe(one)
-            | {"remark": _remark(one, chosen["metrics"], by_person, noted, has_threshold)}
+            | {"remark": _remark(one, found.metrics, found.by_person, noted, has_threshold)}
             for one in installed()
         }
     positives = np.stack([*final.positives(threshold.level), final.num_lesion.astype(np.float64)])
@@ -228,31 +179,9 @@ def make_record(
         scores.subjects,
         measured.people,
         counts=np.rint(positives @ (1 - weights[1:]).T).astype(np.int64),
-        fits=by_person | lesions_by_person,
+        fits=found.by_person,
     )
     return record, packed
-
-
-_Figures = tuple[dict[str, Any], dict[str, Fits]]
-"""Metrics and intervals by name, and what the intervals are made from."""
-
-
-def _figures(
-    test: TestPart,
-    measured: Measured,
-    weights: NDArray[np.int64],
-    refits: ByMetric,
-    metrics: Sequence[Metric],
-) -> _Figures:
-    threshold, scores = measured.threshold, measured.scores
-    by_person = fits_by_person(test, threshold, weights, refits, scores, metrics)
-    figures = {
-        "metrics": compute_metrics(test, threshold, scores, metrics),
-        "intervals": _intervals(by_person),
-    }
-    if threshold.rule == NONE:
-        return _undefined(figures, by_person, [one.key for one in metrics if one.at_threshold])
-    return figures, by_person
 
 
 def _remark(
@@ -266,58 +195,6 @@ def _remark(
     if metric.at_threshold and not has_threshold:
         return ""
     return remark(values[metric.key], by_person.get(metric.key), noted.get(metric.key, ""))
-
-
-def _undefined(
-    figures: dict[str, Any], by_person: dict[str, Fits], keys: Iterable[str] = ()
-) -> _Figures:
-    """The same without the values of some metrics, or of all: they need a threshold."""
-    metrics, intervals = figures["metrics"], figures["intervals"]
-    left_out = set(keys or metrics) - {"num_lesions"}
-    without = {
-        key: replace(fits, values=np.full_like(fits.values, np.nan), refits=None)
-        for key, fits in by_person.items()
-        if key in left_out
-    }
-    return {
-        "metrics": {k: None if k in left_out else v for k, v in metrics.items()},
-        "intervals": {k: None if k in left_out else v for k, v in intervals.items()},
-    }, by_person | without
-
-
-def _mixed(
-    plain: dict[str, Any], filtered: dict[str, Any], metrics: Sequence[Metric]
-) -> dict[str, Any]:
-    """Dice after the filter, curves before it: what the protocols that filter report."""
-    after = {metric.key for metric in metrics if metric.is_filtered}
-    return {key: (filtered if key in after else plain)[key] for key in plain}
-
-
-def _lesion_figures(lesions: Sequence[SubjectLesions], weights: NDArray[np.int64]) -> _Figures:
-    values = lesion_metrics(lesions)
-    by_person = {
-        name: Fits(values=values[None], limits=LESION_LIMITS[name])
-        for name, values in lesion_metrics(lesions, weights).items()
-    }
-    counts = {
-        "num_lesions": sum(s.num_lesions for s in lesions),
-        "num_lesions_detected": sum(s.num_detected for s in lesions),
-        "num_with_surface": sum(not math.isnan(s.hd95_mm) for s in lesions),
-    }
-    figures = {
-        "metrics": {name: _defined(value) for name, value in values.items()} | counts,
-        "intervals": _intervals(by_person),
-    }
-    return figures, by_person
-
-
-def _intervals(by_person: dict[str, Fits]) -> dict[str, list[float] | None]:
-    bounds = {name: interval(fits) for name, fits in by_person.items()}
-    return {name: None if pair is None else list(pair) for name, pair in bounds.items()}
-
-
-def _defined(value: Any) -> float | None:
-    return None if np.isnan(value) else float(value)
 
 
 def describe_lesions(cohort: Cohort) -> dict[str, object]:

@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from uadray.device import compute_device, full_float32
 from uadray.errors import EvaluationError
 from uadray.evaluation.protocols import EvaluateConfig, Residual
 from uadray.methods import Detector
@@ -17,7 +18,15 @@ from uadray.methods.base import Detection, ReconstructionDetector, check_detecti
 from uadray.methods.outside import OutsideMaps
 from uadray.metrics.components import drop_components
 from uadray.metrics.counts import SubjectCounts, count_subject
-from uadray.metrics.postprocess import erode_brain, hide_dark, postprocess
+from uadray.metrics.postprocess import (
+    MAX_LEVEL,
+    check_score_range,
+    erode_brain,
+    filter_levels,
+    hide_dark,
+    postprocess,
+    quantise,
+)
 
 if TYPE_CHECKING:
     # Scoring volumes in memory needs neither a run folder nor a cohort.
@@ -152,6 +161,32 @@ def _raw_scores(
     return score_volumes(detector, images, brain, device, config.residual)
 
 
+def level_volumes(
+    detector: Detector, batch: Sequence[Example], config: EvaluateConfig, device: torch.device
+) -> NDArray[np.uint16]:
+    """Levels (B, Z, Y, X) of raw scores, as `quantise` gives them, computed where the scores are.
+
+    Raises:
+        EvaluationError: A score is not finite.
+    """
+    if isinstance(detector, OutsideMaps):
+        raw = _raw_scores(detector, batch, config, device)
+        pairs = zip(raw, batch, strict=True)
+        return np.stack([quantise(s, detector.score_range, subject=one.id) for s, one in pairs])
+    images = torch.from_numpy(np.stack([one.image for one in batch]).astype(np.float32))
+    brain = np.stack([one.brain for one in batch])
+    scores = detect(detector, images, brain, device, config.residual).scores
+    low, high = check_score_range(detector.score_range)
+    scaled = ((scores.double() - low) * (MAX_LEVEL / (high - low))).clamp(0, MAX_LEVEL).round()
+    whole = scores.isfinite().flatten(1).all(1)
+    # Asked for at once: a GPU is waited for.
+    levels = scaled.nan_to_num().to(torch.uint16).cpu().numpy()
+    for place in (~whole).nonzero()[:, 0].tolist():
+        # It says what is wrong.
+        quantise(scores[place].cpu().numpy(), detector.score_range, subject=batch[place].id)
+    return levels
+
+
 def score_volumes(
     detector: Detector,
     images: torch.Tensor,
@@ -180,7 +215,8 @@ def detect(
         residual: `positive` scores what is brighter than its reconstruction alone. Methods that
             do not score by a residual have no sign to go by, and keep their map.
     """
-    with torch.inference_mode():
+    # Levels have 16 bits, of which TensorFloat-32 would spoil some, and thresholds are frozen.
+    with torch.inference_mode(), full_float32():
         x, inside = images.float()[:, None].to(device), torch.from_numpy(brain).to(device)
         if residual == "positive" and isinstance(detector, ReconstructionDetector):
             output = detector.reconstruct_within(x, inside)
@@ -204,6 +240,28 @@ def clean(
     return postprocess(scores[cut], brain[cut], score_range, config.postprocess, subject=subject)
 
 
+def clean_levels(
+    levels: NDArray[np.uint16],
+    image: NDArray[np.floating] | None,
+    brain: NDArray[np.bool_],
+    config: EvaluateConfig,
+) -> NDArray[np.uint16]:
+    """The same from levels (Z, Y, X) of the slices that are evaluated on.
+
+    Args:
+        levels: Of raw scores; overwritten.
+        image: The whole volume; only needed where dark voxels are hidden.
+        brain: Of the whole volume.
+        config: Post-processing and slices.
+    """
+    if image is not None:
+        prior = config.postprocess.prior_quantile
+        whole = np.zeros(brain.shape, np.uint16)
+        whole[config.cut] = levels
+        levels = hide_dark(whole, image, prior, 0)[config.cut].copy()
+    return filter_levels(levels, brain[config.cut], config.postprocess)
+
+
 def count_levels(
     levels: NDArray[np.uint16], example: Example, config: EvaluateConfig
 ) -> SubjectCounts:
@@ -213,14 +271,53 @@ def count_levels(
     return count_subject(levels, brain, lesion, eroded, subject=example.id)
 
 
+BATCH_SIZE = 4
+"""Volumes that are scored at once on a CPU, unless the settings say otherwise."""
+
+GPU_BATCH_SIZE = 32
+"""Maximum number of volumes that are scored at once on a GPU, unless the settings say otherwise."""
+
+GPU_VOXELS = GPU_BATCH_SIZE * 64**3
+"""Maximum number of their voxels."""
+
+
+def num_places(config: EvaluateConfig, shape: tuple[int, ...]) -> int:
+    """Volumes that are scored at once.
+
+    On CPUs whole groups of them make a chunk of a cohort; for GPUs groups are read as such.
+
+    Args:
+        config: Says whether GPUs score.
+        shape: Of a volume.
+    """
+    from uadray.store import CHUNK_VOLUMES
+
+    if not config.gpus:
+        return math.gcd(config.batch_size or BATCH_SIZE, CHUNK_VOLUMES)
+    fit = max(1, min(GPU_BATCH_SIZE, GPU_VOXELS // math.prod(shape)))
+    # A power of two, so that no part of the hardware's tiles is left empty.
+    return config.batch_size or 2 ** (fit.bit_length() - 1)
+
+
+def batches_of(rows: NDArray[np.int64], names: Iterable[int], size: int) -> list[NDArray[np.int64]]:
+    """Rows by the group that they are scored in: each place of it has the same row at any time.
+
+    Args:
+        rows: Ascending, those that are to be scored.
+        names: All rows that are evaluated.
+        size: Of a group.
+    """
+    groups = np.searchsorted(np.array(sorted(names)), rows) // size
+    return np.split(rows, np.flatnonzero(np.diff(groups)) + 1) if len(rows) else []
+
+
 class Scorer:
     """An actor that scores batches of volumes with every run's detector."""
 
     def __init__(self, work: Sequence[Work], names: dict[int, str], config: EvaluateConfig) -> None:
         from uadray.runs.detector import load_detector
-        from uadray.store import CHUNK_VOLUMES
 
-        self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self._device = compute_device("cuda" if config.gpus else "cpu")
         if self._device.type == "cpu":
             torch.set_num_threads(1)
         self._work, self._names, self._config = work, names, config
@@ -228,18 +325,13 @@ class Scorer:
         self._detectors = [
             load_detector(one.run).to(self._device) if one.to_score else None for one in work
         ]
-        # Volumes that are scored at once; whole groups make a chunk of a cohort.
-        self._num_places = math.gcd(config.batch_size, CHUNK_VOLUMES)
+        shape = work[0].run.shape if work else (1,)
+        self._num_places = num_places(config, shape)
 
     def __call__(self, batch: Batch) -> Batch:
         """Score, post-process, count and keep; returns the seconds that each run took."""
         rows = [int(row) for row in batch["id"]]
-        brain = batch["brain"].astype(bool)
-        lesion = batch["lesion"].astype(bool) if "lesion" in batch else np.zeros_like(brain)
-        examples = {
-            row: Example(id=self._names[row], image=image, brain=inside, lesion=truth)
-            for row, image, inside, truth in zip(rows, batch["image"], brain, lesion, strict=True)
-        }
+        examples = _examples(batch, self._names)
         seconds = np.zeros((len(rows), len(self._work)))
         for number, (work, detector) in enumerate(zip(self._work, self._detectors, strict=True)):
             todo = [row for row in rows if row in work.to_score]
@@ -256,7 +348,7 @@ class Scorer:
                 seconds[here, number] = (time.perf_counter() - start) / len(todo)
             for row in rows:
                 if row in work.to_filter:
-                    self._filter(work.store, row, examples[row])
+                    _filter(work.store, row, examples[row], self._config)
         return {"id": batch["id"], "seconds": seconds}
 
     def _groups(self, todo: Sequence[int]) -> list[dict[int, int]]:
@@ -272,8 +364,82 @@ class Scorer:
             groups.setdefault(group, {})[place] = row
         return list(groups.values())
 
-    def _filter(self, store: "ScoreStore", row: int, example: Example) -> None:
-        """Count one subject's kept scores after the component filter."""
-        components = self._config.components
-        opened = drop_components(store.checked_levels(row, example.id), components)
-        store.write_counts(row, count_levels(opened, example, self._config), components)
+
+class LevelScorer(Scorer):
+    """The same on a GPU, which would wait for the rest: only raw scores, for `Finisher`."""
+
+    def __call__(self, batch: Batch) -> Batch:
+        """Adds `levels` (volumes, runs, Z, Y, X) of what was to be scored, and `seconds`."""
+        rows = [int(row) for row in batch["id"]]
+        examples, cut = _examples(batch, self._names), self._config.cut
+        shape = next(iter(examples.values())).brain[cut].shape
+        levels = np.zeros((len(rows), len(self._work), *shape), np.uint16)
+        seconds = np.zeros((len(rows), len(self._work)))
+        for number, (work, detector) in enumerate(zip(self._work, self._detectors, strict=True)):
+            todo = [row for row in rows if row in work.to_score]
+            if not todo or detector is None:
+                continue
+            start = time.perf_counter()
+            for group in self._groups(todo):
+                spare = examples[next(iter(group.values()))]
+                filled = [
+                    examples[group[place]] if place in group else spare
+                    for place in range(self._num_places)
+                ]
+                scored = level_volumes(detector, filled, self._config, self._device)
+                for place, row in group.items():
+                    levels[rows.index(row), number] = scored[place][cut]
+            here = [row in work.to_score for row in rows]
+            seconds[here, number] = (time.perf_counter() - start) / len(todo)
+        kept: Batch = {name: batch[name] for name in ("id", "brain", "lesion") if name in batch}
+        if self._config.postprocess.prior_quantile:
+            kept["image"] = batch["image"]
+        return kept | {"levels": levels, "seconds": seconds}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finisher:
+    """Post-processes, counts and keeps what a `LevelScorer` has scored, in tasks on CPUs."""
+
+    work: Sequence[Work]
+    names: dict[int, str]
+    """Subject of each row that is evaluated."""
+    config: EvaluateConfig
+
+    def __call__(self, batch: Batch) -> Batch:
+        """Returns what `Scorer` does."""
+        rows = [int(row) for row in batch["id"]]
+        examples, seconds = _examples(batch, self.names), np.array(batch["seconds"])
+        for number, work in enumerate(self.work):
+            for place, row in enumerate(rows):
+                example = examples[row]
+                if row in work.to_score:
+                    start = time.perf_counter()
+                    levels = clean_levels(
+                        np.array(batch["levels"][place, number]),
+                        batch["image"][place] if "image" in batch else None,
+                        example.brain,
+                        self.config,
+                    )
+                    work.store.write(row, levels, count_levels(levels, example, self.config))
+                    seconds[place, number] += time.perf_counter() - start
+                if row in work.to_filter:
+                    _filter(work.store, row, example, self.config)
+        return {"id": batch["id"], "seconds": seconds}
+
+
+def _examples(batch: Batch, names: Mapping[int, str]) -> dict[int, Example]:
+    """By row; without their images where the batch has none."""
+    brain = batch["brain"].astype(bool)
+    lesion = batch["lesion"].astype(bool) if "lesion" in batch else np.zeros_like(brain)
+    images = batch.get("image", brain)
+    return {
+        int(row): Example(id=names[int(row)], image=image, brain=inside, lesion=truth)
+        for row, image, inside, truth in zip(batch["id"], images, brain, lesion, strict=True)
+    }
+
+
+def _filter(store: "ScoreStore", row: int, example: Example, config: EvaluateConfig) -> None:
+    """Count one subject's kept scores after the component filter."""
+    opened = drop_components(store.checked_levels(row, example.id), config.components)
+    store.write_counts(row, count_levels(opened, example, config), config.components)

@@ -52,6 +52,9 @@ class Evaluate:
     healthy: str | None = None
     """A sealed healthy cohort: the threshold is fitted on its validation split instead of on the
     threshold part. Only for rules that need no lesions."""
+    controls: str | None = None
+    """A sealed healthy cohort with a test part (jobs/prepare.py --test-count): false alarms in
+    healthy people, and how well scores tell patients from them."""
     config: Annotated[EvaluateConfig, tyro.conf.arg(name="")] = field(
         default_factory=EvaluateConfig
     )
@@ -87,10 +90,10 @@ class Evaluate:
                 "maps are of the scans of one cohort: name one, and bring the maps of each other "
                 "one in a call of its own"
             )
-        if self.healthy is not None:
+        if self.healthy is not None or self.controls is not None:
             raise ConfigError(
-                "--healthy would need maps of the healthy scans, too: leave it out, and the "
-                "threshold is fitted on the threshold part of the cohort"
+                "--healthy and --controls would need maps of the healthy scans, too: leave them "
+                "out; the threshold is fitted on the threshold part of the cohort"
             )
 
     @property
@@ -163,11 +166,13 @@ def main() -> int:
     if job.maps:
         run, absent = bring(job, cohorts[0])
         runs = [*(one for one in runs if one.url != run.url), run]
-    with Progress(total=num_volumes(cohorts, healthy), what="volumes") as progress:
+    controls = open_cohort(job.controls) if job.controls else None
+    with Progress(total=num_volumes(cohorts, healthy, controls), what="volumes") as progress:
         evaluate_all(
             runs,
             cohorts,
             healthy=healthy,
+            controls=controls,
             config=job.config,
             report=progress.advance,
             failed=lambda run, error: left_out.append(Broken(url=run.url, error=str(error))),

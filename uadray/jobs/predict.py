@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 
 from uadray import cli
+from uadray.device import Device
 from uadray.prediction.settings import PredictConfig
 from uadray.preparation.layouts.listing import left_out_lines
 
@@ -51,8 +52,11 @@ class Predict:
     workers: int | None = None
     """Scans at a time: 1 stays in this process, more use Ray. By default more than eight scans
     do, on all CPUs."""
+    device: Device = "auto"
+    """`cuda` computes on a GPU in each worker and refuses where there is none that torch can use,
+    `cpu` on none; `auto` as `gpus` says."""
     gpus: float = 0.0
-    """GPUs of each worker; 0 computes on CPUs."""
+    """GPUs of each worker, at most 1; a fraction shares one; 0 computes on CPUs."""
     viewer: bool = True
     """Make a page to look at each scan, and one for all."""
     config: Annotated[PredictConfig, tyro.conf.arg(name="")] = field(default_factory=PredictConfig)

@@ -97,6 +97,9 @@ class Files(Job):
     --lesion-kind and --contrast."""
     lesion_files: str = ""
     """Pattern of the masks' names, such as '*_seg.nii.gz', where the folder holds others too."""
+    covariates: str = ""
+    """Table (CSV or TSV) of what is known of people besides, such as age and sex, one column of
+    which names them; what the data set's own table says is taken anyway."""
     selection: Selection = field(default_factory=Selection)
     config: PrepareConfig = field(default_factory=PrepareConfig)
 
@@ -117,6 +120,7 @@ class Files(Job):
             seed=self.seed,
             lesions=self.lesions,
             lesion_files=self.lesion_files,
+            covariates=self.covariates,
             report=print,
         )
 

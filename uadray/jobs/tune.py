@@ -36,7 +36,7 @@ from uadray import cli, fields, first_run, settings_files
 from uadray.errors import ConfigError
 from uadray.results import refuse_place
 from uadray.tune.job import Sweep, SweepJob
-from uadray.tune.space import FIRST_RUN, PRESETS, Space, named_space, read_space
+from uadray.tune.space import FIRST_RUN, PRESETS, Space, checked, named_space, read_space
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,6 +83,8 @@ def defaults(preset: str, args: list[str]) -> Tune:
         table.pop("space", None)
     name = name if name and not place else PurePath(place or config).stem
     job = fields.overlay(SweepJob(space=space, name=name), table, config)
+    if "space" in table:
+        checked(job.space, config)
     return Tune(**vars(job))
 
 

@@ -27,6 +27,11 @@ _FAMILIES = (
     "gan",
     "restoration",
     "vqvae",
+    "denoising",
+    "riad",
+    "disyre",
+    "itermask",
+    "diffusion",
 )
 for _file in (*_FAMILIES, "baselines", "outside"):  # in the order of the tables
     import_module(f"uadray.methods.{_file}")

@@ -298,25 +298,31 @@ def sum_within(values: Tensor, inside: Tensor) -> Tensor:
 
 
 def in_pieces(
-    function: Callable[[Tensor], Tensor], x_BCZYX: Tensor, ndim: int, most_voxels: int
+    function: Callable[[Tensor], Tensor],
+    x_BCZYX: Tensor,
+    ndim: int,
+    most_voxels: int,
+    num_out: int = 1,
 ) -> Tensor:
     """`by_samples` for what takes long or much memory: samples with brain alone, a few at a time.
 
     Args:
-        function: Of (N, C, *spatial), to (N, 1, *spatial); samples do not see each other.
+        function: Of (N, C, *spatial), to (N, num_out, *spatial); samples do not see each other.
         x_BCZYX: Volumes, perhaps `with_brain`.
         ndim: 2 or 3.
         most_voxels: Of the samples that are given at a time; one sample at least is.
+        num_out: Channels of what the function gives.
 
     Returns:
-        (B, 1, Z, Y, X); 0 where a sample holds no brain.
+        (B, num_out, Z, Y, X); 0 where a sample holds no brain.
     """
 
     def run(samples: Tensor) -> Tensor:
-        output = torch.zeros_like(samples[:, :1])
+        output = samples.new_zeros(len(samples), num_out, *samples.shape[2:])
         holds_brain = samples.flatten(1).any(1).nonzero()[:, 0]
         for part in holds_brain.split(max(1, most_voxels // samples[0, 0].numel())):
-            output[part] = function(samples[part])
+            if len(part):  # not every function takes no samples
+                output[part] = function(samples[part])
         return output
 
     return by_samples(run, x_BCZYX, ndim)

@@ -7,6 +7,7 @@ codes.
 import itertools
 import math
 
+from uadray.device import full_float32
 from uadray.lazy import Module, Tensor, functional, nn, torch
 
 
@@ -45,7 +46,7 @@ class Codebook(Module):
     def squared_distances(self, features_NF: Tensor) -> Tensor:
         """To each code, (N, K), float32."""
         # In bfloat16 other codes than those of scoring would be the nearest.
-        with torch.autocast(features_NF.device.type, enabled=False):
+        with torch.autocast(features_NF.device.type, enabled=False), full_float32():
             features_NF, codes = features_NF.float(), self.codes
             cross = features_NF @ codes.T
             return features_NF.square().sum(1, keepdim=True) - 2 * cross + codes.square().sum(1)
@@ -73,7 +74,7 @@ class Codebook(Module):
     def _follow(self, features_NF: Tensor) -> None:
         num, num_codes = len(features_NF), len(self.usage)
         distance, chosen = self.squared_distances(features_NF).min(1)
-        with torch.autocast(features_NF.device.type, enabled=False):
+        with torch.autocast(features_NF.device.type, enabled=False), full_float32():
             # A product, not a scattered sum, so that a GPU adds in the same order every time.
             whose = functional.one_hot(chosen, num_codes).float()
             self.usage.lerp_(whose.sum(0) * (self.usage.sum() > 0), 1 - self.decay)

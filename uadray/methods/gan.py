@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from uadray.device import full_float32
 from uadray.lazy import Tensor, torch
 from uadray.methods.base import GradientDetector, Losses, Phase, Player, Shape, in_pieces
 from uadray.methods.blocks import OUTPUT_RANGE, coarse_grid
@@ -32,7 +33,7 @@ def gradient_penalty(critic: Critic, real: Tensor, made: Tensor, between: Tensor
     """
     share = between.view(-1, *[1] * (real.ndim - 1))
     # Of a gradient's gradient few digits are left in bfloat16.
-    with torch.autocast(real.device.type, enabled=False), torch.enable_grad():
+    with torch.autocast(real.device.type, enabled=False), full_float32(), torch.enable_grad():
         point = (share * real + (1 - share) * made).detach().float().requires_grad_(True)
         score = critic(point).sum()
         (slope,) = torch.autograd.grad(score, point, create_graph=torch.is_grad_enabled())

@@ -9,6 +9,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any, Self
 
+from uadray.device import full_float32
 from uadray.lazy import Module, Tensor, functional, nn, torch
 from uadray.methods.blocks import down, norm, pointwise, stack, to_channels_last, up
 from uadray.methods.settings import Convolutional, DenseLatent, Norm
@@ -211,7 +212,7 @@ def separable(x: Tensor, kernel: Tensor) -> Tensor:
     """A kernel, (taps,) with odd length, along each spatial axis of (B, 1, *spatial)."""
     ndim, radius = x.ndim - 2, len(kernel) // 2
     # What is smoothed may be a target: bfloat16 has too few digits for it.
-    with torch.autocast(x.device.type, enabled=False):
+    with torch.autocast(x.device.type, enabled=False), full_float32():
         for axis in range(ndim):
             rows = x.movedim(2 + axis, -1)
             flat = functional.conv1d(

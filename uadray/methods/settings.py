@@ -68,7 +68,7 @@ def check_limits(settings: Any, prefix: str = "method.", /, **limits: str) -> No
         check(_LIMITS[expected](value), f"{prefix}{name}", expected, value)
 
 
-def check_widths(widths: tuple[int, ...], at_least: int = 1) -> None:
+def check_widths(widths: tuple[int, ...], at_least: int = 1, name: str = "method.widths") -> None:
     """Refuse widths that group normalisation cannot divide, or too few.
 
     Raises:
@@ -76,7 +76,7 @@ def check_widths(widths: tuple[int, ...], at_least: int = 1) -> None:
     """
     holds = len(widths) >= at_least and all(w % 8 == 0 and w > 0 for w in widths)
     expected = "multiples of 8" if at_least == 1 else "two or more multiples of 8"
-    check(holds, "method.widths", expected, widths)
+    check(holds, name, expected, widths)
 
 
 @dataclass(frozen=True, kw_only=True)

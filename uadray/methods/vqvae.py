@@ -147,6 +147,8 @@ class Transformer(GradientDetector):
 
     config: Settings
     log_threshold: Tensor
+    _orders: Tensor
+    _places: Tensor
     calibrates = True
 
     def __init__(self, config: Settings, shape: Shape) -> None:
@@ -181,7 +183,13 @@ class Transformer(GradientDetector):
             )
             for _ in range(config.num_orderings)
         )
-        self._orders = [ordering(self.grid, k) for k in range(config.num_orderings)]
+        # Of each transformer, which cells it reads in turn; and where each cell then stands. They
+        # go where the detector goes, and stand in no checkpoint: the settings decide them.
+        orders = [ordering(self.grid, k) for k in range(config.num_orderings)]
+        self.register_buffer("_orders", torch.stack(orders), persistent=False)
+        self.register_buffer(
+            "_places", torch.stack([order.argsort() for order in orders]), persistent=False
+        )
         # Until it is calibrated nothing is unlikely.
         self.register_buffer("log_threshold", torch.full((config.num_orderings,), -math.inf))
 
@@ -258,15 +266,14 @@ class Transformer(GradientDetector):
     def _read(self, tokens_BT: Tensor) -> list[tuple[CausalTransformer, Tensor]]:
         """Each transformer, and the tokens in its order."""
         pairs = zip(self.priors, self._orders, strict=True)
-        return [(prior, tokens_BT[:, order.to(tokens_BT.device)]) for prior, order in pairs]  # type: ignore[misc]
+        return [(prior, tokens_BT[:, order]) for prior, order in pairs]  # type: ignore[misc]
 
     def log_likelihoods(self, x: Tensor) -> Tensor:
         """Of each cell by each transformer, (B, orderings, T) in raster order."""
         tokens = self.tokens(x)
         likelihoods = []
-        for (prior, ordered), order in zip(self._read(tokens), self._orders, strict=True):
-            back = order.argsort().to(tokens.device)
-            likelihoods.append(prior.log_likelihood(ordered)[:, back])
+        for (prior, ordered), places in zip(self._read(tokens), self._places, strict=True):
+            likelihoods.append(prior.log_likelihood(ordered)[:, places])
         return torch.stack(likelihoods, 1)
 
     def plain_reconstruction(self, x: Tensor) -> Tensor:
@@ -288,9 +295,8 @@ class Transformer(GradientDetector):
         likelihood = self.log_likelihoods(x)
         healed = torch.zeros_like(x)
         for k, (prior, order) in enumerate(zip(self.priors, self._orders, strict=True)):
-            order = order.to(x.device)
             unlikely = (likelihood[:, k] < self.log_threshold[k]) & holds_brain
-            changed = prior.heal(tokens[:, order], unlikely[:, order])[:, order.argsort()]  # type: ignore[operator]
+            changed = prior.heal(tokens[:, order], unlikely[:, order])[:, self._places[k]]  # type: ignore[operator]
             output = (
                 self.decode(self.codebook.codes[changed.flatten()]).float().clamp(*OUTPUT_RANGE)
             )

@@ -20,7 +20,7 @@ import numpy as np
 from scipy.sparse import csr_array
 
 from uadray import plugins
-from uadray.errors import EvaluationError, UadrayError
+from uadray.errors import EvaluationError, UadrayError, UadrayWarning
 from uadray.metrics.counts import TestPart
 from uadray.metrics.inference import Fits
 from uadray.metrics.table import METRICS, OWN, Appearance, Metric, Tested, Values, Weighted
@@ -34,7 +34,9 @@ Note = Callable[[str], object]
 def installed() -> tuple[Metric, ...]:
     """Metrics of other packages; those that cannot be used are named in a warning, once."""
     own = {metric.key for metric in OWN}
-    usable = METRICS.usable(lambda key, error: warnings.warn(f"left out: {error}", stacklevel=2))
+    usable = METRICS.usable(
+        lambda key, error: warnings.warn(f"left out: {error}", UadrayWarning, stacklevel=2)
+    )
     return tuple(metric for key, metric in usable.items() if key not in own)
 
 

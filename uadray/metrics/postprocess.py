@@ -12,7 +12,7 @@ as reference code); what is outside the eroded brain it sees as 0.
 
 from collections.abc import Mapping, Sequence
 from itertools import product
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import scipy.ndimage as ndi
@@ -21,6 +21,8 @@ from numpy.typing import NDArray
 from uadray.errors import ConfigError, EvaluationError
 from uadray.metrics.median import median_filter
 from uadray.metrics.settings import PostprocessConfig
+
+Number = TypeVar("Number", np.float64, np.uint16)
 
 MAX_LEVEL = 65535
 """Largest level: the upper end of the score range. Level 0, the lower end, is 'no anomaly'."""
@@ -128,25 +130,32 @@ def postprocess(
             f"{whose} have shape {scores.shape}, the brain mask {brain.shape}; expected one "
             "(Z, Y, X) grid for both: score the volume on the cohort's own grid"
         )
-    levels = quantise(scores, score_range, subject=subject)
+    return filter_levels(quantise(scores, score_range, subject=subject), brain, config)
+
+
+def filter_levels(
+    levels: NDArray[np.uint16], brain: NDArray[np.bool_], config: PostprocessConfig
+) -> NDArray[np.uint16]:
+    """The same from levels (Z, Y, X) on, which it overwrites."""
     levels[~erode_brain(brain, config.iterations(brain.shape))] = 0
     return median_filter(levels, brain.astype(bool, copy=False), config.median_size)
 
 
 def hide_dark(
-    scores: NDArray[np.float64], image: NDArray[np.floating], quantile: float, lowest: float
-) -> NDArray[np.float64]:
+    scores: NDArray[Number], image: NDArray[np.floating], quantile: float, lowest: float
+) -> NDArray[Number]:
     """Lower the scores of dark voxels; the erosion and the median come after it.
 
     Args:
-        scores: (Z, Y, X).
+        scores: (Z, Y, X); or their levels, of which the lowest is 0.
         image: (Z, Y, X) intensities, all of the volume.
         quantile: `PostprocessConfig.prior_quantile`; 0 changes nothing.
         lowest: What they become.
     """
     if quantile == 0:
         return scores
-    return np.where(image < np.quantile(image.astype(np.float64), quantile), lowest, scores)
+    dark = image < np.quantile(image.astype(np.float64), quantile)
+    return np.where(dark, scores.dtype.type(lowest), scores)
 
 
 def smallest_findable_mm(spacing_mm: Sequence[float], median_size: int) -> float:

@@ -111,6 +111,17 @@ PREPARATION: Mapping[str, Mapping[str, tuple[Any, str]]] = {
         "denoise": (True, "denoises by curvature flow"),
         "correct_bias": (False, "names no bias correction"),
     },
+    "behrendt2025": {
+        "shape": ([50, 96, 96], "takes 100 slices at 2 mm, 50 x 96 x 96"),
+        "register": ("SRI24", "registers to the SRI24 atlas"),
+        "denoise": (True, "denoises by curvature flow"),
+        "correct_bias": (True, "corrects the bias field by N4"),
+    },
+    "frotscher2025": {
+        "register": ("SRI24", "registers to the SRI24 atlas"),
+        "percentiles": ([0.0, 100.0], "clips no intensities"),
+        "denoise": (False, "names no denoising"),
+    },
     "meissen2021": {
         "register": ("SRI24", "registers to the SRI24 atlas, by the T1 scans"),
         "skull_strip": ("robex", "strips with ROBEX"),
@@ -141,6 +152,20 @@ def preparation_differences(paper: str, role: str, cohort: Cohort) -> list[str]:
 
 
 EVALUATION: Mapping[str, Sequence[str]] = {
+    "behrendt2025": (
+        "The paper's figures are means over five folds of its training, and their deviations are "
+        "over the folds; its AUPRC is a mean over persons, which no figure of ours is.",
+        "The paper's code erodes the brain mask before the median, its text after it: before it "
+        "here.",
+    ),
+    "frotscher2025": (
+        "The figures are digitised from a picture, to about 0.001; whether with the median filter "
+        "or without, and at which of two thresholds, is not said. `frotscher2025-raw` has none.",
+        "The benchmark's median filter has an even size of 4 voxels of 1 mm, which moves the map "
+        "by half a voxel: here 3.",
+        "It takes two thresholds from validation: that of the best Dice, here of the fitting part, "
+        "and that of 1 % false positives on healthy voxels: --threshold-rule healthy_fpr_1.",
+    ),
     "bengs2021": (
         "The paper erodes the brain mask slightly and filters by a median, neither of a stated "
         "size: here one iteration for 25 rows and 5 x 5 x 5, as in its laboratory's later code.",

@@ -144,6 +144,7 @@ class Reproduction:
 
     def run(self, config: SweepConfig | None = None) -> list[Outcome]:
         """Fit and evaluate what is missing; the same again goes on where it was cut short."""
+        config = config or SweepConfig()
         trials = self.experiments()
         if not trials:
             return []
@@ -157,11 +158,11 @@ class Reproduction:
         runs = [Run.open(o.url) for o in outcomes if o.status == "finished"]
         cohorts = [self.cohorts[role] for role in self.roles]
         if runs and cohorts:
-            insist = config is not None and config.allow_mismatch
+            insist = config.allow_mismatch
             own = {e.experiment.name: e.protocol for e in self.entries() if e.experiment}
             for protocol in dict.fromkeys(own.get(run.experiment.name, "") for run in runs):
                 some = [r for r in runs if own.get(r.experiment.name, "") == protocol]
-                rules = self.evaluation(protocol)
+                rules = replace(self.evaluation(protocol), device=config.place)
                 healthy = self._threshold_from(rules, cohorts)
                 evaluate_all(some, cohorts, healthy=healthy, config=rules, allow_mismatch=insist)
         return outcomes
@@ -298,6 +299,7 @@ class Reproduction:
                     "interval": measured[0][1] if len(measured) == 1 else None,
                     "published": None if printed is None else printed.value,
                     "published_deviation": None if printed is None else printed.deviation,
+                    "published_digitised": printed is not None and printed.digitised,
                 }
             )
         return rows

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
 from uadray.config import Experiment
 from uadray.errors import ConfigError
@@ -12,7 +13,12 @@ def figures() -> set[str]:
     # Here, since the table computes, and the papers' names are imported for help texts.
     from uadray.metrics.table import METRICS
 
-    return {*METRICS, "seconds_per_slice"}
+    return {*METRICS, "seconds_per_slice", *PRINTED_ALONE}
+
+
+PRINTED_ALONE = ("dice_s_best_on_test", "auprc_s_mean")
+"""Figures of papers that no evaluation of ours has: the mean Dice of a person at the threshold that
+is best for the test set, and the mean over persons of the area under the precision-recall curve."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,7 +28,11 @@ class Published:
     value: float
     """The figure: a fraction of 1, or seconds."""
     deviation: float | None = None
-    """Standard deviation over subjects, where the paper gives one."""
+    """Standard deviation, where the paper gives one."""
+    deviation_over: Literal["subjects", "folds"] = "subjects"
+    """What it is over."""
+    digitised: bool = False
+    """Whether it was read off a figure; otherwise it is printed as a number."""
 
 
 @dataclass(frozen=True, kw_only=True)

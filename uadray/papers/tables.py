@@ -1,6 +1,7 @@
 """What the reproduction of a table or figure prints: what is there, and ours beside theirs."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from rich.table import Table
 from rich.text import Text
@@ -73,7 +74,7 @@ def figures_table(one: Reproduction) -> Table:
             row["metric"],
             _number(row["ours"]),
             _spread(row["interval"], row["ours_each_seed"]),
-            _number(row["published"]),
+            _printed(row),
             _number(row["published_deviation"]),
             ranges(row["caveats"]),
         )
@@ -147,7 +148,7 @@ def to_markdown(one: Reproduction) -> str:
     lines += ["", *(f"- Missing: {line}" for line in one.missing())]
     cells = []
     for row in one.rows():
-        printed = _number(row["published"])
+        printed = _printed(row)
         if row["published_deviation"] is not None:
             printed += f" ± {_number(row['published_deviation'])}"
         spread = _spread(row["interval"], row["ours_each_seed"])
@@ -170,6 +171,11 @@ def _cohort(one: Reproduction, role: str, cohort: Cohort | None) -> str:
 
 def _number(value: float | None) -> str:
     return "" if value is None else f"{value:.3f}"
+
+
+def _printed(row: Mapping[str, Any]) -> str:
+    """The paper's figure; one that was read off a picture is marked so."""
+    return ("about " if row["published_digitised"] else "") + _number(row["published"])
 
 
 def _spread(interval: list[float] | None, seeds: list[float]) -> str:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from uadray import attempts, files
+from uadray.device import compute_device
 from uadray.errors import ScanError, UadrayError
 from uadray.prediction import lists, outputs, pages, places
 from uadray.prediction.inputs import Item
@@ -199,7 +200,7 @@ class OnRay:
 
     def load(self) -> Callable[[Item], Outcome]:
         """Open the model in an actor."""
-        device = torch.device("cuda" if self.gpus and torch.cuda.is_available() else "cpu")
+        device = compute_device("cuda" if self.gpus else "cpu")
         model = open_model(self.model, cohort=self.cohort)
         model.detector.to(device)
         return InProcess(

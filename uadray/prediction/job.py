@@ -3,9 +3,8 @@
 import math
 from dataclasses import dataclass, field
 
-import torch
-
 from uadray import files
+from uadray.device import Device, compute_device, gpus_each
 from uadray.errors import ConfigError
 from uadray.prediction.folder import (
     FEW,
@@ -43,8 +42,10 @@ class PredictJob:
     """Brain mask of the one scan."""
     viewer: bool = True
     """Whether to make a page for each scan, and one for all."""
+    device: Device = "auto"
+    """`cuda` computes on a GPU in each worker, `cpu` on none; `auto` as `gpus` says."""
     gpus: float = 0.0
-    """GPUs of each worker; 0 computes on CPUs."""
+    """GPUs of each worker, at most 1; 0 computes on CPUs."""
     config: PredictConfig = field(default_factory=PredictConfig)
     """Threshold, and where the preparation differs from the cohort's."""
 
@@ -54,6 +55,7 @@ class PredictJob:
             raise ConfigError(f"workers must be >= 1, was {self.workers}")
         if not 0 <= self.gpus < math.inf:
             raise ConfigError(f"gpus must be >= 0 and finite, was {self.gpus}")
+        gpus_each(self.device, self.gpus, "gpus")
 
     def run(self) -> Predicted:
         """Predict.
@@ -93,9 +95,9 @@ class PredictJob:
     def _engine(self, model: Model, items: tuple[Item, ...]) -> Engine:
         out = files.normalise(self.out)
         workers = self.workers or (None if len(items) > FEW else 1)
+        gpus = gpus_each(self.device, self.gpus, "gpus")
         if workers == 1:
-            gpu = self.gpus > 0 and torch.cuda.is_available()
-            device = torch.device("cuda" if gpu else "cpu")
+            device = compute_device("cuda" if gpus else "cpu")
             model.detector.to(device)
             return InProcess(
                 model=model, out=out, config=self.config, viewer=self.viewer, device=device
@@ -107,5 +109,5 @@ class PredictJob:
             config=self.config,
             workers=workers,
             viewer=self.viewer,
-            gpus=self.gpus,
+            gpus=gpus,
         )

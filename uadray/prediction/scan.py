@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 
 from uadray import files
+from uadray.device import full_float32
 from uadray.errors import PredictError, ScanError
 from uadray.evaluation.protocols import EvaluateConfig
 from uadray.evaluation.scoring import clean, detect
@@ -286,7 +287,7 @@ def _score(
     detected = detect(model.detector, image, brain[None], device, settings.residual)
     scores, output = detected.scores[0].double().cpu().numpy(), detected.reconstruction
     if output is None and model.detector.has_reconstruction:
-        with torch.inference_mode():
+        with torch.inference_mode(), full_float32():
             inside = torch.from_numpy(brain[None]).to(device)
             output = model.detector.reconstruct_within(image[:, None].to(device), inside)
     reconstruction = None if output is None else output[0, 0].float().cpu().numpy()

@@ -18,6 +18,7 @@ import ray
 from uadray import attempts, cluster, each, files
 from uadray.errors import ConfigError, ScanError, StoreError, TooManyFailuresError
 from uadray.lock import hold
+from uadray.preparation.covariates import covariates_of
 from uadray.preparation.identity import Source, digest_of, is_unchanged
 from uadray.preparation.layouts import PHANTOM_SCHEME, LeftOut, Scan
 from uadray.preparation.layouts.listing import printable
@@ -121,17 +122,22 @@ def prepare_cohort(
         if again is not None:
             writer.reopen(again)
         elif writer.is_sealed():
-            return _with_left_out(open_cohort(writer.url), left_out)
+            return _with_tables(open_cohort(writer.url), rows, left_out)
         limit = _Limit(writer=writer, total=len(rows), share=max_failures)
         _fill(writer, rows, contents, config, limit, workers)
-        return _with_left_out(writer.seal(), left_out)
+        return _with_tables(writer.seal(), rows, left_out)
 
 
-def _with_left_out(cohort: Cohort, left_out: Sequence[LeftOut]) -> Cohort:
-    """Write down what was found besides the scans; it decides nothing in the cohort."""
-    rows = [{"path": one.path, "reason": one.reason} for one in left_out]
-    if rows != cohort.left_out:
-        write_left_out(cohort.url, rows)
+def _with_tables(cohort: Cohort, rows: Rows, left_out: Sequence[LeftOut]) -> Cohort:
+    """Write down what is known of people, and what was found besides the scans, where it changed.
+
+    Neither decides anything in the volumes.
+    """
+    others = [{"path": one.path, "reason": one.reason} for one in left_out]
+    if others != cohort.left_out:
+        write_left_out(cohort.url, others)
+    here = cohort.columns("row")["row"].tolist()
+    cohort.add_covariates(covariates_of([rows[row][0] for row in here]).columns)
     return cohort
 
 

@@ -82,6 +82,7 @@ def find_inputs(
     seed: int = 0,
     lesions: str = "",
     lesion_files: str = "",
+    covariates: str = "",
     report: Callable[[str], object] = lambda line: None,
 ) -> Inputs:
     """Find the scans of a data set, choose some, and give them lesions where masks are given.
@@ -94,18 +95,25 @@ def find_inputs(
         seed: Decides who is held out, and who gets which lesion.
         lesions: Folder of lesion masks.
         lesion_files: Pattern of their names.
+        covariates: Table of what is known of people besides.
         report: Takes each line of the listing.
 
     Raises:
-        NoScanFoundError: nothing is found.
+        NoScanFoundError: nothing is found, or the table of people is not of them.
     """
+    from uadray.preparation.covariates import covariates_of, with_table
     from uadray.preparation.lesions import assign_masks, find_masks
     from uadray.preparation.splits import select_scans
 
     listing = layouts.list_scans(layout, root, modality)
     for line in listing.lines(files.normalise(root)):
         report(line)
-    scans, left_out = select_scans(listing, settings.selection, seed=seed), listing.left_out
+    left_out = listing.left_out
+    known = with_table(listing, covariates) if covariates else listing
+    scans = select_scans(known, settings.selection, seed=seed)
+    found = covariates_of(scans)
+    for line in ([str(found)] if found.columns else []) + [f"note: {r}" for r in found.remarks]:
+        report(f"  {line}")
     if lesions:
         masks = find_masks(lesions, lesion_files)
         for line in left_out_lines(len(masks), masks.left_out, masks.root, "masks"):

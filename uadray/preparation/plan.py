@@ -15,6 +15,7 @@ from uadray.preparation.layouts.listing import printable
 from uadray.preparation.settings import PrepareConfig, SplitConfig
 from uadray.preparation.steps import PreparedVolume, record
 from uadray.store import Split, Subject
+from uadray.strata import SCANNER
 
 Rows = Sequence[tuple[Scan, Split]]
 """Scans in the order of a cohort's rows, each with its part."""
@@ -40,7 +41,8 @@ def make_plan(
         "split": {
             "preset": split.preset,
             "by": "subject",
-            "stratified_by": "scanner",
+            # As plans of earlier versions, which knew no other.
+            "stratified_by": SCANNER if split.stratify_by == (SCANNER,) else [*split.stratify_by],
             "subjects": dict(Counter(part for _, part in sorted(subjects))),
         },
     }
@@ -60,6 +62,7 @@ def planned_scans(rows: Rows) -> Iterator[dict[str, Any]]:
     for scan, part in rows:
         fields = {key: value for key, value in asdict(scan).items() if value}
         fields.pop("template", None)  # it lies beside the mask
+        fields.pop("covariates", None)  # they decide nothing in the volumes
         for key in ("image", "brain", "lesion"):
             if key in fields:
                 fields[key] = public(fields[key])

@@ -12,6 +12,7 @@ import numpy as np
 
 from uadray.errors import ConfigError, PluginError
 from uadray.plugins import Package, Registry
+from uadray.strata import SCANNER, By
 
 MAX_EXTENT_MM = 1000.0
 """Largest edge of the box that brains are padded to."""
@@ -330,6 +331,12 @@ class SplitConfig:
     split_count: int | None = None
     """Subjects in the validation part, or the threshold part, instead of the share; of a cohort
     with lesions it may be 0, which tests all of it."""
+    test_count: int = 0
+    """Subjects of a healthy cohort in a part `test`, which nothing learns from: evaluations count
+    false alarms in them, and tell them from patients (`jobs/evaluate.py --healthy-test`)."""
+    stratify_by: tuple[str, ...] = (SCANNER,)
+    """What the parts are alike in: `scanner`, and covariates such as `sex` or `age:40:60`, with the
+    ages where ranges end."""
     preset: Preset = "none"
     """`bengs2021`: the paper's counts, for cohorts of its sizes: 2008 healthy subjects are split
     into 1807 and 201, 335 with tumours into 133 and 202, 304 with strokes into 121 and 183."""
@@ -339,10 +346,14 @@ class SplitConfig:
             raise ConfigError("preset and split_count both say how large the parts are: give one")
         if self.split_count is not None and self.split_count < 0:
             raise ConfigError(f"split_count must be >= 0, was {self.split_count}")
+        if self.test_count < 0:
+            raise ConfigError(f"test_count must be >= 0, was {self.test_count}")
         if not 0 < self.validation_share < 1:
             raise ConfigError(f"validation_share must be in (0, 1), was {self.validation_share}")
         if not 0 <= self.threshold_share < 1:
             raise ConfigError(f"threshold_share must be in [0, 1), was {self.threshold_share}")
+        for text in self.stratify_by:
+            By.parse(text)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,14 +4,17 @@ All functions are pure: they depend on the set of scans and the seed, not on the
 """
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
+from uadray import strata
 from uadray.errors import ConfigError, NoScanFoundError
+from uadray.preparation.covariates import covariates_of
 from uadray.preparation.layouts import Scan
 from uadray.preparation.settings import PRESETS, Preset, Selection, SplitConfig
 from uadray.store import Split
+from uadray.strata import SCANNER
 
 HEALTHY: tuple[Split, Split] = ("train", "validation")
 """Parts of a healthy cohort."""
@@ -20,27 +23,30 @@ LESIONED: tuple[Split, Split] = ("threshold", "test")
 """Parts of a cohort with lesions: where thresholds are fitted, and where they are tested."""
 
 
-def draw_subjects(scans: Sequence[Scan], count: int, seed: int) -> set[str]:
-    """Draw subjects at random, each scanner in proportion to its subjects.
+def draw_subjects(
+    scans: Sequence[Scan], count: int, seed: int, by: Sequence[str] = (SCANNER,)
+) -> set[str]:
+    """Draw subjects at random, each group in proportion to its subjects.
 
     Args:
-        scans: A subject counts for the scanner of most of its scans.
+        scans: A subject counts for the group of most of its scans.
         count: Subjects to draw.
         seed: The same scans and seed draw the same subjects, in whatever order they come.
+        by: What groups are of, see `SplitConfig.stratify_by`.
 
     Returns:
-        `count` subjects; each scanner's number is its exact share, rounded up or down.
+        `count` subjects; each group's number is its exact share, rounded up or down.
 
     Raises:
-        ConfigError: there are fewer subjects than that.
+        ConfigError: there are fewer subjects than that, or nothing is known of what groups are of.
     """
-    scanners = _scanner_of(scans)
-    if not 0 <= count <= len(scanners):
-        raise ConfigError(f"cannot draw {count} of {len(scanners)} subjects: ask for fewer")
-    rng = np.random.default_rng([seed, len(scanners)])
-    names = np.array(sorted(set(scanners.values())))
-    groups = {n: sorted(s for s, scanner in scanners.items() if scanner == n) for n in names}
-    exact = np.array([len(groups[n]) for n in names]) * count / max(1, len(scanners))
+    group_of = _group_of(scans, by)
+    if not 0 <= count <= len(group_of):
+        raise ConfigError(f"cannot draw {count} of {len(group_of)} subjects: ask for fewer")
+    rng = np.random.default_rng([seed, len(group_of)])
+    names = np.array(sorted(set(group_of.values())))
+    groups = {n: sorted(s for s, group in group_of.items() if group == n) for n in names}
+    exact = np.array([len(groups[n]) for n in names]) * count / max(1, len(group_of))
     quota = np.floor(exact + 1e-9).astype(int)
     # The largest remainders get one more; a drawn number breaks ties.
     order = np.lexsort([rng.random(len(names)), -(exact - quota)])
@@ -52,18 +58,24 @@ def draw_subjects(scans: Sequence[Scan], count: int, seed: int) -> set[str]:
     }
 
 
-def _scanner_of(scans: Iterable[Scan]) -> dict[str, str]:
+def _group_of(scans: Sequence[Scan], by: Sequence[str]) -> dict[str, str]:
+    """The group of each subject."""
+    names = [scan.scanner for scan in scans]
+    if tuple(by) != (SCANNER,):
+        known = covariates_of(scans)
+        people = [{**known.of(place), SCANNER: scan.scanner} for place, scan in enumerate(scans)]
+        names = strata.groups([strata.By.parse(text) for text in by], people)
     counts: dict[str, Counter[str]] = {}
-    for scan in scans:
-        counts.setdefault(scan.subject, Counter())[scan.scanner] += 1
-    # Of two scanners with as many scans, the first by name.
-    return {s: min(c, key=lambda scanner: (-c[scanner], scanner)) for s, c in counts.items()}
+    for scan, name in zip(scans, names, strict=True):
+        counts.setdefault(scan.subject, Counter())[name] += 1
+    # Of two groups with as many scans, the first by name.
+    return {s: min(c, key=lambda name: (-c[name], name)) for s, c in counts.items()}
 
 
 def split_scans(
     scans: Sequence[Scan], config: SplitConfig, *, seed: int
 ) -> list[tuple[Scan, Split]]:
-    """Split a cohort by subject, stratified by scanner, and order it.
+    """Split a cohort by subject, stratified by scanner or as `config` says, and order it.
 
     Scans stand part by part and in a seeded random order within each, so that every shard of a
     part is a fair sample of it.
@@ -74,8 +86,9 @@ def split_scans(
         seed: Decides parts and order.
 
     Returns:
-        Scans in the order of the cohort's rows: train and validation, or threshold and test. Each
-        part has at least one subject; the threshold part alone may be left out.
+        Scans in the order of the cohort's rows: train, validation and, where it is asked for, test;
+        or threshold and test. Each part has at least one subject; the threshold part may be left
+        out.
 
     Raises:
         ConfigError: some scans have a lesion and some have none, two share an id, there are too few
@@ -90,15 +103,35 @@ def split_scans(
             "lesioned ones; prepare two with --parts healthy and --parts lesioned"
         )
     parts, drawn = (LESIONED, 0) if lesioned == {True} else (HEALTHY, 1)
+    scans, aside = _set_aside(scans, config, parts, seed)
     count = _count_to_draw(len({scan.subject for scan in scans}), config, parts, drawn)
-    chosen = draw_subjects(scans, count, seed)
+    chosen = draw_subjects(scans, count, seed, config.stratify_by)
     ordered: list[tuple[Scan, Split]] = []
     rng = np.random.default_rng([seed, len(scans), 1])
     for k, part in enumerate(parts):
         members = [s for s in scans if (s.subject in chosen) == (k == drawn)]
         members.sort(key=lambda scan: scan.id)
         ordered += [(members[i], part) for i in rng.permutation(len(members))]
-    return ordered
+    return ordered + [(scan, "test") for scan in aside]
+
+
+def _set_aside(
+    scans: Sequence[Scan], config: SplitConfig, parts: tuple[Split, Split], seed: int
+) -> tuple[Sequence[Scan], list[Scan]]:
+    """The scans of a healthy cohort without its test part, and that part in a random order."""
+    if not config.test_count:
+        return scans, []
+    if parts == LESIONED:
+        raise ConfigError(
+            "test_count is for healthy cohorts; of one with lesions all but the threshold part is "
+            "tested: give --split-count"
+        )
+    # Another stream than that of the validation part, which is drawn of those that stay.
+    rng = np.random.default_rng([seed, len(scans), 2])
+    chosen = draw_subjects(scans, config.test_count, int(rng.integers(2**31)), config.stratify_by)
+    aside = sorted((s for s in scans if s.subject in chosen), key=lambda scan: scan.id)
+    rest = [scan for scan in scans if scan.subject not in chosen]
+    return rest, [aside[i] for i in rng.permutation(len(aside))]
 
 
 def _check_ids(scans: Sequence[Scan]) -> None:

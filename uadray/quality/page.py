@@ -26,6 +26,7 @@ from uadray.preparation.settings import DOUBT
 from uadray.quality import measures
 from uadray.quality.figures import MAX_SIDE, picture
 from uadray.quality.measures import MEASURES, Limits, ScanMeasures, measure_scan
+from uadray.quality.people import spreads
 from uadray.store import CHUNK_VOLUMES, Cohort
 
 
@@ -219,6 +220,7 @@ def _render(
             shown=_limit_rows(limits),
             measures=MEASURES,
             scanners=_scanners(scans, limits),
+            people=spreads(cohort),
             parts=Counter(scan.split for scan in scans),
             size_mm=np.max([scan.size_mm for scan in scans], axis=0).tolist(),
             cohort_shares=json.dumps(_permille(mean)),

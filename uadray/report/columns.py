@@ -80,7 +80,9 @@ def _printed(row: Row, key: str) -> str:
     if figure is None:
         return ""
     spread = "" if figure.deviation is None else f" ± {figure.deviation:.3f}"
-    return f"published {figure.value:.3f}{spread}"
+    spread += " over folds" if spread and figure.deviation_over == "folds" else ""
+    about = "about " if figure.digitised else ""
+    return f"published {about}{figure.value:.3f}{spread}"
 
 
 def _metric(

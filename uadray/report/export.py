@@ -11,6 +11,7 @@ from uadray.report.columns import LESION_COLUMNS, Column, filter_columns, main_c
 from uadray.report.effects import effect_columns
 from uadray.report.latex import to_latex
 from uadray.report.rows import CohortRows
+from uadray.report.strata import HEAD, lines_of, strata_of
 from uadray.report.sweep import Sweep, describe_span
 from uadray.report.words import Compared
 from uadray.tables import escape
@@ -23,8 +24,8 @@ def write_tables(
 
     Args:
         compared: The cohorts.
-        stem: Path or URL without its ending: `.csv`, `-paired.csv`, `-sweep.csv` (of a sweep
-            alone), `.md` and `.tex` are appended to it.
+        stem: Path or URL without its ending: `.csv`, `-paired.csv`, `-groups.csv` (where
+            people were grouped), `-sweep.csv` (of a sweep), `.md` and `.tex` are appended to it.
         title: Head of the Markdown and the LaTeX.
         sweep: Effects of settings, if any.
 
@@ -37,6 +38,8 @@ def write_tables(
         ".md": to_markdown(compared, title, sweep),
         ".tex": to_latex(compared, title, sweep),
     }
+    if lines := lines_of([cohort.group for cohort in compared]):
+        texts["-groups.csv"] = tables.to_csv(list(HEAD), lines)
     if sweep is not None:
         texts["-sweep.csv"] = to_sweep_csv(sweep)
     for ending, text in texts.items():
@@ -144,6 +147,9 @@ def to_markdown(compared: Sequence[Compared], title: str, sweep: Sweep | None = 
         if columns.has_filter(group.rows):
             filtered = _table(filter_columns(group.rows), group.rows)
             lines += ["### Component filter", "", filtered, ""]
+        for one in strata_of(group):
+            lines += [f"### {one.head} by {escape(one.column)}", ""]
+            lines += [*map(escape, one.sentences()), "", _table(one.columns(), one.rows), ""]
         several = [series for series in cohort.series if len(series.rows) > 1]
         if several:
             lines += ["### Over seeds", "", _table(compare.seed_columns(several), several), ""]

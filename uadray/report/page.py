@@ -10,12 +10,13 @@ from markupsafe import Markup, escape
 
 from uadray import __version__, files, html
 from uadray.errors import ConfigError, PluginError
-from uadray.metrics.inference import MIN_PEOPLE
+from uadray.metrics.inference import MIN_GROUP, MIN_PEOPLE
 from uadray.metrics.postprocess import describe_findable
 from uadray.report import columns, compare, export, figures, vega
 from uadray.report.montage import Viewers, montage
 from uadray.report.rows import Caveats, PublishedFigures, Row, group_by_cohort, spread_rows
 from uadray.report.sections import Section, Table, make_sections
+from uadray.report.strata import strata_of
 from uadray.report.sweep import Sweep, find_sweep
 from uadray.report.sweep_page import (
     curve_context,
@@ -281,6 +282,8 @@ def _cohort(
             (table, figures.difference_plot(table) if table.comparisons else None)
             for table in cohort.comparisons
         ],
+        "strata": strata_of(group),
+        "min_group": MIN_GROUP,
         "volume_plots": list(zip(sized, figures.volume_plots(sized), strict=True)),
         "has_fit": any(figures.cubic_fit(row) is not None for row in sized),
         "min_fit": figures.MIN_FIT_SUBJECTS,

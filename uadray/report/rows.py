@@ -22,7 +22,15 @@ class Published(Protocol):
 
     @property
     def deviation(self) -> float | None:
-        """Standard deviation over subjects, where the paper gives one."""
+        """Standard deviation, where the paper gives one."""
+
+    @property
+    def deviation_over(self) -> str:
+        """What it is over: `subjects` or `folds`."""
+
+    @property
+    def digitised(self) -> bool:
+        """Whether it was read off a picture."""
 
 
 NOT_COMPARED = (

@@ -13,6 +13,7 @@ from typing import Any, Self
 
 from uadray import files
 from uadray.config import Experiment, changes, from_json, to_json
+from uadray.device import gpu_facts
 from uadray.errors import CheckpointError, PluginError, RunError
 from uadray.methods.blocks import constants
 from uadray.results import refuse_inside
@@ -226,11 +227,5 @@ class Run:
 
 def hardware() -> dict[str, Any]:
     """What the figures of a run were measured on, without naming the machine."""
-    # Whatever reads run folders alone, such as a report, needs no torch.
-    import torch
-
-    return {
-        "cpus": os.cpu_count(),
-        "machine": platform.machine(),
-        "device": torch.cuda.get_device_name(0) if torch.cuda.is_available() else "cpu",
-    }
+    cpu = {"cpus": os.cpu_count(), "machine": platform.machine(), "device": "cpu"}
+    return cpu | gpu_facts()

@@ -121,7 +121,7 @@ class ScoreStore:
         self._write(row, components, vars(counts))
 
     def _write(self, row: int, components: ComponentConfig | None, values: dict[str, Any]) -> None:
-        files.write_bytes(self._counts_url(row, components), npz.pack(**values))
+        files.write_bytes(self._counts_url(row, components), npz.pack_quickly(**values))
 
     def levels(self, row: int) -> np.ndarray:
         """One subject's kept levels, (Z, Y, X) uint16, unchecked."""
@@ -214,7 +214,8 @@ class ScoreStore:
                 content = files.read_bytes(url)
             except FileNotFoundError:
                 raise EvaluationError(
-                    f"subject {subject!r} is not scored: run jobs/evaluate.py again"
+                    f"subject {subject!r} is not scored in {self.url}, or what was kept of it was "
+                    "dropped as damaged: run jobs/evaluate.py again, which makes it"
                 ) from None
         try:
             arrays = npz.unpack(content, only)

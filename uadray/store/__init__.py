@@ -11,6 +11,7 @@ A cohort is a folder on a local path or any fsspec URL:
 - `parts/00000.json`, one for each shard of rows, written after the shard's voxels: its subjects,
   the scans that were quarantined, and a digest of each row's voxels;
 - `subjects.parquet` and `quarantine.jsonl`, gathered when the cohort is sealed;
+- `covariates.parquet`: what is known of people besides, such as age and sex, under no seal;
 - `left_out.jsonl`: files that were found beside the scans and why they are none, under no seal.
 
 Rows of quarantined scans stay zero and are in no table of subjects. One task writes one whole

@@ -14,6 +14,7 @@ from uadray.errors import StoreError
 from uadray.plugins import Package
 from uadray.store.cohort import Cohort
 from uadray.store.layout import (
+    COVARIATES,
     SCANS,
     Subject,
     array_documents,
@@ -121,6 +122,12 @@ def _check_frame(cohort: Cohort, content: Summary | None) -> Iterator[Problem]:
             and not content.of(attributes, scans_of(cohort.url)).items() <= seal.items()
         ):
             yield Problem(what="zarr.json: the fingerprint or a count does not fit the content")
+    if seal is not None:
+        try:
+            _ = cohort.covariates
+        except StoreError as error:
+            if COVARIATES in str(error):  # the table of subjects is named below
+                yield Problem(what=str(error).removeprefix(f"{cohort.url}/"))
     for path, digest in documents.items():
         try:
             frame = files.read_bytes(files.join(cohort.url, path))

@@ -3,7 +3,7 @@
 import io
 import json
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any
@@ -11,11 +11,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+import pyarrow.parquet as pq
 import zarr
 
 from uadray import files
 from uadray.errors import StoreError, StoreNotSealedError, UadrayError
 from uadray.store.layout import (
+    COVARIATES,
     LEFT_OUT,
     QUARANTINE,
     SUBJECTS,
@@ -119,6 +121,51 @@ class Cohort:
             return [files.parse_json(line) for line in text.splitlines()]
         except (OSError, ValueError):
             return []
+
+    @cached_property
+    def covariates(self) -> pd.DataFrame:
+        """What is known of the people besides, in the order of `subjects`.
+
+        Columns are numbers (float64) or words, with NaN for what is not known; there is none where
+        nothing is recorded, as in cohorts of earlier versions.
+
+        Raises:
+            StoreError: the table is damaged.
+        """
+        rows = self.columns("row")["row"]
+        place = files.join(self.url, COVARIATES)
+        if not files.exists(place):
+            return pd.DataFrame(index=range(len(rows)))
+        with storage_errors(place):
+            content = files.read_bytes(place)
+        try:
+            read = pq.read_table(io.BytesIO(content), page_checksum_verification=True)
+            table = read.to_pandas().set_index("row").reindex(rows).reset_index(drop=True)
+        except (pa.ArrowException, ValueError, KeyError, OSError) as error:
+            raise StoreError(
+                f"{place} is damaged ({error}): run again what made the cohort, which writes "
+                "it anew"
+            ) from None
+        return table
+
+    def add_covariates(self, columns: Mapping[str, Sequence[float | str | None]]) -> None:
+        """Write down what is known of the people, in place of columns of the same names.
+
+        Args:
+            columns: Name -> a number, a word or None for each scan, in the order of `subjects`.
+        """
+        try:
+            before = self.covariates
+        except StoreError:
+            before = pd.DataFrame(index=range(len(self.columns("row"))))
+        now = before.assign(**{name: list(values) for name, values in columns.items()})
+        if now.equals(before):
+            return
+        arrays = {name: pa.array(now[name], from_pandas=True) for name in now}
+        table = pa.table({"row": pa.array(self.columns("row")["row"])} | arrays)
+        with files.replacing(files.join(self.url, COVARIATES)) as file:
+            pq.write_table(table, file, write_page_checksum=True)
+        self.__dict__.pop("covariates", None)  # what is kept of it
 
     def rows(self, split: Split) -> np.ndarray:
         """Rows of one split, ascending, (n,) int64.

@@ -41,6 +41,10 @@ SUBJECTS, QUARANTINE = "subjects.parquet", "quarantine.jsonl"
 LEFT_OUT = "left_out.jsonl"
 """Name of the list of files that were found and are no scans of the cohort; it is under no seal."""
 
+COVARIATES = "covariates.parquet"
+"""Name of the table of what is known of people besides; it bears checksums of its own, and is under
+no seal, since it decides nothing in the volumes and may be completed later."""
+
 Split = Literal["train", "validation", "threshold", "test"]
 """Healthy cohorts have train and validation, lesioned ones threshold (fitting) and test."""
 

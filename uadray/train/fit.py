@@ -196,7 +196,9 @@ class Fit:
         """What steps call: the detector, compiled and averaged over the workers where it may be."""
         detector, compiled = self.detector, self.experiment.fit.compile
         if alone:
-            module = cast(nn.Module, torch.compile(detector)) if compiled else detector
+            module = (
+                cast(nn.Module, torch.compile(detector, dynamic=False)) if compiled else detector
+            )
             return self.world.wrap(module)
         if compiled:
             raise ConfigError(

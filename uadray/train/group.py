@@ -6,7 +6,7 @@ import os
 import threading
 import uuid
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -16,11 +16,13 @@ import ray
 import torch
 import torch.distributed
 from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError, UserCallback
-from ray.train.torch import TorchTrainer, prepare_model
+from ray.train.torch import TorchConfig, TorchTrainer, prepare_model
 
 from uadray import cluster, files
+from uadray.data.sampling import batch_share
 from uadray.data.settings import READ_CPUS
 from uadray.data.stream import keep_volumes
+from uadray.device import ENVIRONMENT, compute_device
 from uadray.errors import ConfigError, StoppedError, UadrayError
 from uadray.memory import ONE_ARENA
 from uadray.methods import GradientDetector
@@ -73,6 +75,8 @@ def fit_group(
         TrainingFailedError: the workers failed more than `scale.max_failures` times.
     """
     cluster.check_shared(run.url)
+    if scale.takes_gpus and (note := share_note(run.experiment.fit.batch_size, scale.num_workers)):
+        _log.warning("%s: %s", run.experiment.name, note)
     fitted = _Fit(run, cohort, track or TrackConfig())
     try:
         with _relayed(run, report):
@@ -89,6 +93,23 @@ def fit_group(
     if isinstance(outcome, StoppedError):
         raise outcome
     return dict(outcome)
+
+
+MIN_SHARE = 16
+"""Samples of a step that keep a GPU busy; of fewer, a step lasts about as long."""
+
+
+def share_note(batch_size: int, num_workers: int) -> str:
+    """What to say of the share that each GPU takes of a batch; empty where it is large enough."""
+    share = batch_size / num_workers
+    if num_workers == 1 or share >= MIN_SHARE:
+        return ""
+    return (
+        f"a step of {batch_size} samples leaves {share:.3g} to each of {num_workers} GPUs, which "
+        f"are not kept busy by less than {MIN_SHARE}: raise --fit.batch-size (and look at "
+        "--fit.learning-rate: it is another fit then), take fewer workers, or fit several "
+        "experiments at a time, one a GPU (jobs/tune.py --sweep.gpus-per-trial 1)"
+    )
 
 
 def keep_group() -> None:
@@ -157,9 +178,10 @@ def _start(run: Run, scale: ScaleConfig, source: "_Fit | Desk") -> Any:
         train_loop_config={"source": source, "scale": scale},
         scaling_config=ScalingConfig(
             num_workers=workers or scale.num_workers,
-            use_gpu=scale.use_gpu,
+            use_gpu=scale.takes_gpus,
             resources_per_worker={"CPU": scale.cpus_per_worker},
         ),
+        torch_config=TorchConfig(timeout_s=math.ceil(60 * scale.timeout_minutes)),
         run_config=RunConfig(
             name=f"uadray-{run.experiment.name}-{uuid.uuid4().hex[:8]}",
             storage_path=files.join(run.url, "ray"),
@@ -170,7 +192,7 @@ def _start(run: Run, scale: ScaleConfig, source: "_Fit | Desk") -> Any:
                 controller_failure_limit=scale.max_failures,  # type: ignore[call-arg]
             ),
             callbacks=callbacks,
-            worker_runtime_env={"env_vars": ONE_ARENA},
+            worker_runtime_env={"env_vars": ONE_ARENA | ENVIRONMENT},
         ),
     )
     result: Any = trainer.fit()
@@ -188,13 +210,16 @@ class _EndOnNamedErrors(UserCallback):
 
 def _check_room(scale: ScaleConfig) -> None:
     fewest = scale.min_workers or scale.num_workers
-    bundle = {"CPU": scale.cpus_per_worker} | ({"GPU": 1} if scale.use_gpu else {})
+    bundle = {"CPU": scale.cpus_per_worker} | ({"GPU": 1} if scale.takes_gpus else {})
     # What reads beside the workers wants room, too.
     bundles = [bundle] * scale.num_workers + [{"CPU": READ_CPUS}]
 
+    def with_gpus(nodes: Iterable[tuple[float, float]]) -> int:
+        return cluster.num_fitting(nodes, scale.cpus_per_worker, 1)
+
     def fits() -> bool:
         cpus, gpus = cluster.room()
-        has_gpus = not scale.use_gpu or sum(gpus) >= fewest
+        has_gpus = not scale.takes_gpus or with_gpus(zip(cpus, gpus, strict=True)) >= fewest
         return has_gpus and can_run(cpus, fewest, scale.cpus_per_worker)
 
     if cluster.wait_for_room(bundles, fits, scale.wait_minutes):
@@ -207,9 +232,12 @@ def _check_room(scale: ScaleConfig) -> None:
             "--scale.num-workers or --scale.cpus-per-worker (or, where an autoscaler starts nodes, "
             "give it --scale.wait-minutes)"
         )
+    fit = with_gpus(zip(cpus, gpus, strict=True))
+    beside = f", on nodes with room for {fit} workers" if fit < sum(gpus) else ""
     raise ConfigError(
-        f"{fewest} workers need as many GPUs; the cluster has {sum(gpus):g}: lower "
-        "--scale.num-workers or drop --scale.use-gpu"
+        f"{fewest} workers need as many GPUs; the cluster has {sum(gpus):g}{beside}: lower "
+        "--scale.num-workers, drop --scale.use-gpu or choose another --scale.device (or, where an "
+        "autoscaler starts nodes, give it --scale.wait-minutes)"
     )
 
 
@@ -276,7 +304,11 @@ def _fit_one(fitted: _Fit, scale: ScaleConfig) -> dict[str, Any]:
     run = fitted.run
     # Threads beyond the CPUs granted wait for each other: several times slower, not faster.
     torch.set_num_threads(max(1, int(scale.cpus_per_worker)))
-    device = ray.train.torch.get_device()
+    # Refuses where the worker's GPU cannot be used; Ray Train lets workers of a node see all of
+    # their GPUs, and knows which is whose.
+    device = compute_device("cuda" if scale.takes_gpus else "cpu")
+    if device.type == "cuda":
+        device = ray.train.torch.get_device()
 
     def total(tensor: torch.Tensor) -> torch.Tensor:
         there = tensor.to(device)
@@ -302,11 +334,18 @@ def _fit_one(fitted: _Fit, scale: ScaleConfig) -> dict[str, Any]:
         return announced
 
     alone = World(rank=rank, size=size)
+    share = batch_share(run.experiment.fit.batch_size, rank, size)
+    num_samples = min(share, scale.micro_batch or share)
     return fit_worker(
         run,
         fitted.cohort,
         world=(
-            World(rank=rank, size=size, wrap=partial(_averaged, shape=run.shape), sum=total)
+            World(
+                rank=rank,
+                size=size,
+                wrap=partial(_averaged, shape=run.shape, num_samples=num_samples),
+                sum=total,
+            )
             if size > 1
             else alone
         ),
@@ -320,8 +359,15 @@ def _fit_one(fitted: _Fit, scale: ScaleConfig) -> dict[str, Any]:
     )
 
 
-def _averaged(module: torch.nn.Module, shape: tuple[int, int, int]) -> torch.nn.Module:
+def _averaged(
+    module: torch.nn.Module, shape: tuple[int, int, int], num_samples: int = 1
+) -> torch.nn.Module:
     """The module under DDP, after steps that count nothing.
+
+    Args:
+        module: A detector, maybe compiled.
+        shape: Of a volume.
+        num_samples: That are in the network at a time: what is compiled, is so for their number.
 
     DDP rebuilds its buckets after its second step, and where a gradient stands in a bucket
     decides in which order more than two workers add it up. With these steps over, the first one of
@@ -340,11 +386,13 @@ def _averaged(module: torch.nn.Module, shape: tuple[int, int, int]) -> torch.nn.
     detector = getattr(module, "_orig_mod", module)
     assert isinstance(detector, GradientDetector)
     device = next(module.parameters()).device
-    blank = torch.zeros(1, 1, *shape[3 - detector.ndim :], device=device)
+    size = 1 if detector is module else num_samples
+    blank = torch.zeros(size, 1, *shape[3 - detector.ndim :], device=device)
+    noise = torch.zeros(size, detector.num_noise, device=device)
     # DDP's copy of a 1x1 convolution's gradient has other strides of the same meaning.
     warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
     for _ in range(2):
-        losses = averaged(blank, blank, torch.zeros(1, detector.num_noise, device=device))
+        losses = averaged(blank, blank, noise)
         (losses["loss"] * 0).backward()
         module.zero_grad(set_to_none=True)
     with torch.no_grad():

@@ -4,6 +4,7 @@ import os
 import time
 from collections.abc import Callable, Iterable
 from contextlib import suppress
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from uadray.data.batch import Batch
 from uadray.data.erasing import check_draw
 from uadray.data.sampling import train_rows
 from uadray.data.stream import ValidationStream
+from uadray.device import compute_device
 from uadray.errors import ConfigError, RunError, StoppedError
 from uadray.lock import hold
 from uadray.methods import Detector, GradientDetector, StreamDetector, num_parameters
@@ -140,15 +142,25 @@ def _fit(
         return _fit_plain(detector, run, cohort)
     if scale.num_workers > 1:
         return fit_group(run, cohort, scale, track=track, report=report)
+    if _is_placed(scale):
+        return fit_group(run, cohort, replace(scale, device="cuda"), track=track, report=report)
     return fit_worker(
         run,
         cohort,
         world=World(),
-        device=torch.device("cuda" if torch.cuda.is_available() else "cpu"),
+        device=compute_device(scale.device),
         micro_batch=scale.micro_batch,
         track=track,
         report=report,
     )
+
+
+def _is_placed(scale: ScaleConfig) -> bool:
+    """Whether a single worker is started by Ray, on a node with a free GPU, and not here."""
+    if scale.device == "cpu" or not cluster.places_gpus():
+        return False
+    nodes = zip(*cluster.room(), strict=True)
+    return scale.takes_gpus or cluster.num_fitting(nodes, scale.cpus_per_worker, 1) > 0
 
 
 def fit_stream(detector: StreamDetector, volumes: Iterable[Batch], device: torch.device) -> None:

@@ -1,13 +1,36 @@
 """How a fit computes: in which precision, and how a GPU rounds and searches."""
 
-import os
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
 
 from uadray.config import FitConfig
+from uadray.device import cudnn_fault
+from uadray.errors import ConfigError
 from uadray.methods.base import GradientDetector
+
+_log = logging.getLogger(__name__)
+
+
+def check_cudnn(fit: FitConfig, ndim: int, device: torch.device) -> None:
+    """Warn of a cuDNN that computes this fit's convolutions wrong.
+
+    Raises:
+        ConfigError: it does, and the fit is to be deterministic.
+    """
+    if device.type != "cuda" or ndim != 3 or fit.precision == "float32":
+        return
+    if not (fault := cudnn_fault(torch.backends.cudnn.version())):
+        return
+    message = (
+        f"{fault}: install a newer cuDNN, or the torch of constraints.txt, which brings one; or "
+        "fit with --fit.precision float32"
+    )
+    if fit.deterministic:
+        raise ConfigError(message)
+    _log.warning("%s", message)
 
 
 def reduced_precision(wanted: str, detector: GradientDetector, device: torch.device) -> bool:
@@ -30,7 +53,8 @@ def numerics(device: torch.device, fit: FitConfig) -> Iterator[None]:
     """How a GPU computes, while the context lasts; a CPU is left as it is.
 
     By default the fastest convolution is searched for, and products that stay float32 may round to
-    TensorFloat-32; `deterministic` forbids the first and `precision="float32"` the second.
+    TensorFloat-32; `deterministic` forbids the first and `precision="float32"` the second. What
+    `deterministic` needs of cuBLAS is in the environment by then (`uadray.device`).
     """
     if device.type != "cuda":
         yield
@@ -39,9 +63,6 @@ def numerics(device: torch.device, fit: FitConfig) -> Iterator[None]:
     before = cudnn.benchmark, cudnn.deterministic, cudnn.allow_tf32, matmul.allow_tf32
     strict = torch.are_deterministic_algorithms_enabled()
     reduced = fit.precision != "float32"
-    if fit.deterministic:
-        # cuBLAS reads it when it is first used.
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     try:
         cudnn.benchmark, cudnn.deterministic = not fit.deterministic, fit.deterministic
         cudnn.allow_tf32, matmul.allow_tf32 = reduced, reduced

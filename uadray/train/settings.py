@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from uadray.device import Device
 from uadray.errors import ConfigError
 from uadray.methods.settings import check_finite
 
@@ -26,8 +27,12 @@ class ScaleConfig:
     """Maximum number of samples in a worker's network at a time; the gradients of a step add up, so
     that memory is bounded and the result the same but for rounding. 0 takes a worker's whole share
     of the batch."""
+    device: Device = "auto"
+    """`cuda` gives each worker a GPU and refuses where there is none, or none that torch can use;
+    `cpu` takes none. `auto`: a single worker takes one where there is one, of a cluster that the
+    job has joined on whichever node it is; workers of a group as `use_gpu` says."""
     use_gpu: bool = False
-    """Whether each worker of a group takes a GPU; a single worker takes one where there is one."""
+    """Whether each worker of a group takes a GPU, as `device` of `cuda`."""
     cpus_per_worker: float = 0.75
     """Logical CPUs of each worker of a group; the rest of a node reads."""
     max_failures: int = 3
@@ -36,6 +41,9 @@ class ScaleConfig:
     wait_minutes: float = 0.0
     """How long a group waits for nodes that an autoscaler is to start; 0 refuses at once what does
     not fit on the nodes that are there."""
+    timeout_minutes: float = 30.0
+    """How long the workers of a group wait for one of them in an exchange, such as while it reads
+    its part of the cohort or writes a checkpoint, before the group is started again."""
 
     def __post_init__(self) -> None:
         check_finite(self, "scale.")
@@ -45,10 +53,19 @@ class ScaleConfig:
             raise ConfigError(
                 f"scale.min_workers must be in [0, num_workers], was {self.min_workers}"
             )
+        if self.timeout_minutes <= 0:
+            raise ConfigError(f"scale.timeout_minutes must be > 0, was {self.timeout_minutes}")
+        if self.use_gpu and self.device == "cpu":
+            raise ConfigError("scale.use_gpu contradicts a scale.device of cpu: drop one of them")
         if min(self.micro_batch, self.max_failures, self.wait_minutes) < 0:
             raise ConfigError(
                 "scale.micro_batch, scale.max_failures and scale.wait_minutes must be >= 0"
             )
+
+    @property
+    def takes_gpus(self) -> bool:
+        """Whether each worker of a group takes a GPU."""
+        return self.use_gpu or self.device == "cuda"
 
 
 @dataclass(frozen=True, kw_only=True)

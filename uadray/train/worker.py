@@ -10,6 +10,7 @@ import torch
 
 from uadray.data.sampling import step_sizes, train_rows
 from uadray.data.stream import TrainingStream, ValidationStream, fits_in_memory
+from uadray.device import full_float32, gpu_facts
 from uadray.errors import ConfigError, RunError
 from uadray.gauges import fit_gauges
 from uadray.methods.base import GradientDetector, Masked
@@ -19,7 +20,7 @@ from uadray.runs.folder import Run
 from uadray.runs.reading import EPOCHS
 from uadray.store import Cohort
 from uadray.train.fit import Fit
-from uadray.train.precision import reduced_precision
+from uadray.train.precision import check_cudnn, reduced_precision
 from uadray.train.settings import TrackConfig
 from uadray.train.steps import Metrics, World
 from uadray.train.track import tracked
@@ -56,6 +57,7 @@ def fit_worker(
             "scale.micro_batch changes what batch normalisation learns: choose another "
             "--method.norm, or 0 micro-batches"
         )
+    check_cudnn(config, detector.ndim, device)
     _reset_peak(device)
     rows = train_rows(cohort, share=config.data_share, seed=config.seed)
     held_back = cohort.rows("validation")
@@ -130,6 +132,7 @@ def fit_worker(
             "bfloat16" if reduced_precision(config.precision, detector, device) else "float32"
         ),
         "device": device.type,
+        **({"gpu": gpu_facts()} if device.type == "cuda" else {}),
         "threads": torch.get_num_threads(),
         "peak_memory_gib": max(of_each(world, _peak_memory(device))),
     }
@@ -151,7 +154,7 @@ def _calibrate(
     rows = rows[: detector.calibration_volumes or len(rows)]
     stream = ValidationStream(cohort, rows, rank=world.rank, world=world.size, resident=False)
     checkpoints.load_model(detector.to(device).eval(), state.best)
-    with torch.no_grad():
+    with torch.no_grad(), full_float32():
         volumes = (
             Masked(b.images.to(device).float()[:, None], b.inside.to(device)) for b in stream
         )

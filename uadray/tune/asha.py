@@ -10,10 +10,10 @@ from uadray.tune.trial import OBJECTIVE
 
 
 class GentleASHA(tune.schedulers.ASHAScheduler):
-    """ASHA that asks groups of workers to stop instead of killing what started them.
+    """ASHA that asks groups of workers to stop instead of stopping the trial that they fit.
 
-    Tune kills the actor of a stopped trial; the placement group of a group of workers outlives it,
-    and holds CPUs that the next trial waits for.
+    Tune kills the actor of a stopped trial while it waits for its group; the group, which the
+    actor's next trial could have, is lost, and its placement group holds CPUs until it is freed.
     """
 
     def on_trial_result(self, controller: Any, trial: Any, result: dict[str, Any]) -> str:

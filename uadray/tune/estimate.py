@@ -9,6 +9,7 @@ import torch
 
 from uadray.config import Experiment, learns
 from uadray.data.batch import Batch
+from uadray.device import Device, compute_device
 from uadray.methods import GradientDetector
 from uadray.runs.detector import build_detector
 from uadray.store import Cohort
@@ -31,7 +32,13 @@ class Estimate:
     take one pass."""
 
 
-def estimate(trials: Sequence[Experiment], cohort: Cohort, *, threads: int = 1) -> list[Estimate]:
+def estimate(
+    trials: Sequence[Experiment],
+    cohort: Cohort,
+    *,
+    threads: int = 1,
+    device: Device = "auto",
+) -> list[Estimate]:
     """Time a few steps of each distinct network and multiply.
 
     Reading, validation and checkpoints are not in it; they are a few percent at 64^3.
@@ -40,7 +47,12 @@ def estimate(trials: Sequence[Experiment], cohort: Cohort, *, threads: int = 1) 
         trials: What would be fitted.
         cohort: On what.
         threads: Threads of a trial.
+        device: Where steps are timed.
+
+    Raises:
+        ConfigError: There is no such device here.
     """
+    place = compute_device(device)
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     volumes = len(cohort.rows("train"))
@@ -60,7 +72,7 @@ def estimate(trials: Sequence[Experiment], cohort: Cohort, *, threads: int = 1) 
             key = replace(trial, fit=replace(fit, seed=0, batch_size=size, learning_rate=1e-3))
             key = replace(key, fit=replace(key.fit, data_share=1.0))
             if key not in rates:
-                rates[key] = seconds_per_sample(key, cohort.shape)
+                rates[key] = seconds_per_sample(key, cohort.shape, place)
             seconds = rates[key] * samples * fit.epochs
             estimates.append(Estimate(experiment=trial, samples=samples, seconds=seconds))
     finally:
@@ -68,9 +80,10 @@ def estimate(trials: Sequence[Experiment], cohort: Cohort, *, threads: int = 1) 
     return estimates
 
 
-def seconds_per_sample(trial: Experiment, shape: tuple[int, int, int]) -> float:
-    """Seconds of a training step, a sample, over all its phases; on a GPU where there is one."""
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+def seconds_per_sample(
+    trial: Experiment, shape: tuple[int, int, int], device: torch.device
+) -> float:
+    """Seconds of a training step, a sample, over all its phases."""
     detector = build_detector(trial, shape)
     assert isinstance(detector, GradientDetector)
     detector = detector.to(device)

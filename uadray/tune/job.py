@@ -190,6 +190,7 @@ def _evaluate(
 ) -> "list[Broken]":
     """Evaluate what finished; returns what could not be."""
     from uadray.evaluation.job import evaluate_all, num_volumes
+    from uadray.evaluation.protocols import EvaluateConfig
     from uadray.progress import Progress
     from uadray.runs.folder import Run
     from uadray.runs.records import Broken
@@ -201,6 +202,7 @@ def _evaluate(
             evaluate_all(
                 runs,
                 lesioned,
+                config=EvaluateConfig(device=config.place),
                 report=progress.advance,
                 failed=lambda run, error: left_out.append(Broken(url=run.url, error=str(error))),
                 allow_mismatch=config.allow_mismatch,

@@ -8,9 +8,8 @@ choose between trials and are no results. The test part is never read.
 from collections.abc import Iterator
 from typing import Any
 
-import torch
-
 from uadray import files
+from uadray.device import compute_device
 from uadray.evaluation.protocols import EvaluateConfig
 from uadray.evaluation.scoring import count_volumes, read_example
 from uadray.methods import Detector
@@ -41,7 +40,7 @@ def count_threshold_part(
         StoreError: the cohort has no threshold part.
     """
     config = config or EvaluateConfig()
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = compute_device()
     detector = detector.to(device)
     rows = cohort.rows("threshold")
     names = cohort.subjects.set_index("row")["id"]

@@ -9,6 +9,7 @@ from typing import Any
 from rich.table import Table
 
 from uadray.config import Experiment, learns
+from uadray.device import Device, gpu_facts
 from uadray.errors import RunError
 from uadray.progress import clock
 from uadray.runs.folder import Run
@@ -46,9 +47,13 @@ def planned_trials(space: Space, config: SweepConfig) -> list[Experiment]:
 def plan_table(space: Space, config: SweepConfig, cohort: Cohort) -> Table:
     """What would be fitted, and about how long that takes."""
     threads = max(1, int(config.cpus_per_trial))
-    estimates = estimate(planned_trials(space, config), cohort, threads=threads)
+    # A head without a GPU has nothing better to time than its CPU.
+    device: Device = "auto" if config.gpus else "cpu"
+    estimates = estimate(planned_trials(space, config), cohort, threads=threads, device=device)
     total = sum(e.seconds for e in estimates)
     caption = "Timed on a few steps on this machine; reading, validation and baselines not in it"
+    if config.gpus:
+        caption += f". On {'this GPU' if gpu_facts() else 'its CPU: GPUs take far less'}"
     if config.search == "optuna":
         caption += ". The points are drawn; these stand for them"
     if config.scheduler == "pbt":

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from uadray.data.settings import READ_CPUS
+from uadray.device import Device, gpus_each
 from uadray.errors import ConfigError
 from uadray.methods.settings import check_finite
 
@@ -46,8 +47,11 @@ class SweepConfig:
     """Hours after which no trial goes on; the same command continues. 0 sets no limit."""
     cpus_per_trial: float = 1.0
     """Logical CPUs of a trial, its reading included, and with them its threads."""
+    device: Device = "auto"
+    """`cuda` fits on a GPU for each worker of a trial, `cpu` on none; `auto` as `gpus_per_trial`
+    says."""
     gpus_per_trial: float = 0.0
-    """GPUs of a trial; a fraction shares one."""
+    """GPUs of a trial; a fraction shares one. Of a trial by several workers, one for each."""
     workers_per_trial: int = 1
     """More than one fits each trial by DDP under Ray Train, `cpus_per_trial` for each worker."""
     max_failures: int = 1
@@ -83,6 +87,7 @@ class SweepConfig:
             raise ConfigError(
                 "sweep: workers_per_trial must be >= 1, max_failures and max_trials >= 0"
             )
+        self._check_gpus()
         if self.grace_epochs < 1 or self.reduction <= 1 or self.max_hours < 0:
             raise ConfigError("sweep: grace_epochs must be >= 1, reduction > 1 and max_hours >= 0")
         if self.search != "grid" and not self.max_trials:
@@ -97,6 +102,25 @@ class SweepConfig:
                     else "uses no label: drop --sweep.labelled, or choose dice or auprc"
                 )
             )
+
+    def _check_gpus(self) -> None:
+        workers, gpus = self.workers_per_trial, self.gpus_per_trial
+        if workers > 1 and gpus not in (0, workers):
+            raise ConfigError(
+                f"sweep: {workers} workers of a trial take a GPU each: gpus_per_trial must be "
+                f"{workers}, or 0 for none, was {gpus:g}"
+            )
+        gpus_each(self.device, gpus / workers, "sweep.gpus_per_trial")
+
+    @property
+    def gpus(self) -> float:
+        """GPUs of a trial, over all of its workers."""
+        return self.gpus_per_trial or self.workers_per_trial * float(self.device == "cuda")
+
+    @property
+    def place(self) -> Device:
+        """Where trials compute, and where those that finished are scored."""
+        return "cuda" if self.gpus else "cpu"
 
     def _check_population(self) -> None:
         if self.scheduler == "pbt" and (self.search != "grid" or self.max_trials):

@@ -243,7 +243,20 @@ def read_space(place: str) -> Space:
         ConfigError: there is none, or it holds no space; the message names the file.
     """
     table = settings_files.read(place, "space")
-    return fields.overlay(Space(), table, place)
+    return checked(fields.overlay(Space(), table, place), place)
+
+
+def checked(space: Space, place: str) -> Space:
+    """A space that a file gives.
+
+    Raises:
+        ConfigError: no experiment can have a value of it; the message names the file.
+    """
+    try:
+        space.trials()
+    except ConfigError as error:
+        raise ConfigError(f"{place}: {error}") from None
+    return space
 
 
 FIRST_RUN = "first-run"
@@ -269,5 +282,5 @@ def named_space(name: str) -> Space:
     if name.endswith(".toml"):
         return read_space(name)
     if name not in PRESETS:
-        raise ConfigError(f"no preset is named {name!r}; known are {', '.join(PRESETS)}")
+        raise ConfigError(f"no preset is named {name!r}{fields.closest(name, PRESETS)}")
     return PRESETS[name]()

@@ -13,7 +13,6 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-import ray
 from ray import tune
 from rich.console import Console
 
@@ -408,7 +407,7 @@ class _Job:
                     search_alg=search,
                     num_samples=num_samples,
                     max_concurrent_trials=concurrent,
-                    reuse_actors=not is_group or scheduler is None,
+                    reuse_actors=True,
                     time_budget_s=None if is_group else left,
                     trial_dirname_creator=lambda trial: trial.trial_id,
                 ),
@@ -433,20 +432,38 @@ def _room(config: SweepConfig) -> tuple[dict[str, float], int]:
     An actor holds less than its trial's share: the rest reads. Trials that held all CPUs would
     wait for their own read tasks for ever.
     """
-    resources = ray.cluster_resources()
-    cpus, gpus = resources.get("CPU", 0), resources.get("GPU", 0)
-    each = config.cpus_per_trial * config.workers_per_trial
-    if each > cpus or config.gpus_per_trial > gpus:
-        raise ConfigError(
-            f"a trial takes {each:g} CPUs and {config.gpus_per_trial:g} GPUs, the cluster has "
-            f"{cpus:g} and {gpus:g}: lower --sweep.cpus-per-trial or --sweep.workers-per-trial"
-        )
-    concurrent = int(cpus // each)
-    if config.gpus_per_trial:
-        concurrent = min(concurrent, int(gpus // config.gpus_per_trial))
+    concurrent = at_a_time(list(zip(*cluster.room(), strict=True)), config)
     if config.workers_per_trial > 1:
         return {"CPU": 0.01}, concurrent
-    return {"CPU": config.cpus_per_trial - READ_CPUS, "GPU": config.gpus_per_trial}, concurrent
+    return {"CPU": config.cpus_per_trial - READ_CPUS, "GPU": config.gpus}, concurrent
+
+
+def at_a_time(nodes: Sequence[tuple[float, float]], config: SweepConfig) -> int:
+    """How many trials run at a time.
+
+    Args:
+        nodes: Logical CPUs and GPUs of each node.
+        config: What a trial takes.
+
+    Raises:
+        ConfigError: There is no room for one.
+    """
+    cpus, gpus = (sum(kind) for kind in zip(*nodes, strict=True))
+    workers = config.workers_per_trial
+    each = config.cpus_per_trial * workers
+    concurrent = int(cpus // each)
+    if config.gpus:
+        # A worker has its CPUs beside its GPU, on one node.
+        gpus_each = config.gpus / workers
+        room = cluster.num_fitting(nodes, config.cpus_per_trial, gpus_each) // workers
+        concurrent = min(concurrent, room)
+    if concurrent < 1:
+        raise ConfigError(
+            f"a trial takes {each:g} CPUs and {config.gpus:g} GPUs, on nodes that have both where "
+            f"it takes both; the cluster has {cpus:g} and {gpus:g}: lower --sweep.cpus-per-trial, "
+            "--sweep.gpus-per-trial or --sweep.workers-per-trial"
+        )
+    return concurrent
 
 
 def _quiet() -> None:

@@ -9,6 +9,7 @@ from ray import tune
 from uadray.config import learns
 from uadray.data.settings import READ_CPUS
 from uadray.data.stream import keep_volumes
+from uadray.device import release_memory
 from uadray.errors import RunError, UadrayError
 from uadray.evaluation.inputs import compare
 from uadray.runs.checkpoint import CheckpointStore
@@ -66,7 +67,7 @@ def run_trial(
         torch.set_num_threads(max(1, int(settings.cpus_per_trial)))
         # The actor's next trial mostly fits on the same volumes.
         keep_volumes()
-    elif settings.scheduler != "asha":  # which ends a trial by ending its actor
+    else:
         keep_group()
     trial = _Trial(task, settings, labelled, deadline)
     ended = status(task.url) in ENDED
@@ -84,6 +85,8 @@ def run_trial(
         for record in Run.open(task.url).metrics():
             trial.tell(record, is_new=False)
     error = "" if ended or trial.is_late else trial.fit(cohort, track)
+    # This process may live on, beside others on the same GPU.
+    release_memory()
     if not error and status(task.url) in ENDED:
         trial.conclude()
     if error or not trial.has_reported:
@@ -111,7 +114,7 @@ class _Trial:
         scale = ScaleConfig(
             num_workers=settings.workers_per_trial,
             cpus_per_worker=settings.cpus_per_trial - READ_CPUS,
-            use_gpu=settings.gpus_per_trial > 0,
+            device=settings.place,
         )
         try:
             fit(

@@ -6,6 +6,7 @@ import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 
 from uadray import files
 from uadray.preparation.layouts.listing import MAX_SHOWN
@@ -19,7 +20,7 @@ from uadray.preparation.layouts.scans import (
     nothing_found,
     stem,
 )
-from uadray.preparation.layouts.tables import TableError, read_table
+from uadray.preparation.layouts.tables import ABSENT, TableError, read_table
 
 LESION_WORDS = ("lesion", "lesions", "tumor", "tumour", "stroke", "wmh")
 """How a part of a lesion mask's name ends."""
@@ -47,7 +48,8 @@ def bids(root: str, modality: str = "T1w") -> Scans:
 
     The scanner is `Manufacturer Model FieldT` of the sidecar JSON files (those of folders above
     are inherited), else what `participants.tsv` has in a column such as scanner or site. Where
-    these cannot be read it is unknown, which the scan's notes say.
+    these cannot be read it is unknown, which the scan's notes say. All else in `participants.tsv`,
+    and the field strength, are covariates.
 
     Args:
         root: Folder or URL of the data set, or of one of its derivatives.
@@ -100,10 +102,12 @@ def bids(root: str, modality: str = "T1w") -> Scans:
         # Twice where .nii and .nii.gz of one name lie in one folder: refused below.
         if stem(name) == stem(min(alternatives, key=_plainness))
     ]
-    scanners = _scanners(root, names, [name for name, _ in chosen])
-    readings = (_scan(root, name, alternatives, masks, scanners) for name, alternatives in chosen)
+    known = _known(root, names, [name for name, _ in chosen])
+    readings = (
+        _scan(root, name, alternatives, masks, known[name]) for name, alternatives in chosen
+    )
     scans = checked(readings, root, names, reasons)
-    doubts = sorted({doubt for _, doubt in scanners.values() if doubt})
+    doubts = sorted({one.doubt for one in known.values() if one.doubt})
     more = f" and {len(doubts) - MAX_SHOWN} more" if len(doubts) > MAX_SHOWN else ""
     scans.remarks = tuple(f"  note: {doubt}" for doubt in doubts[:MAX_SHOWN])
     scans.remarks += (f"  note:{more}",) if more else ()
@@ -115,7 +119,7 @@ def _scan(
     name: str,
     alternatives: Sequence[str],
     masks: Mapping[tuple[str, str], Sequence[str]],
-    scanners: Mapping[str, tuple[str, str]],
+    known: "_Known",
 ) -> Scan:
     match = BIDS_RAW.search(name)
     assert match is not None
@@ -131,18 +135,18 @@ def _scan(
         place[kind] = files.join(root, fitting[0]) if fitting else ""
         if len(fitting) > 1:
             notes.append(f"{kind} mask {fitting[0]} taken of {len(fitting)}")
-    scanner, doubt = scanners[name]
-    notes += [doubt] if doubt else []
+    notes += [known.doubt] if known.doubt else []
     return Scan(
         id=match["entities"],
         subject=f"sub-{entities['sub']}",
         session=entities.get("ses", ""),
         modality=match["what"],
-        scanner=scanner,
+        scanner=known.scanner,
         image=files.join(root, name),
         brain=place["brain"],
         lesion=place["lesion"],
         notes="; ".join(notes),
+        covariates=known.covariates,
     )
 
 
@@ -208,16 +212,28 @@ def _once(root: str, names: Sequence[str]) -> list[str]:
     return sorted(places.values())
 
 
-def _scanners(root: str, names: Sequence[str], scans: Sequence[str]) -> dict[str, tuple[str, str]]:
-    """Scan -> its scanner, empty where neither sidecars nor participants.tsv name one, and why."""
+@dataclass(frozen=True)
+class _Known:
+    """What sidecars and participants.tsv say of a scan."""
+
+    scanner: str
+    """Empty where neither names one."""
+    doubt: str
+    """Why it could not be read; mostly empty."""
+    covariates: tuple[tuple[str, str], ...]
+    """Of the person, see `Scan`."""
+
+
+def _known(root: str, names: Sequence[str], scans: Sequence[str]) -> dict[str, _Known]:
+    """What is known of each scan."""
     by_folder: dict[str, list[str]] = {}
     for name in names:
         if name.lower().endswith(".json"):
             by_folder.setdefault(_folder(name), []).append(name)
     sidecars = {scan: _sidecars(by_folder, scan) for scan in scans}
     fields = _read_all(root, {name for ordered in sidecars.values() for name in ordered})
-    sites, why = _participants(root)
-    scanners = {}
+    people, why = _participants(root)
+    known = {}
     for scan, ordered in sidecars.items():
         merged: dict[str, object] = {}
         problems = []
@@ -227,12 +243,17 @@ def _scanners(root: str, names: Sequence[str], scans: Sequence[str]) -> dict[str
                 problems.append(value)
             else:
                 merged |= value
-        subject = scan.split("/", 1)[0]
-        scanner = _scanner(merged) or sites.get(subject, "")
+        person = people.get(scan.split("/", 1)[0], {})
+        scanner = _scanner(merged) or _site(person)
         problems += [why] if why and not scanner else []
         doubt = ", ".join(problems)
-        scanners[scan] = scanner, f"{doubt}: scanner unknown" if doubt and not scanner else doubt
-    return scanners
+        tesla = _word(merged, "MagneticFieldStrength")
+        known[scan] = _Known(
+            scanner=scanner,
+            doubt=f"{doubt}: scanner unknown" if doubt and not scanner else doubt,
+            covariates=(*person.items(), *([("MagneticFieldStrength", tesla)] if tesla else [])),
+        )
+    return known
 
 
 def _sidecars(by_folder: Mapping[str, Sequence[str]], scan: str) -> list[str]:
@@ -309,8 +330,8 @@ def _word(fields: Mapping[str, object], key: str) -> str:
     return str(value).strip() if value and isinstance(value, (str, int, float)) else ""
 
 
-def _participants(root: str) -> tuple[dict[str, str], str]:
-    """Subject -> scanner or site, from participants.tsv where it has such a column; or why not."""
+def _participants(root: str) -> tuple[dict[str, dict[str, str]], str]:
+    """Subject -> its row of participants.tsv, without who it is; or why it cannot be read."""
     url = files.join(root, "participants.tsv")
     try:
         # BIDS wants tabs; spreadsheets save what they like under that name.
@@ -322,20 +343,18 @@ def _participants(root: str) -> tuple[dict[str, str], str]:
         if _is_no_answer(root, error):
             raise
         return {}, f"participants.tsv cannot be read ({_reason(error)})"
-    known = {column.lower(): column for column in columns}
-    column = next((known[name] for name in _SITE_COLUMNS if name in known), None)
-    person = known.get("participant_id")
+    person = {column.lower(): column for column in columns}.get("participant_id")
     if person is None:
         return {}, "participants.tsv has no column participant_id"
-    if column is None:
-        return {}, ""
-    sites = {}
+    people = {}
     for row in rows:
-        subject, site = row[person], row[column]
-        if subject and site.lower() not in _ABSENT:
-            sites[subject if subject.startswith("sub-") else f"sub-{subject}"] = site
-    return sites, ""
+        if subject := row.pop(person):
+            people[subject if subject.startswith("sub-") else f"sub-{subject}"] = row
+    return people, ""
 
 
-_ABSENT = ("", "n/a", "na", "nan", "null", "none", "<na>", "#n/a")
-"""What stands in a table where nothing is known, in lower case."""
+def _site(person: Mapping[str, str]) -> str:
+    """Scanner or site of a row, if it has such a column and it is known."""
+    known = {column.lower(): value for column, value in person.items()}
+    site = next((known[name] for name in _SITE_COLUMNS if name in known), "")
+    return "" if site.lower() in ABSENT else site

@@ -26,7 +26,8 @@ IXI_SCANNERS = {
 def ixi(root: str, modality: str = "T1w") -> Scans:
     """Scans of IXI, `IXI002-Guys-0828-T1.nii.gz` in one folder or in one for each modality.
 
-    They have their skull and no masks.
+    They have their skull and no masks. Where the set's table of people, saved as `IXI*.csv`, lies
+    in the folder, its columns are covariates.
 
     Args:
         root: Folder or URL that holds them, at any depth.
@@ -40,6 +41,7 @@ def ixi(root: str, modality: str = "T1w") -> Scans:
     wanted = canonical_modality(modality)
     scans, others = [], set()
     reasons = {}
+    people, remark = _people(root, r"ixi.*\.[ct]sv$", "IXI_ID")
     for name in names:
         match = IXI.search(name)
         if match is None:
@@ -55,6 +57,7 @@ def ixi(root: str, modality: str = "T1w") -> Scans:
                 modality=wanted,
                 scanner=IXI_SCANNERS.get(match["site"], match["site"]),
                 image=files.join(root, name),
+                covariates=people.get(match["subject"].removeprefix("IXI").lstrip("0"), ()),
             )
         )
     if not scans:
@@ -68,7 +71,9 @@ def ixi(root: str, modality: str = "T1w") -> Scans:
             else "give the folder that the archive was unpacked to",
             names=names,
         )
-    return checked(scans, root, names, reasons)
+    found = checked(scans, root, names, reasons)
+    found.remarks = (f"  note: {remark}",) if remark else ()
+    return found
 
 
 def oasis1(root: str, modality: str = "T1w") -> Scans:
@@ -81,7 +86,7 @@ def oasis1(root: str, modality: str = "T1w") -> Scans:
 
     100 of the 416 people have dementia. Where `oasis_cross-sectional*.csv` lies in the folder,
     scans with a CDR above 0 carry a doubt in their notes; leave them out with `--exclude` in a
-    healthy cohort. Where it cannot be read, all carry one.
+    healthy cohort. Where it cannot be read, all carry one. Its columns are covariates.
 
     Args:
         root: Folder or URL that holds disc1/ to disc12/ or OAS1_* folders, at any depth.
@@ -104,35 +109,67 @@ def oasis1(root: str, modality: str = "T1w") -> Scans:
             else "give the folder of the unpacked discs, with PROCESSED/",
             names=names,
         )
-    ratings, doubt = _dementia_ratings(root)
-    scans = [
-        Scan(
-            id=match["id"],
-            subject=match["subject"],
-            session=match["session"],
-            modality="T1w",
-            image=files.join(root, name),
-            orientation="LAS",
-            notes=f"{DOUBT}clinical dementia rating {rating:g}"
-            if (rating := ratings.get(match["id"], 0.0)) > 0
-            else doubt,
+    people, remark = _people(root, r"oasis_cross-sectional.*\.csv$", "ID")
+    doubt = f"{DOUBT}clinical dementia rating unknown: {remark}" if remark else ""
+    scans = []
+    for name, match in matches:
+        known = people.get(match["id"], ())
+        rating, notes = dict(known).get("CDR", ""), doubt
+        if known and "CDR" not in dict(known):
+            notes = f"{DOUBT}clinical dementia rating unknown: the set's table has no column CDR"
+        elif rating:
+            notes = _rated(rating)
+        scans.append(
+            Scan(
+                id=match["id"],
+                subject=match["subject"],
+                session=match["session"],
+                modality="T1w",
+                image=files.join(root, name),
+                orientation="LAS",
+                notes=notes,
+                covariates=known,
+            )
         )
-        for name, match in matches
-    ]
     return checked(scans, root, names)
 
 
-def _dementia_ratings(root: str) -> tuple[dict[str, float], str]:
-    """Session -> CDR, from the set's table if it was saved as CSV beside the discs; or a doubt."""
-    names = [n for n in files.list_names(root) if re.match(r"oasis_cross-sectional.*\.csv$", n)]
+def _rated(rating: str) -> str:
+    """What to say of somebody with a clinical dementia rating."""
+    try:
+        return f"{DOUBT}clinical dementia rating {float(rating):g}" if float(rating) > 0 else ""
+    except ValueError:
+        return f"{DOUBT}clinical dementia rating unknown: it is {rating!r} in the set's table"
+
+
+def _people(root: str, table: str, key: str) -> tuple[dict[str, tuple[tuple[str, str], ...]], str]:
+    """Name in a set's own table -> its other columns, if it was saved beside the scans.
+
+    Args:
+        root: Folder of the set.
+        table: Pattern of the table's name, in whatever case.
+        key: Its column of names; zeros before a number are dropped.
+
+    Returns:
+        Nothing where there is no table; and in words why one cannot be read.
+    """
+    names = [n for n in files.list_names(root) if re.match(table, n, re.IGNORECASE)]
     if not names:
         return {}, ""
     try:
-        _, rows = read_table(files.join(root, names[0]), separators=",;\t")
-        known = {row["ID"]: row["CDR"] for row in rows}
-        return {name: float(rating) for name, rating in known.items() if rating}, ""
-    except (OSError, KeyError, ValueError, TableError) as error:
-        return {}, (
-            f"{DOUBT}clinical dementia rating unknown: the columns ID and CDR of {names[0]} cannot "
-            f"be read ({error})"
-        )
+        columns, rows = read_table(files.join(root, names[0]), separators=",;\t")
+    except (OSError, TableError) as error:
+        return {}, f"{names[0]} cannot be read ({error})"
+    if key not in columns:
+        return {}, f"{names[0]} has no column {key}"
+    people = {}
+    for row in rows:
+        name = row.pop(key).lstrip("0")
+        if row.get(_IXI_SEX) in _IXI_SEXES:
+            row["sex"] = _IXI_SEXES[row.pop(_IXI_SEX)]
+        people[name] = tuple(row.items())
+    return people, ""
+
+
+_IXI_SEX, _IXI_SEXES = "SEX_ID (1=m, 2=f)", {"1": "M", "2": "F"}
+"""How IXI's table heads the column, and what its numbers mean."""

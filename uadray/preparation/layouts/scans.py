@@ -73,8 +73,13 @@ class Scan:
     and the top. Empty where files record it."""
     notes: str = ""
     """What the layout knows that a reader of the result must know."""
+    covariates: tuple[tuple[str, str], ...] = ()
+    """What tables say of the person besides, such as `("age", "43")`: column and cell. A mapping is
+    taken, too. It decides nothing in a cohort's voxels."""
 
     def __post_init__(self) -> None:
+        pairs = ((printable(str(k)), printable(str(v))) for k, v in dict(self.covariates).items())
+        object.__setattr__(self, "covariates", tuple(pairs))
         # Tables and pages are UTF-8; only the paths of the files keep what is not.
         for field in fields(self):
             value = getattr(self, field.name)

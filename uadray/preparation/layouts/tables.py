@@ -1,6 +1,7 @@
 """Scans named in a CSV or TSV: for whatever has no layout of its own."""
 
 import csv as csv_files
+import difflib
 import io
 import re
 from collections.abc import Iterable
@@ -31,6 +32,9 @@ COLUMNS = (
 )
 """What a table may hold; only `image` is required. `orientation` is for files that record none."""
 
+ABSENT = ("", "n/a", "na", "nan", "null", "none", "<na>", "#n/a")
+"""What stands in a table where nothing is known, in lower case."""
+
 _ORIENTATION = re.compile(r"(?=.*[LR])(?=.*[AP])(?=.*[SI])[LRAPSI]{3}")
 
 
@@ -42,7 +46,8 @@ def csv(root: str, modality: str = "T1w") -> Scans:
     """Scans named in a table, separated by commas, semicolons or tabs, with one row for each.
 
     Args:
-        root: Path or URL of the table, which has the columns of `COLUMNS`. Relative paths are
+        root: Path or URL of the table, which has the columns of `COLUMNS`; all others, such as age
+            and sex, are covariates. Relative paths are
             relative to the table. Several lesion masks of one scan stand in one cell with `;`
             between them, or `|` in a table that is separated by semicolons. Without an id it is
             the file's name; without a subject it is the id: give a subject where one has several
@@ -50,7 +55,8 @@ def csv(root: str, modality: str = "T1w") -> Scans:
         modality: Rows of another modality are left out; rows without one count as this.
 
     Raises:
-        NoScanFoundError: see `Layout`; or a column is missing or unknown, or a row has no image.
+        NoScanFoundError: see `Layout`; or there is no column image, a column is named almost as
+            one of `COLUMNS`, or a row has no image.
     """
     manifest = files.normalise(root)
     rows = _read(manifest)
@@ -93,6 +99,7 @@ def csv(root: str, modality: str = "T1w") -> Scans:
                 more_lesions=tuple(more),
                 orientation=orientation,
                 notes=row.get("notes", ""),
+                covariates=tuple((k, v) for k, v in row.items() if k not in COLUMNS),
             )
         )
     if not listed:
@@ -180,7 +187,11 @@ def _check_columns(manifest: str, columns: Iterable[str]) -> None:
         raise NoScanFoundError(
             f"{manifest}: has no column image; it has {', '.join(map(str, columns))}"
         )
-    if unknown := set(columns) - set(COLUMNS):
-        raise NoScanFoundError(
-            f"{manifest}: unknown columns {sorted(unknown)}; known are {sorted(COLUMNS)}"
-        )
+    for name in columns:
+        near = difflib.get_close_matches(name.lower(), COLUMNS, 1, cutoff=0.8)
+        # A longer name, such as lesion_ml, is one of its own.
+        if name not in COLUMNS and near and abs(len(name) - len(near[0])) <= 1:
+            raise NoScanFoundError(
+                f"{manifest}: column {name!r} is named almost as {near[0]!r}; name it so, or, if "
+                "it is something else that is known of people, quite otherwise"
+            )

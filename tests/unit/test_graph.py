@@ -8,8 +8,10 @@ from torch import Tensor
 
 from uadray.config import Experiment, experiment, with_fit
 from uadray.data.batch import Batch
+from uadray.errors import ConfigError
 from uadray.methods import GradientDetector, build
 from uadray.train.graph import Repeated
+from uadray.train.settings import ScaleConfig
 from uadray.train.steps import Steps, Sums, World, make_optimizers
 
 CPU = torch.device("cpu")
@@ -107,3 +109,10 @@ def test_inputs_are_copied_to_the_same_places() -> None:
     assert not repeated.takes({"x": torch.zeros(2)})
     assert not repeated.takes({"x": torch.zeros(3, dtype=torch.float64)})
     assert not repeated.takes({"x": torch.zeros(3), "y": torch.zeros(3)})
+
+
+@pytest.mark.parametrize("more", [{"num_workers": 2}, {"micro_batch": 4}])
+def test_a_graph_is_for_one_worker_with_whole_batches(more: dict[str, int]) -> None:
+    assert ScaleConfig(cuda_graph=True).cuda_graph
+    with pytest.raises(ConfigError, match="cuda_graph is for one worker"):
+        ScaleConfig(cuda_graph=True, **more)  # type: ignore[arg-type]

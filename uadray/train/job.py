@@ -150,6 +150,7 @@ def _fit(
         world=World(),
         device=compute_device(scale.device),
         micro_batch=scale.micro_batch,
+        cuda_graph=scale.cuda_graph,
         track=track,
         report=report,
     )

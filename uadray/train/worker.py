@@ -33,6 +33,7 @@ def fit_worker(
     world: World,
     device: torch.device,
     micro_batch: int,
+    cuda_graph: bool = False,
     track: TrackConfig,
     report: Callable[[Metrics], None],
     is_leaving: Callable[[], bool] = lambda: False,
@@ -120,6 +121,7 @@ def fit_worker(
             world=world,
             sizes=sizes,
             micro_batch=micro_batch,
+            graph=cuda_graph,
             log=log,
         ).run()
     if detector.calibrates:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from uadray.config import experiment, with_fit
-from uadray.data.batch import Batch
+from uadray.data.batch import Batch, on_device
 from uadray.data.erasing import (
     StaticErasing,
     erase,
@@ -143,3 +143,33 @@ def test_a_cpu_draws_at_need() -> None:
         world=World(),
     )
     assert steps.ahead == 0
+
+
+class Recorded:
+    """Stands for a tensor: where it is, and what is asked of it."""
+
+    def __init__(self, where: str) -> None:
+        self.device, self.asked = torch.device(where), list[object]()
+
+    def pin_memory(self) -> "Recorded":
+        assert self.device.type == "cpu", "only tensors of the CPU can be pinned"
+        self.asked.append("pinned")
+        return self
+
+    def to(self, device: torch.device, non_blocking: bool = False) -> "Recorded":
+        self.asked.append((device.type, non_blocking))
+        return self
+
+
+@pytest.mark.parametrize(
+    ("where", "device", "asked"),
+    [
+        ("cpu", "cuda", ["pinned", ("cuda", True)]),
+        ("cuda", "cuda", [("cuda", False)]),  # resident volumes: there already
+        ("cpu", "cpu", [("cpu", False)]),
+    ],
+)
+def test_only_what_leaves_the_cpu_is_pinned(where: str, device: str, asked: list[object]) -> None:
+    values = Recorded(where)
+    on_device(values, torch.device(device))  # type: ignore[arg-type]
+    assert values.asked == asked

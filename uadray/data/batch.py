@@ -23,10 +23,10 @@ class Batch:
 
 
 def on_device(values: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """`values`, which are on the CPU, on the device, without waiting for it.
+    """`values` on the device, without waiting for it.
 
     From pageable memory the host would wait until the device has done all that it was given.
     """
-    if device.type != "cuda":
+    if device.type != "cuda" or values.device.type != "cpu":
         return values.to(device)
     return values.pin_memory().to(device, non_blocking=True)

@@ -68,7 +68,8 @@ class Repeated:
         """Record the work, which does not compute it."""
         graph = torch.cuda.CUDAGraph()
         try:
-            with torch.cuda.graph(graph, stream=self._stream):
+            # Another thread may copy a checkpoint meanwhile.
+            with torch.cuda.graph(graph, stream=self._stream, capture_error_mode="thread_local"):
                 self._work(self._inputs)
         except torch.OutOfMemoryError:
             raise

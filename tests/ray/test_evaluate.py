@@ -529,6 +529,16 @@ def test_people_that_are_learned_from_are_no_controls(
 ) -> None:
     with pytest.raises(EvaluationError, match=r"has no test part, .* --test-count N"):
         evaluate([runs["HistEq"]], stroke, controls=healthy, config=CONFIG)
+    # A cohort whose one part was learned from has controls in the other.
+    splits: list[Split] = ["train"] * 20 + ["validation"] * 2 + ["test"] * 6
+    whole = write_healthy(tmp_path, name="whole", seed=8)
+    volumes = whole.read("image", 0, 28), whole.read("brain", 0, 28)
+    both = write_cohort(
+        str(tmp_path / "both.zarr"), splits, lambda n: (volumes[0][n], volumes[1][n], None)
+    )
+    fitted = fit(experiment("ZScore"), both, str(tmp_path / "fitted"))
+    (record,) = evaluate([fitted], stroke, controls=both, config=CONFIG)
+    assert record["controls"]["num_people"] == 6
     other = write_lesioned(tmp_path, name="other")
     with pytest.raises(EvaluationError, match="has lesions: controls are healthy"):
         evaluate([runs["HistEq"]], other, controls=stroke, config=CONFIG)

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from uadray.data.sampling import same_block
 from uadray.evaluation.protocols import EvaluateConfig
 from uadray.metrics.components import drop_components
+from uadray.metrics.froc import Finds
 from uadray.metrics.lesionwise import compare_lesions
 from uadray.runs.scores import ScoreStore
 from uadray.store import CHUNK_VOLUMES, Cohort
@@ -38,7 +39,8 @@ def examine(
         config: Slices and component filter.
 
     Returns:
-        `id`, and `lesions` (B, runs, fields of `SubjectLesions`) float64.
+        `id`, `lesions` (B, runs, fields of `SubjectLesions`) float64, and `finds`, the bytes of the
+        `Finds` of each run one after the other.
 
     Raises:
         EvaluationError: Kept scores are not those that were counted.
@@ -46,23 +48,24 @@ def examine(
     lesions = batch.get("lesion")
     if lesions is None:
         lesions = np.zeros(batch["brain"].shape, bool)
-    compared = [
-        [
-            astuple(
-                compare_lesions(
-                    drop_components(
-                        store.checked_levels(int(row), names[int(row)]), config.components
-                    )
-                    >= level,
-                    lesion[config.cut].astype(bool),
-                    spacings[int(row)],
-                )
-            )
-            for store, level in zip(stores, levels, strict=True)
-        ]
-        for row, lesion in zip(batch["id"], lesions, strict=True)
+    compared, finds = [], []
+    for row, whole in zip(batch["id"].tolist(), lesions, strict=True):
+        lesion, here = whole[config.cut].astype(bool), []
+        for store, level in zip(stores, levels, strict=True):
+            scores = drop_components(store.checked_levels(row, names[row]), config.components)
+            prediction = scores >= level
+            here.append(astuple(compare_lesions(prediction, lesion, spacings[row])))
+            finds.append(Finds.of(scores, prediction, lesion).flat())
+        compared.append(here)
+    num = len(stores)
+    packed = [
+        np.concatenate(finds[num * n : num * (n + 1)]).tobytes() for n in range(len(compared))
     ]
-    return {"id": batch["id"], "lesions": np.array(compared, np.float64)}
+    return {
+        "id": batch["id"],
+        "lesions": np.array(compared, np.float64),
+        "finds": np.array(packed, object),
+    }
 
 
 def brain_voxels(

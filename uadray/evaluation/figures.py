@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from uadray.metrics.counts import TestPart, Threshold
+from uadray.metrics.froc import Finds
 from uadray.metrics.inference import Fits, interval, leaving_out
 from uadray.metrics.lesionwise import (
     LESION_LIMITS,
@@ -55,6 +56,9 @@ class Measured:
 
     lesions: Sequence[SubjectLesions]
     """The final prediction against the truth, in the order of the test subjects."""
+
+    finds: Sequence[Finds] = ()
+    """What it finds, component by component; empty where that is not asked for."""
 
 
 @dataclass(frozen=True, kw_only=True)

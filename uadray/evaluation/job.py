@@ -23,7 +23,7 @@ from uadray.data.volumes import VolumeSource, dataset_of, volumes
 from uadray.errors import CheckpointError, ConfigError, EvaluationError, RunError, UadrayError
 from uadray.evaluation.examination import brain_voxels, examine
 from uadray.evaluation.inputs import check_inputs, check_run, compare, refuse
-from uadray.evaluation.pair import Frozen, Pair
+from uadray.evaluation.pair import Examined, Frozen, Pair
 from uadray.evaluation.protocols import EvaluateConfig
 from uadray.evaluation.record import describe_lesions
 from uadray.evaluation.scoring import (
@@ -38,6 +38,7 @@ from uadray.evaluation.scoring import (
 from uadray.evaluation.strata import as_asked, groups_of
 from uadray.gauges import scoring_gauges
 from uadray.lock import hold
+from uadray.metrics.froc import Finds
 from uadray.metrics.lesionwise import SubjectLesions
 from uadray.preparation.geometry import voxel_sizes
 from uadray.runs.checkpoint import weights_digest
@@ -393,7 +394,7 @@ class _Pass:
             examined = self.failures.together(
                 list(frozen), partial(self._examine, self.cohort, frozen)
             )
-        found: list[list[SubjectLesions] | None] = [None] * len(frozen)
+        found: list[list[Examined] | None] = [None] * len(frozen)
         if controls is not None:
             with _held([pair.run for pair in frozen], controls):
                 found = self.failures.together(
@@ -432,7 +433,7 @@ class _Pass:
 
     def _examine(
         self, cohort: Cohort, frozen: Mapping[Pair, Frozen], pairs: Sequence[Pair]
-    ) -> list[list[SubjectLesions]]:
+    ) -> list[list[Examined]]:
         """Compare kept scores of a test part, at frozen thresholds, with the truth."""
         if not pairs:
             return []
@@ -460,12 +461,19 @@ class _Pass:
             # A task costs as much as several volumes, and takes no more than a few chunks' memory.
             chunks=min(len(rows) // CHUNK_VOLUMES // (4 * workers), MAX_CHUNKS),
         )
-        compared: dict[int, np.ndarray] = {}
+        compared: dict[int, tuple[np.ndarray, bytes]] = {}
         with cluster.plain_errors():
             for batch in dataset.iter_batches(batch_size=None, batch_format="numpy"):
-                compared |= dict(zip(batch["id"].tolist(), batch["lesions"], strict=True))
+                columns = (batch[name] for name in ("id", "lesions", "finds"))
+                for row, lesions, finds in zip(*columns, strict=True):
+                    compared[int(row)] = lesions, finds
+        ordered = [compared[row] for row in rows.tolist()]
+        finds_of = [Finds.read(np.frombuffer(packed)) for _, packed in ordered]
         return [
-            [SubjectLesions.of(compared[row][place]) for row in rows.tolist()]
+            [
+                Examined(lesions=SubjectLesions.of(lesions[place]), finds=finds[place])
+                for (lesions, _), finds in zip(ordered, finds_of, strict=True)
+            ]
             for place in range(len(pairs))
         ]
 

@@ -19,6 +19,7 @@ from uadray.evaluation.record import check_classes, make_record
 from uadray.evaluation.scoring import Work
 from uadray.evaluation.strata import groups_of
 from uadray.metrics.counts import TestPart, Threshold, ThresholdPart
+from uadray.metrics.froc import Finds
 from uadray.metrics.lesionwise import SubjectLesions
 from uadray.metrics.outside import is_up_to_date
 from uadray.metrics.slicewise import Slices
@@ -48,6 +49,16 @@ class Frozen:
     """Of the settings that it was frozen under."""
     num_subjects: int
     """Subjects that it was fitted on."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Examined:
+    """A test subject's prediction at the frozen threshold against the truth."""
+
+    lesions: SubjectLesions
+    """In numbers."""
+    finds: Finds
+    """Component by component."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -103,8 +114,11 @@ class Pair:
 
     def is_of(self, record: Mapping[str, Any], settings: Mapping[str, Any]) -> bool:
         """Whether a record is one of the run as it is, under these settings, with all metrics."""
+        # Earlier versions did not look at lesions one by one.
+        is_whole = "froc" in record or (record.get("threshold") or {}).get("level") is None
         return (
-            record.get("settings") == settings
+            is_whole
+            and record.get("settings") == settings
             and record.get("weights") == weights_digest(self.run)
             and is_up_to_date(record.get("outside_metrics") or {})
         )
@@ -152,16 +166,16 @@ class Pair:
     def write(
         self,
         frozen: Frozen,
-        lesions: Sequence[SubjectLesions],
+        examined: Sequence[Examined],
         num_brain: NDArray[np.int64] | None,
         facts: dict[str, Any],
-        controls: tuple[Cohort, Sequence[SubjectLesions]] | None = None,
+        controls: tuple[Cohort, Sequence[Examined]] | None = None,
     ) -> dict[str, Any]:
         """Measure the test part by its counts, and write the record and what goes beside it.
 
         Args:
             frozen: Its threshold.
-            lesions: The test subjects' predictions against the truth.
+            examined: The test subjects' predictions against the truth.
             num_brain: (N, Z) brain voxels of their slices, where scores of slices are sums.
             facts: What else the record says.
             controls: Healthy people that are tested, too, with what is predicted in them.
@@ -182,7 +196,8 @@ class Pair:
             refits=frozen.refits,
             fingerprint=frozen.fingerprint,
             num_threshold=frozen.num_subjects,
-            lesions=lesions,
+            lesions=[one.lesions for one in examined],
+            finds=[one.finds for one in examined],
         )
         record, people = make_record(self.run, self.cohort, self.config, measured, self.match)
         record |= facts
@@ -201,13 +216,19 @@ class Pair:
         return record
 
     def _controls(
-        self, measured: Measured, cohort: Cohort, found: Sequence[SubjectLesions]
+        self, measured: Measured, cohort: Cohort, found: Sequence[Examined]
     ) -> dict[str, Any]:
         """What is said of healthy controls, beside the patients."""
         name = f"{cohort.name}/test"
         part = self.store_on(cohort).counts(_subjects(cohort, "test"), name, TestPart)
         people = _people(cohort, "test")
-        healthy = replace(measured, scores=part, filtered=None, people=people, lesions=found)
+        healthy = replace(
+            measured,
+            scores=part,
+            filtered=None,
+            people=people,
+            lesions=[one.lesions for one in found],
+        )
         # What is not known of controls, or means nothing there, groups patients alone.
         known = {SCANNER, *map(str, cohort.covariates)}
         by = [text for text in self.config.by if By.parse(text).column in known]

@@ -13,6 +13,7 @@ import numpy as np
 from uadray.config import to_json
 from uadray.errors import EvaluationError
 from uadray.evaluation.figures import Measured, defined, figures_of
+from uadray.evaluation.finds import describe_finds
 from uadray.evaluation.protocols import EvaluateConfig
 from uadray.evaluation.strata import groups_of, stratify
 from uadray.metrics.counts import TestPart
@@ -166,6 +167,11 @@ def make_record(
             )
         ],
     }
+    if has_threshold and len(measured.finds):
+        sizes = table.loc[list(scores.subjects), "affine"]
+        record["froc"] = describe_finds(
+            measured.finds, [voxel_ml(np.array(affine)) for affine in sizes], weights
+        )
     if assigned := groups_of(cohort, config.by):
         record["strata"] = stratify(measured, assigned, (*OWN, *outside))
     if outside:

@@ -149,6 +149,7 @@ def _only(measured: Measured, here: NDArray[np.bool_]) -> Measured:
         filtered=measured.filtered and measured.filtered.weighted(weights),
         people=[p for p, h in zip(measured.people, here, strict=True) if h],
         lesions=[one for one, h in zip(measured.lesions, here, strict=True) if h],
+        finds=(),  # of all people alone
     )
 
 

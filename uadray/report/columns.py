@@ -221,9 +221,65 @@ _OF_THE_RUN: tuple[Column[Row], ...] = (
 )
 
 
+def _of_controls(
+    key: str, head: str, note: str, *, digits: int = 3, first: str = "descending"
+) -> Column[Row]:
+    """A figure of healthy controls, with its interval."""
+
+    def value(row: Row) -> float | None:
+        found = (row.evaluation.controls or {}).get("metrics", {}).get(key)
+        return None if found is None else float(found)
+
+    def bounds(row: Row) -> tuple[float, float] | None:
+        pair = (row.evaluation.controls or {}).get("intervals", {}).get(key)
+        return None if pair is None else (float(pair[0]), float(pair[1]))
+
+    def text(value: float | None) -> str:
+        return number(value, digits)
+
+    return Column(
+        key=f"controls_{key}",
+        head=head,
+        note=note,
+        value=value,
+        text=lambda row: text(value(row)),
+        detail=lambda row: brackets(bounds(row), text),
+        bounds=bounds,
+        first=first,
+    )
+
+
+SPECIFICITY = _of_controls(
+    "specificity", "Specificity", "brain voxels of healthy controls [95 %]", digits=4
+)
+"""Stands beside Dice wherever there are healthy controls."""
+
+CONTROL_COLUMNS: tuple[Column[Row], ...] = (
+    METHOD,
+    _of_controls(
+        "false_ml_mean", "False volume", "mL a person, mean [95 %]", digits=1, first="ascending"
+    ),
+    _of_controls("false_ml_median", "median", "mL a person", digits=1, first="ascending"),
+    _of_controls("false_ml_highest", "highest", "mL a person", digits=1, first="ascending"),
+    _of_controls(
+        "false_components_mean",
+        "False components",
+        "a person, mean [95 %]",
+        digits=1,
+        first="ascending",
+    ),
+    _of_controls("clean_share", "Without any", "share of people", digits=2),
+    SPECIFICITY,
+)
+"""What is found in healthy people; for evaluations with controls."""
+
+
 def main_columns(rows: Iterable[Row]) -> tuple[Column[Row], ...]:
     """The columns of the main table, in order."""
-    return (METHOD, *(_of_metric(one) for one in metrics_of(rows) if one.shown), *_OF_THE_RUN)
+    rows = list(rows)
+    controls = (SPECIFICITY,) if any(row.evaluation.controls for row in rows) else ()
+    metrics = (_of_metric(one) for one in metrics_of(rows) if one.shown)
+    return (METHOD, *metrics, *controls, *_OF_THE_RUN)
 
 
 def _of_metric(metric: Appearance) -> Column[Row]:

@@ -7,8 +7,16 @@ import numpy as np
 
 from uadray import files, tables
 from uadray.report import columns, compare
-from uadray.report.columns import LESION_COLUMNS, Column, filter_columns, main_columns
+from uadray.report.columns import (
+    CONTROL_COLUMNS,
+    LESION_COLUMNS,
+    Column,
+    filter_columns,
+    main_columns,
+)
+from uadray.report.controls import controls_of
 from uadray.report.effects import effect_columns
+from uadray.report.finds import froc_columns, with_finds
 from uadray.report.latex import to_latex
 from uadray.report.rows import CohortRows
 from uadray.report.strata import HEAD, lines_of, strata_of
@@ -69,6 +77,12 @@ def to_csv(groups: Sequence[CohortRows]) -> str:
     """All rows with unrounded figures and interval ends; absent figures are empty."""
     rows = [row for group in groups for row in group.rows]
     shown_columns = (*main_columns(rows), *LESION_COLUMNS[1:], *filter_columns(rows)[1:])
+    if with_finds(rows):
+        shown_columns += froc_columns()[1:]
+    if any(row.evaluation.controls for row in rows):
+        controls = [one for group in groups for one in controls_of(group)]
+        detection = {column.key: column for one in controls for column in one.columns()[1:]}
+        shown_columns += (*CONTROL_COLUMNS[1:-1], *detection.values())
     printed = sorted({name for group in groups for row in group.rows for name in row.published})
     head = ["cohort", "cohort_fingerprint", "notes", *_heads(shown_columns)]
     head += [f"{name}_published" for name in printed]
@@ -147,7 +161,10 @@ def to_markdown(compared: Sequence[Compared], title: str, sweep: Sweep | None = 
         if columns.has_filter(group.rows):
             filtered = _table(filter_columns(group.rows), group.rows)
             lines += ["### Component filter", "", filtered, ""]
-        for one in strata_of(group):
+        for controls in controls_of(group):
+            lines += ["### Healthy controls", "", _table(CONTROL_COLUMNS, controls.rows), ""]
+            lines += [_table(controls.columns(), controls.rows), ""]
+        for one in strata_of(group.rows):
             lines += [f"### {one.head} by {escape(one.column)}", ""]
             lines += [*map(escape, one.sentences()), "", _table(one.columns(), one.rows), ""]
         several = [series for series in cohort.series if len(series.rows) > 1]

@@ -32,6 +32,9 @@ below, the marks stand alone."""
 MAX_LINES = 40
 """Methods in one plot of intervals at most: the first ones; the table beside it holds all."""
 
+MAX_METHODS = 6
+"""Methods in a picture that tells them by colour, as many as there are colours that differ."""
+
 _LARGEST_SVG = 150_000
 _SMALL = (3.1, 2.1)
 _MARGINS = {"left": 0.165, "right": 0.975, "bottom": 0.225, "top": 0.965}

@@ -13,6 +13,8 @@ from uadray.errors import ConfigError, PluginError
 from uadray.metrics.inference import MIN_GROUP, MIN_PEOPLE
 from uadray.metrics.postprocess import describe_findable
 from uadray.report import columns, compare, export, figures, vega
+from uadray.report.controls import controls_of
+from uadray.report.finds import froc_columns, froc_plot, size_columns, with_finds
 from uadray.report.montage import Viewers, montage
 from uadray.report.rows import Caveats, PublishedFigures, Row, group_by_cohort, spread_rows
 from uadray.report.sections import Section, Table, make_sections
@@ -210,6 +212,8 @@ def render(
         columns=(*columns.main_columns(rows), *((columns.CAVEATS,) if caveats else ())),
         caveats=caveats,
         lesion_columns=columns.LESION_COLUMNS,
+        froc_columns=froc_columns(),
+        control_columns=columns.CONTROL_COLUMNS,
         filter_columns=columns.filter_columns(rows),
         seed_columns=compare.seed_columns([one for cohort in cohorts for one in cohort.series]),
         comparison_columns=compare.comparison_columns(
@@ -282,7 +286,11 @@ def _cohort(
             (table, figures.difference_plot(table) if table.comparisons else None)
             for table in cohort.comparisons
         ],
-        "strata": strata_of(group),
+        "finds": (finds := with_finds(group.rows)),
+        "size_columns": size_columns(finds),
+        "froc_plot": froc_plot(finds),
+        "controls": controls_of(group),
+        "strata": strata_of(group.rows),
         "min_group": MIN_GROUP,
         "volume_plots": list(zip(sized, figures.volume_plots(sized), strict=True)),
         "has_fit": any(figures.cubic_fit(row) is not None for row in sized),

@@ -12,12 +12,9 @@ from matplotlib.ticker import MaxNLocator
 from uadray.metrics.inference import LEVEL, MIN_GROUP
 from uadray.metrics.table import METRICS
 from uadray.report.columns import Column, brackets, number, signed
-from uadray.report.figures import Palette, axes_of, inline
+from uadray.report.figures import MAX_METHODS, Palette, axes_of, inline
 from uadray.report.rows import CohortRows, Row, spread_rows
 from uadray.strata import By
-
-MAX_METHODS = 6
-"""Methods in one picture, as many as there are colours that can be told apart."""
 
 SHOWN = ("dice_d", "auprc")
 """Figures that the page shows by groups; the first that is defined. The CSV holds all."""
@@ -29,6 +26,8 @@ class Strata:
 
     by: str
     """Such as `age:40:60`."""
+    of_controls: bool = False
+    """Whether they are healthy controls, not patients."""
     key: str
     """The metric that is shown."""
     groups: tuple[str, ...]
@@ -46,7 +45,7 @@ class Strata:
     @property
     def head(self) -> str:
         """The metric's name."""
-        return METRICS[self.key].head
+        return FALSE_VOLUME if self.of_controls else METRICS[self.key].head
 
     @property
     def small(self) -> tuple[str, ...]:
@@ -57,7 +56,7 @@ class Strata:
     def entry(self, row: Row, group: str) -> Mapping[str, Any]:
         """What is recorded of one group."""
         found: Mapping[str, Any] = next(
-            one for one in row.evaluation.values["strata"][self.by] if one["group"] == group
+            one for one in _recorded(row, self.of_controls)[self.by] if one["group"] == group
         )
         return found
 
@@ -158,20 +157,28 @@ class Strata:
         return self.entry(row, group)["gaps"].get(self.key)
 
 
-def strata_of(group: CohortRows) -> list[Strata]:
-    """What the people of a cohort were grouped by; nothing where no evaluation was asked to."""
-    texts = dict.fromkeys(text for row in group.rows for text in _recorded(row))
+def strata_of(rows_of_cohort: Sequence[Row], *, of_controls: bool = False) -> list[Strata]:
+    """What people were grouped by; nothing where no evaluation was asked to.
+
+    Args:
+        rows_of_cohort: Evaluations on one cohort.
+        of_controls: Groups of its healthy controls, not of its patients.
+    """
+    recorded = {id(row): _recorded(row, of_controls) for row in rows_of_cohort}
+    texts = dict.fromkeys(text for groups in recorded.values() for text in groups)
     found = []
+    shown = ("false_ml_mean",) if of_controls else SHOWN
     for by in texts:
-        rows = [row for row in group.rows if by in _recorded(row)]
+        rows = [row for row in rows_of_cohort if by in recorded[id(row)]]
         # Covariates may have been completed between two evaluations: groups as the first has them.
-        entries = _recorded(rows[0])[by]
-        rows = [row for row in rows if _people(_recorded(row)[by]) == _people(entries)]
-        defined = (k for k in SHOWN for e in entries if e["metrics"].get(k) is not None)
+        entries = recorded[id(rows[0])][by]
+        rows = [row for row in rows if _people(recorded[id(row)][by]) == _people(entries)]
+        defined = (k for k in shown for e in entries if e["metrics"].get(k) is not None)
         found.append(
             Strata(
                 by=by,
-                key=next(defined, SHOWN[0]),
+                of_controls=of_controls,
+                key=next(defined, shown[0]),
                 groups=tuple(e["group"] for e in entries),
                 num_people=tuple(int(e["num_people"]) for e in entries),
                 rows=tuple(rows),
@@ -180,12 +187,16 @@ def strata_of(group: CohortRows) -> list[Strata]:
     return found
 
 
+FALSE_VOLUME = "False volume, mL a person"
+"""What is shown of groups of healthy controls."""
+
 HEAD = (
     "cohort",
     "cohort_fingerprint",
     "method",
     "seed",
     "run",
+    "people",
     "by",
     "group",
     "num_people",
@@ -211,6 +222,7 @@ def lines_of(groups: Sequence[CohortRows]) -> list[list[object]]:
             row.run.label,
             row.run.seed,
             row.run.url,
+            "controls" if of_controls else "patients",
             by,
             entry["group"],
             entry["num_people"],
@@ -222,7 +234,8 @@ def lines_of(groups: Sequence[CohortRows]) -> list[list[object]]:
         ]
         for group in groups
         for row in group.rows
-        for by, entries in _recorded(row).items()
+        for of_controls in (False, True)
+        for by, entries in _recorded(row, of_controls).items()
         for entry in entries
         for metric, value in entry["metrics"].items()
     ]
@@ -234,8 +247,9 @@ def _of_gap(gap: Mapping[str, Any] | None) -> tuple[object, ...]:
     return (gap["value"], *(gap["interval"] or (None, None)), gap["p"])
 
 
-def _recorded(row: Row) -> dict[str, list[dict[str, Any]]]:
-    return row.evaluation.values.get("strata") or {}
+def _recorded(row: Row, of_controls: bool) -> dict[str, list[dict[str, Any]]]:
+    values = row.evaluation.controls or {} if of_controls else row.evaluation.values
+    return values.get("strata") or {}
 
 
 def _people(entries: Sequence[Mapping[str, Any]]) -> list[tuple[str, int]]:

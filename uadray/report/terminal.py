@@ -12,7 +12,7 @@ from rich.text import Text
 from uadray.errors import RunError
 from uadray.html import ABSENT
 from uadray.metrics.table import OWN
-from uadray.report.columns import Column, main_columns, number
+from uadray.report.columns import SPECIFICITY, Column, main_columns, number
 from uadray.report.rows import CohortRows, Row, group_by_cohort, metrics_of
 from uadray.runs.records import RunRecord
 
@@ -39,6 +39,7 @@ def terminal_table(runs: Sequence[RunRecord], cohort: str, *, width: int = 80) -
         )
     rows = [row for group in groups for row in group.rows]
     heads = {"method": "Method"} | {one.key: one.brief for one in metrics_of(rows) if one.brief}
+    heads[SPECIFICITY.key] = "Specificity\n[95 %]"
     # What has no short head has its own.
     columns = [one for one in main_columns(rows) if one.key in {"fit_minutes", *heads}]
 

@@ -120,6 +120,11 @@ class Evaluation:
         """Whether no interval can be given."""
         return self.num_people < MIN_PEOPLE
 
+    @property
+    def controls(self) -> Mapping[str, Any] | None:
+        """What was found in healthy controls; None where none were tested."""
+        return self.values.get("controls") or None
+
     @cached_property
     def outside(self) -> dict[str, OutsideMetric]:
         """Metrics of other packages that were computed, by key."""

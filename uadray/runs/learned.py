@@ -194,7 +194,8 @@ def _match(
     elif learned is None:
         notes.append("the people that were learned from are not recorded, so not compared")
     else:
-        table = _scans(cohort, None)
+        # Of a healthy cohort only the controls are tested; the others may be learned from.
+        table = _scans(cohort, None if cohort.has_lesion else _rows(cohort, "test"))
         seen, likely = _compare_people(learned, table, notes)
     return Match(
         differences=tuple(differences), seen=tuple(seen), likely=tuple(likely), notes=tuple(notes)

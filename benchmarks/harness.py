@@ -1,4 +1,7 @@
-"""What all benchmarks share: the command line, rows, a table, a JSON file, turns, memory."""
+"""What all benchmarks share: the command line, rows, a table, a JSON file, turns, memory.
+
+What a bare GPU machine may lack is imported where it is used.
+"""
 
 import argparse
 import datetime
@@ -18,16 +21,12 @@ from dataclasses import KW_ONLY, asdict, dataclass
 from pathlib import Path
 from statistics import median
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
-import psutil
 import torch
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from rich.console import Console
-from rich.table import Table
 
-from uadray.preparation.layouts import LAYOUTS, Scan
-from uadray.tables import to_markdown
+if TYPE_CHECKING:
+    from uadray.preparation.layouts import Scan
 
 T = TypeVar("T")
 
@@ -37,6 +36,10 @@ DOCS = Path(__file__).parents[1] / "docs"
 
 def render(page: str, **values: Any) -> str:
     """The text of `templates/PAGE.j2`; `table` in it makes a Markdown table."""
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    from uadray.tables import to_markdown
+
     template = Environment(
         loader=FileSystemLoader(Path(__file__).parent / "templates"),
         undefined=StrictUndefined,
@@ -147,6 +150,9 @@ def print_table(
     width: int = 160,
 ) -> None:
     """Print a table; columns of figures are aligned to the right, all but the first by default."""
+    from rich.console import Console
+    from rich.table import Table
+
     table = Table(title=title)
     for name in heads:
         is_right = name in (heads[1:] if right is None else right)
@@ -195,8 +201,8 @@ def circumstances(name: str) -> dict[str, Any]:
         "date": datetime.date.today().isoformat(),
         "machine": {
             "cpu": _cpu(),
-            "cpus": psutil.cpu_count(),
-            "memory_gib": round(psutil.virtual_memory().total / 2**30),
+            "cpus": os.cpu_count(),
+            "memory_gib": round(_memory() / 2**30),
             "gpu": torch.cuda.get_device_name(0) if torch.cuda.is_available() else None,
             "torch": torch.__version__,
         },
@@ -249,8 +255,10 @@ def medians(
     return {name: median(values) for name, values in in_turns(sides, rounds, device).items()}
 
 
-def find_scans() -> list[Scan]:
+def find_scans() -> "list[Scan]":
     """All T1 scans of ds002748."""
+    from uadray.preparation.layouts import LAYOUTS
+
     root = Path(os.environ.get("UADRAY_REAL_DATA", DOCS.parents[1] / "shared" / "data"))
     return LAYOUTS["bids"](str(root / "ds002748"), "T1w")
 
@@ -286,6 +294,8 @@ def alone(side: Callable[..., tuple[Callable[[], Any], ...]], *args: Any) -> Mea
 
 
 def _measure(side: Callable[..., tuple[Callable[[], Any], ...]], args: tuple[Any, ...]) -> Measured:
+    import psutil
+
     *warm, work = side(*args)
     for first in warm:
         first()
@@ -311,10 +321,19 @@ def _changes() -> str:
     )
 
 
+def _memory() -> int:
+    """Bytes of memory that the machine has."""
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
 def _git(*args: str) -> str:
-    done = subprocess.run(
-        ["git", *args], cwd=RESULTS.parent, capture_output=True, text=True, check=False
-    )
+    """What git says; nothing where it or the repository is absent."""
+    try:
+        done = subprocess.run(
+            ["git", *args], cwd=RESULTS.parent, capture_output=True, text=True, check=False
+        )
+    except FileNotFoundError:
+        return ""
     return done.stdout.strip()
 
 
@@ -349,6 +368,8 @@ class PeakMemory:
         self._thread.join()
 
     def _watch(self) -> None:
+        import psutil
+
         me = psutil.Process()
         while True:
             total = 0

@@ -24,7 +24,6 @@ from uadray.data.batch import Batch
 from uadray.data.erasing import erase, sample_erasing
 from uadray.methods.blocks import EntryConv, ExitConv
 from uadray.methods.vae import VAE
-from uadray.phantom import make_subject
 from uadray.runs.checkpoint import CheckpointStore
 from uadray.train.fit import Fit
 from uadray.train.precision import reduced_precision
@@ -44,6 +43,8 @@ def phantoms(count: int, size: int, originals: int = 4) -> Tensor:
 
     They compress and erase as brains do; what they look like does not matter here.
     """
+    from uadray.phantom import make_subject
+
     base = [
         torch.from_numpy(make_subject("healthy", s, size).image)
         for s in range(min(originals, count))

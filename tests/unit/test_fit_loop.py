@@ -98,6 +98,7 @@ def fit(
     logged: list[list[Metrics]] | None = None,
     checkpoints: CheckpointStore | None = None,
     is_leaving: Callable[[], bool] = lambda: False,
+    in_background: bool = False,
 ) -> tuple[GradientDetector, list[Metrics]]:
     """Fit from the newest checkpoint in `folder`; `stop_after` cuts the fit off, as a kill does."""
     if detector is None:
@@ -120,6 +121,7 @@ def fit(
         checkpoints=checkpoints or CheckpointStore(str(folder), experiment.fingerprint),
         report=report,
         is_leaving=is_leaving,
+        in_background=in_background,
         records=past or [],
         device=CPU,
         log=lambda records: None if logged is None else logged.append(list(records)),
@@ -145,8 +147,9 @@ def assert_same_weights(a: nn.Module, b: nn.Module) -> None:
     ],
     ids=lambda e: e.name,
 )
+@pytest.mark.parametrize("in_background", [False, True])
 def test_a_resumed_fit_ends_as_the_undisturbed_one(
-    experiment: Experiment, cohort: Cohort, tmp_path: Path
+    experiment: Experiment, in_background: bool, cohort: Cohort, tmp_path: Path
 ) -> None:
     whole, records = fit(experiment, cohort, tmp_path / "whole")
     assert [r["epoch"] for r in records] == list(range(1, experiment.fit.epochs + 1))
@@ -160,6 +163,7 @@ def test_a_resumed_fit_ends_as_the_undisturbed_one(
                 past=list(past),
                 reported=past,
                 stop_after=stop_after,
+                in_background=in_background,
             )
         assert past[-1]["epoch"] == stop_after
     resumed, resumed_records = fit(experiment, cohort, tmp_path / "cut", past=past)

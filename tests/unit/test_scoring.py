@@ -37,6 +37,7 @@ from uadray.methods.base import Detection, Detector, ReconstructionDetector
 from uadray.metrics.counts import CohortCounts, TestPart, ThresholdPart
 from uadray.metrics.lesionwise import compare_lesions
 from uadray.metrics.settings import ComponentConfig, PostprocessConfig
+from uadray.runs import detector as run_detector
 from uadray.runs.detector import load_detector
 from uadray.runs.folder import Run
 from uadray.runs.scores import ScoreStore
@@ -161,7 +162,7 @@ class TestScorer:
         self, cohort: Cohort, run: Run, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """As of one who rounds by where a volume is, among how many, as products of matrices do."""
-        monkeypatch.setattr(scoring, "load_detector", lambda _: ByPlace())
+        monkeypatch.setattr(run_detector, "load_detector", lambda _: ByPlace())
         rows = list(range(8))
         store = score(run, cohort, rows)
         whole = {row: store.levels(row) for row in rows}
@@ -193,7 +194,7 @@ class TestScorer:
         monkeypatch.setattr(
             detector, "detect", lambda x, brain: Detection(calls.append(len(x)) or brain * 0.5)
         )
-        monkeypatch.setattr(scoring, "load_detector", lambda _: detector)
+        monkeypatch.setattr(run_detector, "load_detector", lambda _: detector)
         store = ScoreStore.create(run, cohort, (0.0, 1.0), CONFIG.scoring(cohort.shape))
         work = Work(run=run, store=store, to_score=frozenset(rows), to_filter=frozenset())
         some = {row: name for row, name in names(cohort).items() if row in rows}
@@ -216,7 +217,7 @@ class TestScorer:
         monkeypatch.setattr(scoring, "compute_device", lambda _: torch.device("cpu"))
         if method != "Intensity":
             made = {"ByPlace": ByPlace, "Half": Half}[method]
-            monkeypatch.setattr(scoring, "load_detector", lambda _: made())
+            monkeypatch.setattr(run_detector, "load_detector", lambda _: made())
         rules = PostprocessConfig(erosion_iterations=1, median_size=3, prior_quantile=prior)
         config, rows = replace(CONFIG, postprocess=rules), [0, 1, 3, 4, 6, 7]
         store = score(run, cohort, rows, config)

@@ -20,3 +20,13 @@ class Batch:
     def inside(self) -> torch.Tensor:
         """The brain; what is above 0 where its mask was not read."""
         return self.images > 0 if self.brain is None else self.brain
+
+
+def on_device(values: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """`values` on the device, without waiting for it.
+
+    From pageable memory the host would wait until the device has done all that it was given.
+    """
+    if device.type != "cuda" or values.device.type != "cpu":
+        return values.to(device)
+    return values.pin_memory().to(device, non_blocking=True)

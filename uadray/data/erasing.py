@@ -8,7 +8,7 @@ Shape suffixes: B samples, R regions, D = 2 or 3 spatial axes (Y, X) or (Z, Y, X
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import lru_cache
 from itertools import groupby, pairwise
 from operator import itemgetter
@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from uadray import random
+from uadray.data.batch import on_device
 from uadray.errors import PluginError
 from uadray.plugins import failure
 from uadray.strategies import BENGS, STRATEGIES, ErasingConfig, Regions, strategy
@@ -192,27 +193,31 @@ def erased_mask(x: Tensor, erasing: Erasing) -> NDArray[np.bool_]:
     return mask
 
 
-def erased_counts(x: Tensor, erasing: Erasing) -> Tensor:
+def erased_counts(x: Tensor, erasing: Erasing, boxes: NDArray[np.int64] | None = None) -> Tensor:
     """How much of a batch is erased, as sums that add up over batches and workers.
 
     Args:
         x: (B, *spatial), background 0; what is above it is brain.
         erasing: From `sample_erasing`.
+        boxes: What `erased_boxes` gives, where it is known: on a GPU it may have to be waited for.
 
     Returns:
         (4,) float64 on the device of `x`, in the order of `ErasedShares`: samples that are erased,
         the sum of their erased shares of the input, that of their erased shares of the brain, and
         those of them that touch no brain. Overlapping boxes count once.
     """
-    boxes = erased_boxes(x, erasing)
+    boxes = erased_boxes(x, erasing) if boxes is None else boxes
     hit, brain, both = _count(x, boxes) if x.device.type == "cpu" else _count_on_device(x, boxes)
-    erased = torch.from_numpy(erasing.erased).to(x.device)
+    return _counted(on_device(torch.from_numpy(erasing.erased), x.device), x, hit, brain, both)
+
+
+def _counted(erased_B: Tensor, x: Tensor, hit_B: Tensor, brain_B: Tensor, both_B: Tensor) -> Tensor:
     return torch.stack(
         [
-            erased.sum().double(),
-            (hit.double() / x[0].numel()).sum(),
-            (both.double() / brain.clamp(min=1)).sum(),
-            (erased & (both == 0)).sum().double(),
+            erased_B.sum().double(),
+            (hit_B.double() / x[0].numel()).sum(),
+            (both_B.double() / brain_B.clamp(min=1)).sum(),
+            (erased_B & (both_B == 0)).sum().double(),
         ]
     )
 
@@ -235,11 +240,17 @@ def _count(x: Tensor, boxes_BRD2: NDArray[np.int64]) -> tuple[Tensor, Tensor, Te
 
 def _count_on_device(x: Tensor, boxes_BRD2: NDArray[np.int64]) -> tuple[Tensor, Tensor, Tensor]:
     """The same of a whole batch at once."""
-    boxes = torch.from_numpy(boxes_BRD2).to(x.device, non_blocking=True)
+    hits = hits_of(on_device(torch.from_numpy(boxes_BRD2), x.device), tuple(x.shape[1:]))
+    brain = x.flatten(1) > 0
+    return hits.sum(1), brain.sum(1), (hits & brain).sum(1)
+
+
+def hits_of(boxes: Tensor, spatial: tuple[int, ...]) -> Tensor:
+    """Which voxels lie in a box, (B, voxels), of boxes (B, R, D, 2) on the device that computes."""
     *outer, along_BRN = (
         (place >= span[..., :1]) & (place < span[..., 1:])
         for place, span in zip(
-            (torch.arange(length, device=x.device) for length in x.shape[1:]),
+            (torch.arange(length, device=boxes.device) for length in spatial),
             boxes.unbind(2),
             strict=True,
         )
@@ -248,9 +259,7 @@ def _count_on_device(x: Tensor, boxes_BRD2: NDArray[np.int64]) -> tuple[Tensor, 
     for inside_BRN in outer[1:]:
         rows_BRN = (rows_BRN[..., None] & inside_BRN[:, :, None]).flatten(2)
     # The union of boxes as a product of matrices: how many of them hold a voxel, exactly.
-    hits = torch.bmm(rows_BRN.transpose(1, 2).float(), along_BRN.float()).flatten(1) > 0
-    brain = x.flatten(1) > 0
-    return hits.sum(1), brain.sum(1), (hits & brain).sum(1)
+    return torch.bmm(rows_BRN.transpose(1, 2).float(), along_BRN.float()).flatten(1) > 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -289,6 +298,7 @@ def erase(
     seed: int,
     epoch: int,
     out: Tensor | None = None,
+    boxes: NDArray[np.int64] | None = None,
 ) -> Tensor:
     """Apply `erasing` to a batch.
 
@@ -306,6 +316,7 @@ def erase(
         epoch: The epoch, from 0.
         out: Another contiguous tensor like `x` to write to. On a CPU fresh memory costs more than
             the erasing itself.
+        boxes: What `erased_boxes` gives, where it is known; a CPU takes it sample by sample.
 
     Returns:
         `out` or a new tensor; samples that are not erased and voxels outside the regions are
@@ -317,7 +328,8 @@ def erase(
     assert out.data_ptr() != x.data_ptr(), "the target must stay clean"
     key = random.keys(seed, epoch, ids.cpu(), random.NOISE) if config.fill == "noise" else None
     if x.device.type != "cpu":
-        _fill_on_device(x, out.copy_(x), erased_boxes(x, erasing), key)
+        boxes = erased_boxes(x, erasing) if boxes is None else boxes
+        _fill_on_device(x, out.copy_(x), boxes, key)
         return out
     at_once = max(1, _CPU_VOXELS // x[0].numel())
     for first in range(0, len(x), at_once):
@@ -380,7 +392,7 @@ def _fill_on_device(
         return
     chosen, number = np.unique(runs.sample, return_inverse=True)
     which, run, start, length = (
-        torch.from_numpy(a).to(x.device, non_blocking=True)
+        on_device(torch.from_numpy(a), x.device)
         for a in (chosen, number, runs.start - runs.before, runs.length)
     )
     sample = run.repeat_interleave(length, output_size=num)
@@ -397,9 +409,90 @@ def _fill_on_device(
     slot = torch.where(brain, within - 1 + first[:, None], flat.numel())
     pool = flat.new_zeros(flat.numel() + 1)
     pool.scatter_(0, slot.flatten(), flat.flatten())
-    key = key_B[torch.from_numpy(chosen)].to(x.device)
+    key = on_device(key_B[torch.from_numpy(chosen)], x.device)
     pick = (random.bits(key[sample], voxel) * within[:, -1][sample]) >> 32
     out.view(-1).scatter_(0, place, pool[pick + first[sample]])
+
+
+@dataclass(frozen=True, kw_only=True)
+class StaticErasing:
+    """One batch's erasing as tensors on the device that computes, whose shapes are always the same.
+
+    What is erased is then a function of tensors alone, with nothing to wait for: a CUDA graph can
+    hold it. The bits are those of `erase`.
+    """
+
+    erased: Tensor
+    """(B,) bool: whether the sample is erased at all."""
+    boxes: Tensor
+    """(B, R, D, 2) int64, empty where the sample is not erased."""
+    right: Tensor | None
+    """(B,) bool for half-volume; None for boxes."""
+    key: Tensor | None
+    """(B,) int64: keys of the noise; None fills with zero."""
+
+    @classmethod
+    def of(
+        cls,
+        erasing: Erasing,
+        config: ErasingConfig,
+        ids: Tensor,
+        *,
+        seed: int,
+        epoch: int,
+        device: torch.device,
+    ) -> "StaticErasing":
+        """That of `erase` with the same arguments."""
+        key = random.keys(seed, epoch, ids.cpu(), random.NOISE) if config.fill == "noise" else None
+        boxes = erasing.regions_BRD2 * erasing.erased[:, None, None, None]
+        right = None if erasing.right is None else torch.from_numpy(erasing.right)
+        return cls(
+            erased=on_device(torch.from_numpy(erasing.erased), device),
+            boxes=on_device(torch.from_numpy(boxes), device),
+            right=None if right is None else on_device(right, device),
+            key=None if key is None else on_device(key, device),
+        )
+
+    @classmethod
+    def names(cls) -> set[str]:
+        """Of the tensors that there may be."""
+        return {one.name for one in fields(cls)}
+
+    def part(self, samples: slice) -> "StaticErasing":
+        """That of some samples of the batch."""
+        each: dict[str, Any] = {
+            name: None if tensor is None else tensor[samples] for name, tensor in vars(self).items()
+        }
+        return StaticErasing(**each)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Those that there are, by name."""
+        return {name: value for name, value in vars(self).items() if value is not None}
+
+    def apply(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """What `erase` makes of samples (B, *spatial), and their `erased_counts`."""
+        boxes = self.boxes
+        if self.right is not None:
+            left, boxes = columns_left(x), boxes.clone()
+            boxes[:, 0, -1, 0] = torch.where(self.right, left, 0)
+            boxes[:, 0, -1, 1] = torch.where(self.right, x.shape[-1], left)
+        hits, flat = hits_of(boxes, tuple(x.shape[1:])), x.flatten(1)
+        brain = flat > 0
+        counts = _counted(self.erased, x, hits.sum(1), brain.sum(1), (hits & brain).sum(1))
+        filled = self._noise(flat, brain) if self.key is not None else torch.zeros_like(flat)
+        return torch.where(hits, filled, flat).view_as(x), counts
+
+    def _noise(self, flat: Tensor, brain: Tensor) -> Tensor:
+        """A value of the sample's brain for each voxel, (B, voxels); 0 where there is no brain."""
+        assert self.key is not None
+        num_voxels = flat.shape[1]
+        within = brain.cumsum(1)
+        # What is no brain goes to one place after the rest.
+        slot = torch.where(brain, within - 1, num_voxels)
+        pool = flat.new_zeros(len(flat), num_voxels + 1).scatter_(1, slot, flat)
+        voxel = torch.arange(num_voxels, device=flat.device)
+        pick = random.bits_on_device(self.key[:, None], voxel) * within[:, -1:]
+        return pool.gather(1, pick.bitwise_right_shift_(32))
 
 
 @dataclass(frozen=True, kw_only=True)

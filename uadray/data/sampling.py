@@ -6,12 +6,14 @@ mixes them by twos, and permutes what is in hand. Step k of an epoch is batch k 
 
 import math
 from collections.abc import Hashable, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
-import pandas as pd
 
 from uadray.errors import ConfigError
-from uadray.store import Cohort
+
+if TYPE_CHECKING:
+    from uadray.store import Cohort
 
 MIX_SHARDS = 2
 """Shards whose volumes are mixed before they are cut into batches."""
@@ -42,6 +44,8 @@ def subset_rows(
     """
     if share == 1:
         return rows
+    import pandas as pd
+
     codes, names = pd.factorize(np.asarray(subjects, object))
     _, first = np.unique(codes, return_index=True)
     scanner_of = np.asarray(scanners, object)[first]
@@ -62,7 +66,7 @@ _SUBSET = 0x5B5E7
 """Parts the draw of a subset from all other draws of the same seed."""
 
 
-def train_rows(cohort: Cohort, *, share: float, seed: int) -> np.ndarray:
+def train_rows(cohort: "Cohort", *, share: float, seed: int) -> np.ndarray:
     """Rows of the training part, or of a share of its subjects (see `subset_rows`)."""
     rows = cohort.rows("train")
     if share == 1:

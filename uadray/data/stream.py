@@ -19,7 +19,8 @@ import torch
 
 from uadray import cluster
 from uadray.data.batch import Batch
-from uadray.data.sampling import batch_share, epoch_groups, rank_rows, same_block, slice_order
+from uadray.data.resident import ResidentBatches
+from uadray.data.sampling import batch_share, epoch_groups, rank_rows, same_block
 from uadray.data.volumes import (
     VolumeSource,
     as_slices,
@@ -65,17 +66,24 @@ class TrainingStream:
         self._cohort, self._ndim, self._seed = cohort, ndim, seed
         self._batch_size = batch_share(batch_size, rank, world)
         self.rows = rank_rows(rows, rank, world, batch_size)
-        self._resident: torch.Tensor | None = None
+        self._resident: ResidentBatches | None = None
         if resident:
-            (self._resident,) = _load(cohort, self.rows, "train", device)
-            self._has_brain = self._resident.flatten(2).any(2).cpu().numpy()
+            (images,) = _load(cohort, self.rows, "train", device)
+            self._resident = ResidentBatches(
+                images,
+                self.rows,
+                ndim=ndim,
+                batch_size=self._batch_size,
+                seed=seed,
+                shard=cohort.shard,
+            )
 
     def num_samples(self) -> int:
         """Samples of this worker in each epoch; streamed slices are counted by reading all once."""
         if self._ndim == 3:
             return len(self.rows)
         if self._resident is not None:
-            return int(self._has_brain.sum())
+            return self._resident.num_samples()
         groups = epoch_groups(self.rows, self._cohort.shard, seed=0, epoch=0)
         dataset = dataset_of(VolumeSource(self._cohort, groups, change=count_slices), len(groups))
         with cluster.plain_errors():
@@ -84,34 +92,12 @@ class TrainingStream:
 
     def epoch(self, epoch: int) -> Iterator[Batch]:
         """The batches of one epoch, from 0; the last may be smaller."""
-        groups = epoch_groups(self.rows, self._cohort.shard, seed=self._seed, epoch=epoch)
         if self._resident is not None:
-            return self._from_memory(self._resident, groups, epoch)
+            return self._resident.epoch(epoch)
+        groups = epoch_groups(self.rows, self._cohort.shard, seed=self._seed, epoch=epoch)
         change = as_slices(self._seed, epoch) if self._ndim == 2 else None
         dataset = dataset_of(VolumeSource(self._cohort, groups, change=change), len(groups))
         return _batches(dataset, self._batch_size)
-
-    def _from_memory(
-        self, images: torch.Tensor, groups: list[np.ndarray], epoch: int
-    ) -> Iterator[Batch]:
-        ids, volume, z = [], [], []
-        for number, group in enumerate(groups):
-            place = np.searchsorted(self.rows, group)
-            if self._ndim == 3:
-                ids.append(group)
-                volume.append(place)
-                continue
-            order = slice_order(self._has_brain[place], seed=self._seed, epoch=epoch, group=number)
-            ids.append(group[order[:, 0]] * images.shape[1] + order[:, 1])
-            volume.append(place[order[:, 0]])
-            z.append(order[:, 1])
-        all_ids, all_volumes = (torch.from_numpy(np.concatenate(a)) for a in (ids, volume))
-        all_z = torch.from_numpy(np.concatenate(z)) if z else None
-        for start in range(0, len(all_ids), self._batch_size):
-            cut = slice(start, start + self._batch_size)
-            where = all_volumes[cut].to(images.device)
-            picked = images[where] if all_z is None else images[where, all_z[cut].to(where.device)]
-            yield Batch(ids=all_ids[cut], images=picked)
 
 
 def _batches(dataset: ray.data.Dataset, batch_size: int) -> Iterator[Batch]:
@@ -210,6 +196,7 @@ class ValidationStream:
         rank: This worker.
         world: Number of workers.
         resident: Read once and keep.
+        device: Where resident volumes are kept.
         brain: Whether the batches have the brains, too.
     """
 
@@ -222,6 +209,7 @@ class ValidationStream:
         rank: int = 0,
         world: int = 1,
         resident: bool = True,
+        device: str = "cpu",
         brain: bool = True,
     ) -> None:
         self._cohort, self._batch_size = cohort, batch_size
@@ -229,7 +217,7 @@ class ValidationStream:
         self.rows = rows[rank::world]
         self._resident: Arrays | None = None
         if resident and len(self.rows):
-            self._resident = _load(cohort, self.rows, "validation", arrays=self._arrays)
+            self._resident = _load(cohort, self.rows, "validation", device, self._arrays)
 
     def _read(self) -> Iterator[Batch]:
         if len(self.rows) == 0:

@@ -2,8 +2,6 @@
 
 from collections.abc import Sequence
 
-import numpy as np
-
 from uadray.errors import ConfigError, EvaluationError
 from uadray.evaluation.protocols import EvaluateConfig
 from uadray.metrics.thresholds import NONE, WITHOUT_LESIONS
@@ -178,26 +176,3 @@ def _check_cohort(cohort: Cohort, config: EvaluateConfig, *, needs_threshold: bo
                 "the threshold part, the other in the test part: leave all but one of them out, "
                 "and prepare the others into another folder"
             )
-
-
-def check_truth(brain: np.ndarray, lesion: np.ndarray, subject: str) -> None:
-    """Refuse a subject whose lesion leaves its brain mask.
-
-    Scores exist inside the mask alone, so that such voxels could never be found; a cohort that
-    `jobs/prepare.py` wrote has none.
-
-    Args:
-        brain: (Z, Y, X) mask.
-        lesion: (Z, Y, X) truth.
-        subject: Named in the message.
-
-    Raises:
-        EvaluationError: A lesion voxel lies outside the brain.
-    """
-    outside = int(np.count_nonzero(lesion & ~brain))
-    if outside:
-        raise EvaluationError(
-            f"subject {subject!r}: {outside} of {int(np.count_nonzero(lesion))} lesion voxels lie "
-            "outside the brain mask; check that both masks are of this scan, and prepare the "
-            "cohort again"
-        )

@@ -43,9 +43,9 @@ from uadray.metrics.lesionwise import SubjectLesions
 from uadray.preparation.geometry import voxel_sizes
 from uadray.runs.checkpoint import weights_digest
 from uadray.runs.detector import load_detector
-from uadray.runs.folder import Run, writing
+from uadray.runs.folder import Run
 from uadray.runs.learned import Match
-from uadray.runs.reading import folder_of
+from uadray.runs.reading import folder_of, writing
 from uadray.store import CHUNK_VOLUMES, Cohort, Split
 
 T = TypeVar("T")

@@ -4,14 +4,14 @@ import math
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from uadray.device import compute_device, full_float32
-from uadray.evaluation.inputs import check_truth
+from uadray.errors import EvaluationError
 from uadray.evaluation.protocols import EvaluateConfig, Residual
 from uadray.methods import Detector
 from uadray.methods.base import Detection, ReconstructionDetector, check_detection
@@ -27,10 +27,12 @@ from uadray.metrics.postprocess import (
     postprocess,
     quantise,
 )
-from uadray.runs.detector import load_detector
-from uadray.runs.folder import Run
-from uadray.runs.scores import ScoreStore
-from uadray.store import CHUNK_VOLUMES, Cohort
+
+if TYPE_CHECKING:
+    # Scoring volumes in memory needs neither a run folder nor a cohort.
+    from uadray.runs.folder import Run
+    from uadray.runs.scores import ScoreStore
+    from uadray.store import Cohort
 
 Batch = dict[str, np.ndarray]
 
@@ -39,10 +41,10 @@ Batch = dict[str, np.ndarray]
 class Work:
     """What one run still has to score on one cohort; pickles small."""
 
-    run: Run
+    run: "Run"
     """The run."""
 
-    store: ScoreStore
+    store: "ScoreStore"
     """Where its scores of the cohort are kept."""
 
     to_score: frozenset[int]
@@ -77,10 +79,33 @@ class Example:
         check_truth(self.brain, self.lesion, self.id)
 
 
-def read_example(cohort: Cohort, row: int, name: str) -> Example:
+def read_example(cohort: "Cohort", row: int, name: str) -> Example:
     """One volume of a cohort with lesions."""
     image, brain, lesion = (cohort.read(n, row, row + 1)[0] for n in ("image", "brain", "lesion"))
     return Example(id=name, image=image, brain=brain.astype(bool), lesion=lesion.astype(bool))
+
+
+def check_truth(brain: np.ndarray, lesion: np.ndarray, subject: str) -> None:
+    """Refuse a subject whose lesion leaves its brain mask.
+
+    Scores exist inside the mask alone, so that such voxels could never be found; a cohort that
+    `jobs/prepare.py` wrote has none.
+
+    Args:
+        brain: (Z, Y, X) mask.
+        lesion: (Z, Y, X) truth.
+        subject: Named in the message.
+
+    Raises:
+        EvaluationError: A lesion voxel lies outside the brain.
+    """
+    outside = int(np.count_nonzero(lesion & ~brain))
+    if outside:
+        raise EvaluationError(
+            f"subject {subject!r}: {outside} of {int(np.count_nonzero(lesion))} lesion voxels lie "
+            "outside the brain mask; check that both masks are of this scan, and prepare the "
+            "cohort again"
+        )
 
 
 class Counted(NamedTuple):
@@ -265,6 +290,8 @@ def num_places(config: EvaluateConfig, shape: tuple[int, ...]) -> int:
         config: Says whether GPUs score.
         shape: Of a volume.
     """
+    from uadray.store import CHUNK_VOLUMES
+
     if not config.gpus:
         return math.gcd(config.batch_size or BATCH_SIZE, CHUNK_VOLUMES)
     fit = max(1, min(GPU_BATCH_SIZE, GPU_VOXELS // math.prod(shape)))
@@ -288,6 +315,8 @@ class Scorer:
     """An actor that scores batches of volumes with every run's detector."""
 
     def __init__(self, work: Sequence[Work], names: dict[int, str], config: EvaluateConfig) -> None:
+        from uadray.runs.detector import load_detector
+
         self._device = compute_device("cuda" if config.gpus else "cpu")
         if self._device.type == "cpu":
             torch.set_num_threads(1)
@@ -410,7 +439,7 @@ def _examples(batch: Batch, names: Mapping[int, str]) -> dict[int, Example]:
     }
 
 
-def _filter(store: ScoreStore, row: int, example: Example, config: EvaluateConfig) -> None:
+def _filter(store: "ScoreStore", row: int, example: Example, config: EvaluateConfig) -> None:
     """Count one subject's kept scores after the component filter."""
     opened = drop_components(store.checked_levels(row, example.id), config.components)
     store.write_counts(row, count_levels(opened, example, config), config.components)

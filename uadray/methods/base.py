@@ -291,6 +291,9 @@ def with_brain(x_BCZYX: Tensor, brain_BZYX: Tensor) -> Tensor:
 
 def sum_within(values: Tensor, inside: Tensor) -> Tensor:
     """The sum of what is inside, and its number, (2,) float64."""
+    if values.is_cuda:  # to pick out what is inside would wait for the device
+        kept = values.double().masked_fill(~inside, 0)
+        return torch.stack([kept.sum(), inside.expand_as(values).sum().double()])
     return torch.stack([values[inside].double().sum(), inside.double().sum()])
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from uadray.errors import ConfigError
 from uadray.lazy import Module, Tensor, functional, nn, torch
+from uadray.methods.taps import taps_by_phase
 
 KERNEL = 5
 """Kernel of all strided convolutions (Bengs 2021, figure 2)."""
@@ -82,12 +83,13 @@ def up(ndim: int, width_in: int, width_out: int) -> Module:
     """A transposed convolution with kernel 5 that doubles each side."""
     if width_out == 1:
         return ExitConv(ndim, width_in)
-    return _transposed(ndim, width_in, width_out)
+    from uadray.methods.phases import ConvTranspose2d, ConvTranspose3d
+
+    kind = ConvTranspose2d if ndim == 2 else ConvTranspose3d
+    return kind(width_in, width_out, KERNEL, **_DOUBLING)
 
 
-def _transposed(ndim: int, width_in: int, width_out: int) -> Any:
-    geometry = {"stride": 2, "padding": 2, "output_padding": 1}
-    return _layer("ConvTranspose", ndim, width_in, width_out, KERNEL, **geometry)
+_DOUBLING: Any = {"stride": 2, "padding": 2, "output_padding": 1}
 
 
 def norm(kind: str, ndim: int, width: int) -> list[Module]:
@@ -97,6 +99,13 @@ def norm(kind: str, ndim: int, width: int) -> list[Module]:
     return [nn.GroupNorm(GROUPS, width)] if kind == "group" else []
 
 
+def stack(*layers: Module) -> Module:
+    """Layers one after another, named as in `nn.Sequential`; on a GPU fused while they learn."""
+    from uadray.methods.fused import Stack
+
+    return Stack(*layers)
+
+
 def space_to_depth(x: Tensor, ndim: int) -> Tensor:
     """(B, 1, *spatial) to (B, 2^ndim, *spatial / 2): one channel a phase."""
     for axis in range(ndim):
@@ -104,6 +113,15 @@ def space_to_depth(x: Tensor, ndim: int) -> Tensor:
     phases = tuple(3 + 2 * axis for axis in range(ndim))
     halves = tuple(2 + 2 * axis for axis in range(ndim))
     return x.permute(0, 1, *phases, *halves).flatten(1, 1 + ndim)
+
+
+def space_to_depth_last(x: Tensor, ndim: int) -> Tensor:
+    """The same with channels last in memory, by one copy."""
+    for axis in range(ndim):
+        x = x.unflatten(2 + 2 * axis, (-1, 2))
+    phases = tuple(3 + 2 * axis for axis in range(ndim))
+    halves = tuple(2 + 2 * axis for axis in range(ndim))
+    return x.permute(0, *halves, 1, *phases).flatten(1 + ndim).movedim(-1, 1)
 
 
 def depth_to_space(x: Tensor, ndim: int) -> Tensor:
@@ -116,16 +134,6 @@ def depth_to_space(x: Tensor, ndim: int) -> Tensor:
     return x
 
 
-def _taps_by_phase(weight: Tensor, ndim: int) -> Tensor:
-    """(W, 1, 5, ...) to (W, 2, ..., 3, ...): tap k = 2 a + p goes to place a of phase p."""
-    weight = functional.pad(weight, (0, 1) * ndim)[:, 0]
-    for axis in range(ndim):
-        weight = weight.unflatten(1 + 2 * axis, (3, 2))
-    phases = tuple(2 + 2 * axis for axis in range(ndim))
-    places = tuple(1 + 2 * axis for axis in range(ndim))
-    return weight.permute(0, *phases, *places)
-
-
 class EntryConv(Module):
     """One channel to `width`, kernel 5, stride 2, padding 2; parameters as `nn.ConvNd`."""
 
@@ -136,8 +144,9 @@ class EntryConv(Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, 1, *spatial) to (B, width, *spatial / 2)."""
-        weight = _taps_by_phase(self.conv.weight, self.ndim).flatten(1, self.ndim)
-        phases = space_to_depth(x, self.ndim)
+        weight = taps_by_phase(self.conv.weight, self.ndim).flatten(1, self.ndim)
+        # A GPU gives its output the layout of the input; a CPU that of the weight, too.
+        phases = (space_to_depth_last if x.is_cuda else space_to_depth)(x, self.ndim)
         return _convolve(self.ndim, phases, weight, self.conv.bias)
 
 
@@ -147,12 +156,12 @@ class ExitConv(Module):
     def __init__(self, ndim: int, width: int) -> None:
         super().__init__()
         self.ndim = ndim
-        self.conv: Any = _transposed(ndim, width, 1)
+        self.conv: Any = _layer("ConvTranspose", ndim, width, 1, KERNEL, **_DOUBLING)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, width, *spatial) to (B, 1, 2 * spatial)."""
         # Output 2 q + p takes input q + j with tap p + 2 - 2 j: the places in reverse.
-        weight = _taps_by_phase(self.conv.weight, self.ndim).flip(
+        weight = taps_by_phase(self.conv.weight, self.ndim).flip(
             tuple(range(1 + self.ndim, 1 + 2 * self.ndim))
         )
         weight = weight.flatten(1, self.ndim).transpose(0, 1)

@@ -6,19 +6,25 @@ convolutions back, and a 1x1 convolution to one channel.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Self
 
 from uadray.device import full_float32
 from uadray.lazy import Module, Tensor, functional, nn, torch
-from uadray.methods.blocks import down, norm, pointwise, to_channels_last, up
+from uadray.methods.blocks import down, norm, pointwise, stack, to_channels_last, up
 from uadray.methods.settings import Convolutional, DenseLatent, Norm
 
 
-def _halving(ndim: int, widths: Sequence[int], norm_kind: Norm, slope: float) -> list[Module]:
+def _halving(
+    ndim: int,
+    widths: Sequence[int],
+    norm_kind: Norm,
+    slope: float,
+    stacked: Callable[..., Module] = stack,
+) -> list[Module]:
     """Convolutions with stride 2, each with its norm and activation."""
     return [
-        nn.Sequential(down(ndim, a, b), *norm(norm_kind, ndim, b), nn.LeakyReLU(slope))
+        stacked(down(ndim, a, b), *norm(norm_kind, ndim, b), nn.LeakyReLU(slope))
         for a, b in zip((1, *widths), widths, strict=False)
     ]
 
@@ -105,9 +111,9 @@ class Decoder(Module):
         opening += [*norm(config.norm, ndim, widths[-1]), nn.ReLU()]
         outputs = (*reversed(widths[:-1]), widths[0])
         self.blocks = nn.Sequential(
-            nn.Sequential(*opening),
+            stack(*opening),
             *(
-                nn.Sequential(up(ndim, a, b), *norm(config.norm, ndim, b), nn.LeakyReLU(slope))
+                stack(up(ndim, a, b), *norm(config.norm, ndim, b), nn.LeakyReLU(slope))
                 for a, b in zip(reversed(widths), outputs, strict=True)
             ),
         )
@@ -141,7 +147,9 @@ class Critic(Module):
         self, ndim: int, grid: Sequence[int], widths: Sequence[int], slope: float = 0.2
     ) -> None:
         super().__init__()
-        self.blocks = nn.Sequential(*_halving(ndim, widths, "group", slope), nn.Flatten())
+        # Gradients of gradients pass through it, which the fused norm has not.
+        layers = _halving(ndim, widths, "group", slope, nn.Sequential)
+        self.blocks = nn.Sequential(*layers, nn.Flatten())
         self.score = nn.Linear(widths[-1] * math.prod(grid), 1)
         to_channels_last(self, ndim)
 

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from uadray.lazy import Tensor, nn
 from uadray.methods.base import GradientDetector, Losses, Shape
-from uadray.methods.blocks import coarse_grid, down, norm, pointwise, to_channels_last, up
+from uadray.methods.blocks import coarse_grid, down, norm, pointwise, stack, to_channels_last, up
 from uadray.methods.networks import bound_log_sigma, kl_divergence
 from uadray.methods.registry import method
 from uadray.methods.settings import Learned, Norm, check_limits, check_widths
@@ -94,7 +94,7 @@ class VAE(GradientDetector):
         for width_in, width_out in zip((1, *widths), widths, strict=False):
             encoder += [down(n, width_in, width_out), *norm(config.norm, n, width_out)]
             encoder += [nn.LeakyReLU(config.slope)]
-        self.encoder = nn.Sequential(*encoder, pointwise(n, widths[-1], config.bottleneck))
+        self.encoder = stack(*encoder, pointwise(n, widths[-1], config.bottleneck))
         self.to_mu = nn.Linear(dense, config.latent_size)
         self.to_log_sigma = nn.Linear(dense, config.latent_size)
         self.from_z = nn.Linear(config.latent_size, dense)
@@ -105,7 +105,7 @@ class VAE(GradientDetector):
             decoder += [up(n, width_in, width_out)]
             if width_out != 1:
                 decoder += [*norm(config.norm, n, width_out), nn.LeakyReLU(config.slope)]
-        self.decoder = nn.Sequential(*decoder)
+        self.decoder = stack(*decoder)
         to_channels_last(self, n)
 
     def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:

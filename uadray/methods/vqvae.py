@@ -23,7 +23,7 @@ from uadray.methods.base import (
     sum_within,
     with_brain,
 )
-from uadray.methods.blocks import OUTPUT_RANGE, down, norm, pointwise, same, up
+from uadray.methods.blocks import OUTPUT_RANGE, down, norm, pointwise, same, stack, up
 from uadray.methods.codes import CausalTransformer, Codebook, ordering
 from uadray.methods.registry import method
 from uadray.methods.settings import Learned, check, check_limits, check_widths
@@ -43,7 +43,7 @@ class _Residual(Module):
 
     def __init__(self, ndim: int, width: int) -> None:
         super().__init__()
-        self.layers = nn.Sequential(
+        self.layers = stack(
             *norm("group", ndim, width),
             nn.SiLU(),
             same(ndim, width, width),
@@ -160,7 +160,7 @@ class Transformer(GradientDetector):
         for width_in, width_out in zip((1, *widths), widths, strict=False):
             encoder += [down(n, width_in, width_out), *norm("group", n, width_out), nn.SiLU()]
         encoder += [_Residual(n, last) for _ in range(config.num_residual)]
-        self.encoder = nn.Sequential(*encoder, pointwise(n, last, config.code_size))
+        self.encoder = stack(*encoder, pointwise(n, last, config.code_size))
         self.codebook = Codebook(
             config.num_codes,
             config.code_size,
@@ -172,7 +172,7 @@ class Transformer(GradientDetector):
         decoder += [_Residual(n, last) for _ in range(config.num_residual)]
         for width_in, width_out in zip(reversed(widths), (*reversed(widths[:-1]), 1), strict=True):
             decoder += [*norm("group", n, width_in), nn.SiLU(), up(n, width_in, width_out)]
-        self.decoder = nn.Sequential(*decoder)
+        self.decoder = stack(*decoder)
         self.priors = nn.ModuleList(
             CausalTransformer(
                 num_codes=config.num_codes,

@@ -8,9 +8,11 @@ to detect with. A folder that it does not name was cut short and is removed.
 
 import hashlib
 import sys
+import threading
 from collections.abc import Mapping
-from dataclasses import replace
-from typing import Any, Self
+from dataclasses import dataclass, replace
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
 from safetensors.torch import load, save
@@ -18,8 +20,7 @@ from torch import Tensor, nn
 
 from uadray import files
 from uadray.errors import CheckpointError
-from uadray.runs.folder import Run, writing
-from uadray.runs.reading import CHECKPOINT
+from uadray.runs.reading import CHECKPOINT, writing
 from uadray.runs.state import (
     AGAIN,
     NO_WEIGHTS,
@@ -31,6 +32,9 @@ from uadray.runs.state import (
     read_state,
     weights_digest,
 )
+
+if TYPE_CHECKING:
+    from uadray.runs.folder import Run
 
 __all__ = ["NO_WEIGHTS", "CheckpointStore", "State", "weights_digest"]
 
@@ -47,16 +51,20 @@ class CheckpointStore:
         self._url, self._identity = files.join(run_url, CHECKPOINT), identity
 
     @classmethod
-    def of(cls, run: Run) -> Self:
+    def of(cls, run: "Run") -> Self:
         """The checkpoints of a run."""
         return cls(run.url, run.checkpoint_key)
 
     def state(self) -> State | None:
         """The current state, or None before the first checkpoint.
 
+        What this process still writes there (`BackgroundSaves`) is waited for.
+
         Raises:
             CheckpointError: the checkpoint is of another experiment or cohort, or damaged.
         """
+        if (saves := _saving.get(self._url)) is not None:
+            saves.settle()
         return read_state(self._url, self._identity)
 
     @staticmethod
@@ -91,21 +99,19 @@ class CheckpointStore:
             value: Smaller is better; None to resume from alone, not to be chosen.
             since: Epochs up to this one have values of another kind, and are no longer the best.
         """
-        old = self.state()
-        if value is None:
-            value = sys.float_info.max
-        folder = folder_name(epoch)
-        contents = {model_path(epoch): save(_tensors(model.state_dict()))}
-        if optimizer is not None:
-            contents[f"{folder}/optimizer.safetensors"] = save(
-                _optimizer_tensors(_named(optimizer))
-            )
+        return self._write(epoch, _Snapshot.of(model, optimizer), _measured(value), since)
+
+    def _write(self, epoch: int, snapshot: "_Snapshot", value: float, since: int) -> State:
+        old = read_state(self._url, self._identity)
+        contents = {model_path(epoch): save(_tensors(snapshot.model))}
+        if snapshot.optimizer is not None:
+            path = f"{folder_name(epoch)}/optimizer.safetensors"
+            contents[path] = save(_tensors(snapshot.optimizer))
         with writing(self._url):
             for path, content in contents.items():
                 files.write_bytes(files.join(self._url, path), content)
         digests = {p: hashlib.sha256(c).hexdigest() for p, c in contents.items()}
-        # A fit that was cut short after its checkpoint writes the same epoch once more.
-        is_best = old is None or value < old.best_value or old.best == epoch or old.best <= since
+        is_best = old is None or _is_best((old.best, old.best_value), epoch, value, since)
         if old and not is_best:
             digests[model_path(old.best)] = old.digests[model_path(old.best)]
         state = State(
@@ -174,8 +180,72 @@ class CheckpointStore:
         return dict(load(content))
 
 
+def _measured(value: float | None) -> float:
+    return sys.float_info.max if value is None else value
+
+
+def _is_best(best: tuple[int, float], epoch: int, value: float, since: int) -> bool:
+    """Whether an epoch takes the place of the best one, given as its number and value."""
+    # A fit that was cut short after its checkpoint writes the same epoch once more.
+    return value < best[1] or best[0] == epoch or best[0] <= since
+
+
 def _tensors(state: dict[str, Any]) -> dict[str, Tensor]:
     return {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Snapshot:
+    """Tensors to write, by their names in the files."""
+
+    model: dict[str, Tensor]
+    optimizer: dict[str, Tensor] | None
+    ready: "torch.cuda.Event | None" = None
+    """When copies on a GPU hold what they are copies of; None where that is at once."""
+
+    @classmethod
+    def of(
+        cls,
+        model: nn.Module,
+        optimizer: "Optimizers | torch.optim.Optimizer | None",
+        *,
+        copied: bool = False,
+    ) -> "_Snapshot":
+        """Those of a model and its optimisers; `copied`, they outlive the next step."""
+        tensors = {name: tensor.detach() for name, tensor in model.state_dict().items()}
+        states = None if optimizer is None else _optimizer_tensors(_named(optimizer))
+        if not copied:
+            return cls(model=tensors, optimizer=states)
+        tensors = {name: tensor.clone() for name, tensor in tensors.items()}
+        if states is not None:
+            states = {name: tensor.clone() for name, tensor in states.items()}
+        ready = None
+        if any(tensor.is_cuda for tensor in tensors.values()):
+            ready = torch.cuda.Event()
+            ready.record()
+        return cls(model=tensors, optimizer=states, ready=ready)
+
+    def on_host(self) -> "_Snapshot":
+        """The same in this machine's memory, without waiting for what a GPU is given meanwhile."""
+        if self.ready is None:
+            return self
+        device = next(tensor.device for tensor in self.model.values() if tensor.is_cuda)
+        stream = torch.cuda.Stream(device)
+        stream.wait_event(self.ready)
+        with torch.cuda.stream(stream):
+            model = _to_pinned(self.model)
+            optimizer = None if self.optimizer is None else _to_pinned(self.optimizer)
+        stream.synchronize()
+        return _Snapshot(model=model, optimizer=optimizer)
+
+
+def _to_pinned(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {
+        name: torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True).copy_(
+            tensor, non_blocking=True
+        )
+        for name, tensor in tensors.items()
+    }
 
 
 Optimizers = Mapping[str, torch.optim.Optimizer]
@@ -187,14 +257,12 @@ def _named(optimizer: Optimizers | torch.optim.Optimizer) -> Optimizers:
 
 
 def _optimizer_tensors(optimizers: Optimizers) -> dict[str, Tensor]:
-    return _tensors(
-        {
-            f"{name}.{index}.{key}".lstrip("."): tensor
-            for name, optimizer in optimizers.items()
-            for index, entry in optimizer.state_dict()["state"].items()
-            for key, tensor in entry.items()
-        }
-    )
+    return {
+        f"{name}.{index}.{key}".lstrip("."): tensor.detach()
+        for name, optimizer in optimizers.items()
+        for index, entry in optimizer.state_dict()["state"].items()
+        for key, tensor in entry.items()
+    }
 
 
 def _load_state(optimizer: torch.optim.Optimizer, state: dict[int, dict[str, Tensor]]) -> None:
@@ -205,3 +273,119 @@ def _load_state(optimizer: torch.optim.Optimizer, state: dict[int, dict[str, Ten
             if tensor.shape == parameter.shape:
                 # Fused Adam pairs elements by their place in memory, and files keep no layout.
                 entry[key] = torch.empty_like(parameter).copy_(tensor)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Waiting:
+    """A checkpoint that is still to be written."""
+
+    epoch: int
+    snapshot: _Snapshot
+    value: float
+    since: int
+    is_best: bool
+
+
+class BackgroundSaves:
+    """Checkpoints of a fit, written by a thread while it goes on: a context.
+
+    `save` copies the tensors where they are and returns. One checkpoint is written at a time. Of
+    those that wait the newest alone is written, and before it the best so far where that waits as
+    well: what is resumed from and what is detected with are those that `CheckpointStore.save` would
+    have left, but for the newest epochs where the process is killed. Files are written as there: a
+    killed writer leaves the checkpoint before it whole.
+
+    What fails in the thread is raised by the next call, and no later one is written.
+    """
+
+    def __init__(self, store: CheckpointStore) -> None:
+        self._store = store
+        state = store.state()
+        self._best = (state.best, state.best_value) if state else None
+        self._waiting: list[_Waiting] = []
+        self._is_writing = self._has_ended = False
+        self._error: BaseException | None = None
+        self._changed = threading.Condition()
+        self._thread = threading.Thread(target=self._work, name="uadray-checkpoints", daemon=True)
+
+    def __enter__(self) -> Self:
+        _saving[self._store._url] = self
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None
+    ) -> None:
+        try:
+            self.settle()
+        finally:
+            _saving.pop(self._store._url, None)
+            with self._changed:
+                self._has_ended = True
+                self._changed.notify_all()
+            self._thread.join()
+
+    def save(
+        self,
+        epoch: int,
+        model: nn.Module,
+        optimizer: "Optimizers | torch.optim.Optimizer | None",
+        value: float | None,
+        since: int = 0,
+    ) -> None:
+        """As `CheckpointStore.save`, to be written soon."""
+        self.check()
+        known = _measured(value)
+        is_best = self._best is None or _is_best(self._best, epoch, known, since)
+        if is_best:
+            self._best = epoch, known
+        one = _Waiting(
+            epoch=epoch,
+            snapshot=_Snapshot.of(model, optimizer, copied=True),
+            value=known,
+            since=since,
+            is_best=is_best,
+        )
+        with self._changed:
+            before = [] if is_best else [w for w in self._waiting if w.is_best][-1:]
+            self._waiting = [*before, one]
+            self._changed.notify_all()
+
+    def check(self) -> None:
+        """Raise what has failed in the thread."""
+        if self._error is not None:
+            raise self._error
+
+    def settle(self) -> None:
+        """Wait until all is written."""
+        if threading.current_thread() is self._thread:
+            return
+        with self._changed:
+            self._changed.wait_for(
+                lambda: self._error is not None or not (self._waiting or self._is_writing)
+            )
+        self.check()
+
+    def _work(self) -> None:
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._waiting or self._has_ended)
+                if not self._waiting:
+                    return
+                one, self._is_writing = self._waiting.pop(0), True
+            try:
+                self._store._write(one.epoch, one.snapshot.on_host(), one.value, one.since)
+            except BaseException as error:
+                self._error = error
+            with self._changed:
+                self._is_writing = False
+                if self._error is not None:
+                    self._waiting.clear()
+                    self._has_ended = True
+                self._changed.notify_all()
+                if self._error is not None:
+                    return
+
+
+_saving: dict[str, BackgroundSaves] = {}
+"""By the folder of the checkpoints: who writes there in this process."""

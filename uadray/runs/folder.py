@@ -5,12 +5,9 @@ epoch), `summary.json`, `checkpoint/`, then `scores/` and `evaluation/`. A folde
 the same experiment on the same cohort.
 """
 
-import errno
 import json
 import os
 import platform
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -30,25 +27,9 @@ from uadray.runs.reading import (
     read_config,
     read_epochs,
     read_summary,
+    writing,
 )
 from uadray.store import Cohort, software_versions
-
-
-@contextmanager
-def writing(url: str) -> Iterator[None]:
-    """Name the run folder at `url` where it may not be written to.
-
-    Raises:
-        RunError: it is read-only, or belongs to another user.
-    """
-    try:
-        yield
-    except OSError as error:
-        if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
-            raise
-        raise RunError(
-            f"{url} cannot be written to ({error.strerror}): choose another --out"
-        ) from (error)
 
 
 def _names(url: str) -> list[str]:

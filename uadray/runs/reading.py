@@ -3,7 +3,9 @@
 Whatever looks at a run while it is fitted, from any machine, has this alone to import.
 """
 
-from collections.abc import Iterable
+import errno
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from uadray import files
@@ -37,6 +39,23 @@ THRESHOLDS = "-threshold"
 
 AGAIN = "restore the file from a copy, or fit again into another folder (--out)"
 """What helps where a file of a run cannot be read."""
+
+
+@contextmanager
+def writing(url: str) -> Iterator[None]:
+    """Name the run folder at `url` where it may not be written to.
+
+    Raises:
+        RunError: it is read-only, or belongs to another user.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
+            raise
+        raise RunError(
+            f"{url} cannot be written to ({error.strerror}): choose another --out"
+        ) from (error)
 
 
 def read_config(url: str) -> dict[str, Any]:

@@ -1,11 +1,14 @@
 """Which checkpoints of a run count: `checkpoint/state.json`, read without a tensor library."""
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from uadray import files
 from uadray.errors import CheckpointError
-from uadray.runs.folder import Run
 from uadray.runs.reading import CHECKPOINT
+
+if TYPE_CHECKING:
+    from uadray.runs.folder import Run
 
 STATE = "state.json"
 """In the folder of the checkpoints: which of them count."""
@@ -78,7 +81,7 @@ def read_state(url: str, identity: str) -> State | None:
     return state
 
 
-def weights_digest(run: Run) -> str:
+def weights_digest(run: "Run") -> str:
     """Digest of the weights that a run detects with now: 64 hexadecimal digits, or `NO_WEIGHTS`.
 
     It is the SHA-256 of the best epoch's tensors as a file, calibrated where they are, which

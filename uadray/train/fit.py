@@ -5,6 +5,7 @@ It knows batches, checkpoints and the other workers, and neither Ray nor a cohor
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import cast
 
@@ -16,7 +17,7 @@ from uadray.data.batch import Batch
 from uadray.errors import ConfigError, UadrayError
 from uadray.memory import keep_freed_memory
 from uadray.methods.base import Detector, GradientDetector, Phase
-from uadray.runs.checkpoint import CheckpointStore
+from uadray.runs.checkpoint import BackgroundSaves, CheckpointStore
 from uadray.runs.state import State
 from uadray.train.precision import numerics, reduced_precision
 from uadray.train.schedule import Schedule
@@ -65,9 +66,17 @@ class Fit:
     is_leaving: Callable[[], bool] = lambda: False
     """Whether a worker is about to be lost, so that an epoch gets a checkpoint in any case; called
     after each epoch, on every worker."""
+    in_background: bool | None = None
+    """Whether a thread writes checkpoints while the fit goes on; by default where it is alone on a
+    GPU. On a CPU the thread would hold up those that compute, and the records of a group are read
+    by others, who expect the checkpoint of an epoch soon after its record."""
+
+    graph: bool = False
+    """Whether whole steps are repeated as a CUDA graph where they can be (`Steps.graph`)."""
 
     def __post_init__(self) -> None:
         config = self.experiment.fit
+        self._background: BackgroundSaves | None = None
         self._schedule = Schedule(self.detector, config)
         self._bfloat16 = reduced_precision(config.precision, self.detector, self.device)
 
@@ -82,7 +91,22 @@ class Fit:
         self.records = [record for record in self.records if record["epoch"] <= done]
         if done >= config.epochs or self._schedule.stops(self.records):
             return self.records
-        steps = self._begin(state)
+        with self._saves() as saves:
+            self._go_on(done, self._begin(state), saves)
+        return self.records
+
+    @contextmanager
+    def _saves(self) -> Iterator[CheckpointStore | BackgroundSaves]:
+        """Where checkpoints are given to."""
+        alone_on_gpu = self.device.type == "cuda" and self.world.size == 1
+        if not (alone_on_gpu if self.in_background is None else self.in_background):
+            yield self.checkpoints
+            return
+        with BackgroundSaves(self.checkpoints) as self._background:
+            yield self._background
+
+    def _go_on(self, done: int, steps: Steps, saves: CheckpointStore | BackgroundSaves) -> None:
+        config = self.experiment.fit
         for epoch in range(done, config.epochs):
             phase, since = self._schedule.enter(epoch)
             record = self.epoch(steps, epoch, phase)
@@ -92,14 +116,16 @@ class Fit:
                 self.log(self.records)
             stop = epoch + 1 == config.epochs or self._schedule.stops(self.records)
             due = stop or (epoch + 1) % config.checkpoint_every == 0
-            if (self.is_leaving() or due) and self.world.rank == 0:
+            is_leaving = self.is_leaving()
+            if (is_leaving or due) and self.world.rank == 0:
                 # An epoch that an undisturbed fit would not keep is not to be chosen here either.
                 value = record.get(f"validation/{phase.measure}", 0.0) if due else None
-                self.checkpoints.save(epoch + 1, self.detector, steps.optimizers, value, since)
+                saves.save(epoch + 1, self.detector, steps.optimizers, value, since)
+                if is_leaving and self._background is not None:
+                    self._background.settle()
             self.report(record)
             if stop:
                 break
-        return self.records
 
     def epoch(self, steps: Steps, epoch: int, phase: Phase) -> Metrics:
         """Take the steps of an epoch, from 0, and measure; returns its record.
@@ -108,7 +134,8 @@ class Fit:
             NotFiniteError: the loss is not finite.
         """
         start = time.perf_counter()
-        batches, world = _Timed(self.train(epoch)), self.world
+        check = self._background.check if self._background else lambda: None
+        batches, world = _Timed(self.train(epoch), check), self.world
         self.detector.train()
         with numerics(self.device, self.experiment.fit):
             sums = over_workers(steps.epoch(batches, self.sizes, epoch, phase.players), world)
@@ -145,7 +172,11 @@ class Fit:
         if self.device.type == "cpu":
             keep_freed_memory()
         self.detector.to(self.device)
-        optimizers = make_optimizers(self.detector, self.experiment.fit)
+        optimizers = make_optimizers(
+            self.detector,
+            self.experiment.fit,
+            capturable=self.graph and self.device.type == "cuda",
+        )
         if state:
             self.checkpoints.load_model(self.detector, state.last)
             self.checkpoints.load_optimizer(optimizers, state.last)
@@ -158,6 +189,7 @@ class Fit:
             bfloat16=self._bfloat16,
             micro_batch=self.micro_batch,
             world=self.world,
+            graph=self.graph,
         )
 
     def _module(self, *, alone: bool) -> nn.Module:
@@ -187,21 +219,23 @@ def healthy_reconstruction(
     voxels alone, so that it means the same in 2D and 3D and does not fall with the background. A
     method may put another error in its place (`Detector.held_out_error`).
     """
-    total = torch.zeros(2, dtype=torch.float64)
+    # Fetched once: each look at a value waits for the device.
+    total = torch.zeros(2, dtype=torch.float64, device=device)
     for batch in volumes:
         x = batch.images.to(device).float()[:, None]
         with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=bfloat16):
-            total += detector.held_out_error(x, batch.inside.to(device)).cpu()
-    return total
+            total += detector.held_out_error(x, batch.inside.to(device)).to(device)
+    return total.cpu()
 
 
 class _Timed(Iterator[Batch]):
-    """Batches, and how long one had to wait for them."""
+    """Batches, and how long one had to wait for them; `check` may refuse the next one."""
 
-    def __init__(self, batches: Iterable[Batch]) -> None:
-        self._batches, self.seconds = iter(batches), 0.0
+    def __init__(self, batches: Iterable[Batch], check: Callable[[], None]) -> None:
+        self._batches, self.seconds, self._check = iter(batches), 0.0, check
 
     def __next__(self) -> Batch:
+        self._check()
         start = time.perf_counter()
         try:
             return next(self._batches)

@@ -353,6 +353,7 @@ def _fit_one(fitted: _Fit, scale: ScaleConfig) -> dict[str, Any]:
         ),
         device=device,
         micro_batch=scale.micro_batch,
+        cuda_graph=scale.cuda_graph,
         track=fitted.track,
         # The driver reads the records. Ray Train's own report waits for its controller's next look
         # at the workers, two seconds an epoch by default, and logs a line for each worker.

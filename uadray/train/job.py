@@ -21,8 +21,8 @@ from uadray.lock import hold
 from uadray.methods import Detector, GradientDetector, StreamDetector, num_parameters
 from uadray.runs.checkpoint import CheckpointStore
 from uadray.runs.detector import build_detector, try_out
-from uadray.runs.folder import Run, writing
-from uadray.runs.reading import SETTINGS
+from uadray.runs.folder import Run
+from uadray.runs.reading import SETTINGS, writing
 from uadray.settings_files import experiment_table
 from uadray.store import Cohort
 from uadray.train.fit import healthy_reconstruction
@@ -150,6 +150,7 @@ def _fit(
         world=World(),
         device=compute_device(scale.device),
         micro_batch=scale.micro_batch,
+        cuda_graph=scale.cuda_graph,
         track=track,
         report=report,
     )

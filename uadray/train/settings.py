@@ -27,6 +27,10 @@ class ScaleConfig:
     """Maximum number of samples in a worker's network at a time; the gradients of a step add up, so
     that memory is bounded and the result the same but for rounding. 0 takes a worker's whole share
     of the batch."""
+    cuda_graph: bool = False
+    """Repeat whole steps as a CUDA graph, by one launch each: for small networks on one GPU, such
+    as those on slices, whose steps the launches bound. Methods with several players or phases, and
+    compiled ones, take their steps as usual; the checkpoints are the same but for rounding."""
     device: Device = "auto"
     """`cuda` gives each worker a GPU and refuses where there is none, or none that torch can use;
     `cpu` takes none. `auto`: a single worker takes one where there is one, of a cluster that the
@@ -55,6 +59,11 @@ class ScaleConfig:
             )
         if self.timeout_minutes <= 0:
             raise ConfigError(f"scale.timeout_minutes must be > 0, was {self.timeout_minutes}")
+        if self.cuda_graph and (self.num_workers > 1 or self.micro_batch):
+            raise ConfigError(
+                "scale.cuda_graph is for one worker without micro-batches: drop it, or "
+                "scale.num_workers and scale.micro_batch"
+            )
         if self.use_gpu and self.device == "cpu":
             raise ConfigError("scale.use_gpu contradicts a scale.device of cpu: drop one of them")
         if min(self.micro_batch, self.max_failures, self.wait_minutes) < 0:

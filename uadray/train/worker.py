@@ -33,6 +33,7 @@ def fit_worker(
     world: World,
     device: torch.device,
     micro_batch: int,
+    cuda_graph: bool = False,
     track: TrackConfig,
     report: Callable[[Metrics], None],
     is_leaving: Callable[[], bool] = lambda: False,
@@ -104,7 +105,13 @@ def fit_worker(
             experiment=experiment,
             train=gauges.counted(train.epoch, lambda batch: len(batch.ids)),
             validation=ValidationStream(
-                cohort, held_back, rank=world.rank, world=world.size, resident=resident
+                cohort,
+                held_back,
+                batch_size=8 if device.type == "cpu" else 32,
+                rank=world.rank,
+                world=world.size,
+                resident=resident,
+                device=str(device),
             ),
             checkpoints=CheckpointStore.of(run),
             report=report,
@@ -114,6 +121,7 @@ def fit_worker(
             world=world,
             sizes=sizes,
             micro_batch=micro_batch,
+            graph=cuda_graph,
             log=log,
         ).run()
     if detector.calibrates:

@@ -18,6 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from uadray.device import full_float32
+
 _SLOPES: dict[type[nn.Module], Callable[[Any], float | None]] = {
     nn.LeakyReLU: lambda layer: float(layer.negative_slope),
     nn.ReLU: lambda layer: 0.0,
@@ -241,7 +243,8 @@ def _difference(variant: Variant, compiled: bool) -> float:
     slope = variant.slope
     activation = nn.SiLU() if slope is None else nn.LeakyReLU(slope)
     found = []
-    with torch.enable_grad(), torch.autocast(variant.device.type, enabled=False):
+    device = variant.device.type
+    with torch.enable_grad(), torch.autocast(device, enabled=False), full_float32():
         for fused in (True, False):
             leaf = x.clone().requires_grad_()
             if fused:

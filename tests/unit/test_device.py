@@ -381,6 +381,8 @@ def test_what_is_kept_in_float32_is_not_rounded_to_tensorfloat_either() -> None:
     """Whoever takes bfloat16 from a scope wants the digits that TensorFloat-32 lacks, too."""
     root = Path(uadray.__file__).parent
     for path in (root / "methods").rglob("*.py"):
+        if path.name == "fused.py":  # means and single numbers: it has no products to round
+            continue
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.With):
                 entered = [ast.unparse(item.context_expr) for item in node.items]

@@ -18,8 +18,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from uadray.device import full_float32
-
 _SLOPES: dict[type[nn.Module], Callable[[Any], float | None]] = {
     nn.LeakyReLU: lambda layer: float(layer.negative_slope),
     nn.ReLU: lambda layer: 0.0,
@@ -243,8 +241,7 @@ def _difference(variant: Variant, compiled: bool) -> float:
     slope = variant.slope
     activation = nn.SiLU() if slope is None else nn.LeakyReLU(slope)
     found = []
-    device = variant.device.type
-    with torch.enable_grad(), torch.autocast(device, enabled=False), full_float32():
+    with torch.enable_grad(), torch.autocast(variant.device.type, enabled=False):
         for fused in (True, False):
             leaf = x.clone().requires_grad_()
             if fused:

@@ -189,8 +189,12 @@ REFUSALS = {
         ["unsealed.zarr is not sealed", "run the same job again"],
     ),
     "unknown experiment": (
+        ("train", "nothing", "--cohort", "h.zarr", "--out", "runs-nothing"),
+        ["'nothing'; known are ", "3D-Cube-n", "PCA-16"],
+    ),
+    "misspelt experiment": (
         ("train", "4D-None", "--cohort", "h.zarr", "--out", "runs-4d"),
-        ["'4D-None'", "3D-Cube-n", "PCA-16"],
+        ["'4D-None'; did you mean 3D-None?"],
     ),
     "another experiment": (
         ("train", "3D-Cube-n", "--cohort", "h.zarr", "--out", "runs/3D-Cube-n"),

@@ -13,7 +13,7 @@ from uadray.data.sampling import same_block
 from uadray.evaluation.protocols import EvaluateConfig
 from uadray.metrics.components import drop_components
 from uadray.metrics.froc import Finds
-from uadray.metrics.lesionwise import compare_lesions
+from uadray.metrics.lesionwise import compare_labelled, label
 from uadray.runs.scores import ScoreStore
 from uadray.store import CHUNK_VOLUMES, Cohort
 
@@ -53,9 +53,9 @@ def examine(
         lesion, here = whole[config.cut].astype(bool), []
         for store, level in zip(stores, levels, strict=True):
             scores = drop_components(store.checked_levels(row, names[row]), config.components)
-            prediction = scores >= level
-            here.append(astuple(compare_lesions(prediction, lesion, spacings[row])))
-            finds.append(Finds.of(scores, prediction, lesion).flat())
+            found = label(scores >= level, lesion)
+            here.append(astuple(compare_labelled(found, spacings[row])))
+            finds.append(Finds.of_labelled(scores, found).flat())
         compared.append(here)
     num = len(stores)
     packed = [

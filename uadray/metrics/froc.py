@@ -11,12 +11,10 @@ from dataclasses import dataclass
 from typing import Self
 
 import numpy as np
-import scipy.ndimage as ndi
 from numpy.typing import NDArray
 
-from uadray.metrics.components import neighbours
 from uadray.metrics.inference import Fits
-from uadray.metrics.lesionwise import LESION_CONNECTIVITY
+from uadray.metrics.lesionwise import LESION_CONNECTIVITY, Labelled, label
 from uadray.metrics.settings import Connectivity
 
 Values = NDArray[np.float64]
@@ -52,19 +50,21 @@ class Finds:
             lesion: The same shape.
             connectivity: What makes one component of two voxels.
         """
-        truth, num_lesions = ndi.label(lesion, neighbours(connectivity))
-        predicted, num_predicted = ndi.label(prediction, neighbours(connectivity))
-        sure = np.zeros(num_predicted + 1)
-        if num_predicted:
-            sure[1:] = ndi.maximum(levels, predicted, np.arange(1, num_predicted + 1))
-        scores = np.zeros(num_lesions + 1)
-        both = prediction & lesion
-        np.maximum.at(scores, truth[both], sure[predicted[both]])
-        is_false = np.ones(num_predicted + 1, bool)
+        return cls.of_labelled(levels, label(prediction, lesion, connectivity))
+
+    @classmethod
+    def of_labelled(cls, levels: NDArray[np.integer], found: Labelled) -> Self:
+        """The same, of components that are known."""
+        sure = np.zeros(found.num_predicted + 1)
+        np.maximum.at(sure, found.predicted[found.prediction], levels[found.box][found.prediction])
+        both = found.prediction & found.lesion
+        scores = np.zeros(found.num_lesions + 1)
+        np.maximum.at(scores, found.truth[both], sure[found.predicted[both]])
+        is_false = np.ones(found.num_predicted + 1, bool)
         is_false[0] = False
-        is_false[predicted[both]] = False
-        sizes = np.bincount(truth.ravel(), minlength=num_lesions + 1)[1:].astype(np.float64)
-        return cls(sizes=sizes, scores=scores[1:], false_scores=sure[is_false])
+        is_false[found.predicted[both]] = False
+        sizes = np.bincount(found.truth[found.lesion], minlength=found.num_lesions + 1)[1:]
+        return cls(sizes=sizes.astype(np.float64), scores=scores[1:], false_scores=sure[is_false])
 
     def flat(self) -> Values:
         """As numbers in a row, from which `read` makes it again."""

@@ -80,6 +80,35 @@ def compare_lesions(
     Raises:
         EvaluationError: Grids differ, or a spacing is not positive.
     """
+    return compare_labelled(label(prediction, lesion, connectivity), spacing_mm)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Labelled:
+    """The components of a prediction and of the truth, in the box that holds both."""
+
+    box: tuple[slice, ...]
+    """Where it lies in the volume."""
+    prediction: NDArray[np.bool_]
+    lesion: NDArray[np.bool_]
+    predicted: NDArray[np.int32]
+    """Number of each voxel's component, from 1; 0 elsewhere."""
+    truth: NDArray[np.int32]
+    """The same of the truth."""
+    num_predicted: int
+    num_lesions: int
+
+
+def label(
+    prediction: NDArray[np.bool_],
+    lesion: NDArray[np.bool_],
+    connectivity: Connectivity = LESION_CONNECTIVITY,
+) -> Labelled:
+    """Find the components of (Z, Y, X) masks.
+
+    Raises:
+        EvaluationError: Grids differ.
+    """
     if prediction.shape != lesion.shape or prediction.ndim != 3:
         raise EvaluationError(
             f"expected a prediction and a truth on one (Z, Y, X) grid, came {prediction.shape} and "
@@ -89,18 +118,32 @@ def compare_lesions(
     # Each step takes a time for each voxel, and most of a volume is neither.
     box = _box(prediction | lesion)
     prediction, lesion = prediction[box], lesion[box]
-    hd95, mean = _distances(prediction, lesion, spacing_mm, [side.start for side in box])
     truth, num_lesions = ndi.label(lesion, structure)
     predicted, num_predicted = ndi.label(prediction, structure)
-    both = prediction & lesion
+    return Labelled(
+        box=box,
+        prediction=prediction,
+        lesion=lesion,
+        predicted=predicted,
+        truth=truth,
+        num_predicted=int(num_predicted),
+        num_lesions=int(num_lesions),
+    )
+
+
+def compare_labelled(found: Labelled, spacing_mm: Sequence[float]) -> SubjectLesions:
+    """As `compare_lesions`, of components that are known."""
+    start = [side.start for side in found.box]
+    hd95, mean = _distances(found.prediction, found.lesion, spacing_mm, start)
+    both = found.prediction & found.lesion
     num_both = int(np.count_nonzero(both))
     return SubjectLesions(
-        num_lesions=int(num_lesions),
-        num_detected=len(np.unique(truth[both])),
-        num_predicted=int(num_predicted),
-        num_false=int(num_predicted) - len(np.unique(predicted[both])),
+        num_lesions=found.num_lesions,
+        num_detected=len(np.unique(found.truth[both])),
+        num_predicted=found.num_predicted,
+        num_false=found.num_predicted - len(np.unique(found.predicted[both])),
         true_positives=num_both,
-        false_positives=int(np.count_nonzero(prediction)) - num_both,
+        false_positives=int(np.count_nonzero(found.prediction)) - num_both,
         hd95_mm=hd95,
         surface_distance_mm=mean,
     )

@@ -177,7 +177,7 @@ def evaluate(
         cohort: Sealed, with lesions.
         healthy: Fit the threshold on the validation part of this cohort instead.
         controls: A healthy cohort whose test part is predicted, too: false alarms, and how well
-            scores tell patients from healthy people.
+            scores separate patients from healthy people.
         protocol: Gives all settings their defaults.
         settings: Fields of `EvaluateConfig` to change, such as `num_resamples=200`.
 

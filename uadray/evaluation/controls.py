@@ -1,4 +1,4 @@
-"""Healthy controls, of whom nothing was learned: false alarms, and whether scores tell patients."""
+"""Healthy controls, of whom nothing was learned: false alarms, and patients against them."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass

@@ -112,7 +112,7 @@ def evaluate_all(
         healthy: Fit the threshold on the validation split of this cohort instead of the threshold
             part; only rules that need no lesions can.
         controls: A healthy cohort whose test part is predicted, too: false alarms, and how well
-            scores tell patients from healthy people.
+            scores separate patients from healthy people.
         config: Post-processing, component filter, threshold rule, resamples.
         report: Called as subjects are scored; the numbers add up to `num_volumes`.
         failed: Called with a run that cannot be evaluated, and why; the others go on. Where it is

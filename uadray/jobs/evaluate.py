@@ -54,7 +54,7 @@ class Evaluate:
     threshold part. Only for rules that need no lesions."""
     controls: str | None = None
     """A sealed healthy cohort with a test part (jobs/prepare.py --test-count): false alarms in
-    healthy people, and how well scores tell patients from them."""
+    healthy people, and how well scores separate patients from them."""
     config: Annotated[EvaluateConfig, tyro.conf.arg(name="")] = field(
         default_factory=EvaluateConfig
     )

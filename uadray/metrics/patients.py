@@ -1,4 +1,4 @@
-"""Patients told from healthy people, by one score a person made of the scores of voxels."""
+"""Patients against healthy people, by one score a person made of the scores of voxels."""
 
 from collections.abc import Callable, Sequence
 
@@ -68,7 +68,7 @@ def by_person(values: Values, people: Sequence[str]) -> Values:
 
 
 def detection(patients: Values, healthy: Values) -> dict[str, Fits]:
-    """How well a score tells patients from healthy people, with everyone and without each.
+    """How well a score separates patients from healthy people, with everyone and without each.
 
     Args:
         patients: (P,) higher is more anomalous.

@@ -170,7 +170,8 @@ def measure_healthy(cohort: Cohort, detector: Detector, device: torch.device) ->
         detector: In evaluation mode, on `device`.
         device: Where to score.
     """
-    table = cohort.subjects
+    # Controls, the part `test`, are nobody's reference.
+    table = cohort.subjects[cohort.subjects["split"] != "test"]
     rows = _thinned(table["row"].to_numpy(np.int64), MAX_MEASURED)
     spacings = {
         int(row): voxel_sizes(np.array(affine))[::-1].tolist()

@@ -360,6 +360,7 @@ def _cohort_of(run: Run, given: str) -> Cohort:
 def origin_of(cohort: Cohort) -> Origin:
     """What is recorded of the cohort that a model was fitted on."""
     table = cohort.subjects
+    learned = table[table["split"] != "test"]
     return Origin(
         name=cohort.name,
         fingerprint=cohort.fingerprint,
@@ -367,7 +368,7 @@ def origin_of(cohort: Cohort) -> Origin:
         splits={str(k): int(v) for k, v in table["split"].value_counts().items()},
         num_scanners=int(table.loc[table["scanner"] != "", "scanner"].nunique()),
         notes=tuple(sorted({note.split(" from ")[0] for note in table["notes"] if note})[:20]),
-        image_digests=tuple(sorted({one for one in table.get("image_digest", ()) if one})),
+        image_digests=tuple(sorted({one for one in learned.get("image_digest", ()) if one})),
     )
 
 

@@ -1,4 +1,4 @@
-"""Healthy controls: what methods find in them, and how well a score of a person tells patients."""
+"""Healthy controls: what methods find in them, and patients against them by a score a person."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -30,7 +30,7 @@ class Controls:
     """Evaluations with these controls."""
 
     def columns(self) -> tuple[Column[Row], ...]:
-        """How well each score of a person tells patients."""
+        """How well each score of a person detects patients."""
         each = (
             Column[Row](
                 key=f"{name}_{key}",

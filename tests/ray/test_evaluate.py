@@ -483,6 +483,8 @@ def test_healthy_controls_show_false_alarms_and_tell_patients(
     reported: list[int] = []
     (record,) = evaluate([run], stroke, controls=controls, config=config, report=reported.append)
     assert sum(reported) == num_volumes([stroke], None, controls) == NUM + 22
+    # Models read the settings of evaluations.
+    assert EvaluateConfig.from_record(record["settings"]) == replace(config, by=())
     kept = record["controls"]
     assert kept["cohort"]["fingerprint"] == controls.fingerprint
     assert (kept["num_people"], kept["num_scans"]) == (22, 22)

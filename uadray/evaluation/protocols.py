@@ -4,10 +4,11 @@ A protocol gives the settings of an evaluation their defaults. `EvaluateConfig.o
 whatever the caller then changes is recorded beside the protocol's name.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, Self
 
-from uadray.config import to_json
+from uadray.config import from_json, to_json
 from uadray.device import Device, gpus_each
 from uadray.errors import ConfigError, EvaluationError
 from uadray.methods.settings import check_finite
@@ -249,6 +250,10 @@ _SHARED = ("residual", "postprocess", "components", "threshold_rule", "slice_sco
 """Settings that a protocol gives and a caller may change."""
 
 
+ON_WHAT = ("cohort", "healthy", "controls", "strata")
+"""What stands among the settings of a record and is none: what was evaluated, in which groups."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class EvaluateConfig:
     """How scores are made and read; the defaults are those of Bengs 2021."""
@@ -306,6 +311,16 @@ class EvaluateConfig:
         fixed = PROTOCOLS[protocol]
         defaults = {name: getattr(fixed, name) for name in _SHARED}
         return cls(**{"protocol": protocol} | defaults | changes)
+
+    @classmethod
+    def from_record(cls, settings: Mapping[str, Any]) -> Self:
+        """The settings in a record, without what was evaluated beside them.
+
+        Raises:
+            ConfigError: they are none.
+        """
+        made: Self = from_json(cls, {k: v for k, v in settings.items() if k not in ON_WHAT})
+        return made
 
     @property
     def fixed(self) -> Protocol:

@@ -406,7 +406,6 @@ def _thresholds(
 
 
 def _threshold(record: dict[str, Any]) -> FrozenThreshold:
-    settings = {k: v for k, v in record["settings"].items() if k not in ("cohort", "healthy")}
     threshold = record["threshold"]
     return FrozenThreshold(
         name=str(record["cohort"]["name"]),
@@ -419,7 +418,7 @@ def _threshold(record: dict[str, Any]) -> FrozenThreshold:
             *(str(note) for note in record["cohort"].get("notes", ())),
             *(() if "weights" in record else (UNKNOWN_WEIGHTS,)),
         ),
-        config=from_json(EvaluateConfig, settings),
+        config=EvaluateConfig.from_record(record["settings"]),
     )
 
 

@@ -155,12 +155,17 @@ def _documents(model: Model, record: RunRecord) -> dict[str, Any]:
 
 
 def _without_places(values: Mapping[str, Any]) -> dict[str, Any]:
-    """An evaluation without the paths of its author."""
+    """An evaluation without the paths of its author, and without its controls one by one."""
     cohorts = ("cohort", "healthy_cohort")
-    return {
+    public = {
         key: {k: v for k, v in value.items() if k != "url"} if key in cohorts and value else value
         for key, value in values.items()
     }
+    if controls := public.get("controls"):
+        cohort = {k: v for k, v in controls["cohort"].items() if k != "url"}
+        kept = {k: v for k, v in controls.items() if k != "subjects"}
+        public["controls"] = kept | {"cohort": cohort}
+    return public
 
 
 def _encoded(value: Any) -> bytes:

@@ -2,7 +2,7 @@
 
 import math
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -16,11 +16,12 @@ from tiny_cohorts import SHAPE, tiny_vae
 from tiny_fits import cut, fit_arrays, fresh, made_images
 from torch import Tensor, nn
 
-from uadray.config import Experiment, FitConfig
+from uadray.config import Experiment, FitConfig, experiment, with_fit
 from uadray.data.batch import Batch
 from uadray.data.sampling import batch_share, step_sizes
 from uadray.errors import ConfigError
 from uadray.methods import GradientDetector
+from uadray.methods.blocks import down, up
 from uadray.runs.checkpoint import CheckpointStore
 from uadray.runs.folder import Run
 from uadray.train.fit import Fit
@@ -358,3 +359,45 @@ def test_a_cudnn_that_computes_wrong_is_named(
         check_cudnn(strict, ndim, torch.device(device))
     monkeypatch.setattr(torch.backends.cudnn, "version", lambda: 92000)
     check_cudnn(strict, ndim, torch.device(device))
+
+
+LAYERS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
+    "strided": (lambda: nn.Conv3d(16, 24, 5, stride=2, padding=2), (16, 4, 4, 4)),
+    "same": (lambda: nn.Conv3d(16, 24, 3, padding=1), (16, 2, 6, 4)),
+    "transposed": (lambda: nn.ConvTranspose3d(16, 24, 5, stride=2, padding=2), (16, 2, 4, 4)),
+    "entry": (lambda: down(3, 1, 16), (1, 4, 8, 8)),
+    "exit": (lambda: up(3, 16, 1), (16, 2, 4, 4)),
+}
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_gradients_at_two_planes_are_right_in_bfloat16_on_a_cpu(name: str) -> None:
+    torch.manual_seed(0)
+    make, shape = LAYERS[name]
+    layer, x = make(), torch.randn(4, *shape)
+
+    def gradients(bfloat16: bool) -> list[Tensor]:
+        layer.zero_grad()
+        # Memory that is read although nobody wrote it, holds these.
+        for size in (16 * 24 * 125, 16 * 24 * 27, 16 * 8 * 27):
+            torch.full((8, size), math.nan, dtype=torch.bfloat16)
+        with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
+            y = layer(x)
+        assert y.dtype == (torch.bfloat16 if bfloat16 else torch.float32)
+        (y.float() * torch.linspace(-1, 2, y.numel()).view(y.shape)).sum().backward()
+        return [p.grad.clone() for p in layer.parameters()]
+
+    exact = gradients(False)
+    with numerics(CPU, FitConfig()):
+        for _ in range(3):
+            for one, other in zip(gradients(True), exact, strict=True):
+                assert (one - other).abs().max() < 0.02 * other.abs().max()
+
+
+@pytest.mark.parametrize("name", ["3D-cDDPM", "3D-DenoisingAE", "3D-None"])
+def test_networks_with_two_planes_learn_in_bfloat16_on_a_cpu(name: str, tmp_path: Path) -> None:
+    wanted = with_fit(experiment(name), epochs=3, batch_size=4, precision="bfloat16")
+    torch.full((2**22,), math.nan, dtype=torch.bfloat16)
+    detector, records = fit_arrays(wanted, made_images(8), tmp_path)
+    assert all(p.isfinite().all() for p in detector.parameters())
+    assert records[-1]["train/loss"] < records[0]["train/loss"]

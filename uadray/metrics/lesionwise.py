@@ -189,7 +189,9 @@ def _distances(
     points = [(_surface(mask) + start) * spacing for mask in (prediction, lesion)]
     if min(map(len, points)) == 0:
         return float("nan"), float("nan")
-    there, back = KDTree(points[1]).query(points[0])[0], KDTree(points[0]).query(points[1])[0]
+    # A plain tree takes two thirds of the time of a balanced one for as few points as these.
+    trees = (KDTree(p, 32, compact_nodes=False, balanced_tree=False) for p in points)
+    (back, _), (there, _) = (t.query(p) for t, p in zip(trees, reversed(points), strict=True))
     hd95 = max(np.percentile(there, 95), np.percentile(back, 95))
     return float(hd95), float(np.concatenate([there, back]).mean())
 
@@ -204,7 +206,8 @@ def _surface(mask: NDArray[np.bool_]) -> NDArray[np.intp]:
 
 def _box(mask: NDArray[np.bool_]) -> tuple[slice, ...]:
     """Return the smallest box that holds a mask; an empty one where nothing is set."""
-    sides = (np.flatnonzero(mask.any(axis=(*range(n), *range(n + 1, 3)))) for n in range(3))
+    along_z = mask.any(0)  # numpy is slow along several axes at once unless they are the last
+    sides = map(np.flatnonzero, (mask.any((1, 2)), along_z.any(1), along_z.any(0)))
     ends = ((side[0], side[-1]) if len(side) else (0, -1) for side in sides)
     return tuple(slice(int(first), int(last) + 1) for first, last in ends)
 

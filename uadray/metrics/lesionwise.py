@@ -206,8 +206,8 @@ def _surface(mask: NDArray[np.bool_]) -> NDArray[np.intp]:
 
 def _box(mask: NDArray[np.bool_]) -> tuple[slice, ...]:
     """Return the smallest box that holds a mask; an empty one where nothing is set."""
-    along_z = mask.any(0)  # numpy is slow along several axes at once unless they are the last
-    sides = map(np.flatnonzero, (mask.any((1, 2)), along_z.any(1), along_z.any(0)))
+    plane = np.any(mask, 0)  # numpy is slow along several axes at once unless they are the last
+    sides = map(np.flatnonzero, (np.any(mask, (1, 2)), np.any(plane, 1), np.any(plane, 0)))
     ends = ((side[0], side[-1]) if len(side) else (0, -1) for side in sides)
     return tuple(slice(int(first), int(last) + 1) for first, last in ends)
 

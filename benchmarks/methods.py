@@ -8,22 +8,25 @@ python -m benchmarks.methods --cohorts HEALTHY.zarr STROKE.zarr --about "44 scan
 python -m benchmarks.methods --page      docs/methods.md alone, from the registry and kept figures
 python -m benchmarks.methods --quick     small, to see that it runs; keeps nothing
 
-The same command again goes on where it was cut short: fits and scores that are there are not made
-again. Seconds are those of the machine as it was. Networks are half as wide as by default, since
-volumes of 32^3 hold an eighth of the voxels of 64^3, and rates of 1e-4 are raised to what so few
-epochs need: the ranks on phantoms say nothing of ranks on patients.
+The same command again goes on where it was cut short, on this machine or another one: what a fit
+leaves but for its weights is kept in `results/methods-fits` or `results/methods-real-fits`. Seconds
+are those of the machine as it was. Networks are half as wide as by default, since volumes of 32^3
+hold an eighth of the voxels of 64^3, and rates of 1e-4 are raised to what so few epochs need: the
+ranks on phantoms say nothing of ranks on patients.
 """
 
 import tempfile
-from collections.abc import Sequence
+import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 import torch
 
-from benchmarks import methods_page
-from benchmarks.harness import Row, arguments, print_table, write
+from benchmarks import kept, methods_page
+from benchmarks.harness import RESULTS, Row, arguments, print_table, write
 from uadray import files
 from uadray.config import BASELINES, OTHERS, Experiment, experiment, with_fit
 from uadray.evaluation.job import EvaluateConfig, evaluate_all
@@ -35,7 +38,7 @@ from uadray.progress import Progress
 from uadray.report.compare import Series, compare, series_of
 from uadray.report.rows import group_by_cohort
 from uadray.runs.folder import Run
-from uadray.runs.records import load_runs
+from uadray.runs.records import RunRecord, load_runs
 from uadray.store import Cohort, open_cohort
 from uadray.train.job import fit
 from uadray.train.summary import format_metrics
@@ -172,42 +175,69 @@ Cells = dict[str, Cell]
 """By column."""
 
 
-def measure(study: Study) -> dict[str, Cells]:
-    """Fit and evaluate; for each method its figures."""
+def measure(study: Study, folder: Path, minutes: float = float("inf")) -> dict[str, Cells]:
+    """Fit and evaluate what is not kept; for each method its figures.
+
+    Args:
+        study: What is asked.
+        folder: Where each fit is kept.
+        minutes: No fit begins after so many.
+    """
+    stop = time.monotonic() + 60 * minutes
     healthy, lesioned = study.stores()
-    config = EvaluateConfig(num_resamples=study.resamples)
-    runs: dict[str, list[Run]] = {}
     for seed in range(study.seeds):
+        runs = {}
         for name in study.names:
             wanted = study.experiment(name, seed)
             if seed and not isinstance(wanted.method, Learned):
                 continue
+            is_kept = kept.is_kept(folder, f"{name}-{seed}", wanted, healthy)
+            if is_kept or time.monotonic() > stop:
+                continue
             epochs = wanted.fit.epochs if isinstance(wanted.method, Learned) else 1
             with Progress(total=epochs, what=f"epochs of {name}, seed {seed}") as progress:
-                run = fit(
+                runs[name] = fit(
                     wanted,
                     healthy,
                     files.join(study.out, "fits", f"{name}-{seed}"),
                     report=lambda m, p=progress: p.set_done(m["epoch"], format_metrics(m)),  # type: ignore[misc]
                 )
-            runs.setdefault(name, []).append(run)
-    # All in one pass; each one's seconds are counted apart.
+        if runs:
+            _evaluate(list(runs.values()), lesioned, study.resamples)
+        for name, run in runs.items():
+            kept.keep(run, folder, f"{name}-{seed}")
+    with tempfile.TemporaryDirectory() as unpacked:
+        return _measured(kept.unpacked(folder, Path(unpacked)), study.names)
+
+
+def _evaluate(runs: Sequence[Run], lesioned: Sequence[Cohort], resamples: int) -> None:
+    """All in one pass; each one's seconds are counted apart."""
     total = sum(len(one.rows("threshold")) + len(one.rows("test")) for one in lesioned)
-    fitted = [run for each in runs.values() for run in each]
+    config = EvaluateConfig(num_resamples=resamples)
     with Progress(total=total, what="volumes scored by all") as progress:
-        evaluate_all(fitted, lesioned, config=config, report=progress.advance)
-    series = {
-        group.name: {one.rows[0].run.url: one for one in series_of(group)}
-        for group in group_by_cohort(load_runs([run.url for run in fitted]))
-    }
+        evaluate_all(runs, lesioned, config=config, report=progress.advance)
+
+
+def _measured(urls: Mapping[str, Path], names: Sequence[str]) -> dict[str, Cells]:
+    """The figures of each method from its run folders, which are named by method and seed."""
+    loaded = {name: load_runs([str(url)])[0] for name, url in urls.items()}
+    runs: dict[str, list[RunRecord]] = {}
+    for name, run in loaded.items():
+        if name.rpartition("-")[0] in names:
+            runs.setdefault(name.rpartition("-")[0], []).append(run)
+    by_url = [
+        {one.rows[0].run.url: one for one in series_of(group)}
+        for group in group_by_cohort([run for each in runs.values() for run in each])
+    ]
     reference = runs[REFERENCE][0].url if REFERENCE in runs else ""
     return {
         name: {
-            **figures([series[one.name][each[0].url] for one in lesioned]),
-            **above([(one[each[0].url], one.get(reference)) for one in series.values()]),
-            **of_the_fits([run.summary or {} for run in each]),
+            **figures([series[runs[name][0].url] for series in by_url]),
+            **above([(series[runs[name][0].url], series.get(reference)) for series in by_url]),
+            **of_the_fits([run.summary for run in runs[name]]),
         }
-        for name, each in runs.items()
+        for name in names
+        if name in runs
     }
 
 
@@ -313,6 +343,9 @@ def main() -> None:
     parser.add_argument("--out", default=Study.out, help="folder of the cohorts and runs")
     parser.add_argument("--cohorts", nargs="+", default=(), help="healthy, then with lesions")
     parser.add_argument("--about", default="", help="what the cohorts are, in words")
+    parser.add_argument(
+        "--minutes", type=float, default=float("inf"), help="no fit begins after so many"
+    )
     parser.add_argument("--epochs", type=int, default=Study.epochs, help="of slices")
     parser.add_argument("--epochs-3d", type=int, default=Study.epochs_3d, help="of volumes")
     args = parser.parse_args()
@@ -331,15 +364,16 @@ def main() -> None:
     if args.names:
         study = replace(study, names=tuple(args.names))
     if not args.quick:
-        measured = measure(study)
+        name = "methods-real" if study.cohorts else "methods"
+        measured = measure(study, RESULTS / f"{name}-fits", args.minutes)
         show(measured)
-        if study.cohorts or not args.names:
-            write("methods-real" if study.cohorts else "methods", rows_of(measured, study))
+        if not args.names:
+            write(name, rows_of(measured, study))
             methods_page.write()
         return
     with tempfile.TemporaryDirectory() as folder:
         small = replace(study, out=folder, healthy=20, lesioned=10, epochs=2, seeds=1, resamples=20)
-        show(measure(small))
+        show(measure(small, Path(folder, "kept")))
 
 
 if __name__ == "__main__":

@@ -63,6 +63,11 @@ def main() -> None:
         return
     if not (job.sweep and job.name and job.about):
         raise SystemExit("give the sweep's folder, --name and --about, or --page")
+    measure_sweep(job)
+
+
+def measure_sweep(job: RealUse) -> None:
+    """Measure a sweep, print it and, where that is asked for, keep it and write the pages."""
     runs = load_runs([f"{job.sweep.rstrip('/')}/runs"])
     groups = group_by_cohort(runs)
     results = [cohort_result(group) for group in groups]

@@ -113,6 +113,11 @@ def members_of(detector: Detector) -> list[Detector]:
     return list(detector.members) if isinstance(detector, Ensemble) else [detector]
 
 
+def combined(detector: Detector, values: Sequence[Tensor]) -> Tensor:
+    """One value for those of the members of an ensemble; of any other detector the only one."""
+    return detector.combined(values) if isinstance(detector, Ensemble) else values[0]
+
+
 def combine_of(detector: Detector) -> Combine:
     """How the maps of its members become one; of one map any way gives that map."""
     return detector.config.combine if isinstance(detector, Ensemble) else "mean"

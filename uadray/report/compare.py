@@ -1,4 +1,4 @@
-"""Methods compared on the same people, and fits that differ in the seed alone.
+"""Methods compared on the same people, and fits that differ in seed or fold alone.
 
 A difference is that of the means over fits. Its interval and its p are over people and over fits
 together (`uadray.metrics.inference`); what may be said of it is its verdict.
@@ -55,7 +55,7 @@ class Estimate:
 
 @dataclass(frozen=True, kw_only=True)
 class Series:
-    """Fits of one experiment, evaluated on one cohort, that differ in nothing but the seed."""
+    """Fits of one experiment, evaluated on one cohort, that differ in seed or fold alone."""
 
     label: str
     """Name of the experiment, lengthened where another one shares it."""
@@ -71,7 +71,9 @@ class Series:
 
     @property
     def count(self) -> str:
-        """`3 seeds`, or `3 fits` where two of them share a seed."""
+        """`3 seeds` or `5 folds`, or `3 fits` where two of them share a seed."""
+        if len({row.run.fold for row in self.rows}) == len(self.rows) > 1:
+            return f"{len(self.rows)} folds"
         seeds = {row.run.seed for row in self.rows}
         return f"{len(self.rows)} {'seeds' if len(seeds) == len(self.rows) else 'fits'}"
 
@@ -201,7 +203,9 @@ def series_of(group: CohortRows) -> tuple[Series, ...]:
         Series(
             label=rows[0].run.label if len(rows) == 1 else _shared_label(rows[0].run),
             name=str(rows[0].run.config["name"]),
-            rows=tuple(sorted(rows, key=lambda row: (row.run.seed or 0, row.run.label))),
+            rows=tuple(
+                sorted(rows, key=lambda row: (row.run.seed or 0, row.run.fold, row.run.label))
+            ),
         )
         for rows in gathered.values()
     ]
@@ -226,7 +230,8 @@ def _rank(series: Series) -> tuple[float, str]:
 
 def _without_seed(run: RunRecord) -> str:
     experiment = dict(run.config["experiment"])
-    experiment["fit"] = {k: v for k, v in experiment.get("fit", {}).items() if k != "seed"}
+    fit = experiment.get("fit", {})
+    experiment["fit"] = {k: v for k, v in fit.items() if k not in ("seed", "fold")}
     cohort = (run.config["cohort"] or {}).get("fingerprint")
     return json.dumps([run.config["name"], experiment, cohort], sort_keys=True)
 
@@ -441,7 +446,7 @@ def seed_columns(several: Sequence[Series]) -> tuple[Column[Series], ...]:
         Column(
             key="fits",
             head="Fits",
-            note="that differ in the seed alone",
+            note="that differ in seed or fold alone",
             value=lambda series: len(series.rows),
             text=lambda series: str(len(series.rows)),
         ),

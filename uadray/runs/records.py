@@ -53,6 +53,17 @@ class RunRecord:
         """Of the fit."""
         return self.config["experiment"].get("fit", {}).get("seed")
 
+    @property
+    def fold(self) -> int:
+        """Which of its folds the fit was validated on; 0 where it was fitted on none."""
+        return int(self.config["experiment"].get("fit", {}).get("fold") or 0)
+
+    @property
+    def repeat(self) -> str:
+        """What parts it from fits of the same settings: `seed 1`, or with `fold 2 of 5`."""
+        folds = self.config["experiment"].get("fit", {}).get("folds")
+        return f"seed {self.seed}" + (f", fold {self.fold} of {folds}" if self.fold else "")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Broken:
@@ -242,7 +253,7 @@ def _label(runs: list[RunRecord]) -> list[RunRecord]:
     """Lengthen shared names by the first of their parts that tells the runs apart."""
     parts: tuple[Callable[[RunRecord], str], ...] = (
         lambda run: run.variant,
-        lambda run: ", ".join(part for part in (run.variant, f"seed {run.seed}") if part),
+        lambda run: ", ".join(part for part in (run.variant, run.repeat) if part),
         lambda run: str(run.config["fingerprint"])[:8],
         lambda run: run.url.rsplit("/", 1)[-1],
         lambda run: run.url,

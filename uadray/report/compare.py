@@ -25,7 +25,7 @@ from uadray.metrics.inference import (
 )
 from uadray.metrics.metric import Appearance
 from uadray.report.columns import Column, ascending, brackets, first_order, number, signed
-from uadray.report.rows import CohortRows, Row, metrics_of
+from uadray.report.rows import CohortRows, Row, metrics_of, row_rank
 from uadray.runs.evaluations import ByPerson
 from uadray.runs.records import RunRecord
 
@@ -217,6 +217,45 @@ def series_of(group: CohortRows) -> tuple[Series, ...]:
         for one in series
     ]
     return tuple(sorted(series, key=_rank))
+
+
+def merge_folds(group: CohortRows) -> CohortRows:
+    """A cohort with one row for the fits of all folds of an experiment: their mean.
+
+    Its intervals are over people and fits; it has no threshold, as each fold has its own.
+    """
+    several = [one for one in series_of(group) if one.rows[0].run.fold and len(one.rows) > 1]
+    merged = {id(row) for one in several for row in one.rows}
+    rows = [row for row in group.rows if id(row) not in merged] + list(map(_as_one, several))
+    return replace(group, rows=tuple(sorted(rows, key=row_rank)))
+
+
+def _as_one(series: Series) -> Row:
+    first, values = series.rows[0], series.rows[0].evaluation.values
+    figures = {key: series.figure(key) for key in values["intervals"]}
+    seconds = [row.run.summary.get("fit_seconds") for row in series.rows]
+    healthy = [row.evaluation.values.get("healthy_reconstruction") for row in series.rows]
+    summary = {"status": "finished", "fit_seconds": _mean(seconds)}
+    evaluation = first.evaluation.showing(
+        {
+            "metrics": {key: series.mean(key) for key in values["metrics"]},
+            "intervals": {
+                key: None if one is None or one.bounds is None else list(one.bounds)
+                for key, one in figures.items()
+            },
+            "threshold": {**values["threshold"], "value": None},
+            "healthy_reconstruction": _mean(healthy),
+        }
+    )
+    label = f"{_shared_label(first.run)} · mean of {series.count}"
+    return replace(
+        first, run=replace(first.run, label=label, summary=summary), evaluation=evaluation
+    )
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return float(np.mean(known)) if len(known) == len(values) else None
 
 
 def _shared_label(run: RunRecord) -> str:

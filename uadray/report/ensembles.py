@@ -73,8 +73,7 @@ def gains_on(runs: Sequence[RunRecord], cohort: str) -> list[str]:
 
 
 def _gain(row: Row, rows: Sequence[Row]) -> Gain | None:
-    named = row.run.config["experiment"]["method"].get("members") or ()
-    keys = [(one.get("weights"), one.get("method")) for one in named if isinstance(one, dict)]
+    keys = [(one.get("weights"), one.get("method")) for one in row.run.members]
     known = {_key(other): other for other in rows}
     members = [known.get(_text(*key)) for key in keys]
     here = tuple(one for one in members if one is not None)

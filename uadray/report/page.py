@@ -271,6 +271,7 @@ def _cohort(
     sized = spread_rows(sized, MAX_PLOTS) if sized else []
     return {
         "group": group,
+        "rows": compare.merge_folds(group).rows,
         "anchor": f"cohort-{list(cohorts).index(cohort) + 1}",
         "is_ambiguous": sum(other.group.name == group.name for other in cohorts) > 1,
         "sentences": cohort.sentences,

@@ -133,7 +133,7 @@ def _order(one: Member) -> tuple[Any, ...]:
 def _experiment(members: tuple[Member, ...], runs: Sequence[Run], combine: Combine) -> Experiment:
     """The ensemble as an experiment, with the settings of the fits where these are alike."""
     names = list(dict.fromkeys(run.experiment.name for run in runs))
-    what = f" of {len(runs)}" if len(names) == 1 else ""
+    what = f" of {_count(members)}" if len(names) == 1 else ""
     fits = {replace(run.experiment.fit, seed=0, fold=0, folds=0) for run in runs}
     fit = fits.pop() if len(fits) == 1 else FitConfig()
     erasings = {run.experiment.erasing for run in runs}
@@ -144,6 +144,16 @@ def _experiment(members: tuple[Member, ...], runs: Sequence[Run], combine: Combi
     if len(erasings) > 1:
         return Experiment(method=method, fit=replace(fit, seed=seed))
     return Experiment(method=method, erasing=erasings.pop(), fit=replace(fit, seed=seed))
+
+
+def _count(members: Sequence[Member]) -> str:
+    """`3 seeds`, `5 folds`, or `6 fits` where both vary, or neither."""
+    num, seeds, folds = len(members), {m.seed for m in members}, {m.fold for m in members}
+    if num > 1 and (len(seeds), len(folds)) == (num, 1):
+        return f"{num} seeds"
+    if num > 1 and (len(seeds), len(folds)) == (1, num):
+        return f"{num} folds"
+    return f"{num} fit{'' if num == 1 else 's'}"
 
 
 def _described(member: Member, run: Run) -> dict[str, Any]:

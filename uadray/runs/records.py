@@ -1,6 +1,6 @@
 """Run folders as records: read whole, checked, and refused with the file's name where damaged."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -52,6 +52,12 @@ class RunRecord:
     def seed(self) -> int | None:
         """Of the fit."""
         return self.config["experiment"].get("fit", {}).get("seed")
+
+    @property
+    def members(self) -> Sequence[Mapping[str, Any]]:
+        """What an ensemble says of each of its members; empty for a fit."""
+        method = self.config["experiment"].get("method") or {}
+        return tuple(method.get("members") or ()) if method.get("type") == "Ensemble" else ()
 
     @property
     def fold(self) -> int:

@@ -323,6 +323,7 @@
     applyMap();
   };
   button.addEventListener("click", freeze);
+  if (spread) find("spread-text").textContent = short(value(data.spread, 255));
   find("low").textContent = short(scores.low);
   find("high").textContent = short(value(scores, 255));
 

@@ -26,7 +26,7 @@ from uadray.metrics.inference import (
 from uadray.metrics.metric import Appearance
 from uadray.report.columns import Column, ascending, brackets, first_order, number, signed
 from uadray.report.rows import CohortRows, Row, metrics_of, row_rank
-from uadray.runs.evaluations import ByPerson
+from uadray.runs.evaluations import ByPerson, is_number
 from uadray.runs.records import RunRecord
 
 REFERENCE = "3D-None"
@@ -238,7 +238,10 @@ def _as_one(series: Series) -> Row:
     summary = {"status": "finished", "fit_seconds": _mean(seconds)}
     evaluation = first.evaluation.showing(
         {
-            "metrics": {key: series.mean(key) for key in values["metrics"]},
+            "metrics": {
+                key: series.mean(key) if is_number(value) else value
+                for key, value in values["metrics"].items()
+            },
             "intervals": {
                 key: None if one is None or one.bounds is None else list(one.bounds)
                 for key, one in figures.items()

@@ -70,6 +70,8 @@ def label(path: str) -> str:
 
 def text(path: str, value: Any) -> str:
     """A value of a setting as shown; shares as percent."""
+    if path == "fit.folds" and not value:
+        return "none"
     if is_number(value):
         return f"{100 * value:g} %" if path.endswith("share") else f"{value:g}"
     if isinstance(value, tuple):

@@ -273,14 +273,13 @@
     const opacity = Number(field("opacity").value) / 100;
     const instead = Boolean(field("spread")?.checked);
     map.opacity = field("map").checked && !instead ? opacity : 0;
-    if (spread) {
-      spread.opacity = instead ? opacity : 0;
-      view.refreshLayers(spread, 2);
-    }
+    if (spread) spread.opacity = instead ? opacity : 0;
     find("opacity-text").textContent = `${field("opacity").value} %`;
     find("threshold-text").textContent = short(level === frozen ? data.threshold : least) + (level === frozen ? " (frozen)" : "");
     document.querySelector(".ramp i").style.left = `${Math.max(0, (100 * (level - 0.5)) / 255)}%`;
-    view.refreshLayers(map, 1);
+    // NiiVue counts the layers that are seen alone, and one takes the place of the other.
+    if (spread) view.updateGLVolume();
+    else view.refreshLayers(map, 1);
     draw();
   };
   const applyImage = () => {
@@ -323,7 +322,7 @@
     applyMap();
   };
   button.addEventListener("click", freeze);
-  if (spread) find("spread-text").textContent = short(value(data.spread, 255));
+  if (spread) find("spread-text").textContent = `to ${short(value(data.spread, 255))}`;
   find("low").textContent = short(scores.low);
   find("high").textContent = short(value(scores, 255));
 

@@ -1,6 +1,8 @@
 """Runs that combine others: made, refused, moved, exported and predicted with."""
 
+import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +18,18 @@ from uadray import files, npz
 from uadray.config import Experiment, experiment, from_json, to_json, with_fit
 from uadray.data.sampling import fold_rows
 from uadray.errors import CheckpointError, ConfigError, EvaluationError, RunError
+from uadray.evaluation import scoring
 from uadray.evaluation.inputs import check_inputs
 from uadray.evaluation.pair import Pair
 from uadray.evaluation.protocols import EvaluateConfig
-from uadray.evaluation.scoring import Example, count_volumes, member_levels
+from uadray.evaluation.scoring import (
+    Example,
+    Finisher,
+    LevelScorer,
+    Scorer,
+    count_volumes,
+    member_levels,
+)
 from uadray.methods import is_fitted
 from uadray.methods.ensemble import Ensemble, members_of
 from uadray.metrics.members import spread_over_members
@@ -214,6 +224,18 @@ def test_members_are_found_by_their_weights(tmp_path: Path, cohort: Cohort, home
     assert "r20 is not there with these weights" in missing[0]
 
 
+def test_members_that_cannot_be_written_to_are_not_evaluated(
+    seeds: list[Run], mean: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "access", lambda url, mode: url != seeds[1].url)
+    given, missing = with_members([mean])
+    assert [one.url for one in given] == [seeds[0].url, seeds[2].url, mean.url]
+    assert len(missing) == 1
+    assert "seed-1 cannot be written to" in missing[0]
+    # Who names it is told so where it is written.
+    assert len(with_members([mean, seeds[1]])[0]) == 4
+
+
 class TestInOnePass:
     """What members keep is combined; without one of them the ensemble scores by itself."""
 
@@ -229,6 +251,42 @@ class TestInOnePass:
         assert pairs[0].work([0], pairs).members == ()
         assert pairs[-1].work([0], pairs[1:]).members == ()
         assert pairs[-1].work([0]).members == ()
+
+    @pytest.mark.parametrize("with_them", [False, True])
+    def test_on_a_gpu_it_has_the_same_bits(
+        self,
+        with_them: bool,
+        tmp_path: Path,
+        cohort: Cohort,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        """Here the GPU is the CPU."""
+        monkeypatch.setattr(scoring, "compute_device", lambda _: torch.device("cpu"))
+        runs = [
+            finished_run(tmp_path / f"r{k}", cohort, with_fit(tiny_vae(2), seed=k)) for k in (0, 1)
+        ]
+        runs.append(make_ensemble(runs, str(tmp_path / "both")))
+        names, rows = dict(enumerate(cohort.subjects["id"])), [0, 1, 2]
+        batch = {"id": np.array(rows)} | {n: cohort.read(n, 0, 3) for n in ("image", "brain")}
+
+        def levels(gpu: bool) -> list[np.ndarray]:
+            files.remove(str(tmp_path / "both/scores"))
+            files.remove(str(tmp_path / "r0/scores"))
+            config = replace(CONFIG, gpus_per_actor=1.0 if gpu else 0.0, batch_size=2)
+            pairs = self.pairs(runs, cohort)
+            work = [pair.work(rows, pairs if with_them else ()) for pair in pairs]
+            assert len(work[-1].members) == 2 * with_them
+            if gpu:
+                scored = LevelScorer(work, names, config)(batch)
+                assert scored["levels"].shape[1] == 4
+                Finisher(work=work, names=names, config=config)(scored)
+            else:
+                Scorer(work, names, config)(batch)
+            return [pairs[-1].store.levels(row) for row in rows]
+
+        for here, there in zip(levels(True), levels(False), strict=True):
+            assert here.any()
+            assert np.array_equal(here, there)
 
     def test_folds_take_no_threshold_on_those_they_learned_from(
         self, tmp_path: Path, cohort: Cohort, seeds: list[Run]

@@ -4,6 +4,7 @@ The run folder of an ensemble has the weights of all members in one checkpoint, 
 alone; `config.json` says under `members` where they lay, for what is said of them beside it.
 """
 
+import os
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any
@@ -170,22 +171,31 @@ def with_members(runs: Iterable[Run]) -> tuple[list[Run], list[str]]:
     """Some runs, with the members of ensembles before these, each run once.
 
     Returns:
-        The runs, and a sentence for each member that is not found: it is neither where it lay nor
-        beside the ensemble, or was fitted on since then.
+        The runs, and a sentence for each member that is left out: it is neither where it lay nor
+        beside the ensemble, was fitted on since then, or cannot be written to.
     """
+    given = {run.url: run for run in runs}
     found: dict[str, Run] = {}
-    missing = []
-    for run in runs:
+    left_out = []
+    for run in given.values():
         for place, one in members_at(run):
             if one is None:
-                missing.append(
-                    f"{run.url}: its member {place} is not there with these weights any more, so "
-                    "that nothing is said of what the ensemble gains"
-                )
+                why = "is not there with these weights any more"
+            elif one.url not in given and not _is_writable(one.url):
+                why = "cannot be written to, and is not evaluated"
             else:
                 found.setdefault(one.url, one)
+                continue
+            left_out.append(
+                f"{run.url}: its member {place} {why}: the ensemble is scored by itself, and what "
+                "it gains is not known"
+            )
         found.setdefault(run.url, run)
-    return list(found.values()), missing
+    return list(found.values()), left_out
+
+
+def _is_writable(url: str) -> bool:
+    return files.is_remote(url) or os.access(url, os.W_OK)
 
 
 def members_at(run: Run) -> list[tuple[str, Run | None]]:

@@ -1,4 +1,4 @@
-"""Folds and ensembles end to end on phantoms: fitted, combined, evaluated, reported, predicted."""
+"""Folds and ensembles end to end: fitted, combined, evaluated, reported, predicted."""
 
 import json
 import shutil
@@ -9,7 +9,9 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 import pytest
-from tiny_cohorts import tiny_vae
+from scipy import ndimage
+from tiny_cohorts import tiny_vae, write_cohort
+from tiny_models import healthy_cohort, write_head
 
 import uadray
 from uadray import files
@@ -27,7 +29,7 @@ from uadray.report.terminal import terminal_table
 from uadray.runs.folder import Run
 from uadray.runs.records import load_runs
 from uadray.runs.scores import ScoreStore
-from uadray.store import Cohort
+from uadray.store import Cohort, Split
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_session")]
 
@@ -41,14 +43,28 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def healthy(place: Path) -> Cohort:
-    out = place / "healthy.zarr"
-    return uadray.prepare("phantom", "healthy", out, count=24, size=16).cohort
+    return healthy_cohort(place, 12)
 
 
 @pytest.fixture(scope="module")
-def stroke(place: Path) -> Cohort:
-    out = place / "stroke.zarr"
-    return uadray.prepare("phantom", "stroke", out, count=20, size=16, first_seed=500).cohort
+def stroke(place: Path, healthy: Cohort) -> Cohort:
+    """The same heads with a bright ball each, on the same grid."""
+    rng = np.random.default_rng(3)
+
+    def volume(row: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        image, brain = (healthy.read(n, row % 12, row % 12 + 1)[0] for n in ("image", "brain"))
+        image = np.array(image)
+        inner = np.argwhere(ndimage.binary_erosion(brain, iterations=3))
+        middle = inner[rng.integers(len(inner))]
+        far = np.linalg.norm(np.argwhere(np.ones(brain.shape)) - middle, axis=1)
+        lesion = (far < rng.uniform(2.4, 3.5)).reshape(brain.shape) & brain.astype(bool)
+        image[lesion] = rng.uniform(0.0, 0.1) if row % 2 else 1.0
+        return image, brain.astype(bool), lesion
+
+    volumes = [volume(row) for row in range(16)]
+    affine = tuple(map(tuple, healthy.subjects["affine"][0]))
+    splits: list[Split] = ["threshold"] * 6 + ["test"] * 10
+    return write_cohort(str(place / "stroke.zarr"), splits, volumes.__getitem__, affine=affine)
 
 
 @pytest.fixture(scope="module")
@@ -174,14 +190,9 @@ def test_thresholds_on_people_that_were_learned_from(
         evaluate_all([run], [stroke], healthy=healthy, config=rule)
 
 
-def test_prediction_has_a_map_of_the_spread(
-    place: Path, run: Run, stroke: Cohort, record: dict[str, Any]
-) -> None:
-    image = stroke.read("image", 0, 1)[0].astype(np.float32)
-    affine = np.array(stroke.subjects["affine"][0])
-    scan = place / "p1_T1w.nii.gz"
-    nib.save(nib.Nifti1Image(np.ascontiguousarray(image.T), affine), scan)
-    made = uadray.predict(run, scan, out=place / "out", viewer=True, skull_strip="none")
+def test_prediction_has_a_map_of_the_spread(place: Path, run: Run, record: dict[str, Any]) -> None:
+    scan = write_head(place / "p1_T1w.nii.gz", 40, lesion=True)
+    made = uadray.predict(run, scan, out=place / "out", viewer=True)
     assert made.spread is not None
     assert made.spread.max() > 0
     written = nib.load(place / "out/p1_T1w/spread.nii.gz")

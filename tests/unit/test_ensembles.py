@@ -27,12 +27,14 @@ from uadray.evaluation.scoring import (
     Finisher,
     LevelScorer,
     Scorer,
+    count_levels,
     count_volumes,
     member_levels,
 )
 from uadray.methods import is_fitted
 from uadray.methods.ensemble import Ensemble, members_of
-from uadray.metrics.members import spread_over_members
+from uadray.metrics.counts import CohortCounts
+from uadray.metrics.members import combine_levels, spread_over_members
 from uadray.prediction.healthy import mean_inside
 from uadray.prediction.model import model_of_run
 from uadray.prediction.model_folder import export_model, read_model
@@ -287,6 +289,43 @@ class TestInOnePass:
         for here, there in zip(levels(True), levels(False), strict=True):
             assert here.any()
             assert np.array_equal(here, there)
+
+    def test_what_members_keep_is_taken_and_not_scored_again(
+        self, tmp_path: Path, cohort: Cohort
+    ) -> None:
+        runs = [
+            finished_run(tmp_path / f"r{k}", cohort, with_fit(tiny_vae(3), seed=k)) for k in (0, 1)
+        ]
+        runs.append(make_ensemble(runs, str(tmp_path / "both")))
+        names, rows = dict(enumerate(cohort.subjects["id"])), [0, 1]
+        batch = {"id": np.array(rows)} | {n: cohort.read(n, 0, 2) for n in ("image", "brain")}
+
+        def score() -> list[Pair]:
+            pairs = self.pairs(runs, cohort)
+            Scorer([pair.work(rows, pairs) for pair in pairs], names, CONFIG)(batch)
+            return pairs
+
+        first, second, _ = score()
+        # What no network would give: where it comes from is seen.
+        brain = batch["brain"][0].astype(bool)
+        other = np.where(brain, np.uint16(4321), np.uint16(0))
+        one = Example(id=names[0], image=batch["image"][0], brain=brain, lesion=brain & False)
+        first.store.write(0, other, count_levels(other, one, CONFIG))
+        files.remove(str(tmp_path / "both/scores"))
+        *_, both = score()
+        expected = combine_levels([other, second.store.levels(0)], "mean")
+        assert np.array_equal(both.store.levels(0), expected)
+        part = both.store.counts([(0, names[0])], "c", CohortCounts)
+        assert part.healthy.sum() == brain.sum()
+        # Damaged, they are refused, and made again by the same command.
+        files.remove(files.join(first.store.url, "scores/c/1"))
+        files.remove(str(tmp_path / "both/scores"))
+        with pytest.raises(EvaluationError, match=r"r0/.* are cut short or damaged"):
+            score()
+        *_, both = score()
+        each = [one.levels(1) for one in (first.store, second.store)]
+        assert np.array_equal(both.store.levels(1), combine_levels(each, "mean"))
+        assert each[0].any()
 
     def test_folds_take_no_threshold_on_those_they_learned_from(
         self, tmp_path: Path, cohort: Cohort, seeds: list[Run]

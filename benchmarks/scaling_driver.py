@@ -14,7 +14,8 @@ import numpy as np
 
 from benchmarks.harness import Row, alone
 from uadray import files
-from uadray.data.sampling import epoch_groups, train_rows
+from uadray.config import FitConfig
+from uadray.data.sampling import epoch_groups, fit_rows
 from uadray.preparation.layouts import Scan
 from uadray.preparation.plan import make_plan, planned_scans
 from uadray.preparation.settings import PrepareConfig, SplitConfig
@@ -120,7 +121,7 @@ def reopen(url: str) -> None:
 def begin_fit(url: str) -> None:
     """Open, choose the training rows, order an epoch."""
     cohort = open_cohort(url)
-    rows = train_rows(cohort, share=1.0, seed=0)
+    rows = fit_rows(cohort, FitConfig()).train
     cohort.rows("validation")
     groups = epoch_groups(rows, cohort.shard, seed=0, epoch=0)
     assert sum(map(len, groups)) == len(rows)
@@ -129,7 +130,7 @@ def begin_fit(url: str) -> None:
 def begin_fit_on_half(url: str) -> None:
     """Open, choose half of the subjects of each scanner."""
     cohort = open_cohort(url)
-    assert len(train_rows(cohort, share=0.5, seed=0)) > 0
+    assert len(fit_rows(cohort, FitConfig(data_share=0.5)).train) > 0
 
 
 def ship(url: str) -> None:

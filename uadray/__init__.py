@@ -11,11 +11,13 @@ __version__ = "0.2.0"
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 _VERBS = (
+    "ensemble",
     "evaluate",
     "evaluate_maps",
     "experiment",
     "export",
     "fit",
+    "fit_folds",
     "open_cohort",
     "open_model",
     "open_run",
@@ -37,11 +39,13 @@ _FROM = {
 
 if TYPE_CHECKING:
     from uadray.api import (  # noqa: F401
+        ensemble,
         evaluate,
         evaluate_maps,
         experiment,
         export,
         fit,
+        fit_folds,
         open_cohort,
         open_model,
         open_run,

@@ -19,7 +19,7 @@ made again repeats nothing that is finished.
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, overload
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 from uadray import config as _config
 from uadray import fields, files
@@ -34,6 +34,7 @@ from uadray.prediction.model_folder import export_model
 from uadray.prediction.model_folder import open_model as _open_model
 from uadray.prediction.scan import Prediction, predict_scan
 from uadray.prediction.settings import PredictConfig
+from uadray.runs.ensembles import make_ensemble, with_members
 from uadray.runs.folder import Run
 from uadray.store import Cohort, open_cohort
 from uadray.train.settings import ScaleConfig, TrackConfig
@@ -43,11 +44,13 @@ if TYPE_CHECKING:
     from uadray.tune.space import Space
 
 __all__ = [
+    "ensemble",
     "evaluate",
     "evaluate_maps",
     "experiment",
     "export",
     "fit",
+    "fit_folds",
     "open_cohort",
     "open_model",
     "open_run",
@@ -106,12 +109,56 @@ def fit(
     """
     from uadray.train import job
 
-    chosen = experiment(method) if isinstance(method, str) else method
-    if not isinstance(chosen, Experiment):
-        raise ConfigError(f"method must be an experiment, or the name of one, was {method!r}")
-    changed = replace(chosen, fit=fields.overlay(chosen.fit, fit, "fit"))
+    changed = _chosen(method, fit)
     scale = scale and fields.instance("scale", ScaleConfig, scale)
     return job.fit(changed, _cohort(cohort), str(out), scale=scale, track=track)
+
+
+def fit_folds(
+    method: str | Experiment,
+    cohort: Place | Cohort,
+    out: Place,
+    folds: int,
+    *,
+    scale: ScaleConfig | None = None,
+    track: TrackConfig | None = None,
+    **fit: Any,
+) -> list[Run]:
+    """Fit an experiment once for each fold of a healthy cohort's people, as `--folds`.
+
+    Args:
+        method: As for `fit`, and so are the others.
+        cohort: See there.
+        out: Folder of the runs, which `evaluate`, `ensemble` and reports take.
+        folds: Their number, at least 2; each person is held back once.
+        scale: See there.
+        track: See there.
+        fit: See there.
+
+    Raises:
+        UadrayError: see `train.job.fit_folds`.
+    """
+    from uadray.train import job
+
+    changed, scale = _chosen(method, fit), scale and fields.instance("scale", ScaleConfig, scale)
+    return job.fit_folds(changed, _cohort(cohort), str(out), folds, scale=scale, track=track)
+
+
+def ensemble(
+    runs: Sequence[Run | Place], out: Place, *, combine: Literal["mean", "median"] = "mean"
+) -> Run:
+    """Combine finished runs into one, as `jobs/ensemble.py`.
+
+    Args:
+        runs: Members: fits on one cohort whose scores have one range, such as seeds or folds.
+        out: The run folder. One of the same members is opened as it is.
+        combine: The mean or the median of their post-processed scores, voxel by voxel.
+
+    Raises:
+        UadrayError: see `runs.ensembles.make_ensemble`.
+    """
+    opened = [one if isinstance(one, Run) else open_run(one) for one in runs]
+    return make_ensemble(opened, str(out), combine=combine)
 
 
 def sweep(
@@ -173,7 +220,8 @@ def evaluate(
     """Evaluate runs on a cohort with lesions, as `jobs/evaluate.py`.
 
     Args:
-        runs: One run or several.
+        runs: One run or several. Members of an ensemble are evaluated as well, so that nothing is
+            scored twice and reports say what it gains.
         cohort: Sealed, with lesions.
         healthy: Fit the threshold on the validation part of this cohort instead.
         controls: A healthy cohort whose test part is predicted, too: false alarms, and how well
@@ -193,7 +241,7 @@ def evaluate(
 
     several = [runs] if isinstance(runs, (Run, str, Path)) else list(runs)
     opened = [one if isinstance(one, Run) else open_run(one) for one in several]
-    distinct = list({run.url: run for run in opened}.values())
+    distinct, _ = with_members(opened)
     records = job.evaluate(
         distinct,
         _cohort(cohort),
@@ -413,6 +461,14 @@ def export(run: Run | Place, out: Place, *, licence: str = "", onnx: bool | None
     """
     url = run.url if isinstance(run, Run) else str(run)
     return export_model(url, str(out), licence=licence, onnx=onnx)[0]
+
+
+def _chosen(method: str | Experiment, fit: dict[str, Any]) -> Experiment:
+    """An experiment, with fields of its fit changed."""
+    chosen = experiment(method) if isinstance(method, str) else method
+    if not isinstance(chosen, Experiment):
+        raise ConfigError(f"method must be an experiment, or the name of one, was {method!r}")
+    return replace(chosen, fit=fields.overlay(chosen.fit, fit, "fit"))
 
 
 def _url(given: Place | Cohort) -> str:

@@ -21,7 +21,7 @@ from uadray.methods.baselines import PCA
 from uadray.methods.registry import detector_type, name_at
 from uadray.methods.settings import check, check_finite, check_limits
 from uadray.plugins import Package
-from uadray.strategies import BENGS, NONE, STRATEGIES, ErasingConfig, Strategy, strategy
+from uadray.strategies import ADDED, BENGS, NONE, STRATEGIES, ErasingConfig, Strategy, strategy
 
 __all__ = [
     "BASELINES",
@@ -61,6 +61,11 @@ class FitConfig:
     none; without one a fit of 300 epochs on 29 scans diverged at epoch 153."""
     seed: int = 0
     """Decides weights, order, erasing and the latent's noise."""
+    folds: int = field(default=0, metadata=ADDED)
+    """Parts that the healthy people are in, whatever the cohort's own split, for a fit that learns
+    from all but one of them; 0 takes the cohort's split. `--folds` of jobs/train.py fits all."""
+    fold: int = field(default=0, metadata=ADDED)
+    """Which of the `folds`, from 1, is held back for validation."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """Of the convolutions and matrix products; weights and losses stay float32. `auto` takes
     bfloat16 where the hardware multiplies it natively."""
@@ -92,6 +97,9 @@ class FitConfig:
             checkpoint_every=">= 1",
             patience=">= 0",
         )
+        if self.folds or self.fold:
+            check(self.folds >= 2, "fit.folds", ">= 2, or 0 for the cohort's split", self.folds)
+            check(1 <= self.fold <= self.folds, "fit.fold", f"in [1, {self.folds}]", self.fold)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import nibabel as nib
 import numpy as np
 import pytest
 
@@ -16,7 +17,7 @@ from browsing import open_page, wait_for, wait_for_images
 from PIL import Image
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
-from tiny_cases import MARKUP, THRESHOLD, write_tiny_case
+from tiny_cases import MARKUP, THRESHOLD, tiny_case, write_tiny_case
 
 from uadray.viewer.page import CasePage, write_index
 
@@ -304,6 +305,38 @@ def test_the_reconstruction_takes_the_scans_place(page: Any) -> None:
     assert again[part].std() < 0.3 * scan[part].std()
     press(page, "r")
     assert np.abs(picture(page) - scan).max() < 3
+
+
+def test_the_spread_over_members_takes_the_maps_place(
+    browser: Any, tmp_path_factory: pytest.TempPathFactory, loaded: Any, made: CasePage
+) -> None:
+    """On a page of an ensemble; the page of a single fit has no such box."""
+    assert not loaded.find_elements(By.NAME, "spread")
+    anomaly = tiny_case()["anomaly"]
+    values = np.asarray(anomaly.dataobj)
+    # Where scores are low members are apart here, so that the two layers differ everywhere.
+    spread = np.where(values > 0, np.float32(0.2) * (1 - values), 0).astype(np.float32)
+    out = tmp_path_factory.mktemp("ensemble") / "viewer.html"
+    write_tiny_case(out, spread=nib.Nifti1Image(spread, anomaly.affine))
+    try:
+        open_page(browser, out.as_uri())
+        wait_for(browser, lambda b: b.execute_script(READY))
+        press(browser, "2")
+        for name in ("crosshair", "proposal", "truth"):
+            put(browser, name, False)
+        few = coloured(picture(browser))
+        assert "spread" in browser.find_element(By.ID, "where").text
+        press(browser, "s")
+        many = coloured(picture(browser))
+        assert many > 1.5 * few > 0
+        put(browser, "opacity", 0)
+        assert coloured(picture(browser)) < 0.05 * many
+        put(browser, "opacity", 70)
+        press(browser, "s")
+        assert coloured(picture(browser)) == pytest.approx(few, rel=0.05)
+    finally:
+        open_page(browser, Path(made.url).as_uri())
+        wait_for(browser, lambda b: b.execute_script(READY))
 
 
 def test_names_that_are_markup_stay_text(loaded: Any) -> None:

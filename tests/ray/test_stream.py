@@ -10,10 +10,10 @@ import pytest
 import torch
 from tiny_cohorts import SHAPE, write_healthy, write_lesioned
 
-from uadray.config import ErasingConfig
+from uadray.config import ErasingConfig, FitConfig
 from uadray.data.batch import Batch
 from uadray.data.erasing import erase, sample_erasing
-from uadray.data.sampling import step_sizes, train_rows
+from uadray.data.sampling import fit_rows, step_sizes
 from uadray.data.stream import (
     TrainingStream,
     ValidationStream,
@@ -248,13 +248,15 @@ def test_a_damaged_chunk_is_an_error_and_not_garbage(
 def test_a_share_of_the_cohort_follows_its_table(cohort: Cohort) -> None:
     table = cohort.subjects.set_index("row")
     train = set(cohort.rows("train").tolist())
-    tenth, half = (set(train_rows(cohort, share=s, seed=3).tolist()) for s in (0.1, 0.5))
+    tenth, half = (
+        set(fit_rows(cohort, FitConfig(data_share=s, seed=3)).train.tolist()) for s in (0.1, 0.5)
+    )
     assert tenth < half < train
     assert (len(tenth), len(half)) == (round(0.1 * len(train)), round(0.5 * len(train)))
     at_one = sum(table.loc[row, "scanner"] == "one" for row in half)
     of_one = sum(table.loc[row, "scanner"] == "one" for row in train)
     assert abs(at_one - of_one / 2) <= 1
-    assert np.array_equal(train_rows(cohort, share=1.0, seed=3), cohort.rows("train"))
+    assert np.array_equal(fit_rows(cohort, FitConfig(seed=3)).train, cohort.rows("train"))
 
 
 def test_residency_follows_the_free_memory(cohort: Cohort, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,13 +4,17 @@ A worker keeps its own part of the rows for a whole fit; an epoch permutes the s
 mixes them by twos, and permutes what is in hand. Step k of an epoch is batch k of every worker.
 """
 
+import hashlib
 import math
+from collections import Counter
 from collections.abc import Hashable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from uadray.config import FitConfig
 from uadray.errors import ConfigError
+from uadray.strata import SCANNER, By, groups
 
 if TYPE_CHECKING:
     from uadray.store import Cohort
@@ -66,15 +70,95 @@ _SUBSET = 0x5B5E7
 """Parts the draw of a subset from all other draws of the same seed."""
 
 
-def train_rows(cohort: "Cohort", *, share: float, seed: int) -> np.ndarray:
-    """Rows of the training part, or of a share of its subjects (see `subset_rows`)."""
-    rows = cohort.rows("train")
-    if share == 1:
-        return rows
+class FitRows(NamedTuple):
+    """Rows of a cohort that a fit uses, ascending; nobody is in both."""
+
+    train: np.ndarray
+    """What it learns from."""
+    validation: np.ndarray
+    """What is held back, to choose the epoch by."""
+
+
+def fit_rows(cohort: "Cohort", fit: FitConfig) -> FitRows:
+    """Who a fit learns from and who is held back: by the cohort's split, or by a fold.
+
+    Args:
+        cohort: Healthy.
+        fit: Says the fold, and which share of those that are left is learned from (`subset_rows`).
+
+    Raises:
+        ConfigError: there are fewer people than folds.
+    """
+    if fit.folds:
+        parts = fold_rows(cohort, fit.folds)
+        validation = parts.pop(fit.fold - 1)
+        rows = np.sort(np.concatenate(parts))
+    else:
+        rows, validation = cohort.rows("train"), cohort.rows("validation")
+    if fit.data_share == 1:
+        return FitRows(rows, validation)
     table = cohort.columns("row", "subject", "scanner")
     table = table[table["row"].isin(rows)]
     subjects, scanners = (table[name].to_numpy(object) for name in ("subject", "scanner"))
-    return subset_rows(rows, subjects, scanners, share=share, seed=seed)
+    kept = subset_rows(rows, subjects, scanners, share=fit.data_share, seed=fit.seed)
+    return FitRows(kept, validation)
+
+
+def fold_rows(cohort: "Cohort", folds: int) -> list[np.ndarray]:
+    """The rows of a healthy cohort in folds, by person; its test part is in none.
+
+    People are dealt out group by group, each group in an order that is drawn once for all fits:
+    folds differ by one person at most, and so does each group's number in them. Groups are those
+    that the cohort's own split is stratified by. Neither the seed of a fit nor its workers move it.
+
+    Args:
+        cohort: Healthy.
+        folds: Their number, at least 2.
+
+    Returns:
+        One array of rows a fold, ascending; each row of the training and validation part is in one.
+
+    Raises:
+        ConfigError: there are fewer people than folds, or nothing is known of what the cohort's
+            split is stratified by.
+    """
+    table = cohort.columns("row", "subject", "scanner", "split")
+    split = cohort.attributes["plan"].get("split") or {}
+    by = split.get("stratified_by", SCANNER)
+    names = table["scanner"].astype(str).tolist()
+    if by != SCANNER:
+        known = cohort.covariates.to_dict("records")
+        people = [{**one, SCANNER: name} for one, name in zip(known, names, strict=True)]
+        names = groups([By.parse(text) for text in by], people)
+    counts: dict[str, Counter[str]] = {}
+    used = (table["split"] != "test").tolist()
+    for subject, name, is_used in zip(table["subject"].astype(str), names, used, strict=True):
+        if is_used:
+            counts.setdefault(subject, Counter())[name] += 1
+    if len(counts) < folds:
+        raise ConfigError(
+            f"{cohort.url} has {len(counts)} people to learn from and validate on, too few for "
+            f"{folds} folds: choose fewer"
+        )
+    # Who has scans of several groups counts for the most frequent, the first by name of two.
+    group_of = {s: min(c, key=lambda name: (-c[name], name)) for s, c in counts.items()}
+    drawn = np.random.default_rng([_FOLDS, len(group_of)]).permutation(sorted(group_of))
+    dealt = sorted(drawn.tolist(), key=lambda subject: group_of[subject])
+    fold_of = {subject: place % folds for place, subject in enumerate(dealt)}
+    subjects = table["subject"].astype(str)
+    each = [fold_of[s] if is_used else -1 for s, is_used in zip(subjects, used, strict=True)]
+    rows = table["row"].to_numpy(np.int64)
+    return [rows[np.array(each) == fold] for fold in range(folds)]
+
+
+def folds_digest(cohort: "Cohort", folds: int) -> str:
+    """16 hexadecimal digits over who is in which fold; covariates, which decide it, may change."""
+    parts = [part.tolist() for part in fold_rows(cohort, folds)]
+    return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
+
+
+_FOLDS = 0xF01D5
+"""Parts the draw of folds from all other draws."""
 
 
 def batch_share(batch_size: int, rank: int, world: int) -> int:

@@ -37,7 +37,7 @@ class TrainingStream:
 
     Args:
         cohort: A sealed cohort.
-        rows: What all workers train on, ascending, such as `train_rows` gives.
+        rows: What all workers train on, ascending, such as `fit_rows` gives.
         ndim: 3 for volumes, 2 for axial slices that hold brain.
         batch_size: Samples in a batch over all workers; this one gets its `batch_share`.
         seed: Decides the order.

@@ -58,8 +58,23 @@ def check_inputs(
                 )
     if healthy is not None:
         healthy.rows("validation")
+        for run in runs:
+            _check_held_back(run, healthy)
     if controls is not None:
         _check_controls(controls)
+
+
+def _check_held_back(run: Run, healthy: Cohort) -> None:
+    """Refuse thresholds on people that a fit on folds, or another member, has learned from."""
+    experiment = run.experiment
+    members = getattr(experiment.method, "members", ())
+    folds = max([experiment.fit.folds, *(one.folds for one in members)])
+    if folds and healthy.fingerprint == run.cohort_fingerprint:
+        raise EvaluationError(
+            f"{run.url} was fitted on {folds} folds of {healthy.url}, so that its validation part "
+            "is learned from: give another healthy cohort with --healthy, or fit the threshold on "
+            "the threshold part of the cohort with lesions"
+        )
 
 
 def _check_controls(controls: Cohort) -> None:

@@ -303,12 +303,15 @@ class _Pass:
             For each pair the seconds that an actor took a volume, on average, to score, clean,
             count and keep it, without reading it; None where nothing was missing.
         """
-        seconds = self.failures.together(self.pairs, partial(self._score, report=report))
+        # Ensembles after their members, whose scores they combine.
+        ordered = sorted(self.pairs, key=lambda pair: pair.is_ensemble)
+        taken = self.failures.together(ordered, partial(self._score, report=report))
         self._left()
-        return seconds
+        seconds = dict(zip(ordered, taken, strict=True))
+        return [seconds[pair] for pair in self.pairs]
 
     def _score(self, pairs: Sequence[Pair], report: Report) -> list[float | None]:
-        works = [pair.work(self.names) for pair in pairs]
+        works = [pair.work(self.names, pairs) for pair in pairs]
         rows = np.array(sorted(set().union(*(w.to_score | w.to_filter for w in works))), np.int64)
         report(len(self.names) - len(rows))
         seconds: list[float | None] = [None] * len(works)

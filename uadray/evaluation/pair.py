@@ -18,6 +18,7 @@ from uadray.evaluation.protocols import EvaluateConfig
 from uadray.evaluation.record import check_classes, make_record
 from uadray.evaluation.scoring import Work
 from uadray.evaluation.strata import groups_of
+from uadray.methods.ensemble import Ensemble
 from uadray.metrics.counts import TestPart, Threshold, ThresholdPart
 from uadray.metrics.froc import Finds
 from uadray.metrics.lesionwise import SubjectLesions
@@ -92,8 +93,20 @@ class Pair:
         scoring = self.config.scoring(cohort.shape)
         return ScoreStore.create(self.run, cohort, self.store.score_range, scoring)
 
-    def work(self, rows: Iterable[int]) -> Work:
-        """What of some rows is still to be scored, or to be counted after the filter."""
+    @property
+    def is_ensemble(self) -> bool:
+        """Whether the run combines others."""
+        return isinstance(self.run.experiment.method, Ensemble.Settings)
+
+    def work(self, rows: Iterable[int], beside: Sequence["Pair"] = ()) -> Work:
+        """What of some rows is still to be scored, or to be counted after the filter.
+
+        Args:
+            rows: Of the cohort.
+            beside: What is scored in the same pass, members before their ensembles. Where all
+                members of this one are among them, by method and weights, their scores are
+                combined.
+        """
         every, scored, filtered = set(rows), self.store.done(), self.config.components
         to_filter: set[int] = set()
         if filtered.max_size:
@@ -103,7 +116,17 @@ class Pair:
             store=self.store,
             to_score=frozenset(every - scored),
             to_filter=frozenset(to_filter),
+            members=self._members(beside),
         )
+
+    def _members(self, beside: Sequence["Pair"]) -> tuple[ScoreStore, ...]:
+        method = self.run.experiment.method
+        if not isinstance(method, Ensemble.Settings):
+            return ()
+        stores = {(one.run.experiment.method, weights_digest(one.run)): one.store for one in beside}
+        found = [stores.get((one.method, one.weights)) for one in method.members]
+        here = tuple(store for store in found if store is not None)
+        return here if len(here) == len(found) else ()
 
     def record(self) -> dict[str, Any]:
         """What an earlier evaluation left; empty where it cannot be read, so that it is redone."""

@@ -15,9 +15,11 @@ from uadray.errors import EvaluationError
 from uadray.evaluation.protocols import EvaluateConfig, Residual
 from uadray.methods import Detector
 from uadray.methods.base import Detection, ReconstructionDetector, check_detection
+from uadray.methods.ensemble import Ensemble, combine_of, members_of
 from uadray.methods.outside import OutsideMaps
 from uadray.metrics.components import drop_components
 from uadray.metrics.counts import SubjectCounts, count_subject
+from uadray.metrics.members import combine_levels
 from uadray.metrics.postprocess import (
     MAX_LEVEL,
     check_score_range,
@@ -52,6 +54,23 @@ class Work:
 
     to_filter: frozenset[int]
     """Rows without counts after the component filter; empty where there is none."""
+
+    members: tuple["ScoreStore", ...] = ()
+    """Of an ensemble whose members are evaluated as well: their stores, which come first. What they
+    keep is combined, and nothing is scored twice."""
+
+    @property
+    def num_maps(self) -> int:
+        """Maps that are computed of each volume: one a member."""
+        method = self.run.experiment.method
+        return len(method.members) if isinstance(method, Ensemble.Settings) else 1
+
+    def combined(self, levels: Sequence[NDArray[np.uint16]]) -> NDArray[np.uint16]:
+        """The run's levels (Z, Y, X) of a volume from those of its members, or the only ones."""
+        method = self.run.experiment.method
+        return combine_levels(
+            levels, method.combine if isinstance(method, Ensemble.Settings) else "mean"
+        )
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -140,14 +159,40 @@ def count_volumes(
     Yields:
         The scored volumes, in the order of `examples`.
     """
+    each = member_levels(detector, examples, config, device, num_places)
+    for example, levels in zip(examples.values(), each, strict=True):
+        combined = combine_levels(levels, combine_of(detector))
+        yield Counted(combined, count_levels(combined, example, config))
+
+
+def member_levels(
+    detector: Detector,
+    examples: Mapping[int, Example],
+    config: EvaluateConfig,
+    device: torch.device,
+    num_places: int = 1,
+) -> Iterator[list[NDArray[np.uint16]]]:
+    """The post-processed levels (Z, Y, X) of each member of an ensemble; of others the only ones.
+
+    Args:
+        detector: As for `count_volumes`, and so are the others.
+        examples: See there.
+        config: See there.
+        device: See there.
+        num_places: See there.
+
+    Yields:
+        For each volume those of all members, in their order.
+    """
     spare = next(iter(examples.values()))
     batch = [examples.get(place, spare) for place in range(num_places)]
-    scores = _raw_scores(detector, batch, config, device)
-    for place, example in examples.items():
-        levels = clean(
-            scores[place], example.image, example.brain, detector.score_range, config, example.id
-        )
-        yield Counted(levels, count_levels(levels, example, config))
+    members = members_of(detector)
+    scores = [_raw_scores(one, batch, config, device) for one in members]
+    for place, one in examples.items():
+        yield [
+            clean(raw[place], one.image, one.brain, member.score_range, config, one.id)
+            for member, raw in zip(members, scores, strict=True)
+        ]
 
 
 def _raw_scores(
@@ -323,7 +368,8 @@ class Scorer:
         self._work, self._names, self._config = work, names, config
         self._ranks = {row: rank for rank, row in enumerate(sorted(names))}
         self._detectors = [
-            load_detector(one.run).to(self._device) if one.to_score else None for one in work
+            load_detector(one.run).to(self._device) if one.to_score and not one.members else None
+            for one in work
         ]
         shape = work[0].run.shape if work else (1,)
         self._num_places = num_places(config, shape)
@@ -335,7 +381,9 @@ class Scorer:
         seconds = np.zeros((len(rows), len(self._work)))
         for number, (work, detector) in enumerate(zip(self._work, self._detectors, strict=True)):
             todo = [row for row in rows if row in work.to_score]
-            if todo and detector is not None:
+            if todo and work.members:
+                _combine(work, todo, examples, self._config)
+            elif todo and detector is not None:
                 start = time.perf_counter()
                 for group in self._groups(todo):
                     members = {place: examples[row] for place, row in group.items()}
@@ -369,11 +417,12 @@ class LevelScorer(Scorer):
     """The same on a GPU, which would wait for the rest: only raw scores, for `Finisher`."""
 
     def __call__(self, batch: Batch) -> Batch:
-        """Adds `levels` (volumes, runs, Z, Y, X) of what was to be scored, and `seconds`."""
+        """Adds `levels` (volumes, maps of all runs, Z, Y, X) to be scored, and `seconds`."""
         rows = [int(row) for row in batch["id"]]
         examples, cut = _examples(batch, self._names), self._config.cut
         shape = next(iter(examples.values())).brain[cut].shape
-        levels = np.zeros((len(rows), len(self._work), *shape), np.uint16)
+        places = _places_of_maps(self._work)
+        levels = np.zeros((len(rows), places[-1].stop, *shape), np.uint16)
         seconds = np.zeros((len(rows), len(self._work)))
         for number, (work, detector) in enumerate(zip(self._work, self._detectors, strict=True)):
             todo = [row for row in rows if row in work.to_score]
@@ -386,9 +435,10 @@ class LevelScorer(Scorer):
                     examples[group[place]] if place in group else spare
                     for place in range(self._num_places)
                 ]
-                scored = level_volumes(detector, filled, self._config, self._device)
-                for place, row in group.items():
-                    levels[rows.index(row), number] = scored[place][cut]
+                for slot, member in zip(places[number], members_of(detector), strict=True):
+                    scored = level_volumes(member, filled, self._config, self._device)
+                    for place, row in group.items():
+                        levels[rows.index(row), slot] = scored[place][cut]
             here = [row in work.to_score for row in rows]
             seconds[here, number] = (time.perf_counter() - start) / len(todo)
         kept: Batch = {name: batch[name] for name in ("id", "brain", "lesion") if name in batch}
@@ -410,22 +460,41 @@ class Finisher:
         """Returns what `Scorer` does."""
         rows = [int(row) for row in batch["id"]]
         examples, seconds = _examples(batch, self.names), np.array(batch["seconds"])
+        places = _places_of_maps(self.work)
         for number, work in enumerate(self.work):
+            if work.members:
+                todo = [row for row in rows if row in work.to_score]
+                _combine(work, todo, examples, self.config)
             for place, row in enumerate(rows):
                 example = examples[row]
-                if row in work.to_score:
+                if row in work.to_score and not work.members:
                     start = time.perf_counter()
-                    levels = clean_levels(
-                        np.array(batch["levels"][place, number]),
-                        batch["image"][place] if "image" in batch else None,
-                        example.brain,
-                        self.config,
+                    image = batch["image"][place] if "image" in batch else None
+                    raw = batch["levels"][place, places[number]]
+                    levels = work.combined(
+                        [clean_levels(np.array(r), image, example.brain, self.config) for r in raw]
                     )
                     work.store.write(row, levels, count_levels(levels, example, self.config))
                     seconds[place, number] += time.perf_counter() - start
                 if row in work.to_filter:
                     _filter(work.store, row, example, self.config)
         return {"id": batch["id"], "seconds": seconds}
+
+
+def _places_of_maps(work: Sequence[Work]) -> list[range]:
+    """Where each run's maps stand among all that are computed of a volume."""
+    ends = np.cumsum([one.num_maps for one in work]).tolist()
+    return [range(end - one.num_maps, end) for end, one in zip(ends, work, strict=True)]
+
+
+def _combine(
+    work: Work, rows: Iterable[int], examples: Mapping[int, Example], config: EvaluateConfig
+) -> None:
+    """Keep and count an ensemble's scores of some rows, from those of its members."""
+    for row in rows:
+        example = examples[row]
+        levels = work.combined([one.checked_levels(row, example.id) for one in work.members])
+        work.store.write(row, levels, count_levels(levels, example, config))
 
 
 def _examples(batch: Batch, names: Mapping[int, str]) -> dict[int, Example]:

@@ -9,6 +9,8 @@ r"""Evaluate finished runs on lesioned cohorts: all runs in one pass over a coho
     python jobs/evaluate.py --protocol meissen2021-I --help      its settings
     python jobs/evaluate.py --maps MAPS --name "Their method" --cohort runs/stroke.zarr
 
+Members of an ensemble are evaluated with it, and what it gains over them is printed.
+
 The threshold is fitted on the cohort's threshold part, or on healthy validation volumes, and then
 frozen; figures are of the test part. Scores and counts are kept in the run folders: subjects that
 have them are not scored again, and the same settings take the same threshold again.
@@ -148,8 +150,10 @@ def main() -> int:
     from uadray.evaluation.job import evaluate_all, num_volumes
     from uadray.progress import Progress
     from uadray.report import terminal_table
+    from uadray.report.ensembles import gains_on
     from uadray.report.rows import findable_on, notes_on
     from uadray.report.terminal import protocol_figures
+    from uadray.runs.ensembles import with_members
     from uadray.runs.records import Broken, find_runs, load_runs
     from uadray.store import open_cohort
 
@@ -166,6 +170,7 @@ def main() -> int:
     if job.maps:
         run, absent = bring(job, cohorts[0])
         runs = [*(one for one in runs if one.url != run.url), run]
+    runs, missing = with_members(runs)
     controls = open_cohort(job.controls) if job.controls else None
     with Progress(total=num_volumes(cohorts, healthy, controls), what="volumes") as progress:
         evaluate_all(
@@ -189,7 +194,9 @@ def main() -> int:
         print(f"scores and figures are in the run folders, under evaluation/{cohort.name}.json")
         for sentence in findable_on(records, cohort.name):
             print(sentence)
-        for note in notes_on(records, cohort.name):
+        for line in gains_on(records, cohort.name):
+            print(line)
+        for note in (*missing, *notes_on(records, cohort.name)):
             print(f"note: {note}")
     reported = [*job.runs, *([job.folder] if job.maps else [])]
     print(f"next: python jobs/report.py {shlex.join(reported)} --out report.html")

@@ -33,7 +33,7 @@ _FAMILIES = (
     "itermask",
     "diffusion",
 )
-for _file in (*_FAMILIES, "baselines", "outside"):  # in the order of the tables
+for _file in (*_FAMILIES, "baselines", "outside", "ensemble"):  # in the order of the tables
     import_module(f"uadray.methods.{_file}")
 
 __all__ = [

@@ -96,6 +96,11 @@ class Detector(Module, ABC):
     has_reconstruction: bool = False
     """Whether `reconstruct` gives the healthy version of its input."""
 
+    @classmethod
+    def is_fitted(cls, settings: MethodSettings) -> bool:
+        """Whether it learns from healthy volumes; others score the same on any cohort."""
+        return False
+
     @abstractmethod
     def detect(self, x_BCZYX: Tensor, brain_BZYX: Tensor) -> Detection:
         """Anomaly maps, with the reconstructions that they are made from.
@@ -209,6 +214,11 @@ class GradientDetector(ReconstructionDetector):
     calibration_volumes: int = 0
     """Healthy volumes that it takes, over all workers; 0 takes the whole validation part."""
 
+    @classmethod
+    def is_fitted(cls, settings: MethodSettings) -> bool:
+        """It does."""
+        return True
+
     def __init__(self, config: Any, shape: Shape) -> None:
         super().__init__()
         self.config, self.ndim = config, config.ndim
@@ -257,6 +267,11 @@ class GradientDetector(ReconstructionDetector):
 
 class StreamDetector(Detector):
     """Learns in one pass over the healthy volumes, in any number of calls."""
+
+    @classmethod
+    def is_fitted(cls, settings: MethodSettings) -> bool:
+        """It does."""
+        return True
 
     @abstractmethod
     def update(self, x_BZYX: Tensor) -> None:

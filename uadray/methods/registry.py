@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 
 from uadray import plugins
 from uadray.errors import ConfigError, PluginError
-from uadray.methods.base import Detector, GradientDetector, Shape, StreamDetector
+from uadray.methods.base import Detector, GradientDetector, Shape
 from uadray.methods.settings import Learned, MethodSettings
 from uadray.plugins import Package, Registry
 
@@ -229,7 +229,7 @@ def _may_be_recorded(place: str, package: Package) -> bool:
 
 def is_fitted(settings: MethodSettings) -> bool:
     """Whether the method learns from healthy volumes; others score the same on any cohort."""
-    return issubclass(detector_type(settings.type_name()), (GradientDetector, StreamDetector))
+    return detector_type(settings.type_name()).is_fitted(settings)
 
 
 def build(settings: MethodSettings, shape: Shape) -> Detector:

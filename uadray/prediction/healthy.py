@@ -162,13 +162,20 @@ class Healthy:
         return healthy
 
 
-def measure_healthy(cohort: Cohort, detector: Detector, device: torch.device) -> Healthy:
+def measure_healthy(
+    cohort: Cohort,
+    detector: Detector,
+    device: torch.device,
+    held_back: Sequence[tuple[NDArray[np.int64], Detector]] = (),
+) -> Healthy:
     """Measure the healthy scans of a cohort, and score those that were held back.
 
     Args:
         cohort: That the detector was fitted on.
         detector: In evaluation mode, on `device`.
         device: Where to score.
+        held_back: Rows, and the detector that has not learned from them, such as each fold's and
+            its own; by default the validation part and `detector`.
     """
     # Controls, the part `test`, are nobody's reference.
     table = cohort.subjects[cohort.subjects["split"] != "test"]
@@ -181,11 +188,12 @@ def measure_healthy(cohort: Cohort, detector: Detector, device: torch.device) ->
     for row, image, brain in _volumes(cohort, rows):
         scans.append(measure_scan(image, brain, None, spacing_mm=spacings[row]))
         poses.append(pose_degrees(brain, np.array(spacings[row])))
-    held_back = _thinned(cohort.rows("validation"), MAX_SCORED)
+    parts = held_back or [(cohort.rows("validation"), detector)]
     scores = np.array(
         [
-            mean_inside(score_volumes(detector, torch.from_numpy(x[None]), m[None], device)[0], m)
-            for _, x, m in _volumes(cohort, held_back)
+            mean_inside(score_volumes(unseen, torch.from_numpy(x[None]), m[None], device)[0], m)
+            for rows, unseen in parts
+            for _, x, m in _volumes(cohort, _thinned(rows, max(1, MAX_SCORED // len(parts))))
         ]
     )
     median = float(np.median(scores))

@@ -7,11 +7,14 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from safetensors.torch import save
 
 from uadray import files
 from uadray.config import Experiment, from_json, to_json
+from uadray.data.sampling import fit_rows, fold_rows
 from uadray.errors import (
     ConfigError,
     NoThresholdError,
@@ -20,6 +23,7 @@ from uadray.errors import (
 )
 from uadray.evaluation.protocols import EvaluateConfig
 from uadray.methods import Detector
+from uadray.methods.ensemble import Ensemble, members_of
 from uadray.metrics.postprocess import MAX_LEVEL
 from uadray.metrics.thresholds import NONE
 from uadray.prediction.healthy import Healthy, measure_healthy
@@ -315,13 +319,29 @@ def _kept(run: Run, detector: Detector, cohort: str) -> tuple[_Kept, tuple[str, 
         identity=_identity(run),
         preprocessing=recorded_config(opened.attributes["plan"]),
         origin=origin_of(opened),
-        healthy=measure_healthy(opened, detector, torch.device("cpu")),
+        healthy=measure_healthy(
+            opened, detector, torch.device("cpu"), _held_back(run, opened, detector)
+        ),
     )
     try:
         files.write_json(url, to_json(kept))
     except OSError as error:
         return kept, (f"{url} cannot be written ({error}): each call measures the cohort again",)
     return kept, ()
+
+
+def _held_back(
+    run: Run, cohort: Cohort, detector: Detector
+) -> list[tuple[NDArray[np.int64], Detector]]:
+    """Who was held back from which detector; of folds each member tells of its own fold alone."""
+    fit, method = run.experiment.fit, run.experiment.method
+    if not isinstance(method, Ensemble.Settings):
+        return [(fit_rows(cohort, fit).validation, detector)]
+    if not any(one.folds for one in method.members):
+        return [(cohort.rows("validation"), detector)]
+    parts = fold_rows(cohort, method.members[0].folds)
+    own = members_of(detector)
+    return [(parts[m.fold - 1], one) for m, one in zip(method.members, own, strict=True)]
 
 
 def _identity(run: Run) -> str:

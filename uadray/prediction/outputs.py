@@ -45,12 +45,14 @@ _PLAIN = {
     "anomaly": "anomaly.nii.gz",
     "proposal": "proposal.nii.gz",
     "reconstruction": "reconstruction.nii.gz",
+    "spread": "spread.nii.gz",
     "brain_mask": "brain_mask.nii.gz",
 }
 _BIDS = {
     "anomaly": "desc-anomaly_probseg.nii.gz",
     "proposal": "desc-anomaly_mask.nii.gz",
     "reconstruction": "desc-healthy_{modality}.nii.gz",
+    "spread": "desc-spread_probseg.nii.gz",
     "brain_mask": "desc-brain_mask.nii.gz",
 }
 _IGNORED = (MARKER, TABLE, QUARANTINE, "*_summary.json", "*.html", "*.png")
@@ -232,6 +234,7 @@ def write(out: str, item: Item, prediction: Prediction, *, viewer: bool = False)
         "anomaly": prediction.anomaly.astype(np.float32),
         "proposal": prediction.proposal,
         "reconstruction": prediction.reconstruction,
+        "spread": prediction.spread,
         "brain_mask": prediction.brain,
     }
     name = prediction.summary["run"]["name"]

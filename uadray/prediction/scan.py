@@ -19,7 +19,11 @@ from uadray.device import full_float32
 from uadray.errors import PredictError, ScanError
 from uadray.evaluation.protocols import EvaluateConfig
 from uadray.evaluation.scoring import clean, detect
+from uadray.methods import Detector
+from uadray.methods.base import Detection
+from uadray.methods.ensemble import combine_of, combined, members_of
 from uadray.metrics.components import drop_components, neighbours
+from uadray.metrics.members import combine_levels, spread_over_members
 from uadray.metrics.postprocess import dequantise, findable
 from uadray.prediction.healthy import mean_inside
 from uadray.prediction.inputs import check_modality, named_modalities
@@ -66,6 +70,9 @@ class Prediction:
     """Where `anomaly` is at or above the threshold; None where none was asked for."""
     reconstruction: NDArray[np.float32] | None
     """The healthy version in [0, 1], as the detector works; None where the method has none."""
+    spread: NDArray[np.float32] | None
+    """Standard deviation of the post-processed scores over the members of an ensemble, in the
+    method's units, on the file's grid; 0 outside the brain. None for a single fit."""
     brain: NDArray[np.bool_]
     """What was taken for brain."""
     truth: NDArray[np.bool_] | None
@@ -163,15 +170,18 @@ def _predict(
         voxels = int((scored.opened >= threshold.level).sum())
         anomaly = clear_of(anomaly, threshold.value)
         proposal = brain & (anomaly >= threshold.value)
-    reconstruction = None
+    reconstruction, spread = None, None
     if scored.reconstruction is not None:
         reconstruction = to_scan(scored.reconstruction * prepared.brain).clip(0, 1)
+    if scored.spread is not None:
+        spread = np.where(brain, to_scan(scored.spread), np.float32(0))
     truth, unusable = _truth(scan, way)
     clock.mark("map_back")
     return Prediction(
         anomaly=anomaly,
         proposal=proposal,
         reconstruction=reconstruction,
+        spread=spread,
         brain=brain,
         truth=truth,
         scan=way.image,
@@ -182,6 +192,7 @@ def _predict(
             "name": scan.id,
             "source": scan.image,
             **_figures(anomaly, proposal, brain, grid),
+            **({} if spread is None else {"spread": _spread_figures(spread, anomaly, brain)}),
             "truth": _overlap(proposal, truth, grid),
             "score_range": list(model.detector.score_range),
             "mean_score": scored.mean_score,
@@ -270,6 +281,8 @@ class _Scored:
     opened: NDArray[np.uint16]
     reconstruction: NDArray[np.float32] | None
     mean_score: float
+    spread: NDArray[np.float32] | None
+    """Over the members of an ensemble, in the method's units."""
 
 
 def _score(
@@ -284,29 +297,55 @@ def _score(
     # The store keeps float16, and so the detector was fitted and evaluated on it.
     image = torch.from_numpy(prepared.image.astype(np.float16).astype(np.float32)[None])
     brain = prepared.brain
-    detected = detect(model.detector, image, brain[None], device, settings.residual)
-    scores, output = detected.scores[0].double().cpu().numpy(), detected.reconstruction
-    if output is None and model.detector.has_reconstruction:
-        with torch.inference_mode(), full_float32():
-            inside = torch.from_numpy(brain[None]).to(device)
-            output = model.detector.reconstruct_within(image[:, None].to(device), inside)
-    reconstruction = None if output is None else output[0, 0].float().cpu().numpy()
+    detector, members, cut = model.detector, members_of(model.detector), settings.cut
+    found = [detect(one, image, brain[None], device, settings.residual) for one in members]
+    raw = [one.scores[0].double().cpu() for one in found]
+    outputs = [
+        _healthy_version(member, one, image, brain, device)
+        for member, one in zip(members, found, strict=True)
+    ]
+    known = [one for one in outputs if one is not None]
+    reconstruction = combined(detector, known).numpy() if len(known) == len(members) else None
     # The healthy range is one of absolute residuals.
     signed = settings.residual != "absolute" and reconstruction is not None
-    residual = np.abs(image[0].numpy() - reconstruction) if signed else None
+    whole = [(image[0] - one).abs() for one in known] if signed else raw
     clock.mark("score")
-    cut = settings.cut
+    cleaned = [
+        clean(one.numpy(), image[0].numpy(), brain, detector.score_range, settings, name)
+        for one in raw
+    ]
     levels = np.zeros(brain.shape, np.uint16)
-    levels[cut] = clean(scores, image[0].numpy(), brain, model.detector.score_range, settings, name)
+    levels[cut] = combine_levels(cleaned, combine_of(detector))
     opened = np.zeros(brain.shape, np.uint16)
     opened[cut] = drop_components(levels[cut], settings.components)
+    spread, over = None, spread_over_members(cleaned, detector.score_range)
+    if over is not None:
+        spread = np.zeros(brain.shape, np.float32)
+        spread[cut] = over
     clock.mark("postprocess")
     return _Scored(
         levels=levels,
         opened=opened,
         reconstruction=reconstruction,
-        mean_score=mean_inside(scores if residual is None else residual, brain),
+        mean_score=mean_inside(combined(detector, whole).numpy(), brain),
+        spread=spread,
     )
+
+
+def _healthy_version(
+    detector: Detector,
+    found: Detection,
+    image: torch.Tensor,
+    brain: NDArray[np.bool_],
+    device: torch.device,
+) -> torch.Tensor | None:
+    """(Z, Y, X) on the CPU, as the map was made from it, or made for it; None without any."""
+    output = found.reconstruction
+    if output is None and detector.has_reconstruction:
+        with torch.inference_mode(), full_float32():
+            inside = torch.from_numpy(brain[None]).to(device)
+            output = detector.reconstruct_within(image[:, None].to(device), inside)
+    return None if output is None else output[0, 0].float().cpu()
 
 
 def clear_of(scores: NDArray[np.float32], threshold: float) -> NDArray[np.float32]:
@@ -355,6 +394,16 @@ def _figures(
             "largest_ml": float(sizes.max(initial=0)) * ml,
         }
     return figures
+
+
+def _spread_figures(
+    spread: NDArray[np.float32], anomaly: NDArray[np.float32], brain: NDArray[np.bool_]
+) -> dict[str, float]:
+    """How far members are apart: over the brain, and where the score is highest."""
+    return {
+        "mean": float(spread[brain].mean()) if brain.any() else 0.0,
+        "at_top_score": float(spread.flat[int(anomaly.argmax())]),
+    }
 
 
 def _overlap(

@@ -1,4 +1,4 @@
-"""Methods compared on the same people, and fits that differ in the seed alone.
+"""Methods compared on the same people, and fits that differ in seed or fold alone.
 
 A difference is that of the means over fits. Its interval and its p are over people and over fits
 together (`uadray.metrics.inference`); what may be said of it is its verdict.
@@ -25,8 +25,8 @@ from uadray.metrics.inference import (
 )
 from uadray.metrics.metric import Appearance
 from uadray.report.columns import Column, ascending, brackets, first_order, number, signed
-from uadray.report.rows import CohortRows, Row, metrics_of
-from uadray.runs.evaluations import ByPerson
+from uadray.report.rows import CohortRows, Row, metrics_of, row_rank
+from uadray.runs.evaluations import ByPerson, is_number
 from uadray.runs.records import RunRecord
 
 REFERENCE = "3D-None"
@@ -55,7 +55,7 @@ class Estimate:
 
 @dataclass(frozen=True, kw_only=True)
 class Series:
-    """Fits of one experiment, evaluated on one cohort, that differ in nothing but the seed."""
+    """Fits of one experiment, evaluated on one cohort, that differ in seed or fold alone."""
 
     label: str
     """Name of the experiment, lengthened where another one shares it."""
@@ -71,7 +71,9 @@ class Series:
 
     @property
     def count(self) -> str:
-        """`3 seeds`, or `3 fits` where two of them share a seed."""
+        """`3 seeds` or `5 folds`, or `3 fits` where two of them share a seed."""
+        if len({row.run.fold for row in self.rows}) == len(self.rows) > 1:
+            return f"{len(self.rows)} folds"
         seeds = {row.run.seed for row in self.rows}
         return f"{len(self.rows)} {'seeds' if len(seeds) == len(self.rows) else 'fits'}"
 
@@ -201,7 +203,9 @@ def series_of(group: CohortRows) -> tuple[Series, ...]:
         Series(
             label=rows[0].run.label if len(rows) == 1 else _shared_label(rows[0].run),
             name=str(rows[0].run.config["name"]),
-            rows=tuple(sorted(rows, key=lambda row: (row.run.seed or 0, row.run.label))),
+            rows=tuple(
+                sorted(rows, key=lambda row: (row.run.seed or 0, row.run.fold, row.run.label))
+            ),
         )
         for rows in gathered.values()
     ]
@@ -215,6 +219,48 @@ def series_of(group: CohortRows) -> tuple[Series, ...]:
     return tuple(sorted(series, key=_rank))
 
 
+def merge_folds(group: CohortRows) -> CohortRows:
+    """A cohort with one row for the fits of all folds of an experiment: their mean.
+
+    Its intervals are over people and fits; it has no threshold, as each fold has its own.
+    """
+    several = [one for one in series_of(group) if one.rows[0].run.fold and len(one.rows) > 1]
+    merged = {id(row) for one in several for row in one.rows}
+    rows = [row for row in group.rows if id(row) not in merged] + list(map(_as_one, several))
+    return replace(group, rows=tuple(sorted(rows, key=row_rank)))
+
+
+def _as_one(series: Series) -> Row:
+    first, values = series.rows[0], series.rows[0].evaluation.values
+    figures = {key: series.figure(key) for key in values["intervals"]}
+    seconds = [row.run.summary.get("fit_seconds") for row in series.rows]
+    healthy = [row.evaluation.values.get("healthy_reconstruction") for row in series.rows]
+    summary = {"status": "finished", "fit_seconds": _mean(seconds)}
+    evaluation = first.evaluation.showing(
+        {
+            "metrics": {
+                key: series.mean(key) if is_number(value) else value
+                for key, value in values["metrics"].items()
+            },
+            "intervals": {
+                key: None if one is None or one.bounds is None else list(one.bounds)
+                for key, one in figures.items()
+            },
+            "threshold": {**values["threshold"], "value": None},
+            "healthy_reconstruction": _mean(healthy),
+        }
+    )
+    label = f"{_shared_label(first.run)} · mean of {series.count}"
+    return replace(
+        first, run=replace(first.run, label=label, summary=summary), evaluation=evaluation
+    )
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return float(np.mean(known)) if len(known) == len(values) else None
+
+
 def _shared_label(run: RunRecord) -> str:
     return " · ".join(part for part in (str(run.config["name"]), run.variant) if part)
 
@@ -226,7 +272,8 @@ def _rank(series: Series) -> tuple[float, str]:
 
 def _without_seed(run: RunRecord) -> str:
     experiment = dict(run.config["experiment"])
-    experiment["fit"] = {k: v for k, v in experiment.get("fit", {}).items() if k != "seed"}
+    fit = experiment.get("fit", {})
+    experiment["fit"] = {k: v for k, v in fit.items() if k not in ("seed", "fold")}
     cohort = (run.config["cohort"] or {}).get("fingerprint")
     return json.dumps([run.config["name"], experiment, cohort], sort_keys=True)
 
@@ -441,7 +488,7 @@ def seed_columns(several: Sequence[Series]) -> tuple[Column[Series], ...]:
         Column(
             key="fits",
             head="Fits",
-            note="that differ in the seed alone",
+            note="that differ in seed or fold alone",
             value=lambda series: len(series.rows),
             text=lambda series: str(len(series.rows)),
         ),

@@ -16,6 +16,7 @@ from uadray.report.columns import (
 )
 from uadray.report.controls import controls_of
 from uadray.report.effects import effect_columns
+from uadray.report.ensembles import gain_columns, gains_of
 from uadray.report.finds import froc_columns, with_finds
 from uadray.report.latex import to_latex
 from uadray.report.rows import CohortRows
@@ -33,7 +34,8 @@ def write_tables(
     Args:
         compared: The cohorts.
         stem: Path or URL without its ending: `.csv`, `-paired.csv`, `-groups.csv` (where
-            people were grouped), `-sweep.csv` (of a sweep), `.md` and `.tex` are appended to it.
+            people were grouped), `-ensembles.csv` (of ensembles with their members), `-sweep.csv`
+            (of a sweep), `.md` and `.tex` are appended to it.
         title: Head of the Markdown and the LaTeX.
         sweep: Effects of settings, if any.
 
@@ -48,11 +50,24 @@ def write_tables(
     }
     if lines := lines_of([cohort.group for cohort in compared]):
         texts["-groups.csv"] = tables.to_csv(list(HEAD), lines)
+    if any(gains_of(cohort.group) for cohort in compared):
+        texts["-ensembles.csv"] = to_ensembles_csv(compared)
     if sweep is not None:
         texts["-sweep.csv"] = to_sweep_csv(sweep)
     for ending, text in texts.items():
         files.write_bytes(f"{stem}{ending}", text.encode())
     return [f"{stem}{ending}" for ending in texts]
+
+
+def to_ensembles_csv(compared: Sequence[Compared]) -> str:
+    """What ensembles gain over their members, unrounded; one line an ensemble and cohort."""
+    gains = [(cohort.group, gain) for cohort in compared for gain in gains_of(cohort.group)]
+    shown_columns = gain_columns([gain for _, gain in gains])
+    head = ["cohort", "cohort_fingerprint", *_heads(shown_columns)]
+    lines: list[list[object]] = [
+        [group.name, group.fingerprint, *_cells(shown_columns, gain)] for group, gain in gains
+    ]
+    return tables.to_csv(head, lines)
 
 
 def to_sweep_csv(sweep: Sweep) -> str:

@@ -14,6 +14,7 @@ from uadray.metrics.inference import MIN_GROUP, MIN_PEOPLE
 from uadray.metrics.postprocess import describe_findable
 from uadray.report import columns, compare, export, figures, vega
 from uadray.report.controls import controls_of
+from uadray.report.ensembles import NO_VERDICT, gain_columns, gains_of
 from uadray.report.finds import froc_columns, froc_plot, size_columns, with_finds
 from uadray.report.montage import Viewers, montage
 from uadray.report.rows import Caveats, PublishedFigures, Row, group_by_cohort, spread_rows
@@ -270,6 +271,7 @@ def _cohort(
     sized = spread_rows(sized, MAX_PLOTS) if sized else []
     return {
         "group": group,
+        "rows": compare.merge_folds(group).rows,
         "anchor": f"cohort-{list(cohorts).index(cohort) + 1}",
         "is_ambiguous": sum(other.group.name == group.name for other in cohorts) > 1,
         "sentences": cohort.sentences,
@@ -289,6 +291,9 @@ def _cohort(
         "finds": (finds := with_finds(group.rows)),
         "size_columns": size_columns(finds),
         "froc_plot": froc_plot(finds),
+        "gains": (gains := gains_of(group)),
+        "gain_columns": gain_columns(gains),
+        "no_verdict": NO_VERDICT,
         "controls": controls_of(group),
         "strata": strata_of(group.rows),
         "min_group": MIN_GROUP,

@@ -131,7 +131,7 @@ def group_by_cohort(
             name=name,
             fingerprint=fingerprint,
             notes=_notes(rows),
-            rows=tuple(sorted(rows, key=_rank)),
+            rows=tuple(sorted(rows, key=row_rank)),
             warnings=(*_differences(rows), *_doubts(rows)),
         )
         for (name, fingerprint), rows in sorted(groups.items())
@@ -223,7 +223,8 @@ def _named(labels: Sequence[str]) -> str:
     return ", ".join(labels[:3]) + more
 
 
-def _rank(row: Row) -> tuple[float, str]:
+def row_rank(row: Row) -> tuple[float, str]:
+    """The highest Dice_D first, then by label."""
     value = row.evaluation.metric("dice_d")
     return (float("inf") if value is None else -value, row.run.label)
 

@@ -46,6 +46,7 @@ class Sweep:
 
 def find_sweep(runs: Sequence[RunRecord], cohorts: Sequence[Compared]) -> Sweep | None:
     """The sweep that the runs are, or None where nothing varies but the method."""
+    runs = [run for run in runs if not run.members]  # made of trials, and none itself
     settings = varied([run.config for run in runs])
     seeds: dict[tuple[str, str], set[int | None]] = {}
     for run in runs:

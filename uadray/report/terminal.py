@@ -13,6 +13,7 @@ from uadray.errors import RunError
 from uadray.html import ABSENT
 from uadray.metrics.table import OWN
 from uadray.report.columns import SPECIFICITY, Column, main_columns, number
+from uadray.report.compare import merge_folds
 from uadray.report.rows import CohortRows, Row, group_by_cohort, metrics_of
 from uadray.runs.records import RunRecord
 
@@ -31,7 +32,7 @@ def terminal_table(runs: Sequence[RunRecord], cohort: str, *, width: int = 80) -
     Raises:
         RunError: no run was evaluated on a cohort of that name.
     """
-    groups = [group for group in group_by_cohort(runs) if group.name == cohort]
+    groups = [merge_folds(group) for group in group_by_cohort(runs) if group.name == cohort]
     if not groups:
         known = sorted({e.cohort for run in runs for e in run.evaluations})
         raise RunError(
@@ -116,6 +117,8 @@ def _table(
 def _intervals(groups: Sequence[CohortRows]) -> str:
     if all(row.evaluation.has_too_few_people for group in groups for row in group.rows):
         return "No intervals: too few people."
+    if any(row.run.fold for group in groups for row in group.rows):
+        return "[95 %]: over people, and over fits where there are folds."
     return "[95 %]: over people."
 
 

@@ -6,7 +6,7 @@ import torch
 
 from uadray.config import Experiment
 from uadray.errors import ConfigError, PluginError, UadrayError
-from uadray.methods import Detector, GradientDetector, StreamDetector, build
+from uadray.methods import Detector, GradientDetector, StreamDetector, build, is_fitted
 from uadray.methods.base import check_detection
 from uadray.methods.outside import OutsideMaps
 from uadray.plugins import failure
@@ -38,7 +38,7 @@ def load_detector(run: Run) -> Detector:
     state = checkpoints.state()
     if state is not None:
         checkpoints.load_model(detector, state.best)
-    elif isinstance(detector, (GradientDetector, StreamDetector)):
+    elif is_fitted(run.experiment.method):
         raise ConfigError(f"{run.url} has no checkpoint yet: run the same jobs/train.py again")
     if isinstance(detector, OutsideMaps):
         maps = KeptMaps(run.url)

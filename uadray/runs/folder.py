@@ -8,16 +8,19 @@ the same experiment on the same cohort.
 import json
 import os
 import platform
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
 from uadray import files
 from uadray.config import Experiment, changes, from_json, to_json
+from uadray.data.sampling import folds_digest
 from uadray.device import gpu_facts
 from uadray.errors import CheckpointError, PluginError, RunError
+from uadray.methods import is_fitted
 from uadray.methods.blocks import constants
 from uadray.results import refuse_inside
-from uadray.runs.learned import PEOPLE, origin_of, record_people
+from uadray.runs.learned import PEOPLE, join_people, origin_of, record_people
 from uadray.runs.reading import (
     AGAIN,
     CHECKPOINT,
@@ -58,6 +61,50 @@ class Run:
             RunError: the folder holds something else.
         """
         url = files.normalise(url)
+        folds = experiment.fit.folds
+        facts = {"folds": folds_digest(cohort, folds)} if folds else {}
+        if (run := cls._begun(url, experiment, cohort.fingerprint, cohort.url)) is not None:
+            if facts and run.config.get("folds") != facts["folds"]:
+                raise CheckpointError(
+                    f"{url} was fitted on other folds of {cohort.url}, whose covariates have "
+                    "changed since then: fit all folds into another --out"
+                )
+            return run
+        origin = origin_of(cohort).to_json()
+        described = {
+            "name": cohort.name,
+            "url": cohort.url,
+            "fingerprint": cohort.fingerprint,
+            "shape": list(cohort.shape),
+            "origin": origin,
+        }
+        with writing(url):
+            record_people(url, cohort, experiment)
+        return cls._begin(url, experiment, described, facts)
+
+    @classmethod
+    def join(cls, url: str, experiment: Experiment, members: Sequence["Run"]) -> Self:
+        """Begin the run of an ensemble, or open one of the same members.
+
+        What was learned from is theirs; all are of one cohort, which need not be there any more.
+
+        Raises:
+            CheckpointError: the folder holds another run.
+            RunError: the folder holds something else.
+        """
+        url, first = files.normalise(url), members[0]
+        begun = cls._begun(url, experiment, first.cohort_fingerprint, first.cohort_url)
+        if begun is not None:
+            return begun
+        fitted = [one.url for one in members if is_fitted(one.experiment.method)]
+        with writing(url):
+            if fitted:
+                join_people(url, fitted)
+        return cls._begin(url, experiment, first.config["cohort"], {})
+
+    @classmethod
+    def _begun(cls, url: str, experiment: Experiment, fingerprint: str, cohort: str) -> Self | None:
+        """The run at `url` if it is of that experiment and cohort, or None before there is one."""
         cls.check_place(url)
         if CONFIG in _names(url):
             run = cls.open(url)
@@ -67,31 +114,31 @@ class Run:
                     f"{url} holds a run of {run.experiment.name} with other settings ({changed}): "
                     "choose another --out"
                 )
-            if run.cohort_fingerprint != cohort.fingerprint:
+            if run.cohort_fingerprint != fingerprint:
                 raise CheckpointError(
                     f"{url} was fitted on cohort {run.cohort_fingerprint} ({run.cohort_url}), not "
-                    f"on {cohort.fingerprint} ({cohort.url}): choose another --out"
+                    f"on {fingerprint} ({cohort}): choose another --out"
                 )
             return run
         if any(name != PEOPLE and not files.is_transient(name) for name in _names(url)):
             raise RunError(f"{url} is not empty and holds no run: choose another --out")
+        return None
+
+    @classmethod
+    def _begin(
+        cls, url: str, experiment: Experiment, cohort: Mapping[str, Any], facts: Mapping[str, Any]
+    ) -> Self:
         config = {
             "name": experiment.name,
             "experiment": to_json(experiment),
             "fingerprint": experiment.fingerprint,
-            "cohort": {
-                "name": cohort.name,
-                "url": cohort.url,
-                "fingerprint": cohort.fingerprint,
-                "shape": list(cohort.shape),
-                "origin": origin_of(cohort).to_json(),
-            },
+            "cohort": dict(cohort),
             "network": constants(),
             "versions": software_versions(),
             "hardware": hardware(),
+            **facts,
         }
         with writing(url):
-            record_people(url, cohort, experiment)
             files.write_json(files.join(url, CONFIG), config)
         return cls.open(url)
 

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from uadray import files, npz
 from uadray.config import Experiment
-from uadray.data.sampling import train_rows
+from uadray.data.sampling import fit_rows
 from uadray.errors import RunError, StoreError
 from uadray.methods import is_fitted
 from uadray.store import Cohort, open_cohort
@@ -135,9 +135,24 @@ def record_people(url: str, cohort: Cohort, experiment: Experiment) -> None:
     """Leave in the run folder at `url` who the experiment learns from on this cohort."""
     if not is_fitted(experiment.method):
         return
-    share, seed = experiment.fit.data_share, experiment.fit.seed
-    rows = [*train_rows(cohort, share=share, seed=seed), *_rows(cohort, "validation")]
+    rows = np.concatenate(fit_rows(cohort, experiment.fit))
     files.write_bytes(files.join(url, PEOPLE), npz.pack(**vars(people_of(cohort, rows))))
+
+
+def join_people(url: str, members: Iterable[str]) -> None:
+    """Leave in the run folder at `url` who the runs at some others learned from, each scan once.
+
+    Where one of them does not say, as a run of an earlier version, nothing is left: the cohort
+    itself is asked then.
+    """
+    recorded = [_recorded_people(one) for one in members]
+    known = [one for one in recorded if one is not None]
+    if len(known) < len(recorded):
+        return
+    digests = [np.stack(list(vars(one).values()), axis=1) for one in known]
+    scans = np.unique(np.concatenate(digests), axis=0)
+    people = People(**dict(zip(vars(known[0]), scans.T, strict=True)))
+    files.write_bytes(files.join(url, PEOPLE), npz.pack(**vars(people)))
 
 
 def compare_cohorts(healthy: Cohort, cohort: Cohort) -> Match:

@@ -1,6 +1,6 @@
 """Run folders as records: read whole, checked, and refused with the file's name where damaged."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -52,6 +52,23 @@ class RunRecord:
     def seed(self) -> int | None:
         """Of the fit."""
         return self.config["experiment"].get("fit", {}).get("seed")
+
+    @property
+    def members(self) -> Sequence[Mapping[str, Any]]:
+        """What an ensemble says of each of its members; empty for a fit."""
+        method = self.config["experiment"].get("method") or {}
+        return tuple(method.get("members") or ()) if method.get("type") == "Ensemble" else ()
+
+    @property
+    def fold(self) -> int:
+        """Which of its folds the fit was validated on; 0 where it was fitted on none."""
+        return int(self.config["experiment"].get("fit", {}).get("fold") or 0)
+
+    @property
+    def repeat(self) -> str:
+        """What parts it from fits of the same settings: `seed 1`, or with `fold 2 of 5`."""
+        folds = self.config["experiment"].get("fit", {}).get("folds")
+        return f"seed {self.seed}" + (f", fold {self.fold} of {folds}" if self.fold else "")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -242,7 +259,7 @@ def _label(runs: list[RunRecord]) -> list[RunRecord]:
     """Lengthen shared names by the first of their parts that tells the runs apart."""
     parts: tuple[Callable[[RunRecord], str], ...] = (
         lambda run: run.variant,
-        lambda run: ", ".join(part for part in (run.variant, f"seed {run.seed}") if part),
+        lambda run: ", ".join(part for part in (run.variant, run.repeat) if part),
         lambda run: str(run.config["fingerprint"])[:8],
         lambda run: run.url.rsplit("/", 1)[-1],
         lambda run: run.url,

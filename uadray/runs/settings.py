@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from uadray.config import BASELINES, flat
+from uadray.config import BASELINES, FitConfig, flat
 from uadray.methods import NAMED
 from uadray.strategies import ErasingConfig
 
@@ -26,13 +26,14 @@ _LABELS = {
 _PLAIN = {NAMED.imported[name].method.type_name() for name in BASELINES}
 """Types of the plain baselines."""
 
-_NO_RESULT = {f"fit.{name}" for name in ("seed", "residency", "deterministic", "compile")}
+_NO_RESULT = {f"fit.{n}" for n in ("seed", "fold", "residency", "deterministic", "compile")}
 """Settings that are no comparison: repeats, and where or how fast the work was done."""
 
 
 _ADDED = {
-    f"erasing.{name}": one.default
-    for name, one in ErasingConfig.__dataclass_fields__.items()
+    f"{part}.{name}": one.default
+    for part, kind in (("erasing", ErasingConfig), ("fit", FitConfig))
+    for name, one in kind.__dataclass_fields__.items()
     if one.metadata.get("added")
 }
 """What records leave out at its default, see `uadray.config.to_json`."""
@@ -69,6 +70,8 @@ def label(path: str) -> str:
 
 def text(path: str, value: Any) -> str:
     """A value of a setting as shown; shares as percent."""
+    if path == "fit.folds" and not value:
+        return "none"
     if is_number(value):
         return f"{100 * value:g} %" if path.endswith("share") else f"{value:g}"
     if isinstance(value, tuple):
@@ -88,6 +91,11 @@ def settings_of(config: Mapping[str, Any]) -> dict[str, Any]:
         config: `config.json`.
     """
     paths = {path: _value(value) for path, value in flat(config["experiment"]).items()}
+    # Members of an ensemble are repeats; what they share is what it is of.
+    if paths.pop("method.members", None):
+        methods = [one["method"] for one in config["experiment"]["method"]["members"]]
+        if all(one == methods[0] for one in methods):
+            paths |= {path: _value(v) for path, v in flat(methods[0], "method.member").items()}
     settings = {EXPERIMENT: str(config["name"])} | _ADDED | paths
     plain = is_plain(config)
     return {

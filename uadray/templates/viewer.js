@@ -71,15 +71,25 @@
     R: [0, 66, 147, 221, 252, 252], G: [0, 10, 38, 81, 165, 255], B: [4, 104, 103, 58, 10, 164],
     A: [0, 255, 255, 255, 255, 255], I: [0, 51, 102, 153, 204, 255],
   });
+  // Another hue than the scores have: how far the members of an ensemble are apart.
+  view.addColormap("spread", {
+    R: [0, 12, 20, 90, 190, 255], G: [0, 60, 110, 180, 235, 255], B: [0, 90, 140, 170, 190, 240],
+    A: [0, 120, 255, 255, 255, 255], I: [0, 26, 102, 153, 204, 255],
+  });
   const scan = await read("scan", "gray");
   const map = await read("anomaly", "scores");
   // Colours from 0 on, whatever the threshold; they begin at it where scores go below 0.
   map.colormapType = scores.low < 0 ? 0 : 2;
   const plain = { img: scan.img, levels: data.scan };
   const other = data.reconstruction && { img: (await read("reconstruction", "gray")).img, levels: data.reconstruction };
+  const spread = data.spread && (await read("spread", "spread"));
   const labels = find("volume-labels") && new Uint8Array(await unpack("volume-labels")).subarray(352);
   view.addVolume(scan);
   view.addVolume(map);
+  if (spread) {
+    spread.opacity = 0;
+    view.addVolume(spread);
+  }
   find("loading").hidden = true;
 
   // ---- Where we are
@@ -225,6 +235,7 @@
       ["position", `${[...mm].slice(0, 3).map((x) => x.toFixed(1)).join(", ")} mm`],
       [image === plain ? "intensity" : "reconstruction", short(value(image.levels, image.img[here]))],
       ["score", short(value(scores, map.img[here]))],
+      ...(spread ? [["spread", short(value(data.spread, spread.img[here]))]] : []),
     ];
     find("where").replaceChildren(
       ...entries.flatMap(([name, text]) => {
@@ -259,11 +270,16 @@
     const least = value(scores, level - 0.5);
     map.cal_min = least;
     map.cal_max = value(scores, 255);
-    map.opacity = field("map").checked ? Number(field("opacity").value) / 100 : 0;
+    const opacity = Number(field("opacity").value) / 100;
+    const instead = Boolean(field("spread")?.checked);
+    map.opacity = field("map").checked && !instead ? opacity : 0;
+    if (spread) spread.opacity = instead ? opacity : 0;
     find("opacity-text").textContent = `${field("opacity").value} %`;
     find("threshold-text").textContent = short(level === frozen ? data.threshold : least) + (level === frozen ? " (frozen)" : "");
     document.querySelector(".ramp i").style.left = `${Math.max(0, (100 * (level - 0.5)) / 255)}%`;
-    view.refreshLayers(map, 1);
+    // NiiVue counts the layers that are seen alone, and one takes the place of the other.
+    if (spread) view.updateGLVolume();
+    else view.refreshLayers(map, 1);
     draw();
   };
   const applyImage = () => {
@@ -281,6 +297,7 @@
     opacity: applyMap,
     threshold: applyMap,
     reconstruction: applyImage,
+    spread: applyMap,
     proposal: draw,
     truth: draw,
     crosshair: () => view.setCrosshairWidth(field("crosshair").checked ? crosshair : 0),
@@ -305,6 +322,7 @@
     applyMap();
   };
   button.addEventListener("click", freeze);
+  if (spread) find("spread-text").textContent = `to ${short(value(data.spread, 255))}`;
   find("low").textContent = short(scores.low);
   find("high").textContent = short(value(scores, 255));
 
@@ -317,7 +335,7 @@
   };
   const keys = {
     m: () => toggle("map"), p: () => toggle("proposal"), t: () => toggle("truth"),
-    r: () => toggle("reconstruction"), x: () => toggle("crosshair"), l: () => toggle("radiological"),
+    r: () => toggle("reconstruction"), s: () => toggle("spread"), x: () => toggle("crosshair"), l: () => toggle("radiological"),
     c: () => toggle("cut"), n: () => go(data.peak), f: () => freeze(),
     "+": () => nudge(1), "=": () => nudge(1), "-": () => nudge(-1),
   };

@@ -5,20 +5,27 @@ import time
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
 
 from uadray import cluster, files, settings_files
-from uadray.config import Experiment
+from uadray.config import Experiment, with_fit
 from uadray.data.batch import Batch
 from uadray.data.erasing import check_draw
-from uadray.data.sampling import train_rows
+from uadray.data.sampling import fit_rows, fold_rows
 from uadray.data.stream import ValidationStream
 from uadray.device import compute_device
 from uadray.errors import ConfigError, RunError, StoppedError
 from uadray.lock import hold
-from uadray.methods import Detector, GradientDetector, StreamDetector, num_parameters
+from uadray.methods import (
+    Detector,
+    GradientDetector,
+    StreamDetector,
+    is_fitted,
+    num_parameters,
+)
 from uadray.runs.checkpoint import CheckpointStore
 from uadray.runs.detector import build_detector, try_out
 from uadray.runs.folder import Run
@@ -68,6 +75,55 @@ def fit(
     Run.check_place(url)  # before the lock makes the folder
     with hold(url):
         return _fit_held(experiment, cohort, url, scale, track, report)
+
+
+def fit_folds(
+    experiment: Experiment,
+    cohort: Cohort,
+    url: str,
+    folds: int,
+    *,
+    scale: ScaleConfig | None = None,
+    track: TrackConfig | None = None,
+    report: Callable[[int, Metrics], None] = lambda fold, record: None,
+) -> list[Run]:
+    """Fit an experiment once for each fold of a healthy cohort's people, as `fit` does.
+
+    Each person of the training and validation part is held back once; people and groups are even
+    over folds, see `uadray.data.sampling.fold_rows`.
+
+    Args:
+        experiment: What to fit; its own `fit.folds` and `fit.fold` are replaced.
+        cohort: Healthy.
+        url: Folder of the runs, `fold-1` and so on. Finished ones are opened as they are.
+        folds: Their number, at least 2.
+        scale: Workers of each fit; one fit comes after the other.
+        track: Where else epochs are shown.
+        report: Called with the fold and the record of each epoch.
+
+    Raises:
+        ConfigError: there are fewer people than folds, or a method that learns nothing.
+        UadrayError: see `fit`.
+    """
+    if not is_fitted(experiment.method):
+        raise ConfigError(f"{experiment.name} learns from nobody, so that its folds are all alike")
+    url = files.normalise(url)
+    if Run.is_begun(url):
+        raise RunError(f"{url} holds a run, folds go into a folder of runs: choose another --out")
+    fold_rows(cohort, folds)  # what is wrong with them is said before anything is fitted
+    runs = []
+    for fold in range(1, folds + 1):
+        runs.append(
+            fit(
+                with_fit(experiment, folds=folds, fold=fold),
+                cohort,
+                files.join(url, f"fold-{fold}"),
+                scale=scale,
+                track=track,
+                report=partial(report, fold),
+            )
+        )
+    return runs
 
 
 def _fit_held(
@@ -175,9 +231,8 @@ def _fit_plain(detector: Detector, run: Run, cohort: Cohort) -> dict[str, Any]:
     """Fit what learns in one pass, or nothing, and keep it as a checkpoint of one epoch."""
     if not isinstance(detector, StreamDetector):
         return {}
-    device, config = torch.device("cpu"), run.experiment.fit
-    rows = train_rows(cohort, share=config.data_share, seed=config.seed)
-    held_back = cohort.rows("validation")
+    device = torch.device("cpu")
+    rows, held_back = fit_rows(cohort, run.experiment.fit)
     # The same batches on every machine: PCA's increments depend on them.
     train = ValidationStream(cohort, rows, batch_size=32, resident=False, brain=False)
     fit_stream(detector, train, device)

@@ -6,9 +6,11 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
-from uadray.data.sampling import step_sizes, train_rows
+from uadray.data.sampling import fit_rows, step_sizes
 from uadray.data.stream import TrainingStream, ValidationStream, fits_in_memory
 from uadray.device import full_float32, gpu_facts
 from uadray.errors import ConfigError, RunError
@@ -60,8 +62,7 @@ def fit_worker(
         )
     check_cudnn(config, detector.ndim, device)
     _reset_peak(device)
-    rows = train_rows(cohort, share=config.data_share, seed=config.seed)
-    held_back = cohort.rows("validation")
+    rows, held_back = fit_rows(cohort, config)
     num_volumes = len(rows) + len(held_back)
     resident = config.residency == "device" or (
         config.residency == "auto" and fits_in_memory(cohort, num_volumes, world.size, str(device))
@@ -125,7 +126,7 @@ def fit_worker(
             log=log,
         ).run()
     if detector.calibrates:
-        _calibrate(detector, CheckpointStore.of(run), cohort, world, device)
+        _calibrate(detector, CheckpointStore.of(run), cohort, held_back, world, device)
     return {
         "num_train_volumes": len(rows),
         "num_validation_volumes": len(held_back),
@@ -144,6 +145,7 @@ def _calibrate(
     detector: GradientDetector,
     checkpoints: CheckpointStore,
     cohort: Cohort,
+    rows: NDArray[np.int64],
     world: World,
     device: torch.device,
 ) -> None:
@@ -152,7 +154,6 @@ def _calibrate(
     assert state is not None
     if state.calibrated:
         return
-    rows = cohort.rows("validation")
     rows = rows[: detector.calibration_volumes or len(rows)]
     stream = ValidationStream(cohort, rows, rank=world.rank, world=world.size, resident=False)
     checkpoints.load_model(detector.to(device).eval(), state.best)

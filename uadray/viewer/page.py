@@ -54,6 +54,7 @@ FIGURES = {
     "largest_ml": ("Largest component", "mL"),
     "score": ("Highest score", ""),
     "slice": ("Slice with the highest score", ""),
+    "spread": ("Spread over members there", ""),
     "brain_ml": ("Brain", "mL"),
     "dice": ("Dice with the truth", ""),
     "truth_ml": ("Truth", "mL"),
@@ -93,6 +94,7 @@ def write_case(
     anomaly: Source,
     proposal: Source | None = None,
     reconstruction: Source | None = None,
+    spread: Source | None = None,
     truth: Source | None = None,
     brain: Source | None = None,
     summary: Mapping[str, Any] | None = None,
@@ -108,6 +110,8 @@ def write_case(
         anomaly: Scores; higher means more anomalous.
         proposal: Mask of what the method proposes.
         reconstruction: The scan as the method would have it.
+        spread: Standard deviation of the scores over the members of an ensemble; the page shows it
+            on demand.
         truth: Mask of the known lesion.
         brain: Brain mask; the page is cut to its box. Where None, the voxels with a score.
         summary: Figures of the case, shown as they are; `FIGURES` says which keys have a name.
@@ -130,6 +134,7 @@ def write_case(
         anomaly=anomaly,
         proposal=proposal,
         reconstruction=reconstruction,
+        spread=spread,
         truth=truth,
         brain=brain,
         threshold=threshold,
@@ -264,6 +269,8 @@ def _volumes(volumes: CaseVolumes) -> dict[str, str]:
     if volumes.reconstruction is not None:
         levels = volumes.reconstruction_levels
         held["reconstruction"] = encode(volumes.reconstruction, volumes.affine, levels)
+    if volumes.spread is not None:
+        held["spread"] = encode(volumes.spread, volumes.affine, volumes.spread_levels)
     if volumes.labels is not None:
         held["labels"] = encode(volumes.labels, volumes.affine)
     return held
@@ -286,6 +293,7 @@ def _render(
         "scan": _plain(volumes.scan_levels),
         "anomaly": _plain(volumes.anomaly_levels),
         "reconstruction": volumes.reconstruction_levels and _plain(volumes.reconstruction_levels),
+        "spread": volumes.spread_levels and _plain(volumes.spread_levels),
         "slices": [float(f"{score:.6g}") for score in volumes.slice_scores],
         "truth": _slices(volumes, TRUTH),
         "proposal": _slices(volumes, PROPOSAL),

@@ -1,7 +1,7 @@
 """Viewer pages for the examples of a report: evaluated cases on their cohort's grid."""
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import nibabel as nib
@@ -119,6 +119,7 @@ def _run_pages(
             truth=_image(lesion, affine),
             brain=_image(brain, affine),
             reconstruction=_reconstruction(detector, image, brain, affine),
+            spread=_spread(detector, subject, image, brain, values, affine),
             name=f"{subject}: {run.label} on {evaluation.cohort}",
             summary={
                 "threshold": values["threshold"]["value"],
@@ -145,6 +146,33 @@ def _reconstruction(
             torch.from_numpy(brain.astype(bool))[None],
         )
     return _image(output[0, 0].float().numpy().clip(0, 1) * brain, affine)
+
+
+def _spread(
+    detector: Any,
+    subject: str,
+    image: NDArray[Any],
+    brain: NDArray[np.bool_],
+    values: Mapping[str, Any],
+    affine: NDArray[np.float64],
+) -> Any:
+    """How far the members of an ensemble are apart, as evaluated; None for a single fit."""
+    import torch
+
+    from uadray.evaluation.protocols import EvaluateConfig
+    from uadray.evaluation.scoring import Example, member_levels
+    from uadray.methods.ensemble import members_of
+    from uadray.metrics.members import spread_over_members
+
+    if len(members_of(detector)) == 1:
+        return None
+    inside = brain.astype(bool)
+    example = Example(id=subject, image=image, brain=inside, lesion=np.zeros_like(inside))
+    config = EvaluateConfig.from_record(values["settings"])
+    (levels,) = member_levels(detector, {0: example}, config, torch.device("cpu"))
+    spread = np.zeros(inside.shape, np.float32)
+    spread[config.cut] = spread_over_members(levels, detector.score_range)
+    return _image(spread * inside, affine)
 
 
 def _image(array: NDArray[Any], affine: NDArray[np.float64]) -> Any:

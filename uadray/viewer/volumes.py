@@ -72,6 +72,10 @@ class CaseVolumes:
     """Intensities as levels; None where the method has none."""
     reconstruction_levels: Levels | None
     """Of the reconstruction."""
+    spread: NDArray[np.uint8] | None
+    """Spread over members as levels, 0 outside the brain; None where there is none."""
+    spread_levels: Levels | None
+    """Of the spread."""
     anomaly: NDArray[np.uint8]
     """Scores as levels; 0 outside the brain."""
     anomaly_levels: Levels
@@ -101,6 +105,7 @@ def load_volumes(
     anomaly: Source,
     proposal: Source | None = None,
     reconstruction: Source | None = None,
+    spread: Source | None = None,
     truth: Source | None = None,
     brain: Source | None = None,
     threshold: float | None = None,
@@ -112,6 +117,7 @@ def load_volumes(
         anomaly: Scores on the scan's grid, higher means more anomalous; 0 outside the brain.
         proposal: Mask on the scan's grid.
         reconstruction: Intensities on the scan's grid.
+        spread: Standard deviation of the scores over members, on the scan's grid.
         truth: Mask on the scan's grid.
         brain: Mask on the scan's grid; where None, the voxels that have a score.
         threshold: Frozen threshold of the scores, if any.
@@ -126,6 +132,7 @@ def load_volumes(
             "anomaly": anomaly,
             "proposal": proposal,
             "reconstruction": reconstruction,
+            "spread": spread,
             "truth": truth,
             "brain": brain,
         }.items()
@@ -177,6 +184,11 @@ def _quantised(
     scan_levels = _intensity_levels(cut["scan"])
     again = cut.get("reconstruction")
     again_levels = None if again is None else _intensity_levels(again)
+    spread, spread_levels = None, None
+    if "spread" in cut:
+        values = np.where(cut["brain"], np.nan_to_num(cut["spread"]), 0.0)
+        spread_levels = score_levels(values, None)
+        spread = spread_levels.of(values)
     labels = None
     for name, bit in (("proposal", PROPOSAL), ("truth", TRUTH)):
         if name in cut:
@@ -194,6 +206,8 @@ def _quantised(
         scan_levels=scan_levels,
         reconstruction=None if again_levels is None else again_levels.of(again),  # type: ignore[arg-type]
         reconstruction_levels=again_levels,
+        spread=spread,
+        spread_levels=spread_levels,
         anomaly=held,
         anomaly_levels=levels,
         labels=labels,

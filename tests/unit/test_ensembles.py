@@ -403,6 +403,12 @@ def test_files_and_model_folder(home: Path, mean: Run, scan: str) -> None:
     _, notes = export_model(mean.url, str(home / "exported"), onnx=False)
     assert notes == []
     model = read_model(str(home / "exported"))
+    card = (home / "exported/MODEL_CARD.md").read_text()
+    assert "the mean of 3 fits of `VAE`" in card
+    assert "method.member.latent_size 8;" in card
+    (line,) = [line for line in card.splitlines() if line.startswith("- Members:")]
+    assert line.startswith("- Members: seed 0 (weights `")
+    assert "{" not in line
     assert model.identity == model_of_run(mean).identity
     predictions = [
         uadray.predict(one, scan, out=str(home / f"out-{k}"), viewer=True)

@@ -6,6 +6,7 @@ from typing import Any
 from uadray.config import flat, to_json
 from uadray.html import NO_INTERVAL
 from uadray.methods import num_parameters
+from uadray.methods.ensemble import Ensemble
 from uadray.metrics.postprocess import describe_findable, findable
 from uadray.metrics.table import OWN
 from uadray.prediction.model import Model
@@ -53,9 +54,13 @@ def _what(model: Model) -> str:
     z, y, x = model.shape
     method, learned = model.experiment.method, num_parameters(model.detector)
     of_package = f" of {method.package}" if method.package else ""
+    what = f"method `{method.type_name()}`{of_package}"
+    if isinstance(method, Ensemble.Settings):
+        names = " and ".join(dict.fromkeys(f"`{m.method.type_name()}`" for m in method.members))
+        what = f"the {method.combine} of {len(method.members)} fits of {names}"
     return (
         f"Unsupervised anomaly detection in brain MRI ({model.origin.modality}), fitted with "
-        f"uadray {model.versions.get('uadray', '')}: method `{method.type_name()}`{of_package}, "
+        f"uadray {model.versions.get('uadray', '')}: {what}, "
         f"{learned:,} learned numbers, volumes of {z} x {y} x {x} voxels (axial planes, rows, "
         "columns). It learned from healthy scans alone; what it cannot reconstruct or does not "
         "expect in a scan gets a high score. **Research software, not a medical device: it must "
@@ -187,11 +192,16 @@ def _licence(licence: str) -> str:
 
 def _provenance(model: Model, record: RunRecord, names: Sequence[str]) -> str:
     summary: Mapping[str, Any] = record.summary
-    settings = "; ".join(f"{key} {value}" for key, value in flat(to_json(model.experiment)).items())
+    recorded = flat(to_json(model.experiment))
+    members = recorded.pop("method.members", ())
+    if members:
+        recorded |= flat(members[0]["method"], "method.member")
+    settings = "; ".join(f"{key} {value}" for key, value in recorded.items())
     fitted = summary.get("fit_seconds")
     lines = [
         f"- Experiment `{model.experiment.fingerprint}`, model `{model.identity}`.",
         f"- Settings: {settings}.",
+        *_members(members),
         f"- Epochs {summary.get('epochs')}, kept {summary.get('best_epoch')}, healthy validation "
         f"reconstruction {summary.get('validation/reconstruction')}"
         + (f", fitted in {fitted:.0f} s." if fitted else "."),
@@ -199,6 +209,17 @@ def _provenance(model: Model, record: RunRecord, names: Sequence[str]) -> str:
         f"- Files: {', '.join(f'`{name}`' for name in names)}; `manifest.json` has their SHA-256.",
     ]
     return "\n".join(lines)
+
+
+def _members(members: Sequence[Mapping[str, Any]]) -> list[str]:
+    """A line on the members of an ensemble; the settings are those of the first."""
+    each = [
+        f"seed {one['seed']}"
+        + (f", fold {one['fold']} of {one['folds']}" if one["fold"] else "")
+        + f" (weights `{one['weights'][:16]}`)"
+        for one in members
+    ]
+    return [f"- Members: {'; '.join(each)}."] if each else []
 
 
 def _notes(notes: Sequence[str]) -> str:

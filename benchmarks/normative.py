@@ -104,7 +104,7 @@ def placed(name: str, num: int, seed: int) -> list[float]:
 
 def rows(quick: bool, _: Path) -> list[Row]:
     """All rows."""
-    made, references = [], 50 if quick else 4_000
+    made, references = [], 50 if quick else 2_000
     for num in NUMBERS[1:2] if quick else NUMBERS:
         for name in POPULATIONS:
             found = np.array(_each(partial(placed, name, num), references))

@@ -17,7 +17,7 @@ from uadray.evaluation.figures import Measured
 from uadray.evaluation.protocols import EvaluateConfig
 from uadray.evaluation.record import check_classes, make_record
 from uadray.evaluation.scoring import Work
-from uadray.evaluation.strata import groups_of
+from uadray.evaluation.strata import groups_of, known_of
 from uadray.metrics.counts import TestPart, Threshold, ThresholdPart
 from uadray.metrics.froc import Finds
 from uadray.metrics.lesionwise import SubjectLesions
@@ -114,8 +114,9 @@ class Pair:
 
     def is_of(self, record: Mapping[str, Any], settings: Mapping[str, Any]) -> bool:
         """Whether a record is one of the run as it is, under these settings, with all metrics."""
-        # Earlier versions did not look at lesions one by one.
+        # Earlier versions did not look at lesions one by one, nor keep what controls score.
         is_whole = "froc" in record or (record.get("threshold") or {}).get("level") is None
+        is_whole = is_whole and "people" in (record.get("controls") or {"people": ()})
         return (
             is_whole
             and record.get("settings") == settings
@@ -239,7 +240,7 @@ class Pair:
         )
         return {
             "cohort": {"name": cohort.name, "url": cohort.url, "fingerprint": cohort.fingerprint},
-            **controls_record(ours, theirs, groups_of(cohort, by)),
+            **controls_record(ours, theirs, groups_of(cohort, by), known_of(cohort, "test")),
         }
 
     def _warn_of_lost(self, record: Mapping[str, Any]) -> None:

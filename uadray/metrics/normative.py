@@ -77,8 +77,7 @@ def at_age(value: float, age: float, values: Values, ages: Values) -> Standing |
     near = is_similar(age, ages)
     if not near.any() or not ages.min() <= age <= ages.max() or not np.isfinite(value):
         return None
-    level, slope = _trend(age, values, ages)
-    return _standing(value - level - (values - level - slope * (ages - age))[near])
+    return _standing(value - _moved_to(age, values, ages)[near])
 
 
 def is_similar(age: float, ages: Values) -> NDArray[np.bool_]:
@@ -107,11 +106,10 @@ def percentile_curves(
         near = is_similar(age, ages)
         if near.sum() < MIN_PEOPLE or not ages.min() <= age <= ages.max():
             continue
-        level, slope = _trend(age, values, ages)
-        rest = (values - slope * (ages - age))[near]
+        moved = _moved_to(age, values, ages)[near]
         for place, percentile in enumerate(percentiles):
             if percentile == 50 or near.sum() >= MIN_BAND:
-                row[place] = np.percentile(rest, percentile, method="median_unbiased")
+                row[place] = np.percentile(moved, percentile, method="median_unbiased")
     return curves
 
 
@@ -120,15 +118,15 @@ def _known(values: Values, ages: Values) -> tuple[Values, Values]:
     return values[known], ages[known]
 
 
-def _trend(age: float, values: Values, ages: Values) -> tuple[float, float]:
-    """Level and slope a year, at an age, of the line through the people around it."""
+def _moved_to(age: float, values: Values, ages: Values) -> Values:
+    """What people (N,) would score at an age, along the line through those around it."""
     wide = np.abs(ages - age) <= 2 * SIMILAR_YEARS
     if wide.sum() < MIN_TREND:
         wide = np.ones(len(ages), bool)
     if np.ptp(ages[wide]) == 0:
-        return float(values[wide].mean()), 0.0
-    slope, level = np.polyfit(ages[wide] - age, values[wide], 1)
-    return float(level), float(slope)
+        return values
+    slope = np.polyfit(ages[wide] - age, values[wide], 1)[0]
+    return np.asarray(values - slope * (ages - age), np.float64)
 
 
 def _standing(above: Values) -> Standing | None:

@@ -83,7 +83,7 @@ def controls_record(
         "people": healthy_people(
             in_units(scores_of(controls), measured.scores.score_range), measured.people, known
         ),
-        "strata": _strata(controls, assigned) if has_threshold else {},
+        "strata": strata_of_controls(controls, assigned) if has_threshold else {},
         "detection": _detection(controls, patients),
     }
 
@@ -119,9 +119,11 @@ def false_alarms(controls: Tested) -> dict[str, Fits]:
     }
 
 
-def _strata(
+def strata_of_controls(
     controls: Tested, assigned: Mapping[str, pd.Categorical]
 ) -> dict[str, list[dict[str, Any]]]:
+    """False alarms of groups of controls, see `compare_groups`."""
+
     def of(measured: Measured, here: NDArray[np.bool_]) -> tuple[dict[str, Any], dict[str, Fits]]:
         sizes = [ml for ml, kept in zip(controls.voxel_ml, here, strict=True) if kept]
         fits = false_alarms(Tested(measured=measured, voxel_ml=sizes))

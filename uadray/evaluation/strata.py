@@ -16,9 +16,10 @@ from numpy.typing import NDArray
 
 from uadray.errors import EvaluationError
 from uadray.evaluation.figures import Measured, figures_of
+from uadray.evaluation.people import known_of
 from uadray.metrics.inference import Difference, Fits, gap, holm
 from uadray.metrics.table import Metric
-from uadray.store import Cohort, Split
+from uadray.store import Cohort
 from uadray.strata import SCANNER, By
 
 FROM_IMAGES = ("lesion_ml", "brain_ml")
@@ -53,9 +54,13 @@ def groups_of(cohort: Cohort, by: Sequence[str]) -> dict[str, pd.Categorical]:
     return found
 
 
-def known_of(cohort: Cohort, split: Split) -> pd.DataFrame:
-    """What is known of the people of a part besides their scans, a row a scan."""
-    return cohort.covariates[(cohort.subjects["split"] == split).to_numpy()]
+def groups_of_controls(cohort: Cohort, by: Sequence[str]) -> dict[str, pd.Categorical]:
+    """The same of healthy controls, by what is known of them.
+
+    What is not known of them, or means nothing there (lesions), groups patients alone.
+    """
+    known = {SCANNER, *map(str, cohort.covariates)}
+    return groups_of(cohort, [text for text in by if By.parse(text).column in known])
 
 
 def ages_and_sexes(cohort: Cohort) -> dict[str, str]:

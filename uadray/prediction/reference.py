@@ -18,9 +18,9 @@ from numpy.typing import NDArray
 
 from uadray.config import from_json, to_json
 from uadray.evaluation.controls import healthy_people
+from uadray.evaluation.people import known_of
 from uadray.evaluation.protocols import EvaluateConfig
 from uadray.evaluation.scoring import Example, clean, count_levels, score_volumes
-from uadray.evaluation.strata import known_of
 from uadray.methods import Detector
 from uadray.metrics.components import drop_components
 from uadray.metrics.counts import CohortCounts

@@ -94,7 +94,7 @@ class Reference:
         known = self.ages[np.isfinite(self.ages)]
         parts = [of_sex] if of_sex else []
         if len(known):
-            parts.append(f"{known.min():g} to {known.max():g} years")
+            parts.append(f"{known.min():.3g} to {known.max():.3g} years")
         if 0 < len(known) < len(self.people):
             parts.append(f"ages of {len(known)} known")
         who = f"{len(self.people)} healthy people of {self.cohort}"
@@ -333,7 +333,7 @@ def _remarks(
     if not known.min() <= age <= known.max():
         return [
             f"nobody among the healthy people is as {'old' if age > known.max() else 'young'} as "
-            f"{age:g} years: they are {known.min():g} to {known.max():g}, and what is usual at "
+            f"{age:g} years: they are {known.min():.3g} to {known.max():.3g}, and what is usual at "
             "these ages says nothing of another; the percentile is among all of them"
         ]
     if num_similar < MIN_PEOPLE:

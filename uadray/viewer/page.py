@@ -322,6 +322,7 @@ def _render(
             threshold=threshold,
             figures=_figures(summary),
             placed=placed,
+            absent=html.ABSENT,
             warnings=[str(warning) for warning in summary.get("warnings") or ()],
             index=None if index is None else _link(out, html.page_url(index)),
         )

@@ -121,6 +121,17 @@ class TestValidation:
         assert now.threshold != before.threshold
         assert max(now.values("volume")) > max(before.values("volume"))
 
+    def test_their_volumes_are_without_the_components_that_are_dropped(self, run, tmp_path) -> None:
+        mine = Run.open(shutil.copytree(run.url, str(tmp_path / "run")))
+        freeze_threshold(mine, 0.1)
+        (before,) = open_model(mine.url).references
+        assert before.values("volume").max() > 0
+        every = EvaluateConfig(components=ComponentConfig(max_size=16**3))
+        freeze_threshold(mine, 0.1, config=every)
+        (now,) = open_model(mine.url).references
+        assert now.values("volume").max() == 0
+        assert np.array_equal(now.values("maximum"), before.values("maximum"))
+
 
 class TestControls:
     def test_come_before_the_validation_part(self, tested: Run, tmp_path: Path) -> None:
@@ -177,6 +188,16 @@ class TestControls:
         assert "volume is at another threshold" in found["remarks"][-1]
         assert found["scores"]["maximum"]["similar_age"]
         assert "volume" not in standing_of(model, path, 50, map_only=True)["scores"]
+
+    def test_of_another_evaluation_come_before_the_validation_part(self, tested, tmp_path) -> None:
+        config = EvaluateConfig(components=ComponentConfig(max_size=4))
+        freeze_threshold(tested, 0.25, cohort="tumour", config=config)
+        model = open_model(tested.url)
+        assert [one.source for one in model.references] == ["controls", "validation"]
+        path = write_head(tmp_path / "p_T1w.nii.gz", 40)
+        found = standing_of(model, path, 50, threshold_from="tumour")
+        assert found["reference"]["source"] == "controls"
+        assert "similar_age" not in found["scores"]["volume"]
 
     def test_of_an_earlier_version_are_none(self, tested: Run) -> None:
         place = files.join(tested.url, "evaluation", "stroke.json")

@@ -49,7 +49,7 @@ def test_shows_the_curve_and_the_percentiles(page: tuple[Any, float | None]) -> 
     browser, age = page
     section = browser.find_element("css selector", ".standing")
     text = section.text
-    assert "80 healthy people of <b>others</b> (80 women; " in text
+    assert "80 healthy people of cohort <b>others</b> (80 women; " in text
     plots = section.find_elements("css selector", "svg.plot")
     assert len(plots) == 4
     for plot in plots:

@@ -138,7 +138,7 @@ class TestControls:
         model = open_model(tested.url)
         (reference,) = model.references
         assert (reference.source, reference.cohort) == ("controls", "others")
-        assert reference.describe() == "40 healthy people of others (40 men; 20 to 59 years)"
+        assert reference.describe() == "40 healthy people of cohort others (40 men; 20 to 59 years)"
         path = write_head(tmp_path / "p_T1w.nii.gz", 40, lesion=True)
         found = standing_of(model, path, 50)
         assert (found["num_similar"], found["remarks"]) == (20, [])
@@ -221,7 +221,7 @@ class TestModelFolder:
             not in json.loads((tmp_path / "model/evaluations.json").read_text())[0]["controls"]
         )
         card = (tmp_path / "model/MODEL_CARD.md").read_text()
-        assert "40 healthy people of others (40 men; 20 to 59 years), of whom nothing was" in card
+        assert "40 healthy people of cohort others (40 men; 20 to 59 years), of whom nothing was" in card
 
     def test_of_an_earlier_version_predicts(self, tested: Run, tmp_path: Path) -> None:
         export_model(tested.url, str(tmp_path / "model"), onnx=False)
@@ -267,7 +267,7 @@ class TestAges:
         anna = found["anna_T1w"]["scores"]["top_mean"]["similar_age"]
         assert float(rows["anna_T1w"]["percentile"]) == pytest.approx(anna["percentile"])
         page = (tmp_path / "out/anna_T1w/viewer.html").read_text()
-        assert "40 healthy people of others" in page
+        assert "40 healthy people of cohort others" in page
         # Another age is another result; the same one is not made again.
         table.write_text("participant_id\tAge\nanna_T1w\t53\nbert_T1w\tn/a\n")
         again = uadray.predict_folder(

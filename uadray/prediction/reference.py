@@ -97,7 +97,7 @@ class Reference:
             parts.append(f"{known.min():.3g} to {known.max():.3g} years")
         if 0 < len(known) < len(self.people):
             parts.append(f"ages of {len(known)} known")
-        who = f"{len(self.people)} healthy people of {self.cohort}"
+        who = f"{len(self.people)} healthy people of cohort {self.cohort}"
         return f"{who} ({'; '.join(parts)})" if parts else who
 
     def caution(self) -> str:
@@ -105,7 +105,7 @@ class Reference:
         if self.source == "controls":
             return ""
         return (
-            f"the healthy people are the validation part of {self.cohort}, by which the epoch of "
+            f"the healthy people are the validation part of cohort {self.cohort}, by which the epoch of "
             "the fit was chosen: people of whom nothing was learned may score higher; jobs/"
             "evaluate.py --controls HEALTHY.zarr tests such"
         )
@@ -338,7 +338,7 @@ def _remarks(
         ]
     if num_similar < MIN_PEOPLE:
         return [
-            f"{num_similar} of the healthy people are within {SIMILAR_YEARS:g} years of {age:g}: "
+            f"{num_similar or 'none'} of the healthy people are within {SIMILAR_YEARS:g} years of {age:g}: "
             "too few for a percentile at that age; the percentile is among all of them"
         ]
     return []

@@ -110,6 +110,8 @@ def _over_age(
     figure, axes = axes_of((4.2, 2.7), palette)
     at = np.linspace(np.nanmin(ages), np.nanmax(ages), 101)
     low, middle, high = percentile_curves(at, values, ages, PERCENTILES).T
+    if name == "volume":
+        low = np.maximum(low, 0)  # the trend may move somebody below it
     axes.fill_between(at, low, high, color=palette.accent, alpha=0.16, linewidth=0)
     axes.plot(at, middle, color=palette.accent, linewidth=1.6)
     axes.plot(ages, values, "o", color=palette.muted, markersize=3.5, alpha=0.7)

@@ -15,7 +15,7 @@ import uadray
 from uadray import files
 from uadray.errors import ConfigError, ModelError, NoScanFoundError, PredictError
 from uadray.evaluation.protocols import EvaluateConfig
-from uadray.metrics.settings import ComponentConfig
+from uadray.metrics.settings import ComponentConfig, PostprocessConfig
 from uadray.prediction.model import Model
 from uadray.prediction.model_folder import export_model, open_model
 from uadray.prediction.reference import sentence
@@ -92,7 +92,7 @@ class TestValidation:
     def test_says_that_they_chose_the_epoch(self, run: Run, tmp_path: Path) -> None:
         path = write_head(tmp_path / "p_T1w.nii.gz", 40)
         remarks = standing_of(open_model(run.url), path, 60)["remarks"]
-        assert any("by which the epoch of the fit was chosen" in one for one in remarks)
+        assert any("by which fits choose their epoch" in one for one in remarks)
 
     def test_is_made_once_and_the_cohort_may_go(self, run: Run, tmp_path: Path) -> None:
         open_model(run.url)
@@ -189,15 +189,26 @@ class TestControls:
         assert found["scores"]["maximum"]["similar_age"]
         assert "volume" not in standing_of(model, path, 50, map_only=True)["scores"]
 
-    def test_of_another_evaluation_come_before_the_validation_part(self, tested, tmp_path) -> None:
+    def test_of_another_evaluation_are_taken_without_their_volume(self, tested, tmp_path) -> None:
         config = EvaluateConfig(components=ComponentConfig(max_size=4))
         freeze_threshold(tested, 0.25, cohort="tumour", config=config)
         model = open_model(tested.url)
-        assert [one.source for one in model.references] == ["controls", "validation"]
+        assert [one.source for one in model.references] == ["controls"]
         path = write_head(tmp_path / "p_T1w.nii.gz", 40)
         found = standing_of(model, path, 50, threshold_from="tumour")
-        assert found["reference"]["source"] == "controls"
+        assert found["reference"]["evaluated_on"] == "stroke"
         assert "similar_age" not in found["scores"]["volume"]
+        # Its own come before more of another threshold.
+        add_controls(tested, [person(20.0 + n, 0.1) for n in range(12)], cohort="tumour")
+        model = open_model(tested.url)
+        found = standing_of(model, path, 25, threshold_from="tumour")
+        assert found["reference"]["evaluated_on"] == "tumour"
+        assert found["scores"]["volume"]["similar_age"]["num_people"] == 12
+        # What is scored otherwise is of others.
+        other = EvaluateConfig(postprocess=PostprocessConfig(median_size=3))
+        freeze_threshold(tested, 0.25, cohort="other", config=other)
+        sources = {one.evaluation: one.source for one in open_model(tested.url).references}
+        assert sources == {"stroke": "controls", "tumour": "controls", "other": "validation"}
 
     def test_of_an_earlier_version_are_none(self, tested: Run) -> None:
         place = files.join(tested.url, "evaluation", "stroke.json")
@@ -221,7 +232,10 @@ class TestModelFolder:
             not in json.loads((tmp_path / "model/evaluations.json").read_text())[0]["controls"]
         )
         card = (tmp_path / "model/MODEL_CARD.md").read_text()
-        assert "40 healthy people of cohort others (40 men; 20 to 59 years), of whom nothing was" in card
+        assert (
+            "40 healthy people of cohort others (40 men; 20 to 59 years), of whom nothing was"
+            in card
+        )
 
     def test_of_an_earlier_version_predicts(self, tested: Run, tmp_path: Path) -> None:
         export_model(tested.url, str(tmp_path / "model"), onnx=False)

@@ -345,13 +345,14 @@ def _references(
     thresholds: Sequence[FrozenThreshold],
     controls: Sequence[Reference],
 ) -> tuple[Reference, ...]:
-    """The controls of the evaluations; where one had none, the validation part as it scores it.
+    """The controls of the evaluations; the validation part where none scored controls alike.
 
     The latter is kept in the run folder the first time. Without a cohort there is none.
     """
     ways = [way_of(one, run.shape) for one in thresholds]
     ways = ways or [Way(config=EvaluateConfig(), shape=run.shape, level=None)]
-    left = [way for way in ways if not any(map(way.gave, controls))]
+    with_controls = {one.scoring for one in controls}
+    left = [way for way in ways if way.scoring not in with_controls]
     known = [one for one in kept.references if any(way.gave(one) for way in left)]
     left = [way for way in left if not any(map(way.gave, known))]
     if left:

@@ -27,15 +27,12 @@ from uadray.metrics.counts import CohortCounts
 from uadray.metrics.inference import MIN_PEOPLE
 from uadray.metrics.normative import SIMILAR_YEARS, Standing, among, at_age, is_similar
 from uadray.metrics.patients import SCORES, in_units, scan_scores
-from uadray.prediction.healthy import thinned, volumes_of
+from uadray.prediction.healthy import MAX_SCORED, thinned, volumes_of
 from uadray.preparation.geometry import voxel_ml
 from uadray.store import Cohort
 
 MAIN = "top_mean"
 """The score that a terminal and a table name: it needs no threshold, and has few ties."""
-
-MAX_VALIDATION = 64
-"""Validation people that are scored at most, where there are no controls."""
 
 Source = Literal["controls", "validation"]
 
@@ -105,9 +102,9 @@ class Reference:
         if self.source == "controls":
             return ""
         return (
-            f"the healthy people are the validation part of cohort {self.cohort}, by which the epoch of "
-            "the fit was chosen: people of whom nothing was learned may score higher; jobs/"
-            "evaluate.py --controls HEALTHY.zarr tests such"
+            f"the healthy people are the validation part of cohort {self.cohort}, by which fits "
+            "choose their epoch: people of whom nothing was learned may score higher; "
+            "jobs/evaluate.py --controls HEALTHY.zarr tests such"
         )
 
 
@@ -182,7 +179,7 @@ def validation_references(
         device: Where to score.
     """
     part = (cohort.subjects["split"] == "validation").to_numpy()
-    rows = thinned(cohort.subjects["row"].to_numpy(np.int64)[part], MAX_VALIDATION)
+    rows = thinned(cohort.subjects["row"].to_numpy(np.int64)[part], MAX_SCORED)
     kept = np.isin(cohort.subjects["row"].to_numpy()[part], rows)
     table, known = cohort.subjects[part][kept], known_of(cohort, "validation")[kept]
     found: list[list[dict[str, float]]] = [[] for _ in ways]
@@ -245,17 +242,12 @@ def scores_of_scan(
 
 
 def choose(references: Iterable[Reference], way: Way) -> Reference | None:
-    """The reference for scans that are scored in a way: controls first, then at its threshold.
+    """The reference for scans that are scored in a way: at its threshold first, then the largest.
 
     Its volumes are at that threshold only where `way.gave` it.
     """
     alike = [one for one in references if one.scoring == way.scoring]
-    ranks = {"controls": 0, "validation": 1}
-    return min(
-        alike,
-        key=lambda one: (ranks[one.source], not way.gave(one), -len(one.people)),
-        default=None,
-    )
+    return min(alike, key=lambda one: (not way.gave(one), -len(one.people)), default=None)
 
 
 def place(
@@ -338,8 +330,8 @@ def _remarks(
         ]
     if num_similar < MIN_PEOPLE:
         return [
-            f"{num_similar or 'none'} of the healthy people are within {SIMILAR_YEARS:g} years of {age:g}: "
-            "too few for a percentile at that age; the percentile is among all of them"
+            f"{num_similar or 'none'} of the healthy people are within {SIMILAR_YEARS:g} years of "
+            f"{age:g}: too few for a percentile at that age; the percentile is among all of them"
         ]
     return []
 

@@ -56,10 +56,10 @@ class Predict:
     brain: str = ""
     """The scan's brain mask, where there is one scan."""
     age: float | None = None
-    """Of the one scan's person, in years: healthy people of similar age are compared with."""
+    """In years, of the one scan's person, who is compared with healthy people of similar age."""
     covariates: str = ""
-    """Table (CSV, TSV) of what is known of people besides, such as their ages, for several scans;
-    one column names people or scans."""
+    """Table (CSV, TSV) of what is known of people besides, such as their ages; one column names
+    people or scans."""
     cohort: str = ""
     """Where the run's cohort lies now, if it has moved since the fit."""
     workers: int | None = None

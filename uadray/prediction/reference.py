@@ -319,9 +319,11 @@ def _remarks(
     if num_people < MIN_PEOPLE:
         return [f"{num_people} healthy people are too few for a percentile"]
     if not len(known):
-        return ["the ages of the healthy people are not known: all of them are compared with"]
+        return ["the ages of the healthy people are not known: the comparison is with all of them"]
     if age is None:
-        return ["the age is not known (--age, --covariates): people of all ages are compared with"]
+        return [
+            "the age is not known (--age, --covariates): the comparison is with people of all ages"
+        ]
     if not known.min() <= age <= known.max():
         return [
             f"nobody among the healthy people is as {'old' if age > known.max() else 'young'} as "

@@ -33,7 +33,7 @@ from uadray.prediction.model import Model, model_of_run
 from uadray.prediction.model_folder import export_model
 from uadray.prediction.model_folder import open_model as _open_model
 from uadray.prediction.scan import Prediction, predict_scan
-from uadray.prediction.settings import PredictConfig
+from uadray.prediction.settings import PredictConfig, check_age
 from uadray.runs.ensembles import make_ensemble, with_members
 from uadray.runs.folder import Run
 from uadray.store import Cohort, open_cohort
@@ -335,6 +335,7 @@ def predict(
     *,
     out: Place = "",
     brain: Place = "",
+    age: float | None = None,
     viewer: bool = False,
     **config: Any,
 ) -> Prediction: ...
@@ -347,6 +348,7 @@ def predict(
     *,
     out: Place = "",
     brain: Place = "",
+    age: float | None = None,
     viewer: bool = False,
     **config: Any,
 ) -> list[Prediction]: ...
@@ -358,6 +360,7 @@ def predict(
     *,
     out: Place = "",
     brain: Place = "",
+    age: float | None = None,
     viewer: bool = False,
     **config: Any,
 ) -> Prediction | list[Prediction]:
@@ -370,6 +373,8 @@ def predict(
         scans: A NIfTI file, or several.
         out: Also write each scan's maps and `summary.json` into this folder.
         brain: Brain mask of the one scan.
+        age: In years, of the one scan's person: `summary["standing"]` says where the person stands
+            among healthy people of similar age.
         viewer: With `out`, also make a page to look at each scan.
         config: Fields of `PredictConfig`, such as `threshold=0.2` or `skull_strip="deepbet"`.
 
@@ -383,8 +388,9 @@ def predict(
     one = isinstance(scans, (str, Path))
     given = [str(scans)] if isinstance(scans, (str, Path)) else [str(scan) for scan in scans]
     opened, chosen = _model(model), PredictConfig(**config)
+    check_age(age)
     items = find_items(
-        given, opened.origin.modality, brain=str(brain), ignore_names=chosen.ignore_names
+        given, opened.origin.modality, brain=str(brain), ignore_names=chosen.ignore_names, age=age
     ).items
     if one and len(items) > 1:
         raise PredictError(f"{given[0]} holds {len(items)} scans: use uadray.predict_folder")
@@ -407,6 +413,8 @@ def predict_folder(
     workers: int | None = None,
     cohort: Place = "",
     brain: Place = "",
+    age: float | None = None,
+    covariates: Place = "",
     viewer: bool = True,
     device: Device = "auto",
     gpus: float = 0.0,
@@ -422,6 +430,8 @@ def predict_folder(
             eight scans do, on all CPUs.
         cohort: Where the run's cohort lies, if it has moved.
         brain: Brain mask of the one scan.
+        age: In years, of the one scan's person.
+        covariates: Table of what is known of people besides, such as their ages.
         viewer: Make a page for each scan, and one for all.
         device: `cuda` computes on a GPU in each worker, `cpu` on none; `auto` as `gpus` says.
         gpus: GPUs of each worker.
@@ -440,6 +450,8 @@ def predict_folder(
         workers=workers,
         cohort=str(cohort),
         brain=str(brain),
+        age=age,
+        covariates=str(covariates),
         viewer=viewer,
         device=device,
         gpus=gpus,

@@ -27,13 +27,14 @@ from uadray.errors import EvaluationError
 from uadray.evaluation import job, pair
 from uadray.evaluation.job import evaluate, num_volumes
 from uadray.evaluation.protocols import EvaluateConfig
+from uadray.evaluation.regroup import regroup
 from uadray.metrics.counts import ThresholdPart
 from uadray.metrics.inference import interval
 from uadray.metrics.settings import ComponentConfig, PostprocessConfig
 from uadray.report import write_report
 from uadray.runs.checkpoint import CheckpointStore
 from uadray.runs.detector import load_detector
-from uadray.runs.evaluations import unpack_slices
+from uadray.runs.evaluations import load_evaluation, unpack_slices
 from uadray.runs.folder import Run
 from uadray.runs.records import load_runs
 from uadray.runs.scores import ScoreStore
@@ -447,6 +448,9 @@ def test_groups_of_people_are_figures_beside_those_of_all(
     scored = times(scores_folder(run))
     (record,) = evaluate([run], stroke, config=config)
     assert times(scores_folder(run)) == scored
+    # What was kept without groups gives the same ones.
+    plain = replace(load_evaluation(run.url, "stroke", run.config), values=before)
+    assert regroup(run.url, plain, config.by).values["strata"] == record["strata"]
     for part in ("metrics", "intervals", "threshold", "subjects"):
         assert record[part] == before[part]
     ages = record["strata"]["age:40"]
@@ -477,7 +481,8 @@ def test_healthy_controls_show_false_alarms_and_tell_patients(
     controls = write_cohort(
         str(tmp_path / "controls.zarr"), splits, lambda n: (volumes[0][n], volumes[1][n], None)
     )
-    controls.add_covariates({"sex": ["M", "F"] * 12})
+    ages = [30.0 + n for n in range(23)]
+    controls.add_covariates({"sex": ["M", "F"] * 12, "age": [*ages, None]})
     run = runs["HistEq"]
     config = replace(CONFIG, components=components, by=("lesion_ml:10", "scanner"))
     reported: list[int] = []
@@ -520,6 +525,35 @@ def test_healthy_controls_show_false_alarms_and_tell_patients(
     assert told["metrics"]["auroc"] == roc_auc_score(truth, [*sick, *highest])
     assert set(kept["detection"]) == {"volume", "maximum", "percentile", "top_mean"}
     assert (told["num_patients"], told["num_healthy"]) == (len(sick), 22)
+    # Without names, in an order that says nothing, with what a model compares a person with.
+    people = kept["people"]
+    by_age = {one["age"]: one for one in people}
+    assert len(people) == 22
+    assert set(by_age) == {*ages[2:], None}
+    assert [by_age[age]["sex"] for age in ages[2:4]] == ["M", "F"]
+    for n, age in enumerate([*ages[2:], None]):
+        assert by_age[age]["scores"]["volume"] == pytest.approx(false[n])
+        assert by_age[age]["scores"]["maximum"] == pytest.approx(highest[n] / 65535)
+    assert {key for one in people for key in one} == {"scores", "age", "sex"}
+    # Groups that nobody asked for, from what is kept; lesions mean nothing in healthy people.
+    loaded = load_evaluation(run.url, "stroke", run.config)
+    by = ("sex", "lesion_ml:10", "scanner")
+    with pytest.raises(EvaluationError, match=r"knows nobody's sex; .* --controls .* --by sex"):
+        regroup(run.url, loaded, by)
+    again = regroup(run.url, loaded, by[1:]).values
+    assert again["strata"] == record["strata"]
+    assert again["controls"] == kept
+    # Ages that are known by now, and records of earlier versions, are noticed.
+    scored = times(scores_folder(run))
+    controls.add_covariates({"age": [40.0] * 24})
+    (renewed,) = evaluate([run], stroke, controls=controls, config=config)
+    assert {one["age"] for one in renewed["controls"]["people"]} == {40.0}
+    place = Path(run.url, "evaluation", "stroke.json")
+    del renewed["controls"]["people"]
+    files.write_json(str(place), renewed)
+    (renewed,) = evaluate([run], stroke, controls=controls, config=config)
+    assert len(renewed["controls"]["people"]) == 22
+    assert times(scores_folder(run)) == scored
     # All else is as without them.
     (plain,) = evaluate([run], stroke, config=config)
     assert "controls" not in plain

@@ -390,6 +390,30 @@ class TestPublicSets:
         (tmp_path / "IXI.csv").write_text("ID,AGE\n2,35.8\n")
         assert LAYOUTS["ixi"](str(tmp_path)).remarks == ("  note: IXI.csv has no column IXI_ID",)
 
+    def test_atlas_reads_its_own_table(self, tmp_path):
+        root = write_atlas1(tmp_path / "one")
+        table = root / "ATLAS_Meta-Data_Release_1.1_standard_mni.csv"
+        head = "INDI Site ID,INDI Subject ID,Session,Stroke type"
+        table.write_text(
+            f"{head}\nSite1,31768,t01,Embolic\nSite6,31923,t01,Lacunar\nSite6,31923,t02,\n"
+        )
+        found = {s.id: dict(s.covariates) for s in LAYOUTS["atlas"](str(root))}
+        assert found["031768_t01"] == {"INDI Site ID": "Site1", "Stroke type": "Embolic"}
+        assert [found[f"031923_t0{n}"]["Stroke type"] for n in (1, 2)] == ["Lacunar", ""]
+        table.write_text("INDI Subject ID,Stroke type\n31768,Embolic\n31768,Lacunar\n")
+        assert not any(s.covariates for s in LAYOUTS["atlas"](str(root)))  # it says both
+        table.write_text("ID,Stroke type\n31768,Embolic\n")
+        (remark,) = LAYOUTS["atlas"](str(root)).remarks
+        assert "has no column INDI Subject ID or Subject ID" in remark
+        root = write_atlas2(tmp_path / "two")
+        # Published as a workbook, and saved as CSV.
+        (root / "20220425_ATLAS_2.0_MetaData.csv").write_text(
+            "Subject ID,# Lesions LH Subcortical\nsub-r001s001,2\nsub-r052s003,0\n"
+        )
+        found = {s.id: dict(s.covariates) for s in LAYOUTS["atlas"](str(root))}
+        assert found["sub-r001s001_ses-1"] == {"# Lesions LH Subcortical": "2"}
+        assert LAYOUTS["atlas"](str(root)).remarks == ()
+
     def test_oasis1(self, tmp_path):
         scans = LAYOUTS["oasis1"](str(write_oasis1(tmp_path)))
         stem = "disc1/OAS1_0001_MR1/PROCESSED/MPRAGE/T88_111/OAS1_0001_MR1_mpr_n4_anon_111_t88"

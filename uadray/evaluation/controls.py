@@ -12,7 +12,7 @@ from uadray.evaluation.figures import Measured, defined
 from uadray.evaluation.strata import compare_groups
 from uadray.metrics.inference import Fits, interval, leaving_out
 from uadray.metrics.lesionwise import SubjectLesions
-from uadray.metrics.patients import SCORES, by_person, detection, roc, scan_scores
+from uadray.metrics.patients import SCORES, by_person, detection, in_units, roc, scan_scores
 from uadray.metrics.thresholds import NONE
 
 Values = NDArray[np.float64]
@@ -35,7 +35,10 @@ class Tested:
 
 
 def controls_record(
-    controls: Tested, patients: Tested, assigned: Mapping[str, pd.Categorical]
+    controls: Tested,
+    patients: Tested,
+    assigned: Mapping[str, pd.Categorical],
+    known: pd.DataFrame,
 ) -> dict[str, Any]:
     """What the record of a run says of healthy controls, as JSON values.
 
@@ -43,10 +46,11 @@ def controls_record(
         controls: The test part of a healthy cohort.
         patients: The test people of the lesioned cohort.
         assigned: What controls are grouped by -> the group of each scan.
+        known: What is known of the controls besides, a row a scan.
 
     Returns:
-        `metrics` and `intervals` of false alarms, `subjects` one by one, `strata`, and `detection`
-        by each score of a person.
+        `metrics` and `intervals` of false alarms, `subjects` one by one, `people` without their
+        names (see `healthy_people`), `strata`, and `detection` by each score of a person.
     """
     measured = controls.measured
     false_ml = [one.false_positives * ml for one, ml in _pairs(controls)]
@@ -76,7 +80,10 @@ def controls_record(
             )
             for name, ml, number in zip(measured.scores.subjects, false_ml, components, strict=True)
         ],
-        "strata": _strata(controls, assigned) if has_threshold else {},
+        "people": healthy_people(
+            in_units(scores_of(controls), measured.scores.score_range), measured.people, known
+        ),
+        "strata": strata_of_controls(controls, assigned) if has_threshold else {},
         "detection": _detection(controls, patients),
     }
 
@@ -112,9 +119,11 @@ def false_alarms(controls: Tested) -> dict[str, Fits]:
     }
 
 
-def _strata(
+def strata_of_controls(
     controls: Tested, assigned: Mapping[str, pd.Categorical]
 ) -> dict[str, list[dict[str, Any]]]:
+    """False alarms of groups of controls, see `compare_groups`."""
+
     def of(measured: Measured, here: NDArray[np.bool_]) -> tuple[dict[str, Any], dict[str, Fits]]:
         sizes = [ml for ml, kept in zip(controls.voxel_ml, here, strict=True) if kept]
         fits = false_alarms(Tested(measured=measured, voxel_ml=sizes))
@@ -127,13 +136,51 @@ def _strata(
     return compare_groups(controls.measured, assigned, of)
 
 
+def scores_of(tested: Tested) -> dict[str, Values]:
+    """One score a scan of each kind: (N,) levels, and mL of the volume where there is one."""
+    values = scan_scores(tested.measured.scores)
+    if tested.level is not None:
+        values["volume"] = np.array(
+            [(one.true_positives + one.false_positives) * ml for one, ml in _pairs(tested)]
+        )
+    return values
+
+
+def healthy_people(
+    scores: Mapping[str, Values], people: Sequence[str], known: pd.DataFrame
+) -> list[dict[str, Any]]:
+    """Healthy people without their names, as JSON values: what one person is compared with.
+
+    Args:
+        scores: (N,) of each scan by the names of `SCORES`, in the method's units.
+        people: (N,) the person of each scan.
+        known: What is known of them besides, a row a scan.
+
+    Returns:
+        For each person the mean of each score over the scans, the age (mean over the scans where
+        it is known) and the sex; null and empty where they are not. Those without a score, whose
+        brains have no voxel, are left out. Their order says nothing of who they are.
+    """
+    found = []
+    for person in dict.fromkeys(people):
+        here = np.array([one == person for one in people])
+        means = {name: float(values[here].mean()) for name, values in scores.items()}
+        if not np.isfinite(list(means.values())).all():
+            continue
+        ages, sexes = (known[key][here].dropna() if key in known else () for key in ("age", "sex"))
+        numbers = [float(age) for age in ages if isinstance(age, float)]
+        found.append(
+            {
+                "scores": {name: means[name] for name in SCORES if name in means},
+                "age": float(np.mean(numbers)) if numbers else None,
+                "sex": next(map(str, sexes), ""),
+            }
+        )
+    return sorted(found, key=lambda one: one["scores"]["top_mean"])
+
+
 def _detection(controls: Tested, patients: Tested) -> dict[str, Any]:
-    scored = [scan_scores(one.measured.scores) for one in (patients, controls)]
-    if controls.level is not None:
-        for values, one in zip(scored, (patients, controls), strict=True):
-            values["volume"] = np.array(
-                [(of.true_positives + of.false_positives) * ml for of, ml in _pairs(one)]
-            )
+    scored = [scores_of(one) for one in (patients, controls)]
     found: dict[str, Any] = {}
     for name in (name for name in SCORES if name in scored[0]):
         sick, well = (

@@ -35,7 +35,7 @@ from uadray.evaluation.scoring import (
     batches_of,
     num_places,
 )
-from uadray.evaluation.strata import as_asked, groups_of
+from uadray.evaluation.strata import ages_and_sexes, as_asked, groups_of
 from uadray.gauges import scoring_gauges
 from uadray.lock import hold
 from uadray.metrics.froc import Finds
@@ -383,7 +383,7 @@ class _Pass:
         if strata := as_asked(self.cohort, self.config.by):
             settings["strata"] = strata
         if controls is not None:
-            settings["controls"] = controls.fingerprint
+            settings |= {"controls": controls.fingerprint, **ages_and_sexes(controls)}
         records: dict[Pair, dict[str, Any]] = {}
         frozen: dict[Pair, Frozen] = {}
         for pair in self._left():

@@ -14,10 +14,11 @@ from uadray.errors import UadrayWarning
 from uadray.evaluation.cases import write_cases
 from uadray.evaluation.controls import Tested, controls_record
 from uadray.evaluation.figures import Measured
+from uadray.evaluation.people import known_of, people_of, subjects_of, voxel_volumes
 from uadray.evaluation.protocols import EvaluateConfig
 from uadray.evaluation.record import check_classes, make_record
 from uadray.evaluation.scoring import Work
-from uadray.evaluation.strata import groups_of
+from uadray.evaluation.strata import groups_of_controls
 from uadray.methods.ensemble import Ensemble
 from uadray.metrics.counts import TestPart, Threshold, ThresholdPart
 from uadray.metrics.froc import Finds
@@ -25,7 +26,6 @@ from uadray.metrics.lesionwise import SubjectLesions
 from uadray.metrics.outside import is_up_to_date
 from uadray.metrics.slicewise import Slices
 from uadray.metrics.thresholds import NONE, fit_threshold, no_threshold, refit_thresholds
-from uadray.preparation.geometry import voxel_ml
 from uadray.runs.checkpoint import weights_digest
 from uadray.runs.detector import load_detector
 from uadray.runs.evaluations import pack_slices
@@ -35,7 +35,6 @@ from uadray.runs.learned import Match
 from uadray.runs.reading import folder_of, place
 from uadray.runs.scores import ScoreStore
 from uadray.store import Cohort, Split
-from uadray.strata import SCANNER, By
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,8 +136,9 @@ class Pair:
 
     def is_of(self, record: Mapping[str, Any], settings: Mapping[str, Any]) -> bool:
         """Whether a record is one of the run as it is, under these settings, with all metrics."""
-        # Earlier versions did not look at lesions one by one.
+        # Earlier versions did not look at lesions one by one, nor keep what controls score.
         is_whole = "froc" in record or (record.get("threshold") or {}).get("level") is None
+        is_whole = is_whole and "people" in (record.get("controls") or {"people": ()})
         return (
             is_whole
             and record.get("settings") == settings
@@ -159,14 +159,14 @@ class Pair:
             return Frozen(threshold=nothing, refits=(), fingerprint="", num_subjects=0)
         split: Split = "validation" if healthy else "threshold"
         scoring = config.scoring(cohort.shape)
-        subjects = _subjects(cohort, split)
+        subjects = subjects_of(cohort, split)
         after = bool(config.components.max_size and config.components.fit_after)
         components = config.components if after else None
 
         def fit() -> tuple[Threshold, list[Threshold]]:
             name, rule = f"{cohort.name}/{split}", config.threshold_rule
             part = store.counts(subjects, name, ThresholdPart, components)
-            refits = refit_thresholds(part, rule, _people(cohort, split), config.num_resamples)
+            refits = refit_thresholds(part, rule, people_of(cohort, split), config.num_resamples)
             return fit_threshold(part, rule), refits
 
         settings = {
@@ -203,7 +203,7 @@ class Pair:
             facts: What else the record says.
             controls: Healthy people that are tested, too, with what is predicted in them.
         """
-        subjects, name = _subjects(self.cohort, "test"), f"{self.cohort.name}/test"
+        subjects, name = subjects_of(self.cohort, "test"), f"{self.cohort.name}/test"
         scores, filtered = self.store.counts(subjects, name, TestPart), None
         check_classes(scores, self.cohort.url)
         if self.config.components.max_size:
@@ -214,7 +214,7 @@ class Pair:
         measured = Measured(
             scores=scores,
             filtered=filtered,
-            people=_people(self.cohort, "test"),
+            people=people_of(self.cohort, "test"),
             threshold=frozen.threshold,
             refits=frozen.refits,
             fingerprint=frozen.fingerprint,
@@ -243,8 +243,8 @@ class Pair:
     ) -> dict[str, Any]:
         """What is said of healthy controls, beside the patients."""
         name = f"{cohort.name}/test"
-        part = self.store_on(cohort).counts(_subjects(cohort, "test"), name, TestPart)
-        people = _people(cohort, "test")
+        part = self.store_on(cohort).counts(subjects_of(cohort, "test"), name, TestPart)
+        people = people_of(cohort, "test")
         healthy = replace(
             measured,
             scores=part,
@@ -252,17 +252,15 @@ class Pair:
             people=people,
             lesions=[one.lesions for one in found],
         )
-        # What is not known of controls, or means nothing there, groups patients alone.
-        known = {SCANNER, *map(str, cohort.covariates)}
-        by = [text for text in self.config.by if By.parse(text).column in known]
-        sizes = ([voxel_ml(affine) for affine in _affines(one)] for one in (cohort, self.cohort))
+        sizes = map(voxel_volumes, (cohort, self.cohort))
         ours, theirs = (
             Tested(measured=one, voxel_ml=ml)
             for one, ml in zip((healthy, measured), sizes, strict=True)
         )
+        groups = groups_of_controls(cohort, self.config.by)
         return {
             "cohort": {"name": cohort.name, "url": cohort.url, "fingerprint": cohort.fingerprint},
-            **controls_record(ours, theirs, groups_of(cohort, by)),
+            **controls_record(ours, theirs, groups, known_of(cohort, "test")),
         }
 
     def _warn_of_lost(self, record: Mapping[str, Any]) -> None:
@@ -275,19 +273,3 @@ class Pair:
                 UadrayWarning,
                 stacklevel=2,
             )
-
-
-def _subjects(cohort: Cohort, split: Split) -> list[tuple[int, str]]:
-    table = cohort.subjects[cohort.subjects["split"] == split]
-    return list(zip(table["row"].astype(int), table["id"], strict=True))
-
-
-def _affines(cohort: Cohort) -> list[NDArray[np.float64]]:
-    """Of each scan of the test part."""
-    table = cohort.subjects[cohort.subjects["split"] == "test"]
-    return [np.array(affine) for affine in table["affine"]]
-
-
-def _people(cohort: Cohort, split: Split) -> list[str]:
-    """The person of each scan, in the order of `_subjects`."""
-    return list(cohort.subjects[cohort.subjects["split"] == split]["subject"].astype(str))

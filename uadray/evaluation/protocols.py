@@ -250,7 +250,7 @@ _SHARED = ("residual", "postprocess", "components", "threshold_rule", "slice_sco
 """Settings that a protocol gives and a caller may change."""
 
 
-ON_WHAT = ("cohort", "healthy", "controls", "strata")
+ON_WHAT = ("cohort", "healthy", "controls", "controls_known", "strata")
 """What stands among the settings of a record and is none: what was evaluated, in which groups."""
 
 

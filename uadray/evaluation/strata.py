@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from uadray.errors import EvaluationError
 from uadray.evaluation.figures import Measured, figures_of
+from uadray.evaluation.people import known_of
 from uadray.metrics.inference import Difference, Fits, gap, holm
 from uadray.metrics.table import Metric
 from uadray.store import Cohort
@@ -53,6 +54,25 @@ def groups_of(cohort: Cohort, by: Sequence[str]) -> dict[str, pd.Categorical]:
     return found
 
 
+def groups_of_controls(cohort: Cohort, by: Sequence[str]) -> dict[str, pd.Categorical]:
+    """The same of healthy controls, by what is known of them.
+
+    What is not known of them, or means nothing there (lesions), groups patients alone.
+    """
+    known = {SCANNER, *map(str, cohort.covariates)}
+    return groups_of(cohort, [text for text in by if By.parse(text).column in known])
+
+
+def ages_and_sexes(cohort: Cohort) -> dict[str, str]:
+    """What a person is compared by with the controls, as part of an evaluation's settings.
+
+    A digest of the ages and sexes of the test part; empty where neither is known.
+    """
+    known = known_of(cohort, "test")
+    columns = {name: known[name].astype(str).tolist() for name in ("age", "sex") if name in known}
+    return {"controls_known": _digest(columns)} if columns else {}
+
+
 def as_asked(cohort: Cohort, by: Sequence[str]) -> dict[str, Any]:
     """What decides the strata of an evaluation, as part of its settings; empty where none are.
 
@@ -61,8 +81,12 @@ def as_asked(cohort: Cohort, by: Sequence[str]) -> dict[str, Any]:
     assigned = groups_of(cohort, by)
     if not assigned:
         return {}
-    content = json.dumps({text: list(names) for text, names in assigned.items()})
-    return {"by": list(by), "groups": sha256(content.encode()).hexdigest()[:16]}
+    groups = {text: list(names) for text, names in assigned.items()}
+    return {"by": list(by), "groups": _digest(groups)}
+
+
+def _digest(value: Mapping[str, Any]) -> str:
+    return sha256(json.dumps(value).encode()).hexdigest()[:16]
 
 
 Of = Callable[[Measured, NDArray[np.bool_]], tuple[dict[str, Any], dict[str, Fits]]]

@@ -1,6 +1,7 @@
 r"""Find what is anomalous in scans: maps in each scan's own grid, with a fitted run or model.
 
     python jobs/predict.py runs/3D-Cube-n scan.nii.gz --out predicted
+    python jobs/predict.py runs/3D-Cube-n scan.nii.gz --out predicted --age 63
     python jobs/predict.py models/3D-Cube-n head.nii.gz --out predicted --skull-strip deepbet
     python jobs/predict.py runs/3D-Cube-n DATA/ds002748 --out predicted --workers 4
     python jobs/predict.py s3://bucket/models/3D-Cube-n scans.csv --out s3://bucket/predicted
@@ -12,12 +13,19 @@ reconstruction.nii.gz (the healthy version, in [0, 1]), brain_mask.nii.gz and su
 a BIDS tree get the names of BIDS derivatives. predictions.tsv lists all of them, the highest score
 first, with those of earlier calls into the same folder.
 
+Where the run was evaluated with healthy controls, or its validation people are known, the scan's
+scores are placed among theirs: among people within ten years of age where ages are known (--age, a
+table with --covariates, participants.tsv), with an interval of the percentile, which is wide where
+there are few people. The page shows the scores over age.
+
 The same command again does only what is missing. A scan that cannot be used is quarantined with its
 reason (quarantine.jsonl) and the others go on; exit code 3 says so, 1 that none could be used.
 Research software, not a medical device.
 """
 
 import shlex
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -47,6 +55,11 @@ class Predict:
     """Where the results go; a local folder or an fsspec URL."""
     brain: str = ""
     """The scan's brain mask, where there is one scan."""
+    age: float | None = None
+    """In years, of the one scan's person, who is compared with healthy people of similar age."""
+    covariates: str = ""
+    """Table (CSV, TSV) of what is known of people besides, such as their ages; one column names
+    people or scans."""
     cohort: str = ""
     """Where the run's cohort lies now, if it has moved since the fit."""
     workers: int | None = None
@@ -75,10 +88,13 @@ def describe(one: dict[str, Any]) -> str:
 def show(done: "Predicted") -> None:
     """Say what was found, what could not be used, and where it all is."""
     from uadray.metrics.postprocess import describe_findable
+    from uadray.prediction.reference import sentence
 
     ordered = sorted(done.summaries, key=lambda one: -one["top_score"])
     for one in ordered[:SHOWN]:
         print(describe(one))
+        if standing := sentence(one.get("standing") or {}):
+            print(f"  {standing}")
         for warning in one["warnings"]:
             print(f"  warning: {warning}")
     if len(ordered) > SHOWN:
@@ -94,10 +110,24 @@ def show(done: "Predicted") -> None:
     if "smallest_findable_mm" in grid:
         print(describe_findable(grid))
     kept = f", {done.num_kept} of them before" if done.num_kept else ""
+    for line in remarks(ordered):
+        print(line)
     num = len(done.summaries)
     print(f"{num} scan{'s' * (num != 1)} predicted{kept}: {done.out}")
     if done.index:
         print(f"next: open {shlex.quote(done.index)}")
+
+
+def remarks(summaries: Sequence[dict[str, Any]]) -> list[str]:
+    """Whom scans are compared with and what limits that, each once, with how many it is said of."""
+    found = Counter[str]()
+    for one in summaries:
+        standing = one.get("standing") or {"remarks": ()}
+        if reference := standing.get("reference"):
+            found[f"compared with {reference['who']}"] += 1
+        found.update(standing["remarks"])
+    total = len(summaries)
+    return [f"{text}{f' ({n} of {total} scans)' * (n < total)}" for text, n in found.items()]
 
 
 def main() -> int:

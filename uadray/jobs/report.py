@@ -2,10 +2,14 @@
 
     python jobs/report.py                    what the other jobs fitted on phantom brains
     python jobs/report.py RUN ... --out report.html
+    python jobs/report.py RUN ... --by sex age:40:60
 
 A RUN may be a folder of runs or of a sweep; several runs that differ in a setting or in the seed
 are reported as a sweep. The tables go beside the page, or to `--export DIR`, as CSV,
 Markdown and LaTeX; the paired comparisons and the effects of settings as CSV files of their own.
+
+Evaluations are shown by the groups that they were made with; --by makes others from the counts that
+they have kept, without scoring again. It needs the cohorts, which know the people.
 
 A run that is damaged is named on the page, and the others are reported. Exit code 3: done, but some
 runs were left out.
@@ -19,6 +23,7 @@ import tyro
 from uadray import cli, files, first_run
 from uadray.errors import ConfigError
 from uadray.results import refuse_place
+from uadray.strata import By
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,6 +39,9 @@ class Report:
     """Its head."""
     reference: Annotated[tuple[str, ...], tyro.conf.arg(metavar="METHOD ...")] = ()
     """Methods that all others are compared with; by default the best plain baseline and 3D-None."""
+    by: Annotated[tuple[str, ...], tyro.conf.arg(metavar="COLUMN ...")] = ()
+    """Groups of people, as for jobs/evaluate.py: `scanner`, `lesion_ml:1:10:100` or any covariate,
+    such as `sex` or `age:40:60`. By default what evaluations were asked for."""
     export: str = ""
     """Folder for the tables (.csv, .md, .tex); beside the page by default."""
     healthy: str = ""
@@ -45,6 +53,8 @@ class Report:
     def __post_init__(self) -> None:
         if self.viewer < 0:
             raise ConfigError(f"--viewer must be >= 0, was {self.viewer}")
+        for text in self.by:
+            By.parse(text)
 
 
 def main() -> int:
@@ -70,6 +80,7 @@ def main() -> int:
         references=job.reference,
         viewers=viewers,
         erasing_from=job.healthy,
+        by=job.by,
         tables=job.export,
         left_out=left_out,
     )

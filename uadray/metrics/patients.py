@@ -1,6 +1,6 @@
 """Patients against healthy people, by one score a person made of the scores of voxels."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 from uadray.metrics.counts import CohortCounts
 from uadray.metrics.histograms import SubjectHistograms
 from uadray.metrics.inference import Fits
+from uadray.metrics.postprocess import dequantise
 
 Values = NDArray[np.float64]
 
@@ -48,6 +49,14 @@ def scan_scores(part: CohortCounts) -> dict[str, Values]:
         mean = float(np.diff(top, prepend=0) @ levels) / float(top[-1])
         found[place] = levels[0], levels[np.searchsorted(above, rank, side="right")], mean
     return dict(zip(("maximum", "percentile", "top_mean"), found.T, strict=True))
+
+
+def in_units(scores: Mapping[str, Values], score_range: tuple[float, float]) -> dict[str, Values]:
+    """Scores of scans in the method's units instead of levels; the volume, in mL, as it is."""
+    return {
+        name: values if name == "volume" else dequantise(values, score_range)
+        for name, values in scores.items()
+    }
 
 
 def _row(histograms: SubjectHistograms, place: int) -> tuple[Values, Values]:

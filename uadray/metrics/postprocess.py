@@ -64,7 +64,7 @@ def quantise(
 
 
 def dequantise(
-    levels: NDArray[np.integer] | int, score_range: tuple[float, float]
+    levels: NDArray[np.number] | int, score_range: tuple[float, float]
 ) -> NDArray[np.float64]:
     """Return the scores that levels stand for, as float64 in `score_range`."""
     low, high = check_score_range(score_range)

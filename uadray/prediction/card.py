@@ -113,6 +113,12 @@ def _data(model: Model) -> str:
     if healthy.voxel_mm is not None:
         low, high = healthy.voxel_mm
         lines.append(f"- Voxels of the scans' files: {low:.2g} to {high:.2g} mm.")
+    lines += [
+        f"- To place a scan's scores: {one.describe()}, "
+        + ("of whom nothing was learned" if one.source == "controls" else "of the validation part")
+        + ", with ages, sexes and scores but without names in `reference.json`."
+        for one in model.references
+    ]
     lines += [f"- Noted of its scans: {note}." for note in origin.notes]
     return "\n".join(lines)
 

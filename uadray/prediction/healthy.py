@@ -179,13 +179,13 @@ def measure_healthy(
     """
     # Controls, the part `test`, are nobody's reference.
     table = cohort.subjects[cohort.subjects["split"] != "test"]
-    rows = _thinned(table["row"].to_numpy(np.int64), MAX_MEASURED)
+    rows = thinned(table["row"].to_numpy(np.int64), MAX_MEASURED)
     spacings = {
         int(row): voxel_sizes(np.array(affine))[::-1].tolist()
         for row, affine in zip(table["row"], table["affine"], strict=True)
     }
     scans, poses = [], []
-    for row, image, brain in _volumes(cohort, rows):
+    for row, image, brain in volumes_of(cohort, rows):
         scans.append(measure_scan(image, brain, None, spacing_mm=spacings[row]))
         poses.append(pose_degrees(brain, np.array(spacings[row])))
     parts = held_back or [(cohort.rows("validation"), detector)]
@@ -193,7 +193,7 @@ def measure_healthy(
         [
             mean_inside(score_volumes(unseen, torch.from_numpy(x[None]), m[None], device)[0], m)
             for rows, unseen in parts
-            for _, x, m in _volumes(cohort, _thinned(rows, max(1, MAX_SCORED // len(parts))))
+            for _, x, m in volumes_of(cohort, thinned(rows, max(1, MAX_SCORED // len(parts))))
         ]
     )
     median = float(np.median(scores))
@@ -209,7 +209,7 @@ def measure_healthy(
         mean_score=median,
         # Scores that do not differ at all (ranks, for instance) must not flag each rounding.
         score_spread=max(MAD_TO_SD * mad, MIN_SCORE_SPREAD * median, 1e-6),
-        voxel_mm=_source_voxels(_thinned(table["source"].to_numpy(), MAX_HEADERS).tolist()),
+        voxel_mm=_source_voxels(thinned(table["source"].to_numpy(), MAX_HEADERS).tolist()),
         pose=pose_range(np.array(poses)),
     )
 
@@ -219,14 +219,14 @@ def mean_inside(scores: NDArray[np.floating], brain: NDArray[np.bool_]) -> float
     return float(scores[brain].mean())
 
 
-def _thinned(values: NDArray[Any], most: int) -> NDArray[Any]:
+def thinned(values: NDArray[Any], most: int) -> NDArray[Any]:
     """At most this many of the values, evenly spread over them."""
     if len(values) <= most:
         return values
     return values[np.linspace(0, len(values) - 1, most).round().astype(int)]
 
 
-def _volumes(
+def volumes_of(
     cohort: Cohort, rows: NDArray[np.int64]
 ) -> Iterator[tuple[int, NDArray[np.float32], NDArray[np.bool_]]]:
     """Row, image and brain mask, a chunk of volumes in memory at a time."""

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from uadray import files
 from uadray.errors import NoLesionMaskError, NoScanFoundError, PredictError, ScanError
 from uadray.naming import file_name, name_key, path_names
+from uadray.preparation.covariates import with_age, with_table
 from uadray.preparation.layouts import LAYOUTS, LeftOut, Scan, Scans, detect
 from uadray.preparation.layouts.listing import is_image, left_out_lines, printable
 from uadray.preparation.layouts.naming import BIDS_RAW, mask_word
@@ -60,7 +61,13 @@ class Found:
 
 
 def find_items(
-    inputs: Sequence[str], modality: str, *, brain: str = "", ignore_names: bool = False
+    inputs: Sequence[str],
+    modality: str,
+    *,
+    brain: str = "",
+    ignore_names: bool = False,
+    age: float | None = None,
+    covariates: str = "",
 ) -> Found:
     """The scans in files, tables and folders.
 
@@ -74,10 +81,12 @@ def find_items(
         modality: Of the model's scans, such as T1w.
         brain: Brain mask of the one scan.
         ignore_names: Take files for the modality whatever their names say.
+        age: In years, of the one scan's person.
+        covariates: Table of what is known of people besides, such as their ages.
 
     Raises:
-        NoScanFoundError: there is none, or a folder cannot be read.
-        PredictError: a brain mask for several scans, or two results of one name.
+        NoScanFoundError: there is none, or a folder or the table of covariates cannot be read.
+        PredictError: a brain mask or an age for several scans, or two results of one name.
     """
     scans: list[Scan] = []
     left_out: list[LeftOut] = []
@@ -110,6 +119,15 @@ def find_items(
                 "masks in a table with the columns image and brain"
             )
         scans = [_with_brain(scans[0], files.normalise(brain))]
+    if covariates:
+        scans = with_table(scans, covariates)
+    if age is not None:
+        if len(scans) > 1:
+            raise PredictError(
+                f"--age is of one person, but {len(scans)} scans were given: give a table of ages "
+                "with --covariates"
+            )
+        scans = [with_age(scans[0], age)]
     return Found(items=tuple(_named(scans)), left_out=tuple(left_out))
 
 

@@ -19,7 +19,7 @@ from uadray.prediction.inputs import Item, find_items
 from uadray.prediction.model import Model
 from uadray.prediction.model_folder import open_model
 from uadray.prediction.scan import choose_threshold
-from uadray.prediction.settings import PredictConfig
+from uadray.prediction.settings import PredictConfig, check_age
 from uadray.progress import Progress
 
 
@@ -40,6 +40,10 @@ class PredictJob:
     """Where the run's cohort lies, if it has moved."""
     brain: str = ""
     """Brain mask of the one scan."""
+    age: float | None = None
+    """In years, of the one scan's person."""
+    covariates: str = ""
+    """Table of what is known of people besides, such as their ages."""
     viewer: bool = True
     """Whether to make a page for each scan, and one for all."""
     device: Device = "auto"
@@ -53,6 +57,7 @@ class PredictJob:
         """Check the ranges."""
         if self.workers is not None and self.workers < 1:
             raise ConfigError(f"workers must be >= 1, was {self.workers}")
+        check_age(self.age)
         if not 0 <= self.gpus < math.inf:
             raise ConfigError(f"gpus must be >= 0 and finite, was {self.gpus}")
         gpus_each(self.device, self.gpus, "gpus")
@@ -71,6 +76,8 @@ class PredictJob:
             model.origin.modality,
             brain=self.brain,
             ignore_names=self.config.ignore_names,
+            age=self.age,
+            covariates=self.covariates,
         )
         failed = 0
         with Progress(total=len(listing.items), what="scans") as progress:

@@ -10,6 +10,7 @@ from uadray import files
 from uadray.naming import name_key
 from uadray.prediction.inputs import Item
 from uadray.prediction.outputs import QUARANTINE, TABLE, place_of
+from uadray.prediction.reference import MAIN
 from uadray.preparation.layouts import LeftOut
 from uadray.preparation.layouts.listing import printable
 
@@ -75,13 +76,13 @@ def write_tables(
     known = {printable(item.scan.image) for item in items} | {one["source"] for one in absent}
     absent = [*(one for one in _quarantined(out) if one["source"] not in known), *absent]
     heads = ["name", "top_score", "top_slice", "mean_score", "proposal_ml", "components"]
-    heads += ["largest_ml", "brain_ml", "warnings"]
+    heads += ["largest_ml", "brain_ml", "age", "percentile", "warnings"]
     lines = ["\t".join((*heads, "status", "reason", "summary"))]
     for one in sorted(summaries, key=lambda one: -float(one["top_score"])):
         proposal = one["proposal"] or {"volume_ml": "n/a", "components": "n/a", "largest_ml": "n/a"}
         cells = [one["name"], one["top_score"], one["top_slice"], one["mean_score"]]
         cells += [proposal["volume_ml"], proposal["components"], proposal["largest_ml"]]
-        cells += [one["brain_ml"], len(one["warnings"]), "done", "n/a"]
+        cells += [one["brain_ml"], *_standing(one), len(one["warnings"]), "done", "n/a"]
         cells.append(place_of(one))
         lines.append("\t".join(map(_cell, cells)))
     for one in absent:
@@ -92,6 +93,15 @@ def write_tables(
     files.write_bytes(files.join(out, TABLE), ("\n".join(lines) + "\n").encode())
     text = "".join(json.dumps(dict(one)) + "\n" for one in absent)
     files.write_bytes(files.join(out, QUARANTINE), text.encode())
+
+
+def _standing(summary: Mapping[str, Any]) -> tuple[Any, Any]:
+    """Age, and the percentile among healthy people of similar age, or of all."""
+    standing = summary.get("standing") or {"age": None, "scores": {}}
+    one = standing["scores"].get(MAIN, {})
+    placed = one.get("similar_age") or one.get("all") or {"percentile": None}
+    found = standing["age"], placed["percentile"]
+    return ("n/a" if found[0] is None else found[0]), ("n/a" if found[1] is None else found[1])
 
 
 LEFT_OUT = "left out: "

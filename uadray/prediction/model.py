@@ -2,8 +2,9 @@
 
 import hashlib
 import math
+from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -27,6 +28,12 @@ from uadray.methods.ensemble import Ensemble, members_of
 from uadray.metrics.postprocess import MAX_LEVEL
 from uadray.metrics.thresholds import NONE
 from uadray.prediction.healthy import Healthy, measure_healthy
+from uadray.prediction.reference import (
+    Reference,
+    Way,
+    reference_of_record,
+    validation_references,
+)
 from uadray.preparation.settings import PrepareConfig
 from uadray.preparation.steps import recorded_config
 from uadray.runs.checkpoint import weights_digest
@@ -149,6 +156,8 @@ class Model:
     """By the name of the cohort; empty where the run was never evaluated."""
     versions: dict[str, str]
     """Of the software that fitted it."""
+    references: tuple[Reference, ...] = ()
+    """Healthy people to compare a scan's scores with; empty in models of earlier versions."""
     notes: tuple[str, ...] = ()
     """What a user must know of how it was opened."""
 
@@ -257,7 +266,8 @@ def model_of_run(run: Run, *, cohort: str = "") -> Model:
         )
     detector = load_detector(run)
     kept, notes = _kept(run, detector, cohort)
-    thresholds, others = _thresholds(run, detector.score_range)
+    thresholds, controls, others = _thresholds(run, detector.score_range)
+    references = _references(run, detector, cohort, kept, thresholds, controls)
     return Model(
         url=run.url,
         experiment=run.experiment,
@@ -268,6 +278,7 @@ def model_of_run(run: Run, *, cohort: str = "") -> Model:
         healthy=kept.healthy,
         thresholds=tuple(thresholds),
         versions=dict(run.config.get("versions", {})),
+        references=references,
         notes=(
             *notes,
             *(
@@ -287,6 +298,8 @@ class _Kept:
     preprocessing: PrepareConfig
     origin: Origin
     healthy: Healthy
+    references: tuple[Reference, ...] = ()
+    """Of the validation part, for evaluations without controls."""
 
 
 def _kept(run: Run, detector: Detector, cohort: str) -> tuple[_Kept, tuple[str, ...]]:
@@ -344,6 +357,43 @@ def _held_back(
     return [(parts[m.fold - 1], one) for m, one in zip(method.members, own, strict=True)]
 
 
+def _references(
+    run: Run,
+    detector: Detector,
+    cohort: str,
+    kept: _Kept,
+    thresholds: Sequence[FrozenThreshold],
+    controls: Sequence[Reference],
+) -> tuple[Reference, ...]:
+    """The controls of the evaluations; the validation part where none scored controls alike.
+
+    The latter is kept in the run folder the first time. Without a cohort there is none.
+    """
+    ways = [way_of(one, run.shape) for one in thresholds]
+    ways = ways or [Way(config=EvaluateConfig(), shape=run.shape, level=None)]
+    with_controls = {one.scoring for one in controls}
+    left = [way for way in ways if way.scoring not in with_controls]
+    known = [one for one in kept.references if any(way.gave(one) for way in left)]
+    left = [way for way in left if not any(map(way.gave, known))]
+    if left:
+        with suppress(RunError, StoreError):
+            opened = _cohort_of(run, cohort)
+            held_back = _held_back(run, opened, detector)
+            made = validation_references(opened, held_back, left, torch.device("cpu"))
+            known += [one for one in made if one.people]
+            with suppress(OSError):  # said where the rest is kept
+                now = replace(kept, references=tuple(known))
+                files.write_json(files.join(run.url, KEPT), to_json(now))
+    return (*controls, *known)
+
+
+def way_of(threshold: FrozenThreshold, shape: tuple[int, int, int]) -> Way:
+    """How the evaluation that froze a threshold makes scores of people."""
+    return Way(
+        config=threshold.config, shape=shape, level=threshold.level, evaluation=threshold.name
+    )
+
+
 def _identity(run: Run) -> str:
     """Of the fit, so that a run that is fitted on for longer is measured again."""
     return f"{run.checkpoint_key}-{weights_digest(run)}"
@@ -394,14 +444,15 @@ def origin_of(cohort: Cohort) -> Origin:
 
 def _thresholds(
     run: Run, score_range: tuple[float, float]
-) -> tuple[list[FrozenThreshold], list[str]]:
-    """The frozen thresholds that the run's evaluations report with.
+) -> tuple[list[FrozenThreshold], list[Reference], list[str]]:
+    """The frozen thresholds that the run's evaluations report with, and their controls.
 
     Returns:
-        Them, and the names of cohorts that the run was evaluated on with other weights: it was
+        Both, and the names of cohorts that the run was evaluated on with other weights: it was
         fitted on since then, so that their thresholds are of other scores.
     """
     weights, thresholds, others = weights_digest(run), list[FrozenThreshold](), list[str]()
+    controls = list[Reference]()
     for cohort in evaluated_on(run.url):
         url = place(run.url, cohort)
         try:
@@ -415,6 +466,8 @@ def _thresholds(
                 continue
             thresholds.append(_threshold(record))
             thresholds[-1].check_range(score_range)
+            if tested := reference_of_record(record, way_of(thresholds[-1], run.shape)):
+                controls.append(tested)
         except OSError as error:
             raise RunError(
                 f"{url} cannot be read ({error.strerror or error}): see to its permissions"
@@ -422,7 +475,7 @@ def _thresholds(
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             what = f"lacks {error}" if isinstance(error, KeyError) else str(error)
             raise RunError(f"{url} is damaged ({what}): evaluate the run again") from None
-    return thresholds, others
+    return thresholds, controls, others
 
 
 def _threshold(record: dict[str, Any]) -> FrozenThreshold:

@@ -1,9 +1,10 @@
 """The model folder: all that prediction needs of a run, to be copied and shared as one.
 
 `model.safetensors` (weights), `experiment.json` (what was fitted, and on what),
-`preprocessing.json`, `thresholds.json`, `healthy.json`, `evaluations.json`, `MODEL_CARD.md`, and
-`reconstruction.onnx` where it could be made. `manifest.json` holds the SHA-256 of each and is
-written last: a folder without it was cut short and is refused.
+`preprocessing.json`, `thresholds.json`, `healthy.json`, `reference.json` (healthy people, without
+names), `evaluations.json`, `MODEL_CARD.md`, and `reconstruction.onnx` where it could be made.
+`manifest.json` holds the SHA-256 of each and is written last: a folder without it was cut short and
+is refused.
 """
 
 import hashlib
@@ -32,6 +33,7 @@ from uadray.prediction.model import (
     save_weights,
 )
 from uadray.prediction.onnx_export import has_onnx, reconstruction_onnx
+from uadray.prediction.reference import Reference
 from uadray.preparation.settings import PrepareConfig
 from uadray.results import refuse_inside, refuse_place
 from uadray.runs.detector import build_detector
@@ -45,7 +47,9 @@ MANIFEST = "manifest.json"
 WEIGHTS, CARD, ONNX = "model.safetensors", "MODEL_CARD.md", "reconstruction.onnx"
 """Names of the files that are not JSON."""
 
-_DOCUMENTS = ("experiment", "preprocessing", "thresholds", "healthy", "evaluations")
+_READ = ("experiment", "preprocessing", "thresholds", "healthy")
+_REFERENCE = "reference"
+_DOCUMENTS = (*_READ, _REFERENCE, "evaluations")
 _NAMES = {MANIFEST, WEIGHTS, CARD, ONNX, *(f"{name}.json" for name in _DOCUMENTS)}
 
 
@@ -150,6 +154,7 @@ def _documents(model: Model, record: RunRecord) -> dict[str, Any]:
         "preprocessing": to_json(model.prepare),
         "thresholds": [one.to_json() for one in model.thresholds],
         "healthy": model.healthy.to_json(),
+        _REFERENCE: [to_json(one) for one in model.references],
         "evaluations": [_without_places(one.values) for one in record.evaluations],
     }
 
@@ -163,7 +168,7 @@ def _without_places(values: Mapping[str, Any]) -> dict[str, Any]:
     }
     if controls := public.get("controls"):
         cohort = {k: v for k, v in controls["cohort"].items() if k != "url"}
-        kept = {k: v for k, v in controls.items() if k != "subjects"}
+        kept = {k: v for k, v in controls.items() if k not in ("subjects", "people")}
         public["controls"] = kept | {"cohort": cohort}
     return public
 
@@ -214,10 +219,10 @@ def read_model(url: str) -> Model:
     """
     url = files.normalise(url)
     manifest = _manifest(url)
-    read = {
-        name: _checked(url, f"{name}.json", manifest)
-        for name in ("experiment", "preprocessing", "thresholds", "healthy")
-    }
+    names = [*_READ]
+    if f"{_REFERENCE}.json" in manifest["files"]:  # not in models of earlier versions
+        names.append(_REFERENCE)
+    read = {name: _checked(url, f"{name}.json", manifest) for name in names}
     weights = _checked(url, WEIGHTS, manifest)
     made_by = str(manifest["versions"].get("uadray", "an unknown version"))
     with _naming(url, "experiment.json", made_by):
@@ -236,6 +241,11 @@ def read_model(url: str) -> Model:
         thresholds = tuple(map(FrozenThreshold.from_json, files.parse_json(read["thresholds"])))
         for threshold in thresholds:
             threshold.check_range(detector.score_range)
+    references: tuple[Reference, ...] = ()
+    if _REFERENCE in read:
+        with _naming(url, f"{_REFERENCE}.json", made_by):
+            people = files.parse_json(read[_REFERENCE])
+            references = tuple(from_json(Reference, one) for one in people)
     model = Model(
         url=url,
         experiment=experiment,
@@ -246,6 +256,7 @@ def read_model(url: str) -> Model:
         healthy=healthy,
         thresholds=thresholds,
         versions=held["versions"],
+        references=references,
         notes=_version_note(made_by),
     )
     if experiment.fingerprint != held["fingerprint"] or model.identity != manifest["identity"]:

@@ -24,7 +24,8 @@ from uadray.lock import hold
 from uadray.prediction import pages
 from uadray.prediction.inputs import Item
 from uadray.prediction.model import Model
-from uadray.prediction.scan import Grid, Prediction, choose_threshold, reading
+from uadray.prediction.reference import choose
+from uadray.prediction.scan import Grid, Prediction, choose_threshold, reading, way_of_scores
 from uadray.prediction.settings import PredictConfig
 from uadray.preparation.identity import is_unchanged, look_at, same_place
 from uadray.results import PREDICTIONS, are_predictions, refuse_inside
@@ -95,13 +96,14 @@ def encode(array: NDArray[Any], grid: Grid, description: str) -> bytes:
 
 def request_of(model: Model, config: PredictConfig) -> dict[str, Any]:
     """All that decides the results of a scan besides its files."""
-    threshold = choose_threshold(model, config)
-    settings = threshold.config if threshold else model.settings(config.threshold_from)
+    threshold, way = choose_threshold(model, config), way_of_scores(model, config)
+    settings, reference = way.config, choose(model.references, way)
     return {
         "run": model.experiment.name,
         "identity": model.identity,
         "threshold": None if threshold is None else threshold.value,
         "threshold_fingerprint": None if threshold is None else threshold.fingerprint,
+        "reference": None if reference is None else reference.digest,
         "prepare": to_json(config.prepare(model.prepare)),
         "scoring": {
             key: to_json(getattr(settings, key))

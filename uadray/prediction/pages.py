@@ -8,9 +8,12 @@ import numpy as np
 
 from uadray import files
 from uadray.errors import ConfigError
+from uadray.metrics.patients import SCORES
 from uadray.prediction.inputs import Item
+from uadray.prediction.reference import Reference
 from uadray.prediction.scan import Prediction
 from uadray.viewer.page import open_case, write_case, write_index
+from uadray.viewer.standing import Healthy, placed
 
 INDEX = "index.html"
 """Of the output folder."""
@@ -55,6 +58,7 @@ def write_page(
             truth=image(prediction.truth),
             brain=image(prediction.brain),
             summary=_figures(summary),
+            placed=placed(summary["standing"], _healthy(prediction.reference)),
             name=item.name,
             index=files.join(out, INDEX),
         )
@@ -65,6 +69,12 @@ def write_page(
     except Exception as error:  # a page that cannot be drawn must not cost the maps
         return {"notes": [*summary["notes"], f"no page: {type(error).__name__}: {error}"]}
     return {"page": {"name": page_name(item), "bytes": page.num_bytes}}
+
+
+def _healthy(reference: Reference | None) -> Healthy | None:
+    if reference is None:
+        return None
+    return Healthy(ages=reference.ages, scores={name: reference.values(name) for name in SCORES})
 
 
 def write_index_page(out: str, summaries: Sequence[Mapping[str, Any]]) -> str:

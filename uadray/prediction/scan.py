@@ -28,7 +28,9 @@ from uadray.metrics.postprocess import dequantise, findable
 from uadray.prediction.healthy import mean_inside
 from uadray.prediction.inputs import check_modality, named_modalities
 from uadray.prediction.model import FrozenThreshold, Model
+from uadray.prediction.reference import Reference, Way, choose, place, scores_of_scan
 from uadray.prediction.settings import PredictConfig
+from uadray.preparation.covariates import age_of
 from uadray.preparation.geometry import BRAIN_THRESHOLD, Volume, to_scanner, voxel_ml, voxel_sizes
 from uadray.preparation.identity import digest_of, look_at
 from uadray.preparation.layouts import PHANTOM_SCHEME, Scan
@@ -87,6 +89,8 @@ class Prediction:
     """(Z, Y, X) post-processed scores on the model's grid, as levels, all components in them."""
     summary: dict[str, Any]
     """All that is said of it, as JSON values."""
+    reference: Reference | None = None
+    """Healthy people whom its scores are compared with; None where the model knows none."""
 
 
 def choose_threshold(model: Model, config: PredictConfig) -> FrozenThreshold | None:
@@ -98,6 +102,16 @@ def choose_threshold(model: Model, config: PredictConfig) -> FrozenThreshold | N
     if config.map_only:
         return None
     return model.choose_threshold(config.threshold_from, config.threshold)
+
+
+def way_of_scores(model: Model, config: PredictConfig) -> Way:
+    """How a call makes the scores of people, see `choose_threshold`."""
+    threshold = choose_threshold(model, config)
+    return Way(
+        config=threshold.config if threshold else model.settings(config.threshold_from),
+        shape=model.shape,
+        level=None if threshold is None else threshold.level,
+    )
 
 
 def predict_scan(
@@ -133,12 +147,13 @@ def predict_scan(
 
 
 def reading(scan: Scan) -> dict[str, Any]:
-    """What decides how a scan's files are read besides their content, as a JSON value."""
+    """What decides a scan's results besides the content of its files, as a JSON value."""
+    age = age_of(scan)
     return {
         "modality": scan.modality,
         "orientation": scan.orientation,
         "lesion_labels": list(scan.lesion_labels),
-    }
+    } | ({} if age is None else {"age": age})
 
 
 def _predict(
@@ -154,7 +169,8 @@ def _predict(
     bare = replace(scan, lesion="", more_lesions=(), lesion_labels=(), synthetic_lesion="")
     prepared = prepare_scan(bare, config.prepare(model.prepare), way)
     clock.mark("prepare")
-    settings = threshold.config if threshold else model.settings(config.threshold_from)
+    of_people = way_of_scores(model, config)
+    settings = of_people.config
     scored = _score(model, prepared, settings, device, clock, scan.id)
     grid = Grid(affine=way.affine, shape=way.shape, placing=way.placing)
 
@@ -177,6 +193,12 @@ def _predict(
         spread = np.where(brain, to_scan(scored.spread), np.float32(0))
     truth, unusable = _truth(scan, way)
     clock.mark("map_back")
+    scores_of_person = scores_of_scan(
+        scored.levels, prepared.brain, model.detector.score_range, settings
+    )
+    if voxels is not None:
+        scores_of_person["volume"] = voxels * voxel_ml(prepared.affine)
+    reference = choose(model.references, of_people)
     return Prediction(
         anomaly=anomaly,
         proposal=proposal,
@@ -196,6 +218,7 @@ def _predict(
             "truth": _overlap(proposal, truth, grid),
             "score_range": list(model.detector.score_range),
             "mean_score": scored.mean_score,
+            "standing": place(scores_of_person, age_of(scan), reference, of_people),
             "threshold": _threshold_facts(threshold),
             "model_grid": {
                 "shape": list(prepared.brain.shape),
@@ -221,6 +244,7 @@ def _predict(
             "versions": software_versions(),
             "seconds": clock.seconds,
         },
+        reference=reference,
     )
 
 

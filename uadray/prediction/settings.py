@@ -44,3 +44,17 @@ class PredictConfig:
         names = ("skull_strip", "grow_extent", "max_cut", "min_brain_ml", "register")
         given = {name: getattr(self, name) for name in names}
         return replace(recorded, **{k: v for k, v in given.items() if v is not None})
+
+
+OLDEST = 130.0
+"""Years that nobody is older than."""
+
+
+def check_age(age: float | None) -> None:
+    """Check an age in years.
+
+    Raises:
+        ConfigError: nobody is that old.
+    """
+    if age is not None and not 0 <= age <= OLDEST:
+        raise ConfigError(f"age must be in years, from 0 to {OLDEST:g}, was {age:g}")

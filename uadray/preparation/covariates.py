@@ -75,6 +75,18 @@ def covariates_of(scans: Sequence[Scan]) -> Covariates:
     return Covariates(columns, tuple(remarks))
 
 
+def age_of(scan: Scan) -> float | None:
+    """The age of a scan's person in years; None where it is not known, or is no number."""
+    age = covariates_of([scan]).columns.get("age", (None,))[0]
+    return age if isinstance(age, float) else None
+
+
+def with_age(scan: Scan, age: float) -> Scan:
+    """The scan of a person of that age, in years, whatever its table says."""
+    others = [pair for pair in scan.covariates if _named([pair[0]]) != ["age"]]
+    return replace(scan, covariates=(("age", f"{age:g}"), *others))
+
+
 def with_table(scans: Sequence[Scan], table: str) -> list[Scan]:
     """Add to each scan what a table says of its person; the table's columns come before others.
 

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 from urllib.parse import urlsplit
@@ -9,7 +10,8 @@ from urllib.parse import urlsplit
 from markupsafe import Markup, escape
 
 from uadray import __version__, files, html
-from uadray.errors import ConfigError, PluginError
+from uadray.errors import ConfigError, EvaluationError, PluginError
+from uadray.evaluation.regroup import regroup
 from uadray.metrics.inference import MIN_GROUP, MIN_PEOPLE
 from uadray.metrics.postprocess import describe_findable
 from uadray.report import columns, compare, export, figures, vega
@@ -50,6 +52,7 @@ def write_report(
     caveats: Caveats | None = None,
     viewers: Viewers | None = None,
     erasing_from: str = "",
+    by: Sequence[str] = (),
     tables: str = "",
     made: datetime | None = None,
     left_out: list[Broken] | None = None,
@@ -67,11 +70,13 @@ def write_report(
         caveats: Where our figures are not that paper's, and which of them.
         viewers: Pages of single cases that the montage links to; see `montage.Viewers`.
         erasing_from: A healthy cohort, to show on its first scan what each experiment erases.
+        by: What people are grouped by, such as `sex` or `age:40:60`, instead of what evaluations
+            were asked for; needs the cohorts that were evaluated.
         tables: Folder of the tables, where they shall not stand beside the page.
         made: Date of making, now where None.
         left_out: Takes runs that cannot be read; the page names them, and those that are in it
             before. Where it is None, the first such error is raised. It takes sections of other
-            packages that fail, too, which are named at their place.
+            packages that fail, too, which are named at their place, and groups that cannot be made.
 
     Returns:
         The page's absolute path or URL. All files are replaced whole.
@@ -82,9 +87,12 @@ def write_report(
         StoreError: `erasing_from` holds no sealed cohort.
         RunError: a folder holds no run, or a file in it is absent or damaged, and `left_out` is
             None or no run is left.
+        EvaluationError: groups cannot be made, and `left_out` is None.
     """
     out = html.page_url(out)
     runs = load_runs(urls, left_out)
+    if by:
+        runs = [_regrouped(run, by, left_out) for run in runs]
     groups = group_by_cohort(runs, published, caveats)
     known = {name for run in runs for name in (run.label, str(run.config["name"]))}
     if unknown := [name for name in references if name not in known]:
@@ -116,6 +124,20 @@ def write_report(
     for folder in {place.rsplit("/", 1)[0] for place in (out, stem)}:
         files.remove_drafts(folder, recursive=False)
     return out
+
+
+def _regrouped(run: RunRecord, by: Sequence[str], left_out: list[Broken] | None) -> RunRecord:
+    """A run whose evaluations have groups by what is asked for, as far as they can be made."""
+    evaluations = []
+    for one in run.evaluations:
+        try:
+            evaluations.append(regroup(run.url, one, by))
+        except EvaluationError as error:
+            if left_out is None:
+                raise
+            left_out.append(Broken(url=run.url, error=str(error)))
+            evaluations.append(one)
+    return replace(run, evaluations=tuple(evaluations))
 
 
 def _slice_score(runs: Sequence[RunRecord]) -> str:

@@ -41,8 +41,8 @@ def freeze(
     """
     url = files.join(folder_of(run.url), f"{cohort}{THRESHOLDS}.json")
     fingerprint = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
-    frozen = _read(url)
-    for entry in frozen:
+    listed = _read(url)
+    for entry in listed:
         if entry["fingerprint"] == fingerprint:
             if entry["settings"] != settings:
                 raise EvaluationError(
@@ -61,8 +61,27 @@ def freeze(
         "fitted_on": threshold.fitted_on,
         "refits": [{"level": int(one.level), "value": float(one.value)} for one in refitted],
     }
-    files.write_json(url, {"frozen": [*frozen, entry]})
+    files.write_json(url, {"frozen": [*listed, entry]})
     return threshold, list(refitted), fingerprint
+
+
+def frozen(run_url: str, cohort: str, fingerprint: str) -> tuple[Threshold, list[Threshold]]:
+    """The threshold of a fingerprint, and the refitted ones.
+
+    Args:
+        run_url: The run folder.
+        cohort: Name of the cohort that it was fitted for.
+        fingerprint: Of its settings.
+
+    Raises:
+        EvaluationError: there is none, or the file is damaged.
+    """
+    url = files.join(folder_of(run_url), f"{cohort}{THRESHOLDS}.json")
+    for entry in _read(url):
+        if entry["fingerprint"] == fingerprint:
+            refits = [_threshold(entry, url, one) for one in entry.get("refits", ())]
+            return _threshold(entry, url), refits
+    raise EvaluationError(f"{url} does not list the threshold {fingerprint}")
 
 
 def _read(url: str) -> list[dict[str, Any]]:

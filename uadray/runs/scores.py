@@ -51,6 +51,36 @@ class ScoreStore:
         return cls(url=_place(run_url, cohort), score_range=score_range)
 
     @classmethod
+    def kept(
+        cls,
+        run_url: str,
+        cohort: Cohort,
+        score_range: tuple[float, float],
+        *,
+        weights: str,
+        scoring: dict[str, Any],
+    ) -> Self:
+        """The store of a run's scores on a cohort, to be read, if it is the one that is meant.
+
+        Args:
+            run_url: The run folder.
+            cohort: Of what.
+            score_range: As recorded.
+            weights: Digest of the weights that made the scores.
+            scoring: From `EvaluateConfig.scoring`.
+
+        Raises:
+            EvaluationError: the scores are gone, or are others.
+        """
+        url = _place(run_url, cohort.name)
+        held = _attributes(url) or {}
+        wanted = {"cohort": cohort.fingerprint, "weights": weights, "scoring": scoring}
+        if differing := [key for key, value in wanted.items() if held.get(key) != value]:
+            what = f"are of another {' and '.join(differing)}" if held else "are gone"
+            raise EvaluationError(f"the kept scores in {url} {what}")
+        return cls(url=url, score_range=score_range)
+
+    @classmethod
     def create(
         cls,
         run: Run,

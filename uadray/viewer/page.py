@@ -27,6 +27,7 @@ from markupsafe import Markup
 from uadray import __version__, files, html
 from uadray.errors import ConfigError
 from uadray.html import data_uri
+from uadray.viewer.standing import Placed
 from uadray.viewer.volumes import (
     PROPOSAL,
     TRUTH,
@@ -98,6 +99,7 @@ def write_case(
     truth: Source | None = None,
     brain: Source | None = None,
     summary: Mapping[str, Any] | None = None,
+    placed: Placed | None = None,
     name: str | None = None,
     index: str | None = None,
 ) -> CasePage:
@@ -116,6 +118,7 @@ def write_case(
         brain: Brain mask; the page is cut to its box. Where None, the voxels with a score.
         summary: Figures of the case, shown as they are; `FIGURES` says which keys have a name.
             `threshold` is the frozen threshold; `warnings`, a list of texts, stands above all else.
+        placed: Where the person stands among healthy people.
         name: Head of the page; by default `id` or `name` of the summary, else the file's name.
         index: Where the index page will stand; the page then links to it.
 
@@ -142,7 +145,9 @@ def write_case(
     title = str(name or given.get("id") or given.get("name") or out.rsplit("/", 1)[-1][:-5])
     figures = _counted(volumes) | given
     held = _volumes(volumes)
-    page = _render(title, volumes, held, figures, threshold, out=out, index=index).encode()
+    page = _render(
+        title, volumes, held, figures, threshold, placed=placed, out=out, index=index
+    ).encode()
     if len(page) > MAX_PAGE_BYTES:
         sizes = ", ".join(f"{key} {len(text) / 1e6:.1f} MB" for key, text in held.items())
         raise ConfigError(
@@ -283,6 +288,7 @@ def _render(
     summary: Mapping[str, Any],
     threshold: float | None,
     *,
+    placed: Placed | None,
     out: str,
     index: str | None,
 ) -> str:
@@ -323,6 +329,8 @@ def _render(
             has_proposal=volumes.has_proposal,
             threshold=threshold,
             figures=_figures(summary),
+            placed=placed,
+            absent=html.ABSENT,
             warnings=[str(warning) for warning in summary.get("warnings") or ()],
             index=None if index is None else _link(out, html.page_url(index)),
         )

@@ -1,7 +1,5 @@
 """Public sets of healthy people: IXI and OASIS-1."""
 
-import re
-
 from uadray import files
 from uadray.preparation.layouts.naming import IXI, OASIS1
 from uadray.preparation.layouts.scans import (
@@ -12,7 +10,7 @@ from uadray.preparation.layouts.scans import (
     find_files,
     nothing_found,
 )
-from uadray.preparation.layouts.tables import TableError, read_table
+from uadray.preparation.layouts.tables import own_table
 from uadray.preparation.settings import DOUBT
 
 IXI_SCANNERS = {
@@ -153,22 +151,14 @@ def _people(root: str, table: str, key: str) -> tuple[dict[str, tuple[tuple[str,
     Returns:
         Nothing where there is no table; and in words why one cannot be read.
     """
-    names = [n for n in files.list_names(root) if re.match(table, n, re.IGNORECASE)]
-    if not names:
-        return {}, ""
-    try:
-        columns, rows = read_table(files.join(root, names[0]), separators=",;\t")
-    except (OSError, TableError) as error:
-        return {}, f"{names[0]} cannot be read ({error})"
-    if key not in columns:
-        return {}, f"{names[0]} has no column {key}"
+    key, rows, remark = own_table(root, table, [key])
     people = {}
     for row in rows:
         name = row.pop(key).lstrip("0")
         if row.get(_IXI_SEX) in _IXI_SEXES:
             row["sex"] = _IXI_SEXES[row.pop(_IXI_SEX)]
         people[name] = tuple(row.items())
-    return people, ""
+    return people, remark
 
 
 _IXI_SEX, _IXI_SEXES = "SEX_ID (1=m, 2=f)", {"1": "M", "2": "F"}

@@ -132,6 +132,31 @@ def _read(manifest: str) -> list[tuple[int, dict[str, str]]]:
     return list(zip(numbers, rows, strict=True))
 
 
+def own_table(
+    root: str, pattern: str, keys: Iterable[str]
+) -> tuple[str, list[dict[str, str]], str]:
+    """A data set's own table of its people, if it was saved beside the scans.
+
+    Args:
+        root: Folder of the set.
+        pattern: Of the table's name, in whatever case.
+        keys: Columns that may name people.
+
+    Returns:
+        Which of them does, the rows, and in words why it cannot be read; nothing where there is no
+        table.
+    """
+    names = [n for n in files.list_names(root) if re.match(pattern, n, re.IGNORECASE)]
+    if not names:
+        return "", [], ""
+    try:
+        columns, rows = read_table(files.join(root, names[0]), separators=",;\t")
+    except (OSError, TableError) as error:
+        return "", [], f"{names[0]} cannot be read ({error})"
+    key = next((one for one in keys if one in columns), "")
+    return (key, rows, "") if key else ("", [], f"{names[0]} has no column {' or '.join(keys)}")
+
+
 def read_table(url: str, separators: str) -> tuple[list[str], list[dict[str, str]]]:
     """Columns and rows of a table, whose cells are text without blanks around it.
 

@@ -5,10 +5,9 @@ of similar age the trend over age is taken out first: a straight line through th
 twice as many years, so that what bends over a life bends here, too. The interval is the exact one
 of a share (Clopper and Pearson 1934), wide where there are few people.
 
-A normal distribution with an age trend and quantile regression were tried as well. The first gives
-narrow intervals that cover too little where scores are skewed or spread more with age, the second
-is not defined for a dozen people. `python -m benchmarks.normative` measures what the intervals
-cover.
+A normal distribution along a line gives intervals of half the width, which cover too little where
+scores are skewed, spread more with age or bend; quantile regression has no outer percentiles for a
+dozen people. `python -m benchmarks.normative` measures what the intervals cover.
 """
 
 from dataclasses import dataclass

@@ -16,6 +16,7 @@ Each does what its job does (`jobs/train.py` and so on) and leaves the same file
 made again repeats nothing that is finished.
 """
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -25,7 +26,7 @@ from uadray import config as _config
 from uadray import fields, files
 from uadray.config import Experiment, with_fit
 from uadray.device import Device
-from uadray.errors import ConfigError, PredictError
+from uadray.errors import ConfigError, PredictError, UadrayWarning
 from uadray.prediction import outputs, places
 from uadray.prediction.folder import Predicted
 from uadray.prediction.inputs import find_items
@@ -241,7 +242,9 @@ def evaluate(
 
     several = [runs] if isinstance(runs, (Run, str, Path)) else list(runs)
     opened = [one if isinstance(one, Run) else open_run(one) for one in several]
-    distinct, _ = with_members(opened)
+    distinct, left_out = with_members(opened)
+    for reason in left_out:
+        warnings.warn(reason, UadrayWarning, stacklevel=2)
     records = job.evaluate(
         distinct,
         _cohort(cohort),

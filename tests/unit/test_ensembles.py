@@ -44,6 +44,7 @@ from uadray.runs.detector import load_detector
 from uadray.runs.ensembles import make_ensemble, members_at, with_members
 from uadray.runs.folder import Run
 from uadray.runs.learned import PEOPLE, Match
+from uadray.runs.records import find_runs
 from uadray.runs.state import weights_digest
 from uadray.store import Cohort
 
@@ -403,6 +404,8 @@ def test_files_and_model_folder(home: Path, mean: Run, scan: str) -> None:
     _, notes = export_model(mean.url, str(home / "exported"), onnx=False)
     assert notes == []
     model = read_model(str(home / "exported"))
+    with pytest.raises(RunError, match="is a model of uadray, and no run"):
+        find_runs([model.url])
     card = (home / "exported/MODEL_CARD.md").read_text()
     assert "the mean of 3 fits of `VAE`" in card
     assert "method.member.latent_size 8;" in card

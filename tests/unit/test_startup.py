@@ -31,6 +31,10 @@ print(json.dumps([codes, sorted({name.split(".")[0] for name in sys.modules})]))
 """
 
 CALLS: dict[str, list[tuple[list[str], int]]] = {
+    "ensemble": [
+        (["--out", "o"], 2),
+        (["runs/one", "--out", "o", "--combine", "sum"], 2),
+    ],
     "evaluate": [
         (["--protocol", "meissen2021-I", "--help"], 0),
         (["runs/one"], 2),
@@ -53,6 +57,8 @@ CALLS: dict[str, list[tuple[list[str], int]]] = {
         (["3D-Cube-n", "--help"], 0),
         (["4D-None"], 1),
         (["3D-Cube-n", "--fit.epochs", "0"], 2),
+        (["3D-Cube-n", "--folds", "1"], 2),
+        (["3D-Cube-n", "--folds", "5", "--fit.folds", "5", "--fit.fold", "1"], 2),
     ],
     "tune": [
         (["smoke", "--help"], 0),

@@ -6,6 +6,7 @@ from typing import Any
 
 from uadray import files
 from uadray.errors import RunError
+from uadray.results import results_in
 from uadray.runs.evaluations import Evaluation, check_kinds, is_number, load_evaluation
 from uadray.runs.folder import Run
 from uadray.runs.reading import (
@@ -149,6 +150,8 @@ def _run_folders(url: str, broken: list[Broken] | None) -> list[str]:
         if CONFIG in inside:
             folders.append(folder)
     if not folders and not broken:
+        if whose := results_in(url, set(names)):
+            raise RunError(f"{url} is {whose}, and no run: pass the folder that the fit wrote")
         raise RunError(
             f"{url}: config.json is missing here and in every folder of it, so this is neither a "
             "run nor a folder of runs; pass the folder that the fit wrote"

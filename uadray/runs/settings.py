@@ -119,9 +119,10 @@ def is_plain(config: Mapping[str, Any]) -> bool:
 def _is_of_gradient(path: str) -> bool:
     """Whether a setting says how a method learns by gradient; a plain baseline makes no use of it.
 
-    Which share of the data is learned from counts for both.
+    Who is learned from counts for both.
     """
-    return path.startswith(("fit.", "erasing.")) and path != "fit.data_share"
+    of_data = ("fit.data_share", "fit.folds")
+    return path.startswith(("fit.", "erasing.")) and path not in of_data
 
 
 def _value(value: Any) -> Any:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from uadray import files
 from uadray.config import Experiment, experiment, with_fit
 from uadray.errors import RunError
-from uadray.preparation.layouts import phantom
+from uadray.preparation.layouts import phantom, version_at
 from uadray.preparation.settings import PrepareConfig, SplitConfig
 
 if TYPE_CHECKING:
@@ -66,9 +66,11 @@ def cohorts(
     from uadray.preparation.ingest import prepare_cohort
 
     counts = {"healthy": healthy} | dict.fromkeys(LESIONED, lesioned)
+    # A folder that was begun with older phantoms goes on with them.
+    version = version_at(place("healthy", out))
     return {
         kind: prepare_cohort(
-            phantom(kind, count, 0),
+            phantom(kind, count, 0, version=version),
             place(kind, out),
             config=PrepareConfig(shape=(size,) * 3),
             split=SplitConfig(),

@@ -27,13 +27,13 @@ from uadray.phantom.anatomy import (
     smooth_spectrum,
 )
 
-STROKE_ML = (5.0, 70.0, 190.0)
+STROKE_ML = (5.0, 80.0, 200.0)
 """Least, median and largest volume of an infarct of a cortical artery in mL."""
 
 LACUNAR = 0.1
 """Share of the strokes that are lacunes, which a coarse grid hardly shows."""
 
-STROKE_LOSS = (0.15, 0.5)
+STROKE_LOSS = (0.2, 0.5)
 """Least and largest share of its signal that infarcted tissue loses on T1."""
 
 OEDEMA_TRUTH = 0.4
@@ -99,15 +99,15 @@ def draw_tumour(rng: np.random.Generator, maps: np.ndarray) -> Tumour:
     inner = (maps[WM] > 0.5) & (maps[CORTEX] > 0.9) & (maps[DEPTH] > 5.0 + 0.5 * core)
     places = np.flatnonzero(inner & (np.abs(field_points()[:, 0]) > 12.0))
     centre = field_points()[places[int(rng.integers(len(places)))]]
-    dark = rng.random() < 0.85
+    dark = rng.random() < 0.9
     return Tumour(
         centre=(float(centre[0]), float(centre[1]), float(centre[2])),
         core_mm=core,
         oedema_mm=float(rng.uniform(8.0, 26.0)),
         mass_effect=float(rng.uniform(0.08, 0.36)),
-        core_tone=float(rng.uniform(0.55, 0.9) if dark else rng.uniform(1.0, 1.05)),
+        core_tone=float(rng.uniform(0.55, 0.85) if dark else rng.uniform(1.0, 1.05)),
         necrosis=float(rng.uniform(0.35, 0.7) if rng.random() < 0.55 else 0.0),
-        oedema_tone=float(rng.uniform(0.6, 0.85)),
+        oedema_tone=float(rng.uniform(0.6, 0.8)),
         texture_seed=int(rng.integers(1 << 62)),
     )
 
@@ -139,7 +139,7 @@ def draw_stroke(rng: np.random.Generator, maps: np.ndarray) -> Stroke:
         radii = list(np.clip(np.exp(rng.normal(np.log(6.5), 0.35, count)), 4.5, 13.0))
     else:
         centres = [(side * rng.uniform(6, 16), rng.uniform(-35, 15), rng.uniform(-2, 16))]
-        radii = [rng.uniform(14.0, 32.0)]
+        radii = [rng.uniform(4.0, 18.0)]
     return Stroke(
         pattern="lacunes" if lacunar else "wedge",
         side=side,

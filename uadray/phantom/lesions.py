@@ -244,7 +244,9 @@ def stroke_fields(stroke: Stroke, maps: np.ndarray) -> np.ndarray:
     texture = gaussian_field(rng, band_spectrum(9.0, width=0.4))
     lobes = gaussian_field(rng, smooth_spectrum(20.0))
     points = field_points()
-    ragged = (0.12 * texture + 0.22 * lobes).ravel()
+    # A border that moves far has to be smooth, or it breaks into islands.
+    fine = 0.03 if stroke.volume_ml else 0.12
+    ragged = (fine * texture + 0.22 * lobes).ravel()
     if stroke.pattern == "wedge":
         away = points - np.array(stroke.centres[0], np.float32)
         far = np.sqrt((away**2).sum(axis=1)) + 1e-3

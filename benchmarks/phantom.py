@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from scipy.stats import kendalltau
 
-from benchmarks.harness import Row, arguments, medians, publish
+from benchmarks.harness import DOCS, Row, arguments, medians, publish, write_between
 from benchmarks.methods import LESIONED, REFERENCE, Cell, Cells, Study, phantoms
 from uadray import files
 from uadray.evaluation.protocols import EvaluateConfig
@@ -34,6 +34,7 @@ from uadray.phantom import VERSION, Kind, make_subject
 from uadray.runs.detector import load_detector
 from uadray.runs.folder import Run
 from uadray.store import Cohort, Split, open_cohort
+from uadray.tables import to_markdown
 from uadray.train.job import fit
 
 NETWORKS = ("2D-None", "3D-None", "3D-Cube-n", "sVAE", "DenoisingAE")
@@ -160,8 +161,6 @@ def rank_rows(
     for words, figures in named.items():
         for kind in LESIONED:
             of_kind = dice(figures, kind)
-            order = sorted(zip(NAMES, of_kind, strict=True), key=lambda pair: -pair[1])
-            detail = ", ".join(f"{name} {value:.3f}" for name, value in order)
             for site in sites:
                 first = words == newest and kind == "stroke" and site == sites[0]
                 rows.append(
@@ -171,17 +170,12 @@ def rank_rows(
                         "tau-b",
                         against=f"real {site}",
                         goal=f">= {TAU}" if first else "",
-                        detail=detail,
                     )
                 )
     for at, site in enumerate(sites):
-        order = sorted(zip(NAMES, dice(real, site), strict=True), key=lambda pair: -pair[1])
-        detail = ", ".join(f"{name} {value:.3f}" for name, value in order)
         other = sites[(at + 1) % len(sites)]
         value = tau(dice(real, site), dice(real, other))
-        rows.append(
-            Row(f"tau of the ranks, real {site}", value, "tau-b", against=other, detail=detail)
-        )
+        rows.append(Row(f"tau of the ranks, real {site}", value, "tau-b", against=f"real {other}"))
     return rows
 
 
@@ -216,6 +210,39 @@ def reference_rows(
             )
         )
     return rows
+
+
+def dice_rows(named: Mapping[str, Figures], real: Figures, sites: Sequence[str]) -> list[Row]:
+    """Dice_D of each method on each cohort."""
+    cohorts = {f"real {site}": (real, site) for site in sites}
+    for words, figures in named.items():
+        cohorts |= {f"{kind} on {words}": (figures, kind) for kind in LESIONED}
+    return [
+        Row(f"Dice_D of {name}, {words}", cell.value, "Dice_D", detail=cell.words)
+        for words, (figures, cohort) in cohorts.items()
+        for name in NAMES
+        for cell in [figures[name][f"{cohort} Dice_D"]]
+    ]
+
+
+def page(rows: Sequence[Row]) -> str:
+    """The figures as tables, for the page that describes phantoms."""
+    heads, cells = ["method"], {name: [name] for name in NAMES}
+    rest = []
+    for row in rows:
+        if row.measure.startswith("Dice_D of "):
+            name, cohort = row.measure.removeprefix("Dice_D of ").split(", ", 1)
+            heads += [cohort] if cohort not in heads else []
+            cells[name].append(f"{row.value:.3f}")
+        elif row.value is not None:
+            holds = {True: "yes", False: "**no**", None: ""}[row.holds]
+            value = f"{row.value:.3g}" if row.value < 1000 else f"{row.value:.0f}"
+            rest.append([row.measure, value, row.unit, row.against, row.goal, holds, row.detail])
+    first = to_markdown(heads, cells.values())
+    second = to_markdown(
+        ["measure", "value", "unit", "against", "goal", "holds", "detail"], rest, align="lrl"
+    )
+    return f"Dice_D, means over seeds:\n\n{first}\n\n{second}"
 
 
 def dark_rows(named: Mapping[str, Figures], real: Figures, sites: Sequence[str]) -> list[Row]:
@@ -343,6 +370,7 @@ def rows_of(study: Study, real: Sequence[str], real_out: str, skip: Sequence[int
         figures[words], stores[words] = measure(one), open_cohort(one.cohorts[0])
     of_num = {words: store for words, store in stores.items() if num_scans(store) == num}
     return [
+        *dice_rows(figures, of_scans, sites),
         *rank_rows(figures, of_scans, sites, newest),
         *reference_rows(figures, of_scans, sites, newest),
         *dark_rows(figures, of_scans, sites),
@@ -390,7 +418,9 @@ def main() -> None:
         return
     if len(args.real) < 2:
         parser.error("--real takes a healthy cohort and at least one with strokes")
-    publish("phantom", rows_of(replace(study, out=args.out), args.real, args.real_out, args.skip))
+    rows = rows_of(replace(study, out=args.out), args.real, args.real_out, args.skip)
+    publish("phantom", rows)
+    write_between(DOCS / "explain" / "phantoms.md", "phantom", page(rows))
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ EPOCHS = 20
 """Of a network that is fitted without any other wish: a minute or two on 2 cores."""
 
 PLAIN = ("PCA-16", "ZScore")
-"""What is evaluated where nothing was fitted yet: seconds, and hard to beat on phantoms."""
+"""What is evaluated where nothing was fitted yet: seconds, and hard to beat."""
 
 
 def folder() -> str:

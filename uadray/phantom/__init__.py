@@ -1,4 +1,4 @@
-"""Phantom brains and lesions: pure functions of (kind, seed, size)."""
+"""Phantom brains and lesions: pure functions of (kind, seed, size, version)."""
 
 from uadray.phantom.subject import VERSION, Kind, PhantomSubject, age_and_sex, make_subject
 

@@ -344,7 +344,9 @@ def speed_rows(sizes: Sequence[int], count: int) -> list[Row]:
     return rows
 
 
-def rows_of(study: Study, real: Sequence[str], real_out: str, skip: Sequence[int]) -> list[Row]:
+def rows_of(
+    study: Study, real: Sequence[str], real_out: str, skip: Sequence[int], old_seeds: int
+) -> list[Row]:
     """All rows.
 
     Args:
@@ -352,6 +354,7 @@ def rows_of(study: Study, real: Sequence[str], real_out: str, skip: Sequence[int
         real: Real cohorts, the healthy one first.
         real_out: Folder of their fits.
         skip: 1 for phantoms of version 1, `SEVERAL` for so many healthy ones.
+        old_seeds: Fits of each network on phantoms of version 1.
     """
     healthy, *lesioned = (open_cohort(url) for url in real)
     sites = [cohort.name for cohort in lesioned]
@@ -367,6 +370,8 @@ def rows_of(study: Study, real: Sequence[str], real_out: str, skip: Sequence[int
     for words, (count, version) in wanted.items():
         out = files.join(study.out, f"v{version}-{count}")
         one = phantom_study(study, out, count, version)
+        if version < VERSION:
+            one = replace(one, seeds=old_seeds)
         figures[words], stores[words] = measure(one), open_cohort(one.cohorts[0])
     of_num = {words: store for words, store in stores.items() if num_scans(store) == num}
     return [
@@ -380,7 +385,8 @@ def rows_of(study: Study, real: Sequence[str], real_out: str, skip: Sequence[int
             "size of the study",
             study.seeds,
             "seeds",
-            detail=f"{study.lesioned} phantoms of each lesion, 40 % of which fit the threshold; "
+            detail=f"{old_seeds} on version 1; "
+            f"{study.lesioned} phantoms of each lesion, 40 % of which fit the threshold; "
             f"real: {', '.join(f'{c.name} {num_scans(c)}' for c in (healthy, *lesioned))}; "
             f"{study.epochs} epochs of slices, {study.epochs_3d} of volumes",
         ),
@@ -393,6 +399,7 @@ def main() -> None:
     parser.add_argument("--real-out", default="runs/methods-real", help="folder of their fits")
     parser.add_argument("--out", default="runs/phantom-ranks", help="folder of the phantoms")
     parser.add_argument("--seeds", type=int, default=3, help="fits of each network")
+    parser.add_argument("--old-seeds", type=int, default=1, help="the same on version 1")
     parser.add_argument(
         "--skip",
         nargs="+",
@@ -412,13 +419,15 @@ def main() -> None:
             small = replace(small, out=str(Path(folder) / "phantoms"))
             publish(
                 "phantom",
-                rows_of(small, stand_in, str(Path(folder) / "fits"), (SEVERAL,)),
+                rows_of(small, stand_in, str(Path(folder) / "fits"), (SEVERAL,), 1),
                 keep=False,
             )
         return
     if len(args.real) < 2:
         parser.error("--real takes a healthy cohort and at least one with strokes")
-    rows = rows_of(replace(study, out=args.out), args.real, args.real_out, args.skip)
+    rows = rows_of(
+        replace(study, out=args.out), args.real, args.real_out, args.skip, args.old_seeds
+    )
     publish("phantom", rows)
     write_between(DOCS / "explain" / "phantoms.md", "phantom", page(rows))
 

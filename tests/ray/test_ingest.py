@@ -334,8 +334,7 @@ def test_phantoms_are_the_same_in_every_process(tmp_path):
     assert np.array_equal(cohort.read("lesion", 1, 2)[0], here.lesion)
     assert cohort.subjects["scanner"].str.startswith("phantom-").all()
     assert cohort.subjects["notes"].eq("phantom, stroke").all()
-    ages = dict(zip(cohort.covariates["row"], cohort.covariates["age"], strict=True))
-    assert ages[1] == float(dict(scan.covariates)["age"])
+    assert cohort.covariates["age"][1] == float(dict(scan.covariates)["age"])
 
 
 def test_a_folder_begun_with_older_phantoms_goes_on_with_them(tmp_path):

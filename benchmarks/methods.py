@@ -140,10 +140,12 @@ class Study:
         )
 
 
-def phantoms(out: str, kind: str, count: int, size: int, first_seed: int = 0) -> Cohort:
+def phantoms(
+    out: str, kind: str, count: int, size: int, first_seed: int = 0, version: int | None = None
+) -> Cohort:
     """A cohort of phantoms of one kind, made once."""
     return prepare_cohort(
-        phantom(kind, count, first_seed),
+        phantom(kind, count, first_seed, version=version),
         files.join(out, f"{kind}.zarr"),
         config=PrepareConfig(shape=(size,) * 3),
         split=SplitConfig(),

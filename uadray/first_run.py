@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from uadray import files
 from uadray.config import Experiment, experiment, with_fit
 from uadray.errors import RunError
-from uadray.preparation.layouts import phantom
+from uadray.preparation.layouts import phantom, version_at
 from uadray.preparation.settings import PrepareConfig, SplitConfig
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ EPOCHS = 20
 """Of a network that is fitted without any other wish: a minute or two on 2 cores."""
 
 PLAIN = ("PCA-16", "ZScore")
-"""What is evaluated where nothing was fitted yet: seconds, and hard to beat on phantoms."""
+"""What is evaluated where nothing was fitted yet: seconds, and hard to beat."""
 
 
 def folder() -> str:
@@ -66,9 +66,11 @@ def cohorts(
     from uadray.preparation.ingest import prepare_cohort
 
     counts = {"healthy": healthy} | dict.fromkeys(LESIONED, lesioned)
+    # A folder that was begun with older phantoms goes on with them.
+    version = version_at(place("healthy", out))
     return {
         kind: prepare_cohort(
-            phantom(kind, count, 0),
+            phantom(kind, count, 0, version=version),
             place(kind, out),
             config=PrepareConfig(shape=(size,) * 3),
             split=SplitConfig(),

@@ -120,6 +120,7 @@ def prepare(
     covariates: str | Path = "",
     count: int = 24,
     first_seed: int = 0,
+    version: int | None = None,
     qc: str | Path = "",
     healthy: str | Path | Cohort = "",
     seed: int = 0,
@@ -143,6 +144,7 @@ def prepare(
         covariates: Table of what is known of people besides, such as their ages.
         count: Number of phantoms.
         first_seed: Seed of the first phantom.
+        version: How phantoms are made; the newest by default, 1 as in cohorts of before.
         qc: The quality page; beside the cohort by default.
         healthy: A healthy cohort that plain methods learn from for the calibration.
         seed: Decides who is held out, the parts, the order and who gets which lesion.
@@ -169,8 +171,8 @@ def prepare(
             raise ConfigError(
                 "phantoms are made on their grid: give size, and settings of the split"
             )
-        flags |= {"count": count, "first_seed": first_seed, "size": size}
-        scans = phantom(place, count, first_seed)
+        flags |= {"count": count, "first_seed": first_seed, "size": size, "version": version}
+        scans = phantom(place, count, first_seed, version=version)
         config = PrepareConfig(shape=(size or 64,) * 3)
     else:
         if size is not None and settings.setdefault("shape", (size,) * 3) != (size,) * 3:

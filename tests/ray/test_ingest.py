@@ -15,11 +15,11 @@ import pytest
 import ray
 from tiny_scans import TINY, brain_image, write, write_bids
 
-from uadray import attempts, each, files
+from uadray import attempts, each, files, first_run
 from uadray.errors import ConfigError, StoreError, TooManyFailuresError
 from uadray.preparation import ingest
 from uadray.preparation.ingest import prepare_cohort, summary
-from uadray.preparation.layouts import Scan, bids, phantom
+from uadray.preparation.layouts import Scan, bids, phantom, version_at
 from uadray.preparation.settings import PrepareConfig, SplitConfig
 from uadray.preparation.steps import prepare_scan
 from uadray.store import Cohort, CohortWriter, open_cohort, verify
@@ -334,6 +334,22 @@ def test_phantoms_are_the_same_in_every_process(tmp_path):
     assert np.array_equal(cohort.read("lesion", 1, 2)[0], here.lesion)
     assert cohort.subjects["scanner"].str.startswith("phantom-").all()
     assert cohort.subjects["notes"].eq("phantom, stroke").all()
+    assert cohort.covariates["age"][1] == float(dict(scan.covariates)["age"])
+
+
+def test_a_folder_begun_with_older_phantoms_goes_on_with_them(tmp_path):
+    old = prepare(
+        phantom("healthy", 12, version=1),
+        tmp_path / "healthy.zarr",
+        PrepareConfig(shape=(16, 16, 16)),
+    )
+    assert version_at(old.url) == 1
+    cohorts = first_run.cohorts(str(tmp_path), size=16, healthy=12, lesioned=3)
+    assert cohorts["healthy"].fingerprint == old.fingerprint
+    assert [version_at(cohorts[kind].url) for kind in first_run.LESIONED] == [1, 1]
+    new = first_run.cohorts(str(tmp_path / "new"), size=16, healthy=12, lesioned=3)
+    assert {version_at(cohort.url) for cohort in new.values()} == {2}
+    assert version_at(str(tmp_path / "none.zarr")) is None
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount a small disk")

@@ -23,8 +23,18 @@ from tiny_sets import (
     write_wmh,
 )
 
-from uadray.errors import NoScanFoundError
-from uadray.preparation.layouts import LAYOUTS, Scan, bids, csv, detect, mslub, phantom
+from uadray.errors import NoScanFoundError, ScanError
+from uadray.phantom import age_and_sex
+from uadray.preparation.layouts import (
+    LAYOUTS,
+    Scan,
+    bids,
+    csv,
+    detect,
+    mslub,
+    phantom,
+    read_phantom_url,
+)
 from uadray.preparation.layouts.scans import find_files
 from uadray.preparation.read import load_volume
 from uadray.preparation.settings import DOUBT
@@ -638,6 +648,19 @@ class TestAuto:
 
 def test_phantoms_are_scans():
     scans = phantom("stroke", 3, first_seed=5)
-    assert [s.image for s in scans] == [f"phantom://stroke/{k}" for k in (5, 6, 7)]
+    assert [s.image for s in scans] == [f"phantom://v2/stroke/{k}" for k in (5, 6, 7)]
     assert all(s.lesioned for s in scans)
     assert not phantom("healthy", 1)[0].lesioned
+    age, sex = dict(scans[0].covariates).values()
+    assert (int(age), sex) == age_and_sex("stroke", 5)
+    assert [read_phantom_url(s.image) for s in scans[:1]] == [("stroke", 5, 2)]
+
+
+def test_phantoms_of_version_1_are_scans_as_they_were():
+    (scan,) = phantom("stroke", 1, first_seed=5, version=1)
+    assert scan.image == "phantom://stroke/5"
+    assert scan.covariates == ()
+    assert read_phantom_url(scan.image) == ("stroke", 5, 1)
+    assert not phantom("healthy", 1, version=1)[0].lesioned
+    with pytest.raises(ScanError, match="expected a phantom such as phantom://v2/stroke/17"):
+        read_phantom_url("phantom://stroke")

@@ -266,6 +266,9 @@ class TestPrepareScan:
         assert out.image.shape == (16, 16, 16)
         assert out.lesion is not None
         assert out.scanner.startswith("phantom-")
+        (old,) = phantom("stroke", 1, 3, version=1)
+        before = prepare_scan(old, PrepareConfig(shape=(16, 16, 16)))
+        assert not np.array_equal(before.image, out.image)
         healthy = prepare_scan(phantom("healthy", 1)[0], PrepareConfig(shape=(16, 16, 16)))
         assert healthy.lesion is None
         with pytest.raises(ConfigError, match="use --size N"):

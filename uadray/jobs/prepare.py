@@ -137,10 +137,12 @@ class Phantom(Job):
     """Seed of the first subject; the others follow."""
     size: int = 64
     """Voxels along each axis."""
+    version: int | None = None
+    """How they are made: the newest by default, 1 as in cohorts of before, to make those again."""
 
     def inputs(self) -> Inputs:
         """The subjects and the grid that they are made on."""
-        scans = phantom(self.kind, self.count, self.first_seed)
+        scans = phantom(self.kind, self.count, self.first_seed, version=self.version)
         return Inputs(scans=scans, config=PrepareConfig(shape=(self.size,) * 3))
 
 

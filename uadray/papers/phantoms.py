@@ -6,7 +6,7 @@ from uadray import files
 from uadray.errors import StoreError
 from uadray.papers.scales import PHANTOM_OF, Scale
 from uadray.preparation.ingest import prepare_cohort
-from uadray.preparation.layouts import phantom
+from uadray.preparation.layouts import phantom, version_at
 from uadray.preparation.settings import PrepareConfig, SplitConfig
 from uadray.store import Cohort, open_cohort
 
@@ -30,6 +30,9 @@ def make_phantoms(
     """
     split = SplitConfig(preset="bengs2021") if scale.name == "phantom" else SplitConfig()
 
+    # A folder that was begun with older phantoms goes on with them.
+    version = version_at(files.join(out, "healthy.zarr"))
+
     def make(name: str, kind: str, count: int, first: int) -> Cohort | None:
         url = files.join(out, f"{name}.zarr")
         if dry_run:
@@ -38,7 +41,7 @@ def make_phantoms(
             except (StoreError, FileNotFoundError):
                 return None
         return prepare_cohort(
-            phantom(kind, count, first),
+            phantom(kind, count, first, version=version),
             url,
             config=PrepareConfig(shape=(scale.size,) * 3),
             split=split,

@@ -1,5 +1,5 @@
-"""Phantom brains and lesions: pure functions of (kind, seed, size)."""
+"""Phantom brains and lesions: pure functions of (kind, seed, size, version)."""
 
-from uadray.phantom.subject import Kind, PhantomSubject, make_subject, scanner_profiles
+from uadray.phantom.subject import VERSION, Kind, PhantomSubject, age_and_sex, make_subject
 
-__all__ = ["Kind", "PhantomSubject", "make_subject", "scanner_profiles"]
+__all__ = ["VERSION", "Kind", "PhantomSubject", "age_and_sex", "make_subject"]

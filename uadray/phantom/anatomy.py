@@ -1,4 +1,4 @@
-"""Anatomy of the phantom brains: the MNI152 tissue maps, deformed, aged and refolded.
+"""What phantom brains are made from: the MNI152 tissue maps, random fields, deformations.
 
 Two coordinate frames, both in mm from the centre of the box, axes (x, y, z) = (right, anterior,
 superior): *template* is where nilearn's tissue maps lie, *subject* is the deformed brain. Volumes
@@ -6,6 +6,7 @@ are (C, Z, Y, X) over the box, points are (N, 3). Random fields live on one fixe
 space, so that a subject is the same brain at every output size.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -29,6 +30,9 @@ FIELD_SHAPE = (64, 75, 64)
 TEMPLATE_SHAPE = (109, 127, 105)
 """Grid (Z, Y, X) of the tissue maps, 1.5 mm: the template is an average, blurred over more."""
 
+ROOT_SEED = 2021
+"""Mixed into every seed, so that phantoms share no random stream with the rest of a run."""
+
 CSF, GM, WM, BRAIN, DETAIL, DEPTH, CORTEX, CEREBELLUM, MIDLINE = range(9)
 
 
@@ -43,32 +47,6 @@ class Template:
     inward: np.ndarray
     """float32 (3, Z, Y, X) on the field grid: direction towards the ventricles' middle, at most
     1 long; the brain is drawn along it when the ventricles widen."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Anatomy:
-    """What is drawn once per subject; the random fields follow from `field_seed`."""
-
-    age: float
-    """0 young to 1 old."""
-    rotation: tuple[float, float, float]
-    """Head angles about x, y, z in radians."""
-    scale: tuple[float, float, float]
-    """Size relative to the template along x, y, z."""
-    warp_mm: tuple[float, float, float]
-    """Standard deviation in mm of the deformations of 80, 40 and 20 mm wavelength."""
-    ventricles_mm: float
-    """How far the ventricles' walls move outward in mm; negative narrows them."""
-    gyrus_mm: float
-    """Wavelength of the folding field in mm; gyri are about 0.7 of it apart."""
-    sulcus_depth_mm: float
-    """Mean depth of the sulci in mm."""
-    sulcus_mm: float
-    """Mean half width of an open sulcus in mm; grows with age."""
-    ribbon_mm: float
-    """Thickness of the cortical ribbon in mm."""
-    field_seed: int
-    """Seed of the subject's random fields."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -194,7 +172,7 @@ def sigmoid(x: np.ndarray) -> np.ndarray:
 
 
 @lru_cache(maxsize=1)
-def _wavenumber() -> tuple[np.ndarray, np.ndarray]:
+def wavenumber() -> tuple[np.ndarray, np.ndarray]:
     """Return |k| and |k_z| in cycles per mm on the half spectrum of the field grid."""
     nz, ny, nx = FIELD_SHAPE
     kz = scipy.fft.fftfreq(nz, BOX_MM[2] / nz)[:, None, None]
@@ -224,35 +202,38 @@ def gaussian_field(rng: np.random.Generator, spectrum: np.ndarray) -> np.ndarray
 
 def band_spectrum(wavelength_mm: float, width: float = 0.25) -> np.ndarray:
     """Return the amplitude of fields of about one wavelength: blobs and folds of equal size."""
-    radius, _ = _wavenumber()
+    radius, _ = wavenumber()
     return np.exp(-0.5 * ((radius * wavelength_mm - 1.0) / width) ** 2)
 
 
 def smooth_spectrum(wavelength_mm: float) -> np.ndarray:
     """Return the amplitude of fields of this wavelength and longer, Gaussian in wavenumber."""
-    radius, _ = _wavenumber()
+    radius, _ = wavenumber()
     return np.exp(-0.5 * (radius * wavelength_mm) ** 2)
 
 
-def draw_anatomy(rng: np.random.Generator) -> Anatomy:
-    """Draw one adult. Size is set so that brains measure about 1.2 to 1.7 L, as real ones."""
-    age = float(rng.beta(2.0, 2.0))
-    overall = np.clip(rng.normal(0.91, 0.025), 0.84, 0.97)
-    scale = overall * np.clip(rng.normal(1.0, 0.018, 3), 0.96, 1.04)
-    rotation = rng.normal(0.0, np.deg2rad([4.0, 2.0, 2.0]))
-    sulcus = 0.55 + 0.75 * age + rng.normal(0.0, 0.12)
-    return Anatomy(
-        age=age,
-        rotation=(float(rotation[0]), float(rotation[1]), float(rotation[2])),
-        scale=(float(scale[0]), float(scale[1]), float(scale[2])),
-        warp_mm=(2.4, 0.9, 0.4),
-        ventricles_mm=float(np.clip(rng.normal(-0.8 + 3.4 * age, 1.0), -2.0, 5.0)),
-        gyrus_mm=float(rng.uniform(15.0, 18.0)),
-        sulcus_depth_mm=float(rng.uniform(10.0, 14.0)),
-        sulcus_mm=float(np.clip(sulcus, 0.15, 1.5)),
-        ribbon_mm=float(rng.normal(3.6, 0.15) - 0.5 * age),
-        field_seed=int(rng.integers(1 << 62)),
-    )
+def folia_spectrum() -> np.ndarray:
+    """Return the amplitude of the field that folds the cerebellum."""
+    radius, kz = wavenumber()
+    # Folia lie flat: keep the wave vectors within about 35 degrees of the vertical.
+    upright = np.exp(-0.5 * (np.arccos(np.clip(kz / np.maximum(radius, 1e-6), 0, 1)) / 0.6) ** 2)
+    return np.asarray(band_spectrum(9.0) * upright)
+
+
+def mixed_spectrum(
+    sigmas: Sequence[float], wavelengths_mm: Sequence[float]
+) -> tuple[float, np.ndarray]:
+    """Return standard deviation and amplitude of a sum of smooth fields.
+
+    Args:
+        sigmas: standard deviation of each.
+        wavelengths_mm: wavelength of each in mm, see `smooth_spectrum`.
+    """
+    power = np.zeros_like(wavenumber()[0])
+    for sigma, wavelength in zip(sigmas, wavelengths_mm, strict=True):
+        band = smooth_spectrum(wavelength) ** 2
+        power += np.float32(sigma**2) * band / band.sum()
+    return float(np.linalg.norm(sigmas)), np.sqrt(power)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -262,8 +243,21 @@ class Fields:
     warp: np.ndarray
     """float32 (3, Z, Y, X): template point minus subject point, mm."""
     fold: np.ndarray
-    """float32 (3, Z, Y, X): signed distance to the nearest sulcal sheet in mm, how far that
-    sulcus is open (mean 0, variance 1), and the same distance for the cerebellum's folia."""
+    """float32 (3, Z, Y, X), the folding of cortex, the width of its sulci and the folding of the
+    cerebellum, each of mean 0 and variance 1. In version 1 the first and the last are signed
+    distances to the nearest sulcal sheet in mm."""
+
+
+def pose(scale: Sequence[float], angles: tuple[float, float, float]) -> np.ndarray:
+    """Return the template points, float32 (N, 3), of the field grid in a turned, resized brain.
+
+    Args:
+        scale: size relative to the template along x, y, z.
+        angles: about x, y, z in radians.
+    """
+    points = field_points()
+    matrix = (np.diag(1.0 / np.array(scale)) @ _rotation(angles)).astype("f4")
+    return np.stack([(points * row).sum(axis=1) for row in matrix], axis=1)
 
 
 def _rotation(angles: tuple[float, float, float]) -> np.ndarray:
@@ -274,42 +268,24 @@ def _rotation(angles: tuple[float, float, float]) -> np.ndarray:
     return about_z @ about_y @ about_x
 
 
-def make_fields(anatomy: Anatomy, template: Template) -> Fields:
-    """Rasterise the deformation and the folding of a subject on the field grid."""
-    rng = np.random.default_rng(anatomy.field_seed)
-    points = field_points()
-    matrix = (np.diag(1.0 / np.array(anatomy.scale)) @ _rotation(anatomy.rotation)).astype("f4")
-    mapped = np.stack([(points * row).sum(axis=1) for row in matrix], axis=1)
-    power = np.zeros_like(_wavenumber()[0])
-    for sigma, wavelength in zip(anatomy.warp_mm, (80.0, 40.0, 20.0), strict=True):
-        band = smooth_spectrum(wavelength) ** 2
-        power += np.float32(sigma**2) * band / band.sum()
-    sigma = float(np.linalg.norm(anatomy.warp_mm))
-    for axis in range(3):
-        mapped[:, axis] += sigma * gaussian_field(rng, np.sqrt(power)).ravel()
+def widen_ventricles(mapped: np.ndarray, distance_mm: float, template: Template) -> np.ndarray:
+    """Draw the brain towards the ventricles' middle, and return the whole deformation.
+
+    Args:
+        mapped: float32 (N, 3), template points of the field grid; changed in place.
+        distance_mm: how far the walls move outward; negative narrows the ventricles.
+        template: the reference brain.
+
+    Returns:
+        float32 (3, Z, Y, X): template point minus subject point, mm.
+    """
     # Two half steps keep the map one to one: a single long one would overshoot the midline.
-    half = np.float32(0.5 * anatomy.ventricles_mm)
+    half = np.float32(0.5 * distance_mm)
     step = sample(template.inward, mapped)
     mapped += half * step.T
     near = np.abs(step).max(axis=0) > 1e-3
     mapped[near] += half * sample(template.inward, mapped[near]).T
-    warp = np.ascontiguousarray((mapped - points).T).reshape(3, *FIELD_SHAPE)
-    radius, kz = _wavenumber()
-    sulci = _sheet_distance(gaussian_field(rng, band_spectrum(anatomy.gyrus_mm)))
-    opening = gaussian_field(rng, smooth_spectrum(24.0))
-    # Folia lie flat: keep the wave vectors within about 35 degrees of the vertical.
-    upright = np.exp(-0.5 * (np.arccos(np.clip(kz / np.maximum(radius, 1e-6), 0, 1)) / 0.6) ** 2)
-    folia = _sheet_distance(gaussian_field(rng, band_spectrum(9.0) * upright))
-    return Fields(warp=warp, fold=np.stack([sulci, opening, folia]))
-
-
-def _sheet_distance(field: np.ndarray) -> np.ndarray:
-    """Return about the signed distance in mm to the field's zero sheets, to first order."""
-    slope = np.gradient(field, *(BOX_MM[::-1] / FIELD_SHAPE).astype(np.float32))
-    square = slope[0] ** 2 + slope[1] ** 2 + slope[2] ** 2
-    # The floor keeps flat places, far from any sheet, from running off to infinity.
-    floor = 0.3 * float(np.sqrt(square.mean()))
-    return np.asarray(field / np.sqrt(square + floor**2), np.float32)
+    return np.ascontiguousarray((mapped - field_points()).T).reshape(3, *FIELD_SHAPE)
 
 
 def maps_on_field_grid(template: Template, warp: np.ndarray) -> np.ndarray:
@@ -319,45 +295,3 @@ def maps_on_field_grid(template: Template, warp: np.ndarray) -> np.ndarray:
     maps = np.zeros((len(template.maps), len(mapped)), np.float32)
     maps[:, inside] = sample(template.maps, mapped[inside])
     return maps
-
-
-def make_tissues(anatomy: Anatomy, maps: np.ndarray, fold: np.ndarray) -> Tissues:
-    """Compose tissue fractions: the template in the depth, own folds in the outer brain.
-
-    Args:
-        anatomy: the subject's parameters.
-        maps: float32 (9, N), the template's maps at the points.
-        fold: float32 (3, N), the folding fields at the points.
-
-    Returns:
-        The fractions; they sum to the brain's fraction of the template.
-    """
-    depth, brain = maps[DEPTH], maps[BRAIN]
-    sheet, opening, folia = np.abs(fold[0]), fold[1], np.abs(fold[2])
-    floor = anatomy.sulcus_depth_mm * np.clip(1.0 + 0.25 * opening, 0.4, 1.6)
-    # Distance to the sulcal sheet, rounded off where the sulcus ends in the depth.
-    beyond = np.maximum(depth - floor, 0.0)
-    valley = np.sqrt(sheet**2 + beyond**2)
-    half = anatomy.sulcus_mm * np.clip(0.7 + 0.75 * opening, 0.0, 2.4)
-    half *= np.clip(1.25 - depth / np.maximum(floor, 1.0), 0.15, 1.0)
-    pial = np.minimum(valley - half, depth - 2.0 - 1.4 * anatomy.sulcus_mm)
-    pial = np.minimum(pial, maps[MIDLINE] - 0.6 - 0.4 * anatomy.sulcus_mm)
-    csf = sigmoid(-pial / 0.45)
-    wm = sigmoid((pial - anatomy.ribbon_mm) / 0.5)
-    own = sigmoid((floor + 4.0 - depth) / 1.5) * maps[CORTEX] * _outside_fissures(maps)
-    leaf = maps[CEREBELLUM] * sigmoid((18.0 - depth) / 1.5) * np.clip(maps[GM] * 1.5, 0.0, 1.0)
-    cleft = leaf * sigmoid((0.5 + 0.4 * anatomy.sulcus_mm - folia) / 0.35) * 0.8
-    csf_out = (1.0 - own) * maps[CSF] + own * csf * brain
-    wm_out = (1.0 - own) * maps[WM] + own * wm * brain
-    gm_out = (1.0 - own) * maps[GM] + own * np.maximum(1.0 - csf - wm, 0.0) * brain
-    return Tissues(
-        csf=csf_out + cleft * gm_out,
-        gm=gm_out * (1.0 - cleft),
-        wm=wm_out,
-        detail=maps[DETAIL] * (1.0 - 0.85 * own),
-    )
-
-
-def _outside_fissures(maps: np.ndarray) -> np.ndarray:
-    """Weigh down own folds in the great fissures, whose place is the same in every brain."""
-    return sigmoid((0.5 - maps[CSF]) / 0.08)

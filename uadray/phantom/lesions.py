@@ -11,6 +11,7 @@ import numpy as np
 
 from uadray.phantom.anatomy import (
     BOX_MM,
+    BRAIN,
     CEREBELLUM,
     CORTEX,
     CSF,
@@ -25,6 +26,15 @@ from uadray.phantom.anatomy import (
     sigmoid,
     smooth_spectrum,
 )
+
+STROKE_ML = (5.0, 80.0, 200.0)
+"""Least, median and largest volume of an infarct of a cortical artery in mL."""
+
+LACUNAR = 0.1
+"""Share of the strokes that are lacunes, which a coarse grid hardly shows."""
+
+STROKE_LOSS = (0.2, 0.5)
+"""Least and largest share of its signal that infarcted tissue loses on T1."""
 
 OEDEMA_TRUTH = 0.4
 """Share of the full oedema effect from which a point counts as lesion."""
@@ -69,9 +79,13 @@ class Stroke:
     opening_rad: float
     """The wedge's half angle in radians; of no effect for lacunes."""
     severity: float
-    """How far the tissue has gone towards fluid, (0, 1)."""
+    """Share of its signal that the tissue loses; in version 1, how far it has gone towards fluid.
+    In (0, 1)."""
     texture_seed: int
     """Seed of the border's irregularity and of the inner texture."""
+    volume_ml: float = 0.0
+    """Volume to which the shape is grown or shrunk, mL, ventricles and fissures included; 0 for as
+    it is drawn."""
 
 
 def draw_tumour(rng: np.random.Generator, maps: np.ndarray) -> Tumour:
@@ -81,42 +95,41 @@ def draw_tumour(rng: np.random.Generator, maps: np.ndarray) -> Tumour:
         rng: source of all parameters.
         maps: float32 (9, N), the template's maps at the points of the field grid.
     """
-    core = float(np.clip(np.exp(rng.normal(np.log(14.0), 0.35)), 6.0, 25.0))
-    inner = (maps[WM] > 0.6) & (maps[CORTEX] > 0.9) & (maps[DEPTH] > 6.0 + 0.5 * core)
+    core = float(np.clip(np.exp(rng.normal(np.log(17.0), 0.3)), 8.0, 28.0))
+    inner = (maps[WM] > 0.5) & (maps[CORTEX] > 0.9) & (maps[DEPTH] > 5.0 + 0.5 * core)
     places = np.flatnonzero(inner & (np.abs(field_points()[:, 0]) > 12.0))
     centre = field_points()[places[int(rng.integers(len(places)))]]
-    dark = rng.random() < 0.85
+    dark = rng.random() < 0.9
     return Tumour(
         centre=(float(centre[0]), float(centre[1]), float(centre[2])),
         core_mm=core,
-        oedema_mm=float(rng.uniform(5.0, 24.0)),
+        oedema_mm=float(rng.uniform(8.0, 26.0)),
         mass_effect=float(rng.uniform(0.08, 0.36)),
-        core_tone=float(rng.uniform(0.5, 0.85) if dark else rng.uniform(1.0, 1.1)),
+        core_tone=float(rng.uniform(0.55, 0.85) if dark else rng.uniform(1.0, 1.05)),
         necrosis=float(rng.uniform(0.35, 0.7) if rng.random() < 0.55 else 0.0),
-        oedema_tone=float(rng.uniform(0.58, 0.8)),
+        oedema_tone=float(rng.uniform(0.6, 0.8)),
         texture_seed=int(rng.integers(1 << 62)),
     )
 
 
 def draw_stroke(rng: np.random.Generator, maps: np.ndarray) -> Stroke:
-    """Draw a stroke: two of three are cortical wedges, the others lacunes.
+    """Draw a stroke: most are in the territory of a cortical artery, the others lacunes.
 
     Args:
         rng: source of all parameters.
         maps: float32 (9, N), the template's maps at the points of the field grid.
     """
     side = 1 if rng.random() < 0.5 else -1
-    wedge = rng.random() < 0.66
+    lacunar = rng.random() < LACUNAR
     azimuth, elevation = rng.uniform(-1.1, 0.9), rng.uniform(-0.3, 0.8)
     direction = (
         float(side * np.cos(azimuth) * np.cos(elevation)),
         float(np.sin(azimuth) * np.cos(elevation)),
         float(np.sin(elevation)),
     )
-    if wedge:
-        centres = [(side * rng.uniform(6, 16), rng.uniform(-35, 15), rng.uniform(-2, 16))]
-        radii = [rng.uniform(14.0, 32.0)]
-    else:
+    least, median, most = STROKE_ML
+    volume = float(np.clip(np.exp(rng.normal(np.log(median), 0.85)), least, most))
+    if lacunar:
         # Lacunes sit in the deep grey nuclei and the white matter around them.
         deep = (maps[WM] + maps[GM] > 0.9) & (maps[DEPTH] > 20.0) & (maps[CORTEX] > 0.9)
         x = side * field_points()[:, 0]
@@ -124,15 +137,19 @@ def draw_stroke(rng: np.random.Generator, maps: np.ndarray) -> Stroke:
         count = int(rng.integers(1, 4))
         centres = [tuple(field_points()[i]) for i in rng.choice(places, count, replace=False)]
         radii = list(np.clip(np.exp(rng.normal(np.log(6.5), 0.35, count)), 4.5, 13.0))
+    else:
+        centres = [(side * rng.uniform(6, 16), rng.uniform(-35, 15), rng.uniform(-2, 16))]
+        radii = [rng.uniform(4.0, 18.0)]
     return Stroke(
-        pattern="wedge" if wedge else "lacunes",
+        pattern="lacunes" if lacunar else "wedge",
         side=side,
         centres=tuple((float(x), float(y), float(z)) for x, y, z in centres),
         radii_mm=tuple(float(r) for r in radii),
         direction=direction,
-        opening_rad=float(np.clip(np.exp(rng.normal(np.log(0.40), 0.45)), 0.15, 0.75)),
-        severity=float(rng.uniform(0.45, 0.9)),
+        opening_rad=float(rng.uniform(0.45, 0.75)),
+        severity=float(rng.uniform(*STROKE_LOSS)),
         texture_seed=int(rng.integers(1 << 62)),
+        volume_ml=0.0 if lacunar else volume,
     )
 
 
@@ -227,7 +244,9 @@ def stroke_fields(stroke: Stroke, maps: np.ndarray) -> np.ndarray:
     texture = gaussian_field(rng, band_spectrum(9.0, width=0.4))
     lobes = gaussian_field(rng, smooth_spectrum(20.0))
     points = field_points()
-    ragged = (0.12 * texture + 0.22 * lobes).ravel()
+    # A border that moves far has to be smooth, or it breaks into islands.
+    fine = 0.03 if stroke.volume_ml else 0.12
+    ragged = (fine * texture + 0.22 * lobes).ravel()
     if stroke.pattern == "wedge":
         away = points - np.array(stroke.centres[0], np.float32)
         far = np.sqrt((away**2).sum(axis=1)) + 1e-3
@@ -241,8 +260,13 @@ def stroke_fields(stroke: Stroke, maps: np.ndarray) -> np.ndarray:
             away = np.sqrt(((points - np.array(centre, np.float32)) ** 2).sum(axis=1))
             inside = np.maximum(inside, radius * (1.0 + 0.8 * ragged) - away)
     # Arteries keep to their hemisphere and to their side of the tentorium.
-    inside = np.minimum(inside, stroke.side * points[:, 0] - 1.5)
-    inside = np.minimum(inside, 20.0 * (0.5 - maps[CEREBELLUM]))
+    supplied = np.minimum(stroke.side * points[:, 0] - 1.5, 20.0 * (0.5 - maps[CEREBELLUM]))
+    if stroke.volume_ml:
+        # The lesion is the level set that holds as many points of the field grid.
+        values = np.sort(inside[(supplied > 0.0) & (maps[BRAIN] > 0.5)])
+        num = round(stroke.volume_ml / (float(np.prod(BOX_MM / FIELD_SHAPE[::-1])) / 1000.0))
+        inside = inside - values[max(len(values) - num, 0)]
+    inside = np.minimum(inside, supplied)
     return np.stack([inside.reshape(FIELD_SHAPE), texture]).astype(np.float32)
 
 
@@ -281,13 +305,9 @@ def paint_tumour(
 
 
 def paint_stroke(
-    stroke: Stroke,
-    image: np.ndarray,
-    maps: np.ndarray,
-    fields: np.ndarray,
-    means: tuple[float, float, float],
+    stroke: Stroke, image: np.ndarray, maps: np.ndarray, fields: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Paint a stroke on intensities.
+    """Paint a stroke on intensities: tissue loses a share of its signal and keeps its structure.
 
     The truth spans the sulci inside an infarct, as manual outlines do, but not the ventricles.
 
@@ -296,15 +316,16 @@ def paint_stroke(
         image: float32 (N,), intensities of the healthy tissue.
         maps: float32 (9, N), the template's maps at the N points.
         fields: float32 (2, N), `stroke_fields` at the points.
-        means: intensity of (CSF, GM, WM).
 
     Returns:
         The new intensities, and the truth as bool (N,).
     """
     inside, texture = fields
-    ventricle = sigmoid((maps[CSF] - 0.5) / 0.06) * sigmoid((maps[DEPTH] - 15.0) / 1.0)
-    weight = sigmoid(inside / 0.8) * (1.0 - ventricle)
-    fluid = means[0] * 1.1 + 0.25 * (means[1] - means[0]) * np.clip(0.5 + 0.6 * texture, 0.0, 1.0)
-    change = weight * stroke.severity * np.clip(1.0 + 0.15 * texture, 0.6, 1.15)
-    change = np.clip(change, 0.0, 1.0)
-    return image * (1.0 - change) + change * fluid, weight > 0.5
+    weight = sigmoid(inside / 1.2) * (1.0 - ventricles(maps))
+    loss = weight * stroke.severity * np.clip(1.0 + 0.35 * texture, 0.2, 1.8)
+    return image * (1.0 - np.minimum(loss, 0.9)), weight > 0.5
+
+
+def ventricles(maps: np.ndarray) -> np.ndarray:
+    """Weigh the ventricles: fluid in the depth, float32 (N,) in [0, 1]."""
+    return sigmoid((maps[CSF] - 0.5) / 0.06) * sigmoid((maps[DEPTH] - 15.0) / 1.0)

@@ -27,7 +27,7 @@ from uadray.preparation.geometry import (
     voxel_ml,
 )
 from uadray.preparation.intensity import correct_bias, denoise, standardise
-from uadray.preparation.layouts import PHANTOM_SCHEME, Scan
+from uadray.preparation.layouts import PHANTOM_SCHEME, Scan, read_phantom_url
 from uadray.preparation.lesions import insert_lesion, read_mask
 from uadray.preparation.read import is_stripped, load_volume
 from uadray.preparation.register import register, straighten
@@ -248,13 +248,13 @@ def _lesion_step(scan: Scan, config: LesionConfig) -> Step:
 
 def _prepare_phantom(scan: Scan, config: PrepareConfig) -> PreparedVolume:
     """Make an invented subject on the store's grid; it needs none of the steps."""
-    kind, seed = scan.image.removeprefix(PHANTOM_SCHEME).split("/")
+    kind, seed, version = read_phantom_url(scan.image)
     if len(set(config.shape)) != 1 or config.extent != Extent():
         raise ConfigError(
             f"phantoms are made on N x N x N voxels over {Extent().mm.tolist()} mm, not on "
             f"{config.shape} over {config.extent.mm.tolist()}: use --size N and no --extent"
         )
-    subject = make_subject(kind, int(seed), config.shape[0])  # type: ignore[arg-type]
+    subject = make_subject(kind, seed, config.shape[0], version=version)  # type: ignore[arg-type]
     return PreparedVolume(
         image=subject.image,
         brain=subject.brain,

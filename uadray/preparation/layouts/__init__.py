@@ -8,7 +8,7 @@ other package with an entry point of the group `uadray.layouts`.
 from uadray.preparation.layouts.auto import detect
 from uadray.preparation.layouts.bids import bids
 from uadray.preparation.layouts.listing import LeftOut
-from uadray.preparation.layouts.phantoms import phantom
+from uadray.preparation.layouts.phantoms import phantom, version_at
 from uadray.preparation.layouts.registry import LAYOUTS, layout_named, list_scans
 from uadray.preparation.layouts.scans import (
     PHANTOM_SCHEME,
@@ -18,6 +18,7 @@ from uadray.preparation.layouts.scans import (
     canonical_modality,
     checked,
     find_files,
+    read_phantom_url,
     stem,
 )
 from uadray.preparation.layouts.tables import csv
@@ -40,5 +41,7 @@ __all__ = [
     "list_scans",
     "mslub",
     "phantom",
+    "read_phantom_url",
     "stem",
+    "version_at",
 ]

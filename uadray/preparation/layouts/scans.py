@@ -9,7 +9,7 @@ from dataclasses import dataclass, fields
 from typing import Protocol
 
 from uadray import files
-from uadray.errors import NoLesionMaskError, NoScanFoundError
+from uadray.errors import NoLesionMaskError, NoScanFoundError, ScanError
 from uadray.preparation.layouts.listing import (
     IMAGE_ENDINGS,
     LeftOut,
@@ -30,6 +30,8 @@ __all__ = [
     "checked",
     "find_files",
     "nothing_found",
+    "phantom_url",
+    "read_phantom_url",
     "stem",
     "with_lesion_mask",
 ]
@@ -37,7 +39,28 @@ __all__ = [
 _log = logging.getLogger(__name__)
 
 PHANTOM_SCHEME = "phantom://"
-"""Scans with it are made, not read: `phantom://stroke/17` is subject 17 of the kind stroke."""
+"""Scans with it are made, not read: `phantom://v2/stroke/17` is subject 17 of the kind stroke, by
+version 2 of how phantoms are made. Without `v2/` it is version 1, as in older cohorts."""
+
+
+def phantom_url(kind: str, seed: int, version: int) -> str:
+    """The image of a phantom."""
+    return f"{PHANTOM_SCHEME}{f'v{version}/' if version > 1 else ''}{kind}/{seed}"
+
+
+def read_phantom_url(image: str) -> tuple[str, int, int]:
+    """Kind, seed and version of a phantom.
+
+    Raises:
+        ScanError: it is not as `phantom_url` writes it.
+    """
+    match = re.fullmatch(rf"{PHANTOM_SCHEME}(?:v(\d+)/)?(\w+)/(\d+)", image)
+    if match is None:
+        raise ScanError(
+            f"{image}: expected a phantom such as {phantom_url('stroke', 17, 2)}: version, kind "
+            "(healthy, tumour or stroke) and seed"
+        )
+    return match[2], int(match[3]), int(match[1] or 1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +72,7 @@ class Scan:
     subject: str
     """The person: all scans of one share it."""
     image: str
-    """Path or URL of the NIfTI file or Analyze image, or `phantom://KIND/SEED`."""
+    """Path or URL of the NIfTI file or Analyze image, or `phantom://VERSION/KIND/SEED`."""
     modality: str
     """By one name in all sets: T1w, T1ce, T2w, FLAIR, PDw, or as the set calls it."""
     session: str = ""
@@ -100,10 +123,7 @@ class Scan:
         return bool(
             self.lesion
             or self.synthetic_lesion
-            or (
-                self.image.startswith(PHANTOM_SCHEME)
-                and not self.image.startswith(PHANTOM_SCHEME + "healthy/")
-            )
+            or (self.image.startswith(PHANTOM_SCHEME) and "/healthy/" not in self.image)
         )
 
 

@@ -37,7 +37,7 @@ class Standing:
     num_people: int
     """Healthy people that it is compared with."""
     num_lower: float
-    """Those of them with a lower score; who has the same counts half."""
+    """Those of them with a lower score; the same score counts half."""
     percentile: float
     """The share that it is above, in percent."""
     interval: tuple[float, float]
@@ -136,7 +136,7 @@ def _standing(above: Values) -> Standing | None:
     if num < MIN_PEOPLE:
         return None
     lower, equal = int((above > 0).sum()), int((above == 0).sum())
-    # Whoever has the same score may be on either side.
+    # A person with the same score may be on either side.
     low = binomtest(lower, num).proportion_ci(CONFIDENCE, "exact").low
     high = binomtest(lower + equal, num).proportion_ci(CONFIDENCE, "exact").high
     return Standing(

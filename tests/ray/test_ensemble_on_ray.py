@@ -15,7 +15,7 @@ from tiny_models import healthy_cohort, write_head
 
 import uadray
 from uadray import files
-from uadray.errors import EvaluationError
+from uadray.errors import EvaluationError, UadrayWarning
 from uadray.evaluation import job
 from uadray.evaluation.job import evaluate_all
 from uadray.evaluation.protocols import EvaluateConfig
@@ -118,7 +118,8 @@ def test_kept_scores_of_members_are_combined(
     shutil.copytree(run.url, alone, ignore=shutil.ignore_patterns("scores", "evaluation", "*lock"))
     monkeypatch.setattr("uadray.runs.ensembles._find", lambda *_: None)
     monkeypatch.setattr(job, "actors_for", lambda nodes: (1, job.ACTOR_CPUS))
-    (again,) = uadray.evaluate(alone, stroke, num_resamples=20)
+    with pytest.warns(UadrayWarning, match="is not there with these weights"):
+        (again,) = uadray.evaluate(alone, stroke, num_resamples=20)
     for row in rows:
         levels = store(Run.open(str(alone)), stroke).levels(row)
         assert np.array_equal(levels, store(run, stroke).levels(row))

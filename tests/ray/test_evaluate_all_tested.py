@@ -129,7 +129,7 @@ def test_pages_and_models_take_such_a_record(record, run, cohort, tmp_path: Path
     text = Path(page).read_text()
     assert "no threshold is fitted" in text
     json.dumps(record, allow_nan=False)
-    assert model._thresholds(run, (0.0, 1.0)) == ([], [])
+    assert model._thresholds(run, (0.0, 1.0)) == ([], [], [])
 
 
 def test_a_rule_that_needs_the_part_says_what_to_do(run, cohort, tmp_path: Path) -> None:

@@ -15,12 +15,14 @@ from uadray.config import ErasingConfig, Experiment, FitConfig
 from uadray.errors import ConfigError
 from uadray.evaluation.protocols import EvaluateConfig
 from uadray.methods import DETECTORS, MethodSettings
+from uadray.methods.ensemble import Ensemble
 from uadray.metrics.settings import ComponentConfig, PostprocessConfig
 from uadray.train.settings import ScaleConfig
 from uadray.tune.settings import SweepConfig
 from uadray.tune.space import Space
 
-METHODS = tuple(kind.Settings for kind in DETECTORS.values())
+METHODS = tuple(kind.Settings for kind in DETECTORS.values() if kind is not Ensemble)
+"""Without ensembles, whose settings are their members': no command line gives them."""
 SETTINGS = (
     *(ErasingConfig, FitConfig, EvaluateConfig, PostprocessConfig, ComponentConfig),
     *(ScaleConfig, SweepConfig, Space, *METHODS),

@@ -350,7 +350,7 @@ class TestErrorsThatComeBack:
         assert run.summary["status"] == "failed"
         assert run.summary["error"].startswith("NotFiniteError: 3D-Cube-n: the loss is not finite")
         assert {p.name for p in (tmp_path / "run").iterdir()} <= {
-            "config.json", "people.npz", "summary.json", "metrics.jsonl", "checkpoint"
+            "config.json", "people.npz", "train.toml", "summary.json", "metrics.jsonl", "checkpoint"
         }  # fmt: skip
 
     def test_a_damaged_shard_of_one_worker(self, tmp_path: Path) -> None:

@@ -17,9 +17,15 @@ import uadray
 from uadray import files, npz
 from uadray.config import Experiment, experiment, from_json, to_json, with_fit
 from uadray.data.sampling import fold_rows
-from uadray.errors import CheckpointError, ConfigError, EvaluationError, RunError
+from uadray.errors import (
+    CheckpointError,
+    ConfigError,
+    EvaluationError,
+    RunError,
+    UadrayError,
+)
 from uadray.evaluation import scoring
-from uadray.evaluation.inputs import check_inputs
+from uadray.evaluation.inputs import check_inputs, check_run
 from uadray.evaluation.pair import Pair
 from uadray.evaluation.protocols import EvaluateConfig
 from uadray.evaluation.scoring import (
@@ -130,6 +136,10 @@ def test_a_job_that_was_cut_short_goes_on(
         with pytest.raises(KeyboardInterrupt):
             make_ensemble(seeds, str(tmp_path / "run"))
     assert not Run.open(str(tmp_path / "run")).finished
+    half = Run.open(str(tmp_path / "run"))
+    for use in (check_run, model_of_run):
+        with pytest.raises(UadrayError, match=r"is not finished: run the same jobs/ensemble\.py"):
+            use(half)
     again = make_ensemble(seeds, str(tmp_path / "run"))
     assert again.finished
     assert weights_digest(again) == weights_digest(mean)
@@ -447,6 +457,23 @@ def test_healthy_ranges_of_folds_are_of_who_was_held_back(tmp_path: Path, cohort
     alone = model_of_run(runs[0]).healthy
     assert alone.num_scored == 4
     assert alone.mean_score == pytest.approx(np.median(scores[:4]), rel=1e-5)
+
+
+def test_folds_that_covariates_have_moved_are_nobody_s_reference(tmp_path: Path) -> None:
+    cohort = healthy_cohort(tmp_path, stratify_by=("sex",))
+    cohort.add_covariates({"sex": ["F", "M"] * 6})
+    runs = [
+        finished_run(tmp_path / f"f{k}", cohort, with_fit(tiny_vae(3), seed=k, folds=3, fold=k))
+        for k in (1, 2, 3)
+    ]
+    both, later = (make_ensemble(runs, str(tmp_path / name)) for name in ("all", "later"))
+    assert len(model_of_run(both).references[0].people) == 12
+    cohort.add_covariates({"sex": ["M"] * 6 + ["F"] * 6})
+    for run in (runs[0], later):
+        with pytest.raises(CheckpointError, match=r"other folds of .* covariates have changed"):
+            model_of_run(run)
+    # What was measured before is of those that were held back.
+    assert len(model_of_run(both).references[0].people) == 12
 
 
 def test_methods_of_one_range_may_be_mixed(tmp_path: Path, cohort: Cohort) -> None:

@@ -97,7 +97,7 @@ def check_run(run: Run) -> None:
         RunError: It is damaged or cannot be read.
     """
     if (run.summary or {}).get("status") not in ("finished", "stopped"):
-        raise EvaluationError(f"{run.url} is not finished: run the same jobs/train.py again")
+        raise EvaluationError(f"{run.url} is not finished: {run.how_to_resume}")
 
 
 def compare(run: Run, cohort: Cohort, *, people: bool = True) -> Match:

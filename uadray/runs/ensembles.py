@@ -74,7 +74,7 @@ def make_ensemble(runs: Sequence[Run], url: str, *, combine: Combine = "mean") -
 def _member(run: Run) -> Member:
     """A run as a member, looked at."""
     if (run.summary or {}).get("status") not in ("finished", "stopped"):
-        raise RunError(f"{run.url} is not finished: run the same jobs/train.py again")
+        raise RunError(f"{run.url} is not finished: {run.how_to_resume}")
     if has_maps(run):
         raise RunError(
             f"{run.url} holds maps that other software made of one cohort's scans: there is no "

@@ -19,6 +19,7 @@ from uadray.device import gpu_facts
 from uadray.errors import CheckpointError, PluginError, RunError
 from uadray.methods import is_fitted
 from uadray.methods.blocks import constants
+from uadray.methods.ensemble import Ensemble
 from uadray.results import refuse_inside
 from uadray.runs.learned import PEOPLE, join_people, origin_of, record_people
 from uadray.runs.reading import (
@@ -64,11 +65,8 @@ class Run:
         folds = experiment.fit.folds
         facts = {"folds": folds_digest(cohort, folds)} if folds else {}
         if (run := cls._begun(url, experiment, cohort.fingerprint, cohort.url)) is not None:
-            if facts and run.config.get("folds") != facts["folds"]:
-                raise CheckpointError(
-                    f"{url} was fitted on other folds of {cohort.url}, whose covariates have "
-                    "changed since then: fit all folds into another --out"
-                )
+            if folds:
+                run.check_folds(cohort, folds)
             return run
         origin = origin_of(cohort).to_json()
         described = {
@@ -100,7 +98,8 @@ class Run:
         with writing(url):
             if fitted:
                 join_people(url, fitted)
-        return cls._begin(url, experiment, first.config["cohort"], {})
+        facts = {"folds": first.config["folds"]} if "folds" in first.config else {}
+        return cls._begin(url, experiment, first.config["cohort"], facts)
 
     @classmethod
     def _begun(cls, url: str, experiment: Experiment, fingerprint: str, cohort: str) -> Self | None:
@@ -199,6 +198,22 @@ class Run:
         """Whether there is a run at `url`, ended or not."""
         return files.exists(files.join(url, CONFIG))
 
+    def check_folds(self, cohort: Cohort, folds: int) -> None:
+        """Refuse a cohort whose covariates deal its people into other folds than at the fit.
+
+        Raises:
+            CheckpointError: they do, so that nobody knows any more who was held back.
+        """
+        now = folds_digest(cohort, folds)
+        # Ensembles of earlier versions do not record them.
+        is_recorded = "folds" in self.config or self.experiment.fit.folds
+        if is_recorded and self.config.get("folds") != now:
+            raise CheckpointError(
+                f"{self.url} was fitted on other folds of {cohort.url}, whose covariates have "
+                "changed since then: give it the table of that time by the same jobs/prepare.py, "
+                "or fit all folds into another --out"
+            )
+
     @property
     def config(self) -> dict[str, Any]:
         """The whole `config.json`.
@@ -217,6 +232,12 @@ class Run:
         """Remove what a killed fit has left half-written; only who holds the folder may."""
         for folder in (self.url, files.join(self.url, CHECKPOINT)):
             files.remove_drafts(folder, recursive=False)
+
+    @property
+    def how_to_resume(self) -> str:
+        """What to do about a run that has not finished, in words."""
+        job = "ensemble" if isinstance(self.experiment.method, Ensemble.Settings) else "train"
+        return f"run the same jobs/{job}.py again"
 
     @property
     def checkpoint_key(self) -> str:

@@ -312,6 +312,13 @@ class TestAges:
         assert age_of(replace(scan, covariates=(("age", "adult"),))) is None
         assert age_of(scan_of("/data/p_T1w.nii.gz")) is None
 
+    def test_of_a_table_that_is_none_is_said(self, tested: Run, tmp_path: Path) -> None:
+        scan = scan_of(write_head(tmp_path / "p_T1w.nii.gz", 40))
+        wrong = replace(scan, covariates=(("age", "-9"),))
+        standing = predict_scan(open_model(tested.url), wrong, PredictConfig()).summary["standing"]
+        assert standing["age"] is None
+        assert "'-9' of p_T1w is none in years" in standing["remarks"][0]
+
     def test_a_table_of_other_people_is_refused(self, tested: Run, tmp_path: Path) -> None:
         write_head(tmp_path / "scans/anna_T1w.nii.gz", 40)
         (tmp_path / "people.csv").write_text("participant_id,age\nzoe,33\n")

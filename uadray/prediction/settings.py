@@ -4,7 +4,12 @@ import math
 from dataclasses import dataclass, replace
 
 from uadray.errors import ConfigError
-from uadray.preparation.settings import PrepareConfig, Registration, check_skull_strip
+from uadray.preparation.settings import (
+    OLDEST,
+    PrepareConfig,
+    Registration,
+    check_skull_strip,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,10 +49,6 @@ class PredictConfig:
         names = ("skull_strip", "grow_extent", "max_cut", "min_brain_ml", "register")
         given = {name: getattr(self, name) for name in names}
         return replace(recorded, **{k: v for k, v in given.items() if v is not None})
-
-
-OLDEST = 130.0
-"""Years that nobody is older than."""
 
 
 def check_age(age: float | None) -> None:

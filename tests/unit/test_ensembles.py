@@ -203,10 +203,14 @@ def test_damaged_members_and_other_runs_are_refused(
     weights.write_bytes(bytes(content))
     with pytest.raises(CheckpointError, match=r"bad/.*model\.safetensors is damaged"):
         make_ensemble([seeds[0], bad], str(tmp_path / "out"))
-    assert not Run.open(str(tmp_path / "out")).finished
-    with pytest.raises(CheckpointError, match="with other settings"):
+    # No run is left there that other members would have to fit.
+    assert not Run.is_begun(str(tmp_path / "out"))
+    assert len(make_ensemble(seeds[:2], str(tmp_path / "out")).config["members"]) == 2
+    with pytest.raises(CheckpointError, match="with other members: choose another --out"):
         make_ensemble(seeds[:2], mean.url)
-    with pytest.raises(CheckpointError, match="with other settings"):
+    with pytest.raises(CheckpointError, match=r"with other settings, and not of 3D-None \(mean"):
+        make_ensemble(seeds[:2], seeds[2].url)
+    with pytest.raises(CheckpointError, match=r"with other settings \(.*median here"):
         make_ensemble(seeds, mean.url, combine="median")
     with pytest.raises(RunError, match="name at least one"):
         make_ensemble([], str(tmp_path / "none"))

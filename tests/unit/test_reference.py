@@ -299,8 +299,8 @@ class TestAges:
         with pytest.raises(PredictError, match=r"under other settings \(reference: "):
             uadray.predict(tested.url, path, out=tmp_path / "out", age=30)
 
-    @pytest.mark.parametrize("age", [-1.0, 200.0, float("nan")])
-    def test_that_nobody_has_is_refused(self, tested: Run, tmp_path: Path, age: float) -> None:
+    @pytest.mark.parametrize("age", [-1.0, 200.0, float("nan"), "63"])
+    def test_that_nobody_has_is_refused(self, tested: Run, tmp_path: Path, age: Any) -> None:
         with pytest.raises(ConfigError, match="age must be in years"):
             uadray.predict(tested.url, write_head(tmp_path / "p_T1w.nii.gz"), age=age)
 

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass, replace
+from numbers import Real
 
 from uadray.errors import ConfigError
 from uadray.preparation.settings import (
@@ -57,5 +58,5 @@ def check_age(age: float | None) -> None:
     Raises:
         ConfigError: nobody is that old.
     """
-    if age is not None and not 0 <= age <= OLDEST:
-        raise ConfigError(f"age must be in years, from 0 to {OLDEST:g}, was {age:g}")
+    if age is not None and not (isinstance(age, Real) and 0 <= age <= OLDEST):
+        raise ConfigError(f"age must be in years, from 0 to {OLDEST:g}, was {age}")

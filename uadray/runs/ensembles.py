@@ -47,6 +47,10 @@ def make_ensemble(runs: Sequence[Run], url: str, *, combine: Combine = "mean") -
     members, ordered = tuple(one for one, _ in named), [run for _, run in named]
     Run.check_place(url)
     with hold(url):
+        if not Run.is_begun(url):
+            # Damaged weights leave no run behind, whose members mended ones would not be.
+            for one in ordered:
+                load_detector(one)
         run = Run.join(url, _experiment(members, ordered, combine), ordered)
         run.remove_drafts()
         if run.finished:

@@ -43,6 +43,19 @@ def _names(url: str) -> list[str]:
         raise RunError(f"{url} cannot be listed ({error.strerror or error})") from None
 
 
+def _differences(there: Experiment, here: Experiment) -> str:
+    """What parts two experiments, in words; the settings of members would fill a page."""
+    old, new = (
+        one.method.members if isinstance(one.method, Ensemble.Settings) else ()
+        for one in (there, here)
+    )
+    if bool(old) != bool(new):
+        return f"other settings, and not of {here.name}"
+    if old != new:
+        return "other members"
+    return f"other settings ({'; '.join(changes(to_json(there), to_json(here)))})"
+
+
 @dataclass(frozen=True, kw_only=True)
 class Run:
     """A run folder on a local path or any fsspec URL."""
@@ -108,10 +121,9 @@ class Run:
         if CONFIG in _names(url):
             run = cls.open(url)
             if run.experiment != experiment:
-                changed = "; ".join(changes(to_json(run.experiment), to_json(experiment)))
                 raise CheckpointError(
-                    f"{url} holds a run of {run.experiment.name} with other settings ({changed}): "
-                    "choose another --out"
+                    f"{url} holds a run of {run.experiment.name} with "
+                    f"{_differences(run.experiment, experiment)}: choose another --out"
                 )
             if run.cohort_fingerprint != fingerprint:
                 raise CheckpointError(

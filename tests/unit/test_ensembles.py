@@ -50,7 +50,7 @@ from uadray.runs.detector import load_detector
 from uadray.runs.ensembles import make_ensemble, members_at, with_members
 from uadray.runs.folder import Run
 from uadray.runs.learned import PEOPLE, Match
-from uadray.runs.records import find_runs
+from uadray.runs.records import find_runs, load_runs
 from uadray.runs.state import weights_digest
 from uadray.store import Cohort
 
@@ -488,6 +488,15 @@ def test_methods_of_one_range_may_be_mixed(tmp_path: Path, cohort: Cohort) -> No
     expected = np.stack([levels_of(member, one) for member in runs]).astype(float).mean(0)
     assert np.array_equal(levels_of(run, one), np.floor(expected + 0.5).astype(np.uint16))
     assert len(members_of(load_detector(run))) == 2
+
+
+def test_an_ensemble_of_plain_baselines_is_one(
+    tmp_path: Path, cohort: Cohort, seeds: list[Run], mean: Run
+) -> None:
+    plain = [finished_run(tmp_path / name, cohort, name) for name in ("MeanImage", "HistEq")]
+    urls = [make_ensemble(plain, str(tmp_path / "plain")).url, mean.url]
+    urls.append(make_ensemble([plain[0], seeds[0]], str(tmp_path / "mixed")).url)
+    assert [one.is_plain for one in load_runs(urls)] == [True, False, False]
 
 
 def test_settings_of_no_members_are_refused() -> None:

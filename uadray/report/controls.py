@@ -77,7 +77,8 @@ class Controls:
             axes.set_ylim(-0.01, 1.01)
             axes.set_xlabel("share of healthy controls")
             axes.set_ylabel("share of patients")
-            legend = axes.legend(loc="center left", bbox_to_anchor=(1.02, 0.5), frameon=False)
+            # Outside of the axes for the layout, too, which would cut off the label of the other.
+            legend = figure.legend(loc="outside right center", frameon=False)
             for text in legend.get_texts():
                 text.set_color(palette.ink)
             return figure

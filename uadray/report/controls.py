@@ -73,11 +73,11 @@ class Controls:
                     label=row.run.label,
                 )
             axes.set_aspect("equal")
+            axes.set_anchor("W")  # else its label would be left of the figure
             axes.set_xlim(-0.01, 1.01)
             axes.set_ylim(-0.01, 1.01)
             axes.set_xlabel("share of healthy controls")
             axes.set_ylabel("share of patients")
-            # Outside of the axes for the layout, too, which would cut off the label of the other.
             legend = figure.legend(loc="outside right center", frameon=False)
             for text in legend.get_texts():
                 text.set_color(palette.ink)

@@ -22,6 +22,7 @@ from uadray.runs.detector import build_detector
 from uadray.runs.evaluations import INTERVAL_METHOD
 from uadray.runs.folder import Run
 from uadray.store import Cohort, CohortWriter, Split
+from uadray.strata import SCANNER
 
 SMALL = PrepareConfig(
     shape=(16, 16, 16),
@@ -98,7 +99,11 @@ def scan_of(path: str) -> Scan:
 
 
 def write_cohort(
-    url: Path, scans: Sequence[Scan], splits: Sequence[Split], config: PrepareConfig = SMALL
+    url: Path,
+    scans: Sequence[Scan],
+    splits: Sequence[Split],
+    config: PrepareConfig = SMALL,
+    stratify_by: tuple[str, ...] = (SCANNER,),
 ) -> Cohort:
     """Prepare scans into a sealed cohort, as the job does, one after the other."""
     rows = list(zip(scans, splits, strict=True))
@@ -107,7 +112,7 @@ def write_cohort(
         num_rows=len(rows),
         shape=config.shape,
         has_lesion=False,
-        plan=make_plan(rows, config, SplitConfig(), seed=0),
+        plan=make_plan(rows, config, SplitConfig(stratify_by=stratify_by), seed=0),
         scans=planned_scans(rows),
     )
     for shard in range(writer.num_shards):
@@ -127,13 +132,15 @@ def write_cohort(
     return writer.seal()
 
 
-def healthy_cohort(folder: Path, count: int = 12) -> Cohort:
+def healthy_cohort(
+    folder: Path, count: int = 12, stratify_by: tuple[str, ...] = (SCANNER,)
+) -> Cohort:
     """Healthy heads in files, and their cohort: the last quarter is held back."""
     scans = [scan_of(write_head(folder / f"scans/h{k:02d}_T1w.nii.gz", k)) for k in range(count)]
     splits: list[Split] = [
         "train" if k < count - count // 4 else "validation" for k in range(count)
     ]
-    return write_cohort(folder / "healthy.zarr", scans, splits)
+    return write_cohort(folder / "healthy.zarr", scans, splits, stratify_by=stratify_by)
 
 
 def finished_run(url: Path, cohort: Cohort, method: str | Experiment = "MeanImage") -> Run:

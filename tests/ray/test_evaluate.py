@@ -565,6 +565,10 @@ def test_people_that_are_learned_from_are_no_controls(
 ) -> None:
     with pytest.raises(EvaluationError, match=r"has no test part, .* --test-count N"):
         evaluate([runs["HistEq"]], stroke, controls=healthy, config=CONFIG)
+    # Counting volumes, as jobs do before, leaves it to say so.
+    assert num_volumes([stroke], controls=healthy) == len(stroke.subjects)
+    with pytest.raises(EvaluationError, match="has lesions: controls are healthy people"):
+        evaluate([runs["HistEq"]], stroke, controls=stroke, config=CONFIG)
     # A cohort whose one part was learned from has controls in the other.
     splits: list[Split] = ["train"] * 20 + ["validation"] * 2 + ["test"] * 6
     whole = write_healthy(tmp_path, name="whole", seed=8)

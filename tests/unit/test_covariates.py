@@ -10,7 +10,7 @@ import pytest
 from tiny_cohorts import write_healthy
 
 from uadray.errors import ConfigError, NoScanFoundError, StoreError
-from uadray.preparation.covariates import covariates_of, with_table
+from uadray.preparation.covariates import age_of, covariates_of, doubt_of_age, with_table
 from uadray.preparation.layouts import LAYOUTS, Scan
 from uadray.preparation.plan import make_plan, planned_scans
 from uadray.preparation.settings import PrepareConfig, SplitConfig
@@ -61,6 +61,27 @@ class TestTypes:
     @pytest.mark.parametrize("text", ["inf", "1e999", "-inf"])
     def test_no_number_is_infinite(self, text: str) -> None:
         assert covariates_of(scans_of(age=["43", text])).columns["age"] == ("43", text)
+
+    def test_ages_that_nobody_has_are_missing_and_said(self) -> None:
+        found = covariates_of(scans_of(age=["43", "-9", "999", "0"], group=["-9", "2", "1", "1"]))
+        assert found.columns == {"age": (43.0, None, None, 0.0), "group": (-9.0, 2.0, 1.0, 1.0)}
+        (remark,) = found.remarks
+        assert remark.startswith("age: '-9' of sub-01 is none in years, from 0 to 130, nor is that")
+        assert "age" not in covariates_of(scans_of(age=["-9", "300"])).columns
+
+    @pytest.mark.parametrize(
+        ("text", "doubt"),
+        [
+            ("-3", "age: '-3' of sub-00 is none in years, from 0 to 130: taken as not known"),
+            ("old", "age: 'old' of sub-00 is no number: taken as not known"),
+            ("63", ""),
+            ("n/a", ""),
+        ],
+    )
+    def test_one_age_that_is_none_is_said(self, text: str, doubt: str) -> None:
+        (scan,) = scans_of(age=[text])
+        assert doubt_of_age(scan) == doubt
+        assert age_of(scan) == (63 if text == "63" else None)
 
     def test_columns_of_one_meaning_stay_apart(self) -> None:
         found = covariates_of(scans_of(sex=["m"], gender=["x"], Gender=["y"]))

@@ -17,9 +17,15 @@ import uadray
 from uadray import files, npz
 from uadray.config import Experiment, experiment, from_json, to_json, with_fit
 from uadray.data.sampling import fold_rows
-from uadray.errors import CheckpointError, ConfigError, EvaluationError, RunError
+from uadray.errors import (
+    CheckpointError,
+    ConfigError,
+    EvaluationError,
+    RunError,
+    UadrayError,
+)
 from uadray.evaluation import scoring
-from uadray.evaluation.inputs import check_inputs
+from uadray.evaluation.inputs import check_inputs, check_run
 from uadray.evaluation.pair import Pair
 from uadray.evaluation.protocols import EvaluateConfig
 from uadray.evaluation.scoring import (
@@ -44,7 +50,7 @@ from uadray.runs.detector import load_detector
 from uadray.runs.ensembles import make_ensemble, members_at, with_members
 from uadray.runs.folder import Run
 from uadray.runs.learned import PEOPLE, Match
-from uadray.runs.records import find_runs
+from uadray.runs.records import find_runs, load_runs
 from uadray.runs.state import weights_digest
 from uadray.store import Cohort
 
@@ -130,6 +136,10 @@ def test_a_job_that_was_cut_short_goes_on(
         with pytest.raises(KeyboardInterrupt):
             make_ensemble(seeds, str(tmp_path / "run"))
     assert not Run.open(str(tmp_path / "run")).finished
+    half = Run.open(str(tmp_path / "run"))
+    for use in (check_run, model_of_run):
+        with pytest.raises(UadrayError, match=r"is not finished: run the same jobs/ensemble\.py"):
+            use(half)
     again = make_ensemble(seeds, str(tmp_path / "run"))
     assert again.finished
     assert weights_digest(again) == weights_digest(mean)
@@ -193,10 +203,14 @@ def test_damaged_members_and_other_runs_are_refused(
     weights.write_bytes(bytes(content))
     with pytest.raises(CheckpointError, match=r"bad/.*model\.safetensors is damaged"):
         make_ensemble([seeds[0], bad], str(tmp_path / "out"))
-    assert not Run.open(str(tmp_path / "out")).finished
-    with pytest.raises(CheckpointError, match="with other settings"):
+    # No run is left there that other members would have to fit.
+    assert not Run.is_begun(str(tmp_path / "out"))
+    assert len(make_ensemble(seeds[:2], str(tmp_path / "out")).config["members"]) == 2
+    with pytest.raises(CheckpointError, match="with other members: choose another --out"):
         make_ensemble(seeds[:2], mean.url)
-    with pytest.raises(CheckpointError, match="with other settings"):
+    with pytest.raises(CheckpointError, match=r"with other settings, and not of 3D-None \(mean"):
+        make_ensemble(seeds[:2], seeds[2].url)
+    with pytest.raises(CheckpointError, match=r"with other settings \(.*median here"):
         make_ensemble(seeds, mean.url, combine="median")
     with pytest.raises(RunError, match="name at least one"):
         make_ensemble([], str(tmp_path / "none"))
@@ -449,6 +463,23 @@ def test_healthy_ranges_of_folds_are_of_who_was_held_back(tmp_path: Path, cohort
     assert alone.mean_score == pytest.approx(np.median(scores[:4]), rel=1e-5)
 
 
+def test_folds_that_covariates_have_moved_are_nobody_s_reference(tmp_path: Path) -> None:
+    cohort = healthy_cohort(tmp_path, stratify_by=("sex",))
+    cohort.add_covariates({"sex": ["F", "M"] * 6})
+    runs = [
+        finished_run(tmp_path / f"f{k}", cohort, with_fit(tiny_vae(3), seed=k, folds=3, fold=k))
+        for k in (1, 2, 3)
+    ]
+    both, later = (make_ensemble(runs, str(tmp_path / name)) for name in ("all", "later"))
+    assert len(model_of_run(both).references[0].people) == 12
+    cohort.add_covariates({"sex": ["M"] * 6 + ["F"] * 6})
+    for run in (runs[0], later):
+        with pytest.raises(CheckpointError, match=r"other folds of .* covariates have changed"):
+            model_of_run(run)
+    # What was measured before is of those that were held back.
+    assert len(model_of_run(both).references[0].people) == 12
+
+
 def test_methods_of_one_range_may_be_mixed(tmp_path: Path, cohort: Cohort) -> None:
     runs = [finished_run(tmp_path / name, cohort, name) for name in ("MeanImage", "HistEq")]
     run = make_ensemble(runs, str(tmp_path / "both"))
@@ -457,6 +488,15 @@ def test_methods_of_one_range_may_be_mixed(tmp_path: Path, cohort: Cohort) -> No
     expected = np.stack([levels_of(member, one) for member in runs]).astype(float).mean(0)
     assert np.array_equal(levels_of(run, one), np.floor(expected + 0.5).astype(np.uint16))
     assert len(members_of(load_detector(run))) == 2
+
+
+def test_an_ensemble_of_plain_baselines_is_one(
+    tmp_path: Path, cohort: Cohort, seeds: list[Run], mean: Run
+) -> None:
+    plain = [finished_run(tmp_path / name, cohort, name) for name in ("MeanImage", "HistEq")]
+    urls = [make_ensemble(plain, str(tmp_path / "plain")).url, mean.url]
+    urls.append(make_ensemble([plain[0], seeds[0]], str(tmp_path / "mixed")).url)
+    assert [one.is_plain for one in load_runs(urls)] == [True, False, False]
 
 
 def test_settings_of_no_members_are_refused() -> None:

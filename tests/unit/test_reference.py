@@ -299,8 +299,8 @@ class TestAges:
         with pytest.raises(PredictError, match=r"under other settings \(reference: "):
             uadray.predict(tested.url, path, out=tmp_path / "out", age=30)
 
-    @pytest.mark.parametrize("age", [-1.0, 200.0, float("nan")])
-    def test_that_nobody_has_is_refused(self, tested: Run, tmp_path: Path, age: float) -> None:
+    @pytest.mark.parametrize("age", [-1.0, 200.0, float("nan"), "63"])
+    def test_that_nobody_has_is_refused(self, tested: Run, tmp_path: Path, age: Any) -> None:
         with pytest.raises(ConfigError, match="age must be in years"):
             uadray.predict(tested.url, write_head(tmp_path / "p_T1w.nii.gz"), age=age)
 
@@ -311,6 +311,13 @@ class TestAges:
         assert dict(with_age(scan, 44.5).covariates)["sex"] == "m"
         assert age_of(replace(scan, covariates=(("age", "adult"),))) is None
         assert age_of(scan_of("/data/p_T1w.nii.gz")) is None
+
+    def test_of_a_table_that_is_none_is_said(self, tested: Run, tmp_path: Path) -> None:
+        scan = scan_of(write_head(tmp_path / "p_T1w.nii.gz", 40))
+        wrong = replace(scan, covariates=(("age", "-9"),))
+        standing = predict_scan(open_model(tested.url), wrong, PredictConfig()).summary["standing"]
+        assert standing["age"] is None
+        assert "'-9' of p_T1w is none in years" in standing["remarks"][0]
 
     def test_a_table_of_other_people_is_refused(self, tested: Run, tmp_path: Path) -> None:
         write_head(tmp_path / "scans/anna_T1w.nii.gz", 40)

@@ -38,6 +38,8 @@ def check_inputs(
             f"the threshold rule {config.threshold_rule!r} needs lesions, healthy volumes have "
             f"none: choose one of {sorted(WITHOUT_LESIONS)}, or leave --healthy out"
         )
+    if controls is not None:
+        _check_controls(controls)
     # One healthy cohort may have both parts.
     others = {one.url: one for one in (healthy, controls) if one is not None}
     names = [c.name for c in (*cohorts, *others.values())]
@@ -60,8 +62,6 @@ def check_inputs(
         healthy.rows("validation")
         for run in runs:
             _check_held_back(run, healthy)
-    if controls is not None:
-        _check_controls(controls)
 
 
 def _check_held_back(run: Run, healthy: Cohort) -> None:
@@ -97,7 +97,7 @@ def check_run(run: Run) -> None:
         RunError: It is damaged or cannot be read.
     """
     if (run.summary or {}).get("status") not in ("finished", "stopped"):
-        raise EvaluationError(f"{run.url} is not finished: run the same jobs/train.py again")
+        raise EvaluationError(f"{run.url} is not finished: {run.how_to_resume}")
 
 
 def compare(run: Run, cohort: Cohort, *, people: bool = True) -> Match:

@@ -203,10 +203,12 @@ def gpu_actors_for(nodes: Sequence[tuple[float, float]], gpus: float) -> int:
 def num_volumes(
     cohorts: Sequence[Cohort], healthy: Cohort | None = None, controls: Cohort | None = None
 ) -> int:
-    """Volumes that `evaluate_all` scores."""
+    """Volumes that `evaluate_all` scores; it says what is wrong with those that have none."""
     num = sum(len(cohort.subjects) for cohort in cohorts)
-    num += len(healthy.rows("validation")) if healthy is not None else 0
-    return num + (len(controls.rows("test")) if controls is not None else 0)
+    for cohort, split in ((healthy, "validation"), (controls, "test")):
+        if cohort is not None:
+            num += int((cohort.subjects["split"] == split).sum())
+    return num
 
 
 class _Failures:

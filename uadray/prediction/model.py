@@ -17,6 +17,7 @@ from uadray import files
 from uadray.config import Experiment, from_json, to_json
 from uadray.data.sampling import fit_rows, fold_rows
 from uadray.errors import (
+    CheckpointError,
     ConfigError,
     NoThresholdError,
     RunError,
@@ -256,9 +257,10 @@ def model_of_run(run: Run, *, cohort: str = "") -> Model:
 
     Raises:
         RunError: the run has not finished, its cohort is gone, or it holds maps from outside.
+        CheckpointError: it is of folds that its cohort's covariates do not give any more.
     """
     if (run.summary or {}).get("status") not in ("finished", "stopped"):
-        raise RunError(f"{run.url} is not finished: run the same jobs/train.py again")
+        raise RunError(f"{run.url} is not finished: {run.how_to_resume}")
     if has_maps(run):
         raise RunError(
             f"{run.url} holds maps that other software made of one cohort's scans: it can be "
@@ -346,15 +348,23 @@ def _kept(run: Run, detector: Detector, cohort: str) -> tuple[_Kept, tuple[str, 
 def _held_back(
     run: Run, cohort: Cohort, detector: Detector
 ) -> list[tuple[NDArray[np.int64], Detector]]:
-    """Who was held back from which detector; of folds each member tells of its own fold alone."""
+    """Who was held back from which detector; of folds each member tells of its own fold alone.
+
+    Raises:
+        CheckpointError: the cohort's covariates have changed, so that its folds are others.
+    """
     fit, method = run.experiment.fit, run.experiment.method
-    if not isinstance(method, Ensemble.Settings):
+    members = method.members if isinstance(method, Ensemble.Settings) else ()
+    folds = members[0].folds if members else fit.folds
+    if folds:
+        run.check_folds(cohort, folds)
+    if not members:
         return [(fit_rows(cohort, fit).validation, detector)]
-    if not any(one.folds for one in method.members):
+    if not folds:
         return [(cohort.rows("validation"), detector)]
-    parts = fold_rows(cohort, method.members[0].folds)
+    parts = fold_rows(cohort, folds)
     own = members_of(detector)
-    return [(parts[m.fold - 1], one) for m, one in zip(method.members, own, strict=True)]
+    return [(parts[m.fold - 1], one) for m, one in zip(members, own, strict=True)]
 
 
 def _references(
@@ -376,7 +386,7 @@ def _references(
     known = [one for one in kept.references if any(way.gave(one) for way in left)]
     left = [way for way in left if not any(map(way.gave, known))]
     if left:
-        with suppress(RunError, StoreError):
+        with suppress(RunError, StoreError, CheckpointError):
             opened = _cohort_of(run, cohort)
             held_back = _held_back(run, opened, detector)
             made = validation_references(opened, held_back, left, torch.device("cpu"))

@@ -30,7 +30,7 @@ from uadray.prediction.inputs import check_modality, named_modalities
 from uadray.prediction.model import FrozenThreshold, Model
 from uadray.prediction.reference import Reference, Way, choose, place, scores_of_scan
 from uadray.prediction.settings import PredictConfig
-from uadray.preparation.covariates import age_of
+from uadray.preparation.covariates import age_of, doubt_of_age
 from uadray.preparation.geometry import BRAIN_THRESHOLD, Volume, to_scanner, voxel_ml, voxel_sizes
 from uadray.preparation.identity import digest_of, look_at
 from uadray.preparation.layouts import PHANTOM_SCHEME, Scan
@@ -199,6 +199,9 @@ def _predict(
     if voxels is not None:
         scores_of_person["volume"] = voxels * voxel_ml(prepared.affine)
     reference = choose(model.references, of_people)
+    standing = place(scores_of_person, age_of(scan), reference, of_people)
+    if doubt := doubt_of_age(scan):
+        standing["remarks"].insert(0, doubt)
     return Prediction(
         anomaly=anomaly,
         proposal=proposal,
@@ -218,7 +221,7 @@ def _predict(
             "truth": _overlap(proposal, truth, grid),
             "score_range": list(model.detector.score_range),
             "mean_score": scored.mean_score,
-            "standing": place(scores_of_person, age_of(scan), reference, of_people),
+            "standing": standing,
             "threshold": _threshold_facts(threshold),
             "model_grid": {
                 "shape": list(prepared.brain.shape),

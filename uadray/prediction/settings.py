@@ -2,9 +2,15 @@
 
 import math
 from dataclasses import dataclass, replace
+from numbers import Real
 
 from uadray.errors import ConfigError
-from uadray.preparation.settings import PrepareConfig, Registration, check_skull_strip
+from uadray.preparation.settings import (
+    OLDEST,
+    PrepareConfig,
+    Registration,
+    check_skull_strip,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,15 +52,11 @@ class PredictConfig:
         return replace(recorded, **{k: v for k, v in given.items() if v is not None})
 
 
-OLDEST = 130.0
-"""Years that nobody is older than."""
-
-
 def check_age(age: float | None) -> None:
     """Check an age in years.
 
     Raises:
         ConfigError: nobody is that old.
     """
-    if age is not None and not 0 <= age <= OLDEST:
-        raise ConfigError(f"age must be in years, from 0 to {OLDEST:g}, was {age:g}")
+    if age is not None and not (isinstance(age, Real) and 0 <= age <= OLDEST):
+        raise ConfigError(f"age must be in years, from 0 to {OLDEST:g}, was {age}")

@@ -1,7 +1,7 @@
 """What is known of people besides their scans: age, sex, diagnosis and whatever a table has.
 
 It decides nothing in a cohort's voxels. A column whose values are all numbers is one of numbers;
-what says that nothing is known (`n/a`, an empty cell) is missing.
+what says that nothing is known (`n/a`, an empty cell, an age of -9 or 999) is missing.
 """
 
 import math
@@ -14,6 +14,7 @@ from uadray import files
 from uadray.errors import NoScanFoundError
 from uadray.preparation.layouts import Scan
 from uadray.preparation.layouts.tables import ABSENT, TableError, read_table
+from uadray.preparation.settings import OLDEST
 from uadray.strata import Value
 
 PERSON = ("participant_id", "subject", "subject_id", "id", "scan", "session_id")
@@ -37,7 +38,7 @@ class Covariates:
     columns: Mapping[str, tuple[Value, ...]]
     """Name -> a value for each scan, numbers or words within one column."""
     remarks: tuple[str, ...] = ()
-    """Which columns look like numbers and are none."""
+    """Which columns look like numbers and are none, and which ages nobody has."""
 
     def of(self, place: int) -> dict[str, Value]:
         """What is known of one scan's person."""
@@ -65,7 +66,15 @@ def covariates_of(scans: Sequence[Scan]) -> Covariates:
         if not any(texts):
             continue
         values, odd = _typed(texts, ours)
-        columns[ours] = values
+        if ours == "age" and (wrong := [k for k, value in enumerate(values) if not _may_be(value)]):
+            values = tuple(value if _may_be(value) else None for value in values)
+            more = f", nor is that of {len(wrong) - 1} others" if wrong[1:] else ""
+            remarks.append(
+                f"age: {texts[wrong[0]]!r} of {scans[wrong[0]].id} is none in years, from 0 to "
+                f"{OLDEST:g}{more}: taken as not known"
+            )
+        if any(value is not None for value in values):
+            columns[ours] = values
         if odd:
             who = scans[texts.index(odd)].id
             remarks.append(
@@ -79,6 +88,14 @@ def age_of(scan: Scan) -> float | None:
     """The age of a scan's person in years; None where it is not known, or is no number."""
     age = covariates_of([scan]).columns.get("age", (None,))[0]
     return age if isinstance(age, float) else None
+
+
+def doubt_of_age(scan: Scan) -> str:
+    """Why what is said of a scan's age is none, in a sentence; empty where it is one, or absent."""
+    found = covariates_of([scan])
+    if found.remarks or age_of(scan) is not None or "age" not in found.columns:
+        return next(iter(found.remarks), "")
+    return f"age: {found.columns['age'][0]!r} of {scan.id} is no number: taken as not known"
 
 
 def with_age(scan: Scan, age: float) -> Scan:
@@ -170,6 +187,11 @@ def _typed(texts: Sequence[str], name: str) -> tuple[tuple[Value, ...], str]:
     if name == "sex" and all(text.lower() in _SEXES for text in texts if text):
         return tuple(_SEXES[text.lower()] if text else None for text in texts), ""
     return tuple(text or None for text in texts), odd[0] if 2 * len(odd) < known else ""
+
+
+def _may_be(age: Value) -> bool:
+    """Whether somebody may be that old, as far as it is a number."""
+    return not isinstance(age, float) or 0 <= age <= OLDEST
 
 
 def _number(text: str) -> float | None:

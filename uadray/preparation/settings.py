@@ -18,6 +18,9 @@ MAX_EXTENT_MM = 1000.0
 """Largest edge of the box that brains are padded to."""
 
 
+OLDEST = 130.0
+"""Years that nobody is older than."""
+
 DOUBT = "doubt: "
 """How a note begins that somebody should look at, on the quality page for instance."""
 
@@ -333,7 +336,7 @@ class SplitConfig:
     with lesions it may be 0, which tests all of it."""
     test_count: int = 0
     """Subjects of a healthy cohort in a part `test`, which nothing learns from: evaluations count
-    false alarms in them, and tell them from patients (`jobs/evaluate.py --healthy-test`)."""
+    false alarms in them, and tell them from patients (`jobs/evaluate.py --controls`)."""
     stratify_by: tuple[str, ...] = (SCANNER,)
     """What the parts are alike in: `scanner`, and covariates such as `sex` or `age:40:60`, with the
     ages where ranges end."""

@@ -73,11 +73,12 @@ class Controls:
                     label=row.run.label,
                 )
             axes.set_aspect("equal")
+            axes.set_anchor("W")  # else its label would be left of the figure
             axes.set_xlim(-0.01, 1.01)
             axes.set_ylim(-0.01, 1.01)
             axes.set_xlabel("share of healthy controls")
             axes.set_ylabel("share of patients")
-            legend = axes.legend(loc="center left", bbox_to_anchor=(1.02, 0.5), frameon=False)
+            legend = figure.legend(loc="outside right center", frameon=False)
             for text in legend.get_texts():
                 text.set_color(palette.ink)
             return figure

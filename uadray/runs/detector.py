@@ -39,7 +39,7 @@ def load_detector(run: Run) -> Detector:
     if state is not None:
         checkpoints.load_model(detector, state.best)
     elif is_fitted(run.experiment.method):
-        raise ConfigError(f"{run.url} has no checkpoint yet: run the same jobs/train.py again")
+        raise ConfigError(f"{run.url} has no checkpoint yet: {run.how_to_resume}")
     if isinstance(detector, OutsideMaps):
         maps = KeptMaps(run.url)
         maps.check(bytes(detector.digest.tolist()))

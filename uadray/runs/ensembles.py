@@ -47,6 +47,10 @@ def make_ensemble(runs: Sequence[Run], url: str, *, combine: Combine = "mean") -
     members, ordered = tuple(one for one, _ in named), [run for _, run in named]
     Run.check_place(url)
     with hold(url):
+        if not Run.is_begun(url):
+            # Damaged weights leave no run behind, whose members mended ones would not be.
+            for one in ordered:
+                load_detector(one)
         run = Run.join(url, _experiment(members, ordered, combine), ordered)
         run.remove_drafts()
         if run.finished:
@@ -74,7 +78,7 @@ def make_ensemble(runs: Sequence[Run], url: str, *, combine: Combine = "mean") -
 def _member(run: Run) -> Member:
     """A run as a member, looked at."""
     if (run.summary or {}).get("status") not in ("finished", "stopped"):
-        raise RunError(f"{run.url} is not finished: run the same jobs/train.py again")
+        raise RunError(f"{run.url} is not finished: {run.how_to_resume}")
     if has_maps(run):
         raise RunError(
             f"{run.url} holds maps that other software made of one cohort's scans: there is no "

@@ -19,6 +19,7 @@ from uadray.device import gpu_facts
 from uadray.errors import CheckpointError, PluginError, RunError
 from uadray.methods import is_fitted
 from uadray.methods.blocks import constants
+from uadray.methods.ensemble import Ensemble
 from uadray.results import refuse_inside
 from uadray.runs.learned import PEOPLE, join_people, origin_of, record_people
 from uadray.runs.reading import (
@@ -40,6 +41,19 @@ def _names(url: str) -> list[str]:
         return files.list_names(url)
     except OSError as error:
         raise RunError(f"{url} cannot be listed ({error.strerror or error})") from None
+
+
+def _differences(there: Experiment, here: Experiment) -> str:
+    """What parts two experiments, in words; the settings of members would fill a page."""
+    old, new = (
+        one.method.members if isinstance(one.method, Ensemble.Settings) else ()
+        for one in (there, here)
+    )
+    if bool(old) != bool(new):
+        return f"other settings, and not of {here.name}"
+    if old != new:
+        return "other members"
+    return f"other settings ({'; '.join(changes(to_json(there), to_json(here)))})"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,11 +78,8 @@ class Run:
         folds = experiment.fit.folds
         facts = {"folds": folds_digest(cohort, folds)} if folds else {}
         if (run := cls._begun(url, experiment, cohort.fingerprint, cohort.url)) is not None:
-            if facts and run.config.get("folds") != facts["folds"]:
-                raise CheckpointError(
-                    f"{url} was fitted on other folds of {cohort.url}, whose covariates have "
-                    "changed since then: fit all folds into another --out"
-                )
+            if folds:
+                run.check_folds(cohort, folds)
             return run
         origin = origin_of(cohort).to_json()
         described = {
@@ -100,7 +111,8 @@ class Run:
         with writing(url):
             if fitted:
                 join_people(url, fitted)
-        return cls._begin(url, experiment, first.config["cohort"], {})
+        facts = {"folds": first.config["folds"]} if "folds" in first.config else {}
+        return cls._begin(url, experiment, first.config["cohort"], facts)
 
     @classmethod
     def _begun(cls, url: str, experiment: Experiment, fingerprint: str, cohort: str) -> Self | None:
@@ -109,10 +121,9 @@ class Run:
         if CONFIG in _names(url):
             run = cls.open(url)
             if run.experiment != experiment:
-                changed = "; ".join(changes(to_json(run.experiment), to_json(experiment)))
                 raise CheckpointError(
-                    f"{url} holds a run of {run.experiment.name} with other settings ({changed}): "
-                    "choose another --out"
+                    f"{url} holds a run of {run.experiment.name} with "
+                    f"{_differences(run.experiment, experiment)}: choose another --out"
                 )
             if run.cohort_fingerprint != fingerprint:
                 raise CheckpointError(
@@ -199,6 +210,22 @@ class Run:
         """Whether there is a run at `url`, ended or not."""
         return files.exists(files.join(url, CONFIG))
 
+    def check_folds(self, cohort: Cohort, folds: int) -> None:
+        """Refuse a cohort whose covariates deal its people into other folds than at the fit.
+
+        Raises:
+            CheckpointError: they do, so that nobody knows any more who was held back.
+        """
+        now = folds_digest(cohort, folds)
+        # Ensembles of earlier versions do not record them.
+        is_recorded = "folds" in self.config or self.experiment.fit.folds
+        if is_recorded and self.config.get("folds") != now:
+            raise CheckpointError(
+                f"{self.url} was fitted on other folds of {cohort.url}, whose covariates have "
+                "changed since then: give it the table of that time by the same jobs/prepare.py, "
+                "or fit all folds into another --out"
+            )
+
     @property
     def config(self) -> dict[str, Any]:
         """The whole `config.json`.
@@ -217,6 +244,12 @@ class Run:
         """Remove what a killed fit has left half-written; only who holds the folder may."""
         for folder in (self.url, files.join(self.url, CHECKPOINT)):
             files.remove_drafts(folder, recursive=False)
+
+    @property
+    def how_to_resume(self) -> str:
+        """What to do about a run that has not finished, in words."""
+        job = "ensemble" if isinstance(self.experiment.method, Ensemble.Settings) else "train"
+        return f"run the same jobs/{job}.py again"
 
     @property
     def checkpoint_key(self) -> str:

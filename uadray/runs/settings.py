@@ -108,12 +108,18 @@ def settings_of(config: Mapping[str, Any]) -> dict[str, Any]:
 def is_plain(config: Mapping[str, Any]) -> bool:
     """Whether a run's method learns nothing by gradient, as the baselines beside every other.
 
+    An ensemble is plain where all of its members are.
+
     Args:
         config: `config.json`. A method from outside need not be installed: what learns by gradient
             says by `ndim` what it takes.
     """
     method = config["experiment"].get("method") or {}
-    return method.get("type") in _PLAIN or ("package" in method and "ndim" not in method)
+    members = [one["method"] for one in method.get("members") or ()]
+    return all(
+        one.get("type") in _PLAIN or ("package" in one and "ndim" not in one)
+        for one in members or [method]
+    )
 
 
 def _is_of_gradient(path: str) -> bool:

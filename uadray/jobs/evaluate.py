@@ -170,6 +170,7 @@ def main() -> int:
     if job.maps:
         run, absent = bring(job, cohorts[0])
         runs = [*(one for one in runs if one.url != run.url), run]
+    asked = {run.url for run in runs}
     runs, missing = with_members(runs)
     controls = open_cohort(job.controls) if job.controls else None
     with Progress(total=num_volumes(cohorts, healthy, controls), what="volumes") as progress:
@@ -198,6 +199,8 @@ def main() -> int:
             print(line)
         for note in (*missing, *notes_on(records, cohort.name)):
             print(f"note: {note}")
-    reported = [*job.runs, *([job.folder] if job.maps else [])]
+    # A report has what an ensemble gains where its members are in it.
+    members = [run.url for run in runs if run.url not in asked]
+    reported = [*job.runs, *members, *([job.folder] if job.maps else [])]
     print(f"next: python jobs/report.py {shlex.join(reported)} --out report.html")
     return cli.say_left_out([*absent, *left_out])

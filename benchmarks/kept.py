@@ -8,6 +8,7 @@ import json
 import tarfile
 from pathlib import Path
 
+from uadray import files
 from uadray.config import Experiment, to_json
 from uadray.runs.folder import Run
 from uadray.store import Cohort
@@ -54,10 +55,7 @@ def keep(run: Run, folder: Path, name: str) -> None:
             content = path.read_bytes()
             entry.size = len(content)
             archive.addfile(entry, io.BytesIO(content))
-    folder.mkdir(parents=True, exist_ok=True)
-    draft = folder / f"{name}.draft"
-    draft.write_bytes(buffer.getvalue())
-    draft.replace(_place(folder, name))
+    files.write_bytes(str(_place(folder, name)), buffer.getvalue())
 
 
 def unpacked(folder: Path, to: Path) -> dict[str, Path]:

@@ -24,7 +24,9 @@ import tyro
 from benchmarks import kept
 from benchmarks.harness import DOCS, RESULTS, write_between
 from benchmarks.real_use import RealUse, measure_sweep
+from uadray import files
 from uadray.config import BASELINES, Experiment, experiment, with_fit
+from uadray.data.volumes import has_brain
 from uadray.evaluation.job import evaluate_all
 from uadray.evaluation.protocols import EvaluateConfig
 from uadray.methods import Learned
@@ -208,7 +210,7 @@ def num_steps(healthy: Cohort, ndim: int, batch: int) -> int:
     if ndim == 3:
         return -(-len(rows) // batch)
     images = healthy.read("image", int(rows.min()), int(rows.max()) + 1)[rows - rows.min()]
-    return -(-int(images.any((2, 3)).sum()) // batch)
+    return -(-int(has_brain(images).sum()) // batch)
 
 
 def tune(study: Study, healthy: Cohort, labelled: Cohort, stop: float) -> dict[str, Any] | None:
@@ -226,21 +228,18 @@ def tune(study: Study, healthy: Cohort, labelled: Cohort, stop: float) -> dict[s
             tried = {}
             for value in values:
                 settings = best | {key: value}
-                name = f"{dimension}-None {json.dumps(settings)}"
+                tried_with = {dimension: settings}
+                what = designed(f"{dimension}-None", TUNING_SEED, study.steps, healthy, tried_with)
+                # Other steps, scans or lesions are another fit.
+                on = f"{what.fingerprint}-{healthy.fingerprint}-{labelled.fingerprint}"
+                name = f"{dimension}-None {json.dumps(settings)} {on}"
                 if name not in known:
                     if time.monotonic() > stop:
                         return None
-                    what = designed(
-                        f"{dimension}-None",
-                        TUNING_SEED,
-                        study.steps,
-                        healthy,
-                        {dimension: settings},
-                    )
                     run = fit(what, healthy, f"{study.out}/tuning/{dimension}-{len(known)}")
                     epoch = (run.summary or {}).get("best_epoch")
                     known[name] = measure_run(run, labelled, epoch)["auprc"]
-                    record.write_text(json.dumps(known, indent=1) + "\n")
+                    files.write_json(str(record), known)
                     print(f"{name}: AUPRC {known[name]:.3f}", flush=True)
                 tried[value] = known[name]
             best[key] = max(tried, key=lambda value: tried[value])

@@ -73,8 +73,8 @@ class FitConfig:
     """Only algorithms on a GPU that give the same bits every time, at a cost in speed. A CPU with
     the same number of threads and workers always does."""
     compile: bool = False
-    """Compile the network with `torch.compile`; the first epoch then takes a minute longer. On a CPU
-    give `precision="float32"` beside it where maps of a 3D network have two planes."""
+    """Compile the network with `torch.compile`; the first epoch then takes a minute longer. On a
+    CPU give `precision="float32"` beside it where maps of a 3D network have two planes."""
     residency: Literal["auto", "stream", "device"] = "auto"
     """`stream`: every epoch from the store; `device`: streamed once, then held in the device's
     memory; `auto`: `device` where it takes at most a quarter of that memory. The batches are the

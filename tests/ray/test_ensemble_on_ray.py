@@ -148,10 +148,10 @@ def test_report_says_what_it_gains(
     if bounds is not None and wide is not None:
         assert bounds[1] - bounds[0] <= wide[1] - wide[0]
     lines = gains_on(records, "stroke")
-    assert lines[0] == "3D-None (mean of 3 folds) against the mean of its 3 members:"
+    assert lines[0] == "3D-None (ensemble of 3 folds) against the mean of its 3 members:"
     assert "no verdict" in lines[-1]
     labels = [row.run.label for row in merge_folds(group).rows]
-    assert sorted(labels) == ["3D-None (mean of 3 folds)", "3D-None · mean of 3 folds"]
+    assert sorted(labels) == ["3D-None (ensemble of 3 folds)", "3D-None · mean of 3 folds"]
     assert terminal_table(records, "stroke").row_count == 2
     page = Path(write_report([str(place / "folds")], str(place / "report.html"))).read_text()
     assert "Ensembles and their members" in page

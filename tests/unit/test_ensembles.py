@@ -112,7 +112,7 @@ def test_an_ensemble_of_one_is_its_member(tmp_path: Path, seeds: list[Run]) -> N
     assert np.array_equal(levels_of(run, one), levels_of(seeds[0], one))
     (levels,) = member_levels(load_detector(run), {0: one}, CONFIG, torch.device("cpu"))
     assert spread_over_members(levels, (0.0, 1.0)) is None
-    assert run.experiment.name == "3D-None (median of 1 fit)"
+    assert run.experiment.name == "3D-None (median ensemble of 1 fit)"
 
 
 def test_the_order_of_members_does_not_matter(tmp_path: Path, seeds: list[Run], mean: Run) -> None:
@@ -148,7 +148,7 @@ def test_a_job_that_was_cut_short_goes_on(
 def test_what_it_records(cohort: Cohort, seeds: list[Run], mean: Run) -> None:
     method = mean.experiment.method
     assert isinstance(method, Ensemble.Settings)
-    assert mean.experiment.name == "3D-None (mean of 3 seeds)"
+    assert mean.experiment.name == "3D-None (ensemble of 3 seeds)"
     assert [one.seed for one in method.members] == [0, 1, 2]
     assert [one.weights for one in method.members] == [weights_digest(run) for run in seeds]
     assert from_json(Experiment, to_json(mean.experiment)) == mean.experiment
@@ -208,7 +208,7 @@ def test_damaged_members_and_other_runs_are_refused(
     assert len(make_ensemble(seeds[:2], str(tmp_path / "out")).config["members"]) == 2
     with pytest.raises(CheckpointError, match="with other members: choose another --out"):
         make_ensemble(seeds[:2], mean.url)
-    with pytest.raises(CheckpointError, match=r"with other settings, and not of 3D-None \(mean"):
+    with pytest.raises(CheckpointError, match=r"with other settings, and not of 3D-None \(ensemble"):
         make_ensemble(seeds[:2], seeds[2].url)
     with pytest.raises(CheckpointError, match=r"with other settings \(.*median here"):
         make_ensemble(seeds, mean.url, combine="median")
@@ -351,7 +351,7 @@ class TestInOnePass:
             for k in (1, 2, 3)
         ]
         both = make_ensemble(folds, str(tmp_path / "all"))
-        assert both.experiment.name == "3D-None (mean of 3 fits)"
+        assert both.experiment.name == "3D-None (ensemble of 3 fits)"
         lesioned = _Lesioned(cohort)
         for run in (folds[0], both):
             with pytest.raises(EvaluationError, match=r"3 folds of .* is learned from"):
@@ -483,7 +483,7 @@ def test_folds_that_covariates_have_moved_are_nobody_s_reference(tmp_path: Path)
 def test_methods_of_one_range_may_be_mixed(tmp_path: Path, cohort: Cohort) -> None:
     runs = [finished_run(tmp_path / name, cohort, name) for name in ("MeanImage", "HistEq")]
     run = make_ensemble(runs, str(tmp_path / "both"))
-    assert run.experiment.name == "HistEq + MeanImage (mean)"
+    assert run.experiment.name == "HistEq + MeanImage (ensemble)"
     one = example(3)
     expected = np.stack([levels_of(member, one) for member in runs]).astype(float).mean(0)
     assert np.array_equal(levels_of(run, one), np.floor(expected + 0.5).astype(np.uint16))

@@ -92,7 +92,7 @@ class TestValidation:
     def test_says_that_they_chose_the_epoch(self, run: Run, tmp_path: Path) -> None:
         path = write_head(tmp_path / "p_T1w.nii.gz", 40)
         remarks = standing_of(open_model(run.url), path, 60)["remarks"]
-        assert any("by which fits choose their epoch" in one for one in remarks)
+        assert any("may have chosen its epoch by them" in one for one in remarks)
 
     def test_is_made_once_and_the_cohort_may_go(self, run: Run, tmp_path: Path) -> None:
         open_model(run.url)

@@ -92,7 +92,7 @@ def combined(place: Path, tmp_path: Path) -> list[RunRecord]:
     (own,) = load_runs([str(tmp_path / "together")])
     method = {
         "type": "Ensemble",
-        "title": "3D-None (mean of 3 folds)",
+        "title": "3D-None (ensemble of 3 folds)",
         "combine": "mean",
         "members": [
             {"method": run.config["experiment"]["method"], "weights": f"w{k}"}
@@ -116,11 +116,11 @@ def test_a_gain_is_over_people_of_these_fits(combined: list[RunRecord]) -> None:
     assert gain.differences["dice_d"].bounds == pytest.approx(expected.bounds)
     assert gain.differences["dice_d"].over_fits == 0
     lines = gains_on(combined, "stroke")
-    assert lines[0] == "3D-None (mean of 3 folds) against the mean of its 3 members:"
+    assert lines[0] == "3D-None (ensemble of 3 folds) against the mean of its 3 members:"
     assert "no verdict" in lines[-1]
     assert not gains_on(combined[:3], "stroke")
     texts = [column.line(gain) for column in gain_columns([gain])]
-    assert texts[:2] == ["3D-None (mean of 3 folds)", "3"]
+    assert texts[:2] == ["3D-None (ensemble of 3 folds)", "3"]
     low, high = expected.bounds or (0, 0)
     assert f"[{low:+.3f}, {high:+.3f}]".replace("-", "\N{MINUS SIGN}") in " ".join(texts)
 

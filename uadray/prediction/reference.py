@@ -101,8 +101,9 @@ class Reference:
         if self.source == "controls":
             return ""
         return (
-            f"the healthy people are the validation part of cohort {self.cohort}, by which fits "
-            "choose their epoch: people of whom nothing was learned may score higher; "
+            f"the healthy people are of cohort {self.cohort} and were held back from the fit, "
+            "which may have chosen its epoch by them: people of whom nothing was learned may "
+            "score higher; "
             "jobs/evaluate.py --controls HEALTHY.zarr tests such"
         )
 

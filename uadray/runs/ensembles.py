@@ -142,8 +142,9 @@ def _experiment(members: tuple[Member, ...], runs: Sequence[Run], combine: Combi
     fits = {replace(run.experiment.fit, seed=0, fold=0, folds=0) for run in runs}
     fit = fits.pop() if len(fits) == 1 else FitConfig()
     erasings = {run.experiment.erasing for run in runs}
+    kind = "ensemble" if combine == "mean" else f"{combine} ensemble"
     method = Ensemble.Settings(
-        title=f"{' + '.join(names)} ({combine}{what})", members=members, combine=combine
+        title=f"{' + '.join(names)} ({kind}{what})", members=members, combine=combine
     )
     seed = min(one.seed for one in members)
     if len(erasings) > 1:

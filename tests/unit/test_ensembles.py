@@ -208,7 +208,9 @@ def test_damaged_members_and_other_runs_are_refused(
     assert len(make_ensemble(seeds[:2], str(tmp_path / "out")).config["members"]) == 2
     with pytest.raises(CheckpointError, match="with other members: choose another --out"):
         make_ensemble(seeds[:2], mean.url)
-    with pytest.raises(CheckpointError, match=r"with other settings, and not of 3D-None \(ensemble"):
+    with pytest.raises(
+        CheckpointError, match=r"with other settings, and not of 3D-None \(ensemble"
+    ):
         make_ensemble(seeds[:2], seeds[2].url)
     with pytest.raises(CheckpointError, match=r"with other settings \(.*median here"):
         make_ensemble(seeds, mean.url, combine="median")
